@@ -1,0 +1,73 @@
+"""Which bytes of a file are held: a set of half-open ranges, kept sorted and disjoint. Pure, one owner."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
+
+
+class Extents:
+    """A set of bytes `[start, stop)`; neighbours are joined, so a sequential writer holds one range."""
+
+    __slots__ = ("_starts", "_stops")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(zip(self._starts, self._stops, strict=True))
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    @property
+    def total(self) -> int:
+        """How many bytes are in the set."""
+        return sum(self._stops) - sum(self._starts)
+
+    def add(self, start: int, stop: int) -> None:
+        """Puts `[start, stop)` into the set."""
+        if start >= stop:
+            return
+        first = bisect_left(self._stops, start)
+        last = bisect_right(self._starts, stop)
+        if first < last:
+            start = min(start, self._starts[first])
+            stop = max(stop, self._stops[last - 1])
+        self._starts[first:last] = [start]
+        self._stops[first:last] = [stop]
+
+    def remove(self, start: int, stop: int) -> None:
+        """Takes `[start, stop)` out of the set."""
+        if start >= stop:
+            return
+        first = bisect_right(self._stops, start)
+        last = bisect_left(self._starts, stop)
+        if first >= last:
+            return
+        left, right = self._starts[first], self._stops[last - 1]
+        self._starts[first:last] = [s for s, keep in ((left, left < start), (stop, stop < right)) if keep]
+        self._stops[first:last] = [s for s, keep in ((start, left < start), (right, stop < right)) if keep]
+
+    def covers(self, start: int, stop: int) -> bool:
+        """Whether every byte of `[start, stop)` is in the set."""
+        if start >= stop:
+            return True
+        at = bisect_right(self._starts, start) - 1
+        return at >= 0 and self._stops[at] >= stop
+
+    def within(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
+        """`[start, stop)` cut into ranges that are wholly in (True) or wholly out of (False) the set."""
+        at = bisect_right(self._stops, start)
+        while start < stop:
+            if at >= len(self._starts) or self._starts[at] >= stop:
+                yield start, stop, False
+                return
+            if start < self._starts[at]:
+                yield start, self._starts[at], False
+                start = self._starts[at]
+            end = min(stop, self._stops[at])
+            yield start, end, True
+            start = end
+            at += 1

@@ -1,0 +1,66 @@
+"""Keeps commits and renames of one subtree apart: a key must not change while bytes travel to it.
+
+Commits and attribute writes pass together; a rename waits until none is under way in its subtree and
+holds new ones back until it is done. A task that renames may itself commit inside: it uses `passing`
+before it closes the gate, never within.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from .inodes import Inode, Inodes
+
+
+class Gate:
+    """Who is under way, and which subtrees are closed."""
+
+    def __init__(self, inodes: Inodes) -> None:
+        self._inodes = inodes
+        self._passing: dict[Inode, int] = {}
+        self._closed: list[Inode] = []
+        self._changed = trio.Condition()
+
+    @asynccontextmanager
+    async def passing(self, inode: Inode) -> AsyncIterator[None]:
+        """For one commit: within it the inode's key stays as it is."""
+        async with self._changed:
+            while any(self._inodes.is_under(inode, closed) for closed in self._closed):
+                await self._changed.wait()
+            self._passing[inode] = self._passing.get(inode, 0) + 1
+        try:
+            yield
+        finally:
+            self._passing[inode] -= 1
+            if not self._passing[inode]:
+                del self._passing[inode]
+            with trio.CancelScope(shield=True):
+                async with self._changed:
+                    self._changed.notify_all()
+
+    @asynccontextmanager
+    async def closed(self, *subtrees: Inode) -> AsyncIterator[None]:
+        """For one rename: within it no commit is under way in the subtrees."""
+        async with self._changed:
+            while self._is_busy(subtrees):
+                await self._changed.wait()
+            self._closed.extend(subtrees)
+        try:
+            yield
+        finally:
+            for subtree in subtrees:
+                self._closed.remove(subtree)
+            with trio.CancelScope(shield=True):
+                async with self._changed:
+                    self._changed.notify_all()
+
+    def _is_busy(self, subtrees: tuple[Inode, ...]) -> bool:
+        under = self._inodes.is_under
+        if any(under(inode, top) for top in subtrees for inode in self._passing):
+            return True
+        return any(under(top, held) or under(held, top) for top in subtrees for held in self._closed)

@@ -1,0 +1,58 @@
+"""Running things side by side: the one place besides `mount` where a nursery is opened.
+
+`Background` owns the tasks that outlive a request; `each` runs many of a kind within one. Both keep
+`OSError` the vocabulary: an exception group never leaves this module.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from typing import Any, TypeVar
+
+import trio
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+async def each(job: Callable[[T], Awaitable[object]], items: Iterable[T], *, at_once: int) -> None:
+    """Runs `job` for every item, at most `at_once` together.
+
+    The first error stops the beginning of new ones, lets those under way end, and is raised: a request
+    that was sent is never abandoned with its outcome unknown.
+    """
+    todo = iter(items)
+    first: list[Exception] = []
+
+    async def worker() -> None:
+        for item in todo:
+            try:
+                await job(item)
+            except Exception as error:  # noqa: BLE001 - it is kept, and raised when all have ended
+                first.append(error)
+            if first:
+                return
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(worker)
+    if first:
+        raise first[0]
+
+
+class Background:
+    """Tasks of the mount that belong to no single request."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+
+    def spawn(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Starts a task. What it raises is logged and ends that task alone: a bug never ends the mount."""
+        self._nursery.start_soon(self._guarded, task)
+
+    async def _guarded(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await task()
+        except Exception:
+            log.exception("a background task failed")
