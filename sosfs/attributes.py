@@ -1,0 +1,335 @@
+"""What a file's attributes are, and bringing changed ones into the bucket.
+
+Learning: a listing tells size and time; mode, owner and true mtime are in the object's metadata, read
+when somebody asks for them. A walk that asks file after file is answered ahead: after a few single
+questions the rest of the directory is asked side by side.
+
+Writing: chmod, chown and utimens change the object by a copy onto itself. They wait a moment for
+company, so that three calls cost one request, and ride along with a commit or rename that comes first.
+Everything else an object has goes with them: headers, metadata, ACL.
+
+Concurrency: trio thread only; one question for an inode at a time, others wait for its answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import stat
+
+import trio
+
+from . import headers, metadata
+from .blocks import BLOCK, Blocks, Source, Spawn
+from .copying import copy_object
+from .directory import Directory, Merger
+from .errors import Cause, StoreError
+from .gate import Gate
+from .inodes import Inode, Inodes, Known
+from .store import METADATA_MAX, Acl, Detail, Guard, Object, ObjectStore, Properties
+from .tasks import each
+
+log = logging.getLogger(__name__)
+
+DELAY = 1.0  # seconds that an attribute change waits for others
+WALK = 4  # single questions in one directory after which the rest is asked ahead
+AHEAD = 1000  # files asked ahead at a time
+AT_ONCE = 24
+RETRY_MAX = 120.0  # seconds between tries to write what could not be written
+DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
+
+
+class Attributes:
+    """The attributes of all inodes of a mount."""
+
+    def __init__(
+        self, inodes: Inodes, store: ObjectStore, blocks: Blocks, merger: Merger, gate: Gate, spawn: Spawn, *, ttl: float
+    ) -> None:
+        self.ttl = ttl
+        self._inodes = inodes
+        self._store = store
+        self._blocks = blocks
+        self._merger = merger
+        self._gate = gate
+        self._spawn = spawn
+        self._asking: dict[Inode, trio.Event] = {}
+        self._acl_answers = 0
+        self._acl_denials = 0
+        self.dirty: set[Inode] = set()
+
+    # Learning
+
+    async def learn(self, inode: Inode) -> Inode:
+        """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone.
+
+        Returns the inode that has the name now: another one when the object turns out to be of another type
+        than the kernel was told.
+        """
+        if inode.pins or inode.parent is None:
+            return inode
+        if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
+            return inode
+        if inode.known is Known.ALL and inode.is_directory:
+            return inode  # the listing of its parent keeps watch over it
+        if inode in self._asking:
+            await self._asking[inode].wait()
+            return inode if inode.known is Known.ALL else await self.learn(inode)
+        self._count_miss(inode)
+        return await self._ask(inode)
+
+    def _count_miss(self, inode: Inode) -> None:
+        directory = inode.parent.directory if inode.parent is not None else None
+        if directory is not None:
+            directory.misses += 1
+            if directory.misses == WALK:
+                self._spawn(lambda: self._ask_ahead(directory))
+
+    async def _ask_ahead(self, directory: Directory) -> None:
+        """Asks for the files of a directory that nobody has asked for yet, side by side."""
+
+        async def ask(inode: Inode) -> None:
+            if inode.known is not Known.ALL and not inode.pins and inode not in self._asking and inode.parent is not None:
+                try:
+                    await self._ask(inode)
+                except OSError as error:
+                    log.debug("attributes of %s: %s", inode.name.decode(errors="replace"), error)
+
+        todo = [inode for inode in directory.entries.values() if inode.known is not Known.ALL]
+        for at in range(0, len(todo), AHEAD):
+            await each(ask, todo[at : at + AHEAD], at_once=AT_ONCE)
+        directory.misses = 0
+
+    async def _ask(self, inode: Inode) -> Inode:
+        done = self._asking[inode] = trio.Event()
+        try:
+            if inode.is_directory:
+                return await self._ask_directory(inode)
+            return await self._ask_file(inode)
+        finally:
+            del self._asking[inode]
+            done.set()
+
+    async def _ask_file(self, inode: Inode) -> Inode:
+        key = self._inodes.key(inode)
+        small = inode.version is not None and 0 < inode.version.size <= BLOCK
+        try:
+            if small and (inode.known is Known.NAME or (inode.opens and inode.known is not Known.ALL)):
+                assert inode.version is not None
+                answer = await self._store.get(key, 0, inode.version.size)
+                self._blocks.offer(Source(key, answer.object.version.etag, answer.object.version.size), answer.body)
+                return self.take(inode, answer.object)
+            return self.take(inode, await self._store.head(key))
+        except StoreError as error:
+            self._gone(inode, error)
+            raise
+
+    async def _ask_directory(self, inode: Inode) -> Inode:
+        """A directory's attributes are its marker's; one without marker has the defaults."""
+        try:
+            found = await self._store.head(self._inodes.key(inode))
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT:
+                raise
+            inode.known, inode.version, inode.whole = Known.ALL, None, True
+            inode.checked = trio.current_time()
+            return inode
+        inode.version = found.version
+        if found.version.modified is not None:
+            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = found.version.modified * metadata.NS
+        inode.learn(found.properties, whole=found.detail is Detail.WHOLE)
+        inode.checked = trio.current_time()
+        return inode
+
+    def take(self, inode: Inode, found: Object) -> Inode:
+        """Takes over what HEAD or GET told of a file."""
+        if inode.pins or inode.parent is None:
+            return inode
+        self._merger.seen(inode, found.version, trio.current_time())
+        if inode.parent.directory is not None:
+            inode = inode.parent.directory.entries.get(inode.name, inode)
+        kind = stat.S_IFMT(inode.mode)
+        whole = found.detail is Detail.WHOLE
+        said = metadata.read(found.properties.metadata).mode
+        if said and stat.S_IFMT(said) not in (0, kind, stat.S_IFDIR):
+            inode = self._merger.supersede(inode)
+        inode.learn(found.properties, whole=whole)
+        inode.checked = trio.current_time()
+        return inode
+
+    async def refresh(self, inode: Inode) -> None:
+        """Asks the bucket again, whatever is known; a missing object leaves the inode without a version."""
+        try:
+            found = await self._store.head(self._inodes.key(inode))
+        except StoreError as error:
+            self._gone(inode, error)
+            if error.cause is not Cause.ABSENT:
+                raise
+            inode.version = None
+            return
+        self.take(inode, found)
+
+    def _gone(self, inode: Inode, error: StoreError) -> None:
+        parent = inode.parent
+        if error.cause is Cause.ABSENT and parent is not None and parent.directory is not None and not inode.pins:
+            self._merger.remove(parent.directory, inode.name)
+
+    async def learn_whole(self, inode: Inode) -> None:
+        """Makes sure the properties are complete, for rewriting them."""
+        if inode.whole and trio.current_time() < inode.checked + self.ttl:
+            return
+        found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+        if inode.version is None or not found.version.same_as(inode.version):
+            return  # the condition on the write will tell
+        inode.properties, inode.whole = found.properties, True
+
+    async def acl(self, inode: Inode) -> Acl | None:
+        """The object's ACL where it is not the default one; None too where the key may not read it."""
+        if trio.current_time() < inode.acl_private_until:
+            return None
+        return await self.acl_of(self._inodes.key(inode))
+
+    async def acl_of(self, key: str) -> Acl | None:
+        """As `acl`, for a key."""
+        if self._acl_denials >= DENIALS and not self._acl_answers:
+            return None
+        try:
+            acl = await self._store.get_acl(key)
+        except StoreError as error:
+            if error.cause in (Cause.DENIED, Cause.UNSUPPORTED):
+                self._acl_denials += 1
+                return None
+            if error.cause is Cause.ABSENT:
+                return None
+            raise
+        self._acl_answers += 1
+        return None if acl.is_private else acl
+
+    # Writing
+
+    def properties(self, inode: Inode) -> Properties:
+        """What the object has to carry now: its headers and metadata with the attributes put in."""
+        known = inode.properties
+        kept = known.headers
+        if not kept.content_type and inode.version is None:
+            kept = headers.for_name(inode.segment)
+        return Properties(kept, metadata.write(known.metadata, inode.posix))
+
+    def changed(self, inode: Inode) -> None:
+        """The user changed attributes. Raises ENOSPC when they would not fit into 2 kB of metadata."""
+        now = self.properties(inode).metadata
+        if sum(len(name) + len(value.encode()) for name, value in now.items()) > METADATA_MAX:
+            raise OSError(errno.ENOSPC, "an object has at most 2 kB of metadata")
+        draft = inode.content.draft if inode.content is not None else None
+        if inode.parent is None or (draft is not None and draft.is_dirty):
+            return  # the commit carries them
+        self._mark(inode)
+
+    def _mark(self, inode: Inode) -> None:
+        if not inode.attributes_dirty:
+            inode.attributes_dirty = True
+            inode.pins += 1
+            self.dirty.add(inode)
+            self._spawn(lambda: self._settle_later(inode))
+
+    def _clear(self, inode: Inode) -> None:
+        if inode.attributes_dirty:
+            inode.attributes_dirty = False
+            inode.pins -= 1
+            self.dirty.discard(inode)
+
+    def wrote(self, inode: Inode, used: Properties, posix: metadata.Posix, *, adopt_time: bool) -> None:
+        """A commit stored `used` for an inode whose attributes were `posix` when it began.
+
+        A multipart upload fixes its metadata at its beginning. When only the time differs, and nobody set it, the
+        file takes the stored one; whatever else differs is written afterwards.
+        """
+        inode.properties = used
+        stored = metadata.read(used.metadata)
+        if adopt_time and inode.posix == posix and stored.mtime_ns is not None:
+            inode.mtime_ns = stored.mtime_ns
+        if stored == inode.posix:
+            self._clear(inode)
+        else:
+            self._mark(inode)
+
+    async def _settle_later(self, inode: Inode) -> None:
+        pause = DELAY
+        while inode.attributes_dirty:
+            await trio.sleep(pause)
+            pause = min(2 * pause + 4, RETRY_MAX)
+            try:
+                await self.settle(inode)
+            except OSError as error:
+                log.error("attributes of %s are not in the bucket: %s", inode.name.decode(errors="replace"), error)
+
+    async def settle(self, inode: Inode) -> None:
+        """Changed attributes are in the bucket afterwards. Raises what kept them out."""
+        if not inode.attributes_dirty:
+            return
+        async with self._gate.passing(inode):
+            if inode.attributes_dirty and (inode.parent is not None or inode is self._inodes.root):
+                await self._rewrite(inode)
+            else:
+                self._clear(inode)
+
+    async def _rewrite(self, inode: Inode) -> None:
+        key = self._inodes.key(inode)
+        if inode.is_directory and key and (inode.version is None or inode.version.size == 0):
+            await self._rewrite_marker(inode, key)
+            return
+        if inode.version is None:
+            self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
+            return
+        try:
+            await self.learn_whole(inode)
+            acl = await self.acl(inode)
+            posix, used = inode.posix, self.properties(inode)
+            inode.version = await copy_object(self._store, key, key, inode.version, properties=used, acl=acl)
+        except StoreError as error:
+            if error.cause in (Cause.CONFLICT, Cause.ABSENT, Cause.DENIED):
+                self._clear(inode)  # no later try can succeed
+                inode.checked = 0.0
+                inode.known = min(inode.known, Known.SIZE)
+            raise
+        inode.whole = True
+        self._written(inode, used, posix)
+
+    async def _rewrite_marker(self, inode: Inode, key: str) -> None:
+        acl = await self.acl(inode) if inode.version is not None else None
+        posix, used = inode.posix, self.marker_properties(inode)
+        inode.version = await self._store.put(key, b"", used, condition=Guard.NONE, acl=acl)
+        self._written(inode, used, posix)
+
+    def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
+        inode.checked = trio.current_time()
+        inode.properties = used
+        if inode.posix == posix:
+            self._clear(inode)
+
+    def marker_properties(self, inode: Inode) -> Properties:
+        """What a directory's marker carries."""
+        known = inode.properties.headers
+        return Properties(
+            known if known.content_type else headers.for_directory(),
+            metadata.write(inode.properties.metadata, inode.posix),
+        )
+
+    def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
+        """A rename stored `used` with the object."""
+        inode.properties, inode.whole = used, whole
+        self._clear(inode)
+
+    def discard(self, inode: Inode) -> None:
+        """The object is gone, and with it what was to be written."""
+        self._clear(inode)
+
+    async def drain(self) -> list[Inode]:
+        """Writes all changed attributes; returns the inodes whose could not be written."""
+        left = []
+        for inode in list(self.dirty):
+            try:
+                await self.settle(inode)
+            except OSError as error:
+                log.error("attributes of %s are lost: %s", inode.name.decode(errors="replace"), error)
+                left.append(inode)
+        return left

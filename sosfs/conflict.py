@@ -1,0 +1,54 @@
+"""Where the loser of two writers finds its bytes: beside the winner, as `NAME.conflict-HOST-TIME`.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from .draft import Draft
+from .errors import StoreError
+from .inodes import Inode, Inodes
+from .keys import Form
+from .store import Acl, Guard, Properties, Version
+from .upload import Upload, Uploader
+
+log = logging.getLogger(__name__)
+
+
+class Conflicts:
+    """Keeps what another writer's version would otherwise have displaced."""
+
+    def __init__(self, inodes: Inodes, uploader: Uploader, properties: Callable[[Inode], Properties]) -> None:
+        self._inodes = inodes
+        self._uploader = uploader
+        self._properties = properties
+        self.kept: list[str] = []  # keys, newest last
+
+    async def keep(self, inode: Inode, draft: Draft, error: StoreError) -> None:
+        """Stores the draft's bytes under the conflict name. Raises what prevents it; the draft stays then."""
+        assert inode.parent is not None
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
+        segment = f"{inode.segment}.conflict-{socket.gethostname()}-{stamp}"
+        key = self._inodes.child_key(inode.parent, segment)
+        draft.expected = Guard.ABSENT
+        version = await self._store(draft, key, self._properties(inode))
+        self.kept.append(key)
+        log.error("%s was changed by another client; this mount's version is kept as %s", error.request, key)
+        kept = self._inodes.make(inode.parent, segment, Form.PLAIN, mode=inode.mode)
+        kept.version, kept.size, kept.mtime_ns = version, version.size, inode.mtime_ns
+        kept.learn(self._properties(inode), whole=True)
+        if inode.parent.directory is not None:
+            inode.parent.directory.put(kept)
+
+    async def _store(self, draft: Draft, key: str, properties: Properties) -> Version:
+        if draft.size <= self._uploader.plan.single:
+            body = await draft.read(0, draft.size)
+            return await self._uploader.store.put(key, body, properties, condition=Guard.ABSENT)
+        acl: Acl | None = None
+        upload = Upload(self._uploader, draft, key, properties, acl)
+        return await upload.complete(await upload.finish(draft.size))

@@ -1,0 +1,52 @@
+"""Copying an object on the server whatever its size: one CopyObject, or parts side by side over 5 GiB.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+from .store import PUT_MAX, Acl, Detail, Guard, ObjectStore, Part, Properties, Version
+from .tasks import each
+
+PART = 512 << 20  # bytes of one UploadPartCopy: 4 TiB in 8,192 parts
+AT_ONCE = 8
+
+
+async def copy_object(
+    store: ObjectStore,
+    source: str,
+    target: str,
+    version: Version,
+    *,
+    properties: Properties | None = None,
+    acl: Acl | None = None,
+) -> Version:
+    """Copies `version` of `source`; the target gets `properties` (None: the source's) and `acl`.
+
+    Raises StoreError: ESTALE when the source is no longer that version.
+    """
+    if version.size <= PUT_MAX:
+        return await store.copy(source, target, version=version, properties=properties, acl=acl)
+    if properties is None:
+        properties = (await store.head(source, detail=Detail.WHOLE)).properties
+    return await _copy_parts(store, source, target, version, properties, acl)
+
+
+async def _copy_parts(
+    store: ObjectStore, source: str, target: str, version: Version, properties: Properties, acl: Acl | None
+) -> Version:
+    upload_id = await store.create_multipart(target, properties, acl=acl)
+    parts: list[Part] = []
+
+    async def copy(number: int) -> None:
+        start = (number - 1) * PART
+        stop = min(version.size, start + PART)
+        parts.append(await store.copy_part(target, upload_id, number, source, version, start, stop))
+
+    try:
+        await each(copy, range(1, -(-version.size // PART) + 1), at_once=AT_ONCE)
+        parts.sort(key=lambda part: part.number)
+        return await store.complete_multipart(target, upload_id, parts, condition=Guard.NONE)
+    except OSError:
+        await store.abort_multipart(target, upload_id)
+        raise

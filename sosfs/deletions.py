@@ -1,0 +1,159 @@
+"""Deletes that travel together: one by one they are asked for, in batches they are sent.
+
+    delete(key) --first of a burst--> sent and awaited
+        `------while that succeeded lately--> QUEUED --batch--> gone
+                                                 ^---- the store is out of reach: tried again, for ever
+                                                 `---- refused: the name comes back, the error is logged
+
+`rm -rf` asks for one key at a time and waits for each answer, so batches form only where the answer comes
+before the request: the first delete of a burst proves that the key may delete here, those that follow
+within `PROVEN` seconds are answered from the queue. Whoever is about to use a key awaits `settle`.
+
+Concurrency: trio thread only; up to 4 batches under way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import trio
+
+from .blocks import Spawn
+from .errors import Cause, StoreError
+from .store import DELETE_MAX, ObjectStore
+
+log = logging.getLogger(__name__)
+
+PROVEN = 5.0  # seconds
+GATHER = 0.005  # seconds that a batch waits for company: an unlink through FUSE takes 0.1-0.2 ms
+BATCHES = 4
+PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
+
+Outcome = Callable[[OSError | None], None]
+
+
+class Deletions:
+    """The delete queue of a mount."""
+
+    def __init__(self, store: ObjectStore, spawn: Spawn) -> None:
+        self._store = store
+        self._spawn = spawn
+        self._queued: dict[str, Outcome] = {}
+        self._flying: dict[str, Outcome] = {}
+        self._proven_until = 0.0
+        self._workers = 0
+        self._pause = PAUSE_FIRST
+        self._settled = trio.Condition()
+
+    @property
+    def pending(self) -> int:
+        """Keys not yet removed."""
+        return len(self._queued) + len(self._flying)
+
+    def is_pending(self, key: str) -> bool:
+        """Whether a delete of this key is outstanding."""
+        return key in self._queued or key in self._flying
+
+    async def delete(self, key: str, outcome: Outcome) -> None:
+        """Removes a key now or soon; `outcome` is called when the store has answered for it.
+
+        Raises StoreError where the answer was awaited and is a refusal; `outcome` is not called then.
+        """
+        if trio.current_time() < self._proven_until:
+            self._queued[key] = outcome
+            if self._workers < BATCHES:
+                self._workers += 1
+                self._spawn(self._work)
+            return
+        await self.settle(key)
+        await self._store.delete(key)
+        self._proven_until = trio.current_time() + PROVEN
+        outcome(None)
+
+    async def settle(self, key: str) -> None:
+        """Returns when no delete of this key is outstanding. Raises what keeps it from being sent."""
+        outcome = self._queued.pop(key, None)
+        if outcome is not None:
+            self._flying[key] = outcome
+            await self._send([key])
+        async with self._settled:
+            while key in self._flying:
+                await self._settled.wait()
+
+    async def settle_under(self, prefix: str) -> None:
+        """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
+        keys = [key for key in self._queued if key.startswith(prefix)]
+        for at in range(0, len(keys), DELETE_MAX):
+            batch = [key for key in keys[at : at + DELETE_MAX] if key in self._queued]
+            for key in batch:
+                self._flying[key] = self._queued.pop(key)
+            await self._send(batch)
+        async with self._settled:
+            while any(key.startswith(prefix) for key in self._flying):
+                await self._settled.wait()
+
+    async def drain(self) -> int:
+        """Sends all that is queued; returns how many keys are left."""
+        try:
+            await self.settle_under("")
+        except OSError as error:
+            log.error("%d deletes could not be sent: %s", self.pending, error)
+        return self.pending
+
+    async def _work(self) -> None:
+        try:
+            await trio.sleep(GATHER)
+            while self._queued:
+                batch = list(self._queued)[:DELETE_MAX]
+                for key in batch:
+                    self._flying[key] = self._queued.pop(key)
+                try:
+                    await self._send(batch)
+                    self._pause = PAUSE_FIRST
+                except OSError as error:
+                    log.warning("%d deletes wait for the store: %s", self.pending, error)
+                    await trio.sleep(self._pause)
+                    self._pause = min(2 * self._pause, PAUSE_MAX)
+        finally:
+            self._workers -= 1
+
+    async def _send(self, batch: list[str]) -> None:
+        """Sends keys that are in `_flying`; puts back those that got no answer, and raises then."""
+        if not batch:
+            return
+        refused: dict[str, OSError] = {}
+        unanswered: OSError | None = None
+        try:
+            if len(batch) == 1:
+                await self._store.delete(batch[0])
+            else:
+                refused = {failure.key: failure.error for failure in await self._store.delete_many(batch)}
+        except OSError as error:
+            if isinstance(error, StoreError) and error.cause is Cause.DENIED:
+                refused = dict.fromkeys(batch, error)
+            else:
+                unanswered = error
+        for refusal in refused.values():
+            unanswered = unanswered if _is_final(refusal) else refusal
+        await self._answer(batch, refused, everything=unanswered is not None and not refused)
+        if unanswered is not None:
+            raise unanswered
+
+    async def _answer(self, batch: list[str], refused: dict[str, OSError], *, everything: bool) -> None:
+        for key in batch:
+            outcome = self._flying.pop(key)
+            error = refused.get(key)
+            if everything or (error is not None and not _is_final(error)):
+                self._queued[key] = outcome
+                continue
+            if error is not None:
+                self._proven_until = 0.0
+                log.error("%s was not removed, its name comes back: %s", key, error)
+            outcome(error)
+        async with self._settled:
+            self._settled.notify_all()
+
+
+def _is_final(error: OSError) -> bool:
+    return isinstance(error, StoreError) and error.cause in (Cause.DENIED, Cause.UNSUPPORTED)

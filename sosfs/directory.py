@@ -1,0 +1,219 @@
+"""The entries of one directory and how a listing is merged into them.
+
+A `Pass` is one walk through a directory's keys, page by page; readers of a directory share the newest
+pass and remember only an index into its names, which are appended to and never moved: what comes and goes
+meanwhile makes no reader skip or repeat a name. What this mount did after a pass began is newer than what its pages
+say, so `touched` names are left as they are; entries that a finished pass did not show are gone.
+
+Concurrency: trio thread only; `lock` makes one task at a time ask for the next page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import trio
+
+from .inodes import SYMLINK_MAX, Inode, Inodes, Known
+from .keys import Form, name_of
+from .metadata import NS
+from .store import Page, Properties, Version
+
+PENDING = math.inf
+
+
+class Pass:
+    """One walk through a directory's keys."""
+
+    __slots__ = ("done", "names", "prefix", "reach", "seen", "started", "token")
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix  # the directory's key when it began: a rename ends the pass
+        self.names: list[bytes] = []
+        self.seen: set[bytes] = set()
+        self.token = ""
+        self.reach = ""  # every key up to this one has been shown
+        self.done = False
+        self.started = trio.current_time()
+
+    def show(self, name: bytes) -> None:
+        """Makes a name visible to the readers of this pass."""
+        if name not in self.seen:
+            self.seen.add(name)
+            self.names.append(name)
+
+
+class Directory:
+    """What is known of a directory's entries."""
+
+    __slots__ = ("entries", "inode", "lock", "marker", "misses", "now", "touched")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.entries: dict[bytes, Inode] = {}
+        self.now: Pass | None = None
+        self.marker: Version | None = None
+        self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
+        self.lock = trio.Lock()
+        self.misses = 0  # attributes asked one by one since a file was opened: a walk like `ls -l`
+
+    def is_known(self, ttl: float) -> bool:
+        """Whether every name is known, and recently."""
+        return self.now is not None and self.now.done and trio.current_time() < self.now.started + ttl
+
+    def is_young(self, ttl: float) -> bool:
+        """Whether the newest pass began recently, done or not."""
+        return self.now is not None and trio.current_time() < self.now.started + ttl
+
+    def begin(self, prefix: str) -> Pass:
+        """Starts a new pass."""
+        self.now = Pass(prefix)
+        self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
+        return self.now
+
+    def created_here(self, prefix: str) -> None:
+        """The directory was made by this mount a moment ago: it is empty, and that is known."""
+        self.begin(prefix).done = True
+
+    def put(self, inode: Inode, *, when: float | None = None) -> None:
+        """Adds or replaces an entry by our own doing."""
+        name = inode.name
+        self.entries[name] = inode
+        self.touched[name] = trio.current_time() if when is None else when
+        if self.now is not None:
+            self.now.show(name)
+
+    def take(self, name: bytes, *, when: float | None = None) -> None:
+        """Removes an entry by our own doing."""
+        self.entries.pop(name, None)
+        self.touched[name] = trio.current_time() if when is None else when
+
+    def settled(self, name: bytes) -> None:
+        """What was pending for this name has reached the bucket."""
+        self.touched[name] = trio.current_time()
+
+    def untouched(self, name: bytes, walk: Pass) -> bool:
+        """Whether a page of `walk` knows better than we do about this name."""
+        return self.touched.get(name, -1.0) < walk.started
+
+    def live(self) -> Iterator[Inode]:
+        """The entries that somebody holds."""
+        return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
+
+
+class Merger:
+    """Brings listing pages into directories."""
+
+    def __init__(self, inodes: Inodes) -> None:
+        self._inodes = inodes
+
+    def page(self, directory: Directory, walk: Pass, page: Page) -> None:
+        """Merges one page; after the last one, drops what the pass did not show."""
+        prefix = self._inodes.key(directory.inode)
+        for folder in page.prefixes:
+            self._folder(directory, walk, folder[len(prefix) : -1])
+        for listed in page.objects:
+            segment = listed.key[len(prefix) :]
+            if segment == "":
+                directory.marker = listed.version
+            if segment or listed.version.size:
+                self.object(directory, walk, segment, listed.version)
+        walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
+        walk.token = page.token
+        if not page.token:
+            walk.done = True
+            # Names made since a newer pass began are known to that one alone.
+            if directory.now is walk:
+                self._sweep(directory, walk)
+
+    def _folder(self, directory: Directory, walk: Pass, segment: str) -> None:
+        name = name_of(segment)
+        here = directory.entries.get(name)
+        if here is not None and not here.is_directory:
+            # The object came first: it makes room and is shown under its escaped name.
+            del directory.entries[name]
+            here.form = Form.BESIDE
+            directory.entries[here.name] = here
+            walk.show(here.name)
+            here = None
+        if here is None:
+            if not directory.untouched(name, walk):
+                return
+            here = self.new_directory(directory.inode, segment)
+            directory.entries[name] = here
+        here.checked = walk.started
+        walk.show(name)
+
+    def new_directory(self, parent: Inode, segment: str) -> Inode:
+        """A directory found in the bucket, whose marker nobody has read."""
+        inode = self._inodes.make(parent, segment, Form.PLAIN, mode=self._inodes.defaults.directory_mode)
+        inode.known = Known.SIZE
+        inode.whole = False
+        return inode
+
+    def object(self, directory: Directory, walk: Pass, segment: str, version: Version) -> Inode | None:
+        """Merges one listed object; None where our own doing is newer."""
+        name = name_of(segment)
+        here = directory.entries.get(name)
+        if here is not None and here.is_directory:
+            name = name_of(segment, Form.BESIDE)
+            here = directory.entries.get(name)
+        if not directory.untouched(name, walk):
+            return None
+        if here is None:
+            here = self._new_file(directory, segment, name)
+        self.seen(here, version, walk.started)
+        here = directory.entries[name]
+        walk.show(name)
+        return here
+
+    def _new_file(self, directory: Directory, segment: str, name: bytes) -> Inode:
+        form = Form.PLAIN if name == name_of(segment) else Form.BESIDE
+        inode = self._inodes.make(directory.inode, segment, form, mode=self._inodes.defaults.file_mode)
+        directory.entries[name] = inode
+        return inode
+
+    def seen(self, inode: Inode, version: Version, when: float) -> None:
+        """The bucket shows this version of a file; another one than before makes what was known of it void."""
+        inode.checked = when
+        if inode.pins:
+            return
+        if inode.version is not None and version.same_as(inode.version):
+            inode.version = version
+            return
+        if not inode.is_regular or (inode.version is not None and inode.version.size <= SYMLINK_MAX < version.size):
+            inode = self.supersede(inode)
+            inode.checked = when
+        inode.version, inode.size = version, version.size
+        inode.known = Known.NAME if version.size <= SYMLINK_MAX else Known.SIZE
+        inode.mode = self._inodes.defaults.file_mode
+        inode.uid, inode.gid = self._inodes.defaults.uid, self._inodes.defaults.gid
+        inode.properties, inode.whole, inode.acl_private_until = Properties(), False, 0.0
+        if version.modified is not None:
+            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * NS
+
+    def supersede(self, inode: Inode) -> Inode:
+        """A new inode in the place of one that the kernel may know by another type: numbers keep theirs."""
+        parent = inode.parent
+        if not inode.lookups or parent is None or parent.directory is None:
+            return inode
+        fresh = self._inodes.make(parent, inode.segment, inode.form, mode=self._inodes.defaults.file_mode)
+        fresh.version, fresh.size = inode.version, inode.size
+        fresh.mtime_ns, fresh.ctime_ns, fresh.atime_ns = inode.mtime_ns, inode.ctime_ns, inode.atime_ns
+        parent.directory.entries[fresh.name] = fresh
+        inode.parent = None
+        return fresh
+
+    def _sweep(self, directory: Directory, walk: Pass) -> None:
+        for name, inode in list(directory.entries.items()):
+            if name not in walk.seen and not inode.pins and directory.untouched(name, walk):
+                self.remove(directory, name)
+
+    def remove(self, directory: Directory, name: bytes) -> None:
+        """The bucket no longer has this entry."""
+        inode = directory.entries.pop(name, None)
+        if inode is not None:
+            inode.parent = None
+            if not inode.lookups and not inode.opens:
+                self._inodes.drop(inode)

@@ -1,0 +1,157 @@
+"""A file being changed: its bytes, which of them are ours, and whether they are in the bucket.
+
+    NEW ----write----> DIRTY --commit--> COMMITTING --ok--> CLEAN --write--> DIRTY
+     `---commit (empty file)--^             |  |
+                          DIRTY <--error----'  `--another version won--> CONFLICT
+    any state --unlinked or replaced while open--> ORPHAN (never sent)
+
+A draft's bytes are, in this order: the ranges written here (`local`, in the spool), the base version's
+bytes below `base_stop`, zeros. Nothing of the base is read before it is needed.
+
+Concurrency: trio thread only; each change of bytes raises `serial`, which is how a commit finds out
+what came after it.
+"""
+
+from __future__ import annotations
+
+import errno
+from enum import Enum
+
+from .blocks import Blocks, Source
+from .extents import Extents
+from .spool import Spool
+from .store import OBJECT_MAX, Condition, Guard
+
+PULL = 8 << 20  # bytes fetched at a time when all of the base is wanted
+
+
+class State(Enum):
+    """Where a draft is in its life."""
+
+    NEW = "new"
+    DIRTY = "dirty"
+    COMMITTING = "committing"
+    CLEAN = "clean"
+    CONFLICT = "conflict"
+    ORPHAN = "orphan"
+
+
+class Draft:
+    """The changed bytes of one file."""
+
+    def __init__(self, spool: Spool, blocks: Blocks, base: Source | None, expected: Condition) -> None:
+        self.state = State.NEW if base is None else State.CLEAN
+        self.expected = expected  # what the bucket must hold for the commit to take place
+        self.base = base
+        self.base_stop = base.size if base else 0
+        self.size = self.base_stop
+        self.local = Extents()  # in the spool, and valid
+        self.dirty = Extents()  # of those, what the base does not have
+        self.serial = 0
+        self.saved = -1 if base is None else 0  # the serial that is in the bucket
+        self._spool = spool
+        self._blocks = blocks
+        self._flying = Extents()  # dirty when the commit under way began
+        self._lowest = self.size  # the smallest size since then: above it the new base says nothing
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the bucket lacks something of it."""
+        return self.saved != self.serial and self.state is not State.ORPHAN
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full."""
+        stop = offset + len(data)
+        if stop > OBJECT_MAX:
+            raise OSError(errno.EFBIG, "an object has at most 4 TiB")
+        await self._spool.write(offset, data)
+        self.local.add(offset, stop)
+        self.dirty.add(offset, stop)
+        self.size = max(self.size, stop)
+        self._changed()
+
+    def truncate(self, size: int) -> None:
+        """Sets the length; new bytes are zeros. Raises OSError EFBIG past 4 TiB."""
+        if size > OBJECT_MAX:
+            raise OSError(errno.EFBIG, "an object has at most 4 TiB")
+        if size < self.size:
+            for extents in (self.local, self.dirty, self._flying):
+                extents.remove(size, self.size)
+            self._spool.truncate(size)
+            self.base_stop = min(self.base_stop, size)
+            self._lowest = min(self._lowest, size)
+        self.size = size
+        self._changed()
+
+    def _changed(self) -> None:
+        self.serial += 1
+        if self.state in (State.NEW, State.CLEAN):
+            self.state = State.DIRTY
+
+    async def read(self, start: int, stop: int) -> bytes | memoryview:
+        """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises."""
+        stop = min(stop, self.size)
+        pieces: list[bytes | memoryview] = []
+        for begin, end, ours in list(self.local.within(start, stop)):
+            if ours:
+                pieces.append(await self._spool.read(begin, end))
+                continue
+            edge = max(begin, min(end, self.base_stop))
+            if self.base is not None and begin < edge:
+                pieces.append(await self._blocks.read(self.base, begin, edge))
+            if edge < end:
+                pieces.append(bytes(end - edge))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def is_untouched(self, start: int, stop: int) -> bool:
+        """Whether all of `[start, stop)` is still as in the base version."""
+        if self.base is None or stop > self.base_stop:
+            return False
+        return not any(
+            ours for extents in (self.dirty, self._flying) for _, _, ours in extents.within(start, stop)
+        )
+
+    async def pull(self) -> None:
+        """Fetches what is missing of the base, so that the draft needs the bucket no more."""
+        for begin, end, ours in list(self.local.within(0, self.base_stop)):
+            at = begin
+            while not ours and at < end:
+                upto = min(end, at + PULL)
+                assert self.base is not None
+                await self._spool.write(at, await self._blocks.read(self.base, at, upto))
+                self.local.add(at, upto)
+                at = upto
+
+    def commit_begins(self) -> int:
+        """Marks what is dirty now as under way; returns the serial that the commit will carry."""
+        self.state = State.COMMITTING
+        self._flying, self.dirty = self.dirty, Extents()
+        self._lowest = self.size
+        return self.serial
+
+    def commit_failed(self, state: State = State.DIRTY) -> None:
+        """What was under way is dirty again."""
+        for start, stop in self._flying:
+            self.dirty.add(start, stop)
+        self._flying = Extents()
+        self.state = state if self.state is not State.ORPHAN else State.ORPHAN
+
+    def commit_landed(self, base: Source, expected: Condition, serial: int) -> None:
+        """The bytes as of `serial` are in the bucket as `base`."""
+        self._flying = Extents()
+        self.saved = serial
+        self.expected = expected
+        self.base = base
+        # What was cut off since the commit began must not come back from the new base.
+        self.base_stop = min(base.size, self._lowest)
+        if self.state is not State.ORPHAN:
+            self.state = State.CLEAN if serial == self.serial else State.DIRTY
+
+    def close(self) -> None:
+        """Frees the spool."""
+        self._spool.close()
+
+
+def fresh(spool: Spool, blocks: Blocks) -> Draft:
+    """The draft of a file that is not in the bucket."""
+    return Draft(spool, blocks, None, Guard.ABSENT)

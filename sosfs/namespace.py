@@ -1,0 +1,370 @@
+"""Which names exist: lookup, listing, creating and removing. Renaming is in `rename`.
+
+A directory that was listed lately answers every lookup, the absent ones too; so does one that this mount
+made. Otherwise one page of a LIST is asked for, which serves the lookups that follow; only in directories
+that do not fit a page is a single name asked for by itself, as an object and as a prefix side by side.
+Only a 404 or a listing that passed the name's place makes a name absent.
+
+Concurrency: trio thread only. The kernel serialises changes within one directory; lookups come at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+
+import trio
+
+from . import keys
+from .attributes import Attributes
+from .contents import Contents
+from .deletions import Deletions
+from .directory import PENDING, Directory, Merger, Pass
+from .errors import Cause, StoreError
+from .inodes import SYMLINK_MAX, Inode, Inodes, held
+from .keys import Form
+from .store import KEY_MAX, Guard, Listed, Object, ObjectStore
+from .tasks import each
+
+RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
+
+
+def refuse(number: int, detail: str = "") -> OSError:
+    """An OSError of this number."""
+    return OSError(number, detail or os.strerror(number))
+
+
+class Namespace:
+    """The names half of the filesystem."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        merger: Merger,
+        attributes: Attributes,
+        contents: Contents,
+        deletions: Deletions,
+        *,
+        ttl: float,
+    ) -> None:
+        self.inodes = inodes
+        self.ttl = ttl
+        self._store = store
+        self._merger = merger
+        self._attributes = attributes
+        self._contents = contents
+        self._deletions = deletions
+
+    # Looking up
+
+    async def lookup(self, parent: Inode, name: bytes) -> Inode:
+        """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, EILSEQ, and what the bucket answers."""
+        directory = self.directory(parent)
+        parsed = keys.parse(name)
+        inode = directory.entries.get(name)
+        if inode is not None and (inode.pins or self._is_recent(inode, directory)):
+            return inode
+        if inode is None and (name in directory.touched and directory.touched[name] == PENDING):
+            raise refuse(errno.ENOENT)
+        if directory.is_known(self.ttl):
+            if inode is None:
+                raise refuse(errno.ENOENT)
+            return inode
+        return await self._ask(directory, name, parsed, inode)
+
+    def _is_recent(self, inode: Inode, directory: Directory) -> bool:
+        checked = max(inode.checked, directory.touched.get(inode.name, 0.0))
+        return trio.current_time() < checked + self.ttl
+
+    async def _ask(self, directory: Directory, name: bytes, parsed: keys.Parsed, inode: Inode | None) -> Inode:
+        if len(directory.entries) <= RELIST_MAX or directory.now is None:
+            walk = await self._first_page(directory)
+        else:
+            walk = directory.now
+        if parsed.form is keys.Form.FOLDED:
+            walk = await self.complete(directory.inode)
+        found = directory.entries.get(name)
+        if found is not None and (found.pins or self._is_recent(found, directory)):
+            return found
+        if walk.done and directory.is_young(self.ttl):
+            raise refuse(errno.ENOENT)
+        past = self.inodes.key(directory.inode) + parsed.segment + "0"  # "0" follows "/": both forms lie before
+        if directory.is_young(self.ttl) and walk.reach > past:
+            raise refuse(errno.ENOENT)
+        return await self._ask_by_name(directory, name, parsed)
+
+    async def _ask_by_name(self, directory: Directory, name: bytes, parsed: keys.Parsed) -> Inode:
+        """Asks for one name as an object and as a prefix; the prefix wins, as in a listing."""
+        key = self.inodes.child_key(directory.inode, parsed.segment)
+        if len(key.encode()) > KEY_MAX:
+            raise refuse(errno.ENAMETOOLONG)
+        found: list[Object] = []
+        below: list[Listed] = []
+
+        async def ask(what: str) -> None:
+            if what == "prefix":
+                below.extend((await self._store.list(key + "/", delimiter="", limit=1)).objects)
+                return
+            try:
+                found.append(await self._store.head(key))
+            except StoreError as error:
+                if error.cause is not Cause.ABSENT:
+                    raise
+
+        when = trio.current_time()
+        await each(ask, ["object"] if parsed.form is Form.BESIDE else ["object", "prefix"], at_once=2)
+        if name in directory.touched and directory.touched[name] >= when:
+            return self._now(directory, name)
+        return self._take_named(directory, name, parsed, found, is_prefix=bool(below), when=when)
+
+    def _take_named(
+        self, directory: Directory, name: bytes, parsed: keys.Parsed, found: list[Object], *, is_prefix: bool, when: float
+    ) -> Inode:
+        here = directory.entries.get(name)
+        if is_prefix:
+            if here is None or not here.is_directory:
+                here = self._merger.new_directory(directory.inode, parsed.segment)
+                directory.entries[name] = here
+            here.checked = when
+            return here
+        if not found:
+            if here is not None and not here.pins:
+                self._merger.remove(directory, name)
+            raise refuse(errno.ENOENT)
+        if here is None or here.is_directory:
+            here = self.inodes.make(directory.inode, parsed.segment, parsed.form, mode=self.inodes.defaults.file_mode)
+            directory.entries[name] = here
+        return self._attributes.take(here, found[0])
+
+    def _now(self, directory: Directory, name: bytes) -> Inode:
+        inode = directory.entries.get(name)
+        if inode is None:
+            raise refuse(errno.ENOENT)
+        return inode
+
+    # Listing
+
+    def directory(self, inode: Inode) -> Directory:
+        """The entries of a directory. Raises OSError ENOTDIR."""
+        if not inode.is_directory:
+            raise refuse(errno.ENOTDIR)
+        if inode.directory is None:
+            inode.directory = Directory(inode)
+        return inode.directory
+
+    async def _first_page(self, directory: Directory) -> Pass:
+        walk = directory.now
+        if walk is None or not directory.is_young(self.ttl):
+            walk = directory.begin(self.inodes.key(directory.inode))
+        if not walk.token and not walk.done:
+            await self.advance(directory, walk, have=0)
+        return walk
+
+    async def walk(self, inode: Inode) -> tuple[Directory, Pass]:
+        """A pass for reading a directory from its beginning: the newest if it is recent, else a new one."""
+        directory = self.directory(inode)
+        if directory.now is None or not directory.is_young(self.ttl):
+            directory.begin(self.inodes.key(inode))
+        assert directory.now is not None
+        return directory, directory.now
+
+    async def advance(self, directory: Directory, walk: Pass, *, have: int) -> None:
+        """Asks for the next page, unless somebody did while this waited and there are more than `have` names."""
+        async with directory.lock:
+            if walk.done or len(walk.names) > have:
+                return
+            if self.inodes.key(directory.inode) != walk.prefix:
+                walk.done = True
+                return
+            page = await self._store.list(walk.prefix, token=walk.token)
+            if self.inodes.key(directory.inode) == walk.prefix:
+                self._merger.page(directory, walk, page)
+
+    async def complete(self, inode: Inode) -> Pass:
+        """A pass that has seen every name. Raises what the bucket answers."""
+        directory, walk = await self.walk(inode)
+        while not walk.done:
+            await self.advance(directory, walk, have=len(walk.names))
+        return walk
+
+    # Creating
+
+    async def vacant(self, parent: Inode, name: bytes) -> tuple[Directory, keys.Parsed]:
+        """Makes sure that a name can be created. Raises EEXIST, EINVAL, ENAMETOOLONG, EILSEQ."""
+        parsed = keys.parse(name)
+        if parsed.form is keys.Form.FOLDED:
+            raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
+        key = self.inodes.child_key(parent, parsed.segment)
+        if len(key.encode()) > KEY_MAX - 1:
+            raise refuse(errno.ENAMETOOLONG, "a key has at most 1024 bytes")
+        try:
+            await self.lookup(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+        else:
+            raise refuse(errno.EEXIST)
+        await self._deletions.settle(key)
+        return self.directory(parent), parsed
+
+    def new_file(self, directory: Directory, parsed: keys.Parsed, mode: int, uid: int, gid: int) -> Inode:
+        """An inode for a file that is not in the bucket yet."""
+        inode = self.inodes.make(directory.inode, parsed.segment, parsed.form, mode=mode)
+        inode.uid, inode.gid = uid, gid
+        inode.mtime_ns = inode.ctime_ns = inode.atime_ns = time.time_ns()
+        inode.checked = trio.current_time()
+        directory.put(inode)
+        directory.inode.touch()
+        return inode
+
+    async def make_object(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int, *, body: bytes = b"", rdev: int = 0) -> Inode:
+        """A symbolic link, device, fifo, socket or empty file, at once in the bucket. Raises EEXIST."""
+        if len(body) > SYMLINK_MAX:
+            raise refuse(errno.ENAMETOOLONG)
+        directory, parsed = await self.vacant(parent, name)
+        inode = self.new_file(directory, parsed, mode, uid, gid)
+        inode.rdev, inode.size = rdev, len(body)
+        await self._store_new(directory, inode, body)
+        return inode
+
+    async def make_directory(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
+        """A directory, its marker in the bucket. Raises EEXIST."""
+        directory, parsed = await self.vacant(parent, name)
+        inode = self.new_file(directory, parsed, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
+        await self._store_new(directory, inode, b"")
+        self.directory(inode).created_here(self.inodes.key(inode))
+        return inode
+
+    async def _store_new(self, directory: Directory, inode: Inode, body: bytes) -> None:
+        of = self._attributes
+        inode.pins += 1
+        try:
+            used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+            inode.version = await self._store.put(self.inodes.key(inode), body, used, condition=Guard.ABSENT)
+        except OSError as error:
+            directory.take(inode.name, when=0.0)
+            directory.now = None
+            inode.parent = None
+            self.inodes.drop(inode)
+            if isinstance(error, StoreError) and error.cause is Cause.CONFLICT:
+                raise refuse(errno.EEXIST) from error
+            raise
+        finally:
+            inode.pins -= 1
+        inode.properties, inode.checked = used, trio.current_time()
+        inode.acl_private_until = inode.checked + self.ttl
+        directory.settled(inode.name)
+
+    # Removing
+
+    async def unlink(self, parent: Inode, name: bytes) -> None:
+        """Removes a file's name; who has it open keeps its bytes. Raises ENOENT, EISDIR."""
+        inode = await self.lookup(parent, name)
+        if inode.is_directory:
+            raise refuse(errno.EISDIR)
+        await self.keep_parent(parent, inode)
+        await self._contents.detach(inode)
+        await self.remove(inode)
+
+    async def remove(self, inode: Inode) -> None:
+        """Takes an inode out of the tree and its object out of the bucket. Raises what refuses it."""
+        parent = inode.parent
+        assert parent is not None
+        directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
+        in_bucket = inode.version is not None
+        self._attributes.discard(inode)
+        self._leave(directory, inode, PENDING if in_bucket else None)
+
+        def outcome(error: OSError | None) -> None:
+            directory.settled(name)
+            if error is not None:
+                directory.now = None
+
+        if in_bucket:
+            try:
+                await self._deletions.delete(key, outcome)
+            except OSError:
+                directory.put(inode)
+                inode.parent = parent
+                raise
+        parent.touch()
+
+    def _leave(self, directory: Directory, inode: Inode, when: float | None) -> None:
+        directory.take(inode.name, when=when)
+        inode.parent = None
+        if not held(inode):
+            self.inodes.drop(inode)
+
+    async def keep_parent(self, parent: Inode, last: Inode) -> None:
+        """A directory that exists only by its entries gets a marker before the last one goes."""
+        directory = self.directory(parent)
+        if parent is self.inodes.root or parent.version is not None or directory.marker is not None:
+            return
+        if any(other is not last for other in directory.entries.values()):
+            return
+        walk = await self.complete(parent)
+        assert walk.done
+        if directory.marker is None and len(directory.entries) <= 1:
+            parent.version = await self._store.put(
+                self.inodes.key(parent), b"", self._attributes.marker_properties(parent)
+            )
+            directory.marker = parent.version
+
+    async def rmdir(self, parent: Inode, name: bytes) -> None:
+        """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
+        inode = await self.lookup(parent, name)
+        if not inode.is_directory:
+            raise refuse(errno.ENOTDIR)
+        await self.require_empty(inode)
+        await self.keep_parent(parent, inode)
+        directory = self.directory(inode)
+        if inode.version is None:
+            inode.version = directory.marker
+        if inode.version is not None and inode.version.size:
+            raise refuse(errno.ENOTEMPTY, "the directory's own object has bytes")
+        await self.remove(inode)
+
+    async def require_empty(self, inode: Inode) -> None:
+        """Raises ENOTEMPTY unless a directory has no entries."""
+        if self.directory(inode).entries:
+            # Those known may have gone since; only a new listing can tell.
+            directory = self.directory(inode)
+            if not directory.is_known(self.ttl):
+                directory.now = None
+        await self.complete(inode)
+        if self.directory(inode).entries:
+            raise refuse(errno.ENOTEMPTY)
+
+    # Forgetting
+
+    def forget(self, inode: Inode, count: int) -> None:
+        """The kernel dropped `count` lookups. An entry of a listing stays until the listing goes."""
+        inode.lookups = max(0, inode.lookups - count)
+        if held(inode):
+            return
+        if inode.parent is None:
+            if inode is not self.inodes.root:
+                self.inodes.drop(inode)
+        elif inode.directory is not None and not any(True for _ in inode.directory.live()):
+            self._forget_entries(inode)
+
+    def sweep(self) -> None:
+        """Frees listings that are out of date and whose entries nobody holds."""
+        for number in self.inodes.numbers():
+            inode = self.inodes.find(number)
+            if inode is None or inode.directory is None or inode.directory.is_young(self.ttl):
+                continue
+            if not any(True for _ in inode.directory.live()):
+                self._forget_entries(inode)
+
+    def _forget_entries(self, inode: Inode) -> None:
+        directory = inode.directory
+        assert directory is not None
+        if any(child.directory is not None for child in directory.entries.values()):
+            return
+        for child in directory.entries.values():
+            self.inodes.drop(child)
+        inode.directory = None

@@ -1,0 +1,61 @@
+"""What to fetch before it is asked for: one `Stream` per open file follows how it is read.
+
+Sequential reading widens the window from 512 KiB, doubling, up to 32 MiB, and keeps it fetched ahead in
+requests of 8 MiB side by side; a jump closes it, and the stream then fetches only what is asked. The kernel's
+own read-ahead sends its requests a little out of order, so a small step back or forth is no jump.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+from .blocks import BLOCK, REQUEST, Blocks, Source
+
+WINDOW_FIRST = 512 << 10
+WINDOW_MAX = 32 << 20
+SLACK = 2 << 20  # bytes; the kernel has up to 1 MiB of read-ahead in flight, twice that is still one stream
+SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
+
+
+class Stream:
+    """The reading position and window of one handle."""
+
+    __slots__ = ("_ahead", "_expected", "_window")
+
+    def __init__(self) -> None:
+        self._expected = 0
+        self._window = 0
+        self._ahead = 0
+
+    async def read(self, blocks: Blocks, source: Source, start: int, stop: int) -> memoryview | bytes:
+        """The bytes `[start, stop)` of `source`; sets off what will likely be asked next."""
+        stop = min(stop, source.size)
+        if start >= stop:
+            return b""
+        if source.size <= SMALL and start == 0:
+            blocks.want(source, 0, source.size)
+        self._follow(start, stop, min(WINDOW_MAX, blocks.capacity // 4))
+        if self._window:
+            self._fetch_ahead(blocks, source, start, stop)
+        return await blocks.read(source, start, stop)
+
+    def _follow(self, start: int, stop: int, limit: int) -> None:
+        if abs(start - self._expected) <= SLACK:
+            if stop > self._expected:
+                self._window = min(limit, max(WINDOW_FIRST, self._window * 2))
+                self._expected = stop
+        else:
+            self._window = 0
+            self._expected = stop
+            self._ahead = 0
+
+    def _fetch_ahead(self, blocks: Blocks, source: Source, start: int, stop: int) -> None:
+        self._ahead = max(self._ahead, start // BLOCK * BLOCK)
+        if self._ahead - stop > self._window // 2:
+            return
+        goal = min(source.size, stop + self._window)
+        while self._ahead < goal:
+            # Ends on multiples of 8 MiB, so that the next window begins with a full request.
+            end = min(goal, (self._ahead // REQUEST + 1) * REQUEST)
+            blocks.want(source, self._ahead, end)
+            self._ahead = end

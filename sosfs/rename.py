@@ -1,0 +1,281 @@
+"""Renaming: copies on the server, then deletes, and the tree shows it as one step.
+
+A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
+(headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
+key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was; what goes wrong after
+it leaves twins, never losses. A directory's objects are copied side by side and deleted in batches.
+
+Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+from . import keys
+from .attributes import Attributes
+from .contents import Contents
+from .copying import copy_object
+from .deletions import Deletions
+from .directory import PENDING
+from .errors import Cause, StoreError
+from .gate import Gate
+from .inodes import Inode
+from .namespace import Namespace, refuse
+from .store import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
+from .tasks import each
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 32
+
+
+class Renames:
+    """Moves names."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        store: ObjectStore,
+        attributes: Attributes,
+        contents: Contents,
+        deletions: Deletions,
+        gate: Gate,
+    ) -> None:
+        self._namespace = namespace
+        self._inodes = namespace.inodes
+        self._store = store
+        self._attributes = attributes
+        self._contents = contents
+        self._deletions = deletions
+        self._gate = gate
+
+    async def rename(self, old_parent: Inode, old_name: bytes, parent: Inode, name: bytes, *, replace: bool) -> None:
+        """Gives a file or directory another name, over an existing one only with `replace`.
+
+        Raises OSError ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself), ENAMETOOLONG, EILSEQ.
+        """
+        inode = await self._namespace.lookup(old_parent, old_name)
+        parsed = keys.parse(name)
+        if self._inodes.is_under(parent, inode):
+            raise refuse(errno.EINVAL)
+        target = await self._target(inode, parent, name, replace=replace)
+        if target is inode:
+            return
+        if parsed.form is keys.Form.FOLDED and target is None:
+            raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
+        segment = target.segment if target is not None else parsed.segment
+        key = self._inodes.child_key(parent, segment)
+        if len(key.encode()) + inode.is_directory > KEY_MAX:
+            raise refuse(errno.ENAMETOOLONG)
+        await self._keep_order(inode, target)
+        subtrees = (inode,) if target is None else (inode, target)
+        async with self._gate.closed(*subtrees):
+            if inode.is_directory:
+                await self._move_directory(inode, target, parent, segment, key + "/")
+            else:
+                await self._move_file(inode, target, parent, segment, key, parsed.form)
+        old_parent.touch()
+        parent.touch()
+
+    async def _target(self, inode: Inode, parent: Inode, name: bytes, *, replace: bool) -> Inode | None:
+        try:
+            target = await self._namespace.lookup(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        if target is inode:
+            return target
+        if not replace:
+            raise refuse(errno.EEXIST)
+        if inode.is_directory and not target.is_directory:
+            raise refuse(errno.ENOTDIR)
+        if target.is_directory and not inode.is_directory:
+            raise refuse(errno.EISDIR)
+        if target.is_directory:
+            await self._namespace.require_empty(target)
+        return target
+
+    async def _keep_order(self, inode: Inode, target: Inode | None) -> None:
+        """What must be in the bucket, or out of it, before names change."""
+        assert inode.parent is not None
+        await self._namespace.keep_parent(inode.parent, inode)
+        if target is not None:
+            await self._contents.detach(target)
+            if target.version is not None and inode.version is None and not inode.is_directory:
+                # The target's object must not come back should the new bytes never arrive.
+                await self._contents.commit(inode)
+
+    # Files
+
+    async def _move_file(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
+    ) -> None:
+        old_key = self._inodes.key(inode)
+        await self._deletions.settle(key)
+        await self._deletions.settle(old_key)
+        used: Properties | None = None
+        was_in_bucket = inode.version is not None
+        if was_in_bucket:
+            acl = await self._attributes.acl(inode)
+            if inode.attributes_dirty:
+                await self._attributes.learn_whole(inode)
+                used = self._attributes.properties(inode)
+            version = await self._copy(inode, old_key, key, used, acl)
+        gone = PENDING if self._deletions.is_pending(old_key) else None
+        self._replace(inode, target, parent, segment, form, gone=gone)
+        if not was_in_bucket:
+            return
+        inode.version = version
+        self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
+        self._contents.moved(inode)
+
+    async def _copy(
+        self, inode: Inode, old_key: str, key: str, used: Properties | None, acl: Acl | None
+    ) -> Version:
+        """Copies the object and removes the old key; a refusal to remove it takes the copy back."""
+        assert inode.version is not None and inode.parent is not None
+        directory, name = self._namespace.directory(inode.parent), inode.name
+        try:
+            version = await copy_object(self._store, old_key, key, inode.version, properties=used, acl=acl)
+        except StoreError as error:
+            if error.cause is not Cause.CONFLICT or used is not None or inode.pins:
+                raise
+            # Another client wrote it meanwhile: its version is the one to be renamed.
+            await self._attributes.refresh(inode)
+            if inode.version is None:
+                raise
+            version = await copy_object(self._store, old_key, key, inode.version, acl=acl)
+
+        def outcome(error: OSError | None) -> None:
+            directory.settled(name)
+            if error is not None:
+                directory.now = None
+
+        try:
+            await self._deletions.delete(old_key, outcome)
+        except OSError:
+            await self._deletions.delete(key, lambda _: None)
+            raise
+        return version
+
+    def _replace(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
+    ) -> None:
+        """Changes the tree: the inode leaves its old name and takes the new one."""
+        assert inode.parent is not None
+        old = self._namespace.directory(inode.parent)
+        if target is not None:
+            target.parent = None
+            self._attributes.discard(target)
+        old.take(inode.name, when=gone)
+        inode.parent, inode.segment = parent, segment
+        inode.form = form if form is not keys.Form.FOLDED else inode.form
+        self._namespace.directory(parent).put(inode)
+
+    # Directories
+
+    async def _move_directory(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
+    ) -> None:
+        old_prefix = self._inodes.key(inode)
+        await self._deletions.settle_under(old_prefix)
+        await self._deletions.settle_under(prefix)
+        known = self._known(inode)
+        listed = await self._list(old_prefix)
+        room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
+        if any(len(one.key.encode()) > room for one in listed):
+            raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
+        versions = await self._copy_all(listed, old_prefix, prefix, known)
+        await self._delete_all([one.key for one in listed], [*versions])
+        for one in listed:
+            moved = known.get(one.key)
+            if moved is not None and prefix + one.key[len(old_prefix) :] in versions:
+                moved.version = versions[prefix + one.key[len(old_prefix) :]]
+                self._attributes.carried(moved, moved.properties, whole=moved.whole)
+        self._end_passes(inode)
+        self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=None)
+        for moved in known.values():
+            self._contents.moved(moved)
+
+    def _known(self, top: Inode) -> dict[str, Inode]:
+        """The inodes at and below `top`, by key."""
+        found = {self._inodes.key(top): top}
+        todo = [top]
+        while todo:
+            directory = todo.pop().directory
+            for child in directory.entries.values() if directory is not None else ():
+                found[self._inodes.key(child)] = child
+                if child.is_directory:
+                    todo.append(child)
+        return found
+
+    def _end_passes(self, top: Inode) -> None:
+        for inode in self._known(top).values():
+            if inode.directory is not None and inode.directory.now is not None:
+                walk = inode.directory.now
+                walk.prefix = ""  # tokens of the old prefix mean nothing under the new one
+                if not walk.done:
+                    inode.directory.now = None
+
+    async def _list(self, prefix: str) -> list[Listed]:
+        found: list[Listed] = []
+        token, more = "", True
+        while more:
+            page = await self._store.list(prefix, delimiter="", token=token)
+            found.extend(page.objects)
+            token, more = page.token, bool(page.token)
+        return found
+
+    async def _copy_all(
+        self, listed: list[Listed], old_prefix: str, prefix: str, known: dict[str, Inode]
+    ) -> dict[str, Version]:
+        versions: dict[str, Version] = {}
+
+        async def copy(one: Listed) -> None:
+            new_key = prefix + one.key[len(old_prefix) :]
+            version = await self._copy_one(one, new_key, known.get(one.key))
+            if version is not None:
+                versions[new_key] = version
+
+        try:
+            await each(copy, listed, at_once=AT_ONCE)
+        except OSError:
+            await self._store.delete_many(list(versions))
+            raise
+        return versions
+
+    async def _copy_one(self, one: Listed, new_key: str, inode: Inode | None) -> Version | None:
+        used: Properties | None = None
+        if inode is not None and inode.attributes_dirty:
+            await self._attributes.learn_whole(inode)
+            of = self._attributes
+            used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+            inode.properties, inode.whole = used, True
+        acl, version = await self._acl(one, inode), one.version
+        for last in (False, True):
+            try:
+                return await copy_object(self._store, one.key, new_key, version, properties=used, acl=acl)
+            except StoreError as error:
+                if error.cause is Cause.ABSENT:
+                    return None  # removed by another client since it was listed
+                if last or error.cause is not Cause.CONFLICT:
+                    raise
+                version = (await self._store.head(one.key)).version
+        return None
+
+    async def _acl(self, one: Listed, inode: Inode | None) -> Acl | None:
+        if inode is not None and inode.version is not None and one.version.same_as(inode.version):
+            return await self._attributes.acl(inode)
+        return await self._attributes.acl_of(one.key)
+
+    async def _delete_all(self, old: list[str], new: list[str]) -> None:
+        """Removes the old keys; when none may be removed, the copies go again and the rename fails."""
+        failures = await self._store.delete_many(old)
+        if failures and len(failures) == len(old):
+            await self._store.delete_many(new)
+            raise failures[0].error
+        for failure in failures:
+            log.error("renamed, but its old name stays: %s: %s", failure.key, failure.error)

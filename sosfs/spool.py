@@ -1,0 +1,134 @@
+"""Where the bytes of drafts lie until they are in the bucket: decided here and only here.
+
+A small draft stays in memory, for a file of its own costs more than its upload's share of CPU; it moves
+to a sparse file in the cache directory when it grows or when the area's memory is used up. A draft's
+spool has one writer at a time (the kernel holds the inode's lock); bulk I/O runs in a thread, since a
+disk that throttles writers must not stop the mount.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import trio
+
+SPILL = 256 << 10  # bytes of one draft kept in memory
+MEMORY = 32 << 20  # bytes of all drafts kept in memory
+INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
+
+
+class SpoolArea:
+    """The spool directory of a mount and the memory its small spools share."""
+
+    def __init__(self, directory: Path, *, memory: int = MEMORY) -> None:
+        self.directory = directory
+        self._memory = memory
+        self._serial = 0
+        self.in_memory = 0  # bytes
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def new(self) -> Spool:
+        """An empty spool."""
+        self._serial += 1
+        return Spool(self, self.directory / f"{os.getpid()}-{self._serial}.spool")
+
+    def grant(self, more: int) -> bool:
+        """Takes `more` bytes of the shared memory if they are free."""
+        if self.in_memory + more > self._memory:
+            return False
+        self.in_memory += more
+        return True
+
+
+class Spool:
+    """The local bytes of one draft; which of them are valid is the draft's to know."""
+
+    def __init__(self, area: SpoolArea, path: Path) -> None:
+        self.path = path
+        self._area = area
+        self._memory: bytearray | None = bytearray()
+        self._file = -1
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the bytes are in a file."""
+        return self._memory is None
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Stores `data` at `offset`. Raises OSError ENOSPC and the like; what was there before may be gone."""
+        stop = offset + len(data)
+        if self._memory is not None:
+            if self._fits(stop):
+                _store(self._memory, offset, data)
+                return
+            self._spill()
+        if len(data) <= INLINE:
+            _write_all(self._file, offset, data)
+        else:
+            await trio.to_thread.run_sync(_write_all, self._file, offset, data)
+
+    async def read(self, start: int, stop: int) -> bytes:
+        """The bytes `[start, stop)`; what was never written reads as zeros."""
+        if self._memory is not None:
+            return bytes(self._memory[start:stop]).ljust(stop - start, b"\0")
+        if stop - start <= INLINE:
+            return _read_all(self._file, start, stop)
+        return await trio.to_thread.run_sync(_read_all, self._file, start, stop)
+
+    def truncate(self, size: int) -> None:
+        """Drops what lies at and after `size`."""
+        if self._memory is None:
+            if os.fstat(self._file).st_size > size:
+                os.ftruncate(self._file, size)
+        elif len(self._memory) > size:
+            self._area.in_memory -= len(self._memory) - size
+            del self._memory[size:]
+
+    def close(self) -> None:
+        """Frees it all."""
+        if self._memory is not None:
+            self._area.in_memory -= len(self._memory)
+            self._memory = bytearray()
+        elif self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+            self.path.unlink(missing_ok=True)
+
+    def _fits(self, stop: int) -> bool:
+        assert self._memory is not None
+        more = stop - len(self._memory)
+        return more <= 0 or (stop <= SPILL and self._area.grant(more))
+
+    def _spill(self) -> None:
+        assert self._memory is not None
+        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        _write_all(self._file, 0, self._memory)
+        self._area.in_memory -= len(self._memory)
+        self._memory = None
+
+
+def _store(memory: bytearray, offset: int, data: bytes | memoryview) -> None:
+    if offset > len(memory):
+        memory.extend(bytes(offset - len(memory)))
+    memory[offset : offset + len(data)] = data
+
+
+def _write_all(file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(file, view, offset)
+        if done == 0:
+            raise OSError(errno.ENOSPC, "the spool took no bytes")
+        view, offset = view[done:], offset + done
+
+
+def _read_all(file: int, start: int, stop: int) -> bytes:
+    data = os.pread(file, stop - start, start)
+    while len(data) < stop - start:
+        more = os.pread(file, stop - start - len(data), start + len(data))
+        if not more:
+            return data.ljust(stop - start, b"\0")
+        data += more
+    return data

@@ -1,0 +1,232 @@
+"""How a draft becomes an object: one PUT, or a multipart upload whose parts may go up while it is written.
+
+Part sizes grow so that 4 TiB fits 10,000 parts: with 8 MiB, 1,000 parts of 8, 1,000 of 32 and 8,000 of
+520 MiB. A part that was written over is sent again; ranges that are still as in the old version are
+copied on the server, neighbours in one request. Part numbers may have gaps (S3 API, UploadPart), so
+a merged copy takes the number of its first part and the numbers of the others stay unused. An upload that fails
+keeps what it has sent for the next try.
+
+Concurrency: trio thread only, one `finish` at a time for a draft; parts are sent side by side within a
+budget of bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import trio
+
+from .blocks import Spawn
+from .budget import Budget
+from .draft import Draft
+from .errors import Cause, StoreError
+from .store import PARTS_MAX, Acl, ObjectStore, Part, Properties, Version
+from .tasks import each
+
+log = logging.getLogger(__name__)
+
+COPY_MAX = 1 << 30  # bytes of one UploadPartCopy; up to 5 GiB is legal, smaller ones run side by side
+BEHIND = 4  # parts of one file under way behind its writer
+_TIERS = ((1000, 1), (1000, 4), (PARTS_MAX - 2000, 65))  # how many parts, of how many times the first size
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The bytes `[start, stop)` that part `number` holds."""
+
+    number: int
+    start: int
+    stop: int
+
+
+class PartPlan:
+    """Which bytes each part number holds, whatever the file's size will be."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.single = 2 * first  # bytes; up to here one PUT is cheaper than three requests
+
+    def at(self, offset: int) -> Range:
+        """The part that holds the byte at `offset`. Raises OSError EFBIG past the last part."""
+        number, start = 1, 0
+        for count, times in _TIERS:
+            size = self.first * times
+            if offset < start + count * size:
+                steps = (offset - start) // size
+                return Range(number + steps, start + steps * size, start + (steps + 1) * size)
+            number, start = number + count, start + count * size
+        raise OSError(errno.EFBIG, "more than 10,000 parts")
+
+    def ranges(self, size: int) -> Iterator[Range]:
+        """The parts of a file of `size` bytes."""
+        start = 0
+        while start < size:
+            part = self.at(start)
+            yield Range(part.number, part.start, min(size, part.stop))
+            start = part.stop
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    part: Part
+    range: Range
+    serial: int  # of the draft, when its bytes were read
+
+
+class Uploader:
+    """What all uploads of a mount share."""
+
+    def __init__(self, store: ObjectStore, spawn: Spawn, budget: Budget, plan: PartPlan) -> None:
+        self.store = store
+        self.spawn = spawn
+        self.budget = budget
+        self.plan = plan
+        self.sent_bytes = 0
+
+
+class Upload:
+    """The multipart upload of one draft to one key."""
+
+    def __init__(self, uploader: Uploader, draft: Draft, key: str, properties: Properties, acl: Acl | None) -> None:
+        self.key = key
+        self.properties = properties
+        self.acl = acl
+        self._shared = uploader
+        self._draft = draft
+        self._id = ""
+        self._begin = trio.Lock()
+        self._sent: dict[int, _Sent] = {}
+        self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
+        self._behind: set[int] = set()
+        self._idle = trio.Event()
+        self._idle.set()
+
+    def written(self, start: int, stop: int) -> None:
+        """The draft changed in `[start, stop)`: parts sent of it are out of date."""
+        plan, serial = self._shared.plan, self._draft.serial
+        for number in range(plan.at(start).number, plan.at(max(start, stop - 1)).number + 1):
+            self._changed[number] = serial
+            self._sent.pop(number, None)
+
+    def follow(self, offset: int) -> None:
+        """Sends full parts that the writer, now at `offset`, has left behind."""
+        if len(self._behind) >= BEHIND:
+            return
+        here = self._shared.plan.at(offset)
+        for part in self._shared.plan.ranges(here.start):
+            if part.number in self._sent or part.number in self._behind:
+                continue
+            if not self._draft.dirty.covers(part.start, part.stop):
+                continue
+            self._behind.add(part.number)
+            self._idle = trio.Event() if self._idle.is_set() else self._idle
+            self._shared.spawn(lambda part=part: self._send_behind(part))  # type: ignore[misc]
+            if len(self._behind) >= BEHIND:
+                return
+
+    async def _send_behind(self, part: Range) -> None:
+        try:
+            await self._send(part)
+        except OSError as error:
+            log.info("part %d of %s will be sent again at close: %s", part.number, self.key, error)
+        finally:
+            self._behind.discard(part.number)
+            if not self._behind:
+                self._idle.set()
+
+    async def finish(self, size: int) -> tuple[Part, ...]:
+        """Sends what is missing of the first `size` bytes and returns all parts, ready to be completed."""
+        await self._idle.wait()
+        for _ in range(3):
+            jobs = [job for job in self._jobs(size) if not self._has(job)]
+            if not jobs:
+                break
+            await each(self._make, jobs, at_once=16)
+        # A writer that never rests must not keep fsync from returning: what came later is dirty again.
+        return tuple([self._sent[job.number].part if self._has(job) else await self._make(job) for job in self._jobs(size)])
+
+    async def complete(self, parts: tuple[Part, ...]) -> Version:
+        """Makes the object. Raises StoreError; ESTALE when another version won, and the parts stay."""
+        await self._ensure()
+        return await self._shared.store.complete_multipart(
+            self.key, self._id, parts, condition=self._draft.expected
+        )
+
+    async def abort(self) -> None:
+        """Drops the upload; a failure leaves parts behind that the next mount sweeps."""
+        await self._idle.wait()
+        if not self._id:
+            return
+        try:
+            await self._shared.store.abort_multipart(self.key, self._id)
+        except OSError as error:
+            log.info("an unfinished upload of %s stays behind: %s", self.key, error)
+        self._id = ""
+        self._sent.clear()
+
+    def _has(self, job: Range) -> bool:
+        sent = self._sent.get(job.number)
+        return sent is not None and sent.range == job
+
+    def _jobs(self, size: int) -> Iterator[Range]:
+        """The parts to make: grid parts to send, and runs of untouched ones merged into one copy."""
+        run: Range | None = None
+        for part in self._shared.plan.ranges(size):
+            if not self._draft.is_untouched(part.start, part.stop):
+                if run is not None:
+                    yield run
+                    run = None
+                yield part
+            elif run is not None and part.stop - run.start <= COPY_MAX:
+                run = Range(run.number, run.start, part.stop)
+            else:
+                if run is not None:
+                    yield run
+                run = part
+        if run is not None:
+            yield run
+
+    async def _make(self, job: Range) -> Part:
+        if self._draft.is_untouched(job.start, job.stop):
+            return await self._copy(job)
+        return await self._send(job)
+
+    async def _send(self, job: Range) -> Part:
+        async with self._shared.budget.holding(job.stop - job.start):
+            serial = self._draft.serial
+            body = await self._draft.read(job.start, job.stop)
+            await self._ensure()
+            part = await self._shared.store.upload_part(self.key, self._id, job.number, body)
+            self._shared.sent_bytes += len(body)
+        self._keep(job, part, serial)
+        return part
+
+    async def _copy(self, job: Range) -> Part:
+        base = self._draft.base
+        assert base is not None
+        serial = self._draft.serial
+        await self._ensure()
+        version = Version(base.etag, base.size)
+        part = await self._shared.store.copy_part(
+            self.key, self._id, job.number, base.key, version, job.start, job.stop
+        )
+        self._keep(job, part, serial)
+        return part
+
+    def _keep(self, job: Range, part: Part, serial: int) -> None:
+        if self._changed.get(job.number, -1) <= serial:
+            self._sent[job.number] = _Sent(part, job, serial)
+
+    async def _ensure(self) -> None:
+        async with self._begin:
+            if not self._id:
+                self._id = await self._shared.store.create_multipart(self.key, self.properties, acl=self.acl)
+
+    async def reconcile(self, error: StoreError) -> None:
+        """After a failed `complete`: an upload that the server no longer knows is begun anew next time."""
+        if error.code == "NoSuchUpload" or error.cause is Cause.ABSENT:
+            self._id = ""
+            self._sent.clear()
