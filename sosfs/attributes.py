@@ -74,15 +74,18 @@ class Attributes:
         if inode in self._asking:
             await self._asking[inode].wait()
             return inode if inode.known is Known.ALL else await self.learn(inode)
-        self._count_miss(inode)
-        return await self._ask(inode)
+        alone = self._count_miss(inode)
+        return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
 
-    def _count_miss(self, inode: Inode) -> None:
+    def _count_miss(self, inode: Inode) -> bool:
+        """Whether this question stands alone: the first in its directory since a file there was opened."""
         directory = inode.parent.directory if inode.parent is not None else None
-        if directory is not None:
-            directory.misses += 1
-            if directory.misses == WALK:
-                self._spawn(lambda: self._ask_ahead(directory))
+        if directory is None:
+            return True
+        directory.misses += 1
+        if directory.misses == WALK:
+            self._spawn(lambda: self._ask_ahead(directory))
+        return directory.misses == 1
 
     async def _ask_ahead(self, directory: Directory) -> None:
         """Asks for the files of a directory that nobody has asked for yet, side by side."""
@@ -90,7 +93,7 @@ class Attributes:
         async def ask(inode: Inode) -> None:
             if inode.known is not Known.ALL and not inode.pins and inode not in self._asking and inode.parent is not None:
                 try:
-                    await self._ask(inode)
+                    await self._ask(inode, with_bytes=False)
                 except OSError as error:
                     log.debug("attributes of %s: %s", inode.name.decode(errors="replace"), error)
 
@@ -99,24 +102,26 @@ class Attributes:
             await each(ask, todo[at : at + AHEAD], at_once=AT_ONCE)
         directory.misses = 0
 
-    async def _ask(self, inode: Inode) -> Inode:
+    async def _ask(self, inode: Inode, *, with_bytes: bool) -> Inode:
         done = self._asking[inode] = trio.Event()
         try:
             if inode.is_directory:
                 return await self._ask_directory(inode)
-            return await self._ask_file(inode)
+            return await self._ask_file(inode, with_bytes=with_bytes)
         finally:
             del self._asking[inode]
             done.set()
 
-    async def _ask_file(self, inode: Inode) -> Inode:
+    async def _ask_file(self, inode: Inode, *, with_bytes: bool) -> Inode:
         key = self._inodes.key(inode)
-        small = inode.version is not None and 0 < inode.version.size <= BLOCK
+        size = inode.version.size if inode.version is not None else 0
         try:
-            if small and (inode.known is Known.NAME or (inode.opens and inode.known is not Known.ALL)):
-                assert inode.version is not None
-                answer = await self._store.get(key, 0, inode.version.size)
-                self._blocks.offer(Source(key, answer.object.version.etag, answer.object.version.size), answer.body)
+            if size and with_bytes and inode.known is not Known.ALL:
+                # The kernel asks before it opens a file, and after it finds a link: a GET tells as much as a
+                # HEAD, and the bytes are asked for next.
+                answer = await self._store.get(key, 0, min(size, BLOCK))
+                version = answer.object.version
+                self._blocks.offer(Source(key, version.etag, version.size), answer.body)
                 return self.take(inode, answer.object)
             return self.take(inode, await self._store.head(key))
         except StoreError as error:

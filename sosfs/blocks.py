@@ -75,8 +75,8 @@ class Blocks:
         self._runs(source, start, stop)
 
     def offer(self, source: Source, body: memoryview) -> None:
-        """Keeps a whole small object that came as a by-product."""
-        if 0 < len(body) == source.size <= BLOCK:
+        """Keeps the first block of an object that came as a by-product."""
+        if 0 < len(body) == min(source.size, BLOCK):
             run = Run(0, 1)
             run.body = body
             run.done.set()

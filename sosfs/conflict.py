@@ -14,7 +14,7 @@ from .draft import Draft
 from .errors import StoreError
 from .inodes import Inode, Inodes
 from .keys import Form
-from .store import Acl, Guard, Properties, Version
+from .store import Guard, Properties, Version
 from .upload import Upload, Uploader
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,6 @@ class Conflicts:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
         segment = f"{inode.segment}.conflict-{socket.gethostname()}-{stamp}"
         key = self._inodes.child_key(inode.parent, segment)
-        draft.expected = Guard.ABSENT
         version = await self._store(draft, key, self._properties(inode))
         self.kept.append(key)
         log.error("%s was changed by another client; this mount's version is kept as %s", error.request, key)
@@ -49,6 +48,5 @@ class Conflicts:
         if draft.size <= self._uploader.plan.single:
             body = await draft.read(0, draft.size)
             return await self._uploader.store.put(key, body, properties, condition=Guard.ABSENT)
-        acl: Acl | None = None
-        upload = Upload(self._uploader, draft, key, properties, acl)
-        return await upload.complete(await upload.finish(draft.size))
+        upload = Upload(self._uploader, draft, key, properties, None)
+        return await upload.complete(await upload.finish(draft.size), Guard.ABSENT)

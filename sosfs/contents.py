@@ -350,7 +350,7 @@ class Contents:
             content.upload = Upload(self._uploader, draft, key, properties, acl)
         parts = await content.upload.finish(size)
         try:
-            return await content.upload.complete(parts)
+            return await content.upload.complete(parts, draft.expected)
         except StoreError as error:
             await content.upload.reconcile(error)
             raise

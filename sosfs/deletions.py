@@ -26,8 +26,9 @@ from .store import DELETE_MAX, ObjectStore
 log = logging.getLogger(__name__)
 
 PROVEN = 5.0  # seconds
-GATHER = 0.005  # seconds that a batch waits for company: an unlink through FUSE takes 0.1-0.2 ms
+GATHER = 0.01  # seconds that a batch waits for company: an unlink through FUSE takes 0.1-0.2 ms
 BATCHES = 4
+CROWD = 250  # queued keys for which another batch sets off beside the one under way
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
 
 Outcome = Callable[[OSError | None], None]
@@ -62,7 +63,7 @@ class Deletions:
         """
         if trio.current_time() < self._proven_until:
             self._queued[key] = outcome
-            if self._workers < BATCHES:
+            if self._workers < min(BATCHES, 1 + len(self._queued) // CROWD):
                 self._workers += 1
                 self._spawn(self._work)
             return

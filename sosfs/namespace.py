@@ -320,23 +320,23 @@ class Namespace:
             raise refuse(errno.ENOTDIR)
         await self.require_empty(inode)
         await self.keep_parent(parent, inode)
-        directory = self.directory(inode)
-        if inode.version is None:
-            inode.version = directory.marker
-        if inode.version is not None and inode.version.size:
-            raise refuse(errno.ENOTEMPTY, "the directory's own object has bytes")
+        inode.version = self.directory(inode).marker
         await self.remove(inode)
 
     async def require_empty(self, inode: Inode) -> None:
-        """Raises ENOTEMPTY unless a directory has no entries."""
-        if self.directory(inode).entries:
-            # Those known may have gone since; only a new listing can tell.
-            directory = self.directory(inode)
-            if not directory.is_known(self.ttl):
-                directory.now = None
-        await self.complete(inode)
-        if self.directory(inode).entries:
+        """Raises ENOTEMPTY unless a directory has no entries, those of other clients included."""
+        directory, prefix = self.directory(inode), self.inodes.key(inode)
+        if not directory.is_known(self.ttl):
+            await self.complete(inode)
+        if directory.entries:
             raise refuse(errno.ENOTEMPTY)
+        await self._deletions.settle_under(prefix)
+        page = await self._store.list(prefix, delimiter="", limit=2)
+        for listed in page.objects:
+            if listed.key != prefix or listed.version.size:
+                directory.now = None
+                raise refuse(errno.ENOTEMPTY)
+            directory.marker = listed.version
 
     # Forgetting
 

@@ -23,7 +23,7 @@ from .blocks import Spawn
 from .budget import Budget
 from .draft import Draft
 from .errors import Cause, StoreError
-from .store import PARTS_MAX, Acl, ObjectStore, Part, Properties, Version
+from .store import PARTS_MAX, Acl, Condition, ObjectStore, Part, Properties, Version
 from .tasks import each
 
 log = logging.getLogger(__name__)
@@ -148,12 +148,10 @@ class Upload:
         # A writer that never rests must not keep fsync from returning: what came later is dirty again.
         return tuple([self._sent[job.number].part if self._has(job) else await self._make(job) for job in self._jobs(size)])
 
-    async def complete(self, parts: tuple[Part, ...]) -> Version:
+    async def complete(self, parts: tuple[Part, ...], condition: Condition) -> Version:
         """Makes the object. Raises StoreError; ESTALE when another version won, and the parts stay."""
         await self._ensure()
-        return await self._shared.store.complete_multipart(
-            self.key, self._id, parts, condition=self._draft.expected
-        )
+        return await self._shared.store.complete_multipart(self.key, self._id, parts, condition=condition)
 
     async def abort(self) -> None:
         """Drops the upload; a failure leaves parts behind that the next mount sweeps."""

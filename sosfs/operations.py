@@ -1,0 +1,388 @@
+"""The kernel's requests: numbers to inodes, inodes to attributes, errors to errnos. Decided here and only here.
+
+The one module that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever else comes out of the halves
+below is turned into one by `answered`: an OSError into its errno, a bug into EIO and a traceback in the log,
+so that a bug never ends the mount.
+
+How long the kernel may keep what it is told: a name until its listing is out of date; attributes as long,
+but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not.
+
+Concurrency: handlers are trio tasks, many at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+
+from .attributes import Attributes
+from .contents import Contents, Handle
+from .deletions import Deletions
+from .directory import Directory, Pass
+from .exclusive import Claims
+from .inodes import Inode, Inodes, Known
+from .namespace import Namespace, refuse
+from .rename import Renames
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+BLOCK_SIZE = 4096
+CAPACITY = 1 << 50  # bytes that statfs shows: a bucket has no size
+DOTS = (b".", b"..")  # at offsets 0 and 1 of every directory; its names follow
+
+
+def answered(handler: F) -> F:
+    """Makes a handler raise nothing but FUSEError."""
+
+    @functools.wraps(handler)
+    async def guarded(*args: Any) -> Any:
+        try:
+            return await handler(*args)
+        except pyfuse3.FUSEError:
+            raise
+        except OSError as error:
+            level = logging.DEBUG if error.errno in QUIET else logging.INFO
+            log.log(level, "%s: %s", handler.__name__, error)
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except Exception as error:
+            log.exception("%s failed: this is a bug in sosfs", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+# What programs run into all the time and are told by the errno alone.
+QUIET = frozenset(
+    getattr(errno, name)
+    for name in ["ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM"]
+)
+
+
+class Reading:
+    """An open directory."""
+
+    __slots__ = ("directory", "walk")
+
+    def __init__(self, directory: Directory, walk: Pass) -> None:
+        self.directory = directory
+        self.walk = walk
+
+
+class Operations(pyfuse3.Operations):
+    """What the kernel asks of a mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        namespace: Namespace,
+        renames: Renames,
+        contents: Contents,
+        attributes: Attributes,
+        deletions: Deletions,
+        claims: Claims,
+        *,
+        ttl: float,
+    ) -> None:
+        super().__init__()
+        self._inodes = inodes
+        self._namespace = namespace
+        self._renames = renames
+        self._contents = contents
+        self._attributes = attributes
+        self._deletions = deletions
+        self._claims = claims
+        self._ttl = ttl
+        self._files: dict[int, Handle] = {}
+        self._readings: dict[int, Reading] = {}
+        self._next_handle = 1
+
+    # Attributes
+
+    def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = inode.number
+        entry.generation = 0
+        entry.st_mode = inode.mode
+        entry.st_nlink = 1  # for a directory: "not counted", which keeps find(1) from guessing by it
+        entry.st_uid, entry.st_gid, entry.st_rdev = inode.uid, inode.gid, inode.rdev
+        entry.st_size = inode.size
+        entry.st_blksize = BLOCK_SIZE
+        entry.st_blocks = -(-inode.size // 512)
+        entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
+        trusted = self._ttl if inode.pins else max(0.0, inode.checked + self._ttl - trio.current_time())
+        if inode.is_directory or inode is self._inodes.root:
+            trusted = self._ttl
+        entry.attr_timeout = trusted if inode.known is Known.ALL else 0
+        # A name whose object may turn out to be a link must be looked up again by whoever wants to know.
+        entry.entry_timeout = 0 if inode.known is Known.NAME else trusted
+        return entry
+
+    def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        inode.lookups += 1
+        return self._entry(inode)
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[parent_inode]
+        if name in (b".", b".."):
+            return self._looked_up(parent if name == b"." or parent.parent is None else parent.parent)
+        try:
+            inode = await self._namespace.lookup(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return self._absent(parent)
+        if inode.known is Known.NAME and not self._namespace.directory(parent).streak.may_guess(ctx.pid, name):
+            inode = await self._attributes.learn(inode)
+        return self._looked_up(inode)
+
+    def _absent(self, parent: Inode) -> pyfuse3.EntryAttributes:
+        """An answer that lets the kernel remember the absence as long as the listing that shows it is trusted."""
+        directory = self._namespace.directory(parent)
+        if not directory.is_known(self._ttl) or directory.now is None:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = 0
+        entry.entry_timeout = max(0.0, directory.now.started + self._ttl - trio.current_time())
+        return entry
+
+    @answered
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, count in inode_list:
+            inode = self._inodes.find(number)
+            if inode is not None:
+                self._namespace.forget(inode, count)
+
+    @answered
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        found = self._inodes[inode]
+        learned = await self._attributes.learn(found)
+        if learned is not found:
+            raise refuse(errno.ESTALE)  # the kernel looks the name up again and gets the right type
+        return self._entry(found)
+
+    @answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        found = self._inodes[inode]
+        learned = await self._attributes.learn(found)
+        if learned is not found:
+            raise refuse(errno.ESTALE)
+        if fields.update_size:
+            await self._contents.truncate(found, attr.st_size)
+        before = found.posix
+        if fields.update_mode:
+            found.mode = stat.S_IFMT(found.mode) | stat.S_IMODE(attr.st_mode)
+        found.uid = attr.st_uid if fields.update_uid else found.uid
+        found.gid = attr.st_gid if fields.update_gid else found.gid
+        if fields.update_atime:
+            found.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            found.mtime_ns = attr.st_mtime_ns
+            self._contents.time_given(found)
+        if found.posix != before:
+            found.ctime_ns = self._contents.now_ns()
+            self._attributes.changed(found)
+        return self._entry(found)
+
+    @answered
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._contents.target(self._inodes[inode])
+
+    @answered
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = BLOCK_SIZE
+        data.f_blocks = data.f_bfree = data.f_bavail = CAPACITY // BLOCK_SIZE
+        data.f_files = data.f_ffree = data.f_favail = 1 << 40
+        data.f_namemax = 255
+        return data
+
+    # Names
+
+    @answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        inode = await self._namespace.make_object(
+            self._inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev
+        )
+        return self._looked_up(inode)
+
+    @answered
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        inode = await self._namespace.make_directory(
+            self._inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid
+        )
+        return self._looked_up(inode)
+
+    @answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        inode = await self._namespace.make_object(
+            self._inodes[parent_inode], name, stat.S_IFLNK | 0o777, ctx.uid, ctx.gid, body=target
+        )
+        return self._looked_up(inode)
+
+    @answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise refuse(errno.EPERM)  # what link(2) says of a filesystem without hard links; tools then copy
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        parent = self._inodes[parent_inode]
+        await self._namespace.unlink(parent, name)
+        self._namespace.directory(parent).streak.removed(ctx.pid, name)
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._namespace.rmdir(self._inodes[parent_inode], name)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise refuse(errno.EINVAL)  # two names cannot be exchanged in an object store
+        old_parent, parent = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
+        await self._renames.rename(old_parent, name_old, parent, name_new, replace=not flags)
+
+    # Directories
+
+    def _handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    @answered
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        directory, walk = await self._namespace.walk(self._inodes[inode])
+        handle = self._handle()
+        self._readings[handle] = Reading(directory, walk)
+        return handle
+
+    @answered
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        reading = self._readings[fh]
+        if start_id == 0 and not reading.directory.is_young(self._ttl):
+            reading.directory, reading.walk = await self._namespace.walk(reading.directory.inode)  # rewinddir
+        here = reading.directory.inode
+        for at in range(start_id, len(DOTS)):
+            dot = here if at == 0 or here.parent is None else here.parent
+            if not pyfuse3.readdir_reply(token, DOTS[at], self._entry(dot), at + 1):
+                return
+        walk, at = reading.walk, max(0, start_id - len(DOTS))
+        while True:
+            while at >= len(walk.names):
+                if walk.done:
+                    return
+                await self._namespace.advance(reading.directory, walk, have=len(walk.names))
+            name = walk.names[at]
+            at += 1
+            inode = reading.directory.entries.get(name)
+            if inode is None:
+                continue  # it went meanwhile
+            if not pyfuse3.readdir_reply(token, name, self._entry(inode), at + len(DOTS)):
+                return
+            inode.lookups += 1
+
+    @answered
+    async def releasedir(self, fh: int) -> None:
+        del self._readings[fh]
+
+    @answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Everything below is in the bucket afterwards."""
+        top = self._readings[fh].directory.inode
+        await self._contents.settle_under(top)
+        await self._deletions.settle_under(self._inodes.key(top))
+
+    # Files
+
+    @answered
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return await self._open(self._inodes[inode], flags)
+
+    async def _open(self, inode: Inode, flags: int) -> pyfuse3.FileInfo:
+        if inode.parent is not None and inode.parent.directory is not None:
+            inode.parent.directory.misses = 0
+        handle = await self._contents.open(inode, flags)
+        return self._file_info(handle, keep=self._contents.kernel_pages_hold(inode))
+
+    def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:
+        number = self._handle()
+        self._files[number] = handle
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+
+    @answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        parent = self._inodes[parent_inode]
+        mode = stat.S_IFREG | stat.S_IMODE(mode) & ~ctx.umask
+        try:
+            if self._claims.at_open(name, flags):
+                inode = await self._namespace.make_object(parent, name, mode, ctx.uid, ctx.gid)
+                return await self._open(inode, flags & ~os.O_TRUNC), self._looked_up(inode)
+            directory, parsed = await self._namespace.vacant(parent, name)
+        except OSError as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            inode = await self._attributes.learn(await self._namespace.lookup(parent, name))
+            return await self._open(inode, flags), self._looked_up(inode)
+        inode = self._namespace.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
+        handle = self._contents.create(inode, flags)
+        return self._file_info(handle, keep=True), self._looked_up(inode)
+
+    @answered
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer
+        return await self._contents.read(self._files[fh], off, size)
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._contents.write(self._files[fh], off, buf)
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        await self._contents.flush(self._files[fh])
+
+    @answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._contents.fsync(self._files[fh].inode)
+
+    @answered
+    async def release(self, fh: int) -> None:
+        handle = self._files.pop(fh)
+        await self._contents.release(handle)
+        self._namespace.forget(handle.inode, 0)

@@ -1,0 +1,41 @@
+"""Telling `rm -r` from other walks, to spare it a question for each file. Decided here and only here.
+
+Before it removes a name, the kernel looks it up. A listed object small enough to be a symbolic link has
+to be asked for its type then, or a link would be followed as a file. A task that has removed several names of
+a directory in a row, each right after looking it up, will remove the next one too: it gets the listing's
+guess. The first name it looks up and does not remove ends the streak.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+LONG = 3  # removals in a row
+
+
+class Streak:
+    """The removals of one task in one directory."""
+
+    __slots__ = ("_count", "_guessed", "_task")
+
+    def __init__(self) -> None:
+        self._task = 0
+        self._count = 0
+        self._guessed = b""
+
+    def may_guess(self, task: int, name: bytes) -> bool:
+        """Whether `task`, which looks `name` up, is about to remove it."""
+        if task != self._task or self._count < LONG:
+            return False
+        if self._guessed not in (b"", name):
+            self._count, self._guessed = 0, b""
+            return False
+        self._guessed = name
+        return True
+
+    def removed(self, task: int, name: bytes) -> None:
+        """`task` has removed `name`."""
+        self._count = self._count + 1 if task == self._task else 1
+        self._task = task
+        if name == self._guessed:
+            self._guessed = b""
