@@ -1,0 +1,8 @@
+"""`python -m sosfs` is the program."""
+
+import sys
+
+from sosfs.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

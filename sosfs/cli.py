@@ -1,0 +1,138 @@
+"""The commands a user types, their options and exit codes: decided here and only here.
+
+Exit codes: 0 well; 1 failed, with one line on standard error; 2 wrong usage; 3 (umount) the time ran out or
+changes are left over. What a command needs is imported when it runs: `sosfs mount` forks before anything
+that starts a thread is loaded, and `sosfs --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import sosfs
+from sosfs import config, daemon, keysearch, mountpoint, zone
+from sosfs.config import SettingError, Settings
+from sosfs.credentials import Surroundings
+from sosfs.daemon import Exit
+from sosfs.keysearch import Finder
+from sosfs.mountpoint import StartError
+from sosfs.zone import Place
+
+WHERE = ("endpoint", "zone", "profile")  # the parameters that say which server and key
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except SettingError as error:
+        daemon.report(error)
+        return Exit.USAGE
+    except (StartError, OSError) as error:
+        return daemon.report(error)
+    except KeyboardInterrupt:
+        return 130  # as a shell says it
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sosfs", description="Mounts buckets of Exoscale Simple Object Storage, or of any S3 store, as a drive."
+    )
+    parser.add_argument("--version", action="version", version=f"sosfs {sosfs.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    mount = commands.add_parser(
+        "mount", help="mount a bucket", description="Mounts a bucket; returns when it is ready."
+    )
+    mount.add_argument("source", metavar="BUCKET[/PREFIX]")
+    mount.add_argument("directory", metavar="MOUNTPOINT")
+    mount.add_argument(
+        "-o", dest="fstab", action="append", default=[], metavar="NAME=VALUE,...", help="options as in fstab"
+    )
+    config.add_arguments(mount)
+    mount.set_defaults(run=_mount)
+
+    umount = commands.add_parser("umount", help="unmount and wait until every change is in the bucket")
+    umount.add_argument("directory", metavar="MOUNTPOINT")
+    umount.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer, then exit with 3")
+    umount.set_defaults(run=_umount)
+
+    status = commands.add_parser("status", help="tell what a mount is doing")
+    status.add_argument("directory", metavar="MOUNTPOINT")
+    status.add_argument("--json", action="store_true", help="as one JSON document")
+    status.set_defaults(run=_status)
+
+    doctor = commands.add_parser("doctor", help="check what a mount needs and show what was found where")
+    config.add_arguments(doctor, WHERE)
+    doctor.set_defaults(run=_doctor)
+
+    demo = commands.add_parser("demo", help="try it: a bucket on a small server of its own, mounted until Ctrl-C")
+    demo.add_argument("directory", metavar="DIR", nargs="?", help="where to mount (default: a new directory)")
+    demo.set_defaults(run=_demo)
+
+    table = commands.add_parser("options")  # no help: it is for those who write the README
+    table.add_argument("readme", type=Path)
+    table.set_defaults(run=_options)
+    return parser
+
+
+def _mount(options: argparse.Namespace) -> int:
+    layers = [config.given(options), *map(config.from_options, reversed(options.fstab))]
+    return mount(options.source, options.directory, layers)
+
+
+def mount(source: str, directory: str, layers: Sequence[Any]) -> int:
+    """Mounts with these layers of parameters above those of the files: the common end of `sosfs mount` and fstab's."""
+    bucket, prefix = config.split_source(source)
+    path = mountpoint.canonical(directory)
+    settings = config.settle(bucket, prefix, path, [*layers, *config.from_files(bucket, config.files())])
+    finder = Finder(lambda: Surroundings.of_process(settings.profile))
+    settings = located(settings, finder)
+    mountpoint.prepare(settings)
+    return daemon.run(settings, finder)
+
+
+def located(settings: Settings, finder: Finder) -> Settings:
+    """The settings with the endpoint and zone that hold, warning of a zone that does not look like one."""
+    named = Place(settings.endpoint, settings.zone)
+    place = keysearch.place(named, finder.found, Surroundings.of_process(settings.profile))
+    if settings.zone and not settings.endpoint and not zone.is_usual(settings.zone):
+        print(f"sosfs: {settings.zone!r} does not look like a zone (as ch-dk-2 does); trying it", file=sys.stderr)
+    return settings.placed(place)
+
+
+def _umount(options: argparse.Namespace) -> int:
+    from sosfs import umount  # noqa: PLC0415
+
+    return umount.run(mountpoint.canonical(options.directory), seconds=options.timeout)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from sosfs import overview  # noqa: PLC0415
+
+    return overview.run(mountpoint.canonical(options.directory), json=options.json)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from sosfs import doctor  # noqa: PLC0415
+
+    layers = [config.given(options), *config.from_files("", config.files())]
+    return doctor.run(config.settle("", "", Path("/"), layers))
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from sosfs import demo  # noqa: PLC0415
+
+    return demo.run(Path(options.directory).absolute() if options.directory else None)
+
+
+def _options(options: argparse.Namespace) -> int:
+    readme: Path = options.readme
+    readme.write_text(config.in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    return Exit.OK

@@ -1,0 +1,233 @@
+"""What a running mount tells about itself, and where: decided here and only here.
+
+A daemon listens on a unix socket in its user's runtime directory, named by a hash of the mount point, and
+answers each connection with one JSON document. At its end it leaves its last `Status` in a file beside it,
+which is how `sosfs umount` knows what a daemon that is gone has left over.
+
+`serve` runs in the trio thread; the rest blocks (shortly, with a time-out) and belongs to other processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import socket
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import trio
+
+ANSWER_SECONDS = 5.0
+LISTEN_QUEUE = 16
+_NAME_BYTES = 12  # of the hash: short enough for the 107 bytes of a socket's path
+
+
+class State(Enum):
+    """The life of a mount.
+
+    MOUNTING -> MOUNTED -> DRAINING (unmounted, changes still going to the bucket) -> STOPPED
+    """
+
+    MOUNTING = "mounting"
+    MOUNTED = "mounted"
+    DRAINING = "draining"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet."""
+
+    pid: int
+    bucket: str
+    prefix: str
+    mountpoint: str
+    endpoint: str
+    state: State
+    pending_files: int = 0
+    pending_bytes: int = 0
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    errors: tuple[str, ...] = ()
+    conditions: str = "unknown"
+    requests: Mapping[str, int] = field(default_factory=dict)
+    memory_bytes: int = 0
+    memory_limit: int = 0
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps({**dataclasses.asdict(self), "state": self.state.value})
+
+    @classmethod
+    def from_json(cls, text: str) -> Status:
+        """The status again; names that a newer daemon tells and this program does not know are left out.
+
+        Raises ValueError for anything else.
+        """
+        document = json.loads(text)
+        known = {item.name for item in dataclasses.fields(cls)}
+        if not isinstance(document, dict):
+            raise ValueError("no status")
+        values = {name: value for name, value in document.items() if name in known}
+        values["state"] = State(values.get("state"))
+        values["errors"] = tuple(values.get("errors", ()))
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError("no status") from error
+
+
+def runtime_dir() -> Path:
+    """The directory of this user's sockets, made if need be. Raises PermissionError when others may write to it."""
+    directory = next(_runtime_dirs(os.geteuid()))
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = directory.lstat()
+    # In /tmp anyone could have made it first, and would then read and answer for us.
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise PermissionError(errno.EACCES, "not a directory of yours alone", str(directory))
+    return directory
+
+
+def _runtime_dirs(uid: int) -> Iterator[Path]:
+    """Where sockets of this user may be, the place for new ones first.
+
+    The environment of a login and that of a cron job differ, so a reader has to look at them all.
+    """
+    if uid == 0:
+        yield Path("/run/sosfs")
+        return
+    own = os.environ.get("XDG_RUNTIME_DIR", "") if uid == os.geteuid() else ""
+    for base in dict.fromkeys((own, f"/run/user/{uid}")):
+        if base and Path(base).is_dir():
+            yield Path(base) / "sosfs"
+    yield Path(f"/tmp/sosfs-{uid}")
+
+
+def _name(mountpoint: Path) -> str:
+    return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[: 2 * _NAME_BYTES]
+
+
+def socket_path(mountpoint: Path) -> Path:
+    """Where the daemon of this mount point (absolute, links resolved) listens."""
+    return runtime_dir() / f"{_name(mountpoint)}.sock"
+
+
+def log_path(mountpoint: Path) -> Path:
+    """Where a daemon logs when nobody named a file and there is no system log."""
+    return runtime_dir() / f"{_name(mountpoint)}.log"
+
+
+def _candidates(mountpoint: Path, owner: int, suffix: str) -> Iterator[Path]:
+    for uid in dict.fromkeys((owner, os.geteuid())):
+        for directory in _runtime_dirs(uid):
+            yield directory / f"{_name(mountpoint)}{suffix}"
+
+
+async def serve(
+    path: Path,
+    provider: Callable[[], Status],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Answers on the socket until cancelled; started once it listens. `provider` is called in the trio thread."""
+    listener, inode = _listen(path)
+
+    async def answer(stream: trio.SocketStream) -> None:
+        with trio.move_on_after(ANSWER_SECONDS):
+            try:
+                await stream.send_all(provider().to_json().encode() + b"\n")
+            except trio.BrokenResourceError:
+                return  # the reader went away
+        await trio.aclose_forcefully(stream)
+
+    try:
+        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
+        await trio.serve_listeners(answer, listeners, task_status=_started(task_status))
+    finally:
+        _forget(path, inode)
+
+
+def _listen(path: Path) -> tuple[socket.socket, int]:
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(str(new))
+    listener.listen(LISTEN_QUEUE)
+    new.replace(path)  # over that of a daemon that died: a reader sees the old one refuse or the new one answer
+    return listener, path.stat().st_ino
+
+
+def _forget(path: Path, inode: int) -> None:
+    """Removes the socket, unless a later mount of the same place has put its own there while this one drained."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()
+
+
+def _started(task_status: trio.TaskStatus[None]) -> Any:
+    class Adapter:
+        """`serve_listeners` starts with its listeners, `serve` with nothing."""
+
+        def started(self, _: object) -> None:
+            task_status.started()
+
+    return Adapter()
+
+
+def fetch(mountpoint: Path, *, owner: int | None = None) -> Status | None:
+    """What the daemon of this mount point says now; None where none listens. `owner` is the uid that mounted.
+
+    Raises OSError when one is there and does not answer.
+    """
+    for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".sock"):
+        try:
+            return _ask(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            continue
+    return None
+
+
+def _ask(path: Path) -> Status:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(ANSWER_SECONDS)
+        client.connect(str(path))
+        with client.makefile("rb") as answer:
+            text = answer.read().decode()
+    try:
+        return Status.from_json(text)
+    except ValueError as error:
+        raise OSError(errno.EPROTO, "the daemon's answer is not understood", str(path)) from error
+
+
+def write_last(status: Status) -> None:
+    """Leaves the status of a daemon that is about to end. Replaces that of an earlier one, whole or not at all."""
+    path = socket_path(Path(status.mountpoint)).with_suffix(".last")
+    new = path.with_suffix(".last.new")
+    new.write_text(status.to_json(), encoding="utf-8")
+    new.replace(path)
+
+
+def forget_last(mountpoint: Path, *, owner: int | None = None) -> None:
+    """Removes what `read_last` gave, once it has been told and nothing was left."""
+    for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):
+        path.unlink(missing_ok=True)
+
+
+def read_last(mountpoint: Path, *, owner: int | None = None) -> Status | None:
+    """What the last daemon of this mount point left, None where there is nothing. See its `pid` for whose it is."""
+    for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):
+        try:
+            return Status.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            continue
+        except ValueError as error:
+            raise OSError(errno.EPROTO, "the last status is not understood", str(path)) from error
+    return None

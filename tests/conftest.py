@@ -1,0 +1,132 @@
+"""Fixtures of the end-to-end tests: servers, buckets, proxies and mounts, each cleared away whatever happens."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.drive import Drive
+from tests.foreign import Foreign
+from tests.mounting import Access, Mount
+from tests.proxy import Proxy
+from tests.servers import Server, client_of
+from tests.watchdog import Watchdog
+
+pytest_plugins = ["tests.servers"]
+
+PATIENCE = 100.0  # seconds a test may take before its mounts are cleared away under it; below pytest's own limit
+FAILED = pytest.StashKey[bool]()
+Mounter = Callable[..., Drive]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Lets fixtures know whether their test failed."""
+    report = yield
+    if call.when == "call":
+        item.stash[FAILED] = report.failed
+    return report
+
+
+@pytest.fixture(scope="session")
+def watchdog() -> Iterator[Watchdog]:
+    """What ends mounts when the tests hang or die."""
+    with Watchdog() as dog:
+        yield dog
+
+
+@pytest.fixture(autouse=True)
+def _deadline(request: pytest.FixtureRequest) -> Iterator[None]:
+    if "watchdog" not in request.fixturenames:
+        yield
+        return
+    dog: Watchdog = request.getfixturevalue("watchdog")
+    marker = request.node.get_closest_marker("timeout")
+    dog.deadline(marker.args[0] - 20 if marker else PATIENCE)
+    yield
+    dog.deadline(0)
+
+
+def access_to(server: Server, endpoint: str = "") -> Access:
+    """How to reach a server, directly or through a proxy's endpoint."""
+    return Access(endpoint or server.endpoint, server.key, server.secret)
+
+
+def new_bucket(server: Server) -> Foreign:
+    """A client of a bucket with a name that was never used."""
+    client, name = client_of(server), f"e2e-{uuid.uuid4().hex[:16]}"
+    client.create_bucket(Bucket=name)
+    return Foreign(client, name)
+
+
+@pytest.fixture
+def foreign(server: Server) -> Foreign:
+    """A bucket of the test's own, as another S3 tool sees it."""
+    return new_bucket(server)
+
+
+@pytest.fixture
+def proxy(server: Server) -> Iterator[Proxy]:
+    """A recording and breaking proxy before the server."""
+    with Proxy(server.endpoint) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def mounter(
+    request: pytest.FixtureRequest, server: Server, foreign: Foreign, proxy: Proxy, watchdog: Watchdog, tmp_path: Path
+) -> Iterator[Mounter]:
+    """Mounts the test's bucket, as often as asked: `mounter(endpoint, *options, source=...)` gives a `Drive`."""
+    del proxy  # asked for only so that it outlives the mounts
+    numbers = itertools.count()
+    mounts: list[Mount] = []
+
+    def mount(endpoint: str = "", *options: str, source: str = "") -> Drive:
+        base = tmp_path / f"mount{next(numbers)}"
+        mounted = Mount(access_to(server, endpoint), source or foreign.bucket, base, watchdog, options)
+        mounted.start()
+        mounts.append(mounted)
+        return Drive(mounted, foreign, mounted.path)
+
+    yield mount
+    failed = request.node.stash.get(FAILED, True)
+    with ExitStack() as ending:
+        for mounted in mounts:
+            ending.callback(mounted.clear)
+        for mounted in mounts:
+            if failed:
+                print(f"log of {mounted.base.name}:\n{mounted.log[-8000:]}")
+            elif mounted.running:
+                mounted.stop()
+
+
+@pytest.fixture(scope="module")
+def shared(server: Server, watchdog: Watchdog, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Drive]:
+    """One mount for the tests of a module that do not care what else is in the bucket."""
+    bucket = new_bucket(server)
+    with Mount(access_to(server), bucket.bucket, tmp_path_factory.mktemp("shared"), watchdog) as mount:
+        yield Drive(mount, bucket, mount.path)
+
+
+@pytest.fixture
+def drive(request: pytest.FixtureRequest, shared: Drive) -> Iterator[Drive]:
+    """A new directory in the module's shared mount. The daemon's log is checked after each test."""
+    mount = shared.mount
+    if not mount.running:  # an earlier test ended it
+        mount.clear()
+        mount.start()
+    here = mount.path / f"t-{uuid.uuid4().hex[:12]}"
+    here.mkdir()
+    seen = len(mount.log)
+    yield Drive(mount, shared.foreign, here)
+    if request.node.stash.get(FAILED, True):
+        print(f"log:\n{mount.log[seen:][-8000:]}")
+    assert mount.running, "the daemon died"
+    mount.check_log()

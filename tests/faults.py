@@ -1,0 +1,113 @@
+"""What can go wrong between a client and an S3 server, as values that `proxy.Proxy` acts out.
+
+A `Rule` says to which requests, how often and how likely something happens, an action says what. The dice
+have a seed: a run can be repeated. Rules are judged under the proxy's lock.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tests.traffic import Predicate, Request
+
+
+class Moment(Enum):
+    """Whether the server has done what it was asked when the fault strikes."""
+
+    BEFORE = "before"  # the server never hears of it
+    AFTER = "after"  # the server did it, its answer is lost
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Another answer than the server's: `status` with the XML error `code`, or with no body for "".
+
+    Answer(200, "InternalError") is the error inside a good answer that CopyObject, UploadPartCopy and
+    CompleteMultipartUpload can give.
+    """
+
+    status: int
+    code: str = ""
+    moment: Moment = Moment.BEFORE
+
+    def encode(self, request: Request) -> bytes:
+        """The answer as bytes on the wire."""
+        body = b""
+        if self.code:
+            body = (
+                '<?xml version="1.0" encoding="UTF-8"?>\n'
+                f"<Error><Code>{self.code}</Code><Message>made by the test</Message><RequestId>0</RequestId></Error>"
+            ).encode()
+        head = (
+            f"HTTP/1.1 {self.status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        return head.encode() + (b"" if request.method == "HEAD" else body)
+
+
+@dataclass(frozen=True, slots=True)
+class Reset:
+    """The connection is reset (RST)."""
+
+    moment: Moment = Moment.BEFORE
+
+
+@dataclass(frozen=True, slots=True)
+class Hang:
+    """No answer ever, on a connection that stays open until the client gives up."""
+
+    moment: Moment = Moment.BEFORE
+
+
+@dataclass(frozen=True, slots=True)
+class Delay:
+    """Nothing happens for `seconds`, then all is well."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Throttle:
+    """Both bodies move at `rate` bytes a second."""
+
+    rate: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutResponse:
+    """The server's headers, `keep` bytes of its body, then the end of the connection."""
+
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class CutRequest:
+    """`keep` bytes of the upload reach the server, then both connections are reset."""
+
+    keep: int
+
+
+Action = Answer | Reset | Hang | Delay | Throttle | CutResponse | CutRequest
+
+
+@dataclass(slots=True)
+class Rule:
+    """An action for the requests that `when` picks: `times` times at most, each with probability `chance`."""
+
+    action: Action
+    when: Predicate
+    times: int | None = None
+    chance: float = 1.0
+    dice: random.Random = field(default_factory=lambda: random.Random(0))
+    hits: int = 0
+
+    def strikes(self, request: Request) -> bool:
+        """Whether the action is taken on this request; a hit is counted."""
+        spent = self.times is not None and self.hits >= self.times
+        if spent or not self.when(request):
+            return False
+        if self.chance < 1.0 and self.dice.random() >= self.chance:
+            return False
+        self.hits += 1
+        return True
