@@ -21,11 +21,14 @@ import trio
 
 from . import headers, metadata
 from .blocks import BLOCK, Blocks, Source, Spawn
+from .config import Durability
 from .copying import copy_object
 from .directory import Directory, Merger
+from .edits import NO_EDITS
 from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
+from .journal import Journal, SavedAttributes
 from .store import METADATA_MAX, Acl, Detail, Guard, Object, ObjectStore, Properties
 from .tasks import each
 
@@ -43,7 +46,16 @@ class Attributes:
     """The attributes of all inodes of a mount."""
 
     def __init__(
-        self, inodes: Inodes, store: ObjectStore, blocks: Blocks, merger: Merger, gate: Gate, spawn: Spawn, *, ttl: float
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        blocks: Blocks,
+        merger: Merger,
+        gate: Gate,
+        journal: Journal,
+        spawn: Spawn,
+        *,
+        ttl: float,
     ) -> None:
         self.ttl = ttl
         self._inodes = inodes
@@ -52,6 +64,8 @@ class Attributes:
         self._merger = merger
         self._gate = gate
         self._spawn = spawn
+        self._journal = journal
+        self._rows: dict[Inode, int] = {}
         self._asking: dict[Inode, trio.Event] = {}
         self._acl_answers = 0
         self._acl_denials = 0
@@ -211,9 +225,13 @@ class Attributes:
 
     # Writing
 
+    def known(self, inode: Inode) -> Properties:
+        """What is known of the object's headers and metadata, with the user's edits."""
+        return inode.edits.applied(inode.properties)
+
     def properties(self, inode: Inode) -> Properties:
         """What the object has to carry now: its headers and metadata with the attributes put in."""
-        known = inode.properties
+        known = self.known(inode)
         kept = known.headers
         if not kept.content_type and inode.version is None:
             kept = headers.for_name(inode.segment)
@@ -230,6 +248,9 @@ class Attributes:
         self._mark(inode)
 
     def _mark(self, inode: Inode) -> None:
+        version = None if inode.is_directory else inode.version
+        saved = SavedAttributes(self._inodes.key(inode), version, inode.posix, self.known(inode))
+        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved)
         if not inode.attributes_dirty:
             inode.attributes_dirty = True
             inode.pins += 1
@@ -239,6 +260,7 @@ class Attributes:
     def _clear(self, inode: Inode) -> None:
         if inode.attributes_dirty:
             inode.attributes_dirty = False
+            self._journal.drop_attributes(self._rows.pop(inode))
             inode.pins -= 1
             self.dirty.discard(inode)
 
@@ -252,10 +274,17 @@ class Attributes:
         stored = metadata.read(used.metadata)
         if adopt_time and inode.posix == posix and stored.mtime_ns is not None:
             inode.mtime_ns = stored.mtime_ns
-        if stored == inode.posix:
+        if stored == inode.posix and self._holds_edits(inode, used):
             self._clear(inode)
         else:
             self._mark(inode)
+
+    def _holds_edits(self, inode: Inode, used: Properties) -> bool:
+        """Whether `used`, just stored, has all that the user changed of headers and metadata; it is done then."""
+        if inode.edits.applied(used) != used:
+            return False
+        inode.edits = NO_EDITS
+        return True
 
     async def _settle_later(self, inode: Inode) -> None:
         pause = DELAY
@@ -266,6 +295,13 @@ class Attributes:
                 await self.settle(inode)
             except OSError as error:
                 log.error("attributes of %s are not in the bucket: %s", inode.name.decode(errors="replace"), error)
+
+    async def fsync(self, inode: Inode, *, durability: Durability) -> None:
+        """Changed attributes are as safe afterwards as `durability` wants it. Raises what prevents it."""
+        if durability is Durability.BUCKET:
+            await self.settle(inode)
+        elif inode.attributes_dirty:
+            await self._journal.sync()
 
     async def settle(self, inode: Inode) -> None:
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
@@ -293,6 +329,7 @@ class Attributes:
         except StoreError as error:
             if error.cause in (Cause.CONFLICT, Cause.ABSENT, Cause.DENIED):
                 self._clear(inode)  # no later try can succeed
+                inode.edits = NO_EDITS
                 inode.checked = 0.0
                 inode.known = min(inode.known, Known.SIZE)
             raise
@@ -308,21 +345,22 @@ class Attributes:
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()
         inode.properties = used
-        if inode.posix == posix:
+        if inode.posix == posix and self._holds_edits(inode, used):
             self._clear(inode)
 
     def marker_properties(self, inode: Inode) -> Properties:
         """What a directory's marker carries."""
-        known = inode.properties.headers
-        return Properties(
-            known if known.content_type else headers.for_directory(),
-            metadata.write(inode.properties.metadata, inode.posix),
-        )
+        known = self.known(inode)
+        kept = known.headers if known.headers.content_type else headers.for_directory()
+        return Properties(kept, metadata.write(known.metadata, inode.posix))
 
     def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
-        """A rename stored `used` with the object."""
+        """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""
+        was_dirty = inode.attributes_dirty
         inode.properties, inode.whole = used, whole
         self._clear(inode)
+        if was_dirty and not (metadata.read(used.metadata) == inode.posix and self._holds_edits(inode, used)):
+            self._mark(inode)
 
     def discard(self, inode: Inode) -> None:
         """The object is gone, and with it what was to be written."""

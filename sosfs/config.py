@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import difflib
 import os
 import tomllib
@@ -30,6 +31,7 @@ T = TypeVar("T")
 
 PART_SIZE = 8 << 20  # bytes; the smallest at which the slower lane still moves 1 GB/s
 MEMORY = 128 << 20  # bytes; a reader's window and a few files of parts
+DIRTY_LIMIT = 10 << 30
 TTL = 10.0  # seconds; as long as an NFS client trusts what it may not be told of
 
 
@@ -43,6 +45,13 @@ class Exclusive(Enum):
     LOCKS = "locks"  # at open where the name looks like a lock, else at close
     ALWAYS = "always"  # at open: one request more for each file
     CLOSE = "close"  # at close: two hosts may both believe that they made it, one gets ESTALE
+
+
+class Durability(Enum):
+    """What close and fsync wait for."""
+
+    BUCKET = "bucket"  # the object is in the bucket
+    JOURNAL = "journal"  # bytes and record are on this machine's disk; the upload follows
 
 
 class LogLevel(Enum):
@@ -72,7 +81,7 @@ def _of_process(default: Callable[[], T], kind: Kind[Any], help: str, *, shown: 
     return field(default_factory=default, metadata={"parameter": Parameter(kind, help, shown)})
 
 
-def _cache_dir() -> Path:
+def _cache_root() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/sosfs")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sosfs"
@@ -104,11 +113,19 @@ class Settings:
     ttl: float = _option(
         TTL, values.SECONDS, "Seconds for which a listing or an attribute is trusted before the bucket is asked again."
     )
-    cache_dir: Path = _of_process(
-        _cache_dir,
+    cache_dir: Path | None = _option(
+        None,
         values.PATH.named("DIR"),
-        "Where files being written are kept until they are in the bucket.",
-        shown="`~/.cache/sosfs`; for root `/var/cache/sosfs`",
+        "Where the journal and the files being written are kept. One directory serves one mount.",
+        shown="one for each bucket in `~/.cache/sosfs`; for root in `/var/cache/sosfs`",
+    )
+    durability: Durability = _option(
+        Durability.BUCKET,
+        values.choice(Durability),
+        "What `close` and `fsync` wait for: the `bucket`, or this machine's `journal`, from which uploads follow.",
+    )
+    dirty_limit: int = _option(
+        DIRTY_LIMIT, values.SIZE, "With the journal: bytes that may wait for their upload before writers are slowed."
     )
     memory: int = _option(MEMORY, values.SIZE, "Memory for blocks that were read.")
     part_size: int = _option(
@@ -129,6 +146,14 @@ class Settings:
     log_file: Path | None = _option(
         None, values.PATH.named("FILE"), "Log into this file.", shown="the system log; with `-f` the terminal"
     )
+
+    @property
+    def state_dir(self) -> Path:
+        """The directory of this mount's journal and spool."""
+        if self.cache_dir is not None:
+            return self.cache_dir
+        place = f"{self.endpoint} {self.bucket} {self.prefix}"
+        return _cache_root() / f"{self.bucket}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
     @property
     def region(self) -> str:

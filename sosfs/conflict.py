@@ -49,4 +49,4 @@ class Conflicts:
             body = await draft.read(0, draft.size)
             return await self._uploader.store.put(key, body, properties, condition=Guard.ABSENT)
         upload = Upload(self._uploader, draft, key, properties, None)
-        return await upload.complete(await upload.finish(draft.size), Guard.ABSENT)
+        return await upload.finish(draft.size, Guard.ABSENT)

@@ -21,7 +21,8 @@ import trio
 
 from .blocks import Spawn
 from .errors import Cause, StoreError
-from .store import DELETE_MAX, ObjectStore
+from .journal import Journal
+from .store import DELETE_MAX, ObjectStore, Version
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,9 @@ Outcome = Callable[[OSError | None], None]
 class Deletions:
     """The delete queue of a mount."""
 
-    def __init__(self, store: ObjectStore, spawn: Spawn) -> None:
+    def __init__(self, store: ObjectStore, spawn: Spawn, journal: Journal) -> None:
         self._store = store
+        self._journal = journal
         self._spawn = spawn
         self._queued: dict[str, Outcome] = {}
         self._flying: dict[str, Outcome] = {}
@@ -56,12 +58,15 @@ class Deletions:
         """Whether a delete of this key is outstanding."""
         return key in self._queued or key in self._flying
 
-    async def delete(self, key: str, outcome: Outcome) -> None:
+    async def delete(self, key: str, version: Version, outcome: Outcome) -> None:
         """Removes a key now or soon; `outcome` is called when the store has answered for it.
+
+        What is queued is in the journal: after a crash the next mount removes it, if it is still this version.
 
         Raises StoreError where the answer was awaited and is a refusal; `outcome` is not called then.
         """
         if trio.current_time() < self._proven_until:
+            self._journal.add_delete(key, version)
             self._queued[key] = outcome
             if self._workers < min(BATCHES, 1 + len(self._queued) // CROWD):
                 self._workers += 1
@@ -151,6 +156,7 @@ class Deletions:
             if error is not None:
                 self._proven_until = 0.0
                 log.error("%s was not removed, its name comes back: %s", key, error)
+            self._journal.drop_delete(key)
             outcome(error)
         async with self._settled:
             self._settled.notify_all()

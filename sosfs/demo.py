@@ -178,11 +178,14 @@ def _mounted(path: Path, endpoint: str, base: Path) -> Iterator[None]:
     """The bucket mounted by the program itself, in the background as a user would."""
     command = [sys.executable, "-m", "sosfs", "mount", BUCKET, str(path), "--endpoint", endpoint]
     # "--profile=": whatever the user's own files say, the demo has its own key.
-    command += ["--cache-dir", str(base / "cache"), "--log-file", str(base / "sosfs.log"), "--profile="]
+    log = base / "sosfs.log"
+    command += ["--cache-dir", str(base / "cache"), "--log-file", str(log), "--profile="]
     done = subprocess.run(
         command, env={**os.environ, **KEY}, stderr=subprocess.PIPE, text=True, start_new_session=True, check=False
     )
     if done.returncode != 0:
+        if log.exists():  # it is about to be removed with all the rest
+            sys.stderr.write(log.read_text(errors="replace"))
         raise StartError(done.stderr.strip().removeprefix("sosfs: "))
     try:
         yield

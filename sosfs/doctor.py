@@ -130,7 +130,7 @@ def _reached(endpoint: str) -> Finding:
 
 
 def _cache(settings: Settings) -> Iterator[Finding]:
-    path = settings.cache_dir
+    path = settings.cache_dir or settings.state_dir.parent
     nearest = next(directory for directory in (path, *path.parents) if directory.exists())
     if not os.access(nearest, os.W_OK | os.X_OK):
         yield Finding(Verdict.BAD, "cache", f"{path}: may not be written")
@@ -141,7 +141,7 @@ def _cache(settings: Settings) -> Iterator[Finding]:
 
 def _mounts(_: Settings) -> Iterator[Finding]:
     for mount in mountpoint.table():
-        if mount.type != mountpoint.TYPE:
+        if mount.type != mountpoint.TYPE or os.geteuid() not in {0, mount.owner}:
             continue
         try:
             now = status.fetch(mount.mountpoint, owner=mount.owner)

@@ -49,10 +49,20 @@ class Draft:
         self.dirty = Extents()  # of those, what the base does not have
         self.serial = 0
         self.saved = -1 if base is None else 0  # the serial that is in the bucket
-        self._spool = spool
+        self.recorded = -1  # the serial that is in the journal
+        self.spool = spool
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began
         self._lowest = self.size  # the smallest size since then: above it the new base says nothing
+
+    @property
+    def unsent(self) -> tuple[tuple[int, int], ...]:
+        """The ranges that the base does not have."""
+        both = Extents()
+        for extents in (self.dirty, self._flying):
+            for start, stop in extents:
+                both.add(start, stop)
+        return tuple(both)
 
     @property
     def is_dirty(self) -> bool:
@@ -64,7 +74,7 @@ class Draft:
         stop = offset + len(data)
         if stop > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
-        await self._spool.write(offset, data)
+        await self.spool.write(offset, data)
         self.local.add(offset, stop)
         self.dirty.add(offset, stop)
         self.size = max(self.size, stop)
@@ -77,7 +87,7 @@ class Draft:
         if size < self.size:
             for extents in (self.local, self.dirty, self._flying):
                 extents.remove(size, self.size)
-            self._spool.truncate(size)
+            self.spool.truncate(size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
         self.size = size
@@ -94,7 +104,7 @@ class Draft:
         pieces: list[bytes | memoryview] = []
         for begin, end, ours in list(self.local.within(start, stop)):
             if ours:
-                pieces.append(await self._spool.read(begin, end))
+                pieces.append(await self.spool.read(begin, end))
                 continue
             edge = max(begin, min(end, self.base_stop))
             if self.base is not None and begin < edge:
@@ -118,7 +128,7 @@ class Draft:
             while not ours and at < end:
                 upto = min(end, at + PULL)
                 assert self.base is not None
-                await self._spool.write(at, await self._blocks.read(self.base, at, upto))
+                await self.spool.write(at, await self._blocks.read(self.base, at, upto))
                 self.local.add(at, upto)
                 at = upto
 
@@ -149,7 +159,7 @@ class Draft:
 
     def close(self) -> None:
         """Frees the spool."""
-        self._spool.close()
+        self.spool.close()
 
 
 def fresh(spool: Spool, blocks: Blocks) -> Draft:

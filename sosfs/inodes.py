@@ -18,11 +18,12 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 from . import metadata
+from .edits import NO_EDITS
 from .keys import Form, name_of
 from .store import Properties, Version
 
 if TYPE_CHECKING:
-    from .contents import Content
+    from .content import Content
     from .directory import Directory
 
 ROOT = 1
@@ -68,6 +69,7 @@ class Inode:
         "content",
         "ctime_ns",
         "directory",
+        "edits",
         "form",
         "gid",
         "known",
@@ -102,6 +104,7 @@ class Inode:
         self.known = Known.ALL
         self.version: Version | None = None  # in the bucket; None: not there (yet), or a directory without marker
         self.properties = Properties()  # as last read or written
+        self.edits = NO_EDITS  # of `properties`, by the user, not in the bucket yet; owned by `attributes`
         self.whole = True  # whether `properties` is complete (the fast HEAD cannot see `expires`)
         self.acl_private_until = 0.0  # trio time until which our own write is trusted to have its default ACL
         self.checked = 0.0  # trio time at which the bucket last said so
@@ -149,6 +152,7 @@ class Inode:
         if said.mtime_ns is not None:
             self.mtime_ns = self.ctime_ns = said.mtime_ns
         self.properties, self.whole, self.known = properties, whole, Known.ALL
+        self.edits = NO_EDITS  # whoever has some is pinned and learns nothing
 
     def touch(self) -> None:
         """Its bytes or entries changed now."""

@@ -15,7 +15,6 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable
-from pathlib import Path
 
 import pyfuse3
 import trio
@@ -24,6 +23,7 @@ from . import status
 from .attributes import Attributes
 from .blocks import Blocks
 from .budget import Budget
+from .commits import Commits
 from .config import Settings
 from .conflict import Conflicts
 from .contents import Contents
@@ -34,10 +34,12 @@ from .errors import StoreError
 from .exclusive import Claims
 from .gate import Gate
 from .inodes import Defaults, Inodes
+from .journal import Journal
 from .kernel import raise_read_ahead
 from .mountpoint import StartError
 from .namespace import Namespace
 from .operations import Operations
+from .recovery import Adoption, Replay
 from .rename import Renames
 from .s3 import S3Store, S3Target
 from .spool import SpoolArea
@@ -89,6 +91,8 @@ class _Mount:
     async def run(self, ready: Callable[[], None]) -> int:
         """The life of the mount."""
         logging.getLogger("sosfs").addHandler(self._errors)
+        settings = self._settings
+        self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
         try:
             await self._store.reach(self._settings.prefix)
         except StoreError as error:
@@ -97,6 +101,7 @@ class _Mount:
             await self._store.probe_conditions(f"{self._settings.prefix}.sosfs-probe-{uuid.uuid4()}")
         async with trio.open_nursery() as nursery:
             self._build(Background(nursery))
+            await self._recover()
             await nursery.start(status.serve, status.socket_path(self._settings.mountpoint), self._status)
             pyfuse3.init(self._operations, os.fspath(self._settings.mountpoint), self._options())
             nursery.start_soon(self._await_signals)
@@ -111,6 +116,7 @@ class _Mount:
             left = await self._drain()
             nursery.cancel_scope.cancel()
         self._store.close()
+        self._journal.close()
         return LEFT_OVER if left else 0
 
     def _options(self) -> set[str]:
@@ -129,21 +135,36 @@ class _Mount:
     def _build(self, background: Background) -> None:
         settings, store, spawn = self._settings, self._store, background.spawn
         ttl = settings.ttl
-        inodes = Inodes(settings.prefix, Defaults(settings.uid, settings.gid, settings.umask, time.time_ns()))
-        merger, gate = Merger(inodes), Gate(inodes)
+        journal = self._journal
+        self._inodes = inodes = Inodes(settings.prefix, Defaults(settings.uid, settings.gid, settings.umask, time.time_ns()))
+        self._merger = merger = Merger(inodes)
+        gate = Gate(inodes)
         self._blocks = Blocks(store, spawn, capacity=settings.memory)
-        self._deletions = Deletions(store, spawn)
-        self._attributes = Attributes(inodes, store, self._blocks, merger, gate, spawn, ttl=ttl)
-        self._uploader = Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size))
-        self._contents = Contents(
+        self._deletions = Deletions(store, spawn, journal)
+        self._attributes = Attributes(inodes, store, self._blocks, merger, gate, journal, spawn, ttl=ttl)
+        self._uploader = Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size), journal)
+        self._spools = SpoolArea(settings.state_dir / "spool")
+        self._conflicts = Conflicts(inodes, self._uploader, self._attributes.properties)
+        self._commits = Commits(
             inodes,
             self._blocks,
-            SpoolArea(self._spool_directory()),
             self._uploader,
             self._attributes,
             self._deletions,
             gate,
-            Conflicts(inodes, self._uploader, self._attributes.properties),
+            self._conflicts,
+            journal,
+            spawn,
+            durability=settings.durability,
+        )
+        self._contents = Contents(
+            inodes,
+            self._blocks,
+            self._spools,
+            self._uploader,
+            self._attributes,
+            self._commits,
+            dirty_limit=settings.dirty_limit,
         )
         self._namespace = Namespace(
             inodes, store, merger, self._attributes, self._contents, self._deletions, ttl=ttl
@@ -151,16 +172,31 @@ class _Mount:
         self._operations = Operations(
             inodes,
             self._namespace,
-            Renames(self._namespace, store, self._attributes, self._contents, self._deletions, gate),
+            Renames(self._namespace, store, self._attributes, self._contents, self._deletions, gate, journal),
             self._contents,
+            self._commits,
             self._attributes,
             self._deletions,
             Claims(settings.exclusive),
             ttl=ttl,
         )
 
-    def _spool_directory(self) -> Path:
-        return self._settings.cache_dir / "spool"
+    async def _recover(self) -> None:
+        """Takes up what an earlier mount of this bucket left."""
+        replay = Replay(self._journal, self._store, self._attributes)
+        adoption = Adoption(
+            self._journal,
+            self._namespace,
+            self._merger,
+            self._commits,
+            self._conflicts,
+            self._attributes,
+            self._blocks,
+            self._spools,
+            self._uploader,
+        )
+        await replay.run()
+        await replay.abort_uploads(keep=await adoption.run())
 
     async def _await_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
@@ -176,7 +212,7 @@ class _Mount:
     async def _drain(self) -> int:
         """Sends what the bucket lacks; returns how much is left."""
         self._state = status.State.DRAINING
-        left = len(await self._contents.drain())
+        left = await self._commits.drain()
         left += len(await self._attributes.drain())
         left += await self._deletions.drain()
         self._state = status.State.STOPPED
@@ -186,7 +222,7 @@ class _Mount:
         return left
 
     def _status(self) -> status.Status:
-        files, size = self._contents.pending
+        files, size = self._commits.pending
         return status.Status(
             pid=os.getpid(),
             bucket=self._settings.bucket,

@@ -146,7 +146,7 @@ def _check_fuse(settings: Settings) -> None:
             f"'--device {FUSE_DEVICE} --cap-add SYS_ADMIN'"
         )
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise StartError(f"{FUSE_DEVICE}: permission denied")
+        raise StartError(f"{FUSE_DEVICE}: you may not open it; it should have mode 666")
     if shutil.which("fusermount3") is None:
         raise StartError("fusermount3 is missing: install the package fuse3")
     if settings.allow_other and os.geteuid() != 0 and not others_allowed():

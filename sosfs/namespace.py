@@ -274,18 +274,18 @@ class Namespace:
         parent = inode.parent
         assert parent is not None
         directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
-        in_bucket = inode.version is not None
+        version = inode.version
         self._attributes.discard(inode)
-        self._leave(directory, inode, PENDING if in_bucket else None)
+        self._leave(directory, inode, None if version is None else PENDING)
 
         def outcome(error: OSError | None) -> None:
             directory.settled(name)
             if error is not None:
                 directory.now = None
 
-        if in_bucket:
+        if version is not None:
             try:
-                await self._deletions.delete(key, outcome)
+                await self._deletions.delete(key, version, outcome)
             except OSError:
                 directory.put(inode)
                 inode.parent = parent

@@ -24,7 +24,9 @@ import pyfuse3
 import trio
 
 from .attributes import Attributes
-from .contents import Contents, Handle
+from .commits import Commits
+from .content import Handle
+from .contents import Contents
 from .deletions import Deletions
 from .directory import Directory, Pass
 from .exclusive import Claims
@@ -90,6 +92,7 @@ class Operations(pyfuse3.Operations):
         namespace: Namespace,
         renames: Renames,
         contents: Contents,
+        commits: Commits,
         attributes: Attributes,
         deletions: Deletions,
         claims: Claims,
@@ -101,6 +104,7 @@ class Operations(pyfuse3.Operations):
         self._namespace = namespace
         self._renames = renames
         self._contents = contents
+        self._commits = commits
         self._attributes = attributes
         self._deletions = deletions
         self._claims = claims
@@ -325,7 +329,7 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Everything below is in the bucket afterwards."""
         top = self._readings[fh].directory.inode
-        await self._contents.settle_under(top)
+        await self._commits.settle_under(top)
         await self._deletions.settle_under(self._inodes.key(top))
 
     # Files
@@ -337,7 +341,7 @@ class Operations(pyfuse3.Operations):
     async def _open(self, inode: Inode, flags: int) -> pyfuse3.FileInfo:
         if inode.parent is not None and inode.parent.directory is not None:
             inode.parent.directory.misses = 0
-        handle = await self._contents.open(inode, flags)
+        handle = self._contents.open(inode, flags)
         return self._file_info(handle, keep=self._contents.kernel_pages_hold(inode))
 
     def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:

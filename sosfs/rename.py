@@ -22,6 +22,7 @@ from .directory import PENDING
 from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode
+from .journal import Journal
 from .namespace import Namespace, refuse
 from .store import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
@@ -42,6 +43,7 @@ class Renames:
         contents: Contents,
         deletions: Deletions,
         gate: Gate,
+        journal: Journal,
     ) -> None:
         self._namespace = namespace
         self._inodes = namespace.inodes
@@ -50,6 +52,7 @@ class Renames:
         self._contents = contents
         self._deletions = deletions
         self._gate = gate
+        self._journal = journal
 
     async def rename(self, old_parent: Inode, old_name: bytes, parent: Inode, name: bytes, *, replace: bool) -> None:
         """Gives a file or directory another name, over an existing one only with `replace`.
@@ -104,9 +107,6 @@ class Renames:
         await self._namespace.keep_parent(inode.parent, inode)
         if target is not None:
             await self._contents.detach(target)
-            if target.version is not None and inode.version is None and not inode.is_directory:
-                # The target's object must not come back should the new bytes never arrive.
-                await self._contents.commit(inode)
 
     # Files
 
@@ -127,6 +127,10 @@ class Renames:
         gone = PENDING if self._deletions.is_pending(old_key) else None
         self._replace(inode, target, parent, segment, form, gone=gone)
         if not was_in_bucket:
+            if target is not None and target.version is not None:
+                self._contents.replaces(inode, target.version)
+            else:
+                self._contents.moved(inode)
             return
         inode.version = version
         self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
@@ -155,9 +159,9 @@ class Renames:
                 directory.now = None
 
         try:
-            await self._deletions.delete(old_key, outcome)
+            await self._deletions.delete(old_key, inode.version, outcome)
         except OSError:
-            await self._deletions.delete(key, lambda _: None)
+            await self._store.delete(key)
             raise
         return version
 
@@ -188,8 +192,12 @@ class Renames:
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
         if any(len(one.key.encode()) > room for one in listed):
             raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
-        versions = await self._copy_all(listed, old_prefix, prefix, known)
-        await self._delete_all([one.key for one in listed], [*versions])
+        row = self._journal.add_rename(old_prefix, prefix)
+        try:
+            versions = await self._copy_all(listed, old_prefix, prefix, known)
+            await self._delete_all([one.key for one in listed], [*versions])
+        finally:
+            self._journal.drop_rename(row)
         for one in listed:
             moved = known.get(one.key)
             if moved is not None and prefix + one.key[len(old_prefix) :] in versions:

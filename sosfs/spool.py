@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import errno
 import os
+import time
+import zlib
+from collections.abc import Set
 from pathlib import Path
 
 import trio
 
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
+SUMMED = 1 << 20  # bytes under one checksum
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
 
 
@@ -25,6 +29,7 @@ class SpoolArea:
     def __init__(self, directory: Path, *, memory: int = MEMORY) -> None:
         self.directory = directory
         self._memory = memory
+        self._began = time.time_ns()  # names of an earlier mount's spools are still in its journal
         self._serial = 0
         self.in_memory = 0  # bytes
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -32,7 +37,19 @@ class SpoolArea:
     def new(self) -> Spool:
         """An empty spool."""
         self._serial += 1
-        return Spool(self, self.directory / f"{os.getpid()}-{self._serial}.spool")
+        return Spool(self, self.directory / f"{self._began:x}-{self._serial}.spool")
+
+    def reopen(self, name: str) -> Spool:
+        """The spool that a journal names. Raises OSError ENOENT."""
+        spool = Spool(self, self.directory / name)
+        spool.adopt(os.open(spool.path, os.O_RDWR | os.O_CLOEXEC))
+        return spool
+
+    def clear(self, keep: Set[str]) -> None:
+        """Removes what a crash left and no journal names."""
+        for path in self.directory.glob("*.spool"):
+            if path.name not in keep:
+                path.unlink(missing_ok=True)
 
     def grant(self, more: int) -> bool:
         """Takes `more` bytes of the shared memory if they are free."""
@@ -77,6 +94,26 @@ class Spool:
             return _read_all(self._file, start, stop)
         return await trio.to_thread.run_sync(_read_all, self._file, start, stop)
 
+    def adopt(self, file: int) -> None:
+        """Takes over an open file with the bytes of an earlier mount."""
+        self._memory, self._file = None, file
+
+    @property
+    def body(self) -> bytes:
+        """The bytes of a spool that is in memory, b"" for one on disk."""
+        return bytes(self._memory) if self._memory is not None else b""
+
+    async def sync(self) -> None:
+        """The bytes on disk survive a power loss afterwards."""
+        if self._memory is None:
+            await trio.to_thread.run_sync(os.fsync, self._file)
+
+    async def sums(self, size: int) -> tuple[int, ...]:
+        """The CRC-32 of each MiB of the first `size` bytes on disk."""
+        if self._memory is not None:
+            return ()
+        return await trio.to_thread.run_sync(_sums, self._file, size)
+
     def truncate(self, size: int) -> None:
         """Drops what lies at and after `size`."""
         if self._memory is None:
@@ -107,6 +144,10 @@ class Spool:
         _write_all(self._file, 0, self._memory)
         self._area.in_memory -= len(self._memory)
         self._memory = None
+
+
+def _sums(file: int, size: int) -> tuple[int, ...]:
+    return tuple(zlib.crc32(_read_all(file, at, min(size, at + SUMMED))) for at in range(0, size, SUMMED))
 
 
 def _store(memory: bytearray, offset: int, data: bytes | memoryview) -> None:

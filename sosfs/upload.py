@@ -16,13 +16,15 @@ import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import md5
 
 import trio
 
 from .blocks import Spawn
 from .budget import Budget
 from .draft import Draft
-from .errors import Cause, StoreError
+from .errors import StoreError
+from .journal import Journal
 from .store import PARTS_MAX, Acl, Condition, ObjectStore, Part, Properties, Version
 from .tasks import each
 
@@ -69,6 +71,22 @@ class PartPlan:
             start = part.stop
 
 
+async def etag_of(draft: Draft, plan: PartPlan) -> str:
+    """The ETag that the draft has as an object: a content hash, of the whole or of its parts.
+
+    "" where parts were copied on the server, for then their cut is not known.
+    """
+    if draft.size <= plan.single:
+        return md5(await draft.read(0, draft.size), usedforsecurity=False).hexdigest()
+    if not draft.local.covers(0, draft.size):
+        return ""
+    digests = []
+    for part in plan.ranges(draft.size):
+        body = await draft.read(part.start, part.stop)
+        digests.append(md5(body, usedforsecurity=False).digest())
+    return f"{md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
+
+
 @dataclass(frozen=True, slots=True)
 class _Sent:
     part: Part
@@ -79,11 +97,14 @@ class _Sent:
 class Uploader:
     """What all uploads of a mount share."""
 
-    def __init__(self, store: ObjectStore, spawn: Spawn, budget: Budget, plan: PartPlan) -> None:
+    def __init__(
+        self, store: ObjectStore, spawn: Spawn, budget: Budget, plan: PartPlan, journal: Journal
+    ) -> None:
         self.store = store
         self.spawn = spawn
         self.budget = budget
         self.plan = plan
+        self.journal = journal
         self.sent_bytes = 0
 
 
@@ -129,7 +150,7 @@ class Upload:
 
     async def _send_behind(self, part: Range) -> None:
         try:
-            await self._send(part)
+            await self._make(part)
         except OSError as error:
             log.info("part %d of %s will be sent again at close: %s", part.number, self.key, error)
         finally:
@@ -137,8 +158,11 @@ class Upload:
             if not self._behind:
                 self._idle.set()
 
-    async def finish(self, size: int) -> tuple[Part, ...]:
-        """Sends what is missing of the first `size` bytes and returns all parts, ready to be completed."""
+    async def finish(self, size: int, condition: Condition) -> Version:
+        """Sends what is missing of the first `size` bytes and makes the object.
+
+        Raises StoreError; what was sent stays for the next try. ESTALE when another version won.
+        """
         await self._idle.wait()
         for _ in range(3):
             jobs = [job for job in self._jobs(size) if not self._has(job)]
@@ -146,12 +170,42 @@ class Upload:
                 break
             await each(self._make, jobs, at_once=16)
         # A writer that never rests must not keep fsync from returning: what came later is dirty again.
-        return tuple([self._sent[job.number].part if self._has(job) else await self._make(job) for job in self._jobs(size)])
-
-    async def complete(self, parts: tuple[Part, ...], condition: Condition) -> Version:
-        """Makes the object. Raises StoreError; ESTALE when another version won, and the parts stay."""
+        parts = [self._sent[job.number] if self._has(job) else await self._make(job) for job in self._jobs(size)]
         await self._ensure()
-        return await self._shared.store.complete_multipart(self.key, self._id, parts, condition=condition)
+        shared = self._shared
+        try:
+            version = await shared.store.complete_multipart(
+                self.key, self._id, [sent.part for sent in parts], condition=condition
+            )
+        except StoreError as error:
+            if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:
+                self._forget()  # begun anew by the next try
+            raise
+        self._forget()
+        return version
+
+    async def resume(self, upload_id: str) -> None:
+        """Goes on with an upload of before a crash: the parts whose hash is that of our bytes need not be sent again.
+
+        Raises StoreError; one that the server no longer knows is begun anew.
+        """
+        shared = self._shared
+        try:
+            parts = await shared.store.list_parts(self.key, upload_id)
+        except StoreError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            shared.journal.drop_upload(upload_id)
+            return
+        self._id = upload_id
+        ranges = {part.number: part for part in shared.plan.ranges(self._draft.size)}
+        for part in parts:
+            at = ranges.get(part.number)
+            if at is None or at.stop - at.start != part.size or not self._draft.local.covers(at.start, at.stop):
+                continue
+            body = await self._draft.read(at.start, at.stop)
+            if md5(body, usedforsecurity=False).hexdigest() == part.etag:
+                self._sent[part.number] = _Sent(part, at, self._draft.serial)
 
     async def abort(self) -> None:
         """Drops the upload; a failure leaves parts behind that the next mount sweeps."""
@@ -161,7 +215,12 @@ class Upload:
         try:
             await self._shared.store.abort_multipart(self.key, self._id)
         except OSError as error:
-            log.info("an unfinished upload of %s stays behind: %s", self.key, error)
+            log.info("an unfinished upload of %s stays until the next mount: %s", self.key, error)
+            return
+        self._forget()
+
+    def _forget(self) -> None:
+        self._shared.journal.drop_upload(self._id)
         self._id = ""
         self._sent.clear()
 
@@ -187,44 +246,35 @@ class Upload:
         if run is not None:
             yield run
 
-    async def _make(self, job: Range) -> Part:
+    async def _make(self, job: Range) -> _Sent:
+        await self._ensure()
+        serial = self._draft.serial
         if self._draft.is_untouched(job.start, job.stop):
-            return await self._copy(job)
-        return await self._send(job)
+            part = await self._copy(job)
+        else:
+            part = await self._send(job)
+        sent = _Sent(part, job, serial)
+        if self._changed.get(job.number, -1) <= serial:
+            self._sent[job.number] = sent
+        return sent
 
     async def _send(self, job: Range) -> Part:
         async with self._shared.budget.holding(job.stop - job.start):
-            serial = self._draft.serial
             body = await self._draft.read(job.start, job.stop)
-            await self._ensure()
             part = await self._shared.store.upload_part(self.key, self._id, job.number, body)
             self._shared.sent_bytes += len(body)
-        self._keep(job, part, serial)
         return part
 
     async def _copy(self, job: Range) -> Part:
         base = self._draft.base
         assert base is not None
-        serial = self._draft.serial
-        await self._ensure()
         version = Version(base.etag, base.size)
-        part = await self._shared.store.copy_part(
+        return await self._shared.store.copy_part(
             self.key, self._id, job.number, base.key, version, job.start, job.stop
         )
-        self._keep(job, part, serial)
-        return part
-
-    def _keep(self, job: Range, part: Part, serial: int) -> None:
-        if self._changed.get(job.number, -1) <= serial:
-            self._sent[job.number] = _Sent(part, job, serial)
 
     async def _ensure(self) -> None:
         async with self._begin:
             if not self._id:
                 self._id = await self._shared.store.create_multipart(self.key, self.properties, acl=self.acl)
-
-    async def reconcile(self, error: StoreError) -> None:
-        """After a failed `complete`: an upload that the server no longer knows is begun anew next time."""
-        if error.code == "NoSuchUpload" or error.cause is Cause.ABSENT:
-            self._id = ""
-            self._sent.clear()
+                self._shared.journal.add_upload(self._id, self.key)

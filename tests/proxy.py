@@ -143,7 +143,7 @@ class Conversation:
         server.send(without_expect(head))
         if request.headers.get("expect"):
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.sent = self._client.relay(keep, server)
+        request.sent = self._client.relay(min(keep, int(request.headers.get("content-length", 0))), server)
         server.reset()
         self._server = None
 
@@ -162,7 +162,8 @@ class Conversation:
             request.status = int(status)
             sink.send(head)
         if isinstance(action, CutResponse):
-            request.received = server.relay(min(action.keep, int(headers.get("content-length", 0))), sink)
+            length = 0 if request.method == "HEAD" else int(headers.get("content-length", 0))
+            request.received = server.relay(min(action.keep, length), sink)
             return False
         whole = self._pass_body(request, headers, sink, rate, has_body=status not in ("204", "304"))
         closing = "close" in (headers.get("connection", "").lower(), request.headers.get("connection", "").lower())

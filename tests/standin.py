@@ -27,6 +27,8 @@ from sosfs.credentials import CredentialSource
 from sosfs.mountpoint import StartError
 from sosfs.status import State, Status
 
+LIFE_SECONDS = 120  # then it dies, should the test that began it have been killed
+
 
 @dataclass(frozen=True)
 class Orders:
@@ -107,6 +109,7 @@ class Mounted:
 
 def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], None]) -> int:
     """Stands in for `sosfs.mount.serve`."""
+    signal.alarm(LIFE_SECONDS)
     orders = Orders(**json.loads(os.environ.get("STANDIN", "{}")))
     source.current()
     if orders.hang:

@@ -5,6 +5,7 @@ The mounts are real; what is mounted is `tests.standin`.
 
 from __future__ import annotations
 
+import contextlib
 import email.utils
 import errno
 import http.server
@@ -116,7 +117,11 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
 
 def watches(pid: int) -> bool:
     """Whether a process waits for the end of another."""
-    return "anon_inode:[pidfd]" in {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            if str(entry.readlink()) == "anon_inode:[pidfd]":
+                return True
+    return False
 
 
 class TestUsage:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sosfs import config, values
-from sosfs.config import Exclusive, LogLevel, SettingError, Settings
+from sosfs.config import Durability, Exclusive, LogLevel, SettingError, Settings
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -30,6 +30,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "read_only": ("true", True),
     "ttl": ("2.5", 2.5),
     "cache_dir": ("/var/tmp/c", Path("/var/tmp/c")),
+    "durability": ("journal", Durability.JOURNAL),
+    "dirty_limit": ("2T", 2 << 40),
     "memory": ("1G", 1 << 30),
     "part_size": ("16M", 16 << 20),
     "exclusive": ("always", Exclusive.ALWAYS),
@@ -164,12 +166,23 @@ def test_defaults_of_the_process() -> None:
     assert settle(config.from_options(f"uid={pwd.getpwuid(0).pw_name}")).uid == 0
 
 
-def test_cache_dir_of_a_user_and_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_state_of_a_user_and_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert settle().cache_dir == tmp_path / "sosfs"
+    assert settle().state_dir.parent == tmp_path / "sosfs"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert settle().cache_dir == Path("/var/cache/sosfs")
+    assert settle().state_dir.parent == Path("/var/cache/sosfs")
+    assert settle(config.from_options("cache_dir=/x")).state_dir == Path("/x")
+
+
+def test_no_two_mounts_share_their_state() -> None:
+    places = [
+        config.settle(bucket, prefix, Path("/m"), [{"endpoint": endpoint}])
+        for bucket in ("a", "b")
+        for prefix in ("", "p/")
+        for endpoint in ("http://one", "http://two")
+    ]
+    assert len({settings.state_dir for settings in places}) == len(places)
 
 
 def test_settings_do_not_change() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import threading
@@ -15,7 +16,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, HTTPClientError, ReadTimeoutError
 
-from tests.faults import Answer, CutRequest, CutResponse, Delay, Hang, Moment, Reset, Throttle
+from tests.faults import Action, Answer, CutRequest, CutResponse, Delay, Hang, Moment, Reset, Throttle
 from tests.foreign import Foreign
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -232,6 +233,14 @@ def test_body_cut_short_keeps_its_length_header(through: Foreign, proxy: Proxy) 
         answer["Body"].read()
     assert proxy.traffic.received("GET") == 1000
     assert through.get("a") == b"1" * 100_000
+
+
+@pytest.mark.parametrize("cut", [CutResponse(1000), CutRequest(1000)])
+def test_cutting_where_there_is_no_body_does_not_hang(through: Foreign, proxy: Proxy, cut: Action) -> None:
+    through.put("a", b"1" * 10)
+    with proxy.broken(cut, on("HEAD")), contextlib.suppress(HTTPClientError):
+        through.head("a")
+    assert through.get("a") == b"1" * 10
 
 
 def test_upload_cut_short_leaves_nothing(through: Foreign, foreign: Foreign, proxy: Proxy) -> None:

@@ -20,7 +20,7 @@ from sosfs.s3 import S3Store
 from sosfs.signed_http import SignedHttp
 from sosfs.store import PART_MIN, Conditions, Detail, Guard, Headers, Properties, Version
 from sosfs.target import S3Target
-from tests.faults import Action, Answer, CutRequest, CutResponse, Hang, Moment, Reset
+from tests.faults import Action, Answer, CutRequest, CutResponse, Hang, Moment, Reset, Throttle
 from tests.processes import free_port
 from tests.proxy import Proxy
 from tests.servers import Bucket, Server, client_of
@@ -49,7 +49,9 @@ class Broken:
 
 def behind(proxy: Proxy, bucket: Bucket, *, patience: float = 8.0, read_timeout: float = 60.0) -> Broken:
     counted: Counter[str] = Counter()
-    target = replace(target_of(bucket, endpoint=proxy.endpoint), patience=patience, read_timeout=read_timeout)
+    target = replace(
+        target_of(bucket, endpoint=proxy.endpoint), patience=patience, read_timeout=read_timeout, connect_timeout=1.0
+    )
     return Broken(S3Store(target, on_request=lambda operation: counted.update([operation])), proxy, bucket, counted)
 
 
@@ -466,3 +468,20 @@ async def test_a_missing_bucket_is_no_missing_file(bucket: Bucket) -> None:
         with pytest.raises(StoreError) as caught:
             await call
         assert caught.value.errno == errno.ENXIO, caught.value
+
+
+@ON_MOTO
+@trio_test
+async def test_a_slow_line_is_no_silence(proxy: Proxy, bucket: Bucket) -> None:
+    """Each request takes longer than the time-outs; what the sockets' buffers hold (10 MiB) takes less."""
+    store = behind(proxy, bucket, read_timeout=2.5).store
+    body = os.urandom(24 << 20)
+    proxy.inject(Throttle(6_000_000))
+    await store.put("key", body, NONE)
+    await store.copy("key", "o//dd")
+    for key in ("key", "o//dd"):
+        assert (await store.get(key, 0, len(body))).body.tobytes() == body
+    upload = await store.create_multipart("key", NONE)
+    part = await store.upload_part("key", upload, 1, body)
+    assert (await store.complete_multipart("key", upload, [part])).size == len(body)
+    assert proxy.traffic.count(Op.PUT, Op.GET, Op.UPLOAD_PART) == 4

@@ -23,6 +23,7 @@ from sosfs.store import (
     METADATA_MAX,
     PART_MIN,
     Acl,
+    Canned,
     Conditions,
     Detail,
     Grant,
@@ -504,6 +505,17 @@ async def test_acl_replaced(request: pytest.FixtureRequest, subject: Subject, st
     assert same_acl(await store.get_acl("key"), acl)
     await store.put_acl("key", private)
     assert same_acl(await store.get_acl("key"), private)
+
+
+@pytest.mark.parametrize("key", ["plain", "a//b"])
+@trio_test
+async def test_acl_by_name(store: ObjectStore, key: str) -> None:
+    await store.put(key, b"1", Properties())
+    private = await store.get_acl(key)
+    await store.put_acl(key, Canned.PUBLIC_READ)
+    assert set((await store.get_acl(key)).grants) - set(private.grants) == {Grant(EVERYONE, "READ")}
+    await store.put_acl(key, Canned.PRIVATE)
+    assert same_acl(await store.get_acl(key), private)
 
 
 @pytest.mark.parametrize("key", ["large", "a//b", "trail/", "\x01"], ids=ascii)

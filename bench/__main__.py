@@ -1,0 +1,94 @@
+"""The command line of the benchmark: what is run, and where the results go."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import chart, report
+from bench.drive import drop_page_cache
+from bench.results import Cell, Setting
+from bench.scale import FULL, QUICK
+from bench.servers import SERVERS
+from bench.session import Plan, Session
+from bench.systems import FLOOR, SYSTEMS
+from bench.workloads import WORKLOADS
+
+QUICK_SYSTEMS = ("sosfs", "sosfs-journal", "s3fs", "rclone-full")
+
+
+def main() -> None:
+    """Runs what was asked for; writes results.json, results.md and chart.svg, also when interrupted."""
+    given = _parser().parse_args()
+    scale = QUICK if given.quick else FULL
+    systems = given.systems or [name for name in SYSTEMS if name in QUICK_SYSTEMS or not given.quick]
+    servers = given.server or (["ceph"] if given.quick else list(SERVERS))
+    trips = given.rtt if given.rtt is not None else [0] if given.quick else [0, 20]
+    plan = Plan(
+        scale=scale,
+        settings=[Setting(server, rtt) for server in servers for rtt in trips],
+        workloads=[WORKLOADS[name] for name in given.workloads or WORKLOADS],
+        systems=[name for name in systems if name != FLOOR] + [FLOOR],
+        rounds=given.rounds or scale.rounds,
+        counted=given.count,
+    )
+    given.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="sosfs-bench-", ignore_cleanup_errors=True) as base:
+        session = Session(plan, Path(base), _tell)
+        if not drop_page_cache():
+            session.results.notes.append("Not run as root: the kernel's page cache was not dropped before each run.")
+        try:
+            session.run()
+        finally:
+            _write(session, given.out)
+
+
+def _write(session: Session, out: Path) -> None:
+    if not session.results.cells:
+        return
+    session.results.write(out / "results.json")
+    (out / "results.md").write_text(report.markdown(session.results))
+    chart.draw(session.results, out / "chart.svg")
+    print(f"written: {out}/results.json, results.md, chart.svg")
+
+
+def _tell(cell: Cell) -> None:
+    """One line for each finished cell."""
+    said = f"{report.number(cell.seconds)} s" if cell.measures else ""
+    print(f"{cell.setting!s:12} {cell.workload:16} {cell.system:20} {said:>10}  {cell.failure}", flush=True)
+
+
+def _names(known: dict[str, object]) -> type[argparse.Action] | object:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        for name in names:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name} is none of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round; about ten minutes")
+    parser.add_argument("--systems", type=_names({**SYSTEMS, FLOOR: None}), metavar="A,B", help=", ".join(SYSTEMS))
+    parser.add_argument("--workloads", type=_names(dict(WORKLOADS)), metavar="A,B", help=", ".join(WORKLOADS))
+    parser.add_argument("--server", type=_names(dict(SERVERS)), metavar="A,B", help=", ".join(SERVERS))
+    parser.add_argument("--rtt", type=_numbers, metavar="MS,MS", help="milliseconds of round trip added")
+    parser.add_argument("--rounds", type=int, help="how often each system runs each workload")
+    parser.add_argument(
+        "--count", action=argparse.BooleanOptionalAction, default=True, help="count S3 requests in a run of their own"
+    )
+    parser.add_argument("--out", type=Path, default=Path("bench/results"), help="directory of the results")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""Which conditions a server honours: found out once on a scratch key, decided here and only here.
+
+Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
+takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
+and the pins of copies. Until the probe has run nothing counts as honoured. Blocks; runs in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from sosfs.errors import Cause, StoreError
+from sosfs.store import Conditions, Properties
+
+if TYPE_CHECKING:
+    from sosfs.lane_signed import SignedLane
+
+_BODY = b"sosfs"
+_OTHER = "0" * 32  # the ETag of nothing that anybody has stored
+_ABSENT = {"If-None-Match": "*"}
+
+
+class Quoting(Enum):
+    """How an ETag is written in If-Match."""
+
+    QUOTED = '"{}"'  # RFC 9110
+    BARE = "{}"  # Ceph 16, on PUT
+
+    def of(self, etag: str) -> str:
+        return self.value.format(etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the server honours; whatever it doesn't is checked with a HEAD instead."""
+
+    known: bool = False
+    absent: bool = False  # If-None-Match: * on PUT
+    match: Quoting | None = None  # If-Match on PUT
+    complete: bool = False  # both on CompleteMultipartUpload
+    copy_pin: bool = False  # x-amz-copy-source-if-match on CopyObject
+    part_pin: bool = False  # the same on UploadPartCopy
+
+    @property
+    def conditions(self) -> Conditions:
+        """HONOURED only where both conditions of PUT are."""
+        if not self.known:
+            return Conditions.UNKNOWN
+        return Conditions.HONOURED if self.absent and self.match else Conditions.IGNORED
+
+
+def probe(lane: SignedLane, key: str) -> Abilities:
+    """What the server honours, tried on `key`, which must be nobody's and is removed again.
+
+    A key that may not write there learns nothing (UNKNOWN). Any other failure is raised.
+    """
+    try:
+        stored, _ = lane.put(key, _BODY, Properties(), None, _ABSENT)
+    except StoreError as error:
+        if error.cause is Cause.DENIED:
+            return Abilities()
+        if error.cause is Cause.UNSUPPORTED:
+            return Abilities(known=True)
+        raise
+    try:
+        absent = _refused(lambda: lane.put(key, _BODY, Properties(), None, _ABSENT))
+        match = next((style for style in Quoting if _told_apart(lane, key, stored.etag, style)), None)
+        pin = Quoting.QUOTED.of(_OTHER)
+        copy_pin = _refused(lambda: lane.copy(key, key, pin=pin, properties=Properties(), acl=None))
+        part_pin, complete = _probe_multipart(lane, key)
+    finally:
+        lane.delete(key)
+    return Abilities(True, absent, match, complete, copy_pin, part_pin)
+
+
+def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:
+    """Whether If-Match in this style lets the right ETag pass and refuses a wrong one."""
+
+    def put(tag: str) -> object:
+        return lane.put(key, _BODY, Properties(), None, {"If-Match": style.of(tag)})
+
+    return not _refused(lambda: put(etag)) and _refused(lambda: put(_OTHER))
+
+
+def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
+    """Whether UploadPartCopy honours its pin, and CompleteMultipartUpload If-None-Match and If-Match."""
+    upload = lane.create_multipart(key, Properties(), None)
+    try:
+        pin = Quoting.QUOTED.of(_OTHER)
+        part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
+        parts = [lane.upload_part(key, upload, 1, _BODY)]
+        complete = _refused(lambda: lane.complete_multipart(key, upload, parts, _ABSENT))
+        complete = complete and _refused(lambda: lane.complete_multipart(key, upload, parts, {"If-Match": pin}))
+    finally:
+        try:
+            lane.abort_multipart(key, upload)
+        except StoreError as error:
+            if error.errno != errno.ENXIO:
+                raise
+    return part_pin, complete
+
+
+def _refused(call: Callable[[], object]) -> bool:
+    """Whether the server refused for the condition's sake; one that knows no such condition has not."""
+    try:
+        call()
+    except StoreError as error:
+        if error.cause is Cause.CONFLICT:
+            return True
+        if error.cause is not Cause.UNSUPPORTED:
+            raise
+    return False

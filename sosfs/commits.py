@@ -1,0 +1,326 @@
+"""When a draft goes into the bucket, and what a close waits for: decided here and only here.
+
+`--durability bucket`: close and fsync return when the object is in the bucket, or with the error that
+kept it out; the bytes then stay here, and every later close, fsync and the sending task try again.
+`--durability journal`: they return when the bytes and the record of the draft are on this machine's disk;
+the sending task brings them into the bucket a moment later, so that what is renamed, rewritten or removed at once goes up once
+or never. In both, fsync of a directory and the drain wait for the bucket.
+
+Concurrency: trio thread only; one commit at a time for an inode (`Content.lock`), `SENDERS` in the background.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+
+import trio
+
+from .attributes import Attributes
+from .blocks import Blocks, Source, Spawn
+from .config import Durability
+from .conflict import Conflicts
+from .content import Content
+from .deletions import Deletions
+from .draft import Draft, State
+from .errors import Cause, StoreError
+from .gate import Gate
+from .inodes import Inode, Inodes, Known
+from .journal import Journal, SavedDraft
+from .store import Acl, Guard, Properties, Version
+from .tasks import each
+from .upload import Upload, Uploader
+
+log = logging.getLogger(__name__)
+
+DELAY = 0.5  # seconds that a recorded draft waits for a rename, a rewrite or an unlink
+SENDERS = 16  # drafts going up in the background
+RETRY_FIRST, RETRY_MAX = 5.0, 300.0  # seconds between tries
+
+
+class Commits:
+    """Brings drafts into the bucket."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        blocks: Blocks,
+        uploader: Uploader,
+        attributes: Attributes,
+        deletions: Deletions,
+        gate: Gate,
+        conflicts: Conflicts,
+        journal: Journal,
+        spawn: Spawn,
+        *,
+        durability: Durability,
+    ) -> None:
+        self.durability = durability
+        self.drafts: set[Inode] = set()  # inodes that have one
+        self.backlog = 0  # bytes of recorded drafts that are not in the bucket
+        self._room = trio.Condition()
+        self._inodes = inodes
+        self._blocks = blocks
+        self._uploader = uploader
+        self._attributes = attributes
+        self._deletions = deletions
+        self._gate = gate
+        self._conflicts = conflicts
+        self._journal = journal
+        self._spawn = spawn
+        self._senders = trio.CapacityLimiter(SENDERS)
+        self._hurry = False  # the drain has begun: nothing waits for company any more
+
+    # What close and fsync do
+
+    async def save(self, inode: Inode) -> None:
+        """Keeps the promise of close and fsync for a changed file. Raises what prevents it."""
+        content = inode.content
+        if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
+            return
+        if self.durability is Durability.BUCKET:
+            await self.commit(inode)
+            return
+        await self.record(inode, content, content.draft)
+        self.send_later(inode)
+
+    async def record(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
+        if draft.recorded == draft.serial and content.row:
+            await self._journal.sync()
+            return
+        await draft.spool.sync()
+        serial = draft.serial
+        sums = await draft.spool.sums(draft.size)
+        self._save_row(inode, content, draft, sums if serial == draft.serial else ())
+        draft.recorded = serial
+        await self._journal.sync()
+
+    def _save_row(self, inode: Inode, content: Content, draft: Draft, sums: tuple[int, ...]) -> None:
+        base = draft.base
+        saved = SavedDraft(
+            key=self._inodes.key(inode),
+            size=draft.size,
+            base=(base.key, base.etag, base.size) if base is not None else None,
+            base_stop=draft.base_stop,
+            expected=draft.expected,
+            version=inode.version,
+            local=tuple(draft.local),
+            dirty=draft.unsent,
+            posix=inode.posix,
+            properties=inode.properties,
+            spool=draft.spool.path.name if draft.spool.on_disk else "",
+            sums=sums,
+            body=draft.spool.body,
+        )
+        content.row = self._journal.save_draft(content.row, saved)
+
+    def moved(self, inode: Inode) -> None:
+        """A rename changed the key, or what the bucket must hold: the record follows."""
+        content = inode.content
+        if content is not None and content.row and content.draft is not None:
+            self._save_row(inode, content, content.draft, ())
+
+    def touched(self, inode: Inode) -> None:
+        """A recorded draft is about to be written to."""
+        content = inode.content
+        if content is not None and content.row and content.draft is not None:
+            if content.draft.recorded == content.draft.serial and content.draft.spool.on_disk:
+                self._journal.reopen_draft(content.row)
+
+    def cut(self, inode: Inode) -> None:
+        """A recorded draft was truncated: bytes of the record are gone, so it is made anew."""
+        content = inode.content
+        if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
+            self._save_row(inode, content, content.draft, ())
+
+    def forget_row(self, content: Content) -> None:
+        """The draft is in the bucket, or nobody wants it."""
+        if content.row:
+            self._journal.drop_draft(content.row)
+            content.row = 0
+
+    # Into the bucket
+
+    async def commit(self, inode: Inode) -> None:
+        """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then."""
+        content = inode.content
+        if content is None:
+            return
+        async with content.lock:
+            draft = content.draft
+            if draft is None or not draft.is_dirty or inode.parent is None:
+                return
+            async with self._gate.passing(inode):
+                if inode.parent is not None:
+                    await self._commit(inode, content, draft)
+
+    async def _commit(self, inode: Inode, content: Content, draft: Draft) -> None:
+        key = self._inodes.key(inode)
+        await self._deletions.settle(key)
+        properties, acl = await self.carry(inode)
+        posix, serial = inode.posix, draft.commit_begins()
+        try:
+            version = await self._send(content, draft, key, properties, acl)
+        except StoreError as error:
+            draft.commit_failed()
+            if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
+                await self._lost(inode, content, draft, error)
+                raise OSError(errno.ESTALE, error.strerror) from error
+            raise
+        except BaseException:
+            draft.commit_failed()
+            raise
+        before = inode.version.etag if inode.version is not None else ""
+        inode.pages = version.etag if inode.pages in ("", before) else inode.pages
+        draft.commit_landed(Source(key, version.etag, version.size), version, serial)
+        self._landed(inode, content, draft, version)
+        used = content.upload.properties if content.upload is not None else properties
+        content.upload = None
+        inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
+        self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
+
+    def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
+        inode.version, inode.known, inode.whole = version, Known.ALL, True
+        inode.checked = trio.current_time()
+        if inode.parent is not None and inode.parent.directory is not None:
+            inode.parent.directory.settled(inode.name)
+        content.source = draft.base
+        if draft.is_dirty:
+            self.moved(inode)
+        else:
+            self.forget_row(content)
+
+    async def _send(
+        self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None
+    ) -> Version:
+        size, plan = draft.size, self._uploader.plan
+        if content.upload is not None and (content.upload.key != key or size <= plan.single):
+            await self.drop_upload(content)
+        if size <= plan.single:
+            async with self._uploader.budget.holding(size):
+                body = await draft.read(0, size)
+                version = await self._uploader.store.put(key, body, properties, condition=draft.expected, acl=acl)
+                self._uploader.sent_bytes += len(body)
+            self._blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
+            return version
+        if content.upload is None:
+            content.upload = Upload(self._uploader, draft, key, properties, acl)
+        return await content.upload.finish(size, draft.expected)
+
+    async def carry(self, inode: Inode) -> tuple[Properties, Acl | None]:
+        """What the object must have beside its bytes: what it had, with the attributes of now."""
+        acl = None
+        if inode.version is not None:
+            await self._attributes.learn_whole(inode)
+            acl = await self._attributes.acl(inode)
+        return self._attributes.properties(inode), acl
+
+    async def drop_upload(self, content: Content) -> None:
+        """Gives up the multipart upload of a draft, if it has one."""
+        if content.upload is not None:
+            upload, content.upload = content.upload, None
+            await upload.abort()
+
+    async def _lost(self, inode: Inode, content: Content, draft: Draft, error: StoreError) -> None:
+        """Another client's version won: ours is kept beside it, and the inode shows theirs."""
+        await self._conflicts.keep(inode, draft, error)
+        draft.state, draft.saved = State.CONFLICT, draft.serial
+        await self.let_go(inode, content)
+        await self._attributes.refresh(inode)
+
+    # Drafts come and go
+
+    def began(self, inode: Inode) -> None:
+        """An inode has a draft now."""
+        inode.pins += 1
+        self.drafts.add(inode)
+
+    async def let_go(self, inode: Inode, content: Content) -> None:
+        """Frees a draft that the bucket has, or that nobody can reach any more."""
+        draft = content.draft
+        if draft is None or draft.is_dirty or (draft.state is State.ORPHAN and inode.opens):
+            return
+        content.draft = None
+        await self.drop_upload(content)
+        self.forget_row(content)
+        draft.close()
+        inode.pins -= 1
+        self.drafts.discard(inode)
+        async with self._room:
+            self._room.notify_all()
+
+    def send_later(self, inode: Inode) -> None:
+        """Lets a task bring the draft into the bucket, as often as it takes."""
+        content = inode.content
+        if content is not None and not content.sending:
+            content.sending = True
+            self._spawn(lambda: self._sending(inode, content))
+
+    async def _sending(self, inode: Inode, content: Content) -> None:
+        pause = DELAY if self.durability is Durability.JOURNAL else 0.0
+        try:
+            while content.draft is not None and content.draft.is_dirty and inode.parent is not None:
+                await trio.sleep(0 if self._hurry else pause)
+                pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
+                try:
+                    async with self._senders:
+                        await self.commit(inode)
+                except OSError as error:
+                    log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
+        finally:
+            content.sending = False
+        if content.writers == 0:
+            await self.let_go(inode, content)
+        if inode.opens == 0 and content.draft is None:
+            inode.content = None
+
+    async def wait_for_room(self, limit: int) -> None:
+        """Slows a writer while drafts that are on their way up hold more than `limit` bytes."""
+        while self._sending_bytes() > limit:
+            async with self._room:
+                await self._room.wait()
+
+    def _sending_bytes(self) -> int:
+        return sum(
+            inode.content.draft.local.total
+            for inode in self.drafts
+            if inode.content is not None and inode.content.sending and inode.content.draft is not None
+        )
+
+    async def settle_under(self, top: Inode) -> None:
+        """Everything at and below a directory is in the bucket afterwards. Raises what is not."""
+        changed = {inode for inode in (*self.drafts, *self._attributes.dirty) if self._inodes.is_under(inode, top)}
+
+        async def settle(inode: Inode) -> None:
+            await self.commit(inode)
+            await self._attributes.settle(inode)
+
+        await each(settle, changed, at_once=SENDERS)
+
+    async def drain(self) -> int:
+        """Sends every draft once more, side by side; returns how many did not get through."""
+        self._hurry = True
+
+        async def send(inode: Inode) -> None:
+            content = inode.content
+            try:
+                await self.commit(inode)
+            except OSError as error:
+                log.error("%s could not be sent: %s", inode.name.decode(errors="replace"), error)
+            if content is not None:
+                await self.let_go(inode, content)
+
+        await each(send, list(self.drafts), at_once=SENDERS)
+        return self.pending[0]
+
+    @property
+    def pending(self) -> tuple[int, int]:
+        """Files and bytes that the bucket lacks."""
+        drafts = [
+            inode.content.draft
+            for inode in self.drafts
+            if inode.parent is not None and inode.content is not None and inode.content.draft is not None
+        ]
+        waiting = [draft for draft in drafts if draft.is_dirty]
+        return len(waiting), sum(stop - start for draft in waiting for start, stop in draft.unsent)

@@ -1,0 +1,50 @@
+"""What is open and what has changed of one file: the state that `contents` and `commits` share. Plain values."""
+
+from __future__ import annotations
+
+import os
+
+import trio
+
+from .blocks import Source
+from .draft import Draft
+from .inodes import Inode
+from .reader import Stream
+from .upload import Upload
+
+
+class Content:
+    """The bytes side of an inode that is open or not yet in the bucket."""
+
+    __slots__ = ("draft", "lock", "row", "sending", "source", "times_given", "upload", "writers")
+
+    def __init__(self) -> None:
+        self.draft: Draft | None = None
+        self.upload: Upload | None = None
+        self.source: Source | None = None  # our own newest version, which every handle goes on with
+        self.lock = trio.Lock()  # one commit or record at a time
+        self.writers = 0
+        self.times_given = False  # mtime was set by the user after the last write
+        self.sending = False  # a task is bringing it into the bucket
+        self.row = 0  # of the draft in the journal; 0: none
+
+
+class Handle:
+    """One open file: its inode, its version, how it is being read."""
+
+    __slots__ = ("content", "inode", "reads", "source", "stream", "writes")
+
+    def __init__(self, inode: Inode, content: Content, flags: int) -> None:
+        self.inode = inode
+        self.content = content
+        self.writes = flags & os.O_ACCMODE != os.O_RDONLY
+        self.source: Source | None = None
+        self.stream = Stream()
+        self.reads = 0
+
+
+def content_of(inode: Inode) -> Content:
+    """The inode's content, made if need be."""
+    if inode.content is None:
+        inode.content = Content()
+    return inode.content

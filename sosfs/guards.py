@@ -1,0 +1,78 @@
+"""How a condition on a write is kept: by the server where it honours it, else by a HEAD compare. Decided here only.
+
+A HEAD compare narrows the race and cannot close it. Also here: how a lost answer is told from a lost race.
+Each function asks through the `head` it is given and keeps no state; trio thread.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+
+from sosfs.abilities import Quoting
+from sosfs.errors import Cause, StoreError
+from sosfs.store import Condition, Guard, Object, Properties, Version
+
+Head = Callable[[str], Awaitable[Object]]
+
+
+def stale(request: str, detail: str, error: StoreError | None = None) -> StoreError:
+    """ESTALE for `request`, keeping what the server's own `error` said."""
+    code, status = (error.code, error.status) if error else ("", 0)
+    return StoreError(errno.ESTALE, request, code=code, status=status, detail=detail)
+
+
+def check_etag(request: str, found: Version, etag: str) -> None:
+    """ESTALE where `etag` is given and `found` has another."""
+    if etag and found.etag != etag:
+        raise stale(request, f"{found.etag} is there, not {etag}")
+
+
+async def check_still(head: Head, request: str, key: str, version: Version) -> None:
+    """ESTALE where `key` is not at `version` any more."""
+    here = (await head(key)).version
+    if not here.same_as(version):
+        raise stale(request, f"{here} is there, not {version}")
+
+
+async def header_for(
+    head: Head, request: str, key: str, condition: Condition, *, absent: bool, match: Quoting | None
+) -> dict[str, str]:
+    """The header that carries `condition`, if the server honours it: `absent` If-None-Match, `match` If-Match.
+
+    Else no header, after a HEAD that shows the condition holds; ESTALE if it doesn't.
+    """
+    if isinstance(condition, Version):
+        if match:
+            return {"If-Match": match.of(condition.etag)}
+    elif condition is Guard.NONE:
+        return {}
+    elif absent:
+        return {"If-None-Match": "*"}
+    found = await _present(head, key)
+    if found is None and condition is Guard.ABSENT:
+        return {}
+    if found is not None and isinstance(condition, Version) and found.version.same_as(condition):
+        return {}
+    raise stale(request, "the condition does not hold")
+
+
+async def is_there(head: Head, key: str, etag: str, properties: Properties | None) -> bool:
+    """Whether our own write took place, after an answer that can't tell: it was lost, and the second try refused.
+
+    The ETag is the hash of the bytes, and the metadata hold our mtime to the nanosecond: who wrote the very
+    same at the same time lost nothing.
+    """
+    found = await _present(head, key)
+    if found is None or found.version.etag != etag:
+        return False
+    return properties is None or found.properties.metadata == properties.metadata
+
+
+async def _present(head: Head, key: str) -> Object | None:
+    try:
+        return await head(key)
+    except StoreError as error:
+        if error.cause is not Cause.ABSENT:
+            raise
+        return None

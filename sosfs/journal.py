@@ -1,0 +1,337 @@
+"""What must outlive a crash, and how it is kept: decided here and only here.
+
+One SQLite database in the cache directory holds what was promised and is not in the bucket yet: drafts, deletes,
+attribute changes, directory renames, and the multipart uploads under way. A row is written before the promise
+and removed after the bucket has it, so a replay may find work that is done already, never miss some.
+
+A change survives the death of this process as soon as its statement returns (write-ahead log in the page
+cache), and the death of the machine once `sync` returns (fsync of that log, shared by all who wait).
+Every row carries a checksum; small drafts lie in their row, large ones in the spool, with a checksum of each MiB.
+
+Concurrency: trio thread only, but for the fsync, which runs in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import logging
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import trio
+
+from .metadata import Posix
+from .store import Guard, Headers, Properties, Version
+
+log = logging.getLogger(__name__)
+
+FORMAT = "1"
+_TABLES = """
+create table if not exists facts (name text primary key, value text not null);
+create table if not exists drafts (id integer primary key, record text not null, body blob, sum integer not null,
+  open integer not null default 0);
+create table if not exists deletes (key text primary key, version text not null);
+create table if not exists attributes (id integer primary key, record text not null);
+create table if not exists renames (id integer primary key, old text not null, new text not null);
+create table if not exists uploads (upload text primary key, key text not null);
+"""
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedDraft:
+    """A draft as the journal holds it. `spool` is the file's name, "" when the bytes are in `body`.
+
+    `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
+    of the spool, empty for a spool that was written to since.
+    """
+
+    key: str
+    size: int
+    base: tuple[str, str, int] | None
+    base_stop: int
+    expected: Version | Guard
+    version: Version | None
+    local: Ranges
+    dirty: Ranges
+    posix: Posix
+    properties: Properties
+    spool: str
+    sums: tuple[int, ...]
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAttributes:
+    """Attributes to be written to an object that still has this version (a directory's marker: any)."""
+
+    key: str
+    version: Version | None
+    posix: Posix
+    properties: Properties
+
+
+class Journal:
+    """The journal of one mount, locked against any other."""
+
+    def __init__(self, directory: Path, owner: str) -> None:
+        """Opens or begins the journal of `owner` (endpoint, bucket and prefix).
+
+        Raises OSError EBUSY when another mount has it, EINVAL when it is another bucket's.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = directory / "journal.sqlite"
+        self._lock = _locked(directory / "lock")
+        self._db, self.is_new = _opened(self._path)
+        self._require(owner)
+        self._syncing = trio.Lock()
+        self._written = 0
+        self._synced = 0
+
+    def _require(self, owner: str) -> None:
+        found = dict(self._db.execute("select name, value from facts").fetchall())
+        if found.get("owner", owner) != owner:
+            self.close()
+            raise OSError(errno.EINVAL, f"{self._path.parent} holds the journal of another bucket: {found['owner']}")
+        if found.get("format", FORMAT) != FORMAT:
+            self.close()
+            raise OSError(errno.EINVAL, f"{self._path} was written by another version of sosfs")
+        self._db.executemany("insert or ignore into facts values (?, ?)", [("owner", owner), ("format", FORMAT)])
+
+    def close(self) -> None:
+        """Closes the database and lets others have it."""
+        self._db.close()
+        os.close(self._lock)
+
+    async def sync(self) -> None:
+        """All that was written before is on the disk afterwards. Raises OSError when the disk refuses."""
+        wanted = self._written
+        async with self._syncing:
+            if self._synced >= wanted:
+                return
+            upto = self._written
+            await trio.to_thread.run_sync(_fsync, self._path.with_name(self._path.name + "-wal"))
+            self._synced = upto
+
+    def _write(self, statement: str, values: Sequence[object]) -> int:
+        self._written += 1
+        try:
+            return self._db.execute(statement, values).lastrowid or 0
+        except sqlite3.Error as error:
+            raise OSError(errno.EIO, f"the journal: {error}") from error
+
+    # Drafts
+
+    def save_draft(self, row: int, saved: SavedDraft) -> int:
+        """Stores a draft in its row, or in a new one for 0; returns the row."""
+        record = json.dumps(_draft_record(saved))
+        total = zlib.crc32(saved.body, zlib.crc32(record.encode()))
+        body = saved.body if not saved.spool else None
+        if row:
+            self._write("update drafts set record = ?, body = ?, sum = ?, open = 0 where id = ?", (record, body, total, row))
+            return row
+        return self._write("insert into drafts (record, body, sum) values (?, ?, ?)", (record, body, total))
+
+    def reopen_draft(self, row: int) -> None:
+        """Its spool is being written to: from now on the checksums in the row say nothing."""
+        self._write("update drafts set open = 1 where id = ?", (row,))
+
+    def drop_draft(self, row: int) -> None:
+        """The bucket has it, or nobody wants it any more."""
+        self._write("delete from drafts where id = ?", (row,))
+
+    def drafts(self) -> Iterator[tuple[int, SavedDraft]]:
+        """All drafts, oldest first; a damaged row is logged and left in place."""
+        rows = self._db.execute("select id, record, body, sum, open from drafts order by id").fetchall()
+        for row, record, body, total, is_open in rows:
+            if zlib.crc32(body or b"", zlib.crc32(record.encode())) != total:
+                log.error("row %d of the journal is damaged and left alone", row)
+                continue
+            known = json.loads(record)
+            yield row, _draft({**known, "sums": [] if is_open else known["sums"]}, body or b"")
+
+    # Deletes
+
+    def add_delete(self, key: str, version: Version) -> None:
+        """A key is to be removed, as long as it has this version."""
+        self._write("insert or replace into deletes values (?, ?)", (key, json.dumps(_version(version))))
+
+    def drop_delete(self, key: str) -> None:
+        """It is gone."""
+        self._write("delete from deletes where key = ?", (key,))
+
+    def deletes(self) -> list[tuple[str, Version]]:
+        """What is to be removed."""
+        rows = self._db.execute("select key, version from deletes").fetchall()
+        return [(key, Version(*json.loads(version))) for key, version in rows]
+
+    # Attributes
+
+    def save_attributes(self, row: int, saved: SavedAttributes) -> int:
+        """Stores an attribute change in its row, or in a new one for 0; returns the row."""
+        record = json.dumps(
+            [saved.key, _version(saved.version), _posix(saved.posix), _properties(saved.properties)]
+        )
+        if row:
+            self._write("update attributes set record = ? where id = ?", (record, row))
+            return row
+        return self._write("insert into attributes (record) values (?)", (record,))
+
+    def drop_attributes(self, row: int) -> None:
+        """They are written."""
+        self._write("delete from attributes where id = ?", (row,))
+
+    def attributes(self) -> list[tuple[int, SavedAttributes]]:
+        """What is to be written, oldest first."""
+        found = []
+        for row, record in self._db.execute("select id, record from attributes order by id").fetchall():
+            key, version, posix, properties = json.loads(record)
+            found.append(
+                (row, SavedAttributes(key, _version_back(version), Posix(*posix), _properties_back(properties)))
+            )
+        return found
+
+    # Renames and uploads
+
+    def add_rename(self, old: str, new: str) -> int:
+        """A directory's rename begins, from prefix to prefix; returns its row."""
+        return self._write("insert into renames (old, new) values (?, ?)", (old, new))
+
+    def drop_rename(self, row: int) -> None:
+        """It is done, or undone."""
+        self._write("delete from renames where id = ?", (row,))
+
+    def renames(self) -> list[tuple[int, str, str]]:
+        """Renames under way, oldest first."""
+        return self._db.execute("select id, old, new from renames order by id").fetchall()
+
+    def add_upload(self, upload: str, key: str) -> None:
+        """A multipart upload of ours begins."""
+        self._write("insert or replace into uploads values (?, ?)", (upload, key))
+
+    def drop_upload(self, upload: str) -> None:
+        """It is completed or aborted."""
+        self._write("delete from uploads where upload = ?", (upload,))
+
+    def uploads(self) -> list[tuple[str, str]]:
+        """Uploads that were neither completed nor aborted, as (id, key)."""
+        return self._db.execute("select upload, key from uploads").fetchall()
+
+    @property
+    def rows(self) -> int:
+        """How much is pending."""
+        tables = ("drafts", "deletes", "attributes", "renames")
+        return sum(self._db.execute(f"select count(*) from {table}").fetchone()[0] for table in tables)
+
+
+def _locked(path: Path) -> int:
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise OSError(errno.EBUSY, f"the cache directory {path.parent} is in use by another mount") from None
+    return file
+
+
+def _opened(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """The database, and whether it had to be begun anew; one that SQLite cannot read is put aside."""
+    is_new = not path.exists()
+    try:
+        return _prepared(path), is_new
+    except sqlite3.DatabaseError as error:
+        aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
+        log.error("the journal cannot be read and is kept as %s: %s", aside, error)
+        for suffix in ("", "-wal", "-shm"):
+            source = path.with_name(path.name + suffix)
+            if source.exists():
+                source.rename(aside.with_name(aside.name + suffix))
+        return _prepared(path), True
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    # The fsync runs beside, in `sync`; SQLite itself is used from the trio thread alone.
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = normal")
+    db.executescript(_TABLES)
+    if db.execute("pragma quick_check").fetchone()[0] != "ok":
+        db.close()
+        raise sqlite3.DatabaseError("quick_check failed")
+    return db
+
+
+def _fsync(path: Path) -> None:
+    try:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return  # a checkpoint, which syncs, has just emptied and removed it
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _version(version: Version | None) -> list[object] | None:
+    return None if version is None else [version.etag, version.size, version.modified]
+
+
+def _version_back(value: list[object] | None) -> Version | None:
+    return None if value is None else Version(*value)  # type: ignore[arg-type]
+
+
+def _posix(posix: Posix) -> list[int | None]:
+    return [posix.mode, posix.uid, posix.gid, posix.mtime_ns, posix.rdev]
+
+
+def _properties(properties: Properties) -> list[object]:
+    headers = properties.headers
+    return [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata)]
+
+
+def _properties_back(value: list[object]) -> Properties:
+    headers, metadata = value
+    return Properties(Headers(*headers), metadata)  # type: ignore[misc, arg-type]
+
+
+def _draft_record(saved: SavedDraft) -> dict[str, object]:
+    expected = saved.expected.value if isinstance(saved.expected, Guard) else _version(saved.expected)
+    return {
+        "key": saved.key,
+        "size": saved.size,
+        "base": saved.base,
+        "base_stop": saved.base_stop,
+        "expected": expected,
+        "version": _version(saved.version),
+        "local": saved.local,
+        "dirty": saved.dirty,
+        "posix": _posix(saved.posix),
+        "properties": _properties(saved.properties),
+        "spool": saved.spool,
+        "sums": saved.sums,
+    }
+
+
+def _draft(record: dict[str, object], body: bytes) -> SavedDraft:
+    known = dict(record)
+    expected, base = known.pop("expected"), known.pop("base")
+    return SavedDraft(
+        expected=Guard(expected) if isinstance(expected, str) else Version(*expected),  # type: ignore[misc]
+        base=tuple(base) if base else None,  # type: ignore[arg-type]
+        version=_version_back(known.pop("version")),  # type: ignore[arg-type]
+        local=tuple((a, b) for a, b in known.pop("local")),  # type: ignore[attr-defined]
+        dirty=tuple((a, b) for a, b in known.pop("dirty")),  # type: ignore[attr-defined]
+        posix=Posix(*known.pop("posix")),  # type: ignore[misc]
+        properties=_properties_back(known.pop("properties")),  # type: ignore[arg-type]
+        sums=tuple(known.pop("sums")),  # type: ignore[arg-type]
+        body=body,
+        **known,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,95 @@
+"""How a request gets a thread and a valid key: decided here and only here.
+
+Requests block threads of their own, by two limiters, so that bulk data never starves `ls`. A request that
+began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again
+from its source, and the request made once more.
+
+Concurrency: state changes in the trio thread only, between awaits. The lanes are imported with the first
+request: they start threads, which must not be before the daemon has forked.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from sosfs.errors import StoreError
+from sosfs.target import S3Target
+
+if TYPE_CHECKING:
+    from sosfs.lanes import Lanes
+
+T = TypeVar("T")
+
+SMALL_REQUESTS = 32  # at once
+BULK_REQUESTS = 16
+BULK = 256 << 10  # bytes from which a request is bulk
+KEY_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
+MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
+
+
+class Sender:
+    """Sends to one target. `on_request` is told the name of each S3 operation, in the trio thread."""
+
+    def __init__(self, target: S3Target, on_request: Callable[[str], None]) -> None:
+        self._target = target
+        self._on_request = on_request
+        self._small = trio.CapacityLimiter(SMALL_REQUESTS)
+        self._bulk = trio.CapacityLimiter(BULK_REQUESTS)
+        self._lanes: Lanes | None = None
+        self._renewal = trio.Lock()
+        self._muted_until = -math.inf
+
+    def close(self) -> None:
+        """Closes idle connections; no request may be under way or follow."""
+        if self._lanes:
+            self._lanes.signed.close()
+            self._lanes = None
+
+    async def send(self, operation: str, work: Callable[[Lanes], T], *, size: int = 0) -> T:
+        """Does `work` in a thread, once more where the key was refused and its source has another one."""
+        used = self._lanes = self._lanes or self._opened(operation)
+        limiter = self._bulk if size >= BULK else self._small
+        self._on_request(operation)
+        try:
+            return await trio.to_thread.run_sync(work, used, limiter=limiter)
+        except StoreError as error:
+            renewed = await self._renewed(used, error)
+            if renewed is None:
+                raise
+        self._on_request(operation)
+        return await trio.to_thread.run_sync(work, renewed, limiter=limiter)
+
+    def _opened(self, operation: str) -> Lanes:
+        from sosfs.lanes import Lanes  # noqa: PLC0415  # starts threads: not before the fork
+
+        try:
+            key = self._target.credentials.current()
+        except OSError as error:
+            raise StoreError(errno.EACCES, operation, detail=str(error)) from error
+        return Lanes.opened(self._target, key)
+
+    async def _renewed(self, used: Lanes, error: StoreError) -> Lanes | None:
+        """Lanes with another key than `used`, if its refusal is the matter and the source has one."""
+        mute = error.status == 403 and not error.code  # a HEAD's: it may mean any refusal
+        if error.code not in KEY_REFUSED and not mute:
+            return None
+        async with self._renewal:
+            if self._lanes is not used:
+                return self._lanes  # renewed by another call, while this one waited
+            if mute:
+                if trio.current_time() < self._muted_until:
+                    return None
+                self._muted_until = trio.current_time() + MUTE_REFUSAL
+            try:
+                key = await trio.to_thread.run_sync(self._target.credentials.refresh, limiter=self._small)
+            except OSError as failure:
+                raise StoreError(errno.EACCES, error.request, code=error.code, detail=str(failure)) from failure
+            if key == used.key:
+                return None
+            self._lanes = used.opened(self._target, key)
+            return self._lanes

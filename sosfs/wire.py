@@ -1,0 +1,182 @@
+"""How keys, properties and versions look in HTTP headers: decided here and only here.
+
+Both lanes send and read objects through these functions, so a caller can't tell which lane served it.
+User metadata is text for us and ASCII on the wire: a value that HTTP would not carry as it is becomes an
+RFC 2047 encoded word (which is what S3 itself answers for such values), and raw UTF-8 written by other
+tools is understood. Pure functions, safe from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from base64 import b64encode
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from email.errors import HeaderParseError
+from email.header import decode_header, make_header
+from email.utils import parsedate_to_datetime
+from hashlib import md5
+from urllib.parse import quote
+
+from sosfs.errors import StoreError
+from sosfs.store import KEY_MAX, METADATA_MAX, Acl, Canned, Headers, Object, Part, Properties, Version
+
+META = "x-amz-meta-"
+SYSTEM = {
+    "content_type": "Content-Type",
+    "cache_control": "Cache-Control",
+    "content_disposition": "Content-Disposition",
+    "content_encoding": "Content-Encoding",
+    "content_language": "Content-Language",
+    "expires": "Expires",
+}
+GRANT = {
+    "READ": "x-amz-grant-read",
+    "WRITE": "x-amz-grant-write",
+    "READ_ACP": "x-amz-grant-read-acp",
+    "WRITE_ACP": "x-amz-grant-write-acp",
+    "FULL_CONTROL": "x-amz-grant-full-control",
+}
+_TOKEN = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110 "token", lower-case: the name of a header field
+_PLAIN = re.compile(r"(?:[!-~]+(?: [!-~]+)*)?")  # printable ASCII with single blanks inside: HTTP may fold others
+_ENCODED = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?\s]*\?=(?:\s+=\?[^?\s]+\?[bBqQ]\?[^?\s]*\?=)*")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def check_key(key: str) -> None:
+    """Raises EINVAL or ENAMETOOLONG for what no S3 server takes as a key, before anything is sent."""
+    try:
+        size = len(key.encode())
+    except UnicodeEncodeError as error:
+        raise StoreError(errno.EINVAL, f"key {key!r}", detail="not UTF-8") from error
+    if size == 0:
+        raise StoreError(errno.EINVAL, "key ''", detail="empty key")
+    if size > KEY_MAX:
+        raise StoreError(errno.ENAMETOOLONG, f"key {key!r}", detail=f"{size} bytes, at most {KEY_MAX}")
+
+
+def path_of(key: str) -> str:
+    """The key as S3 signs and sends it in a URL: all but the unreserved characters and `/` in percent form."""
+    return quote(key, safe="/~")
+
+
+def bare_etag(text: str) -> str:
+    """An ETag without its quotes and without the mark of a weak one."""
+    return text.removeprefix("W/").strip('"')
+
+
+def joined_etag(parts: Sequence[Part]) -> str:
+    """What S3 makes the ETag of joined parts: the hash of their hashes, and how many they are.
+
+    "" where a part's ETag is no hash (a server that encrypts), which no object has.
+    """
+    try:
+        digests = b"".join(bytes.fromhex(part.etag) for part in sorted(parts, key=lambda part: part.number))
+    except ValueError:
+        return ""
+    return f"{md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+
+
+def property_headers(properties: Properties) -> dict[str, str]:
+    """The request headers that carry `properties`.
+
+    EINVAL for a name or value that no header can carry, ENOSPC above the 2 kB of SOS ("Limits and quotas").
+    """
+    found: dict[str, str] = {}
+    for field, name in SYSTEM.items():
+        value: str = getattr(properties.headers, field)
+        if _CONTROL.search(value):
+            raise StoreError(errno.EINVAL, f"header {name}", detail="control character")
+        if value:
+            found[name] = value
+    size = 0
+    for name, value in properties.metadata.items():
+        if not _TOKEN.fullmatch(name):
+            raise StoreError(errno.EINVAL, f"metadata {name!r}", detail="not a lower-case header name")
+        sent = _encoded(name, value)
+        size += len(name) + len(sent)
+        found[META + name] = sent
+    if size > METADATA_MAX:
+        raise StoreError(errno.ENOSPC, "metadata", detail=f"{size} bytes, at most {METADATA_MAX}")
+    return found
+
+
+def check_properties(properties: Properties | None) -> None:
+    """Raises what `property_headers` would, before anything is sent."""
+    if properties:
+        property_headers(properties)
+
+
+def _encoded(name: str, value: str) -> str:
+    """The value as header text; what reads back as something else in plain form becomes an encoded word."""
+    if _PLAIN.fullmatch(value) and "=?" not in value:
+        return value
+    try:
+        return f"=?UTF-8?B?{b64encode(value.encode()).decode()}?="
+    except UnicodeEncodeError as error:
+        raise StoreError(errno.EINVAL, f"metadata {name!r}", detail="value is not UTF-8") from error
+
+
+def decoded(value: str) -> str:
+    """The text of a metadata value: encoded words resolved, raw UTF-8 understood, all else as it came."""
+    if _ENCODED.fullmatch(value):
+        try:
+            return str(make_header(decode_header(value)))
+        except (HeaderParseError, LookupError, UnicodeDecodeError):
+            return value
+    return _utf8(value)
+
+
+def _utf8(value: str) -> str:
+    """HTTP libraries read header bytes as Latin-1; other tools write UTF-8 into them."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode()
+    except UnicodeError:
+        return value
+
+
+def grant_headers(acl: Acl | Canned | None) -> dict[str, str]:
+    """The `x-amz-grant-*` or `x-amz-acl` headers for a new object; none for the default, which is private."""
+    if isinstance(acl, Canned):
+        return {"x-amz-acl": acl.value}
+    if acl is None or acl.is_private:
+        return {}
+    grantees: dict[str, list[str]] = {}
+    for grant in acl.grants:
+        if grant.permission not in GRANT:
+            raise StoreError(errno.EINVAL, "grant", detail=f"no such permission: {grant.permission}")
+        kind = "uri" if grant.grantee.startswith("http") else "id"
+        grantees.setdefault(GRANT[grant.permission], []).append(f'{kind}="{grant.grantee}"')
+    return {name: ", ".join(who) for name, who in grantees.items()}
+
+
+def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) -> Object:
+    """The object that the answer's headers describe; `size` where Content-Length counts a range only."""
+    system = {field: _utf8(headers.get(name, "")) for field, name in SYSTEM.items()}
+    metadata = {
+        name.lower().removeprefix(META): decoded(value)
+        for name, value in headers.items()
+        if name.lower().startswith(META)
+    }
+    version = Version(
+        etag=bare_etag(headers.get("ETag", "")),
+        size=int(headers.get("Content-Length", "0")) if size is None else size,
+        modified=modified(parsedate_to_datetime(headers["Last-Modified"])) if "Last-Modified" in headers else None,
+    )
+    return Object(
+        key,
+        version,
+        Properties(Headers(**system), metadata),
+        version_id=headers.get("x-amz-version-id", ""),
+        storage_class=headers.get("x-amz-storage-class", ""),
+    )
+
+
+def modified(moment: datetime) -> int:
+    """Last-Modified as a `Version` carries it: a listing's fractions are dropped, since HEAD has none."""
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return int(moment.timestamp())

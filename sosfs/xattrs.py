@@ -1,0 +1,247 @@
+"""Which extended attributes a file has, and what reading and setting each does: decided here and only here.
+
+| attribute                                  | stands for                                            |
+|--------------------------------------------|-------------------------------------------------------|
+| `user.NAME`                                | the metadata `x-amz-meta-NAME` (`xattr_names`)        |
+| `user.mime_type`                           | Content-Type; removing it gives the name's own type   |
+| `user.sos.cache-control` and four more     | the header                                            |
+| `user.sos.acl`                             | the ACL as text (`acl`)                               |
+| `user.sos.etag`, `.version-id`, `.url` ... | read-only                                             |
+
+Listed is only what a copy of the file should carry: metadata, headers that are set, a Content-Type other than
+the name tells. So `cp --preserve=xattr` and `rsync -X` neither meet what cannot be set nor spread an ACL.
+What is set goes into the bucket with the file's other attributes, in one request.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
+
+from . import acl, headers, metadata, xattr_names
+from .attributes import Attributes
+from .draft import State
+from .inodes import Inode, Inodes
+from .links import Links
+from .rejected import Rejections
+from .sharing import Sharing
+from .store import Detail, Object, ObjectStore, Properties
+from .wire import check_properties
+
+USER = b"user."
+SOS = USER + xattr_names.RESERVED
+MIME_TYPE = USER + xattr_names.MIME_TYPE
+ACL = SOS + b"acl"
+EXPIRES = SOS + b"expires"
+HEADERS: Mapping[bytes, str] = {
+    SOS + b"cache-control": "cache_control",
+    SOS + b"content-disposition": "content_disposition",
+    SOS + b"content-encoding": "content_encoding",
+    SOS + b"content-language": "content_language",
+    EXPIRES: "expires",
+    MIME_TYPE: "content_type",
+}
+# What servers say of an object that was stored without a type.
+UNTYPED = frozenset({"", "binary/octet-stream", "application/binary", headers.UNKNOWN, headers.DIRECTORY})
+Reader = Callable[[Inode], Awaitable[str]]
+
+
+def _absent() -> OSError:
+    return OSError(errno.ENODATA, "no such attribute")
+
+
+class Xattrs:
+    """The extended attributes of the files of a mount. `kept` are the keys where losers of a conflict lie."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        attributes: Attributes,
+        sharing: Sharing,
+        links: Links,
+        rejections: Rejections,
+        *,
+        kept: list[str],
+    ) -> None:
+        self._inodes = inodes
+        self._store = store
+        self._attributes = attributes
+        self._sharing = sharing
+        self._links = links
+        self._rejections = rejections
+        self._kept = kept
+        self._readers: Mapping[bytes, Reader] = {
+            ACL: self._acl,
+            SOS + b"etag": self._etag,
+            SOS + b"version-id": self._version_id,
+            SOS + b"storage-class": self._storage_class,
+            SOS + b"url": self._url,
+            SOS + b"presigned-url": self._presigned_url,
+            SOS + b"state": self._state,
+        }
+
+    # Reading
+
+    async def get(self, inode: Inode, name: bytes) -> bytes:
+        """The value of a `user.` attribute. Raises ENODATA, and what the bucket answers."""
+        if name in self._readers:
+            return (await self._readers[name](inode)).encode()
+        known = await self._known(inode, whole=name == EXPIRES)
+        if name in HEADERS:
+            if value := getattr(known.headers, HEADERS[name]):
+                return str(value).encode()
+            raise _absent()
+        if not name.startswith(SOS):
+            for entry, value in known.metadata.items():
+                if xattr_names.shown(entry) == name[len(USER) :]:
+                    return xattr_names.from_text(value)
+        raise _absent()
+
+    async def names(self, inode: Inode) -> list[bytes]:
+        """The attributes that a copy should have. Raises what the bucket answers."""
+        known = await self._known(inode, whole=True)
+        shown = [xattr_names.shown(entry) for entry in known.metadata]
+        listed = [USER + name for name in shown if name is not None]
+        listed += [name for name, field in HEADERS.items() if name != MIME_TYPE and getattr(known.headers, field)]
+        if known.headers.content_type not in UNTYPED | {self._own_type(inode)}:
+            listed.append(MIME_TYPE)
+        return listed
+
+    async def _known(self, inode: Inode, *, whole: bool = False) -> Properties:
+        """The object's properties with the user's edits; `whole` is with `expires`, which may cost a request."""
+        await self._learn(inode)
+        if whole and inode.version is not None:
+            await self._attributes.learn_whole(inode)
+        if not inode.is_directory:
+            return self._attributes.properties(inode)
+        return self._attributes.known(inode)
+
+    async def _learn(self, inode: Inode) -> None:
+        if await self._attributes.learn(inode) is not inode:
+            raise OSError(errno.ESTALE, "it turned out to be of another type")
+
+    def _own_type(self, inode: Inode) -> str:
+        return headers.DIRECTORY if inode.is_directory else headers.for_name(inode.segment).content_type
+
+    # Reading what is no header and no metadata
+
+    async def _acl(self, inode: Inode) -> str:
+        return acl.shown(await self._sharing.read(inode))
+
+    async def _etag(self, inode: Inode) -> str:
+        await self._learn(inode)
+        if inode.version is None:
+            raise _absent()
+        return inode.version.etag
+
+    async def _version_id(self, inode: Inode) -> str:
+        found = (await self._object(inode)).version_id
+        if not found:
+            raise _absent()
+        return found
+
+    async def _storage_class(self, inode: Inode) -> str:
+        return (await self._object(inode)).storage_class or "STANDARD"  # S3 names only the others
+
+    async def _object(self, inode: Inode) -> Object:
+        await self._learn(inode)
+        if inode.version is None:
+            raise _absent()
+        return await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+
+    async def _url(self, inode: Inode) -> str:
+        return self._links.url(self._key(inode))
+
+    async def _presigned_url(self, inode: Inode) -> str:
+        return self._links.presigned(self._key(inode))
+
+    def _key(self, inode: Inode) -> str:
+        if inode.parent is None:
+            raise _absent()
+        return self._inodes.key(inode)
+
+    async def _state(self, inode: Inode) -> str:
+        """clean: as in the bucket; dirty: not yet; uploading: on its way; conflict: ours is kept beside another's."""
+        draft = inode.content.draft if inode.content is not None else None
+        if draft is not None and draft.state is State.COMMITTING:
+            return "uploading"
+        if inode.attributes_dirty or (draft is not None and draft.is_dirty):
+            return "dirty"
+        if inode.parent is not None and any(key.startswith(f"{self._inodes.key(inode)}.conflict-") for key in self._kept):
+            return "conflict"
+        return "clean"
+
+    # Changing
+
+    async def set(self, inode: Inode, name: bytes, value: bytes) -> None:
+        """Sets a `user.` attribute.
+
+        Raises EPERM for what is read-only, EINVAL for what a header or an ACL cannot be, ENOSPC over 2 kB of
+        metadata, EOPNOTSUPP for the root of a bucket, which is no object.
+        """
+        if name == ACL:
+            await self._set_acl(inode, value)
+            return
+        self._require_settable(inode, name)
+        await self._known(inode)
+        if name in HEADERS:
+            edits = inode.edits.with_header(HEADERS[name], _header(name, value))
+        else:
+            entry = xattr_names.stored(name[len(USER) :], self._attributes.known(inode).metadata)
+            edits = inode.edits.with_metadata(entry, xattr_names.to_text(value))
+        wanted = edits.applied(inode.properties)
+        check_properties(Properties(wanted.headers, metadata.write(wanted.metadata, inode.posix)))
+        inode.edits = edits
+        self._attributes.changed(inode)
+
+    async def remove(self, inode: Inode, name: bytes) -> None:
+        """Removes a `user.` attribute. Raises ENODATA, and as `set`."""
+        self._require_settable(inode, name)
+        known = await self._known(inode, whole=name == EXPIRES)
+        if name in HEADERS:
+            if not getattr(known.headers, HEADERS[name]):
+                raise _absent()
+            left = self._own_type(inode) if name == MIME_TYPE else ""  # S3 has no object without a type
+            inode.edits = inode.edits.with_header(HEADERS[name], left)
+        else:
+            entry = xattr_names.stored(name[len(USER) :], known.metadata)
+            if entry not in known.metadata:
+                raise _absent()
+            inode.edits = inode.edits.with_metadata(entry, None)
+        self._attributes.changed(inode)
+
+    async def _set_acl(self, inode: Inode, value: bytes) -> None:
+        try:
+            await self._sharing.write(inode, value.decode(errors="replace"))
+        except OSError as error:
+            self._rejections.add(f"ACL of {inode.name.decode(errors='replace')}", error)
+            raise
+
+    def _require_settable(self, inode: Inode, name: bytes) -> None:
+        if name in self._readers:
+            raise OSError(errno.EPERM, f"{name.decode()} is read-only")
+        if name.startswith(SOS) and name not in HEADERS:
+            raise OSError(errno.EOPNOTSUPP, f"there is no attribute {name.decode(errors='replace')}")
+        if inode is self._inodes.root and not self._inodes.key(inode):
+            raise OSError(errno.EOPNOTSUPP, "the root of a bucket is no object")
+
+
+def _header(name: bytes, value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EINVAL, "a header is text") from error
+    if not text or text != text.strip():
+        raise OSError(errno.EINVAL, "a header is not empty and has no blanks around it")
+    if name == EXPIRES:
+        try:
+            parsedate_to_datetime(text)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, "write an HTTP date: Thu, 01 Dec 2044 16:00:00 GMT") from error
+    return text
+
+
