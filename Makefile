@@ -23,6 +23,7 @@ help:
 	@echo "make demo       try it: a bucket on a small S3 server, mounted until Ctrl-C"
 	@echo "make test       run all tests"
 	@echo "make check      linter, formatter, types"
+	@echo "make bench      sosfs beside s3fs and rclone, hours; make bench-quick: some ten minutes"
 	@echo "make options    write the option table of the README anew"
 	@echo "make install    install to PREFIX=$(PREFIX) (DESTDIR is honoured)"
 	@echo "make uninstall  remove it again"
@@ -101,3 +102,20 @@ uninstall:
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find sosfs tests -name __pycache__ -prune -exec rm -rf {} +
+
+# The results go to bench/results. ARGS="--help" tells what can be chosen. As root the page cache is dropped too.
+.PHONY: bench bench-quick debian-bench
+
+bench: debian-bench $(VENV)/.bench
+	$(BIN)/python -m bench $(ARGS)
+
+bench-quick: debian-bench $(VENV)/.bench
+	$(BIN)/python -m bench --quick $(ARGS)
+
+debian-bench:
+	$(call debian,$(TEST_PACKAGES) s3fs)
+
+$(VENV)/.bench: pyproject.toml | debian-run
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	touch $(VENV)/.demo $(VENV)/.dev $@

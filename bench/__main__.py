@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
+from collections.abc import Callable, Collection
+from enum import StrEnum
 from pathlib import Path
 
 from bench import chart, report
@@ -16,6 +17,20 @@ from bench.session import Plan, Session
 from bench.systems import FLOOR, SYSTEMS
 from bench.workloads import WORKLOADS
 
+
+class Count(StrEnum):
+    """Whose S3 requests are counted, each in a run more."""
+
+    ALL = "all"
+    OWN = "own"
+    NONE = "none"
+
+    def takes(self, system: str) -> bool:
+        """Whether this system's are."""
+        own = system.startswith("sosfs")
+        return system != FLOOR and (self is Count.ALL or (self is Count.OWN and own))
+
+
 QUICK_SYSTEMS = ("sosfs", "sosfs-journal", "s3fs", "rclone-full")
 
 
@@ -26,13 +41,14 @@ def main() -> None:
     systems = given.systems or [name for name in SYSTEMS if name in QUICK_SYSTEMS or not given.quick]
     servers = given.server or (["ceph"] if given.quick else list(SERVERS))
     trips = given.rtt if given.rtt is not None else [0] if given.quick else [0, 20]
+    default_count = Count.OWN if given.quick else Count.ALL
     plan = Plan(
         scale=scale,
         settings=[Setting(server, rtt) for server in servers for rtt in trips],
         workloads=[WORKLOADS[name] for name in given.workloads or WORKLOADS],
         systems=[name for name in systems if name != FLOOR] + [FLOOR],
         rounds=given.rounds or scale.rounds,
-        counted=given.count,
+        counted=[name for name in systems if (given.count or default_count).takes(name)],
     )
     given.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sosfs-bench-", ignore_cleanup_errors=True) as base:
@@ -60,7 +76,7 @@ def _tell(cell: Cell) -> None:
     print(f"{cell.setting!s:12} {cell.workload:16} {cell.system:20} {said:>10}  {cell.failure}", flush=True)
 
 
-def _names(known: dict[str, object]) -> type[argparse.Action] | object:
+def _names(known: Collection[str]) -> Callable[[str], list[str]]:
     def parse(text: str) -> list[str]:
         names = text.split(",")
         for name in names:
@@ -78,17 +94,15 @@ def _numbers(text: str) -> list[int]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="small sizes, one round; about ten minutes")
-    parser.add_argument("--systems", type=_names({**SYSTEMS, FLOOR: None}), metavar="A,B", help=", ".join(SYSTEMS))
-    parser.add_argument("--workloads", type=_names(dict(WORKLOADS)), metavar="A,B", help=", ".join(WORKLOADS))
-    parser.add_argument("--server", type=_names(dict(SERVERS)), metavar="A,B", help=", ".join(SERVERS))
+    parser.add_argument("--systems", type=_names([*SYSTEMS, FLOOR]), metavar="A,B", help=", ".join(SYSTEMS))
+    parser.add_argument("--workloads", type=_names(WORKLOADS), metavar="A,B", help=", ".join(WORKLOADS))
+    parser.add_argument("--server", type=_names(SERVERS), metavar="A,B", help=", ".join(SERVERS))
     parser.add_argument("--rtt", type=_numbers, metavar="MS,MS", help="milliseconds of round trip added")
     parser.add_argument("--rounds", type=int, help="how often each system runs each workload")
-    parser.add_argument(
-        "--count", action=argparse.BooleanOptionalAction, default=True, help="count S3 requests in a run of their own"
-    )
+    parser.add_argument("--count", type=Count, choices=list(Count), help="whose S3 requests are counted, in a run more")
     parser.add_argument("--out", type=Path, default=Path("bench/results"), help="directory of the results")
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

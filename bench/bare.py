@@ -126,7 +126,7 @@ class Bare:
 
     @staticmethod
     def _is_marker(item: Any) -> bool:
-        return item["size"] == 0
+        return bool(item["size"] == 0)
 
 
 def batched_bytes(pieces: Iterable[memoryview | bytes], size: int) -> Iterator[list[memoryview | bytes]]:

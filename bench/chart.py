@@ -36,9 +36,10 @@ def _panel(panel: Axes, results: Results, setting: Setting) -> None:
         ratios = [(results.to_best_peer(cell), row) for row, cell in enumerate(cells) if cell]
         points = [(value, row) for value, row in ratios if value]
         own = system.startswith("sosfs")
-        style = {"s": 46 if own else 22, "alpha": 1.0 if own else 0.6, "zorder": 3 if own else 2}
         if points:
-            panel.scatter(*zip(*points, strict=True), marker=MARKERS[number % len(MARKERS)], label=system, **style)
+            values, rows = zip(*points, strict=True)
+            marker, size, order = MARKERS[number % len(MARKERS)], 46 if own else 22, 3 if own else 2
+            panel.scatter(values, rows, s=size, marker=marker, label=system, zorder=order, alpha=1 if own else 0.6)
     panel.set_xscale("log")
     panel.axvline(1, color="black", linewidth=0.8)
     panel.set_yticks(range(len(names)), [WORKLOADS[name].title for name in names])

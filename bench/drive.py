@@ -79,7 +79,12 @@ class Drive:
         environment = {**kept, **self.system.environment(self.place)}
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                self.system.command(self.place), env=environment, stdout=out, stderr=out, start_new_session=True, cwd="/"
+                self.system.command(self.place),
+                env=environment,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd="/",
             )
         self._watchdog.watch(self.pid, self.place.mountpoint)
         self._watchdog.deadline(self._limit)
@@ -96,7 +101,10 @@ class Drive:
             return
         environment = {**os.environ, **self.system.environment(self.place)}
         command = [*self.system.unmount, str(self.place.mountpoint)]
-        subprocess.run(command, env=environment, capture_output=True, timeout=STOP, check=True, cwd="/")
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=STOP, check=False, cwd="/")
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip()
+            raise OSError(f"unmounting gave {done.returncode}: {said[-300:]}; the log ends: {self.said()}")
         self._process.wait(STOP)
         self._watchdog.forget(self.pid)
         self._process = None
@@ -125,9 +133,9 @@ class Drive:
         return self._process is not None
 
     def said(self) -> str:
-        """The last line of its log."""
-        lines = self._log.read_text(errors="replace").strip().splitlines()
-        return lines[-1][-300:] if lines else "nothing was said"
+        """The last line of its log that has a word."""
+        lines = self._log.read_text(errors="replace").splitlines()
+        return next((line.strip()[-300:] for line in reversed(lines) if re.search(r"\w", line)), "nothing was said")
 
     def reset_peak(self) -> None:
         """Lets the peak of memory begin anew."""

@@ -39,7 +39,9 @@ def chunks(size: int) -> Iterator[memoryview]:
 def tree_layout(scale: Scale) -> dict[str, int]:
     """Name to size of each file of the tree, as the benchmark of GeeseFS has it: mean 28 KB, most of 512 bytes."""
     draw, fan = random.Random(6400), scale.tree_fan
-    return {f"{i % fan}/{i // fan % fan}/{i}": 512 + int(draw.random() ** 10 * 300_000) for i in range(scale.tree_files)}
+    return {
+        f"{i % fan}/{i // fan % fan}/{i}": 512 + int(draw.random() ** 10 * 300_000) for i in range(scale.tree_files)
+    }
 
 
 def directories(names: Iterator[str] | dict[str, int]) -> list[str]:

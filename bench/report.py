@@ -52,7 +52,13 @@ def markdown(results: Results) -> str:
 def _summary(results: Results, setting: Setting) -> str:
     systems = results.systems()
     own = [name for name in systems if name.startswith("sosfs")]
-    head = ["workload", "unit", *systems, *(f"{name} / best peer" for name in own), *(f"{name} / floor" for name in own)]
+    head = [
+        "workload",
+        "unit",
+        *systems,
+        *(f"{name} / best peer" for name in own),
+        *(f"{name} / floor" for name in own),
+    ]
     lines = [_line(head), _line(["---"] * 2 + ["---:"] * (len(head) - 2))]
     for name in results.workloads(setting):
         workload = WORKLOADS[name]

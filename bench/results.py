@@ -120,5 +120,3 @@ def _ratio(cell: Cell, other: Cell | None) -> float | None:
 def _cpus() -> str:
     models = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
     return f"{len(models)} x {models[0].partition(':')[2].strip()}" if models else "unknown"
-
-

@@ -19,7 +19,11 @@ START = 60.0  # seconds
 VOLUMES = ("-volume.max=200", "-master.volumeSizeLimitMB=1024", "-volume.index=memory")
 IDENTITY = {
     "identities": [
-        {"name": "bench", "credentials": [{"accessKey": KEY, "secretKey": SECRET}], "actions": ["Admin", "Read", "Write", "List"]}
+        {
+            "name": "bench",
+            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
+            "actions": ["Admin", "Read", "Write", "List"],
+        }
     ]
 }
 

@@ -100,9 +100,7 @@ class Stage:
         """Raises `Incomplete` unless the bucket holds this many files and bytes below the run's directory."""
         found = self.dataset.bare.sizes(f"{self.prefix}/{below}")
         if (len(found), sum(found.values())) != (files, size):
-            raise Incomplete(
-                f"in the bucket: {len(found)} files of {files}, {sum(found.values())} bytes of {size}"
-            )
+            raise Incomplete(f"in the bucket: {len(found)} files of {files}, {sum(found.values())} bytes of {size}")
 
     def _usage(self) -> Usage:
         return self._drive.usage() if self._drive else MOUNTLESS

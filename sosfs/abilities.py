@@ -59,7 +59,7 @@ def probe(lane: SignedLane, key: str) -> Abilities:
     A key that may not write there learns nothing (UNKNOWN). Any other failure is raised.
     """
     try:
-        stored, _ = lane.put(key, _BODY, Properties(), None, _ABSENT)
+        stored = lane.put(key, _BODY, Properties(), None, _ABSENT)
     except StoreError as error:
         if error.cause is Cause.DENIED:
             return Abilities()

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import errno
 import logging
-import stat
 
 import trio
 
 from . import headers, metadata
+from .attribute_cache import AttributeCache
 from .blocks import BLOCK, Blocks, Source, Spawn
 from .config import Durability
 from .copying import copy_object
@@ -29,7 +29,8 @@ from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
 from .journal import Journal, SavedAttributes
-from .store import METADATA_MAX, Acl, Detail, Guard, Object, ObjectStore, Properties
+from .listing import Listings
+from .store import METADATA_MAX, Acl, Canned, Detail, Guard, Object, ObjectStore, Properties, Version
 from .tasks import each
 
 log = logging.getLogger(__name__)
@@ -51,17 +52,23 @@ class Attributes:
         store: ObjectStore,
         blocks: Blocks,
         merger: Merger,
+        listings: Listings,
+        cache: AttributeCache,
         gate: Gate,
         journal: Journal,
         spawn: Spawn,
         *,
         ttl: float,
+        new_acl: Canned = Canned.PRIVATE,
     ) -> None:
         self.ttl = ttl
+        self._new_acl = new_acl
         self._inodes = inodes
         self._store = store
         self._blocks = blocks
         self._merger = merger
+        self._listings = listings
+        self._cache = cache
         self._gate = gate
         self._spawn = spawn
         self._journal = journal
@@ -105,11 +112,12 @@ class Attributes:
         """Asks for the files of a directory that nobody has asked for yet, side by side."""
 
         async def ask(inode: Inode) -> None:
-            if inode.known is not Known.ALL and not inode.pins and inode not in self._asking and inode.parent is not None:
-                try:
-                    await self._ask(inode, with_bytes=False)
-                except OSError as error:
-                    log.debug("attributes of %s: %s", inode.name.decode(errors="replace"), error)
+            if inode.known is Known.ALL or inode.pins or inode in self._asking or inode.parent is None:
+                return
+            try:
+                await self._ask(inode, with_bytes=False)
+            except OSError as error:
+                log.debug("attributes of %s: %s", inode.name.decode(errors="replace"), error)
 
         todo = [inode for inode in directory.entries.values() if inode.known is not Known.ALL]
         for at in range(0, len(todo), AHEAD):
@@ -144,6 +152,14 @@ class Attributes:
 
     async def _ask_directory(self, inode: Inode) -> Inode:
         """A directory's attributes are its marker's; one without marker has the defaults."""
+        remembered = self._cache.find(self._inodes.key(inode), "")
+        if remembered is not None:
+            # Its listing tells whether the marker is still that one, and will be asked for next.
+            directory = self._listings.directory(inode)
+            await self._listings.first_page(directory)
+            if directory.marker is not None and remembered.holds_for(directory.marker):
+                self._take_marker(inode, directory.marker, remembered.properties, whole=remembered.whole)
+                return inode
         try:
             found = await self._store.head(self._inodes.key(inode))
         except StoreError as error:
@@ -152,12 +168,17 @@ class Attributes:
             inode.known, inode.version, inode.whole = Known.ALL, None, True
             inode.checked = trio.current_time()
             return inode
-        inode.version = found.version
-        if found.version.modified is not None:
-            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = found.version.modified * metadata.NS
-        inode.learn(found.properties, whole=found.detail is Detail.WHOLE)
-        inode.checked = trio.current_time()
+        whole = found.detail is Detail.WHOLE
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        self._take_marker(inode, found.version, found.properties, whole=whole)
         return inode
+
+    def _take_marker(self, inode: Inode, version: Version, properties: Properties, *, whole: bool) -> None:
+        inode.version = version
+        if version.modified is not None:
+            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * metadata.NS
+        inode.learn(properties, whole=whole)
+        inode.checked = trio.current_time()
 
     def take(self, inode: Inode, found: Object) -> Inode:
         """Takes over what HEAD or GET told of a file."""
@@ -166,12 +187,9 @@ class Attributes:
         self._merger.seen(inode, found.version, trio.current_time())
         if inode.parent.directory is not None:
             inode = inode.parent.directory.entries.get(inode.name, inode)
-        kind = stat.S_IFMT(inode.mode)
         whole = found.detail is Detail.WHOLE
-        said = metadata.read(found.properties.metadata).mode
-        if said and stat.S_IFMT(said) not in (0, kind, stat.S_IFDIR):
-            inode = self._merger.supersede(inode)
-        inode.learn(found.properties, whole=whole)
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        inode = self._merger.learned(inode, found.properties, whole=whole)
         inode.checked = trio.current_time()
         return inode
 
@@ -221,7 +239,7 @@ class Attributes:
                 return None
             raise
         self._acl_answers += 1
-        return None if acl.is_private else acl
+        return None if acl.is_private and self._new_acl is Canned.PRIVATE else acl
 
     # Writing
 
@@ -271,6 +289,7 @@ class Attributes:
         file takes the stored one; whatever else differs is written afterwards.
         """
         inode.properties = used
+        self._remember(inode)
         stored = metadata.read(used.metadata)
         if adopt_time and inode.posix == posix and stored.mtime_ns is not None:
             inode.mtime_ns = stored.mtime_ns
@@ -285,6 +304,16 @@ class Attributes:
             return False
         inode.edits = NO_EDITS
         return True
+
+    def _remember(self, inode: Inode) -> None:
+        if inode.version is not None and inode.parent is not None and inode.known is Known.ALL:
+            self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
+
+    def created(self, inode: Inode, used: Properties) -> None:
+        """A new object was stored with these properties."""
+        inode.properties, inode.checked = used, trio.current_time()
+        inode.acl_private_until = inode.checked + self.ttl
+        self._remember(inode)
 
     async def _settle_later(self, inode: Inode) -> None:
         pause = DELAY
@@ -305,8 +334,9 @@ class Attributes:
 
     async def settle(self, inode: Inode) -> None:
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
-        if not inode.attributes_dirty:
-            return
+        draft = inode.content.draft if inode.content is not None else None
+        if not inode.attributes_dirty or (draft is not None and draft.is_dirty and inode.parent is not None):
+            return  # the commit carries them
         async with self._gate.passing(inode):
             if inode.attributes_dirty and (inode.parent is not None or inode is self._inodes.root):
                 await self._rewrite(inode)
@@ -326,6 +356,8 @@ class Attributes:
             acl = await self.acl(inode)
             posix, used = inode.posix, self.properties(inode)
             inode.version = await copy_object(self._store, key, key, inode.version, properties=used, acl=acl)
+            if inode.content is not None:
+                inode.content.rebase(Source(key, inode.version.etag, inode.version.size), inode.version)
         except StoreError as error:
             if error.cause in (Cause.CONFLICT, Cause.ABSENT, Cause.DENIED):
                 self._clear(inode)  # no later try can succeed
@@ -345,6 +377,7 @@ class Attributes:
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()
         inode.properties = used
+        self._remember(inode)
         if inode.posix == posix and self._holds_edits(inode, used):
             self._clear(inode)
 
@@ -358,6 +391,7 @@ class Attributes:
         """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""
         was_dirty = inode.attributes_dirty
         inode.properties, inode.whole = used, whole
+        self._remember(inode)
         self._clear(inode)
         if was_dirty and not (metadata.read(used.metadata) == inode.posix and self._holds_edits(inode, used)):
             self._mark(inode)
@@ -373,6 +407,6 @@ class Attributes:
             try:
                 await self.settle(inode)
             except OSError as error:
-                log.error("attributes of %s are lost: %s", inode.name.decode(errors="replace"), error)
+                log.error("attributes of %s are not in the bucket: %s", inode.name.decode(errors="replace"), error)
                 left.append(inode)
         return left

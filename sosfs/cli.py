@@ -68,6 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)
 
+    acl = commands.add_parser("acl", help="show or change who may read and write files of a mount")
+    of_acl = acl.add_subparsers(metavar="get|set", required=True)
+    acl_get = of_acl.add_parser("get", help="show ACLs")
+    acl_set = of_acl.add_parser("set", help="replace ACLs")
+    acl_set.add_argument(
+        "text", metavar="ACL", help="a canned ACL such as public-read, grants with commas between them, or - for stdin"
+    )
+    for command, run in ((acl_get, _acl_get), (acl_set, _acl_set)):
+        command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
+        command.add_argument("paths", metavar="PATH", nargs="+")
+        command.set_defaults(run=run)
+
     doctor = commands.add_parser("doctor", help="check what a mount needs and show what was found where")
     config.add_arguments(doctor, WHERE)
     doctor.set_defaults(run=_doctor)
@@ -117,6 +129,18 @@ def _status(options: argparse.Namespace) -> int:
     from sosfs import overview  # noqa: PLC0415
 
     return overview.run(mountpoint.canonical(options.directory), json=options.json)
+
+
+def _acl_get(options: argparse.Namespace) -> int:
+    from sosfs import acl_command  # noqa: PLC0415
+
+    return acl_command.get(options.paths, recursive=options.recursive)
+
+
+def _acl_set(options: argparse.Namespace) -> int:
+    from sosfs import acl_command  # noqa: PLC0415
+
+    return acl_command.put(options.text, options.paths, recursive=options.recursive)
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -3,8 +3,8 @@
 `--durability bucket`: close and fsync return when the object is in the bucket, or with the error that
 kept it out; the bytes then stay here, and every later close, fsync and the sending task try again.
 `--durability journal`: they return when the bytes and the record of the draft are on this machine's disk;
-the sending task brings them into the bucket a moment later, so that what is renamed, rewritten or removed at once goes up once
-or never. In both, fsync of a directory and the drain wait for the bucket.
+the sending task brings them into the bucket a moment later, so that what is renamed, rewritten or
+removed at once goes up once or never. In both, fsync of a directory and the drain wait for the bucket.
 
 Concurrency: trio thread only; one commit at a time for an inode (`Content.lock`), `SENDERS` in the background.
 """
@@ -79,24 +79,46 @@ class Commits:
         if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
             return
         if self.durability is Durability.BUCKET:
-            await self.commit(inode)
+            try:
+                await self.commit(inode)
+            except OSError:
+                await self._keep(inode)
+                raise
             return
         await self.record(inode, content, content.draft)
         self.send_later(inode)
 
+    async def _keep(self, inode: Inode) -> None:
+        """Records a draft that could not be sent, so that it survives this process."""
+        content = inode.content
+        if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
+            return
+        try:
+            await self.record(inode, content, content.draft)
+        except OSError as error:
+            log.error("%s is neither in the bucket nor in the journal: %s", inode.name.decode(errors="replace"), error)
+
+    async def record_all(self) -> None:
+        """Records every draft that the bucket lacks."""
+        for inode in list(self.drafts):
+            await self._keep(inode)
+
     async def record(self, inode: Inode, content: Content, draft: Draft) -> None:
         """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
-        if draft.recorded == draft.serial and content.row:
-            await self._journal.sync()
-            return
-        await draft.spool.sync()
-        serial = draft.serial
-        sums = await draft.spool.sums(draft.size)
-        self._save_row(inode, content, draft, sums if serial == draft.serial else ())
-        draft.recorded = serial
+        if draft.recorded != draft.serial or not content.row:
+            content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
+            try:
+                serial = draft.serial
+                await draft.spool.sync()
+                draft.sums = await draft.spool.sums(draft.size)
+            finally:
+                content.writers -= 1
+            draft.recorded = serial
+        if draft.is_dirty and inode.parent is not None:
+            self._save_row(inode, content, draft)
         await self._journal.sync()
 
-    def _save_row(self, inode: Inode, content: Content, draft: Draft, sums: tuple[int, ...]) -> None:
+    def _save_row(self, inode: Inode, content: Content, draft: Draft) -> None:
         base = draft.base
         saved = SavedDraft(
             key=self._inodes.key(inode),
@@ -108,9 +130,9 @@ class Commits:
             local=tuple(draft.local),
             dirty=draft.unsent,
             posix=inode.posix,
-            properties=inode.properties,
+            properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
-            sums=sums,
+            sums=draft.sums if draft.recorded == draft.serial else (),
             body=draft.spool.body,
         )
         content.row = self._journal.save_draft(content.row, saved)
@@ -119,20 +141,23 @@ class Commits:
         """A rename changed the key, or what the bucket must hold: the record follows."""
         content = inode.content
         if content is not None and content.row and content.draft is not None:
-            self._save_row(inode, content, content.draft, ())
+            self._save_row(inode, content, content.draft)
 
     def touched(self, inode: Inode) -> None:
         """A recorded draft is about to be written to."""
         content = inode.content
-        if content is not None and content.row and content.draft is not None:
-            if content.draft.recorded == content.draft.serial and content.draft.spool.on_disk:
-                self._journal.reopen_draft(content.row)
+        draft = content.draft if content is not None else None
+        if content is None or draft is None or not content.row or not draft.spool.on_disk:
+            return
+        if draft.recorded == draft.serial:
+            self._journal.reopen_draft(content.row)
+            draft.recorded = -1
 
     def cut(self, inode: Inode) -> None:
         """A recorded draft was truncated: bytes of the record are gone, so it is made anew."""
         content = inode.content
         if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
-            self._save_row(inode, content, content.draft, ())
+            self._save_row(inode, content, content.draft)
 
     def forget_row(self, content: Content) -> None:
         """The draft is in the bucket, or nobody wants it."""
@@ -174,11 +199,12 @@ class Commits:
         before = inode.version.etag if inode.version is not None else ""
         inode.pages = version.etag if inode.pages in ("", before) else inode.pages
         draft.commit_landed(Source(key, version.etag, version.size), version, serial)
-        self._landed(inode, content, draft, version)
         used = content.upload.properties if content.upload is not None else properties
         content.upload = None
+        with self._journal.together():
+            self._landed(inode, content, draft, version)
+            self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
-        self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
 
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
         inode.version, inode.known, inode.whole = version, Known.ALL, True
@@ -191,9 +217,7 @@ class Commits:
         else:
             self.forget_row(content)
 
-    async def _send(
-        self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None
-    ) -> Version:
+    async def _send(self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None) -> Version:
         size, plan = draft.size, self._uploader.plan
         if content.upload is not None and (content.upload.key != key or size <= plan.single):
             await self.drop_upload(content)
@@ -241,14 +265,14 @@ class Commits:
         draft = content.draft
         if draft is None or draft.is_dirty or (draft.state is State.ORPHAN and inode.opens):
             return
-        content.draft = None
-        await self.drop_upload(content)
         self.forget_row(content)
+        content.draft, content.upload, upload = None, None, content.upload
         draft.close()
         inode.pins -= 1
         self.drafts.discard(inode)
-        async with self._room:
-            self._room.notify_all()
+        if upload is not None:
+            await upload.abort()
+        await self._tell_room()
 
     def send_later(self, inode: Inode) -> None:
         """Lets a task bring the draft into the bucket, as often as it takes."""
@@ -270,6 +294,7 @@ class Commits:
                     log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
         finally:
             content.sending = False
+        await self._tell_room()
         if content.writers == 0:
             await self.let_go(inode, content)
         if inode.opens == 0 and content.draft is None:
@@ -280,6 +305,10 @@ class Commits:
         while self._sending_bytes() > limit:
             async with self._room:
                 await self._room.wait()
+
+    async def _tell_room(self) -> None:
+        async with self._room:
+            self._room.notify_all()
 
     def _sending_bytes(self) -> int:
         return sum(

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import difflib
+import hashlib
 import os
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -24,13 +24,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sosfs import values
+from sosfs.store import Canned
 from sosfs.values import Kind
 from sosfs.zone import Place
 
 T = TypeVar("T")
 
 PART_SIZE = 8 << 20  # bytes; the smallest at which the slower lane still moves 1 GB/s
-MEMORY = 128 << 20  # bytes; a reader's window and a few files of parts
+MEMORY = 64 << 20
 DIRTY_LIMIT = 10 << 30
 TTL = 10.0  # seconds; as long as an NFS client trusts what it may not be told of
 
@@ -136,6 +137,17 @@ class Settings:
         values.choice(Exclusive),
         "When a file created with `O_EXCL` claims its name in the bucket: at open if it looks like a lock file "
         "(`locks`), at open (`always`), or when it is closed (`close`).",
+    )
+    acl: Canned = _option(
+        Canned.PRIVATE,
+        values.choice(Canned).named("CANNED"),
+        "ACL of new objects: `private`, `public-read`, `public-read-write`, `authenticated-read`, `bucket-owner-read` "
+        "or `bucket-owner-full-control`. What exists keeps its own, unless the key may not read that.",
+    )
+    link_lifetime: float = _option(
+        3600.0,
+        values.LIFETIME,
+        "Seconds for which a link read from `user.sos.presigned-url` is good; a week at most.",
     )
     foreground: bool = _option(False, values.FLAG, "Stay in the foreground and log to the terminal.", short="-f")
     log_level: LogLevel = _option(

@@ -10,6 +10,7 @@ from .blocks import Source
 from .draft import Draft
 from .inodes import Inode
 from .reader import Stream
+from .store import Version
 from .upload import Upload
 
 
@@ -27,6 +28,13 @@ class Content:
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket
         self.row = 0  # of the draft in the journal; 0: none
+
+    def rebase(self, source: Source, version: Version) -> None:
+        """The object became another version with the same bytes, or under another key, by our own doing."""
+        self.source = source
+        if self.draft is not None:
+            self.draft.expected = version
+            self.draft.base = source if self.draft.base is not None else None
 
 
 class Handle:

@@ -13,6 +13,8 @@ import errno
 import os
 import stat
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from .attributes import Attributes
 from .blocks import Blocks, Source
@@ -223,11 +225,7 @@ class Contents:
         if content is None:
             return
         if inode.version is not None:
-            content.source = self._source(inode)
-        draft = content.draft
-        if draft is not None and inode.version is not None:
-            draft.expected = inode.version
-            draft.base = content.source if draft.base is not None else None
+            content.rebase(self._source(inode), inode.version)
         self._commits.moved(inode)
 
     def replaces(self, inode: Inode, version: Version) -> None:
@@ -237,16 +235,27 @@ class Contents:
             inode.content.draft.expected = version
         self._commits.moved(inode)
 
-    async def detach(self, inode: Inode) -> None:
-        """Makes an open file independent of its object, which is about to go. Raises what reading raises."""
+    @asynccontextmanager
+    async def leaving(self, inode: Inode) -> AsyncIterator[None]:
+        """Within, an inode's object and name go; who has it open keeps its bytes. Raises what reading raises.
+
+        Its draft is kept, and nobody sends it, until that is done: what fails or is cut short loses nothing.
+        """
         content = inode.content
         if content is None or (inode.opens == 0 and content.draft is None):
+            yield
             return
         async with content.lock:
-            await self._commits.drop_upload(content)
             if inode.opens and inode.version is not None and inode.size <= DETACH_MAX:
                 await self._begin(inode).pull()
-            if content.draft is not None:
-                content.draft.state = State.ORPHAN
-                self._commits.forget_row(content)
-                await self._commits.let_go(inode, content)
+            yield
+            self.left(inode)
+            await self._commits.drop_upload(content)
+            await self._commits.let_go(inode, content)
+
+    def left(self, inode: Inode) -> None:
+        """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""
+        content = inode.content
+        if content is not None and content.draft is not None:
+            content.draft.state = State.ORPHAN
+            self._commits.forget_row(content)

@@ -61,21 +61,44 @@ class Deletions:
     async def delete(self, key: str, version: Version, outcome: Outcome) -> None:
         """Removes a key now or soon; `outcome` is called when the store has answered for it.
 
-        What is queued is in the journal: after a crash the next mount removes it, if it is still this version.
+        It is in the journal meanwhile: after a crash the next mount removes it, if it is still this version.
 
         Raises StoreError where the answer was awaited and is a refusal; `outcome` is not called then.
         """
         if trio.current_time() < self._proven_until:
-            self._journal.add_delete(key, version)
-            self._queued[key] = outcome
-            if self._workers < min(BATCHES, 1 + len(self._queued) // CROWD):
-                self._workers += 1
-                self._spawn(self._work)
+            self.later(key, version, outcome)
             return
         await self.settle(key)
-        await self._store.delete(key)
+        self._journal.add_delete(key, version)
+        try:
+            await self._store.delete(key)
+        except BaseException:
+            self._journal.drop_delete(key)
+            raise
         self._proven_until = trio.current_time() + PROVEN
         outcome(None)
+        self._journal.drop_delete(key)
+
+    async def retire(self, key: str, version: Version, outcome: Outcome) -> None:
+        """As `delete`, for a key whose bytes are under another one by now: without an answer it is tried for ever.
+
+        Nobody can tell then whether the key is gone, so whoever took the copy back could lose both.
+        """
+        try:
+            await self.delete(key, version, outcome)
+        except StoreError as error:
+            if is_refusal(error):
+                raise
+            log.warning("%s was copied, the delete is tried again: %s", key, error)
+            self.later(key, version, outcome)
+
+    def later(self, key: str, version: Version, outcome: Outcome) -> None:
+        """Removes a key soon, however often it takes."""
+        self._journal.add_delete(key, version)
+        self._queued[key] = outcome
+        if self._workers < min(BATCHES, 1 + len(self._queued) // CROWD):
+            self._workers += 1
+            self._spawn(self._work)
 
     async def settle(self, key: str) -> None:
         """Returns when no delete of this key is outstanding. Raises what keeps it from being sent."""
@@ -141,7 +164,7 @@ class Deletions:
             else:
                 unanswered = error
         for refusal in refused.values():
-            unanswered = unanswered if _is_final(refusal) else refusal
+            unanswered = unanswered if is_refusal(refusal) else refusal
         await self._answer(batch, refused, everything=unanswered is not None and not refused)
         if unanswered is not None:
             raise unanswered
@@ -150,7 +173,7 @@ class Deletions:
         for key in batch:
             outcome = self._flying.pop(key)
             error = refused.get(key)
-            if everything or (error is not None and not _is_final(error)):
+            if everything or (error is not None and not is_refusal(error)):
                 self._queued[key] = outcome
                 continue
             if error is not None:
@@ -162,5 +185,6 @@ class Deletions:
             self._settled.notify_all()
 
 
-def _is_final(error: OSError) -> bool:
+def is_refusal(error: OSError) -> bool:
+    """Whether the store said no, for good: the key is still there."""
     return isinstance(error, StoreError) and error.cause in (Cause.DENIED, Cause.UNSUPPORTED)

@@ -11,13 +11,15 @@ Concurrency: trio thread only; `lock` makes one task at a time ask for the next 
 from __future__ import annotations
 
 import math
+import stat
 from collections.abc import Iterator
 
 import trio
 
+from .attribute_cache import AttributeCache
 from .inodes import SYMLINK_MAX, Inode, Inodes, Known
 from .keys import Form, name_of
-from .metadata import NS
+from .metadata import NS, read
 from .store import Page, Properties, Version
 from .streak import Streak
 
@@ -107,20 +109,16 @@ class Directory:
 class Merger:
     """Brings listing pages into directories."""
 
-    def __init__(self, inodes: Inodes) -> None:
+    def __init__(self, inodes: Inodes, cache: AttributeCache) -> None:
         self._inodes = inodes
+        self._cache = cache
 
     def page(self, directory: Directory, walk: Pass, page: Page) -> None:
         """Merges one page; after the last one, drops what the pass did not show."""
         prefix = self._inodes.key(directory.inode)
         for folder in page.prefixes:
             self._folder(directory, walk, folder[len(prefix) : -1])
-        for listed in page.objects:
-            segment = listed.key[len(prefix) :]
-            if segment == "":
-                directory.marker = listed.version
-            if segment or listed.version.size:
-                self.object(directory, walk, segment, listed.version)
+        self._objects(directory, walk, prefix, page)
         walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
         walk.token = page.token
         if not page.token:
@@ -128,6 +126,31 @@ class Merger:
             # Names made since a newer pass began are known to that one alone.
             if directory.now is walk:
                 self._sweep(directory, walk)
+
+    def _objects(self, directory: Directory, walk: Pass, prefix: str, page: Page) -> None:
+        if not page.objects:
+            return
+        first, last = page.objects[0].key[len(prefix) :], page.objects[-1].key[len(prefix) :]
+        remembered = self._cache.page(prefix, first, last)
+        for listed in page.objects:
+            segment = listed.key[len(prefix) :]
+            if segment == "":
+                directory.marker = listed.version
+            if segment or listed.version.size:
+                inode = self.object(directory, walk, segment, listed.version)
+                known = remembered.get(segment)
+                if inode is not None and inode.known is not Known.ALL and known and known.holds_for(listed.version):
+                    self.learned(inode, known.properties, whole=known.whole)
+
+    def learned(self, inode: Inode, properties: Properties, *, whole: bool) -> Inode:
+        """An object's metadata is known: another type than the kernel was told makes another inode."""
+        said = read(properties.metadata).mode
+        if said and stat.S_IFMT(said) not in (0, stat.S_IFMT(inode.mode), stat.S_IFDIR):
+            checked = inode.checked
+            inode = self.supersede(inode)
+            inode.checked = checked
+        inode.learn(properties, whole=whole)
+        return inode
 
     def _folder(self, directory: Directory, walk: Pass, segment: str) -> None:
         name = name_of(segment)

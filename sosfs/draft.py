@@ -50,6 +50,7 @@ class Draft:
         self.serial = 0
         self.saved = -1 if base is None else 0  # the serial that is in the bucket
         self.recorded = -1  # the serial that is in the journal
+        self.sums: tuple[int, ...] = ()  # of the spool as of that serial
         self.spool = spool
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began
@@ -117,9 +118,7 @@ class Draft:
         """Whether all of `[start, stop)` is still as in the base version."""
         if self.base is None or stop > self.base_stop:
             return False
-        return not any(
-            ours for extents in (self.dirty, self._flying) for _, _, ours in extents.within(start, stop)
-        )
+        return not any(ours for extents in (self.dirty, self._flying) for _, _, ours in extents.within(start, stop))
 
     async def pull(self) -> None:
         """Fetches what is missing of the base, so that the draft needs the bucket no more."""

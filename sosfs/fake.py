@@ -212,7 +212,11 @@ class FakeStore:
             check_key(key)
         failures = []
         for at in range(0, len(keys), DELETE_MAX):
-            await self._begin("delete_many", keys[at])
+            try:
+                await self._begin("delete_many", keys[at])
+            except StoreError as error:
+                failures += [Failure(key, error) for key in keys[at : at + DELETE_MAX]]
+                continue
             for key in keys[at : at + DELETE_MAX]:
                 try:
                     if self.fault:

@@ -22,6 +22,7 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,7 @@ create table if not exists drafts (id integer primary key, record text not null,
 create table if not exists deletes (key text primary key, version text not null);
 create table if not exists attributes (id integer primary key, record text not null);
 create table if not exists renames (id integer primary key, old text not null, new text not null);
-create table if not exists uploads (upload text primary key, key text not null);
+create table if not exists uploads (upload text primary key, key text not null, properties text not null);
 """
 
 Ranges = tuple[tuple[int, int], ...]
@@ -128,6 +129,17 @@ class Journal:
         except sqlite3.Error as error:
             raise OSError(errno.EIO, f"the journal: {error}") from error
 
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within."""
+        self._write("begin", ())
+        try:
+            yield
+        except BaseException:
+            self._write("rollback", ())
+            raise
+        self._write("commit", ())
+
     # Drafts
 
     def save_draft(self, row: int, saved: SavedDraft) -> int:
@@ -136,7 +148,8 @@ class Journal:
         total = zlib.crc32(saved.body, zlib.crc32(record.encode()))
         body = saved.body if not saved.spool else None
         if row:
-            self._write("update drafts set record = ?, body = ?, sum = ?, open = 0 where id = ?", (record, body, total, row))
+            change = "update drafts set record = ?, body = ?, sum = ?, open = 0 where id = ?"
+            self._write(change, (record, body, total, row))
             return row
         return self._write("insert into drafts (record, body, sum) values (?, ?, ?)", (record, body, total))
 
@@ -177,9 +190,7 @@ class Journal:
 
     def save_attributes(self, row: int, saved: SavedAttributes) -> int:
         """Stores an attribute change in its row, or in a new one for 0; returns the row."""
-        record = json.dumps(
-            [saved.key, _version(saved.version), _posix(saved.posix), _properties(saved.properties)]
-        )
+        record = json.dumps([saved.key, _version(saved.version), _posix(saved.posix), _properties(saved.properties)])
         if row:
             self._write("update attributes set record = ? where id = ?", (record, row))
             return row
@@ -202,7 +213,7 @@ class Journal:
     # Renames and uploads
 
     def add_rename(self, old: str, new: str) -> int:
-        """A directory's rename begins, from prefix to prefix; returns its row."""
+        """A rename of what the bucket has begins, from key to key or prefix to prefix; returns its row."""
         return self._write("insert into renames (old, new) values (?, ?)", (old, new))
 
     def drop_rename(self, row: int) -> None:
@@ -213,17 +224,19 @@ class Journal:
         """Renames under way, oldest first."""
         return self._db.execute("select id, old, new from renames order by id").fetchall()
 
-    def add_upload(self, upload: str, key: str) -> None:
-        """A multipart upload of ours begins."""
-        self._write("insert or replace into uploads values (?, ?)", (upload, key))
+    def add_upload(self, upload: str, key: str, properties: Properties) -> None:
+        """A multipart upload of ours has begun, with the properties that the object will have."""
+        record = json.dumps(_properties(properties))
+        self._write("insert or replace into uploads values (?, ?, ?)", (upload, key, record))
 
     def drop_upload(self, upload: str) -> None:
         """It is completed or aborted."""
         self._write("delete from uploads where upload = ?", (upload,))
 
-    def uploads(self) -> list[tuple[str, str]]:
-        """Uploads that were neither completed nor aborted, as (id, key)."""
-        return self._db.execute("select upload, key from uploads").fetchall()
+    def uploads(self) -> list[tuple[str, str, Properties]]:
+        """Uploads that were neither completed nor aborted, as (id, key, properties)."""
+        rows = self._db.execute("select upload, key, properties from uploads").fetchall()
+        return [(upload, key, _properties_back(json.loads(record))) for upload, key, record in rows]
 
     @property
     def rows(self) -> int:

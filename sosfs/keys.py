@@ -106,11 +106,8 @@ def _unescaped(text: str) -> Parsed:
         if inner.form is Form.PLAIN:
             return Parsed(inner.segment, Form.BESIDE)
         return inner
-    if tag == "-":
-        return Parsed("", Form.PLAIN)
-    if tag == "=":
-        return Parsed(rest, Form.PLAIN)
-    return Parsed(text[2:], Form.PLAIN)
+    literal = {"-": "", "=": rest}
+    return Parsed(literal.get(tag, text[2:]), Form.PLAIN)
 
 
 def matches(parsed: Parsed, segment: str) -> bool:

@@ -10,6 +10,7 @@ Safe from any thread; each call blocks its thread and releases the GIL.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -25,8 +26,8 @@ from sosfs.target import S3Target
 from sosfs.wire import META, bare_etag, decoded, modified, property_headers
 
 if TYPE_CHECKING:
-    from obstore import Attributes, GetOptions, GetResult
-    from obstore.store import ClientConfig, S3Config
+    from obstore import Attributes, GetOptions, GetResult, PutMode
+    from obstore.store import ClientConfig, RetryConfig, S3Config
 
 SMALL = 1 << 20  # bytes; reqwest's read time-out counts while it sends, so that a large body on a slow line fails
 CONNECTIONS = "64"
@@ -81,12 +82,13 @@ class ObstoreLane:
             "pool_max_idle_per_host": CONNECTIONS,
         }
         patience = timedelta(seconds=target.patience)
-        self._store = S3Store(
-            target.bucket,
-            config=config,
-            client_options=options,
-            retry_config={"max_retries": TRIES, "retry_timeout": patience},
-        )
+
+        def store(tries: int) -> S3Store:
+            retries: RetryConfig = {"max_retries": tries, "retry_timeout": patience}
+            return S3Store(target.bucket, config=config, client_options=options, retry_config=retries)
+
+        self._store = store(TRIES)
+        self._once = store(0)
 
     def head(self, key: str) -> Object:
         """As HEAD tells it, but for `expires` and the version id."""
@@ -110,15 +112,24 @@ class ObstoreLane:
         except (BaseError, OSError, ValueError) as error:
             raise _refusal(operation, key, error) from error
 
-    def put(self, key: str, body: Body, properties: Properties) -> Version:
+    def put(self, key: str, body: Body, properties: Properties, condition: Mapping[str, str]) -> Version:
+        """Stores the object; under a `condition` (its header) with one try only.
+
+        obstore does not tell its tries, so that the refusal of a second one would look like a lost race.
+        """
+        store, mode = (self._once, _mode(condition)) if condition else (self._store, "overwrite")
         attributes: Attributes = {
             name.removeprefix(META): value for name, value in property_headers(properties).items()
         }
         try:
-            answer = obstore.put(self._store, key, body, attributes=attributes, use_multipart=False)
+            answer = obstore.put(store, key, body, attributes=attributes, mode=mode, use_multipart=False)
         except (BaseError, OSError, ValueError) as error:
             raise _refusal("PutObject", key, error) from error
         return Version(bare_etag(answer["e_tag"] or ""), len(body))
+
+
+def _mode(condition: Mapping[str, str]) -> PutMode:
+    return {"e_tag": condition["If-Match"]} if "If-Match" in condition else "create"
 
 
 def _object(key: str, answer: GetResult) -> Object:

@@ -1,7 +1,7 @@
 """The lane for every key and every call on objects: signed HTTP, our own headers, the answers' XML.
 
 What S3 operation a call becomes is decided here and only here: a method and a sub-resource each. It serves
-what the obstore lane can't (odd keys, conditions, grants, `expires`, pages of listings) and what a boto3
+what the obstore lane can't (odd keys, grants, `expires`, large bodies, pages of listings) and what a boto3
 client does slowly (2 ms of CPU a small request, 57 ms a page of a listing).
 
 Safe from any thread; each call blocks its thread. Nothing is checked here that the facade has checked.
@@ -13,7 +13,7 @@ import builtins
 import errno
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from hashlib import md5
@@ -70,12 +70,12 @@ class SignedLane:
         return _read(f"ListObjectsV2 {prefix!r}", answers.page_of, self._http.send("ListObjectsV2", "GET", query=query))
 
     def put(
-        self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, condition: dict[str, str]
-    ) -> tuple[Version, bool]:
-        """Stores the object; True when an earlier try of the request may have stored it already."""
-        headers = property_headers(properties) | grant_headers(acl) | condition
+        self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, condition: Mapping[str, str]
+    ) -> Version:
+        """Stores the object, under the header `condition`."""
+        headers = property_headers(properties) | grant_headers(acl) | dict(condition)
         answer = self._http.send("PutObject", "PUT", key, headers=headers, body=body)
-        return Version(bare_etag(answer.headers["ETag"]), len(body)), answer.repeated
+        return Version(bare_etag(answer.headers["ETag"]), len(body))
 
     def copy(
         self, source: str, target: str, *, pin: str, properties: Properties | None, acl: Acl | Canned | None
@@ -131,10 +131,8 @@ class SignedLane:
         etag = _read(f"UploadPartCopy {key!r}", lambda body: answers.copied_etag(body, "CopyPartResult"), answer)
         return Part(number, etag, stop - start)
 
-    def complete_multipart(
-        self, key: str, upload_id: str, parts: Sequence[Part], condition: dict[str, str]
-    ) -> tuple[str, bool]:
-        """Joins the parts and returns the ETag; True when an earlier try may have joined them already."""
+    def complete_multipart(self, key: str, upload_id: str, parts: Sequence[Part], condition: Mapping[str, str]) -> str:
+        """Joins the parts and returns the ETag, "" from a server that does not tell it (Ceph 16)."""
         with _upload_known():
             answer = self._http.send(
                 "CompleteMultipartUpload",
@@ -145,12 +143,11 @@ class SignedLane:
                 body=answers.complete_body(parts),
                 pace=Pace.SLOW,
             )
-        etag = _read(
+        return _read(
             f"CompleteMultipartUpload {key!r}",
             lambda body: answers.copied_etag(body, "CompleteMultipartUploadResult"),
             answer,
         )
-        return etag, answer.repeated
 
     def abort_multipart(self, key: str, upload_id: str) -> None:
         with _upload_known():

@@ -6,15 +6,20 @@ any thread; each call blocks its thread.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from sosfs import lane_obstore
 from sosfs.credentials import Credentials
+from sosfs.errors import Cause, StoreError
 from sosfs.lane_obstore import ObstoreLane, Unfit
 from sosfs.lane_signed import SignedLane
 from sosfs.store import Acl, Body, Canned, Detail, Object, Properties, Slice, Version
 from sosfs.target import S3Target
 from sosfs.wire import grant_headers
+
+NO_CONDITION: Mapping[str, str] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,27 @@ class Lanes:
                 pass
         return self.signed.get(key, start, stop, if_match)
 
-    def put(self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None) -> Version:
+    def put(
+        self,
+        key: str,
+        body: Body,
+        properties: Properties,
+        acl: Acl | Canned | None,
+        condition: Mapping[str, str] = NO_CONDITION,
+    ) -> Version:
+        """Stores an object, under the header `condition`; an error tells whether it may have taken effect."""
+        tried = False
         if not grant_headers(acl) and lane_obstore.can_put(key, body, properties):
-            return self.fast.put(key, body, properties)
-        return self.signed.put(key, body, properties, acl, {})[0]
+            try:
+                return self.fast.put(key, body, properties, condition)
+            except Unfit:
+                tried = True
+            except StoreError as error:
+                if not condition or error.cause is not Cause.FAILED:
+                    raise
+                tried = True  # once, and not told how it ended: the signed lane tries on
+        try:
+            return self.signed.put(key, body, properties, acl, condition)
+        except StoreError as error:
+            error.repeated = error.repeated or tried
+            raise

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from .target import S3Target
 from .wire import path_of
 
-LIFETIME_MAX = 7 * 86_400  # seconds; S3 takes no longer-lived signature of version 4
-
 
 @dataclass(frozen=True, slots=True)
 class Links:

@@ -11,46 +11,44 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable
+from pathlib import Path
 
 import pyfuse3
 import trio
 
-from . import status
-from .attributes import Attributes
-from .blocks import Blocks
-from .budget import Budget
-from .commits import Commits
+from . import readiness, status
+from .blocks import Spawn
+from .bucket_settings import BucketSettings
+from .composition import UPLOADS, Parts, assemble
 from .config import Settings
-from .conflict import Conflicts
-from .contents import Contents
+from .control import Tree
+from .control_files import tree_of
+from .control_operations import ControlOperations
 from .credentials import CredentialSource
-from .deletions import Deletions
-from .directory import Merger
 from .errors import StoreError
 from .exclusive import Claims
-from .gate import Gate
-from .inodes import Defaults, Inodes
 from .journal import Journal
 from .kernel import raise_read_ahead
+from .links import Links
 from .mountpoint import StartError
-from .namespace import Namespace
 from .operations import Operations
-from .recovery import Adoption, Replay
-from .rename import Renames
+from .rejected import Rejections
+from .routing import Routing
 from .s3 import S3Store, S3Target
-from .spool import SpoolArea
+from .sharing import Sharing
 from .tasks import Background
-from .upload import PartPlan, Uploader
+from .versions import Shelf
+from .xattrs import Xattrs
 
 log = logging.getLogger(__name__)
 
 TASKS = 400  # requests under way; slowness is limited at the store, not here
 UPLOADS = 96 << 20  # bytes of bodies on their way up
 SWEEP = 60.0  # seconds between looks for listings nobody needs
+GRACE = 60.0  # seconds that the service manager is asked for at a time
 ERRORS_KEPT = 10
 LEFT_OVER = 3  # exit code, as `sosfs umount` gives it
 
@@ -61,6 +59,29 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
     Raises `StartError` or OSError when the mount could not begin.
     """
     return trio.run(_Mount(settings, source).run, ready)
+
+
+def _in_words(error: StoreError, settings: Settings) -> str:
+    """Why a bucket cannot be mounted, in one line for the user."""
+    if error.code == "NoSuchBucket":
+        return f"no such bucket: {settings.bucket} (asked {settings.endpoint})"
+    if error.status == 0:
+        return f"cannot reach {settings.endpoint}: {error.strerror}"
+    return error.strerror or str(error)
+
+
+def _only(group: BaseExceptionGroup[OSError | StartError]) -> OSError | StartError:
+    """The error of a start that failed: the first one, whichever task it came from."""
+    first = group.exceptions[0]
+    return _only(first) if isinstance(first, BaseExceptionGroup) else first
+
+
+def _attach(operations: pyfuse3.Operations, mountpoint: Path, options: set[str]) -> None:
+    """Mounts. Raises `StartError` when the kernel or fusermount3 refuses."""
+    try:
+        pyfuse3.init(operations, os.fspath(mountpoint), options)
+    except RuntimeError as error:
+        raise StartError(f"cannot mount on {mountpoint}: {error}") from error
 
 
 class _Errors(logging.Handler):
@@ -82,8 +103,9 @@ class _Mount:
         self._requests: Counter[str] = Counter()
         self._errors = _Errors()
         self._state = status.State.MOUNTING
-        target = S3Target(settings.bucket, settings.endpoint, settings.region, source)
-        self._store = S3Store(target, on_request=self._count)
+        self._draining = trio.CancelScope()
+        self._target = S3Target(settings.bucket, settings.endpoint, settings.region, source)
+        self._store = S3Store(self._target, on_request=self._count, new_acl=settings.acl)
 
     def _count(self, operation: str) -> None:
         self._requests[operation] += 1
@@ -96,17 +118,29 @@ class _Mount:
         try:
             await self._store.reach(self._settings.prefix)
         except StoreError as error:
-            raise StartError(error.strerror or str(error)) from error
+            raise StartError(_in_words(error, self._settings)) from error
         if not self._settings.read_only:
             await self._store.probe_conditions(f"{self._settings.prefix}.sosfs-probe-{uuid.uuid4()}")
+        try:
+            left = await self._serve(ready)
+        except* (OSError, StartError) as group:
+            raise _only(group) from group
+        finally:
+            self._store.close()
+            self._journal.close()
+        return LEFT_OVER if left else 0
+
+    async def _serve(self, ready: Callable[[], None]) -> int:
+        """Serves the kernel until the mount point is gone, then drains; returns how many changes are left."""
+        mountpoint = self._settings.mountpoint
         async with trio.open_nursery() as nursery:
             self._build(Background(nursery))
-            await self._recover()
-            await nursery.start(status.serve, status.socket_path(self._settings.mountpoint), self._status)
-            pyfuse3.init(self._operations, os.fspath(self._settings.mountpoint), self._options())
+            await self._parts.recover()
+            await nursery.start(status.serve, status.socket_path(mountpoint), self._status)
+            _attach(self._operations, mountpoint, self._options())
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
-            raise_read_ahead(self._settings.mountpoint)
+            raise_read_ahead(mountpoint)
             self._state = status.State.MOUNTED
             ready()
             try:
@@ -115,9 +149,7 @@ class _Mount:
                 pyfuse3.close(unmount=True)
             left = await self._drain()
             nursery.cancel_scope.cancel()
-        self._store.close()
-        self._journal.close()
-        return LEFT_OVER if left else 0
+        return left
 
     def _options(self) -> set[str]:
         settings = self._settings
@@ -133,96 +165,79 @@ class _Mount:
         return options
 
     def _build(self, background: Background) -> None:
-        settings, store, spawn = self._settings, self._store, background.spawn
-        ttl = settings.ttl
-        journal = self._journal
-        self._inodes = inodes = Inodes(settings.prefix, Defaults(settings.uid, settings.gid, settings.umask, time.time_ns()))
-        self._merger = merger = Merger(inodes)
-        gate = Gate(inodes)
-        self._blocks = Blocks(store, spawn, capacity=settings.memory)
-        self._deletions = Deletions(store, spawn, journal)
-        self._attributes = Attributes(inodes, store, self._blocks, merger, gate, journal, spawn, ttl=ttl)
-        self._uploader = Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size), journal)
-        self._spools = SpoolArea(settings.state_dir / "spool")
-        self._conflicts = Conflicts(inodes, self._uploader, self._attributes.properties)
-        self._commits = Commits(
-            inodes,
-            self._blocks,
-            self._uploader,
-            self._attributes,
-            self._deletions,
-            gate,
-            self._conflicts,
-            journal,
-            spawn,
-            durability=settings.durability,
-        )
-        self._contents = Contents(
-            inodes,
-            self._blocks,
-            self._spools,
-            self._uploader,
-            self._attributes,
-            self._commits,
-            dirty_limit=settings.dirty_limit,
-        )
-        self._namespace = Namespace(
-            inodes, store, merger, self._attributes, self._contents, self._deletions, ttl=ttl
-        )
-        self._operations = Operations(
-            inodes,
-            self._namespace,
-            Renames(self._namespace, store, self._attributes, self._contents, self._deletions, gate, journal),
-            self._contents,
-            self._commits,
-            self._attributes,
-            self._deletions,
+        settings, parts = self._settings, assemble(self._settings, self._store, self._journal, background.spawn)
+        self._parts = parts
+        files = Operations(
+            parts.inodes,
+            parts.namespace,
+            parts.renames,
+            parts.contents,
+            parts.commits,
+            parts.attributes,
+            parts.deletions,
             Claims(settings.exclusive),
-            ttl=ttl,
+            ttl=settings.ttl,
         )
+        sharing = Sharing(parts.inodes, self._store, parts.attributes, parts.commits, parts.gate)
+        self._operations = self._with_control(files, sharing, background.spawn)
 
-    async def _recover(self) -> None:
-        """Takes up what an earlier mount of this bucket left."""
-        replay = Replay(self._journal, self._store, self._attributes)
-        adoption = Adoption(
-            self._journal,
-            self._namespace,
-            self._merger,
-            self._commits,
-            self._conflicts,
-            self._attributes,
-            self._blocks,
-            self._spools,
-            self._uploader,
+    def _with_control(self, files: Operations, sharing: Sharing, spawn: Spawn) -> Routing:
+        """The control tree and the extended attributes beside the files."""
+        settings, parts = self._settings, self._parts
+        rejections = Rejections()
+        bucket = BucketSettings(self._target, self._store.sender)
+        versions = Shelf(bucket, spawn).folder(settings.prefix)
+        tree = Tree(tree_of(parts.namespace, sharing, bucket, rejections, versions, self._status))
+        xattrs = Xattrs(
+            parts.inodes,
+            self._store,
+            parts.attributes,
+            sharing,
+            Links(self._target, int(settings.link_lifetime)),
+            rejections,
+            kept=parts.conflicts.kept,
         )
-        await replay.run()
-        await replay.abort_uploads(keep=await adoption.run())
+        return Routing(files, ControlOperations(tree, uid=settings.uid, gid=settings.gid), parts.inodes, xattrs)
 
     async def _await_signals(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
             async for number in received:
                 log.info("%s: unmounting", signal.Signals(number).name)
-                pyfuse3.terminate()
+                if self._state is status.State.DRAINING:
+                    self._draining.cancel()  # the rest stays in the journal, for the next mount
+                else:
+                    pyfuse3.terminate()
 
     async def _sweep(self) -> None:
         while True:
             await trio.sleep(SWEEP)
-            self._namespace.sweep()
+            self._parts.namespace.sweep()
+            self._parts.cache.flush()
 
     async def _drain(self) -> int:
-        """Sends what the bucket lacks; returns how much is left."""
+        """Sends what the bucket lacks; what it cannot send stays in the journal. Returns how much that is."""
         self._state = status.State.DRAINING
-        left = await self._commits.drain()
-        left += len(await self._attributes.drain())
-        left += await self._deletions.drain()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tell_manager)
+            with self._draining:
+                await self._parts.drain()
+            nursery.cancel_scope.cancel()
+        await self._parts.commits.record_all()
+        self._parts.cache.close()
+        left = self._parts.pending
         self._state = status.State.STOPPED
         status.write_last(self._status())
         if left:
-            log.error("%d changes are not in the bucket", left)
+            log.error("%d changes are not in the bucket; they are in %s", left, self._settings.state_dir)
         return left
 
+    async def _tell_manager(self) -> None:
+        """Asks the service manager for time, as long as there is something to send."""
+        while True:
+            readiness.stopping(f"sending {self._parts.pending} changes", seconds=GRACE)
+            await trio.sleep(GRACE / 6)
+
     def _status(self) -> status.Status:
-        files, size = self._commits.pending
         return status.Status(
             pid=os.getpid(),
             bucket=self._settings.bucket,
@@ -230,13 +245,13 @@ class _Mount:
             mountpoint=os.fspath(self._settings.mountpoint),
             endpoint=self._settings.endpoint,
             state=self._state,
-            pending_files=files + len(self._attributes.dirty) + self._deletions.pending,
-            pending_bytes=size,
-            sent_bytes=self._uploader.sent_bytes,
-            received_bytes=self._blocks.received_bytes,
+            pending_files=self._parts.pending,
+            pending_bytes=self._parts.commits.pending[1],
+            sent_bytes=self._parts.uploader.sent_bytes,
+            received_bytes=self._parts.blocks.received_bytes,
             errors=tuple(self._errors.last),
             conditions=self._store.conditions.value,
             requests=dict(self._requests),
-            memory_bytes=self._blocks.used + self._uploader.budget.used,
+            memory_bytes=self._parts.blocks.used + self._parts.uploader.budget.used,
             memory_limit=self._settings.memory + UPLOADS,
         )

@@ -21,10 +21,11 @@ from . import keys
 from .attributes import Attributes
 from .contents import Contents
 from .deletions import Deletions
-from .directory import PENDING, Directory, Merger, Pass
+from .directory import PENDING, Directory, Merger
 from .errors import Cause, StoreError
 from .inodes import SYMLINK_MAX, Inode, Inodes, held
 from .keys import Form
+from .listing import Listings
 from .store import KEY_MAX, Guard, Listed, Object, ObjectStore
 from .tasks import each
 
@@ -44,6 +45,7 @@ class Namespace:
         inodes: Inodes,
         store: ObjectStore,
         merger: Merger,
+        listings: Listings,
         attributes: Attributes,
         contents: Contents,
         deletions: Deletions,
@@ -54,6 +56,8 @@ class Namespace:
         self.ttl = ttl
         self._store = store
         self._merger = merger
+        self.listings = listings
+        self.directory = listings.directory
         self._attributes = attributes
         self._contents = contents
         self._deletions = deletions
@@ -81,11 +85,11 @@ class Namespace:
 
     async def _ask(self, directory: Directory, name: bytes, parsed: keys.Parsed, inode: Inode | None) -> Inode:
         if len(directory.entries) <= RELIST_MAX or directory.now is None:
-            walk = await self._first_page(directory)
+            walk = await self.listings.first_page(directory)
         else:
             walk = directory.now
         if parsed.form is keys.Form.FOLDED:
-            walk = await self.complete(directory.inode)
+            walk = await self.listings.complete(directory.inode)
         found = directory.entries.get(name)
         if found is not None and (found.pins or self._is_recent(found, directory)):
             return found
@@ -121,7 +125,14 @@ class Namespace:
         return self._take_named(directory, name, parsed, found, is_prefix=bool(below), when=when)
 
     def _take_named(
-        self, directory: Directory, name: bytes, parsed: keys.Parsed, found: list[Object], *, is_prefix: bool, when: float
+        self,
+        directory: Directory,
+        name: bytes,
+        parsed: keys.Parsed,
+        found: list[Object],
+        *,
+        is_prefix: bool,
+        when: float,
     ) -> Inode:
         here = directory.entries.get(name)
         if is_prefix:
@@ -145,51 +156,6 @@ class Namespace:
             raise refuse(errno.ENOENT)
         return inode
 
-    # Listing
-
-    def directory(self, inode: Inode) -> Directory:
-        """The entries of a directory. Raises OSError ENOTDIR."""
-        if not inode.is_directory:
-            raise refuse(errno.ENOTDIR)
-        if inode.directory is None:
-            inode.directory = Directory(inode)
-        return inode.directory
-
-    async def _first_page(self, directory: Directory) -> Pass:
-        walk = directory.now
-        if walk is None or not directory.is_young(self.ttl):
-            walk = directory.begin(self.inodes.key(directory.inode))
-        if not walk.token and not walk.done:
-            await self.advance(directory, walk, have=0)
-        return walk
-
-    async def walk(self, inode: Inode) -> tuple[Directory, Pass]:
-        """A pass for reading a directory from its beginning: the newest if it is recent, else a new one."""
-        directory = self.directory(inode)
-        if directory.now is None or not directory.is_young(self.ttl):
-            directory.begin(self.inodes.key(inode))
-        assert directory.now is not None
-        return directory, directory.now
-
-    async def advance(self, directory: Directory, walk: Pass, *, have: int) -> None:
-        """Asks for the next page, unless somebody did while this waited and there are more than `have` names."""
-        async with directory.lock:
-            if walk.done or len(walk.names) > have:
-                return
-            if self.inodes.key(directory.inode) != walk.prefix:
-                walk.done = True
-                return
-            page = await self._store.list(walk.prefix, token=walk.token)
-            if self.inodes.key(directory.inode) == walk.prefix:
-                self._merger.page(directory, walk, page)
-
-    async def complete(self, inode: Inode) -> Pass:
-        """A pass that has seen every name. Raises what the bucket answers."""
-        directory, walk = await self.walk(inode)
-        while not walk.done:
-            await self.advance(directory, walk, have=len(walk.names))
-        return walk
-
     # Creating
 
     async def vacant(self, parent: Inode, name: bytes) -> tuple[Directory, keys.Parsed]:
@@ -208,6 +174,7 @@ class Namespace:
         else:
             raise refuse(errno.EEXIST)
         await self._deletions.settle(key)
+        await self._deletions.settle(key + "/")
         return self.directory(parent), parsed
 
     def new_file(self, directory: Directory, parsed: keys.Parsed, mode: int, uid: int, gid: int) -> Inode:
@@ -220,7 +187,9 @@ class Namespace:
         directory.inode.touch()
         return inode
 
-    async def make_object(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int, *, body: bytes = b"", rdev: int = 0) -> Inode:
+    async def make_object(
+        self, parent: Inode, name: bytes, mode: int, uid: int, gid: int, *, body: bytes = b"", rdev: int = 0
+    ) -> Inode:
         """A symbolic link, device, fifo, socket or empty file, at once in the bucket. Raises EEXIST."""
         if len(body) > SYMLINK_MAX:
             raise refuse(errno.ENAMETOOLONG)
@@ -254,8 +223,7 @@ class Namespace:
             raise
         finally:
             inode.pins -= 1
-        inode.properties, inode.checked = used, trio.current_time()
-        inode.acl_private_until = inode.checked + self.ttl
+        self._attributes.created(inode, used)
         directory.settled(inode.name)
 
     # Removing
@@ -266,8 +234,8 @@ class Namespace:
         if inode.is_directory:
             raise refuse(errno.EISDIR)
         await self.keep_parent(parent, inode)
-        await self._contents.detach(inode)
-        await self.remove(inode)
+        async with self._contents.leaving(inode):
+            await self.remove(inode)
 
     async def remove(self, inode: Inode) -> None:
         """Takes an inode out of the tree and its object out of the bucket. Raises what refuses it."""
@@ -282,6 +250,8 @@ class Namespace:
             directory.settled(name)
             if error is not None:
                 directory.now = None
+            else:
+                self._contents.left(inode)
 
         if version is not None:
             try:
@@ -305,7 +275,7 @@ class Namespace:
             return
         if any(other is not last for other in directory.entries.values()):
             return
-        walk = await self.complete(parent)
+        walk = await self.listings.complete(parent)
         assert walk.done
         if directory.marker is None and len(directory.entries) <= 1:
             parent.version = await self._store.put(
@@ -327,7 +297,7 @@ class Namespace:
         """Raises ENOTEMPTY unless a directory has no entries, those of other clients included."""
         directory, prefix = self.directory(inode), self.inodes.key(inode)
         if not directory.is_known(self.ttl):
-            await self.complete(inode)
+            await self.listings.complete(inode)
         if directory.entries:
             raise refuse(errno.ENOTEMPTY)
         await self._deletions.settle_under(prefix)

@@ -66,7 +66,7 @@ def answered(handler: F) -> F:
 # What programs run into all the time and are told by the errno alone.
 QUIET = frozenset(
     getattr(errno, name)
-    for name in ["ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM"]
+    for name in ["ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA"]
 )
 
 
@@ -102,6 +102,7 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._inodes = inodes
         self._namespace = namespace
+        self._listings = namespace.listings
         self._renames = renames
         self._contents = contents
         self._commits = commits
@@ -291,7 +292,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        directory, walk = await self._namespace.walk(self._inodes[inode])
+        directory, walk = self._listings.walk(self._inodes[inode])
         handle = self._handle()
         self._readings[handle] = Reading(directory, walk)
         return handle
@@ -300,7 +301,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         reading = self._readings[fh]
         if start_id == 0 and not reading.directory.is_young(self._ttl):
-            reading.directory, reading.walk = await self._namespace.walk(reading.directory.inode)  # rewinddir
+            reading.directory, reading.walk = self._listings.walk(reading.directory.inode)  # rewinddir
         here = reading.directory.inode
         for at in range(start_id, len(DOTS)):
             dot = here if at == 0 or here.parent is None else here.parent
@@ -311,7 +312,7 @@ class Operations(pyfuse3.Operations):
             while at >= len(walk.names):
                 if walk.done:
                     return
-                await self._namespace.advance(reading.directory, walk, have=len(walk.names))
+                await self._listings.advance(reading.directory, walk, have=len(walk.names))
             name = walk.names[at]
             at += 1
             inode = reading.directory.entries.get(name)

@@ -34,7 +34,7 @@ class Stream:
             return b""
         if source.size <= SMALL and start == 0:
             blocks.want(source, 0, source.size)
-        self._follow(start, stop, min(WINDOW_MAX, blocks.capacity // 4))
+        self._follow(start, stop, min(WINDOW_MAX, blocks.capacity // 2))
         if self._window:
             self._fetch_ahead(blocks, source, start, stop)
         return await blocks.read(source, start, stop)

@@ -54,33 +54,72 @@ class Replay:
     async def run(self) -> None:
         """Does it all. Raises StoreError when the bucket cannot be asked; the journal then keeps the rest."""
         for row, old, new in self._journal.renames():
+            log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
             await self._finish_rename(old, new)
-            self._journal.drop_rename(row)
+            await self._follow_rename(row, old, new)
         await each(self._delete, self._journal.deletes(), at_once=AT_ONCE)
+        self._drop_carried()
         await each(self._write_attributes, self._journal.attributes(), at_once=AT_ONCE)
 
     async def _finish_rename(self, old: str, new: str) -> None:
-        log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
+        if not old.endswith("/"):
+            found = await _find(self._store, old)
+            if found is not None:
+                await self._move(found.version, old, new)
+                await self._store.delete(old)
+            return
         token, more = "", True
         while more:
             page = await self._store.list(old, delimiter="", token=token)
-
-            async def move(version: Version, key: str) -> None:
-                acl = await self._attributes.acl_of(key)
-                await copy_object(self._store, key, new + key[len(old) :], version, acl=acl)
-
-            await each(lambda one: move(one.version, one.key), page.objects, at_once=AT_ONCE)
+            await each(
+                lambda one: self._move(one.version, one.key, new + one.key[len(old) :]), page.objects, at_once=AT_ONCE
+            )
             failures = await self._store.delete_many([one.key for one in page.objects])
             if failures:
                 raise failures[0].error
             token, more = page.token, bool(page.token)
+
+    async def _move(self, version: Version, key: str, new_key: str) -> None:
+        acl = await self._attributes.acl_of(key)
+        await copy_object(self._store, key, new_key, version, acl=acl)
+
+    async def _follow_rename(self, row: int, old: str, new: str) -> None:
+        """What was changed under the old name and is not sent goes on under the new one, upon the object there."""
+        drafts = [(at, saved) for at, saved in self._journal.drafts() if _is_at(saved.key, old)]
+        attributes = [(at, saved) for at, saved in self._journal.attributes() if _is_at(saved.key, old)]
+        found = {
+            key: await _find(self._store, new + key[len(old) :])
+            for key in {saved.key for _, saved in drafts} | {saved.key for _, saved in attributes}
+        }
+        displaced = [at for at, saved in self._journal.drafts() if saved.key == new]
+        with self._journal.together():
+            for at in displaced:
+                self._journal.drop_draft(at)
+            for at, draft in drafts:
+                self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], found[draft.key]))
+            for at, saved in attributes:
+                here = found[saved.key]
+                version = here.version if here is not None and saved.version is not None else saved.version
+                self._journal.save_attributes(at, replace(saved, key=new + saved.key[len(old) :], version=version))
+            self._journal.drop_rename(row)
 
     async def _delete(self, item: tuple[str, Version]) -> None:
         key, version = item
         found = await _find(self._store, key)
         if found is not None and found.version.same_as(version):
             await self._store.delete(key)
-        self._journal.drop_delete(key)
+        with self._journal.together():
+            for row, saved in self._journal.drafts():
+                if saved.key == key:  # what was removed had changes that were not sent
+                    self._journal.drop_draft(row)
+            self._journal.drop_delete(key)
+
+    def _drop_carried(self) -> None:
+        """Attributes of a file that has a draft go up with that, and must not change the version under it."""
+        changed = {saved.key for _, saved in self._journal.drafts()}
+        for row, saved in self._journal.attributes():
+            if saved.key in changed:
+                self._journal.drop_attributes(row)
 
     async def _write_attributes(self, item: tuple[int, SavedAttributes]) -> None:
         row, saved = item
@@ -103,7 +142,7 @@ class Replay:
 
     async def abort_uploads(self, keep: set[str]) -> None:
         """Aborts our unfinished uploads but those in `keep`."""
-        for upload_id, key in self._journal.uploads():
+        for upload_id, key, _ in self._journal.uploads():
             if upload_id in keep:
                 continue
             try:
@@ -117,6 +156,18 @@ class Replay:
 def _foreign(found: Object, saved: SavedAttributes) -> dict[str, str]:
     """The object's metadata with what the change set beside the POSIX attributes."""
     return {**found.properties.metadata, **saved.properties.metadata}
+
+
+def _is_at(key: str, old: str) -> bool:
+    return key.startswith(old) if old.endswith("/") else key == old
+
+
+def _moved(saved: SavedDraft, key: str, found: Object | None) -> SavedDraft:
+    """A draft under its new key; its base is what the rename copied there."""
+    if found is None or saved.base is None or found.version.size != saved.base[2]:
+        return replace(saved, key=key)
+    version = found.version
+    return replace(saved, key=key, base=(key, version.etag, version.size), expected=version, version=version)
 
 
 async def _find(store: ObjectStore, key: str) -> Object | None:
@@ -156,19 +207,19 @@ class Adoption:
 
     async def run(self) -> set[str]:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
-        uploads = {key: upload_id for upload_id, key in self._journal.uploads()}
+        uploads = {key: (upload_id, begun_with) for upload_id, key, begun_with in self._journal.uploads()}
         kept: set[str] = set()
         names: set[str] = set()
         for row, saved in self._journal.drafts():
             names.add(saved.spool)
-            upload_id = uploads.get(saved.key, "")
-            if await self._adopt(row, saved, upload_id):
-                kept.add(upload_id)
+            upload = uploads.get(saved.key)
+            if await self._adopt(row, saved, upload) and upload is not None:
+                kept.add(upload[0])
         if not self._journal.is_new:
             self._spools.clear(names)
         return kept
 
-    async def _adopt(self, row: int, saved: SavedDraft, upload_id: str) -> bool:
+    async def _adopt(self, row: int, saved: SavedDraft, upload: tuple[str, Properties] | None) -> bool:
         """Whether the draft goes on, with that upload."""
         try:
             spool, is_whole = await self._spool(saved)
@@ -183,7 +234,7 @@ class Adoption:
         if not is_whole:
             await self._keep_damaged(inode, draft)
         elif not await self._is_there(inode, draft):
-            return await self._go_on(inode, draft, upload_id)
+            return await self._go_on(inode, draft, upload)
         draft.saved = draft.serial
         await self._commits.let_go(inode, content)
         inode.content = None
@@ -256,14 +307,15 @@ class Adoption:
             return False
         if await etag_of(draft, self._uploader.plan) != found.version.etag:
             return False
-        inode.version, inode.properties, inode.checked = found.version, found.properties, trio.current_time()
+        inode.version, inode.checked = found.version, trio.current_time()
+        self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
         return True
 
-    async def _go_on(self, inode: Inode, draft: Draft, upload_id: str) -> bool:
+    async def _go_on(self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None) -> bool:
         content = content_of(inode)
-        if upload_id and draft.size > self._uploader.plan.single:
-            properties = self._attributes.properties(inode)
-            content.upload = Upload(self._uploader, draft, self._inodes.key(inode), properties, None)
+        if upload is not None and draft.size > self._uploader.plan.single:
+            upload_id, begun_with = upload
+            content.upload = Upload(self._uploader, draft, self._inodes.key(inode), begun_with, None)
             await content.upload.resume(upload_id)
         self._commits.send_later(inode)
         return content.upload is not None

@@ -2,8 +2,8 @@
 
 A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
 (headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
-key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was; what goes wrong after
-it leaves twins, never losses. A directory's objects are copied side by side and deleted in batches.
+key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was;
+what goes wrong after it leaves twins, never losses. A directory's objects are copied side by side and deleted in batches.
 
 Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
 """
@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import AsyncExitStack
 
 from . import keys
 from .attributes import Attributes
 from .contents import Contents
 from .copying import copy_object
-from .deletions import Deletions
+from .deletions import Deletions, is_refusal
 from .directory import PENDING
 from .errors import Cause, StoreError
 from .gate import Gate
@@ -72,9 +73,12 @@ class Renames:
         key = self._inodes.child_key(parent, segment)
         if len(key.encode()) + inode.is_directory > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG)
-        await self._keep_order(inode, target)
-        subtrees = (inode,) if target is None else (inode, target)
-        async with self._gate.closed(*subtrees):
+        assert inode.parent is not None
+        await self._namespace.keep_parent(inode.parent, inode)
+        async with AsyncExitStack() as held:
+            if target is not None:
+                await held.enter_async_context(self._contents.leaving(target))
+            await held.enter_async_context(self._gate.closed(*filter(None, (inode, target))))
             if inode.is_directory:
                 await self._move_directory(inode, target, parent, segment, key + "/")
             else:
@@ -101,13 +105,6 @@ class Renames:
             await self._namespace.require_empty(target)
         return target
 
-    async def _keep_order(self, inode: Inode, target: Inode | None) -> None:
-        """What must be in the bucket, or out of it, before names change."""
-        assert inode.parent is not None
-        await self._namespace.keep_parent(inode.parent, inode)
-        if target is not None:
-            await self._contents.detach(target)
-
     # Files
 
     async def _move_file(
@@ -116,32 +113,46 @@ class Renames:
         old_key = self._inodes.key(inode)
         await self._deletions.settle(key)
         await self._deletions.settle(old_key)
-        used: Properties | None = None
-        was_in_bucket = inode.version is not None
-        if was_in_bucket:
-            acl = await self._attributes.acl(inode)
-            if inode.attributes_dirty:
-                await self._attributes.learn_whole(inode)
-                used = self._attributes.properties(inode)
-            version = await self._copy(inode, old_key, key, used, acl)
+        if inode.version is None:
+            self._move_unsent(inode, target, parent, segment, form)
+            return
+        row = self._journal.add_rename(old_key, key)
+        try:
+            version, used = await self._copy(inode, old_key, key)
+        except Exception:
+            self._journal.drop_rename(row)
+            raise
         gone = PENDING if self._deletions.is_pending(old_key) else None
-        self._replace(inode, target, parent, segment, form, gone=gone)
-        if not was_in_bucket:
+        with self._journal.together():
+            self._journal.drop_rename(row)
+            self._replace(inode, target, parent, segment, form, gone=gone)
+            inode.version = version
+            self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
+            self._contents.moved(inode)
+
+    def _move_unsent(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form
+    ) -> None:
+        """A file that the bucket has not seen takes its new name along; it will go up over what has that name there."""
+        with self._journal.together():
+            self._replace(inode, target, parent, segment, form, gone=None)
             if target is not None and target.version is not None:
                 self._contents.replaces(inode, target.version)
             else:
                 self._contents.moved(inode)
-            return
-        inode.version = version
-        self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
-        self._contents.moved(inode)
 
-    async def _copy(
-        self, inode: Inode, old_key: str, key: str, used: Properties | None, acl: Acl | None
-    ) -> Version:
-        """Copies the object and removes the old key; a refusal to remove it takes the copy back."""
+    async def _copy(self, inode: Inode, old_key: str, key: str) -> tuple[Version, Properties | None]:
+        """Copies the object and removes the old key; a refusal to remove it takes the copy back.
+
+        Returns the new version, and the properties that it was given where they are not those it had.
+        """
         assert inode.version is not None and inode.parent is not None
         directory, name = self._namespace.directory(inode.parent), inode.name
+        used: Properties | None = None
+        acl = await self._attributes.acl(inode)
+        if inode.attributes_dirty:
+            await self._attributes.learn_whole(inode)
+            used = self._attributes.properties(inode)
         try:
             version = await copy_object(self._store, old_key, key, inode.version, properties=used, acl=acl)
         except StoreError as error:
@@ -159,11 +170,11 @@ class Renames:
                 directory.now = None
 
         try:
-            await self._deletions.delete(old_key, inode.version, outcome)
+            await self._deletions.retire(old_key, inode.version, outcome)
         except OSError:
             await self._store.delete(key)
             raise
-        return version
+        return version, used
 
     def _replace(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
@@ -174,6 +185,7 @@ class Renames:
         if target is not None:
             target.parent = None
             self._attributes.discard(target)
+            self._contents.left(target)
         old.take(inode.name, when=gone)
         inode.parent, inode.segment = parent, segment
         inode.form = form if form is not keys.Form.FOLDED else inode.form
@@ -195,18 +207,21 @@ class Renames:
         row = self._journal.add_rename(old_prefix, prefix)
         try:
             versions = await self._copy_all(listed, old_prefix, prefix, known)
-            await self._delete_all([one.key for one in listed], [*versions])
-        finally:
+            await self._delete_all(listed, [*versions])
+        except Exception:
             self._journal.drop_rename(row)
-        for one in listed:
-            moved = known.get(one.key)
-            if moved is not None and prefix + one.key[len(old_prefix) :] in versions:
-                moved.version = versions[prefix + one.key[len(old_prefix) :]]
-                self._attributes.carried(moved, moved.properties, whole=moved.whole)
-        self._end_passes(inode)
-        self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=None)
-        for moved in known.values():
-            self._contents.moved(moved)
+            raise
+        known = self._known(inode)  # with what came meanwhile and is in no bucket yet
+        with self._journal.together():
+            self._journal.drop_rename(row)
+            self._end_passes(inode)
+            self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=None)
+            for old_key, moved in known.items():
+                version = versions.get(prefix + old_key[len(old_prefix) :])
+                if version is not None:
+                    moved.version = version
+                    self._attributes.carried(moved, moved.properties, whole=moved.whole)
+                self._contents.moved(moved)
 
     def _known(self, top: Inode) -> dict[str, Inode]:
         """The inodes at and below `top`, by key."""
@@ -279,11 +294,19 @@ class Renames:
             return await self._attributes.acl(inode)
         return await self._attributes.acl_of(one.key)
 
-    async def _delete_all(self, old: list[str], new: list[str]) -> None:
-        """Removes the old keys; when none may be removed, the copies go again and the rename fails."""
-        failures = await self._store.delete_many(old)
-        if failures and len(failures) == len(old):
+    async def _delete_all(self, old: list[Listed], new: list[str]) -> None:
+        """Removes the old keys; when none may be removed, the copies go again and the rename fails.
+
+        A key whose delete got no answer may be gone: its copy stays, and the delete is tried until it is answered.
+        """
+        failures = await self._store.delete_many([one.key for one in old])
+        refused = [failure for failure in failures if is_refusal(failure.error)]
+        if refused and len(refused) == len(old):
             await self._store.delete_many(new)
-            raise failures[0].error
-        for failure in failures:
+            raise refused[0].error
+        for failure in refused:
             log.error("renamed, but its old name stays: %s: %s", failure.key, failure.error)
+        unanswered = {failure.key for failure in failures} - {failure.key for failure in refused}
+        for one in old:
+            if one.key in unanswered:
+                self._deletions.later(one.key, one.version, lambda error: None)

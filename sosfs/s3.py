@@ -167,8 +167,8 @@ class S3Store:
         able = self._abilities
         guard = await header_for(self.head, request, key, condition, absent=able.absent, match=able.match)
         try:
-            stored, _ = await self._send(
-                "PutObject", lambda lanes: lanes.signed.put(key, body, properties, granted, guard), size=size
+            return await self._send(
+                "PutObject", lambda lanes: lanes.put(key, body, properties, granted, guard), size=size
             )
         except StoreError as error:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
@@ -177,7 +177,6 @@ class S3Store:
             if not (error.repeated and await is_there(self.head, key, ours, properties)):
                 raise stale(request, "the condition does not hold", error) from error
             return Version(ours, size)
-        return stored
 
     async def copy(
         self,
@@ -268,7 +267,7 @@ class S3Store:
         match = Quoting.QUOTED if able.complete else None
         guard = await header_for(self.head, request, key, condition, absent=able.complete, match=match)
         try:
-            etag, _ = await self._send(
+            etag = await self._send(
                 "CompleteMultipartUpload", lambda lanes: lanes.signed.complete_multipart(key, upload_id, parts, guard)
             )
         except StoreError as error:

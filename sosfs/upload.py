@@ -97,9 +97,7 @@ class _Sent:
 class Uploader:
     """What all uploads of a mount share."""
 
-    def __init__(
-        self, store: ObjectStore, spawn: Spawn, budget: Budget, plan: PartPlan, journal: Journal
-    ) -> None:
+    def __init__(self, store: ObjectStore, spawn: Spawn, budget: Budget, plan: PartPlan, journal: Journal) -> None:
         self.store = store
         self.spawn = spawn
         self.budget = budget
@@ -120,6 +118,7 @@ class Upload:
         self._id = ""
         self._begin = trio.Lock()
         self._sent: dict[int, _Sent] = {}
+        self._made: set[int] = set()  # parts that the server has, up to date or not
         self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
         self._behind: set[int] = set()
         self._idle = trio.Event()
@@ -164,6 +163,8 @@ class Upload:
         Raises StoreError; what was sent stays for the next try. ESTALE when another version won.
         """
         await self._idle.wait()
+        if self._made - {job.number for job in self._jobs(size)}:
+            await self.abort()  # Ceph 16 completes an upload with all its parts or not at all
         for _ in range(3):
             jobs = [job for job in self._jobs(size) if not self._has(job)]
             if not jobs:
@@ -200,6 +201,7 @@ class Upload:
         self._id = upload_id
         ranges = {part.number: part for part in shared.plan.ranges(self._draft.size)}
         for part in parts:
+            self._made.add(part.number)
             at = ranges.get(part.number)
             if at is None or at.stop - at.start != part.size or not self._draft.local.covers(at.start, at.stop):
                 continue
@@ -223,6 +225,7 @@ class Upload:
         self._shared.journal.drop_upload(self._id)
         self._id = ""
         self._sent.clear()
+        self._made.clear()
 
     def _has(self, job: Range) -> bool:
         sent = self._sent.get(job.number)
@@ -249,6 +252,7 @@ class Upload:
     async def _make(self, job: Range) -> _Sent:
         await self._ensure()
         serial = self._draft.serial
+        self._made.add(job.number)
         if self._draft.is_untouched(job.start, job.stop):
             part = await self._copy(job)
         else:
@@ -277,4 +281,4 @@ class Upload:
         async with self._begin:
             if not self._id:
                 self._id = await self._shared.store.create_multipart(self.key, self.properties, acl=self.acl)
-                self._shared.journal.add_upload(self._id, self.key)
+                self._shared.journal.add_upload(self._id, self.key, self.properties)

@@ -22,6 +22,7 @@ from sosfs.store import PART_MAX, PART_MIN
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
 
+LIFETIME_MAX = 7 * 86_400  # seconds; S3 takes no longer-lived signature of version 4
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -77,6 +78,13 @@ def _seconds(text: str) -> float:
         seconds = math.nan
     if not (seconds >= 0 and math.isfinite(seconds)):
         raise ValueError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+def _lifetime(text: str) -> float:
+    seconds = _seconds(text)
+    if not 1 <= seconds <= LIFETIME_MAX:
+        raise ValueError(f"{text!r} is not between 1 second and a week, as S3 asks")
     return seconds
 
 
@@ -143,6 +151,7 @@ FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool
 SIZE: Kind[int] = Kind("SIZE", _size, shown_size, (int,))
 PART: Kind[int] = Kind("SIZE", _part, shown_size, (int,))
 SECONDS: Kind[float] = Kind("SECONDS", _seconds, "{:g}".format, (int, float))
+LIFETIME: Kind[float] = dataclasses.replace(SECONDS, parse=_lifetime)
 OCTAL: Kind[int] = Kind("BITS", _octal, "{:03o}".format, (int,))
 USER: Kind[int] = Kind("USER", _user, str, (int,))
 GROUP: Kind[int] = Kind("GROUP", _group, str, (int,))

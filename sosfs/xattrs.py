@@ -171,9 +171,8 @@ class Xattrs:
             return "uploading"
         if inode.attributes_dirty or (draft is not None and draft.is_dirty):
             return "dirty"
-        if inode.parent is not None and any(key.startswith(f"{self._inodes.key(inode)}.conflict-") for key in self._kept):
-            return "conflict"
-        return "clean"
+        ours = f"{self._inodes.key(inode)}.conflict-"
+        return "conflict" if any(key.startswith(ours) for key in self._kept) else "clean"
 
     # Changing
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -20,6 +21,9 @@ from tests.watchdog import Watchdog
 pytest_plugins = ["tests.servers"]
 
 PATIENCE = 100.0  # seconds a test may take before its mounts are cleared away under it; below pytest's own limit
+HURRY = ("--patience", "1", "--timeout", "1")
+LARGE = random.Random(16).randbytes(20 << 20)
+FRAIL = {"d/small": b"small" * 1000, "d/other": b"other", "d/large": LARGE}
 FAILED = pytest.StashKey[bool]()
 Mounter = Callable[..., Drive]
 
@@ -130,3 +134,12 @@ def drive(request: pytest.FixtureRequest, shared: Drive) -> Iterator[Drive]:
         print(f"log:\n{mount.log[seen:][-8000:]}")
     assert mount.running, "the daemon died"
     mount.check_log()
+
+
+@pytest.fixture
+def frail(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> Drive:
+    """A mount of `FRAIL` through the proxy that gives up soon. Nothing was looked at; the log may tell of trouble."""
+    foreign.put_all(FRAIL)
+    drive = mounter(proxy.endpoint, *HURRY)
+    drive.mount.allow_log(r"WARNING|ERROR")
+    return drive

@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 import pytest
 
+from tests.faults import FAILED
 from tests.foreign import Foreign
 from tests.mounting import Mount
 
@@ -86,3 +87,19 @@ def names(directory: Path) -> list[str]:
 def tree(directory: Path) -> dict[str, bytes]:
     """All files below a directory with their bytes."""
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def attempt(action: Callable[[], object]) -> bool:
+    """Whether an action succeeded; it may fail with the errnos of a bad server alone."""
+    try:
+        action()
+    except OSError as error:
+        assert error.errno in FAILED, error
+        return False
+    return True
+
+
+def sync(path: Path) -> None:
+    """Opens, syncs and closes a file: whatever of it is unsent goes up."""
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())

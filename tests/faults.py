@@ -6,7 +6,9 @@ have a seed: a run can be repeated. Rules are judged under the proxy's lock.
 
 from __future__ import annotations
 
+import errno
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -111,3 +113,33 @@ class Rule:
             return False
         self.hits += 1
         return True
+
+
+FAILED = (errno.EIO, errno.ETIMEDOUT)  # what a bad server may look like to a program
+REFUSED = (errno.EACCES, errno.EPERM)
+
+# Servers that do not serve, and the errnos that tell so.
+BROKEN: Mapping[str, tuple[Action, tuple[int, ...]]] = {
+    "500": (Answer(500, "InternalError"), FAILED),
+    "503": (Answer(503, "SlowDown"), FAILED),
+    "503 without a body": (Answer(503), FAILED),
+    "403": (Answer(403, "AccessDenied"), REFUSED),
+    "no bucket": (Answer(404, "NoSuchBucket"), (*FAILED, errno.ENXIO)),
+    "reset": (Reset(), FAILED),
+    "hang": (Hang(), FAILED),
+}
+# The server did what it was asked, and the client is told otherwise or nothing.
+LOST: Mapping[str, Action] = {
+    "500": Answer(500, "InternalError", Moment.AFTER),
+    "503": Answer(503, "SlowDown", Moment.AFTER),
+    "reset": Reset(Moment.AFTER),
+}
+# What is well when it is tried again.
+PASSING: Mapping[str, Action] = {
+    "500": Answer(500, "InternalError"),
+    "503": Answer(503, "SlowDown"),
+    "429": Answer(429, "TooManyRequests"),
+    "reset": Reset(),
+    "cut answer": CutResponse(100),
+    "cut upload": CutRequest(10),
+}

@@ -36,7 +36,8 @@ def test_a_server_dies_with_its_starter(tmp_path: Path, number: signal.Signals) 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, cwd=root) as starter:
         assert starter.stdout
         server = int(starter.stdout.readline())
-        assert runs(server)
+        while Path(f"/proc/{server}/comm").read_text() != "sleep\n":  # before, the kernel is not told yet
+            time.sleep(0.01)
         os.kill(starter.pid, number)
     deadline = time.monotonic() + 10
     while runs(server):

@@ -244,3 +244,21 @@ def test_an_idle_mount_asks_nothing(known: Drive, proxy: Proxy) -> None:
     with proxy.recording(settle=1.0) as traffic:
         pass
     assert traffic.tally() == {}, str(traffic)
+
+
+def test_a_second_mount_lists_all_attributes_without_a_question(
+    foreign: Foreign, mounter: Mounter, proxy: Proxy
+) -> None:
+    drive = mounter(proxy.endpoint)
+    for number in range(40):
+        folder = drive.here / f"d{number % 4}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"f{number}").write_bytes(b"x" * number)
+    os.chmod(drive.here / "d1" / "f1", 0o640)
+    drive.run("ls", "-lR")
+    before = drive.run("ls", "-lR")
+    drive.mount.remount()
+    with proxy.recording() as traffic:
+        assert drive.run("ls", "-lR") == before
+    assert set(traffic.tally()) == {"LIST"}, traffic
+    assert traffic.count("LIST") == 5, traffic

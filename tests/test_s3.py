@@ -237,23 +237,34 @@ async def test_a_cut_upload_is_sent_again_whole(broken: Broken, key: str, size: 
     assert broken.body(key) == body
 
 
-@pytest.mark.parametrize("fault", [Reset(Moment.AFTER), Answer(500, "InternalError", Moment.AFTER)])
+@pytest.mark.parametrize(
+    "fault",
+    [Reset(Moment.AFTER), Answer(500, "InternalError", Moment.AFTER), Reset(), Answer(503, "SlowDown")],
+    ids=["reset after", "500 after", "reset", "503"],
+)
 @pytest.mark.parametrize("condition", ["absent", "this version"])
+@pytest.mark.parametrize("key", ["key", "o//dd"])
 @trio_test
-async def test_a_lost_answer_to_a_conditional_put_is_no_conflict(broken: Broken, fault: Action, condition: str) -> None:
+async def test_a_lost_answer_to_a_conditional_put_is_no_conflict(
+    broken: Broken, key: str, condition: str, fault: Action
+) -> None:
     await broken.store.probe_conditions(".probe")
-    first = await broken.store.put("taken", b"old", NONE) if condition == "this version" else Guard.ABSENT
-    broken.proxy.inject(fault, on(Op.PUT), times=1)
-    properties = Properties(metadata={"mtime": "1.5"})
-    stored = await broken.store.put("taken", b"new", properties, condition=first)
-    assert (await broken.store.head("taken")).version.same_as(stored)
-    # The same bytes of somebody else, with another time: that is a conflict, lost answer or not.
-    broken.proxy.inject(fault, on(Op.PUT), times=1)
-    await broken.store.put("other", b"new", Properties(metadata={"mtime": "2.5"}))
-    broken.proxy.heal()
-    broken.proxy.inject(fault, on(Op.PUT), times=1)
+    expected = await broken.store.put(key, b"old", NONE) if condition == "this version" else Guard.ABSENT
+    rule = broken.proxy.inject(fault, on(Op.PUT), times=1)
+    stored = await broken.store.put(key, b"new", Properties(metadata={"mtime": "1.5"}), condition=expected)
+    assert rule.hits == 1
+    assert (await broken.store.head(key)).version.same_as(stored)
+    assert broken.body(key) == b"new"
+
+
+@pytest.mark.parametrize("key", ["key", "o//dd"])
+@trio_test
+async def test_the_same_bytes_of_somebody_else_are_a_conflict(broken: Broken, key: str) -> None:
+    await broken.store.probe_conditions(".probe")
+    await broken.store.put(key, b"new", Properties(metadata={"mtime": "2.5"}))
+    broken.proxy.inject(Reset(Moment.AFTER), on(Op.PUT), times=1)
     with pytest.raises(StoreError) as caught:
-        await broken.store.put("other", b"new", properties, condition=Guard.ABSENT)
+        await broken.store.put(key, b"new", Properties(metadata={"mtime": "1.5"}), condition=Guard.ABSENT)
     assert caught.value.errno == errno.ESTALE
 
 

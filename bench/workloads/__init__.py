@@ -8,4 +8,6 @@ from bench.workloads.tools import TOOLS
 from bench.workloads.tree import TREE
 from bench.workloads.workload import Workload
 
+__all__ = ["WORKLOADS", "Workload"]
+
 WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in [*BULK, *SMALL_FILES, *TREE, *TOOLS]}

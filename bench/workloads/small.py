@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -97,7 +96,7 @@ def read_serial(stage: Stage) -> None:
 def read_parallel(stage: Stage) -> None:
     """The processes stand at the mount's top, so that nothing below is looked up before time runs."""
     below = stage.dataset.small()
-    workers = Workers(READ, stage.top, [os.path.join(below, name) for name in _names(stage.scale)])
+    workers = Workers(READ, stage.top, [f"{below}/{name}" for name in _names(stage.scale)])
     with stage.clock():
         workers.go()
 

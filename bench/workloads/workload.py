@@ -26,7 +26,7 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True)
 class Workload:
-    """`amount` is what one run moves, in bytes or pieces. `bare` is the floor; its docstring says where it stops short."""
+    """`amount` is what one run moves, in bytes or pieces; `bare` is the floor, where there is one."""
 
     name: str
     title: str

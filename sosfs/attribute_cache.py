@@ -1,0 +1,157 @@
+"""What the metadata of objects said, kept over restarts: decided here and only here.
+
+A listing tells an object's key, ETag, size and time. If all four are as they were when the object's
+metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
+So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
+yet; the listing's is then taken if it is that of the write, give or take `SLACK`.
+
+A cache and nothing more: it is never synced, a damaged one is thrown away, and nothing is lost with it.
+
+Concurrency: trio thread only. New rows gather in memory and are written a thousand at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .store import Headers, Properties, Version
+
+log = logging.getLogger(__name__)
+
+GATHER = 1000  # rows written in one transaction (3 ms)
+ROWS_MAX = 2_000_000  # about 500 MB of disk
+SLACK = 5  # seconds between our clock and the server's, at most, for our own writes to be recognised
+_TABLE = """
+create table if not exists attributes (
+  folder text not null, name text not null, etag text not null, size integer not null,
+  modified integer, written integer not null, whole integer not null, properties text not null,
+  primary key (folder, name)) without rowid;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One object's properties and the version they belong to; `written` is our clock, in seconds."""
+
+    version: Version
+    written: int
+    properties: Properties
+    whole: bool
+
+    def holds_for(self, listed: Version) -> bool:
+        """Whether the listed version is the one that these properties belong to."""
+        if not self.version.same_as(listed):
+            return False
+        if self.version.modified is not None or listed.modified is None:
+            return True
+        return abs(listed.modified - self.written) <= SLACK
+
+
+class AttributeCache:
+    """The attribute cache of a mount."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._db = _opened(path)
+        self._fresh: dict[tuple[str, str], Remembered | None] = {}
+
+    def close(self) -> None:
+        """Writes what is in memory."""
+        self.flush()
+        self._db.close()
+
+    def page(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
+        """What is remembered of the objects of a folder (a prefix) from name to name."""
+        self.flush()
+        try:
+            rows = self._db.execute(
+                "select name, etag, size, modified, written, whole, properties from attributes"
+                " where folder = ? and name between ? and ?",
+                (folder, first, last),
+            ).fetchall()
+        except sqlite3.Error as error:
+            log.warning("the attribute cache cannot be read: %s", error)
+            return {}
+        return {row[0]: _remembered(*row[1:]) for row in rows}
+
+    def find(self, folder: str, name: str) -> Remembered | None:
+        """What is remembered of one object."""
+        if (folder, name) in self._fresh:
+            return self._fresh[folder, name]
+        return self.page(folder, name, name).get(name)
+
+    def put(self, key: str, version: Version, properties: Properties, *, whole: bool) -> None:
+        """Remembers an object's properties."""
+        self._fresh[_place(key)] = Remembered(version, int(time.time()), properties, whole)
+        if len(self._fresh) >= GATHER:
+            self.flush()
+
+    def drop(self, key: str) -> None:
+        """Forgets an object that is gone."""
+        self._fresh[_place(key)] = None
+
+    def flush(self) -> None:
+        """Writes what is in memory; a disk that refuses costs HEADs later and nothing else."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, {}
+        try:
+            with self._db:
+                self._db.executemany(
+                    "delete from attributes where folder = ? and name = ?",
+                    [place for place, row in fresh.items() if row is None],
+                )
+                self._db.executemany(
+                    "insert or replace into attributes values (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(*place, *_row(row)) for place, row in fresh.items() if row is not None],
+                )
+        except sqlite3.Error as error:
+            log.warning("the attribute cache cannot be written: %s", error)
+
+
+def _place(key: str) -> tuple[str, str]:
+    folder, slash, name = key.rpartition("/")
+    return folder + slash, name
+
+
+def _row(row: Remembered) -> tuple[object, ...]:
+    headers = row.properties.headers
+    properties = json.dumps(
+        [[getattr(headers, name) for name in Headers.__slots__], dict(row.properties.metadata)], separators=(",", ":")
+    )
+    version = row.version
+    return version.etag, version.size, version.modified, row.written, int(row.whole), properties
+
+
+def _remembered(etag: str, size: int, modified: int | None, written: int, whole: int, properties: str) -> Remembered:
+    headers, metadata = json.loads(properties)
+    return Remembered(Version(etag, size, modified), written, Properties(Headers(*headers), metadata), bool(whole))
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        return _prepared(path)
+    except sqlite3.DatabaseError as error:
+        log.warning("the attribute cache is begun anew: %s", error)
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).unlink()
+        return _prepared(path)
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path)
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = off")
+    db.executescript(_TABLE)
+    if db.execute("select count(*) from attributes").fetchone()[0] > ROWS_MAX:
+        db.execute("delete from attributes where written < (select avg(written) from attributes)")
+        db.commit()
+    return db

@@ -1,0 +1,201 @@
+"""The lane for what is set for a whole bucket, and for versions: botocore, whose 2 ms of CPU a call do not matter here.
+
+What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
+`StoreError`. botocore is imported with the first call, not before the daemon has forked.
+
+Concurrency: calls are made from the trio thread and run in threads of the `Sender`, which renews the key.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .credentials import Credentials
+from .errors import from_s3, unanswered
+from .sender import Sender
+from .store import Acl, Canned
+from .target import S3Target
+from .wire import bare_etag
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+    from .lanes import Lanes
+
+T = TypeVar("T")
+
+NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy"})
+
+
+class Versioning(Enum):
+    """Whether a bucket keeps what is overwritten or deleted. Once enabled it can only be suspended."""
+
+    OFF = "off"
+    ENABLED = "enabled"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One version of an object as a listing of versions shows it. `modified` is seconds since the epoch."""
+
+    key: str
+    version_id: str
+    etag: str
+    size: int
+    modified: float
+    is_latest: bool
+
+
+class BucketSettings:
+    """The settings of one bucket."""
+
+    def __init__(self, target: S3Target, sender: Sender) -> None:
+        self._target = target
+        self._sender = sender
+        self._lock = threading.Lock()  # botocore makes clients safely in one thread only
+        self._clients: dict[Credentials, S3Client] = {}
+
+    async def acl(self) -> Acl:
+        """The bucket's ACL."""
+        return await self._sender.send("GetBucketAcl", lambda lanes: lanes.signed.get_acl(""))
+
+    async def put_acl(self, acl: Acl | Canned) -> None:
+        """Replaces the bucket's ACL."""
+        await self._sender.send("PutBucketAcl", lambda lanes: lanes.signed.put_acl("", acl))
+
+    async def cors(self) -> list[dict[str, Any]]:
+        """The CORS rules, none where there are none."""
+        answer = await self._call("GetBucketCors", lambda client, name: client.get_bucket_cors(Bucket=name))
+        return [dict(rule) for rule in answer.get("CORSRules", ())] if answer else []
+
+    async def put_cors(self, rules: Sequence[Any]) -> None:
+        """Replaces the CORS rules; none removes them."""
+        if not rules:
+            await self._call("DeleteBucketCors", lambda client, name: client.delete_bucket_cors(Bucket=name))
+            return
+        document: Any = {"CORSRules": list(rules)}
+        await self._call(
+            "PutBucketCors", lambda client, name: client.put_bucket_cors(Bucket=name, CORSConfiguration=document)
+        )
+
+    async def versioning(self) -> Versioning:
+        """Whether old versions are kept."""
+        answer = await self._call("GetBucketVersioning", lambda client, name: client.get_bucket_versioning(Bucket=name))
+        state = answer.get("Status", "") if answer else ""
+        return Versioning(state.lower() or "off")
+
+    async def put_versioning(self, state: Versioning) -> None:
+        """Enables or suspends versioning."""
+        wanted: Any = {"Status": state.value.capitalize()}
+        await self._call(
+            "PutBucketVersioning",
+            lambda client, name: client.put_bucket_versioning(Bucket=name, VersioningConfiguration=wanted),
+        )
+
+    async def policy(self) -> str:
+        """The bucket policy as the server keeps it, "" where there is none."""
+        answer = await self._call("GetBucketPolicy", lambda client, name: client.get_bucket_policy(Bucket=name))
+        return str(answer["Policy"]) if answer else ""
+
+    async def put_policy(self, text: str) -> None:
+        """Replaces the bucket policy; "" removes it."""
+        if not text:
+            await self._call("DeleteBucketPolicy", lambda client, name: client.delete_bucket_policy(Bucket=name))
+            return
+        await self._call("PutBucketPolicy", lambda client, name: client.put_bucket_policy(Bucket=name, Policy=text))
+
+    async def versions(self, prefix: str, *, delimiter: str = "/") -> tuple[list[Kept], list[str], list[str]]:
+        """The versions of the keys that begin with `prefix`, newest first for each; folded prefixes; deleted keys.
+
+        Deleted is a key whose newest version is a delete marker.
+        """
+
+        def ask(client: S3Client, name: str) -> tuple[list[Kept], list[str], list[str]]:
+            kept: list[Kept] = []
+            folded: dict[str, None] = {}
+            deleted: list[str] = []
+            pages = client.get_paginator("list_object_versions").paginate(
+                Bucket=name, Prefix=prefix, Delimiter=delimiter
+            )
+            for page in pages:
+                kept += [_kept(found) for found in page.get("Versions", ())]
+                folded |= {found["Prefix"]: None for found in page.get("CommonPrefixes", ())}
+                deleted += [found["Key"] for found in page.get("DeleteMarkers", ()) if found["IsLatest"]]
+            return kept, list(folded), deleted
+
+        found = await self._call("ListObjectVersions", ask)
+        return found or ([], [], [])
+
+    async def read(self, key: str, version_id: str, start: int, stop: int) -> bytes:
+        """The bytes `[start, stop)` of a version. ENOENT where it is gone."""
+
+        def ask(client: S3Client, name: str) -> bytes:
+            answer = client.get_object(Bucket=name, Key=key, VersionId=version_id, Range=f"bytes={start}-{stop - 1}")
+            return answer["Body"].read()
+
+        return await self._call(f"GetObject {key!r}", ask, size=stop - start) or b""
+
+    async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
+        """Does `work` in a thread; None where the server says that nothing is set."""
+
+        def call(lanes: Lanes) -> T | None:
+            from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - not before the fork
+
+            try:
+                return work(self._client(lanes.key), self._target.bucket)
+            except ClientError as error:
+                said = error.response.get("Error", {})
+                code = said.get("Code", "")
+                if code in NOT_SET:
+                    return None
+                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+                raise from_s3(request, code=code, status=status, detail=said.get("Message", "")) from error
+            except BotoCoreError as error:
+                raise unanswered(request, str(error)) from error
+
+        return await self._sender.send(request.partition(" ")[0], call, size=size)
+
+    def _client(self, key: Credentials) -> S3Client:
+        with self._lock:
+            if key not in self._clients:
+                self._clients = {key: self._opened(key)}
+            return self._clients[key]
+
+    def _opened(self, key: Credentials) -> S3Client:
+        from botocore.config import Config  # noqa: PLC0415 - not before the daemon has forked
+        from botocore.session import Session  # noqa: PLC0415
+
+        config = Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=self._target.connect_timeout,
+            read_timeout=self._target.read_timeout,
+            retries={"mode": "standard"},
+        )
+        # The user's AWS files must not have a say: their settings are for other endpoints.
+        nothing: Any = {"profile": (None, [], None, None), "config_file": (None, [], os.devnull, None)}
+        client: S3Client = Session(nothing).create_client(  # type: ignore[assignment]
+            "s3",
+            endpoint_url=self._target.endpoint,
+            region_name=self._target.region,
+            aws_access_key_id=key.access_key,
+            aws_secret_access_key=key.secret_key,
+            aws_session_token=key.token or None,
+            config=config,
+        )
+        return client
+
+
+def _kept(found: Any) -> Kept:
+    modified: datetime = found["LastModified"]
+    etag = bare_etag(found["ETag"])
+    return Kept(found["Key"], found["VersionId"], etag, found["Size"], modified.timestamp(), found["IsLatest"])

@@ -1,0 +1,222 @@
+"""The text files of the control tree: what each shows, and what writing it does. Decided here and only here.
+
+What is written is compared with what the server has, in meaning, and nothing is sent for what is so already.
+A refused text, and why it was, is kept in `.sosfs/errors`. Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Mapping
+
+from . import acl, cors, metrics
+from .bucket_settings import BucketSettings, Versioning
+from .control import Fixed, Folder, Node, TextFile
+from .inodes import Inode
+from .namespace import Namespace
+from .rejected import BadText, Rejections
+from .sharing import Sharing
+from .status import Status
+from .store import Acl
+
+
+class Report(TextFile):
+    """What the mount says of itself."""
+
+    def __init__(self, name: str, tell: Callable[[], str]) -> None:
+        super().__init__(("report", name))
+        self._tell = tell
+
+    async def read(self) -> str:
+        """The text as it is now."""
+        return self._tell()
+
+
+class Setting(TextFile):
+    """A text that can be changed. `what` names it for the user."""
+
+    writable = True
+
+    def __init__(self, what: str, rejections: Rejections) -> None:
+        super().__init__(("setting", what))
+        self._what = what
+        self._rejections = rejections
+
+    async def write(self, text: str) -> None:
+        """Applies a text, or keeps the reason why it cannot be applied."""
+        try:
+            await self._apply(text)
+        except OSError as error:
+            self._rejections.add(self._name(), error)
+            raise
+
+    def _name(self) -> str:
+        return self._what
+
+    @abc.abstractmethod
+    async def _apply(self, text: str) -> None: ...
+
+
+class BucketAcl(Setting):
+    """The bucket's ACL: who may list it and create in it. It says nothing of who may read an object."""
+
+    def __init__(self, bucket: BucketSettings, rejections: Rejections) -> None:
+        super().__init__("bucket/acl", rejections)
+        self._bucket = bucket
+
+    async def read(self) -> str:
+        """The ACL with its grammar in comments."""
+        return acl.help_text(acl.OF_BUCKETS) + acl.shown(await self._bucket.acl())
+
+    async def _apply(self, text: str) -> None:
+        now = await self._bucket.acl()
+        wanted = acl.parse(text, owner=now.owner, canned=acl.OF_BUCKETS)
+        if not (isinstance(wanted, Acl) and acl.same(wanted, now)):
+            await self._bucket.put_acl(wanted)
+
+
+class Cors(Setting):
+    """The bucket's CORS rules; empty for none."""
+
+    def __init__(self, bucket: BucketSettings, rejections: Rejections) -> None:
+        super().__init__("bucket/cors", rejections)
+        self._bucket = bucket
+
+    async def read(self) -> str:
+        """The rules as JSON."""
+        return cors.shown(await self._bucket.cors())
+
+    async def _apply(self, text: str) -> None:
+        wanted = cors.parse(text)
+        if wanted != await self._bucket.cors():
+            await self._bucket.put_cors(wanted)
+
+
+class VersioningState(Setting):
+    """Whether the bucket keeps old versions: off, enabled or suspended."""
+
+    def __init__(self, bucket: BucketSettings, rejections: Rejections) -> None:
+        super().__init__("bucket/versioning", rejections)
+        self._bucket = bucket
+
+    async def read(self) -> str:
+        """One word."""
+        return (await self._bucket.versioning()).value + "\n"
+
+    async def _apply(self, text: str) -> None:
+        word = text.strip().lower()
+        if word not in {state.value for state in Versioning}:
+            raise BadText(f"{word!r} is none of {', '.join(state.value for state in Versioning)}", line=1)
+        now, wanted = await self._bucket.versioning(), Versioning(word)
+        if wanted is now:
+            return
+        if wanted is Versioning.OFF:
+            raise BadText("versioning that was enabled once can only be suspended", line=1)
+        await self._bucket.put_versioning(wanted)
+
+
+class Policy(Setting):
+    """The bucket policy, in the server's own language and not looked into; empty for none."""
+
+    def __init__(self, bucket: BucketSettings, rejections: Rejections) -> None:
+        super().__init__("bucket/policy", rejections)
+        self._bucket = bucket
+
+    async def read(self) -> str:
+        """The policy as the server gives it."""
+        return await self._bucket.policy()
+
+    async def _apply(self, text: str) -> None:
+        wanted = text if text.strip() else ""
+        if wanted != await self._bucket.policy():
+            await self._bucket.put_policy(wanted)
+
+
+class ObjectAcl(Setting):
+    """The ACL of an object."""
+
+    def __init__(self, inode: Inode, namespace: Namespace, sharing: Sharing, rejections: Rejections) -> None:
+        super().__init__("acl", rejections)
+        self.identity = ("acl", inode.number)
+        self._inode = inode
+        self._namespace = namespace
+        self._sharing = sharing
+
+    def taken(self) -> None:
+        """The inode stays as long as this node."""
+        self._inode.lookups += 1
+
+    def dropped(self) -> None:
+        """The inode may go."""
+        self._namespace.forget(self._inode, 1)
+
+    def _name(self) -> str:
+        return f"acl/{self._namespace.inodes.key(self._inode)}"
+
+    async def read(self) -> str:
+        """The ACL with its grammar in comments."""
+        return acl.help_text(acl.OF_OBJECTS) + acl.shown(await self._sharing.read(self._inode))
+
+    async def _apply(self, text: str) -> None:
+        await self._sharing.write(self._inode, text)
+
+
+class AclFolder(Folder):
+    """A directory of the mount, with the ACLs of its objects."""
+
+    def __init__(self, inode: Inode, namespace: Namespace, sharing: Sharing, rejections: Rejections) -> None:
+        super().__init__(("acl", inode.number))
+        self._inode = inode
+        self._namespace = namespace
+        self._sharing = sharing
+        self._rejections = rejections
+
+    def taken(self) -> None:
+        """The inode stays as long as this node."""
+        self._inode.lookups += 1
+
+    def dropped(self) -> None:
+        """The inode may go."""
+        self._namespace.forget(self._inode, 1)
+
+    async def children(self) -> Mapping[bytes, Node]:
+        """A file or directory for each of the real ones."""
+        await self._namespace.listings.complete(self._inode)
+        entries = self._namespace.directory(self._inode).entries
+        return {name: self._node(inode) for name, inode in list(entries.items())}
+
+    async def child(self, name: bytes) -> Node:
+        """That of the real file or directory of this name. Raises what looking it up raises."""
+        return self._node(await self._namespace.lookup(self._inode, name))
+
+    def _node(self, inode: Inode) -> Node:
+        kind = AclFolder if inode.is_directory else ObjectAcl
+        return kind(inode, self._namespace, self._sharing, self._rejections)
+
+
+def tree_of(
+    namespace: Namespace,
+    sharing: Sharing,
+    bucket: BucketSettings,
+    rejections: Rejections,
+    versions: Folder,
+    status: Callable[[], Status],
+) -> Folder:
+    """The root of the control tree of a mount."""
+    settings = {
+        b"acl": BucketAcl(bucket, rejections),
+        b"cors": Cors(bucket, rejections),
+        b"versioning": VersioningState(bucket, rejections),
+        b"policy": Policy(bucket, rejections),
+    }
+    return Fixed(
+        "control",
+        {
+            b"acl": AclFolder(namespace.inodes.root, namespace, sharing, rejections),
+            b"bucket": Fixed("bucket", settings),
+            b"versions": versions,
+            b"status": Report("status", lambda: status().to_json() + "\n"),
+            b"metrics": Report("metrics", lambda: metrics.text(status())),
+            b"errors": Report("errors", rejections.text),
+        },
+    )

@@ -1,0 +1,230 @@
+"""The kernel's requests for the control tree: nodes to attributes, open texts, what a close applies. Decided here only.
+
+An open text is read whole, changed in memory and applied as a whole when it is closed. A flush applies what
+was written since the last one, and carries the error. A shell flushes what it has opened before it writes anything, so
+a text that was only emptied (`: > cors`) is applied when the file is released, and its error is only in
+`.sosfs/errors`. Texts are read past the kernel's cache (`direct_io`): their size is known only when they are read.
+
+Concurrency: handlers are trio tasks; one at a time works on a text (a lock for each).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import NoReturn
+from weakref import WeakKeyDictionary
+
+import pyfuse3
+import trio
+
+from .control import BytesFile, Folder, Node, TextFile, Tree
+from .rejected import BadText
+
+TEXT_MAX = 1 << 20  # bytes; a bucket policy has at most 20 kB
+
+
+class Text:
+    """One open text."""
+
+    def __init__(self, file: TextFile, loaded: bytes, flags: int) -> None:
+        self.file = file
+        self.applied = loaded
+        self.buffer = bytearray(b"" if flags & os.O_TRUNC else loaded)
+        self.appends = bool(flags & os.O_APPEND)
+        self.is_written = False  # since the last flush
+        self.is_emptied = bool(flags & os.O_TRUNC)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Puts `data` at `offset`. Raises EFBIG, and EINVAL for a hole."""
+        at = len(self.buffer) if self.appends else offset
+        if at + len(data) > TEXT_MAX:
+            raise OSError(errno.EFBIG, "a settings text has at most 1 MiB")
+        if at > len(self.buffer):
+            raise OSError(errno.EINVAL, "a text has no holes")
+        self.buffer[at : at + len(data)] = data
+        self.is_written, self.is_emptied = True, False
+
+    def truncate(self, size: int) -> None:
+        """Cuts it to `size` bytes."""
+        del self.buffer[size:]
+        self.is_written = True
+
+    async def apply(self) -> None:
+        """Applies the text if it is another one. Raises what refuses it."""
+        self.is_written = self.is_emptied = False
+        if bytes(self.buffer) == self.applied:
+            return
+        try:
+            text = self.buffer.decode()
+        except UnicodeDecodeError as error:
+            raise BadText("not UTF-8", line=self.buffer.count(b"\n", 0, error.start) + 1) from error
+        await self.file.write(text)
+        self.applied = bytes(self.buffer)
+        self.file.size = len(self.applied)
+
+
+class ControlOperations:
+    """What the kernel asks of the control tree. Raises OSError; `routing` makes errnos of it."""
+
+    def __init__(self, tree: Tree, *, uid: int, gid: int) -> None:
+        self.tree = tree
+        self._uid = uid
+        self._gid = gid
+        self._opened: dict[int, Text | BytesFile | list[tuple[bytes, Node]]] = {}
+        self._locks: WeakKeyDictionary[Node, trio.Lock] = WeakKeyDictionary()
+        self._next = tree.root.number  # of handles: in the range of the nodes' numbers, for the same reason
+
+    # Attributes and names
+
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.number
+        if isinstance(node, Folder):
+            entry.st_mode = stat.S_IFDIR | 0o755
+        elif isinstance(node, TextFile):
+            entry.st_mode = stat.S_IFREG | (0o644 if node.writable else 0o444)
+            entry.st_size = node.size
+        elif isinstance(node, BytesFile):
+            entry.st_mode = stat.S_IFREG | 0o444
+            entry.st_size = node.size
+        entry.st_nlink = 1
+        entry.st_uid, entry.st_gid = self._uid, self._gid
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.time_ns
+        entry.st_blksize, entry.st_blocks = 4096, -(-entry.st_size // 512)
+        entry.entry_timeout = entry.attr_timeout = 0
+        return entry
+
+    def root(self) -> pyfuse3.EntryAttributes:
+        """The tree's root, looked up."""
+        return self._entry(self.tree.take(self.tree.root))
+
+    async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(self.tree.take(await self._folder(parent).child(name)))
+
+    def _folder(self, number: int) -> Folder:
+        node = self.tree[number]
+        if not isinstance(node, Folder):
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return node
+
+    async def getattr(self, number: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        return self._entry(self.tree[number])
+
+    async def setattr(
+        self,
+        number: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Sets the size alone; times may be given and are not kept; owner and mode are fixed."""
+        node = self.tree[number]
+        if fields.update_mode or fields.update_uid or fields.update_gid:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if fields.update_size:
+            if not isinstance(node, TextFile) or not node.writable:
+                raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+            opened = self._opened.get(fh) if fh is not None else None
+            if isinstance(opened, Text):
+                opened.truncate(attr.st_size)
+            else:
+                text = Text(node, (await node.read()).encode(), 0)
+                text.truncate(attr.st_size)
+                await text.apply()
+        return self._entry(node)
+
+    async def refused(self, *_: object) -> NoReturn:
+        """What would make, remove or rename something here."""
+        raise OSError(errno.EPERM, "the control tree is as it is")
+
+    mknod = mkdir = symlink = link = unlink = rmdir = rename = create = readlink = refused
+
+    async def unsupported(self, *_: object) -> NoReturn:
+        """Extended attributes, which nothing here has."""
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    getxattr = setxattr = listxattr = removexattr = unsupported
+
+    # Directories
+
+    def _handle(self, opened: Text | BytesFile | list[tuple[bytes, Node]]) -> int:
+        self._next += 1
+        self._opened[self._next] = opened
+        return self._next
+
+    async def opendir(self, number: int, ctx: pyfuse3.RequestContext) -> int:
+        return self._handle(sorted((await self._folder(number).children()).items()))
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        listed = self._opened[fh]
+        assert isinstance(listed, list)
+        for at in range(start_id, len(listed)):
+            name, found = listed[at]
+            node = self.tree.take(found)
+            if not pyfuse3.readdir_reply(token, name, self._entry(node), at + 1):
+                self.tree.forget(node.number, 1)
+                return
+
+    async def releasedir(self, fh: int) -> None:
+        del self._opened[fh]
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        return
+
+    # Files
+
+    async def open(self, number: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        node = self.tree[number]
+        writes = flags & os.O_ACCMODE != os.O_RDONLY
+        if isinstance(node, BytesFile) and not writes:
+            return pyfuse3.FileInfo(fh=self._handle(node), keep_cache=True)
+        if not isinstance(node, TextFile) or (writes and not node.writable):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        async with self._lock(node):
+            loaded = (await node.read()).encode()
+        node.size = len(loaded)
+        return pyfuse3.FileInfo(fh=self._handle(Text(node, loaded, flags if writes else 0)), direct_io=True)
+
+    def _lock(self, node: Node) -> trio.Lock:
+        return self._locks.setdefault(node, trio.Lock())
+
+    def _text(self, fh: int) -> Text:
+        opened = self._opened[fh]
+        if not isinstance(opened, Text):
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return opened
+
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:
+        opened = self._opened[fh]
+        if isinstance(opened, BytesFile):
+            return await opened.read(off, off + size)
+        return bytes(self._text(fh).buffer[off : off + size])
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        self._text(fh).write(off, buf)
+        return len(buf)
+
+    async def flush(self, fh: int) -> None:
+        opened = self._opened[fh]
+        if isinstance(opened, Text) and opened.is_written:
+            async with self._lock(opened.file):
+                await opened.apply()
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self.flush(fh)
+
+    async def release(self, fh: int) -> None:
+        opened = self._opened.pop(fh)
+        if not isinstance(opened, Text):
+            return
+        async with self._lock(opened.file):
+            if opened.is_emptied:
+                await opened.apply()
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, count in inode_list:
+            self.tree.forget(number, count)

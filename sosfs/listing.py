@@ -1,0 +1,67 @@
+"""Asking for a directory's keys, page by page, when what is known of them is out of date.
+
+Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
+already asking for. A directory that is renamed while it is read ends the pass: its tokens belong to the old prefix.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from .directory import Directory, Merger, Pass
+from .inodes import Inode, Inodes
+from .store import ObjectStore
+
+
+class Listings:
+    """The listings of a mount's directories."""
+
+    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, *, ttl: float) -> None:
+        self._inodes = inodes
+        self._store = store
+        self._merger = merger
+        self._ttl = ttl
+
+    def directory(self, inode: Inode) -> Directory:
+        """The entries of a directory. Raises OSError ENOTDIR."""
+        if not inode.is_directory:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if inode.directory is None:
+            inode.directory = Directory(inode)
+        return inode.directory
+
+    def walk(self, inode: Inode) -> tuple[Directory, Pass]:
+        """A pass for reading a directory from its beginning: the newest if it is recent, else a new one."""
+        directory = self.directory(inode)
+        if directory.now is None or not directory.is_young(self._ttl):
+            return directory, directory.begin(self._inodes.key(inode))
+        return directory, directory.now
+
+    async def first_page(self, directory: Directory) -> Pass:
+        """A recent pass of which at least one page is here. Raises what the bucket answers."""
+        _, walk = self.walk(directory.inode)
+        if not walk.token and not walk.done:
+            await self.advance(directory, walk, have=0)
+        return walk
+
+    async def advance(self, directory: Directory, walk: Pass, *, have: int) -> None:
+        """Asks for the next page, unless somebody did while this waited and there are more than `have` names."""
+        async with directory.lock:
+            if walk.done or len(walk.names) > have:
+                return
+            if self._inodes.key(directory.inode) != walk.prefix:
+                walk.done = True
+                return
+            page = await self._store.list(walk.prefix, token=walk.token)
+            if self._inodes.key(directory.inode) == walk.prefix:
+                self._merger.page(directory, walk, page)
+
+    async def complete(self, inode: Inode) -> Pass:
+        """A pass that has seen every name. Raises what the bucket answers."""
+        directory, walk = self.walk(inode)
+        while not walk.done:
+            await self.advance(directory, walk, have=len(walk.names))
+        return walk

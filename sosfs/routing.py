@@ -1,0 +1,118 @@
+"""Which of the kernel's requests are for real files and which for the control tree: decided here and only here.
+
+Numbers of nodes and of open handles say it: the control tree's begin at `control.FIRST`. Its root is the name `.sosfs`
+in the root of the mount, which no listing shows. Extended attributes of real files come in here too, so that
+the one that the kernel asks for with each write (`security.capability`) is answered at once.
+
+Concurrency: as `operations`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from typing import Any
+
+import pyfuse3
+
+from . import control
+from .control_operations import ControlOperations
+from .inodes import ROOT, Inodes
+from .operations import Operations, answered
+from .xattrs import USER, Xattrs
+
+# Handlers whose first argument is a number that says whose the request is.
+BY_NUMBER = (
+    *("getattr", "setattr", "readlink", "mknod", "mkdir", "symlink", "link", "unlink", "rmdir"),
+    *("opendir", "readdir", "releasedir", "fsyncdir"),
+    *("open", "create", "read", "write", "flush", "fsync", "release"),
+)
+
+
+class Routing(pyfuse3.Operations):
+    """All requests of a mount."""
+
+    supports_dot_lookup = Operations.supports_dot_lookup
+    enable_writeback_cache = Operations.enable_writeback_cache
+
+    def __init__(self, files: Operations, tree: ControlOperations, inodes: Inodes, xattrs: Xattrs) -> None:
+        super().__init__()
+        self._files = files
+        self._tree = tree
+        self._inodes = inodes
+        self._xattrs = xattrs
+        for name in BY_NUMBER:
+            setattr(self, name, _routed(getattr(files, name), answered(getattr(tree, name))))
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        if parent_inode == ROOT and name == control.NAME:
+            return self._tree.root()
+        if parent_inode >= control.FIRST:
+            return await self._tree.lookup(parent_inode, name, ctx)
+        return await self._files.lookup(parent_inode, name, ctx)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        if parent_inode_old >= control.FIRST or parent_inode_new >= control.FIRST:
+            await self._tree.refused()
+        if control.NAME in self._in_root((parent_inode_old, name_old), (parent_inode_new, name_new)):
+            await self._tree.refused()
+        await self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
+
+    def _in_root(self, *places: tuple[int, bytes]) -> list[bytes]:
+        return [name for parent, name in places if parent == ROOT]
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        await self._files.forget([item for item in inode_list if item[0] < control.FIRST])
+        await self._tree.forget([item for item in inode_list if item[0] >= control.FIRST])
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return await self._files.statfs(ctx)
+
+    # Extended attributes
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        if not name.startswith(USER):
+            # Asked before each write, for the capabilities that writing takes away.
+            raise pyfuse3.FUSEError(errno.ENODATA if name.startswith(b"security.") else errno.EOPNOTSUPP)
+        return await self._getxattr(inode, name)
+
+    @answered
+    async def _getxattr(self, inode: int, name: bytes) -> bytes:
+        if inode >= control.FIRST:
+            raise OSError(errno.EOPNOTSUPP, "the control tree has no attributes")
+        return await self._xattrs.get(self._inodes[inode], name)
+
+    @answered
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
+        return [] if inode >= control.FIRST else await self._xattrs.names(self._inodes[inode])
+
+    @answered
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._xattrs.set(self._inodes[_settable(inode, name)], name, value)
+
+    @answered
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._xattrs.remove(self._inodes[_settable(inode, name)], name)
+
+
+def _settable(inode: int, name: bytes) -> int:
+    if inode >= control.FIRST or not name.startswith(USER):
+        raise OSError(errno.EOPNOTSUPP, "only user attributes of files can be set")
+    return inode
+
+
+def _routed(files: Any, tree: Any) -> Any:
+    async def handler(number: int, *rest: Any) -> Any:
+        return await (tree if number >= control.FIRST else files)(number, *rest)
+
+    return handler

@@ -1,0 +1,93 @@
+"""kill -9 at any instant loses nothing that was acknowledged, in both modes of durability.
+
+Each round mounts, checks what the last kill left, works and is killed. `SOSFS_CRASH_ROUNDS` sets how many rounds
+each test has, `SOSFS_CRASH_SEED` where their dice begin; `make fuzz` runs many.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from sosfs.config import Durability
+from tests.conftest import access_to, new_bucket
+from tests.crash import Killer, Worker, look, rounds
+from tests.foreign import Foreign
+from tests.mounting import Mount
+from tests.servers import Server
+from tests.watchdog import Watchdog
+
+ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "25"))
+SEED = int(os.environ.get("SOSFS_CRASH_SEED", "1"))
+UNMOUNT_EVERY = 8  # rounds, after which the bucket is compared
+WORKERS = 3
+EXPECTED = "finishing the rename|is not in the bucket yet|a crash cut short"
+
+
+def work(mount: Mount, workers: list[Worker], steps: int, seconds: float) -> None:
+    """All workers at once until the daemon is killed."""
+    killer = Killer(mount.pid, steps=steps, seconds=seconds)
+    thread = threading.Thread(target=killer.run)
+    thread.start()
+    with ThreadPoolExecutor(len(workers)) as pool:
+        running = [pool.submit(worker.work, killer.killed, killer.count) for worker in workers]
+        for one in running:
+            one.result()
+    thread.join()
+
+
+def check_bucket(foreign: Foreign, workers: list[Worker]) -> None:
+    """The bucket holds exactly the trees, byte for byte, and nothing half-done."""
+    expected = {}
+    for worker in workers:
+        expected[f"{worker.base.name}/"] = None
+        for path, file in worker.tree.items():
+            expected[f"{worker.base.name}/{path}" + ("/" if file is None else "")] = file
+    assert foreign.keys() == sorted(expected)
+    for key, file in expected.items():
+        if file is None:
+            continue
+        assert foreign.get(key) == file.body, key
+        if file.mode:
+            assert int(foreign.metadata(key)["mode"]) & 0o7777 == file.mode, key
+    assert foreign.uploads() == []
+
+
+def verify(mount: Mount, foreign: Foreign, workers: list[Worker], count: int, seed: int) -> None:
+    """`count` rounds of work and kill, with a check after each."""
+    for number, (steps, seconds) in zip(range(1, count + 1), rounds(seed), strict=False):
+        work(mount, workers, steps, seconds)
+        mount.kill()
+        mount.start()
+        for worker in workers:
+            worker.settle(look(worker.base))
+        if number % UNMOUNT_EVERY == 0 or number == count:
+            mount.stop()
+            check_bucket(foreign, workers)
+            assert list((mount.cache / "spool").iterdir()) == []
+            mount.start()
+            for worker in workers:
+                worker.settle(look(worker.base))
+    mount.stop()
+
+
+@pytest.mark.timeout(60 + 12 * ROUNDS)
+@pytest.mark.parametrize("part", [1, 2])
+@pytest.mark.parametrize("durability", Durability)
+def test_nothing_acknowledged_is_lost(
+    moto: Server, watchdog: Watchdog, tmp_path: Path, durability: Durability, part: int
+) -> None:
+    foreign = new_bucket(moto)
+    seed = SEED * 1000 + part
+    mount = Mount(access_to(moto), foreign.bucket, tmp_path, watchdog, ("--durability", durability.value))
+    mount.allow_log(EXPECTED)
+    with mount:
+        workers = [Worker(mount.path / f"w{number}", seed * 10 + number, durability) for number in range(WORKERS)]
+        for worker in workers:
+            worker.base.mkdir()
+        verify(mount, foreign, workers, ROUNDS, seed)
+        mount.start()

@@ -1,0 +1,259 @@
+"""The journal by itself: what it gives back, and that it gives nothing back that it cannot vouch for."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.journal import Journal, SavedAttributes, SavedDraft
+from sosfs.metadata import Posix
+from sosfs.store import Guard, Headers, Properties, Version
+from tests.drive import fails
+from tests.mounting import ROOT
+
+OWNER = "http://server bucket prefix/"
+PROPERTIES = Properties(Headers(content_type="text/plain"), {"a": "b", "ü": "ö"})
+POSIX = Posix(0o100640, 1, 2, 3_000_000_004, None)
+DRAFT = SavedDraft(
+    key="a/ü\x01",
+    size=11,
+    base=("a/ü\x01", "etag", 20),
+    base_stop=7,
+    expected=Version("etag", 20, 5),
+    version=Version("etag", 20, None),
+    local=((0, 3), (5, 11)),
+    dirty=((5, 11),),
+    posix=POSIX,
+    properties=PROPERTIES,
+    spool="1-2.spool",
+    sums=(1, 2),
+)
+SMALL = SavedDraft(
+    key="b",
+    size=3,
+    base=None,
+    base_stop=0,
+    expected=Guard.ABSENT,
+    version=None,
+    local=((0, 3),),
+    dirty=((0, 3),),
+    posix=POSIX,
+    properties=PROPERTIES,
+    spool="",
+    sums=(),
+    body=b"abc",
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """A new journal in the test's directory."""
+    journal = Journal(tmp_path, OWNER)
+    yield journal
+    journal.close()
+
+
+def reopened(journal: Journal, directory: Path) -> Journal:
+    """The journal as the next mount finds it."""
+    journal.close()
+    return Journal(directory, OWNER)
+
+
+
+
+def test_all_that_was_written_is_read_back(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, OWNER)
+    assert journal.is_new
+    rows = [journal.save_draft(0, DRAFT), journal.save_draft(0, SMALL)]
+    journal.add_delete("gone\n", Version("e", 1, 2))
+    attributes = SavedAttributes("c", Version("e", 4), POSIX, PROPERTIES)
+    marker = SavedAttributes("d/", None, POSIX, PROPERTIES)
+    attribute_rows = [journal.save_attributes(0, attributes), journal.save_attributes(0, marker)]
+    rename = journal.add_rename("old/", "new/")
+    journal.add_upload("id", "key", PROPERTIES)
+    journal = reopened(journal, tmp_path)
+    assert not journal.is_new
+    assert list(journal.drafts()) == [(rows[0], DRAFT), (rows[1], SMALL)]
+    assert journal.deletes() == [("gone\n", Version("e", 1, 2))]
+    assert journal.attributes() == [(attribute_rows[0], attributes), (attribute_rows[1], marker)]
+    assert journal.renames() == [(rename, "old/", "new/")]
+    assert journal.uploads() == [("id", "key", PROPERTIES)]
+    assert journal.rows == 6
+    journal.close()
+
+
+def test_what_was_dropped_is_gone(journal: Journal) -> None:
+    row, other = journal.save_draft(0, DRAFT), journal.save_draft(0, SMALL)
+    journal.add_delete("a", Version("e", 1))
+    attributes = journal.save_attributes(0, SavedAttributes("c", None, POSIX, PROPERTIES))
+    rename = journal.add_rename("old/", "new/")
+    journal.add_upload("id", "key", PROPERTIES)
+    journal.drop_draft(row)
+    journal.drop_delete("a")
+    journal.drop_attributes(attributes)
+    journal.drop_rename(rename)
+    journal.drop_upload("id")
+    assert [found for found, _ in journal.drafts()] == [other]
+    assert journal.rows == 1
+    assert journal.uploads() == []
+
+
+def test_a_row_is_replaced_in_place(journal: Journal) -> None:
+    row = journal.save_draft(0, DRAFT)
+    assert journal.save_draft(row, SMALL) == row
+    assert list(journal.drafts()) == [(row, SMALL)]
+
+
+def test_a_spool_that_is_written_to_is_vouched_for_no_more(journal: Journal) -> None:
+    row = journal.save_draft(0, DRAFT)
+    journal.reopen_draft(row)
+    assert [saved.sums for _, saved in journal.drafts()] == [()]
+    journal.save_draft(row, DRAFT)
+    assert [saved.sums for _, saved in journal.drafts()] == [DRAFT.sums]
+
+
+@pytest.mark.parametrize("change", ["update drafts set body = X'616264'", "update drafts set record = record || ' '"])
+def test_a_damaged_row_is_left_alone(journal: Journal, change: str, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = journal.save_draft(0, SMALL)
+    whole = journal.save_draft(0, DRAFT)
+    journal._write(f"{change} where id = {damaged}", ())
+    assert list(journal.drafts()) == [(whole, DRAFT)]
+    assert f"row {damaged} of the journal is damaged" in caplog.text
+    assert journal.rows == 2, "what is damaged is kept, for whoever can read it"
+
+
+def test_a_group_of_changes_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, OWNER)
+    with pytest.raises(ZeroDivisionError), journal.together():
+        journal.save_draft(0, SMALL)
+        raise ZeroDivisionError
+    assert journal.rows == 0
+    with journal.together():
+        journal.save_draft(0, SMALL)
+        journal.add_rename("a", "b")
+    journal = reopened(journal, tmp_path)
+    assert journal.rows == 2
+    journal.close()
+
+
+def test_a_journal_cut_anywhere_holds_a_beginning_of_what_was_written(tmp_path: Path) -> None:
+    """The machine died while the log was written: the rows that are whole are there, in order, and nothing else."""
+    journal = Journal(tmp_path / "whole", OWNER)
+    for number in range(20):
+        journal.add_rename(f"old{number}/", "new/")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    journal.close()
+    log = files["journal.sqlite-wal"]
+    lengths = set()
+    for cut in range(0, len(log), len(log) // 23):
+        torn = tmp_path / f"torn{cut}"
+        torn.mkdir()
+        for name, body in {**files, "journal.sqlite-wal": log[:cut] + bytes(min(300, len(log) - cut))}.items():
+            if name != "journal.sqlite-shm":
+                (torn / name).write_bytes(body)
+        journal = Journal(torn, OWNER)
+        found = [old for _, old, _ in journal.renames()]
+        journal.close()
+        assert found == [f"old{number}/" for number in range(len(found))]
+        lengths.add(len(found))
+    assert len(lengths) > 5, "the cuts must fall between rows"
+
+
+def test_a_journal_that_cannot_be_read_is_put_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    journal = Journal(tmp_path, OWNER)
+    journal.save_draft(0, DRAFT)
+    journal.close()
+    database = tmp_path / "journal.sqlite"
+    damaged = b"not a database at all " * 400
+    database.write_bytes(damaged)
+    journal = Journal(tmp_path, OWNER)
+    assert journal.is_new, "so that the spools, which nobody names now, are kept"
+    assert journal.rows == 0
+    journal.save_draft(0, SMALL)
+    journal.close()
+    aside = [path for path in tmp_path.iterdir() if "damaged" in path.name]
+    assert [path.read_bytes() for path in aside] == [damaged]
+    assert str(aside[0]) in caplog.text
+
+
+def test_the_journal_of_another_bucket_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, OWNER).close()
+    with pytest.raises(OSError, match="another bucket") as caught:
+        Journal(tmp_path, "http://server other ")
+    assert caught.value.errno == errno.EINVAL
+    assert OWNER in str(caught.value)
+    Journal(tmp_path, OWNER).close()  # and the refusal let go of it
+
+
+def test_the_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, OWNER).close()
+    with sqlite3.connect(tmp_path / "journal.sqlite") as database:
+        database.execute("update facts set value = '0' where name = 'format'")
+    database.close()
+    with fails(errno.EINVAL):
+        Journal(tmp_path, OWNER)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib, time\n"
+            "from sosfs.journal import Journal\n"
+            "journal = Journal(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+            "print('ready', flush=True)\n"
+            "time.sleep(60)",
+            tmp_path,
+            OWNER,
+        ],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        with pytest.raises(OSError, match="in use by another mount") as caught:
+            Journal(tmp_path, OWNER)
+        assert caught.value.errno == errno.EBUSY
+    finally:
+        holder.kill()
+        holder.communicate()
+    Journal(tmp_path, OWNER).close()  # a kill leaves no lock behind
+
+
+def test_those_who_sync_together_share_one_fsync(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fsync = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: (synced.append(os.readlink(f"/proc/self/fd/{file}")), fsync(file)))
+
+    async def writers() -> None:
+        async def write(number: int) -> None:
+            journal.add_rename(f"{number}/", "new/")
+            await journal.sync()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(write, number)
+
+    trio.run(writers)
+    assert 1 <= len(synced) <= 3
+    assert all(path.endswith("journal.sqlite-wal") for path in synced)
+    trio.run(journal.sync)
+    assert len(synced) <= 3, "nothing was written since"
+
+
+def test_checksums_cover_the_body(journal: Journal) -> None:
+    journal.save_draft(0, SMALL)
+    ((record, body, total),) = journal._db.execute("select record, body, sum from drafts").fetchall()
+    assert total == zlib.crc32(body, zlib.crc32(record.encode()))
+    assert body == SMALL.body
