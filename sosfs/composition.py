@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from .attribute_cache import AttributeCache
 from .attributes import Attributes
-from .blocks import Blocks, Spawn
+from .blocks import BLOCK, Blocks, Spawn
 from .budget import Budget
 from .commits import Commits
 from .config import Settings
@@ -18,6 +18,7 @@ from .conflict import Conflicts
 from .contents import Contents
 from .deletions import Deletions
 from .directory import Merger
+from .disk_cache import DiskCache
 from .gate import Gate
 from .inodes import Defaults, Inodes
 from .journal import Journal
@@ -76,7 +77,10 @@ def assemble(settings: Settings, store: ObjectStore, journal: Journal, spawn: Sp
     defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
     inodes = Inodes(settings.prefix, defaults)
     gate = Gate(inodes)
-    blocks = Blocks(store, spawn, capacity=settings.memory)
+    disk = None
+    if settings.cache_size:
+        disk = DiskCache(settings.state_dir / "blocks", capacity=settings.cache_size, block=BLOCK)
+    blocks = Blocks(store, spawn, capacity=settings.memory, disk=disk)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger = Merger(inodes, cache)
     listings = Listings(inodes, store, merger, ttl=ttl)

@@ -117,7 +117,7 @@ class Settings:
     cache_dir: Path | None = _option(
         None,
         values.PATH.named("DIR"),
-        "Where the journal and the files being written are kept. One directory serves one mount.",
+        "Where the journal, the files being written and the caches are kept. One directory serves one mount.",
         shown="one for each bucket in `~/.cache/sosfs`; for root in `/var/cache/sosfs`",
     )
     durability: Durability = _option(
@@ -129,6 +129,9 @@ class Settings:
         DIRTY_LIMIT, values.SIZE, "With the journal: bytes that may wait for their upload before writers are slowed."
     )
     memory: int = _option(MEMORY, values.SIZE, "Memory for blocks that were read.")
+    cache_size: int = _option(
+        0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 keeps none on disk."
+    )
     part_size: int = _option(
         PART_SIZE, values.PART, "Size of the first parts of a multipart upload; later ones grow so that 4 TiB fits."
     )

@@ -46,7 +46,6 @@ from .xattrs import Xattrs
 log = logging.getLogger(__name__)
 
 TASKS = 400  # requests under way; slowness is limited at the store, not here
-UPLOADS = 96 << 20  # bytes of bodies on their way up
 SWEEP = 60.0  # seconds between looks for listings nobody needs
 GRACE = 60.0  # seconds that the service manager is asked for at a time
 ERRORS_KEPT = 10
@@ -102,6 +101,7 @@ class _Mount:
         self._settings = settings
         self._requests: Counter[str] = Counter()
         self._errors = _Errors()
+        self._parts: Parts
         self._state = status.State.MOUNTING
         self._draining = trio.CancelScope()
         self._target = S3Target(settings.bucket, settings.endpoint, settings.region, source)

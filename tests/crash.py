@@ -91,6 +91,7 @@ class Worker:
     base: Path  # in the mount
     seed: int
     durability: Durability
+    large: bool = True  # whether there may be files that go up in parts
     tree: Tree = field(default_factory=dict)
     cut: Step | None = None
     trail: list[str] = field(default_factory=list)
@@ -158,7 +159,7 @@ class Worker:
 
     def _body(self) -> bytes:
         large = sum(file is not None and len(file.body) >= LARGE for file in self.tree.values())
-        if large < LARGE_MAX and self._dice.random() < 0.04:
+        if self.large and large < LARGE_MAX and self._dice.random() < 0.04:
             return self._dice.randbytes(LARGE + self._dice.randrange(PAGE))
         size = self._dice.choice(SIZES)
         return self._dice.randbytes(size and size + self._dice.randrange(size))

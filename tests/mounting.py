@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from tests.watchdog import Watchdog, clear, mounted
+from tests.watchdog import Watchdog, detach, mounted
 
 ROOT = Path(__file__).resolve().parent.parent
 SOSFS = (sys.executable, "-m", "sosfs")
@@ -143,7 +142,8 @@ class Mount:
         """Ends the daemon and the mount by force; harmless when both are gone."""
         if self._process is None:
             return
-        clear(self._process.pid, str(self.path))
+        self._process.kill()  # does nothing to a process that was waited for
+        detach(str(self.path))
         self._process.wait(20)
         self.watchdog.forget(self._process.pid)
         self._process = None
@@ -185,7 +185,7 @@ class Mount:
     def terminate(self) -> int:
         """Sends SIGTERM, as systemd does, and returns the exit code."""
         assert self._process is not None
-        os.kill(self._process.pid, signal.SIGTERM)
+        self._process.terminate()
         code = self._process.wait(DRAIN)
         self.clear()
         return code

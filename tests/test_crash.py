@@ -21,7 +21,7 @@ from tests.mounting import Mount
 from tests.servers import Server
 from tests.watchdog import Watchdog
 
-ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "25"))
+ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "25"))  # of each of the four tests
 SEED = int(os.environ.get("SOSFS_CRASH_SEED", "1"))
 UNMOUNT_EVERY = 8  # rounds, after which the bucket is compared
 WORKERS = 3
@@ -76,18 +76,18 @@ def verify(mount: Mount, foreign: Foreign, workers: list[Worker], count: int, se
 
 
 @pytest.mark.timeout(60 + 12 * ROUNDS)
-@pytest.mark.parametrize("part", [1, 2])
 @pytest.mark.parametrize("durability", Durability)
 def test_nothing_acknowledged_is_lost(
-    moto: Server, watchdog: Watchdog, tmp_path: Path, durability: Durability, part: int
+    server: Server, watchdog: Watchdog, tmp_path: Path, durability: Durability
 ) -> None:
-    foreign = new_bucket(moto)
-    seed = SEED * 1000 + part
-    mount = Mount(access_to(moto), foreign.bucket, tmp_path, watchdog, ("--durability", durability.value))
+    foreign = new_bucket(server)
+    mount = Mount(access_to(server), foreign.bucket, tmp_path, watchdog, ("--durability", durability.value))
     mount.allow_log(EXPECTED)
+    large = server.name != "moto"  # moto answers 500 for the ACL of an object made of parts, which a rename asks for
     with mount:
-        workers = [Worker(mount.path / f"w{number}", seed * 10 + number, durability) for number in range(WORKERS)]
+        seeds = [SEED * 1000 + number for number in range(WORKERS)]
+        workers = [Worker(mount.path / f"w{seed % 10}", seed, durability, large) for seed in seeds]
         for worker in workers:
             worker.base.mkdir()
-        verify(mount, foreign, workers, ROUNDS, seed)
+        verify(mount, foreign, workers, ROUNDS, SEED)
         mount.start()

@@ -24,9 +24,14 @@ from typing import Self
 
 
 def clear(pid: int, mountpoint: str) -> None:
-    """Kills a daemon with its process group and detaches its mount; either may be gone already."""
+    """Kills a daemon that is known to live and detaches its mount; either may end by itself meanwhile."""
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
+    detach(mountpoint)
+
+
+def detach(mountpoint: str) -> None:
+    """Takes a mount off the tree where there is one, busy or not."""
     if mounted(mountpoint):
         subprocess.run(["fusermount3", "-u", "-z", mountpoint], stderr=subprocess.DEVNULL, check=False, timeout=20)
 
@@ -37,17 +42,23 @@ def mounted(mountpoint: str | Path) -> bool:
     return any(line.split(" ")[4] == str(mountpoint) for line in table.splitlines())
 
 
+def kill(pidfd: int) -> None:
+    """Kills a process. A pid would not do: where many come and go it is another's within minutes."""
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+
+
 def main() -> None:
     """Serves until its standard input ends."""
-    watched: dict[int, str] = {}
+    watched: dict[int, tuple[int, str]] = {}  # by pid: pidfd and mount point
     deadline = 0.0
     buffer = b""
     while True:
         wait = max(0.0, deadline - time.monotonic()) if deadline else None
         if not select.select([0], [], [], wait)[0]:
-            for pid, mountpoint in watched.items():
-                clear(pid, mountpoint)
-            watched.clear()
+            for pidfd, mountpoint in watched.values():
+                kill(pidfd)
+                detach(mountpoint)
             deadline = 0.0
             continue
         data = os.read(0, 1 << 16)
@@ -56,14 +67,17 @@ def main() -> None:
         *lines, buffer = (buffer + data).split(b"\n")
         for line in lines:
             match os.fsdecode(line).split("\t"):
-                case ["watch", leader, path]:
-                    watched[int(leader)] = path
-                case ["forget", leader]:
-                    watched.pop(int(leader), None)
+                case ["watch", pid, path]:
+                    with contextlib.suppress(ProcessLookupError):  # it has ended already
+                        watched[int(pid)] = os.pidfd_open(int(pid)), path
+                case ["forget", pid]:
+                    if int(pid) in watched:
+                        os.close(watched.pop(int(pid))[0])
                 case ["deadline", seconds]:
                     deadline = time.monotonic() + float(seconds) if float(seconds) else 0.0
-    for pid, mountpoint in watched.items():
-        clear(pid, mountpoint)
+    for pidfd, mountpoint in watched.values():
+        kill(pidfd)
+        detach(mountpoint)
 
 
 class Watchdog:
@@ -87,7 +101,7 @@ class Watchdog:
         self._process.stdin.write(os.fsencode("\t".join(map(str, fields)) + "\n"))
 
     def watch(self, pid: int, mountpoint: Path) -> None:
-        """From now on `pid` (leader of its process group) and its mount are cleared when time is up."""
+        """From now on the daemon `pid` (a child not waited for yet) and its mount are cleared when time is up."""
         self._tell("watch", pid, mountpoint)
 
     def forget(self, pid: int) -> None:
