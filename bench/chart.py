@@ -46,4 +46,6 @@ def _panel(panel: Axes, results: Results, setting: Setting) -> None:
     panel.invert_yaxis()
     panel.grid(axis="x", which="both", linewidth=0.3)
     panel.set_title(f"{setting}: speed relative to the best peer (right is faster)", fontsize=10)
-    panel.legend(fontsize=7, loc="best")
+    panel.xaxis.set_major_formatter("{x:g}x")
+    if panel.collections:  # without a peer there is no ratio to draw
+        panel.legend(fontsize=7, loc="best")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.results import Cell, Results, Setting
 from bench.scale import FULL, MIB, QUICK
+from bench.stage import Counted
 from bench.systems import FLOOR
 from bench.workloads import WORKLOADS
 from bench.workloads.workload import Unit
@@ -73,8 +74,8 @@ def _summary(results: Results, setting: Setting) -> str:
 
 def _rows(results: Results, setting: Setting) -> str:
     head = ["workload", "system", "speed", "s in bucket", "s returned", "/ best peer", "/ floor"]
-    head += ["daemon CPU s", "peak MiB", "S3 requests", "durability point"]
-    lines = [_line(head), _line(["---"] * 2 + ["---:"] * 7 + ["---"] * 2)]
+    head += ["daemon CPU s", "peak MiB", "S3 requests", "MB up", "MB down", "durability point"]
+    lines = [_line(head), _line(["---"] * 2 + ["---:"] * 7 + ["---"] * 4)]
     for name in results.workloads(setting):
         lines += [_row(results, cell) for cell in results.of(setting, name)]
     return "\n".join(lines) + "\n"
@@ -85,13 +86,20 @@ def _row(results: Results, cell: Cell) -> str:
     told = speed(cell, results.scale)
     fields = [cell.workload, cell.system, told if unit is Unit.SECONDS or not cell.measures else f"{told} {unit}"]
     if not cell.measures:
-        return _line([*fields, *[""] * 7, cell.durability])
+        return _line([*fields, *[""] * 9, cell.durability])
     fields += [number(cell.seconds), number(cell.returned)]
     fields += [number(results.to_best_peer(cell)), number(results.to_floor(cell))]
     bare = cell.system == FLOOR
     fields += ["", ""] if bare else [number(cell.cpu), number(cell.peak / MIB)]
-    requests = ", ".join(f"{count} {op}" for op, count in sorted(cell.requests.items(), key=lambda item: -item[1]))
-    return _line([*fields, requests, cell.durability])
+    return _line([*fields, *_traffic(cell.counted), cell.durability])
+
+
+def _traffic(counted: Counted | None) -> list[str]:
+    if counted is None:
+        return ["", "", ""]
+    requests = sorted(counted.requests.items(), key=lambda item: -item[1])
+    megabytes = [number(count / 1e6) for count in (counted.sent, counted.received)]
+    return [", ".join(f"{count} {op}" for op, count in requests), *megabytes]
 
 
 def _line(fields: list[str]) -> str:

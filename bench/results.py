@@ -12,7 +12,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from bench.stage import Measure
+from bench.stage import Counted, Measure
 from bench.systems import FLOOR
 
 
@@ -36,7 +36,7 @@ class Cell:
     system: str
     durability: str
     measures: list[Measure] = field(default_factory=list)
-    requests: dict[str, int] = field(default_factory=dict)  # of the counted run
+    counted: Counted | None = None
     failure: str = ""  # why there are no more measures
 
     @property

@@ -126,7 +126,7 @@ class Session:
         with Proxy(turn.server.endpoint) as proxy:
             server = replace(turn.server, endpoint=proxy.endpoint)
             try:
-                cell.requests = self._measure(turn, workload, cell.system, server, proxy).requests
+                cell.counted = self._measure(turn, workload, cell.system, server, proxy).counted
             except FAILURES as error:
                 self.results.notes.append(f"{workload.name} on {cell.system}: requests not counted: {error}")
 

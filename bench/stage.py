@@ -28,13 +28,22 @@ class Incomplete(OSError):
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What passed the proxy: requests by operation, bytes of bodies up and down."""
+
+    requests: dict[str, int]
+    sent: int
+    received: int
+
+
+@dataclass(frozen=True)
 class Measure:
     """Of one run: seconds until the last call returned, and until the bytes were in the bucket."""
 
     returned: float
     seconds: float
     usage: Usage
-    requests: dict[str, int]
+    counted: Counted | None = None
 
 
 class Stage:
@@ -93,14 +102,20 @@ class Stage:
             self._drive.settle()
         seconds = time.perf_counter() - start
         after = self._usage()
-        requests = self._proxy.traffic.tally() if self._proxy else {}
-        self.measure = Measure(returned, seconds, Usage(after.cpu - before.cpu, after.peak), requests)
+        self.measure = Measure(returned, seconds, Usage(after.cpu - before.cpu, after.peak), self._counted())
 
     def expect(self, files: int, size: int, *, below: str = "") -> None:
         """Raises `Incomplete` unless the bucket holds this many files and bytes below the run's directory."""
         found = self.dataset.bare.sizes(f"{self.prefix}/{below}")
         if (len(found), sum(found.values())) != (files, size):
             raise Incomplete(f"in the bucket: {len(found)} files of {files}, {sum(found.values())} bytes of {size}")
+
+    def _counted(self) -> Counted | None:
+        if self._proxy is None:
+            return None
+        self._proxy.settle()
+        traffic = self._proxy.traffic
+        return Counted(traffic.tally(), traffic.sent(), traffic.received())
 
     def _usage(self) -> Usage:
         return self._drive.usage() if self._drive else MOUNTLESS

@@ -73,7 +73,7 @@ def probe(lane: SignedLane, key: str) -> Abilities:
         copy_pin = _refused(lambda: lane.copy(key, key, pin=pin, properties=Properties(), acl=None))
         part_pin, complete = _probe_multipart(lane, key)
     finally:
-        lane.delete(key)
+        lane.purge(key)
     return Abilities(True, absent, match, complete, copy_pin, part_pin)
 
 

@@ -129,6 +129,12 @@ def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tup
     return uploads, (plain(told["NextKeyMarker"]), told["NextUploadIdMarker"])
 
 
+def version_ids(body: bytes, *, key: str) -> list[str]:
+    """The ids of all versions and delete markers of one key in a page of ListObjectVersions."""
+    told = [_fields(element) for element in _each(_root(body, "ListVersionsResult"), "Version", "DeleteMarker")]
+    return [found["VersionId"] for found in told if found["Key"] == key]
+
+
 def acl_of(body: bytes) -> Acl:
     """The AccessControlPolicy of an object or a bucket."""
     root = _root(body, "AccessControlPolicy")

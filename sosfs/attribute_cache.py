@@ -3,7 +3,8 @@
 A listing tells an object's key, ETag, size and time. If all four are as they were when the object's
 metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
 So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
-yet; the listing's is then taken if it is that of the write, give or take `SLACK`.
+yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash such rows
+are dropped: a later write of metadata alone may not have reached the table, and looks the same.
 
 A cache and nothing more: it is never synced, a damaged one is thrown away, and nothing is lost with it.
 
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 GATHER = 1000  # rows written in one transaction (3 ms)
 ROWS_MAX = 2_000_000  # about 500 MB of disk
 SLACK = 5  # seconds between our clock and the server's, at most, for our own writes to be recognised
+_CLOSED = 1  # the table's user_version while no mount has it
 _TABLE = """
 create table if not exists attributes (
   folder text not null, name text not null, etag text not null, size integer not null,
@@ -65,6 +67,7 @@ class AttributeCache:
     def close(self) -> None:
         """Writes what is in memory."""
         self.flush()
+        self._db.execute(f"pragma user_version = {_CLOSED}")
         self._db.close()
 
     def page(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
@@ -151,6 +154,10 @@ def _prepared(path: Path) -> sqlite3.Connection:
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = off")
     db.executescript(_TABLE)
+    if db.execute("pragma user_version").fetchone()[0] != _CLOSED:
+        db.execute("delete from attributes where modified is null")
+        db.commit()
+    db.execute("pragma user_version = 0")
     if db.execute("select count(*) from attributes").fetchone()[0] > ROWS_MAX:
         db.execute("delete from attributes where written < (select avg(written) from attributes)")
         db.commit()

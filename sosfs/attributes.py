@@ -163,7 +163,8 @@ class Attributes:
         try:
             found = await self._store.head(self._inodes.key(inode))
         except StoreError as error:
-            if error.cause is not Cause.ABSENT:
+            # Without the right to read the marker, its entries can still be listed: 403 is "unknown".
+            if error.cause not in (Cause.ABSENT, Cause.DENIED):
                 raise
             inode.known, inode.version, inode.whole = Known.ALL, None, True
             inode.checked = trio.current_time()
@@ -308,6 +309,10 @@ class Attributes:
     def _remember(self, inode: Inode) -> None:
         if inode.version is not None and inode.parent is not None and inode.known is Known.ALL:
             self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
+
+    def forget(self, key: str) -> None:
+        """The object was rewritten by nobody's inode: what was remembered of it is void."""
+        self._cache.drop(key)
 
     def created(self, inode: Inode, used: Properties) -> None:
         """A new object was stored with these properties."""

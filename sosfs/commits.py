@@ -27,9 +27,10 @@ from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
 from .journal import Journal, SavedDraft
-from .store import Acl, Guard, Properties, Version
+from .spool import INLINE
+from .store import Acl, Detail, Guard, Object, Properties, Version
 from .tasks import each
-from .upload import Upload, Uploader
+from .upload import Announce, Upload, Uploader, etag_of
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class Commits:
     ) -> None:
         self.durability = durability
         self.drafts: set[Inode] = set()  # inodes that have one
-        self.backlog = 0  # bytes of recorded drafts that are not in the bucket
+        self._backlog = 0  # bytes of the drafts that tasks are sending
         self._room = trio.Condition()
         self._inodes = inodes
         self._blocks = blocks
@@ -133,6 +134,7 @@ class Commits:
             properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
             sums=draft.sums if draft.recorded == draft.serial else (),
+            going=(content.going[0], content.going[1] == draft.serial) if content.going is not None else None,
             body=draft.spool.body,
         )
         content.row = self._journal.save_draft(content.row, saved)
@@ -154,7 +156,7 @@ class Commits:
             draft.recorded = -1
 
     def cut(self, inode: Inode) -> None:
-        """A recorded draft was truncated: bytes of the record are gone, so it is made anew."""
+        """A recorded draft was truncated: bytes of the record are about to go, so it is made anew."""
         content = inode.content
         if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
             self._save_row(inode, content, content.draft)
@@ -183,10 +185,17 @@ class Commits:
     async def _commit(self, inode: Inode, content: Content, draft: Draft) -> None:
         key = self._inodes.key(inode)
         await self._deletions.settle(key)
+        if content.going is not None:
+            await self.recognise(inode, draft, content.going[0])
         properties, acl = await self.carry(inode)
         posix, serial = inode.posix, draft.commit_begins()
+
+        def announce(etag: str) -> None:
+            content.going = (etag, serial)
+            self.moved(inode)
+
         try:
-            version = await self._send(content, draft, key, properties, acl)
+            version = await self._send(content, draft, key, properties, acl, announce)
         except StoreError as error:
             draft.commit_failed()
             if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
@@ -200,11 +209,26 @@ class Commits:
         inode.pages = version.etag if inode.pages in ("", before) else inode.pages
         draft.commit_landed(Source(key, version.etag, version.size), version, serial)
         used = content.upload.properties if content.upload is not None else properties
-        content.upload = None
+        content.upload = content.going = None
         with self._journal.together():
             self._landed(inode, content, draft, version)
             self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
+
+    async def recognise(self, inode: Inode, draft: Draft, etag: str) -> Object | None:
+        """The object in the bucket if it is what a request of ours made whose answer was lost; the draft stands on it."""
+        key = self._inodes.key(inode)
+        try:
+            found = await self._uploader.store.head(key, detail=Detail.WHOLE)
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT:
+                raise
+            return None
+        if found.version.etag != etag:
+            return None
+        inode.version, inode.properties, inode.checked = found.version, found.properties, trio.current_time()
+        draft.stand_on(Source(key, etag, found.version.size), found.version)
+        return found
 
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
         inode.version, inode.known, inode.whole = version, Known.ALL, True
@@ -217,20 +241,23 @@ class Commits:
         else:
             self.forget_row(content)
 
-    async def _send(self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None) -> Version:
+    async def _send(
+        self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce
+    ) -> Version:
         size, plan = draft.size, self._uploader.plan
         if content.upload is not None and (content.upload.key != key or size <= plan.single):
             await self.drop_upload(content)
         if size <= plan.single:
             async with self._uploader.budget.holding(size):
                 body = await draft.read(0, size)
+                announce(etag_of(body) if size <= INLINE else await trio.to_thread.run_sync(etag_of, body))
                 version = await self._uploader.store.put(key, body, properties, condition=draft.expected, acl=acl)
                 self._uploader.sent_bytes += len(body)
             self._blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version
         if content.upload is None:
             content.upload = Upload(self._uploader, draft, key, properties, acl)
-        return await content.upload.finish(size, draft.expected)
+        return await content.upload.finish(size, draft.expected, announce)
 
     async def carry(self, inode: Inode) -> tuple[Properties, Acl | None]:
         """What the object must have beside its bytes: what it had, with the attributes of now."""
@@ -279,9 +306,11 @@ class Commits:
         content = inode.content
         if content is not None and not content.sending:
             content.sending = True
-            self._spawn(lambda: self._sending(inode, content))
+            size = content.draft.local.total if content.draft is not None else 0
+            self._backlog += size
+            self._spawn(lambda: self._sending(inode, content, size))
 
-    async def _sending(self, inode: Inode, content: Content) -> None:
+    async def _sending(self, inode: Inode, content: Content, size: int) -> None:
         pause = DELAY if self.durability is Durability.JOURNAL else 0.0
         try:
             while content.draft is not None and content.draft.is_dirty and inode.parent is not None:
@@ -294,6 +323,7 @@ class Commits:
                     log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
         finally:
             content.sending = False
+            self._backlog -= size
         await self._tell_room()
         if content.writers == 0:
             await self.let_go(inode, content)
@@ -302,20 +332,13 @@ class Commits:
 
     async def wait_for_room(self, limit: int) -> None:
         """Slows a writer while drafts that are on their way up hold more than `limit` bytes."""
-        while self._sending_bytes() > limit:
+        while self._backlog > limit:
             async with self._room:
                 await self._room.wait()
 
     async def _tell_room(self) -> None:
         async with self._room:
             self._room.notify_all()
-
-    def _sending_bytes(self) -> int:
-        return sum(
-            inode.content.draft.local.total
-            for inode in self.drafts
-            if inode.content is not None and inode.content.sending and inode.content.draft is not None
-        )
 
     async def settle_under(self, top: Inode) -> None:
         """Everything at and below a directory is in the bucket afterwards. Raises what is not."""

@@ -104,7 +104,14 @@ def assemble(settings: Settings, store: ObjectStore, journal: Journal, spawn: Sp
         durability=settings.durability,
     )
     contents = Contents(
-        inodes, blocks, spools, uploader, attributes, commits, dirty_limit=settings.dirty_limit
+        inodes,
+        blocks,
+        spools,
+        uploader,
+        attributes,
+        commits,
+        mountpoint=settings.mountpoint,
+        dirty_limit=settings.dirty_limit,
     )
     namespace = Namespace(inodes, store, merger, listings, attributes, contents, deletions, ttl=ttl)
     return Parts(

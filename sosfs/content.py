@@ -17,7 +17,7 @@ from .upload import Upload
 class Content:
     """The bytes side of an inode that is open or not yet in the bucket."""
 
-    __slots__ = ("draft", "lock", "row", "sending", "source", "times_given", "upload", "writers")
+    __slots__ = ("draft", "going", "lock", "row", "sending", "source", "times_given", "upload", "writers")
 
     def __init__(self) -> None:
         self.draft: Draft | None = None
@@ -28,6 +28,7 @@ class Content:
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket
         self.row = 0  # of the draft in the journal; 0: none
+        self.going: tuple[str, int] | None = None  # ETag and serial of what a request under way stores
 
     def rebase(self, source: Source, version: Version) -> None:
         """The object became another version with the same bytes, or under another key, by our own doing."""
@@ -40,15 +41,16 @@ class Content:
 class Handle:
     """One open file: its inode, its version, how it is being read."""
 
-    __slots__ = ("content", "inode", "reads", "source", "stream", "writes")
+    __slots__ = ("content", "inode", "reads", "source", "stream", "task", "writes")
 
-    def __init__(self, inode: Inode, content: Content, flags: int) -> None:
+    def __init__(self, inode: Inode, content: Content, flags: int, task: int) -> None:
         self.inode = inode
         self.content = content
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
         self.source: Source | None = None
         self.stream = Stream()
         self.reads = 0
+        self.task = task  # the process that opened it
 
 
 def content_of(inode: Inode) -> Content:

@@ -15,7 +15,9 @@ import stat
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+from . import descriptors
 from .attributes import Attributes
 from .blocks import Blocks, Source
 from .commits import Commits
@@ -43,6 +45,7 @@ class Contents:
         attributes: Attributes,
         commits: Commits,
         *,
+        mountpoint: Path,
         dirty_limit: int,
     ) -> None:
         self._inodes = inodes
@@ -51,28 +54,29 @@ class Contents:
         self._uploader = uploader
         self._attributes = attributes
         self._commits = commits
+        self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
 
     # Opening and closing
 
-    def open(self, inode: Inode, flags: int) -> Handle:
+    def open(self, inode: Inode, flags: int, task: int) -> Handle:
         """Opens a file; O_TRUNC empties it. Raises OSError EISDIR."""
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        handle = Handle(inode, content_of(inode), flags)
+        handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
             self._truncate(inode, 0)
         inode.opens += 1
         handle.content.writers += handle.writes
         return handle
 
-    def create(self, inode: Inode, flags: int) -> Handle:
+    def create(self, inode: Inode, flags: int, task: int) -> Handle:
         """Opens a file that does not exist in the bucket yet; an empty draft waits for the first close."""
         content = content_of(inode)
         if content.draft is None:
             content.draft = fresh(self._spools.new(), self._blocks)
             self._commits.began(inode)
-        return self.open(inode, flags & ~os.O_TRUNC)
+        return self.open(inode, flags & ~os.O_TRUNC, task)
 
     async def release(self, handle: Handle) -> None:
         """The last close of a handle. Never raises: what could not be sent stays and is tried again."""
@@ -90,8 +94,20 @@ class Contents:
 
     async def flush(self, handle: Handle) -> None:
         """What every close of a descriptor does: a changed file is safe afterwards, as `--durability` says."""
-        if handle.content.draft is not None and handle.writes:
-            await self._commits.save(handle.inode)
+        draft = handle.content.draft
+        if draft is None or not handle.writes:
+            return
+        if draft.is_blank and descriptors.holds(handle.task, self._path(handle.inode)):
+            return  # a duplicate was closed before anything was written
+        await self._commits.save(handle.inode)
+
+    def _path(self, inode: Inode) -> str:
+        names = []
+        at = inode
+        while at.parent is not None:
+            names.append(os.fsdecode(at.name))
+            at = at.parent
+        return os.path.join(self._mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
 
     async def fsync(self, inode: Inode) -> None:
         """The file's bytes and attributes are safe afterwards."""
@@ -192,6 +208,7 @@ class Contents:
         if content.upload is not None and low < high:
             content.upload.written(low, high)
         self._commits.cut(inode)
+        draft.trim()
         inode.size = size
         content.times_given = False
         inode.touch()

@@ -84,7 +84,7 @@ class TextFile(Node, abc.ABC):
     async def read(self) -> str:
         """The text as it is now. Raises OSError."""
 
-    async def write(self, text: str) -> None:
+    async def write(self, text: bytes) -> None:
         """Applies a text. Raises `rejected.BadText` before anything is sent, and what the server answers."""
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 

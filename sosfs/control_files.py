@@ -42,10 +42,10 @@ class Setting(TextFile):
         self._what = what
         self._rejections = rejections
 
-    async def write(self, text: str) -> None:
+    async def write(self, text: bytes) -> None:
         """Applies a text, or keeps the reason why it cannot be applied."""
         try:
-            await self._apply(text)
+            await self._apply(_decoded(text))
         except OSError as error:
             self._rejections.add(self._name(), error)
             raise
@@ -55,6 +55,13 @@ class Setting(TextFile):
 
     @abc.abstractmethod
     async def _apply(self, text: str) -> None: ...
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise BadText("not UTF-8", line=text.count(b"\n", 0, error.start) + 1) from error
 
 
 class BucketAcl(Setting):

@@ -21,7 +21,6 @@ import pyfuse3
 import trio
 
 from .control import BytesFile, Folder, Node, TextFile, Tree
-from .rejected import BadText
 
 TEXT_MAX = 1 << 20  # bytes; a bucket policy has at most 20 kB
 
@@ -57,12 +56,9 @@ class Text:
         self.is_written = self.is_emptied = False
         if bytes(self.buffer) == self.applied:
             return
-        try:
-            text = self.buffer.decode()
-        except UnicodeDecodeError as error:
-            raise BadText("not UTF-8", line=self.buffer.count(b"\n", 0, error.start) + 1) from error
+        text = bytes(self.buffer)
         await self.file.write(text)
-        self.applied = bytes(self.buffer)
+        self.applied = text
         self.file.size = len(self.applied)
 
 

@@ -20,7 +20,7 @@ from enum import Enum
 from .blocks import Blocks, Source
 from .extents import Extents
 from .spool import Spool
-from .store import OBJECT_MAX, Condition, Guard
+from .store import OBJECT_MAX, Condition, Guard, Version
 
 PULL = 8 << 20  # bytes fetched at a time when all of the base is wanted
 
@@ -66,6 +66,11 @@ class Draft:
         return tuple(both)
 
     @property
+    def is_blank(self) -> bool:
+        """Whether it is empty, and nothing was written since it began."""
+        return self.size == 0 and not self.local
+
+    @property
     def is_dirty(self) -> bool:
         """Whether the bucket lacks something of it."""
         return self.saved != self.serial and self.state is not State.ORPHAN
@@ -82,17 +87,23 @@ class Draft:
         self._changed()
 
     def truncate(self, size: int) -> None:
-        """Sets the length; new bytes are zeros. Raises OSError EFBIG past 4 TiB."""
+        """Sets the length; new bytes are zeros. Raises OSError EFBIG past 4 TiB.
+
+        The spool keeps what lies above until `trim`, so that a record of the draft is true before and after.
+        """
         if size > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
         if size < self.size:
             for extents in (self.local, self.dirty, self._flying):
                 extents.remove(size, self.size)
-            self.spool.truncate(size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
         self.size = size
         self._changed()
+
+    def trim(self) -> None:
+        """Frees what the spool holds above the length."""
+        self.spool.truncate(self.size)
 
     def _changed(self) -> None:
         self.serial += 1
@@ -130,6 +141,11 @@ class Draft:
                 await self.spool.write(at, await self._blocks.read(self.base, at, upto))
                 self.local.add(at, upto)
                 at = upto
+
+    def stand_on(self, base: Source, expected: Version) -> None:
+        """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""
+        self.base, self.expected = base, expected
+        self.base_stop = min(self.base_stop, base.size)
 
     def commit_begins(self) -> int:
         """Marks what is dirty now as under way; returns the serial that the commit will carry."""

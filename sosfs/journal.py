@@ -13,6 +13,7 @@ Concurrency: trio thread only, but for the fsync, which runs in a thread.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -34,6 +35,7 @@ from .store import Guard, Headers, Properties, Version
 log = logging.getLogger(__name__)
 
 FORMAT = "1"
+LOG_LONG = 1000  # statements in the write-ahead log before its content is brought into the database
 _TABLES = """
 create table if not exists facts (name text primary key, value text not null);
 create table if not exists drafts (id integer primary key, record text not null, body blob, sum integer not null,
@@ -52,7 +54,8 @@ class SavedDraft:
     """A draft as the journal holds it. `spool` is the file's name, "" when the bytes are in `body`.
 
     `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
-    of the spool, empty for a spool that was written to since.
+    of the spool, empty for a spool that was written to since. `going` is the ETag that the object gets by the
+    request under way, and whether it then has all of the draft.
     """
 
     key: str
@@ -67,6 +70,7 @@ class SavedDraft:
     properties: Properties
     spool: str
     sums: tuple[int, ...]
+    going: tuple[str, bool] | None = None
     body: bytes = b""
 
 
@@ -96,6 +100,7 @@ class Journal:
         self._syncing = trio.Lock()
         self._written = 0
         self._synced = 0
+        self._checkpointed = 0
 
     def _require(self, owner: str) -> None:
         found = dict(self._db.execute("select name, value from facts").fetchall())
@@ -119,7 +124,9 @@ class Journal:
             if self._synced >= wanted:
                 return
             upto = self._written
-            await trio.to_thread.run_sync(_fsync, self._path.with_name(self._path.name + "-wal"))
+            is_long = upto - self._checkpointed > LOG_LONG
+            await trio.to_thread.run_sync(_sync, self._path, is_long)
+            self._checkpointed = upto if is_long else self._checkpointed
             self._synced = upto
 
     def _write(self, statement: str, values: Sequence[object]) -> int:
@@ -169,6 +176,8 @@ class Journal:
                 log.error("row %d of the journal is damaged and left alone", row)
                 continue
             known = json.loads(record)
+            if is_open and known["going"]:
+                known["going"][1] = False
             yield row, _draft({**known, "sums": [] if is_open else known["sums"]}, body or b"")
 
     # Deletes
@@ -275,6 +284,8 @@ def _prepared(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = normal")
+    # Checkpoints sync the disk, so they run in `_sync`'s thread; here only if nobody ever calls it.
+    db.execute("pragma wal_autocheckpoint = 20000")
     db.executescript(_TABLES)
     if db.execute("pragma quick_check").fetchone()[0] != "ok":
         db.close()
@@ -282,15 +293,20 @@ def _prepared(path: Path) -> sqlite3.Connection:
     return db
 
 
-def _fsync(path: Path) -> None:
+def _sync(path: Path, is_long: bool) -> None:
+    """Brings the log to the disk and, when it has grown long, its content into the database."""
     try:
-        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = os.open(path.with_name(path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return  # a checkpoint, which syncs, has just emptied and removed it
+        return  # nothing was written since the database was opened
     try:
-        os.fsync(file)
+        # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
+        os.fdatasync(file)
     finally:
         os.close(file)
+    if is_long:
+        with contextlib.closing(sqlite3.connect(path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
+            db.execute("pragma wal_checkpoint(passive)")
 
 
 def _version(version: Version | None) -> list[object] | None:
@@ -330,15 +346,17 @@ def _draft_record(saved: SavedDraft) -> dict[str, object]:
         "properties": _properties(saved.properties),
         "spool": saved.spool,
         "sums": saved.sums,
+        "going": saved.going,
     }
 
 
 def _draft(record: dict[str, object], body: bytes) -> SavedDraft:
     known = dict(record)
-    expected, base = known.pop("expected"), known.pop("base")
+    expected, base, going = known.pop("expected"), known.pop("base"), known.pop("going")
     return SavedDraft(
         expected=Guard(expected) if isinstance(expected, str) else Version(*expected),  # type: ignore[misc]
         base=tuple(base) if base else None,  # type: ignore[arg-type]
+        going=tuple(going) if going else None,  # type: ignore[arg-type]
         version=_version_back(known.pop("version")),  # type: ignore[arg-type]
         local=tuple((a, b) for a, b in known.pop("local")),  # type: ignore[attr-defined]
         dirty=tuple((a, b) for a, b in known.pop("dirty")),  # type: ignore[attr-defined]

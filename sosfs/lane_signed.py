@@ -98,6 +98,19 @@ class SignedLane:
     def delete(self, key: str) -> None:
         self._http.send("DeleteObject", "DELETE", key)
 
+    def purge(self, key: str) -> None:
+        """Deletes the key with its versions, where the bucket keeps them and our key may remove them."""
+        answer = self._http.send("DeleteObject", "DELETE", key)
+        if "x-amz-delete-marker" not in answer.headers:
+            return
+        try:
+            listed = self._http.send("ListObjectVersions", "GET", query={"versions": "", "prefix": key})
+            for version_id in _read("ListObjectVersions", partial(answers.version_ids, key=key), listed):
+                self._http.send("DeleteObject", "DELETE", key, query={"versionId": version_id})
+        except StoreError as error:
+            if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
+                raise
+
     def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Up to 1,000 keys in one request, but for those that XML cannot say: one each."""
         said = [key for key in keys if not _UNSAYABLE.search(key)]

@@ -337,12 +337,12 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return await self._open(self._inodes[inode], flags)
+        return await self._open(self._inodes[inode], flags, ctx)
 
-    async def _open(self, inode: Inode, flags: int) -> pyfuse3.FileInfo:
+    async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if inode.parent is not None and inode.parent.directory is not None:
             inode.parent.directory.misses = 0
-        handle = self._contents.open(inode, flags)
+        handle = self._contents.open(inode, flags, ctx.pid)
         return self._file_info(handle, keep=self._contents.kernel_pages_hold(inode))
 
     def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:
@@ -359,15 +359,15 @@ class Operations(pyfuse3.Operations):
         try:
             if self._claims.at_open(name, flags):
                 inode = await self._namespace.make_object(parent, name, mode, ctx.uid, ctx.gid)
-                return await self._open(inode, flags & ~os.O_TRUNC), self._looked_up(inode)
+                return await self._open(inode, flags & ~os.O_TRUNC, ctx), self._looked_up(inode)
             directory, parsed = await self._namespace.vacant(parent, name)
         except OSError as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
             inode = await self._attributes.learn(await self._namespace.lookup(parent, name))
-            return await self._open(inode, flags), self._looked_up(inode)
+            return await self._open(inode, flags, ctx), self._looked_up(inode)
         inode = self._namespace.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
-        handle = self._contents.create(inode, flags)
+        handle = self._contents.create(inode, flags, ctx.pid)
         return self._file_info(handle, keep=True), self._looked_up(inode)
 
     @answered

@@ -36,7 +36,7 @@ from .namespace import Namespace
 from .spool import Spool, SpoolArea
 from .store import Detail, Object, ObjectStore, Properties, Version
 from .tasks import each
-from .upload import Upload, Uploader, etag_of
+from .upload import Upload, Uploader
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +81,7 @@ class Replay:
 
     async def _move(self, version: Version, key: str, new_key: str) -> None:
         acl = await self._attributes.acl_of(key)
+        self._attributes.forget(new_key)
         await copy_object(self._store, key, new_key, version, acl=acl)
 
     async def _follow_rename(self, row: int, old: str, new: str) -> None:
@@ -123,6 +124,7 @@ class Replay:
 
     async def _write_attributes(self, item: tuple[int, SavedAttributes]) -> None:
         row, saved = item
+        self._attributes.forget(saved.key)
         found = await _find(self._store, saved.key)
         if saved.key.endswith("/") and saved.version is None:
             await self._write_marker(saved, found)
@@ -233,7 +235,7 @@ class Adoption:
         self._commits.began(inode)
         if not is_whole:
             await self._keep_damaged(inode, draft)
-        elif not await self._is_there(inode, draft):
+        elif not await self._is_there(inode, draft, saved.going):
             return await self._go_on(inode, draft, upload)
         draft.saved = draft.serial
         await self._commits.let_go(inode, content)
@@ -298,16 +300,15 @@ class Adoption:
             directory.put(found)
         return found
 
-    async def _is_there(self, inode: Inode, draft: Draft) -> bool:
+    async def _is_there(self, inode: Inode, draft: Draft, going: tuple[str, bool] | None) -> bool:
         """Whether the object in the bucket is this draft, sent just before the crash."""
-        found = await _find(self._uploader.store, self._inodes.key(inode))
-        if found is None or found.version.size != draft.size:
+        if going is None:
             return False
-        if isinstance(draft.expected, Version) and found.version.same_as(draft.expected):
+        etag, is_all = going
+        content_of(inode).going = (etag, draft.serial if is_all else 0)
+        found = await self._commits.recognise(inode, draft, etag)
+        if found is None or not is_all:
             return False
-        if await etag_of(draft, self._uploader.plan) != found.version.etag:
-            return False
-        inode.version, inode.checked = found.version, trio.current_time()
         self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
         return True
 

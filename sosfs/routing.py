@@ -113,6 +113,7 @@ def _settable(inode: int, name: bytes) -> int:
 
 def _routed(files: Any, tree: Any) -> Any:
     async def handler(number: int, *rest: Any) -> Any:
-        return await (tree if number >= control.FIRST else files)(number, *rest)
+        ours = number >= control.FIRST or (number == ROOT and rest[:1] == (control.NAME,))
+        return await (tree if ours else files)(number, *rest)
 
     return handler

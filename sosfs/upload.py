@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import md5
 
@@ -27,12 +27,16 @@ from .errors import StoreError
 from .journal import Journal
 from .store import PARTS_MAX, Acl, Condition, ObjectStore, Part, Properties, Version
 from .tasks import each
+from .wire import joined_etag
 
 log = logging.getLogger(__name__)
 
 COPY_MAX = 1 << 30  # bytes of one UploadPartCopy; up to 5 GiB is legal, smaller ones run side by side
 BEHIND = 4  # parts of one file under way behind its writer
 _TIERS = ((1000, 1), (1000, 4), (PARTS_MAX - 2000, 65))  # how many parts, of how many times the first size
+
+
+Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,20 +75,9 @@ class PartPlan:
             start = part.stop
 
 
-async def etag_of(draft: Draft, plan: PartPlan) -> str:
-    """The ETag that the draft has as an object: a content hash, of the whole or of its parts.
-
-    "" where parts were copied on the server, for then their cut is not known.
-    """
-    if draft.size <= plan.single:
-        return md5(await draft.read(0, draft.size), usedforsecurity=False).hexdigest()
-    if not draft.local.covers(0, draft.size):
-        return ""
-    digests = []
-    for part in plan.ranges(draft.size):
-        body = await draft.read(part.start, part.stop)
-        digests.append(md5(body, usedforsecurity=False).digest())
-    return f"{md5(b''.join(digests), usedforsecurity=False).hexdigest()}-{len(digests)}"
+def etag_of(body: bytes | memoryview) -> str:
+    """The ETag of an object that one PUT makes: a content hash (SOS, as S3 without KMS)."""
+    return md5(body, usedforsecurity=False).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +150,8 @@ class Upload:
             if not self._behind:
                 self._idle.set()
 
-    async def finish(self, size: int, condition: Condition) -> Version:
-        """Sends what is missing of the first `size` bytes and makes the object.
+    async def finish(self, size: int, condition: Condition, announce: Announce = lambda etag: None) -> Version:
+        """Sends what is missing of the first `size` bytes and makes the object; `announce` is told its ETag before.
 
         Raises StoreError; what was sent stays for the next try. ESTALE when another version won.
         """
@@ -174,6 +167,7 @@ class Upload:
         parts = [self._sent[job.number] if self._has(job) else await self._make(job) for job in self._jobs(size)]
         await self._ensure()
         shared = self._shared
+        announce(joined_etag([sent.part for sent in parts]))
         try:
             version = await shared.store.complete_multipart(
                 self.key, self._id, [sent.part for sent in parts], condition=condition
@@ -206,7 +200,7 @@ class Upload:
             if at is None or at.stop - at.start != part.size or not self._draft.local.covers(at.start, at.stop):
                 continue
             body = await self._draft.read(at.start, at.stop)
-            if md5(body, usedforsecurity=False).hexdigest() == part.etag:
+            if etag_of(body) == part.etag:
                 self._sent[part.number] = _Sent(part, at, self._draft.serial)
 
     async def abort(self) -> None:

@@ -21,7 +21,7 @@ from tests.watchdog import Watchdog
 pytest_plugins = ["tests.servers"]
 
 PATIENCE = 100.0  # seconds a test may take before its mounts are cleared away under it; below pytest's own limit
-HURRY = ("--patience", "1", "--timeout", "1")
+HURRY = ("--patience", "1", "--timeout", "2")
 LARGE = random.Random(16).randbytes(20 << 20)
 FRAIL = {"d/small": b"small" * 1000, "d/other": b"other", "d/large": LARGE}
 FAILED = pytest.StashKey[bool]()

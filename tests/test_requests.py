@@ -22,6 +22,7 @@ from tests.traffic import Traffic
 MIB = 1 << 20
 PART = 8 * MIB
 MOMENT = 1_234_567_890_123_456_789
+PATIENT = ("--ttl", "300")  # a slow machine must not let a listing grow old in the middle of a count
 ROUND_TRIP = 0.02  # seconds; what makes "in parallel" visible
 
 
@@ -41,7 +42,7 @@ def without_pages(traffic: Traffic) -> dict[str, int]:
 @pytest.fixture
 def known(mounter: Mounter, proxy: Proxy) -> Drive:
     """A mount through the proxy whose (empty) directory `d` is known already."""
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     (drive.here / "d").mkdir()
     assert names(drive.here) == ["d"]
     assert names(drive.here / "d") == []
@@ -52,7 +53,7 @@ def known(mounter: Mounter, proxy: Proxy) -> Drive:
 def test_ls_of_a_thousand_files_is_one_list(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     bodies = numbered("f", 1000)
     foreign.put_all(bodies)
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     with proxy.recording() as traffic:
         assert drive.run("ls").split() == sorted(bodies)
     assert without_pages(traffic) == {"LIST": 1}, str(traffic)
@@ -63,7 +64,7 @@ def test_ls_of_a_thousand_files_is_one_list(foreign: Foreign, mounter: Mounter, 
 
 def test_ls_of_a_directory_asks_nothing_of_its_files(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     foreign.put_all(numbered("d/f", 50))
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     with proxy.recording() as traffic:
         assert len(drive.run("ls", "d").split()) == 50
     assert listings(traffic) <= 2, str(traffic)  # the root to find `d`, and `d`
@@ -95,7 +96,7 @@ def test_creating_many_small_files_is_a_put_each(known: Drive, proxy: Proxy) -> 
 def test_cat_of_a_listed_file_is_gets_alone(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     foreign.put("small", b"small")
     foreign.put("large", bytes(20 * MIB))
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     names(drive.here)
     with proxy.recording() as traffic:
         drive.run("cat", "small")
@@ -144,7 +145,7 @@ def test_rsync_unchanged_moves_no_bytes(known: Drive, proxy: Proxy, tmp_path: Pa
 
 def test_removing_a_thousand_files(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     foreign.put_all(numbered("d/f", 1000))
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     assert len(names(drive.here / "d")) == 1000
     proxy.latency = ROUND_TRIP
     with proxy.recording() as traffic:
@@ -160,7 +161,7 @@ def test_removing_a_thousand_files(foreign: Foreign, mounter: Mounter, proxy: Pr
 def test_renaming_a_directory_of_a_thousand_files(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     bodies = numbered("old/f", 1000)
     foreign.put_all(bodies)
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     assert names(drive.here) == ["old"]
     proxy.latency = ROUND_TRIP
     with proxy.recording() as traffic:
@@ -201,7 +202,7 @@ def test_a_large_file_goes_up_once_and_in_parallel(known: Drive, proxy: Proxy) -
 def test_a_large_file_comes_down_once_and_in_parallel(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     body = random.Random(12).randbytes(48 * MIB)
     foreign.put("large", body)
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     names(drive.here)
     proxy.latency = ROUND_TRIP
     with proxy.recording() as traffic:
@@ -214,7 +215,7 @@ def test_a_large_file_comes_down_once_and_in_parallel(foreign: Foreign, mounter:
 def test_reading_a_little_of_a_large_file_moves_little(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     body = random.Random(13).randbytes(64 * MIB)
     foreign.put("large", body)
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     names(drive.here)
     with proxy.recording() as traffic, (drive.here / "large").open("rb", buffering=0) as file:
         for at in (50 * MIB, 10 * MIB, 33 * MIB, 0, 63 * MIB):
@@ -249,7 +250,7 @@ def test_an_idle_mount_asks_nothing(known: Drive, proxy: Proxy) -> None:
 def test_a_second_mount_lists_all_attributes_without_a_question(
     foreign: Foreign, mounter: Mounter, proxy: Proxy
 ) -> None:
-    drive = mounter(proxy.endpoint)
+    drive = mounter(proxy.endpoint, *PATIENT)
     for number in range(40):
         folder = drive.here / f"d{number % 4}"
         folder.mkdir(exist_ok=True)
@@ -262,3 +263,18 @@ def test_a_second_mount_lists_all_attributes_without_a_question(
         assert drive.run("ls", "-lR") == before
     assert set(traffic.tally()) == {"LIST"}, traffic
     assert traffic.count("LIST") == 5, traffic
+
+
+def test_shell_redirection_is_one_put(known: Drive, proxy: Proxy) -> None:
+    with proxy.recording() as traffic:
+        known.run("sh", "-c", "echo one > d/one; (echo two; echo more) > d/two; echo again > d/one")
+    assert traffic.count("PUT") == 3, traffic
+    assert known.foreign.get("d/one") == b"again\n"
+    assert known.foreign.get("d/two") == b"two\nmore\n"
+
+
+def test_touch_is_one_put(known: Drive, proxy: Proxy) -> None:
+    with proxy.recording() as traffic:
+        known.run("touch", "-d", "2001-02-03 04:05:06", "d/new")
+        assert known.foreign.head("d/new")["Metadata"]["mtime"].startswith("981173106")
+    assert traffic.count("PUT", "COPY") == 1, traffic
