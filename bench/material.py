@@ -36,6 +36,12 @@ def chunks(size: int) -> Iterator[memoryview]:
         yield chunk_at(offset)[: size - offset]
 
 
+def unlike_chunks(size: int) -> Iterator[bytes]:
+    """The content of a big file no part of which occurs twice: rsync would find the others of a repeated one."""
+    for offset in range(0, size, CHUNK):
+        yield random.Random(offset).randbytes(min(CHUNK, size - offset))
+
+
 def tree_layout(scale: Scale) -> dict[str, int]:
     """Name to size of each file of the tree, as the benchmark of GeeseFS has it: mean 28 KB, most of 512 bytes."""
     draw, fan = random.Random(6400), scale.tree_fan
@@ -101,10 +107,10 @@ class Material:
         """A local big file with 1 MiB in its middle unlike that of the bucket's."""
         path = self._base / "big"
         with path.open("wb") as out:
-            for chunk in chunks(self._scale.big):
+            for chunk in unlike_chunks(self._scale.big):
                 out.write(chunk)
             out.seek(self._scale.big // 2 // CHUNK * CHUNK)
-            out.write(random.Random(7).randbytes(CHUNK))
+            out.write(random.Random(-7).randbytes(CHUNK))
         return path
 
 

@@ -76,6 +76,12 @@ def parse(text: str, *, owner: str, canned: Sequence[Canned] = OF_OBJECTS) -> Ac
     return Acl(owner, kept)
 
 
+def check(text: str, *, canned: Sequence[Canned] = OF_OBJECTS) -> None:
+    """Raises `BadText` for lines that are wrong whatever may follow."""
+    if any(_lines(text)):
+        parse(text, owner="", canned=canned)
+
+
 def same(one: Acl, other: Acl) -> bool:
     """Whether two ACLs grant the same; the order says nothing."""
     return one.owner == other.owner and set(one.grants) == set(other.grants)

@@ -23,22 +23,19 @@ from .attribute_cache import AttributeCache
 from .blocks import BLOCK, Blocks, Source, Spawn
 from .config import Durability
 from .copying import copy_object
-from .directory import Directory, Merger
+from .directory import Merger
 from .edits import NO_EDITS
 from .errors import Cause, StoreError
+from .foresight import Foresight
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
 from .journal import Journal, SavedAttributes
 from .listing import Listings
 from .store import METADATA_MAX, Acl, Canned, Detail, Guard, Object, ObjectStore, Properties, Version
-from .tasks import each
 
 log = logging.getLogger(__name__)
 
 DELAY = 1.0  # seconds that an attribute change waits for others
-WALK = 4  # single questions in one directory after which the rest is asked ahead
-AHEAD = 1000  # files asked ahead at a time
-AT_ONCE = 24
 RETRY_MAX = 120.0  # seconds between tries to write what could not be written
 DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
 
@@ -73,6 +70,8 @@ class Attributes:
         self._spawn = spawn
         self._journal = journal
         self._rows: dict[Inode, int] = {}
+        self.foresight = Foresight(listings, self._ask_ahead, spawn)
+        listings.watcher = self.foresight.listed
         self._asking: dict[Inode, trio.Event] = {}
         self._acl_answers = 0
         self._acl_denials = 0
@@ -95,34 +94,12 @@ class Attributes:
         if inode in self._asking:
             await self._asking[inode].wait()
             return inode if inode.known is Known.ALL else await self.learn(inode)
-        alone = self._count_miss(inode)
+        alone = self.foresight.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
 
-    def _count_miss(self, inode: Inode) -> bool:
-        """Whether this question stands alone: the first in its directory since a file there was opened."""
-        directory = inode.parent.directory if inode.parent is not None else None
-        if directory is None:
-            return True
-        directory.misses += 1
-        if directory.misses == WALK:
-            self._spawn(lambda: self._ask_ahead(directory))
-        return directory.misses == 1
-
-    async def _ask_ahead(self, directory: Directory) -> None:
-        """Asks for the files of a directory that nobody has asked for yet, side by side."""
-
-        async def ask(inode: Inode) -> None:
-            if inode.known is Known.ALL or inode.pins or inode in self._asking or inode.parent is None:
-                return
-            try:
-                await self._ask(inode, with_bytes=False)
-            except OSError as error:
-                log.debug("attributes of %s: %s", inode.name.decode(errors="replace"), error)
-
-        todo = [inode for inode in directory.entries.values() if inode.known is not Known.ALL]
-        for at in range(0, len(todo), AHEAD):
-            await each(ask, todo[at : at + AHEAD], at_once=AT_ONCE)
-        directory.misses = 0
+    async def _ask_ahead(self, inode: Inode) -> None:
+        if not inode.pins and inode not in self._asking:
+            await self._ask(inode, with_bytes=False)
 
     async def _ask(self, inode: Inode, *, with_bytes: bool) -> Inode:
         done = self._asking[inode] = trio.Event()

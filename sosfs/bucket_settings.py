@@ -50,7 +50,6 @@ class Kept:
     etag: str
     size: int
     modified: float
-    is_latest: bool
 
 
 class BucketSettings:
@@ -111,27 +110,43 @@ class BucketSettings:
             return
         await self._call("PutBucketPolicy", lambda client, name: client.put_bucket_policy(Bucket=name, Policy=text))
 
-    async def versions(self, prefix: str, *, delimiter: str = "/") -> tuple[list[Kept], list[str], list[str]]:
-        """The versions of the keys that begin with `prefix`, newest first for each; folded prefixes; deleted keys.
+    async def versions_under(self, prefix: str) -> tuple[list[Kept], list[str]]:
+        """The versions of the keys that begin with `prefix`, newest first for each, and the prefixes folded at `/`."""
 
-        Deleted is a key whose newest version is a delete marker.
-        """
-
-        def ask(client: S3Client, name: str) -> tuple[list[Kept], list[str], list[str]]:
+        def ask(client: S3Client, name: str) -> tuple[list[Kept], list[str]]:
             kept: list[Kept] = []
             folded: dict[str, None] = {}
-            deleted: list[str] = []
-            pages = client.get_paginator("list_object_versions").paginate(
-                Bucket=name, Prefix=prefix, Delimiter=delimiter
-            )
-            for page in pages:
+            for page in client.get_paginator("list_object_versions").paginate(
+                Bucket=name, Prefix=prefix, Delimiter="/"
+            ):
                 kept += [_kept(found) for found in page.get("Versions", ())]
                 folded |= {found["Prefix"]: None for found in page.get("CommonPrefixes", ())}
-                deleted += [found["Key"] for found in page.get("DeleteMarkers", ()) if found["IsLatest"]]
-            return kept, list(folded), deleted
+            return kept, list(folded)
 
-        found = await self._call("ListObjectVersions", ask)
-        return found or ([], [], [])
+        return await self._call("ListObjectVersions", ask) or ([], [])
+
+    async def versions_of(self, key: str) -> list[Kept]:
+        """The versions of one key, newest first."""
+
+        def ask(client: S3Client, name: str) -> list[Kept]:
+            kept: list[Kept] = []
+            for page in client.get_paginator("list_object_versions").paginate(Bucket=name, Prefix=key):
+                kept += [_kept(found) for found in page.get("Versions", ()) if found["Key"] == key]
+                # In the order of keys it is the first that begins with itself.
+                if any(found["Key"] != key for found in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))):
+                    break
+            return kept
+
+        return await self._call("ListObjectVersions", ask) or []
+
+    async def has_versions_under(self, prefix: str) -> bool:
+        """Whether a key that begins with `prefix` has versions."""
+
+        def ask(client: S3Client, name: str) -> bool:
+            page = client.list_object_versions(Bucket=name, Prefix=prefix, MaxKeys=1)
+            return bool(page.get("Versions") or page.get("DeleteMarkers"))
+
+        return await self._call("ListObjectVersions", ask) or False
 
     async def read(self, key: str, version_id: str, start: int, stop: int) -> bytes:
         """The bytes `[start, stop)` of a version. ENOENT where it is gone."""
@@ -198,4 +213,4 @@ class BucketSettings:
 def _kept(found: Any) -> Kept:
     modified: datetime = found["LastModified"]
     etag = bare_etag(found["ETag"])
-    return Kept(found["Key"], found["VersionId"], etag, found["Size"], modified.timestamp(), found["IsLatest"])
+    return Kept(found["Key"], found["VersionId"], etag, found["Size"], modified.timestamp())

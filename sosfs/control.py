@@ -88,6 +88,9 @@ class TextFile(Node, abc.ABC):
         """Applies a text. Raises `rejected.BadText` before anything is sent, and what the server answers."""
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
+    def check(self, text: bytes) -> None:
+        """Raises `rejected.BadText` for whole lines that nothing which may follow can put right."""
+
 
 class BytesFile(Node, abc.ABC):
     """Bytes that never change."""

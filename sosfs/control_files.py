@@ -50,6 +50,17 @@ class Setting(TextFile):
             self._rejections.add(self._name(), error)
             raise
 
+    def check(self, text: bytes) -> None:
+        """Refuses what is wrong already: a shell ignores the error of its `close`, but not that of `write`."""
+        try:
+            self._check(_decoded(text))
+        except BadText as error:
+            self._rejections.add(self._name(), error)
+            raise
+
+    def _check(self, text: str) -> None:
+        """Raises `BadText` for lines that nothing which may follow can put right."""
+
     def _name(self) -> str:
         return self._what
 
@@ -75,6 +86,9 @@ class BucketAcl(Setting):
         """The ACL with its grammar in comments."""
         return acl.help_text(acl.OF_BUCKETS) + acl.shown(await self._bucket.acl())
 
+    def _check(self, text: str) -> None:
+        acl.check(text, canned=acl.OF_BUCKETS)
+
     async def _apply(self, text: str) -> None:
         now = await self._bucket.acl()
         wanted = acl.parse(text, owner=now.owner, canned=acl.OF_BUCKETS)
@@ -93,9 +107,12 @@ class Cors(Setting):
         """The rules as JSON."""
         return cors.shown(await self._bucket.cors())
 
+    def _check(self, text: str) -> None:
+        cors.check(text)
+
     async def _apply(self, text: str) -> None:
         wanted = cors.parse(text)
-        if wanted != await self._bucket.cors():
+        if not cors.same(wanted, await self._bucket.cors()):
             await self._bucket.put_cors(wanted)
 
 
@@ -110,11 +127,14 @@ class VersioningState(Setting):
         """One word."""
         return (await self._bucket.versioning()).value + "\n"
 
-    async def _apply(self, text: str) -> None:
+    def _check(self, text: str) -> None:
         word = text.strip().lower()
         if word not in {state.value for state in Versioning}:
             raise BadText(f"{word!r} is none of {', '.join(state.value for state in Versioning)}", line=1)
-        now, wanted = await self._bucket.versioning(), Versioning(word)
+
+    async def _apply(self, text: str) -> None:
+        self._check(text)
+        now, wanted = await self._bucket.versioning(), Versioning(text.strip().lower())
         if wanted is now:
             return
         if wanted is Versioning.OFF:
@@ -163,6 +183,9 @@ class ObjectAcl(Setting):
     async def read(self) -> str:
         """The ACL with its grammar in comments."""
         return acl.help_text(acl.OF_OBJECTS) + acl.shown(await self._sharing.read(self._inode))
+
+    def _check(self, text: str) -> None:
+        acl.check(text)
 
     async def _apply(self, text: str) -> None:
         await self._sharing.write(self._inode, text)

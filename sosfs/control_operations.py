@@ -35,9 +35,10 @@ class Text:
         self.appends = bool(flags & os.O_APPEND)
         self.is_written = False  # since the last flush
         self.is_emptied = bool(flags & os.O_TRUNC)
+        self.is_spoilt = False  # part of it was refused: the rest must not be taken for the whole
 
     def write(self, offset: int, data: bytes) -> None:
-        """Puts `data` at `offset`. Raises EFBIG, and EINVAL for a hole."""
+        """Puts `data` at `offset`. Raises EFBIG; EINVAL for a hole, and for lines that are wrong already."""
         at = len(self.buffer) if self.appends else offset
         if at + len(data) > TEXT_MAX:
             raise OSError(errno.EFBIG, "a settings text has at most 1 MiB")
@@ -45,15 +46,21 @@ class Text:
             raise OSError(errno.EINVAL, "a text has no holes")
         self.buffer[at : at + len(data)] = data
         self.is_written, self.is_emptied = True, False
+        if self.buffer.endswith(b"\n"):
+            self.is_spoilt = True
+            self.file.check(bytes(self.buffer))
+            self.is_spoilt = False
 
     def truncate(self, size: int) -> None:
         """Cuts it to `size` bytes."""
         del self.buffer[size:]
-        self.is_written = True
+        self.is_written, self.is_spoilt = True, False
 
     async def apply(self) -> None:
         """Applies the text if it is another one. Raises what refuses it."""
         self.is_written = self.is_emptied = False
+        if self.is_spoilt:
+            raise OSError(errno.EINVAL, "part of the text was refused")
         if bytes(self.buffer) == self.applied:
             return
         text = bytes(self.buffer)

@@ -47,6 +47,28 @@ def parse(text: str) -> list[dict[str, Any]]:
     return rules
 
 
+def same(some: Sequence[Rule], others: Sequence[Rule]) -> bool:
+    """Whether two lists of rules say the same: the first rule that fits holds, but within a rule order says nothing."""
+    return [_plain(rule) for rule in some] == [_plain(rule) for rule in others]
+
+
+def _plain(rule: Rule) -> dict[str, Any]:
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in rule.items() if value != []}
+
+
+def check(text: str) -> None:
+    """Raises `BadText` for what is wrong already, though more may follow."""
+    try:
+        parse(text)
+    except BadText as error:
+        flaw = error.__cause__
+        if isinstance(flaw, json.JSONDecodeError):
+            ends_too_soon = flaw.pos >= len(text.rstrip()) or flaw.msg.startswith("Unterminated")
+            if ends_too_soon:
+                return
+        raise
+
+
 def _check_rule(rule: object, number: int, text: str) -> None:
     if not isinstance(rule, dict):
         raise BadText(f"rule {number} is no object")

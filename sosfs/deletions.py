@@ -58,6 +58,10 @@ class Deletions:
         """Whether a delete of this key is outstanding."""
         return key in self._queued or key in self._flying
 
+    def under(self, prefix: str) -> set[str]:
+        """The keys under a prefix whose delete is outstanding."""
+        return {key for keys in (self._queued, self._flying) for key in keys if key.startswith(prefix)}
+
     async def delete(self, key: str, version: Version, outcome: Outcome) -> None:
         """Removes a key now or soon; `outcome` is called when the store has answered for it.
 

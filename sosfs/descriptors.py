@@ -23,6 +23,6 @@ def holds(task: int, path: str) -> bool:
 
 def _target(entry: os.DirEntry[str]) -> str:
     try:
-        return os.readlink(entry.path)
+        return os.readlink(entry.path)  # noqa: PTH115 - a string is compared
     except OSError:
         return ""  # closed meanwhile

@@ -21,7 +21,6 @@ from .inodes import SYMLINK_MAX, Inode, Inodes, Known
 from .keys import Form, name_of
 from .metadata import NS, read
 from .store import Page, Properties, Version
-from .streak import Streak
 
 PENDING = math.inf
 
@@ -50,7 +49,7 @@ class Pass:
 class Directory:
     """What is known of a directory's entries."""
 
-    __slots__ = ("entries", "inode", "lock", "marker", "misses", "now", "streak", "touched")
+    __slots__ = ("entries", "inode", "lock", "marker", "now", "touched")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
@@ -59,8 +58,6 @@ class Directory:
         self.marker: Version | None = None
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = trio.Lock()
-        self.streak = Streak()
-        self.misses = 0  # attributes asked one by one since a file was opened: a walk like `ls -l`
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 
 from .directory import Directory, Merger, Pass
 from .inodes import Inode, Inodes
@@ -24,6 +25,7 @@ class Listings:
         self._store = store
         self._merger = merger
         self._ttl = ttl
+        self.watcher: Callable[[Directory], None] = lambda directory: None  # is told of each page that came
 
     def directory(self, inode: Inode) -> Directory:
         """The entries of a directory. Raises OSError ENOTDIR."""
@@ -58,6 +60,7 @@ class Listings:
             page = await self._store.list(walk.prefix, token=walk.token)
             if self._inodes.key(directory.inode) == walk.prefix:
                 self._merger.page(directory, walk, page)
+                self.watcher(directory)
 
     async def complete(self, inode: Inode) -> Pass:
         """A pass that has seen every name. Raises what the bucket answers."""

@@ -26,7 +26,7 @@ from .errors import Cause, StoreError
 from .inodes import SYMLINK_MAX, Inode, Inodes, held
 from .keys import Form
 from .listing import Listings
-from .store import KEY_MAX, Guard, Listed, Object, ObjectStore
+from .store import DELETE_MAX, KEY_MAX, Guard, Listed, Object, ObjectStore
 from .tasks import each
 
 RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
@@ -300,9 +300,11 @@ class Namespace:
             await self.listings.complete(inode)
         if directory.entries:
             raise refuse(errno.ENOTEMPTY)
-        await self._deletions.settle_under(prefix)
-        page = await self._store.list(prefix, delimiter="", limit=2)
+        going = self._deletions.under(prefix)  # before the listing, which may still show them
+        page = await self._store.list(prefix, delimiter="", limit=min(DELETE_MAX, 2 + len(going)))
         for listed in page.objects:
+            if listed.key in going:
+                continue
             if listed.key != prefix or listed.version.size:
                 directory.now = None
                 raise refuse(errno.ENOTEMPTY)

@@ -33,6 +33,7 @@ from .exclusive import Claims
 from .inodes import Inode, Inodes, Known
 from .namespace import Namespace, refuse
 from .rename import Renames
+from .streak import Streak
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,10 @@ def answered(handler: F) -> F:
 # What programs run into all the time and are told by the errno alone.
 QUIET = frozenset(
     getattr(errno, name)
-    for name in ["ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR", "ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA"]
+    for name in (
+        *("ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR"),
+        *("ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA"),
+    )
 )
 
 
@@ -113,6 +117,7 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, Handle] = {}
         self._readings: dict[int, Reading] = {}
         self._next_handle = 1
+        self._streak = Streak()
 
     # Attributes
 
@@ -150,7 +155,7 @@ class Operations(pyfuse3.Operations):
             if error.errno != errno.ENOENT:
                 raise
             return self._absent(parent)
-        if inode.known is Known.NAME and not self._namespace.directory(parent).streak.may_guess(ctx.pid, name):
+        if inode.known is Known.NAME and not self._streak.may_guess(ctx.pid, parent.number, name):
             inode = await self._attributes.learn(inode)
         return self._looked_up(inode)
 
@@ -263,7 +268,8 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         parent = self._inodes[parent_inode]
         await self._namespace.unlink(parent, name)
-        self._namespace.directory(parent).streak.removed(ctx.pid, name)
+        self._streak.removed(ctx.pid, parent.number, name)
+        self._attributes.foresight.opened()
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -293,6 +299,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         directory, walk = self._listings.walk(self._inodes[inode])
+        self._attributes.foresight.entered(directory)
         handle = self._handle()
         self._readings[handle] = Reading(directory, walk)
         return handle
@@ -340,8 +347,7 @@ class Operations(pyfuse3.Operations):
         return await self._open(self._inodes[inode], flags, ctx)
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        if inode.parent is not None and inode.parent.directory is not None:
-            inode.parent.directory.misses = 0
+        self._attributes.foresight.opened()
         handle = self._contents.open(inode, flags, ctx.pid)
         return self._file_info(handle, keep=self._contents.kernel_pages_hold(inode))
 

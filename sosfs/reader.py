@@ -1,8 +1,9 @@
 """What to fetch before it is asked for: one `Stream` per open file follows how it is read.
 
-Sequential reading widens the window from 512 KiB, doubling, up to 32 MiB, and keeps it fetched ahead in
-requests of 8 MiB side by side; a jump closes it, and the stream then fetches only what is asked. The kernel's
-own read-ahead sends its requests a little out of order, so a small step back or forth is no jump.
+Reading from the beginning, or half a MiB on without a jump, is sequential: the window is then as wide as
+what was read in one go, up to 32 MiB, and is kept fetched ahead in requests of 8 MiB side by side. A jump
+closes it, and the stream then fetches only what is asked. The kernel cuts a large read into several requests
+and sends them a little out of order, so neither is a short run sequential nor a small step a jump.
 
 Concurrency: trio thread only.
 """
@@ -13,6 +14,7 @@ from .blocks import BLOCK, REQUEST, Blocks, Source
 
 WINDOW_FIRST = 512 << 10
 WINDOW_MAX = 32 << 20
+RUN = 512 << 10  # bytes read without a jump that make a run elsewhere than at the beginning
 SLACK = 2 << 20  # bytes; the kernel has up to 1 MiB of read-ahead in flight, twice that is still one stream
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
 
@@ -20,9 +22,10 @@ SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
 class Stream:
     """The reading position and window of one handle."""
 
-    __slots__ = ("_ahead", "_expected", "_window")
+    __slots__ = ("_ahead", "_begin", "_expected", "_window")
 
     def __init__(self) -> None:
+        self._begin = 0  # of the run that is being read
         self._expected = 0
         self._window = 0
         self._ahead = 0
@@ -40,14 +43,14 @@ class Stream:
         return await blocks.read(source, start, stop)
 
     def _follow(self, start: int, stop: int, limit: int) -> None:
-        if abs(start - self._expected) <= SLACK:
-            if stop > self._expected:
-                self._window = min(limit, max(WINDOW_FIRST, self._window * 2))
-                self._expected = stop
-        else:
-            self._window = 0
+        slack = SLACK if self._window else 0
+        if not -slack <= start - self._expected <= slack:
+            self._begin, self._window, self._ahead = start, 0, 0
             self._expected = stop
-            self._ahead = 0
+        self._expected = max(self._expected, stop)
+        run = self._expected - self._begin
+        if run >= RUN or self._begin == 0:
+            self._window = min(limit, max(WINDOW_FIRST, run))
 
     def _fetch_ahead(self, blocks: Blocks, source: Source, start: int, stop: int) -> None:
         self._ahead = max(self._ahead, start // BLOCK * BLOCK)

@@ -17,8 +17,6 @@ import errno
 import logging
 from dataclasses import replace
 
-import trio
-
 from . import headers, metadata
 from .attributes import Attributes
 from .blocks import Blocks, Source
@@ -34,7 +32,7 @@ from .journal import Journal, SavedAttributes, SavedDraft
 from .keys import Form, name_of
 from .namespace import Namespace
 from .spool import Spool, SpoolArea
-from .store import Detail, Object, ObjectStore, Properties, Version
+from .store import Detail, Headers, Object, ObjectStore, Properties, Version
 from .tasks import each
 from .upload import Upload, Uploader
 
@@ -129,7 +127,7 @@ class Replay:
         if saved.key.endswith("/") and saved.version is None:
             await self._write_marker(saved, found)
         elif found is not None and saved.version is not None and found.version.same_as(saved.version):
-            used = replace(found.properties, metadata=metadata.write(_foreign(found, saved), saved.posix))
+            used = _carried(saved, found.properties.headers)
             acl = await self._attributes.acl_of(saved.key)
             await copy_object(self._store, saved.key, saved.key, found.version, properties=used, acl=acl)
         self._journal.drop_attributes(row)
@@ -137,8 +135,7 @@ class Replay:
     async def _write_marker(self, saved: SavedAttributes, found: Object | None) -> None:
         if found is not None and found.version.size:
             return
-        shown = found.properties.headers if found is not None else headers.for_directory()
-        used = Properties(shown, metadata.write(saved.properties.metadata, saved.posix))
+        used = _carried(saved, found.properties.headers if found is not None else headers.for_directory())
         acl = await self._attributes.acl_of(saved.key) if found is not None else None
         await self._store.put(saved.key, b"", used, acl=acl)
 
@@ -155,9 +152,15 @@ class Replay:
                 self._journal.drop_upload(upload_id)
 
 
-def _foreign(found: Object, saved: SavedAttributes) -> dict[str, str]:
-    """The object's metadata with what the change set beside the POSIX attributes."""
-    return {**found.properties.metadata, **saved.properties.metadata}
+def _carried(saved: SavedAttributes, found: Headers) -> Properties:
+    """What the object is to have: all that was known of it when it was changed, for it still is that version.
+
+    But `expires` may not have been known: the one that is `found` stays.
+    """
+    kept = saved.properties.headers if saved.properties.headers.content_type else found
+    return Properties(
+        replace(kept, expires=kept.expires or found.expires), metadata.write(saved.properties.metadata, saved.posix)
+    )
 
 
 def _is_at(key: str, old: str) -> bool:

@@ -3,7 +3,8 @@
 A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
 (headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
 key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was;
-what goes wrong after it leaves twins, never losses. A directory's objects are copied side by side and deleted in batches.
+what goes wrong after it leaves twins, never losses. A directory's objects are copied side by side and
+deleted in batches.
 
 Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
 """

@@ -14,28 +14,28 @@ LONG = 3  # removals in a row
 
 
 class Streak:
-    """The removals of one task in one directory."""
+    """The removals of one task."""
 
     __slots__ = ("_count", "_guessed", "_task")
 
     def __init__(self) -> None:
         self._task = 0
         self._count = 0
-        self._guessed = b""
+        self._guessed: tuple[int, bytes] | None = None  # directory and name
 
-    def may_guess(self, task: int, name: bytes) -> bool:
+    def may_guess(self, task: int, parent: int, name: bytes) -> bool:
         """Whether `task`, which looks `name` up, is about to remove it."""
         if task != self._task or self._count < LONG:
             return False
-        if self._guessed not in (b"", name):
-            self._count, self._guessed = 0, b""
+        if self._guessed not in (None, (parent, name)):
+            self._count, self._guessed = 0, None
             return False
-        self._guessed = name
+        self._guessed = parent, name
         return True
 
-    def removed(self, task: int, name: bytes) -> None:
+    def removed(self, task: int, parent: int, name: bytes) -> None:
         """`task` has removed `name`."""
         self._count = self._count + 1 if task == self._task else 1
         self._task = task
-        if name == self._guessed:
-            self._guessed = b""
+        if self._guessed == (parent, name):
+            self._guessed = None

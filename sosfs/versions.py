@@ -66,8 +66,8 @@ class _Versions(Folder):
 
     async def children(self) -> Mapping[bytes, Node]:
         """A file for each version."""
-        kept, _, _ = await self._shelf.bucket.versions(self._key, delimiter="")
-        return {_name(one): VersionFile(one, self._shelf.blocks) for one in kept if one.key == self._key}
+        kept = await self._shelf.bucket.versions_of(self._key)
+        return {_name(one): VersionFile(one, self._shelf.blocks) for one in kept}
 
 
 class VersionFolder(Folder):
@@ -80,7 +80,7 @@ class VersionFolder(Folder):
 
     async def children(self) -> Mapping[bytes, Node]:
         """Directories alone: of prefixes, and of objects with their versions."""
-        kept, folded, _ = await self._shelf.bucket.versions(self._prefix)
+        kept, folded = await self._shelf.bucket.versions_under(self._prefix)
         segments = {prefix[len(self._prefix) : -1]: prefix for prefix in folded}
         found: dict[bytes, Node] = {
             keys.name_of(segment): VersionFolder(prefix, self._shelf) for segment, prefix in segments.items()
@@ -96,11 +96,10 @@ class VersionFolder(Folder):
         parsed = keys.parse(name)
         if parsed.form is keys.Form.FOLDED:
             return await super().child(name)
-        key = self._prefix + parsed.segment
-        kept, folded, _ = await self._shelf.bucket.versions(key)
-        if f"{key}/" in folded and parsed.form is keys.Form.PLAIN:
+        key, bucket = self._prefix + parsed.segment, self._shelf.bucket
+        if parsed.form is keys.Form.PLAIN and await bucket.has_versions_under(f"{key}/"):
             return VersionFolder(f"{key}/", self._shelf)
-        if any(one.key == key for one in kept):
+        if await bucket.versions_of(key):
             return _Versions(key, self._shelf)
         raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
 

@@ -103,6 +103,8 @@ class Xattrs:
 
     async def names(self, inode: Inode) -> list[bytes]:
         """The attributes that a copy should have. Raises what the bucket answers."""
+        if not inode.is_regular and not inode.is_directory:
+            return []  # Linux lets nobody read user attributes of links and special files
         known = await self._known(inode, whole=True)
         shown = [xattr_names.shown(entry) for entry in known.metadata]
         listed = [USER + name for name in shown if name is not None]
@@ -180,7 +182,7 @@ class Xattrs:
         """Sets a `user.` attribute.
 
         Raises EPERM for what is read-only, EINVAL for what a header or an ACL cannot be, ENOSPC over 2 kB of
-        metadata, EOPNOTSUPP for the root of a bucket, which is no object.
+        metadata, EOPNOTSUPP for the root of the mount, which is no object.
         """
         if name == ACL:
             await self._set_acl(inode, value)
@@ -225,8 +227,8 @@ class Xattrs:
             raise OSError(errno.EPERM, f"{name.decode()} is read-only")
         if name.startswith(SOS) and name not in HEADERS:
             raise OSError(errno.EOPNOTSUPP, f"there is no attribute {name.decode(errors='replace')}")
-        if inode is self._inodes.root and not self._inodes.key(inode):
-            raise OSError(errno.EOPNOTSUPP, "the root of a bucket is no object")
+        if inode is self._inodes.root:
+            raise OSError(errno.EOPNOTSUPP, "the root of a mount is no object")
 
 
 def _header(name: bytes, value: bytes) -> str:
@@ -242,5 +244,3 @@ def _header(name: bytes, value: bytes) -> str:
         except ValueError as error:
             raise OSError(errno.EINVAL, "write an HTTP date: Thu, 01 Dec 2044 16:00:00 GMT") from error
     return text
-
-

@@ -55,7 +55,7 @@ def test_a_canned_name_stands_alone(canned: Canned) -> None:
     assert acl.parse(f"# mine\n\n  {canned.value}  # all\n", owner="me") is canned
     assert acl.parse(canned.value.upper(), owner="me") is canned
     for other in ("owner me", "all-users READ", canned.value):
-        with pytest.raises(BadText, match="line 2: .* stands alone") as refused:
+        with pytest.raises(BadText, match=r"line 2: .* stands alone") as refused:
             acl.parse(f"# x\n{canned.value}\n{other}", owner="me")
         assert refused.value.line == 2
 

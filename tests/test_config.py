@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sosfs import config, values
 from sosfs.config import Durability, Exclusive, LogLevel, SettingError, Settings
+from sosfs.store import Canned
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -33,8 +34,11 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "durability": ("journal", Durability.JOURNAL),
     "dirty_limit": ("2T", 2 << 40),
     "memory": ("1G", 1 << 30),
+    "cache_size": ("3G", 3 << 30),
     "part_size": ("16M", 16 << 20),
     "exclusive": ("always", Exclusive.ALWAYS),
+    "acl": ("public-read", Canned.PUBLIC_READ),
+    "link_lifetime": ("600", 600.0),
     "foreground": ("on", True),
     "log_level": ("debug", LogLevel.DEBUG),
     "log_file": ("/var/tmp/l", Path("/var/tmp/l")),

@@ -239,6 +239,35 @@ def test_bad_texts_send_nothing(mounter: Mounter, proxy: Proxy) -> None:
     assert [line.split(" ", 1)[1].split(":", 1)[0] for line in told] == list(bad)
 
 
+def test_a_shell_hears_of_a_bad_line(drive: Drive, control: Path) -> None:
+    """Its `echo bad > file` looks at the answer to write and not at that to close."""
+    path = new(drive)
+    for name, text in ((f"acl/{drive.key(path)}", "public-reed"), ("bucket/versioning", "on"), ("bucket/cors", "{]")):
+        before = (control / name).read_text()
+        done = subprocess.run(["sh", "-c", f"echo '{text}' > '{control / name}'"], capture_output=True, check=False)
+        assert done.returncode != 0, name
+        assert (control / name).read_text() == before
+
+
+def test_pieces_of_a_good_text_are_no_bad_text(mounter: Mounter) -> None:
+    setting = mounter().mount.path / ".sosfs/bucket/cors"
+    text = '{\n"CORSRules": [\n{"AllowedMethods": [\n"GET"\n],\n"AllowedOrigins": [\n"*"]\n}\n]}\n'
+    with setting.open("w", buffering=1) as file:
+        for line in text.splitlines(keepends=True):
+            file.write(line)
+    assert '"GET"' in setting.read_text()
+
+
+def test_what_follows_a_refused_line_is_not_the_whole(mounter: Mounter) -> None:
+    drive = mounter()
+    setting = drive.mount.path / ".sosfs/bucket/cors"
+    setting.write_text('{"CORSRules": [{"AllowedMethods": ["GET"], "AllowedOrigins": ["*"]}]}')
+    before = setting.read_text()
+    drive.shell(f"(echo '{{]'; echo) > {setting} || true")
+    drive.shell(f"(echo '{{]' || true) > {setting}")
+    assert setting.read_text() == before
+
+
 def test_emptying_an_acl_is_no_acl(drive: Drive, control: Path) -> None:
     path = new(drive)
     setting = control / "acl" / drive.key(path)

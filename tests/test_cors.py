@@ -19,10 +19,12 @@ from tests.drive import Drive, fails
 from tests.proxy import Proxy
 from tests.servers import Server
 
-RULE = {"AllowedOrigins": ["https://example.com"], "AllowedMethods": ["GET"]}
-FULL = {
+Rule = dict[str, object]
+
+RULE: Rule = {"AllowedOrigins": ["https://example.com"], "AllowedMethods": ["GET"]}
+FULL: Rule = {
     "ID": "one",
-    "AllowedOrigins": ["https://example.com", "https://*.example.org"],
+    "AllowedOrigins": ["https://*.example.org", "https://example.com"],
     "AllowedMethods": ["GET", "PUT"],
     "AllowedHeaders": ["Content-*", "x-mine"],
     "ExposeHeaders": ["ETag"],
@@ -77,13 +79,17 @@ def test_a_bad_text_is_told_with_its_line(text: str, line: int, reason: str) -> 
         assert refused.value.line == line, refused.value
 
 
-def rules_of(drive: Drive) -> list[object]:
+def rules_of(drive: Drive) -> list[Rule]:
     """What the server has, as another client sees it."""
     try:
-        return list(drive.foreign.client.get_bucket_cors(Bucket=drive.foreign.bucket)["CORSRules"])
+        found = drive.foreign.client.get_bucket_cors(Bucket=drive.foreign.bucket)["CORSRules"]
     except ClientError as error:
         assert error.response["Error"]["Code"] == "NoSuchCORSConfiguration"
         return []
+    # Ceph keeps what is in a rule in an order of its own.
+    return [
+        {name: sorted(value) if isinstance(value, list) else value for name, value in rule.items()} for rule in found
+    ]
 
 
 def test_write_read_edit_and_remove(mounter: Mounter, tmp_path: Path) -> None:
@@ -93,7 +99,7 @@ def test_write_read_edit_and_remove(mounter: Mounter, tmp_path: Path) -> None:
     setting.write_text(document(FULL))
     assert rules_of(drive) == [FULL]
     text = setting.read_text()
-    assert cors.parse(text) == [FULL]
+    assert cors.same(cors.parse(text), [FULL])
     drive.shell(f"sed s/3600/60/ {setting} > {tmp_path}/new && cat {tmp_path}/new > {setting}")
     assert rules_of(drive) == [{**FULL, "MaxAgeSeconds": 60}]
     drive.shell(f": > {setting}")
@@ -128,7 +134,7 @@ def test_the_same_rules_send_nothing(mounter: Mounter, proxy: Proxy) -> None:
     setting.write_text(document(RULE))
     with proxy.recording() as traffic:
         setting.write_text(setting.read_text())
-        setting.write_text(document(RULE))
+        setting.write_text(document({name: RULE[name] for name in reversed(RULE)}))
     assert [request.method for request in traffic.of("SETTING") if request.method != "GET"] == [], str(traffic)
 
 
@@ -139,7 +145,9 @@ def test_the_server_goes_by_the_rules(mounter: Mounter, server: Server) -> None:
         url = f"{server.endpoint}/{drive.foreign.bucket}/key"
         asked = {"Origin": origin, "Access-Control-Request-Method": "GET"}
         try:
-            with urllib.request.urlopen(urllib.request.Request(url, method="OPTIONS", headers=asked), timeout=20) as got:
+            with urllib.request.urlopen(
+                urllib.request.Request(url, method="OPTIONS", headers=asked), timeout=20
+            ) as got:
                 return int(got.status)
         except urllib.error.HTTPError as error:
             return error.code

@@ -63,7 +63,7 @@ def test_a_file_that_becomes_a_directory_and_back(alert: Drive, foreign: Foreign
 def test_an_open_file_never_mixes_two_versions(mounter: Mounter, foreign: Foreign, opened: str) -> None:
     size = 24 * MIB
     foreign.put("file", b"A" * size)
-    drive = mounter()
+    drive = mounter("", "--ttl", "1")
     with (drive.here / "file").open("rb", buffering=0) as file:
         seen = file.read(MIB) if opened == "between" else b""
         foreign.put("file", b"B" * size)
@@ -260,6 +260,7 @@ def test_a_mounted_prefix_is_a_world_of_its_own(foreign: Foreign, mounter: Mount
     eventually(lambda: foreign.files() == ["p/outside", "p/qq", "root"])
 
 
+@pytest.mark.parametrize("server", ["ceph"], indirect=True)  # its pages are short
 def test_a_large_listing_is_whole(foreign: Foreign, mounter: Mounter) -> None:
     dice = random.Random(14)
     bodies = {f"d/{dice.randrange(10**9):09d}": b"" for _ in range(2300)}

@@ -115,7 +115,7 @@ def test_in_a_storm_what_was_acknowledged_is_true(frail: Drive, foreign: Foreign
     for number, action in enumerate(storm):
         proxy.inject(action, chance=0.05, seed=seed * 100 + number)
     possible: dict[str, set[bytes]] = {}
-    for number in range(80):
+    for number in range(50):
         name = f"f{dice.randrange(12)}"
         path, body = frail.here / "d" / name, b"%d " % number * dice.randrange(1, 20_000)
         before = possible.get(name, set())

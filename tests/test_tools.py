@@ -14,6 +14,8 @@ from tests.drive import Drive, digest, eventually, names, tree
 
 MOMENT = 1_234_567_890_123_456_789
 
+pytestmark = pytest.mark.parametrize("server", ["ceph"], indirect=True)  # what matters is the kernel's side
+
 
 @pytest.fixture
 def material(tmp_path: Path) -> Path:
@@ -224,7 +226,6 @@ def test_sed_sort_and_split_in_place(drive: Drive) -> None:
     assert drive.shell("cat part-* | md5sum").split()[0] == drive.shell("zcat n.gz | md5sum").split()[0]
 
 
-@pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_restic_backs_up_into_the_mount(drive: Drive, material: Path, tmp_path: Path) -> None:
     environment = {
         "RESTIC_PASSWORD": "secret",

@@ -1,4 +1,4 @@
-"""Extended attributes on a real kernel mount: what stands behind them in the bucket, and what the usual tools make of them."""
+"""Extended attributes on a real kernel mount: what is behind them in the bucket, and what the usual tools make of them."""
 
 from __future__ import annotations
 
@@ -341,10 +341,9 @@ def test_attributes_of_a_new_file_go_with_its_bytes(known: Drive, proxy: Proxy) 
 
 def test_writing_asks_the_bucket_for_no_attribute(known: Drive, proxy: Proxy) -> None:
     path = known.here / "file.txt"
-    with proxy.recording() as traffic:
-        with path.open("r+b", buffering=0) as file:
-            for _ in range(50):
-                file.write(b"x" * 4096)
+    with proxy.recording() as traffic, path.open("r+b", buffering=0) as file:
+        for _ in range(50):
+            file.write(b"x" * 4096)
     assert traffic.count("HEAD", "GET") == 0, str(traffic)
 
 
@@ -371,7 +370,7 @@ def test_attributes_outlive_rewriting_and_renaming(drive: Drive) -> None:
     path.rename(renamed)
     renamed.write_bytes(b"another body")
     os.setxattr(renamed, "user.b", b"2")
-    os.rename(renamed, path)  # with a change that is not in the bucket yet
+    renamed.rename(path)  # with a change that is not in the bucket yet
     drive.mount.remount()
     assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == {
         "user.a": b"1",
@@ -399,12 +398,21 @@ def test_a_change_during_a_slow_upload_is_not_lost(mounter: Mounter, proxy: Prox
 
 def test_a_change_outlives_a_crash(mounter: Mounter) -> None:
     drive = mounter()
-    path = new(drive)
+    path, directory = new(drive), drive.here / "d"
+    directory.mkdir()
+    os.setxattr(path, "user.gone", b"1")
+    os.setxattr(path, "user.sos.expires", DATE.encode())
+    settled(drive, path)
     os.setxattr(path, "user.a", b"1")
+    os.setxattr(path, "user.mime_type", b"text/x-a")
+    os.removexattr(path, "user.gone")
+    os.setxattr(directory, "user.d", b"1")
     drive.mount.kill()
     drive.mount.start()
-    assert os.getxattr(path, "user.a") == b"1"
+    assert set(os.listxattr(path)) == {"user.a", "user.mime_type", "user.sos.expires"}
+    assert os.getxattr(directory, "user.d") == b"1"
     eventually(lambda: drive.foreign.metadata(drive.key(path)).get("a") == "1")
+    assert drive.foreign.head(drive.key(path))["ContentType"] == "text/x-a"
 
 
 # Tools

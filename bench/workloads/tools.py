@@ -6,7 +6,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from bench.material import BLOCK, SMALL, chunks
+from bench.material import BLOCK, SMALL, chunks, unlike_chunks
 from bench.scale import Scale
 from bench.stage import Stage
 from bench.systems import sync_directory
@@ -99,7 +99,7 @@ def rsync_inplace(stage: Stage) -> None:
     """`rsync --inplace` of a big local file over that in the bucket, 1 MiB of which differs."""
     key, source = f"{stage.prefix}/big", stage.material.big
     stage.bare.put_directory(stage.prefix)
-    stage.bare.put_parts(key, chunks(stage.scale.big))
+    stage.bare.put_parts(key, unlike_chunks(stage.scale.big))
     with stage.clock():
         tool("rsync", "--inplace", "--no-whole-file", "--ignore-times", source, stage.top / key)
     stage.expect(1, stage.scale.big)
