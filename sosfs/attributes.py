@@ -129,6 +129,11 @@ class Attributes:
 
     async def _ask_directory(self, inode: Inode) -> Inode:
         """A directory's attributes are its marker's; one without marker has the defaults."""
+        here = inode.directory
+        if here is not None and here.marker is None and self._listings.is_known(here):
+            inode.known, inode.version, inode.whole = Known.ALL, None, True
+            inode.checked = trio.current_time()
+            return inode
         remembered = self._cache.find(self._inodes.key(inode), "")
         if remembered is not None:
             # Its listing tells whether the marker is still that one, and will be asked for next.

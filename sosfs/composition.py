@@ -30,7 +30,7 @@ from .spool import SpoolArea
 from .store import ObjectStore
 from .upload import PartPlan, Uploader
 
-UPLOADS = 96 << 20  # bytes of bodies on their way up
+UPLOADS = 64 << 20  # bytes of bodies on their way up
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,13 @@ FIRST = 1 << 62  # numbers of real inodes count from 1 and never get here
 
 
 class Node:
-    """A file or directory of the tree. `identity` is the same for two nodes that stand for the same thing."""
+    """A file or directory of the tree. `identity` is the same for two nodes that stand for the same thing.
+
+    `permissions` let in nobody but the owner of the mount: other users must not read in old versions or ACLs
+    what the files' own modes keep from them.
+    """
+
+    permissions = 0o400
 
     def __init__(self, identity: Hashable) -> None:
         self.identity = identity
@@ -47,6 +53,8 @@ class Node:
 class Folder(Node, abc.ABC):
     """A directory."""
 
+    permissions = 0o700
+
     @abc.abstractmethod
     async def children(self) -> Mapping[bytes, Node]:
         """All that is in it."""
@@ -62,8 +70,9 @@ class Folder(Node, abc.ABC):
 class Fixed(Folder):
     """A directory whose entries never change."""
 
-    def __init__(self, identity: Hashable, entries: Mapping[bytes, Node]) -> None:
+    def __init__(self, identity: Hashable, entries: Mapping[bytes, Node], *, permissions: int = 0o700) -> None:
         super().__init__(identity)
+        self.permissions = permissions
         self._entries = entries
 
     async def children(self) -> Mapping[bytes, Node]:
@@ -73,8 +82,6 @@ class Fixed(Folder):
 
 class TextFile(Node, abc.ABC):
     """A text that is read whole when it is opened and applied whole when it is closed."""
-
-    writable = False
 
     def __init__(self, identity: Hashable) -> None:
         super().__init__(identity)

@@ -23,8 +23,9 @@ from .store import Acl
 class Report(TextFile):
     """What the mount says of itself."""
 
-    def __init__(self, name: str, tell: Callable[[], str]) -> None:
+    def __init__(self, name: str, tell: Callable[[], str], *, permissions: int) -> None:
         super().__init__(("report", name))
+        self.permissions = permissions
         self._tell = tell
 
     async def read(self) -> str:
@@ -35,7 +36,7 @@ class Report(TextFile):
 class Setting(TextFile):
     """A text that can be changed. `what` names it for the user."""
 
-    writable = True
+    permissions = 0o600
 
     def __init__(self, what: str, rejections: Rejections) -> None:
         super().__init__(("setting", what))
@@ -245,8 +246,9 @@ def tree_of(
             b"acl": AclFolder(namespace.inodes.root, namespace, sharing, rejections),
             b"bucket": Fixed("bucket", settings),
             b"versions": versions,
-            b"status": Report("status", lambda: status().to_json() + "\n"),
-            b"metrics": Report("metrics", lambda: metrics.text(status())),
-            b"errors": Report("errors", rejections.text),
+            b"status": Report("status", lambda: status().to_json() + "\n", permissions=0o444),
+            b"metrics": Report("metrics", lambda: metrics.text(status()), permissions=0o444),
+            b"errors": Report("errors", rejections.text, permissions=0o400),
         },
+        permissions=0o755,
     )

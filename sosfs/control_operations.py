@@ -85,14 +85,8 @@ class ControlOperations:
     def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.number
-        if isinstance(node, Folder):
-            entry.st_mode = stat.S_IFDIR | 0o755
-        elif isinstance(node, TextFile):
-            entry.st_mode = stat.S_IFREG | (0o644 if node.writable else 0o444)
-            entry.st_size = node.size
-        elif isinstance(node, BytesFile):
-            entry.st_mode = stat.S_IFREG | 0o444
-            entry.st_size = node.size
+        entry.st_mode = node.permissions | (stat.S_IFDIR if isinstance(node, Folder) else stat.S_IFREG)
+        entry.st_size = node.size if isinstance(node, TextFile | BytesFile) else 0
         entry.st_nlink = 1
         entry.st_uid, entry.st_gid = self._uid, self._gid
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.time_ns
@@ -129,7 +123,7 @@ class ControlOperations:
         if fields.update_mode or fields.update_uid or fields.update_gid:
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if fields.update_size:
-            if not isinstance(node, TextFile) or not node.writable:
+            if not isinstance(node, TextFile) or not _is_writable(node):
                 raise OSError(errno.EACCES, os.strerror(errno.EACCES))
             opened = self._opened.get(fh) if fh is not None else None
             if isinstance(opened, Text):
@@ -185,7 +179,7 @@ class ControlOperations:
         writes = flags & os.O_ACCMODE != os.O_RDONLY
         if isinstance(node, BytesFile) and not writes:
             return pyfuse3.FileInfo(fh=self._handle(node), keep_cache=True)
-        if not isinstance(node, TextFile) or (writes and not node.writable):
+        if not isinstance(node, TextFile) or (writes and not _is_writable(node)):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         async with self._lock(node):
             loaded = (await node.read()).encode()
@@ -231,3 +225,7 @@ class ControlOperations:
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for number, count in inode_list:
             self.tree.forget(number, count)
+
+
+def _is_writable(node: Node) -> bool:
+    return bool(node.permissions & stat.S_IWUSR)

@@ -67,9 +67,10 @@ class Directory:
         """Whether the newest pass began recently, done or not."""
         return self.now is not None and trio.current_time() < self.now.started + ttl
 
-    def begin(self, prefix: str) -> Pass:
-        """Starts a new pass."""
+    def begin(self, prefix: str, *, started: float | None = None) -> Pass:
+        """Starts a new pass, now or with a request that was sent at `started`."""
         self.now = Pass(prefix)
+        self.now.started = self.now.started if started is None else started
         self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
         return self.now
 
@@ -114,7 +115,9 @@ class Merger:
         """Merges one page; after the last one, drops what the pass did not show."""
         prefix = self._inodes.key(directory.inode)
         for folder in page.prefixes:
-            self._folder(directory, walk, folder[len(prefix) : -1])
+            here = self.folder(directory, folder[len(prefix) : -1], walk.started)
+            if here is not None:
+                walk.show(here.name)
         self._objects(directory, walk, prefix, page)
         walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
         walk.token = page.token
@@ -149,7 +152,8 @@ class Merger:
         inode.learn(properties, whole=whole)
         return inode
 
-    def _folder(self, directory: Directory, walk: Pass, segment: str) -> None:
+    def folder(self, directory: Directory, segment: str, when: float) -> Inode | None:
+        """Merges a prefix that a request sent at `when` showed; None where our own doing is newer."""
         name = name_of(segment)
         here = directory.entries.get(name)
         if here is not None and not here.is_directory:
@@ -157,15 +161,16 @@ class Merger:
             del directory.entries[name]
             here.form = Form.BESIDE
             directory.entries[here.name] = here
-            walk.show(here.name)
+            if directory.now is not None:
+                directory.now.show(here.name)
             here = None
         if here is None:
-            if not directory.untouched(name, walk):
-                return
+            if directory.touched.get(name, -1.0) >= when:
+                return None
             here = self.new_directory(directory.inode, segment)
             directory.entries[name] = here
-        here.checked = walk.started
-        walk.show(name)
+        here.checked = when
+        return here
 
     def new_directory(self, parent: Inode, segment: str) -> Inode:
         """A directory found in the bucket, whose marker nobody has read."""

@@ -6,8 +6,11 @@ import logging
 import os
 from pathlib import Path
 
+import trio
+
 log = logging.getLogger(__name__)
 
+PAUSES = (0.05, 0.5, 5.0)  # seconds
 READ_AHEAD = 4096  # KiB; with the kernel's default of 128 a stream is capped at 0.5 GB/s
 
 
@@ -31,11 +34,17 @@ def _unescaped(field: str) -> str:
     return field
 
 
-def raise_read_ahead(mountpoint: Path) -> None:
-    """Widens the read-ahead where this process may; without the right to, reading is only slower."""
-    file = read_ahead_file(mountpoint)
-    try:
-        if file is not None:
-            file.write_text(str(READ_AHEAD))
-    except OSError as error:
-        log.info("the kernel's read-ahead stays as it is: %s", error)
+async def raise_read_ahead(mountpoint: Path) -> None:
+    """Widens the read-ahead where this process may; without the right to, reading is only slower.
+
+    The kernel sets its own value when FUSE's first request is answered, which nothing tells us of.
+    """
+    for pause in PAUSES:
+        await trio.sleep(pause)
+        file = read_ahead_file(mountpoint)
+        try:
+            if file is not None:
+                file.write_text(str(READ_AHEAD))
+        except OSError as error:
+            log.info("the kernel's read-ahead stays as it is: %s", error)
+            return

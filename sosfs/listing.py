@@ -10,11 +10,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import trio
 
 from .directory import Directory, Merger, Pass
 from .inodes import Inode, Inodes
 from .store import ObjectStore
+from .subtree import Scan
+
+PATIENCE = 0.5  # seconds; a longer scan does not hold up who wants one directory
 
 
 class Listings:
@@ -25,6 +31,7 @@ class Listings:
         self._store = store
         self._merger = merger
         self._ttl = ttl
+        self._scan: Scan | None = None
         self.watcher: Callable[[Directory], None] = lambda directory: None  # is told of each page that came
 
     def directory(self, inode: Inode) -> Directory:
@@ -42,8 +49,35 @@ class Listings:
             return directory, directory.begin(self._inodes.key(inode))
         return directory, directory.now
 
+    def is_known(self, directory: Directory) -> bool:
+        """Whether every name of a directory is known, and recently."""
+        return directory.is_known(self._ttl)
+
+    def begin_scan(self, top: Inode) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """A task that lists all directories below `top` at once; None while another does. It raises StoreError."""
+        if self._scan is not None:
+            return None
+        scan = self._scan = Scan(self._inodes, self._store, self._merger, top)
+
+        async def run() -> None:
+            try:
+                for directory in await scan.run():
+                    self.watcher(directory)
+            finally:
+                self._scan = None
+
+        return run
+
+    async def scanned(self, inode: Inode) -> None:
+        """Waits a moment for the scan that is about to show this directory, if there is one."""
+        scan = self._scan
+        if scan is not None and self._inodes.is_under(inode, scan.top):
+            with trio.move_on_after(PATIENCE):
+                await scan.done.wait()
+
     async def first_page(self, directory: Directory) -> Pass:
         """A recent pass of which at least one page is here. Raises what the bucket answers."""
+        await self.scanned(directory.inode)
         _, walk = self.walk(directory.inode)
         if not walk.token and not walk.done:
             await self.advance(directory, walk, have=0)

@@ -140,7 +140,7 @@ class _Mount:
             _attach(self._operations, mountpoint, self._options())
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
-            raise_read_ahead(mountpoint)
+            nursery.start_soon(raise_read_ahead, mountpoint)
             self._state = status.State.MOUNTED
             ready()
             try:

@@ -1,8 +1,8 @@
 """The kernel's requests: numbers to inodes, inodes to attributes, errors to errnos. Decided here and only here.
 
-The one module that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever else comes out of the halves
-below is turned into one by `answered`: an OSError into its errno, a bug into EIO and a traceback in the log,
-so that a bug never ends the mount.
+With `control_operations` and `routing` all that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever
+else comes out of the halves below is turned into one by `answered`: an OSError into its errno, a bug into EIO and
+a traceback in the log, so that a bug never ends the mount.
 
 How long the kernel may keep what it is told: a name until its listing is out of date; attributes as long,
 but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not.
@@ -298,8 +298,9 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        self._attributes.foresight.entered(self._listings.directory(self._inodes[inode]))
+        await self._listings.scanned(self._inodes[inode])
         directory, walk = self._listings.walk(self._inodes[inode])
-        self._attributes.foresight.entered(directory)
         handle = self._handle()
         self._readings[handle] = Reading(directory, walk)
         return handle

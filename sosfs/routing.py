@@ -9,6 +9,7 @@ Concurrency: as `operations`.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Sequence
 from typing import Any
@@ -72,8 +73,13 @@ class Routing(pyfuse3.Operations):
         return [name for parent, name in places if parent == ROOT]
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        await self._files.forget([item for item in inode_list if item[0] < control.FIRST])
-        await self._tree.forget([item for item in inode_list if item[0] >= control.FIRST])
+        with contextlib.suppress(pyfuse3.FUSEError):  # logged already; the one request whose error would end the mount
+            await self._files.forget([item for item in inode_list if item[0] < control.FIRST])
+            await self._forget([item for item in inode_list if item[0] >= control.FIRST])
+
+    @answered
+    async def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        await self._tree.forget(inode_list)
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         return await self._files.statfs(ctx)

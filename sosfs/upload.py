@@ -114,6 +114,7 @@ class Upload:
         self._made: set[int] = set()  # parts that the server has, up to date or not
         self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
         self._behind: set[int] = set()
+        self._writer = 0  # offset behind which full parts may go up; 0 while `finish` sends them itself
         self._idle = trio.Event()
         self._idle.set()
 
@@ -125,7 +126,8 @@ class Upload:
             self._sent.pop(number, None)
 
     def follow(self, offset: int) -> None:
-        """Sends full parts that the writer, now at `offset`, has left behind."""
+        """Sends full parts that the writer, now at `offset`, has left behind, and goes on while it rests."""
+        self._writer = offset
         if len(self._behind) >= BEHIND:
             return
         here = self._shared.plan.at(offset)
@@ -144,9 +146,12 @@ class Upload:
         try:
             await self._make(part)
         except OSError as error:
+            self._writer = 0
             log.info("part %d of %s will be sent again at close: %s", part.number, self.key, error)
         finally:
             self._behind.discard(part.number)
+            if self._writer:
+                self.follow(self._writer)
             if not self._behind:
                 self._idle.set()
 
@@ -155,6 +160,7 @@ class Upload:
 
         Raises StoreError; what was sent stays for the next try. ESTALE when another version won.
         """
+        self._writer = 0
         await self._idle.wait()
         if self._made - {job.number for job in self._jobs(size)}:
             await self.abort()  # Ceph 16 completes an upload with all its parts or not at all
@@ -205,6 +211,7 @@ class Upload:
 
     async def abort(self) -> None:
         """Drops the upload; a failure leaves parts behind that the next mount sweeps."""
+        self._writer = 0
         await self._idle.wait()
         if not self._id:
             return

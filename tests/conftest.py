@@ -140,6 +140,7 @@ def drive(request: pytest.FixtureRequest, shared: Drive) -> Iterator[Drive]:
 def frail(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> Drive:
     """A mount of `FRAIL` through the proxy that gives up soon. Nothing was looked at; the log may tell of trouble."""
     foreign.put_all(FRAIL)
+    foreign.begin_and_abort("warm")  # the first upload of a new server takes Ceph longer than such a mount waits
     drive = mounter(proxy.endpoint, *HURRY)
     drive.mount.allow_log(r"WARNING|ERROR")
     return drive

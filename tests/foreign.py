@@ -68,6 +68,11 @@ class Foreign:
         for key in keys:
             self.client.delete_object(Bucket=self.bucket, Key=key)
 
+    def begin_and_abort(self, key: str) -> None:
+        """A multipart upload that comes to nothing."""
+        begun = self.client.create_multipart_upload(Bucket=self.bucket, Key=key)
+        self.client.abort_multipart_upload(Bucket=self.bucket, Key=key, UploadId=begun["UploadId"])
+
     def uploads(self) -> list[str]:
         """The keys of unfinished multipart uploads."""
         answer = self.client.list_multipart_uploads(Bucket=self.bucket)

@@ -393,8 +393,21 @@ def test_many_readers_and_writers(mounter: Mounter, proxy: Proxy) -> None:
     assert wrong == []
 
 
+def test_the_tree_is_the_owners_alone(drive: Drive, control: Path) -> None:
+    """With --allow-other nobody may read in it what the files' own modes keep from him."""
+    new(drive)
+
+    def mode(name: str) -> int:
+        return stat.S_IMODE((control / name).stat().st_mode)
+
+    assert {mode(name) for name in ("acl", "bucket", "versions", f"acl/{drive.key(drive.here)}")} == {0o700}
+    assert {mode(f"bucket/{name}") for name in ("acl", "cors", "policy", "versioning")} == {0o600}
+    assert [mode(name) for name in (".", "status", "metrics", "errors")] == [0o755, 0o444, 0o444, 0o400]
+    kept = next((control / "versions" / drive.key(drive.here / "file")).iterdir())
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o400
+
+
 def test_reports_cannot_be_written_even_by_root(control: Path) -> None:
     for name in ("status", "metrics", "errors"):
-        assert stat.S_IMODE((control / name).stat().st_mode) == 0o444
         with fails(errno.EACCES):
             os.open(control / name, os.O_WRONLY)

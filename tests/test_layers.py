@@ -18,29 +18,18 @@ FUNCTION_MAX = 40
 # Imports go to the right and down: a module may import what stands after it, in its row or in a later one.
 ROWS = (
     # what a user types
-    ("__main__", "umount_helper", "fstab", "cli", "demo", "doctor", "overview", "umount", "daemon"),
+    ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount", "daemon"),
     # the mount and what the kernel asks of it
-    ("mount", "routing", "operations", "control_operations", "xattrs", "control_files"),
+    ("mount", "composition", "routing", "operations", "control_operations", "xattrs", "control_files"),
     # names
-    ("recovery", "rename", "namespace", "listing", "sharing", "versions", "exclusive"),
+    ("recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "commits", "content", "attributes", "deletions", "conflict", "upload", "draft", "reader", "spool"),
-    ("blocks", "budget", "extents"),
+    ("contents", "commits", "content", "attributes", "foresight", "listing", "subtree"),
+    ("deletions", "conflict", "upload"),
+    ("draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
-    (
-        "copying",
-        "directory",
-        "gate",
-        "streak",
-        "inodes",
-        "journal",
-        "edits",
-        "headers",
-        "xattr_names",
-        "control",
-        "keys",
-        "metadata",
-    ),
+    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "edits", "headers"),
+    ("xattr_names", "control", "keys", "metadata"),
     # the store
     ("s3", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
     ("lanes", "lane_obstore", "lane_signed", "signed_http", "answers", "wire", "target"),
@@ -58,7 +47,7 @@ ONLY = {
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},
     "urllib3": {"signed_http"},
-    "sqlite3": {"journal"},
+    "sqlite3": {"journal", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks.
 AFTER_FORK = {"boto3", "botocore", "obstore", "urllib3", "pyfuse3", "_obstore"}

@@ -259,7 +259,7 @@ def test_a_second_mount_lists_all_attributes_without_a_question(
         folder = drive.here / f"d{number % 4}"
         folder.mkdir(exist_ok=True)
         (folder / f"f{number}").write_bytes(b"x" * number)
-    os.chmod(drive.here / "d1" / "f1", 0o640)
+    (drive.here / "d1" / "f1").chmod(0o640)
     drive.run("ls", "-lR")
     before = drive.run("ls", "-lR")
     drive.mount.remount()
