@@ -152,6 +152,12 @@ class Settings:
         values.LIFETIME,
         "Seconds for which a link read from `user.sos.presigned-url` is good; a week at most.",
     )
+    timeout: float = _option(
+        60.0, values.SECONDS, "Seconds without a word from the server after which a request has failed."
+    )
+    patience: float = _option(
+        25.0, values.SECONDS, "Seconds for which a failing request is tried again before the error is passed on."
+    )
     foreground: bool = _option(False, values.FLAG, "Stay in the foreground and log to the terminal.", short="-f")
     log_level: LogLevel = _option(
         LogLevel.INFO,

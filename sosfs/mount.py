@@ -19,7 +19,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import readiness, status
+from . import allocator, readiness, status
 from .blocks import Spawn
 from .bucket_settings import BucketSettings
 from .composition import UPLOADS, Parts, assemble
@@ -57,6 +57,7 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
 
     Raises `StartError` or OSError when the mount could not begin.
     """
+    allocator.keep_few_heaps()
     return trio.run(_Mount(settings, source).run, ready)
 
 
@@ -104,7 +105,14 @@ class _Mount:
         self._parts: Parts
         self._state = status.State.MOUNTING
         self._draining = trio.CancelScope()
-        self._target = S3Target(settings.bucket, settings.endpoint, settings.region, source)
+        self._target = S3Target(
+            settings.bucket,
+            settings.endpoint,
+            settings.region,
+            source,
+            read_timeout=settings.timeout,
+            patience=settings.patience,
+        )
         self._store = S3Store(self._target, on_request=self._count, new_acl=settings.acl)
 
     def _count(self, operation: str) -> None:

@@ -119,7 +119,8 @@ class Namespace:
                     raise
 
         when = trio.current_time()
-        await each(ask, ["object"] if parsed.form is Form.BESIDE else ["object", "prefix"], at_once=2)
+        alone = parsed.form is Form.BESIDE or len(key.encode()) == KEY_MAX
+        await each(ask, ["object"] if alone else ["object", "prefix"], at_once=2)
         if name in directory.touched and directory.touched[name] >= when:
             return self._now(directory, name)
         return self._take_named(directory, name, parsed, found, is_prefix=bool(below), when=when)
@@ -164,7 +165,7 @@ class Namespace:
         if parsed.form is keys.Form.FOLDED:
             raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
         key = self.inodes.child_key(parent, parsed.segment)
-        if len(key.encode()) > KEY_MAX - 1:
+        if len(key.encode()) > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG, "a key has at most 1024 bytes")
         try:
             await self.lookup(parent, name)

@@ -190,7 +190,7 @@ def fetch(mountpoint: Path, *, owner: int | None = None) -> Status | None:
     for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".sock"):
         try:
             return _ask(path)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
             continue
     return None
 
@@ -201,6 +201,8 @@ def _ask(path: Path) -> Status:
         client.connect(str(path))
         with client.makefile("rb") as answer:
             text = answer.read().decode()
+    if not text:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, "the daemon is just ending", str(path))
     try:
         return Status.from_json(text)
     except ValueError as error:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Mounter
 from tests.drive import Drive, digest, eventually, names
-from tests.faults import Delay
+from tests.faults import Hang
 from tests.foreign import Foreign
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -228,7 +228,7 @@ def test_an_upload_goes_on_after_a_kill_with_the_parts_that_were_up(
 ) -> None:
     body = random.Random(6).randbytes(9 * PART)
     drive = mounter(proxy.endpoint, *JOURNAL)
-    proxy.inject(Delay(60), lambda request: request.op == "UPLOAD_PART" and int(request.query["partNumber"]) > 4)
+    proxy.inject(Hang(), lambda request: request.op == "UPLOAD_PART" and int(request.query["partNumber"]) > 4)
     (drive.here / "file").write_bytes(body)
     until(lambda: len(parts(proxy)) >= 4, "four parts are up")
     first = {part.query["uploadId"] for part in parts(proxy)}
