@@ -47,16 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sosfs {sosfs.__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    mount = commands.add_parser(
-        "mount", help="mount a bucket", description="Mounts a bucket; returns when it is ready."
-    )
-    mount.add_argument("source", metavar="BUCKET[/PREFIX]")
-    mount.add_argument("directory", metavar="MOUNTPOINT")
-    mount.add_argument(
-        "-o", dest="fstab", action="append", default=[], metavar="NAME=VALUE,...", help="options as in fstab"
-    )
-    config.add_arguments(mount)
-    mount.set_defaults(run=_mount)
+    _add_mount(commands)
+    _add_acl(commands)
 
     umount = commands.add_parser("umount", help="unmount and wait until every change is in the bucket")
     umount.add_argument("directory", metavar="MOUNTPOINT")
@@ -67,18 +59,6 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("directory", metavar="MOUNTPOINT")
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)
-
-    acl = commands.add_parser("acl", help="show or change who may read and write files of a mount")
-    of_acl = acl.add_subparsers(metavar="get|set", required=True)
-    acl_get = of_acl.add_parser("get", help="show ACLs")
-    acl_set = of_acl.add_parser("set", help="replace ACLs")
-    acl_set.add_argument(
-        "text", metavar="ACL", help="a canned ACL such as public-read, grants with commas between them, or - for stdin"
-    )
-    for command, run in ((acl_get, _acl_get), (acl_set, _acl_set)):
-        command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
-        command.add_argument("paths", metavar="PATH", nargs="+")
-        command.set_defaults(run=run)
 
     doctor = commands.add_parser("doctor", help="check what a mount needs and show what was found where")
     config.add_arguments(doctor, WHERE)
@@ -92,6 +72,33 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("readme", type=Path)
     table.set_defaults(run=_options)
     return parser
+
+
+def _add_mount(commands: Any) -> None:
+    mount = commands.add_parser(
+        "mount", help="mount a bucket", description="Mounts a bucket; returns when it is ready."
+    )
+    mount.add_argument("source", metavar="BUCKET[/PREFIX]")
+    mount.add_argument("directory", metavar="MOUNTPOINT")
+    mount.add_argument(
+        "-o", dest="fstab", action="append", default=[], metavar="NAME=VALUE,...", help="options as in fstab"
+    )
+    config.add_arguments(mount)
+    mount.set_defaults(run=_mount)
+
+
+def _add_acl(commands: Any) -> None:
+    acl = commands.add_parser("acl", help="show or change who may read and write files of a mount")
+    of_acl = acl.add_subparsers(metavar="get|set", required=True)
+    acl_get = of_acl.add_parser("get", help="show ACLs")
+    acl_set = of_acl.add_parser("set", help="replace ACLs")
+    acl_set.add_argument(
+        "text", metavar="ACL", help="a canned ACL such as public-read, grants with commas between them, or - for stdin"
+    )
+    for command, run in ((acl_get, _acl_get), (acl_set, _acl_set)):
+        command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
+        command.add_argument("paths", metavar="PATH", nargs="+")
+        command.set_defaults(run=run)
 
 
 def _mount(options: argparse.Namespace) -> int:

@@ -26,7 +26,8 @@ from .draft import Draft, State
 from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
-from .journal import Journal, SavedDraft
+from .journal import Journal
+from .records import Records
 from .spool import INLINE
 from .store import Acl, Detail, Guard, Object, Properties, Version
 from .tasks import each
@@ -60,6 +61,7 @@ class Commits:
         self.drafts: set[Inode] = set()  # inodes that have one
         self._backlog = 0  # bytes of the drafts that tasks are sending
         self._room = trio.Condition()
+        self.records = Records(inodes, attributes, journal)
         self._inodes = inodes
         self._blocks = blocks
         self._uploader = uploader
@@ -86,7 +88,7 @@ class Commits:
                 await self._keep(inode)
                 raise
             return
-        await self.record(inode, content, content.draft)
+        await self.records.save(inode, content, content.draft)
         self.send_later(inode)
 
     async def _keep(self, inode: Inode) -> None:
@@ -95,7 +97,7 @@ class Commits:
         if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
             return
         try:
-            await self.record(inode, content, content.draft)
+            await self.records.save(inode, content, content.draft)
         except OSError as error:
             log.error("%s is neither in the bucket nor in the journal: %s", inode.name.decode(errors="replace"), error)
 
@@ -103,69 +105,6 @@ class Commits:
         """Records every draft that the bucket lacks."""
         for inode in list(self.drafts):
             await self._keep(inode)
-
-    async def record(self, inode: Inode, content: Content, draft: Draft) -> None:
-        """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
-        if draft.recorded != draft.serial or not content.row:
-            content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
-            try:
-                serial = draft.serial
-                await draft.spool.sync()
-                draft.sums = await draft.spool.sums(draft.size)
-            finally:
-                content.writers -= 1
-            draft.recorded = serial
-        if draft.is_dirty and inode.parent is not None:
-            self._save_row(inode, content, draft)
-        await self._journal.sync()
-
-    def _save_row(self, inode: Inode, content: Content, draft: Draft) -> None:
-        base = draft.base
-        saved = SavedDraft(
-            key=self._inodes.key(inode),
-            size=draft.size,
-            base=(base.key, base.etag, base.size) if base is not None else None,
-            base_stop=draft.base_stop,
-            expected=draft.expected,
-            version=inode.version,
-            local=tuple(draft.local),
-            dirty=draft.unsent,
-            posix=inode.posix,
-            properties=self._attributes.known(inode),
-            spool=draft.spool.path.name if draft.spool.on_disk else "",
-            sums=draft.sums if draft.recorded == draft.serial else (),
-            going=(content.going[0], content.going[1] == draft.serial) if content.going is not None else None,
-            body=draft.spool.body,
-        )
-        content.row = self._journal.save_draft(content.row, saved)
-
-    def moved(self, inode: Inode) -> None:
-        """A rename changed the key, or what the bucket must hold: the record follows."""
-        content = inode.content
-        if content is not None and content.row and content.draft is not None:
-            self._save_row(inode, content, content.draft)
-
-    def touched(self, inode: Inode) -> None:
-        """A recorded draft is about to be written to."""
-        content = inode.content
-        draft = content.draft if content is not None else None
-        if content is None or draft is None or not content.row or not draft.spool.on_disk:
-            return
-        if draft.recorded == draft.serial:
-            self._journal.reopen_draft(content.row)
-            draft.recorded = -1
-
-    def cut(self, inode: Inode) -> None:
-        """A recorded draft was truncated: bytes of the record are about to go, so it is made anew."""
-        content = inode.content
-        if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
-            self._save_row(inode, content, content.draft)
-
-    def forget_row(self, content: Content) -> None:
-        """The draft is in the bucket, or nobody wants it."""
-        if content.row:
-            self._journal.drop_draft(content.row)
-            content.row = 0
 
     # Into the bucket
 
@@ -187,14 +126,14 @@ class Commits:
         await self._deletions.settle(key)
         if content.going is not None:
             await self.recognise(inode, draft, content.going[0])
-        properties, acl = await self.carry(inode)
         posix, serial = inode.posix, draft.commit_begins()
 
         def announce(etag: str) -> None:
             content.going = (etag, serial)
-            self.moved(inode)
+            self.records.moved(inode)
 
         try:
+            properties, acl = await self.carry(inode)
             version = await self._send(content, draft, key, properties, acl, announce)
         except StoreError as error:
             draft.commit_failed()
@@ -237,9 +176,9 @@ class Commits:
             inode.parent.directory.settled(inode.name)
         content.source = draft.base
         if draft.is_dirty:
-            self.moved(inode)
+            self.records.moved(inode)
         else:
-            self.forget_row(content)
+            self.records.forget(content)
 
     async def _send(
         self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce
@@ -292,7 +231,7 @@ class Commits:
         draft = content.draft
         if draft is None or draft.is_dirty or (draft.state is State.ORPHAN and inode.opens):
             return
-        self.forget_row(content)
+        self.records.forget(content)
         content.draft, content.upload, upload = None, None, content.upload
         draft.close()
         inode.pins -= 1
@@ -320,7 +259,8 @@ class Commits:
                     async with self._senders:
                         await self.commit(inode)
                 except OSError as error:
-                    log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
+                    if content.draft is not None:
+                        log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
         finally:
             content.sending = False
             self._backlog -= size
@@ -359,7 +299,8 @@ class Commits:
             try:
                 await self.commit(inode)
             except OSError as error:
-                log.error("%s could not be sent: %s", inode.name.decode(errors="replace"), error)
+                if content is not None and content.draft is not None:  # else it lost, and is kept beside the winner
+                    log.error("%s could not be sent: %s", inode.name.decode(errors="replace"), error)
             if content is not None:
                 await self.let_go(inode, content)
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 
 from .draft import Draft
-from .errors import StoreError
+from .errors import Cause, StoreError
 from .inodes import Inode, Inodes
 from .keys import Form
 from .store import Guard, Properties, Version
@@ -35,7 +35,15 @@ class Conflicts:
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
         segment = f"{inode.segment}.conflict-{socket.gethostname()}-{stamp}"
         key = self._inodes.child_key(inode.parent, segment)
-        version = await self._store(draft, key, self._properties(inode))
+        properties = self._properties(inode)
+        try:
+            version = await self._store(draft, key, properties)
+        except StoreError as failure:
+            if draft.base is None or failure.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                raise
+            gone = draft.give_up_base()
+            log.error("%s has zeros for %d bytes that are lost with the version they were in: %s", key, gone, failure)
+            version = await self._store(draft, key, properties)
         self.kept.append(key)
         log.error("%s was changed by another client; this mount's version is kept as %s", error.request, key)
         kept = self._inodes.make(inode.parent, segment, Form.PLAIN, mode=inode.mode)

@@ -163,7 +163,7 @@ class Contents:
         await self._commits.wait_for_room(self._dirty_limit)
         draft = self._begin(inode)
         before = draft.size
-        self._commits.touched(inode)
+        self._commits.records.touched(inode)
         await draft.write(offset, data)
         if content.upload is not None:
             content.upload.written(min(before, offset), offset + len(data))
@@ -203,11 +203,11 @@ class Contents:
         content = content_of(inode)
         draft = self._begin(inode)
         low, high = sorted((size, draft.size))
-        self._commits.touched(inode)
+        self._commits.records.touched(inode)
         draft.truncate(size)
         if content.upload is not None and low < high:
             content.upload.written(low, high)
-        self._commits.cut(inode)
+        self._commits.records.cut(inode)
         draft.trim()
         inode.size = size
         content.times_given = False
@@ -243,14 +243,14 @@ class Contents:
             return
         if inode.version is not None:
             content.rebase(self._source(inode), inode.version)
-        self._commits.moved(inode)
+        self._commits.records.moved(inode)
 
     def replaces(self, inode: Inode, version: Version) -> None:
         """A rename put a file that is not in the bucket yet over one that is."""
         inode.version = version
         if inode.content is not None and inode.content.draft is not None:
             inode.content.draft.expected = version
-        self._commits.moved(inode)
+        self._commits.records.moved(inode)
 
     @asynccontextmanager
     async def leaving(self, inode: Inode) -> AsyncIterator[None]:
@@ -275,4 +275,4 @@ class Contents:
         content = inode.content
         if content is not None and content.draft is not None:
             content.draft.state = State.ORPHAN
-            self._commits.forget_row(content)
+            self._commits.records.forget(content)

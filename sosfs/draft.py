@@ -147,6 +147,12 @@ class Draft:
         self.base, self.expected = base, expected
         self.base_stop = min(self.base_stop, base.size)
 
+    def give_up_base(self) -> int:
+        """The base version is gone from the bucket: what is not in the spool are zeros now. Returns how many bytes."""
+        gone = sum(stop - start for start, stop, ours in self.local.within(0, self.base_stop) if not ours)
+        self.base, self.base_stop = None, 0
+        return gone
+
     def commit_begins(self) -> int:
         """Marks what is dirty now as under way; returns the serial that the commit will carry."""
         self.state = State.COMMITTING

@@ -34,7 +34,7 @@ def shown(name: str) -> bytes | None:
     plain = name.encode()
     if name.startswith(ESCAPE):
         meant = _HEX.sub(lambda found: bytes.fromhex(found[1].decode()), name[len(ESCAPE) :].encode())
-        plain = meant if b"\0" not in meant and _escaped(meant) == name else plain
+        plain = meant if meant and b"\0" not in meant and _escaped(meant) == name else plain
     if plain == MIME_TYPE or plain.startswith(RESERVED) or not 0 < len(plain) <= NAME_MAX:
         return None
     return plain

@@ -43,7 +43,7 @@ def pair(mounter: Mounter) -> tuple[Drive, Drive]:
     """Two mounts of one bucket, that tell of conflicts in their logs."""
     first, second = mounter(), mounter()
     for drive in (first, second):
-        drive.mount.allow_log("changed by another client|not in the bucket|is lost with")
+        drive.mount.allow_log("changed by another client|not in the bucket|are lost with")
     return first, second
 
 
