@@ -33,7 +33,7 @@ demo: debian-run $(VENV)/.demo
 	$(BIN)/python -m sosfs demo $(DIR)
 
 test: debian-test $(VENV)/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
 
 check: debian-run $(VENV)/.dev
 	$(BIN)/ruff check .

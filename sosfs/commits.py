@@ -155,7 +155,7 @@ class Commits:
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
 
     async def recognise(self, inode: Inode, draft: Draft, etag: str) -> Object | None:
-        """The object in the bucket if it is what a request of ours made whose answer was lost; the draft stands on it."""
+        """The object that a request of ours made whose answer was lost, if it is there; the draft stands on it."""
         key = self._inodes.key(inode)
         try:
             found = await self._uploader.store.head(key, detail=Detail.WHOLE)

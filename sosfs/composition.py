@@ -71,66 +71,88 @@ class Parts:
         return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending
 
 
+@dataclass(frozen=True, slots=True)
+class _Ground:
+    """What everything else stands on."""
+
+    settings: Settings
+    store: ObjectStore
+    journal: Journal
+    spawn: Spawn
+    inodes: Inodes
+    gate: Gate
+    blocks: Blocks
+    cache: AttributeCache
+    merger: Merger
+    listings: Listings
+    deletions: Deletions
+    uploader: Uploader
+    spools: SpoolArea
+
+
 def assemble(settings: Settings, store: ObjectStore, journal: Journal, spawn: Spawn) -> Parts:
     """The parts of a filesystem over `store`, with its state in the settings' directory."""
-    ttl = settings.ttl
-    defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
-    inodes = Inodes(settings.prefix, defaults)
-    gate = Gate(inodes)
-    disk = None
-    if settings.cache_size:
-        disk = DiskCache(settings.state_dir / "blocks", capacity=settings.cache_size, block=BLOCK)
-    blocks = Blocks(store, spawn, capacity=settings.memory, disk=disk)
+    inodes = Inodes(settings.prefix, Defaults(settings.uid, settings.gid, settings.umask, time.time_ns()))
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger = Merger(inodes, cache)
-    listings = Listings(inodes, store, merger, ttl=ttl)
-    deletions = Deletions(store, spawn, journal)
-    attributes = Attributes(
-        inodes, store, blocks, merger, listings, cache, gate, journal, spawn, ttl=ttl, new_acl=settings.acl
-    )
-    uploader = Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size), journal)
-    spools = SpoolArea(settings.state_dir / "spool")
-    conflicts = Conflicts(inodes, uploader, attributes.properties)
-    commits = Commits(
-        inodes,
-        blocks,
-        uploader,
-        attributes,
-        deletions,
-        gate,
-        conflicts,
-        journal,
-        spawn,
-        durability=settings.durability,
-    )
-    contents = Contents(
-        inodes,
-        blocks,
-        spools,
-        uploader,
-        attributes,
-        commits,
-        mountpoint=settings.mountpoint,
-        dirty_limit=settings.dirty_limit,
-    )
-    namespace = Namespace(inodes, store, merger, listings, attributes, contents, deletions, ttl=ttl)
-    return Parts(
+    ground = _Ground(
+        settings=settings,
         store=store,
+        journal=journal,
+        spawn=spawn,
         inodes=inodes,
-        blocks=blocks,
+        gate=Gate(inodes),
+        blocks=Blocks(store, spawn, capacity=settings.memory, disk=_disk(settings)),
         cache=cache,
-        listings=listings,
-        deletions=deletions,
+        merger=merger,
+        listings=Listings(inodes, store, merger, ttl=settings.ttl),
+        deletions=Deletions(store, spawn, journal),
+        uploader=Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size), journal),
+        spools=SpoolArea(settings.state_dir / "spool"),
+    )
+    return _halves(ground)
+
+
+def _disk(settings: Settings) -> DiskCache | None:
+    if not settings.cache_size:
+        return None
+    return DiskCache(settings.state_dir / "blocks", capacity=settings.cache_size, block=BLOCK)
+
+
+def _halves(on: _Ground) -> Parts:
+    """Bytes and names, and what ties them together."""
+    ttl, lists, durability = on.settings.ttl, on.listings, on.settings.durability
+    attributes = Attributes(
+        on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
+        ttl=ttl, new_acl=on.settings.acl
+    )  # fmt: skip
+    conflicts = Conflicts(on.inodes, on.uploader, attributes.properties)
+    commits = Commits(
+        on.inodes, on.blocks, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
+        durability=durability
+    )  # fmt: skip
+    contents = Contents(
+        on.inodes, on.blocks, on.spools, on.uploader, attributes, commits,
+        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
+    )  # fmt: skip
+    namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, ttl=ttl)
+    return Parts(
+        store=on.store,
+        inodes=on.inodes,
+        blocks=on.blocks,
+        cache=on.cache,
+        listings=lists,
+        deletions=on.deletions,
         attributes=attributes,
-        uploader=uploader,
+        uploader=on.uploader,
         conflicts=conflicts,
         commits=commits,
         contents=contents,
         namespace=namespace,
-        renames=Renames(namespace, store, attributes, contents, deletions, gate, journal),
-        gate=gate,
-        replay=Replay(journal, store, attributes),
+        renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
+        gate=on.gate,
+        replay=Replay(on.journal, on.store, attributes),
         adoption=Adoption(
-            journal, namespace, merger, commits, conflicts, attributes, blocks, spools, uploader
+            on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
         ),
     )

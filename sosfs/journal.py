@@ -24,13 +24,23 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import trio
 
 from .metadata import Posix
-from .store import Guard, Headers, Properties, Version
+from .saved import (
+    SavedAttributes,
+    SavedDraft,
+    draft_back,
+    draft_record,
+    posix_record,
+    properties_back,
+    properties_record,
+    version_back,
+    version_record,
+)
+from .store import Properties, Version
 
 log = logging.getLogger(__name__)
 
@@ -45,43 +55,6 @@ create table if not exists attributes (id integer primary key, record text not n
 create table if not exists renames (id integer primary key, old text not null, new text not null);
 create table if not exists uploads (upload text primary key, key text not null, properties text not null);
 """
-
-Ranges = tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class SavedDraft:
-    """A draft as the journal holds it. `spool` is the file's name, "" when the bytes are in `body`.
-
-    `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
-    of the spool, empty for a spool that was written to since. `going` is the ETag that the object gets by the
-    request under way, and whether it then has all of the draft.
-    """
-
-    key: str
-    size: int
-    base: tuple[str, str, int] | None
-    base_stop: int
-    expected: Version | Guard
-    version: Version | None
-    local: Ranges
-    dirty: Ranges
-    posix: Posix
-    properties: Properties
-    spool: str
-    sums: tuple[int, ...]
-    going: tuple[str, bool] | None = None
-    body: bytes = b""
-
-
-@dataclass(frozen=True, slots=True)
-class SavedAttributes:
-    """Attributes to be written to an object that still has this version (a directory's marker: any)."""
-
-    key: str
-    version: Version | None
-    posix: Posix
-    properties: Properties
 
 
 class Journal:
@@ -151,7 +124,7 @@ class Journal:
 
     def save_draft(self, row: int, saved: SavedDraft) -> int:
         """Stores a draft in its row, or in a new one for 0; returns the row."""
-        record = json.dumps(_draft_record(saved))
+        record = json.dumps(draft_record(saved))
         total = zlib.crc32(saved.body, zlib.crc32(record.encode()))
         body = saved.body if not saved.spool else None
         if row:
@@ -178,13 +151,13 @@ class Journal:
             known = json.loads(record)
             if is_open and known["going"]:
                 known["going"][1] = False
-            yield row, _draft({**known, "sums": [] if is_open else known["sums"]}, body or b"")
+            yield row, draft_back({**known, "sums": [] if is_open else known["sums"]}, body or b"")
 
     # Deletes
 
     def add_delete(self, key: str, version: Version) -> None:
         """A key is to be removed, as long as it has this version."""
-        self._write("insert or replace into deletes values (?, ?)", (key, json.dumps(_version(version))))
+        self._write("insert or replace into deletes values (?, ?)", (key, json.dumps(version_record(version))))
 
     def drop_delete(self, key: str) -> None:
         """It is gone."""
@@ -199,7 +172,8 @@ class Journal:
 
     def save_attributes(self, row: int, saved: SavedAttributes) -> int:
         """Stores an attribute change in its row, or in a new one for 0; returns the row."""
-        record = json.dumps([saved.key, _version(saved.version), _posix(saved.posix), _properties(saved.properties)])
+        what = [saved.key, version_record(saved.version), posix_record(saved.posix)]
+        record = json.dumps([*what, properties_record(saved.properties)])
         if row:
             self._write("update attributes set record = ? where id = ?", (record, row))
             return row
@@ -214,9 +188,7 @@ class Journal:
         found = []
         for row, record in self._db.execute("select id, record from attributes order by id").fetchall():
             key, version, posix, properties = json.loads(record)
-            found.append(
-                (row, SavedAttributes(key, _version_back(version), Posix(*posix), _properties_back(properties)))
-            )
+            found.append((row, SavedAttributes(key, version_back(version), Posix(*posix), properties_back(properties))))
         return found
 
     # Renames and uploads
@@ -235,7 +207,7 @@ class Journal:
 
     def add_upload(self, upload: str, key: str, properties: Properties) -> None:
         """A multipart upload of ours has begun, with the properties that the object will have."""
-        record = json.dumps(_properties(properties))
+        record = json.dumps(properties_record(properties))
         self._write("insert or replace into uploads values (?, ?, ?)", (upload, key, record))
 
     def drop_upload(self, upload: str) -> None:
@@ -245,7 +217,7 @@ class Journal:
     def uploads(self) -> list[tuple[str, str, Properties]]:
         """Uploads that were neither completed nor aborted, as (id, key, properties)."""
         rows = self._db.execute("select upload, key, properties from uploads").fetchall()
-        return [(upload, key, _properties_back(json.loads(record))) for upload, key, record in rows]
+        return [(upload, key, properties_back(json.loads(record))) for upload, key, record in rows]
 
     @property
     def rows(self) -> int:
@@ -307,62 +279,3 @@ def _sync(path: Path, is_long: bool) -> None:
     if is_long:
         with contextlib.closing(sqlite3.connect(path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
             db.execute("pragma wal_checkpoint(passive)")
-
-
-def _version(version: Version | None) -> list[object] | None:
-    return None if version is None else [version.etag, version.size, version.modified]
-
-
-def _version_back(value: list[object] | None) -> Version | None:
-    return None if value is None else Version(*value)  # type: ignore[arg-type]
-
-
-def _posix(posix: Posix) -> list[int | None]:
-    return [posix.mode, posix.uid, posix.gid, posix.mtime_ns, posix.rdev]
-
-
-def _properties(properties: Properties) -> list[object]:
-    headers = properties.headers
-    return [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata)]
-
-
-def _properties_back(value: list[object]) -> Properties:
-    headers, metadata = value
-    return Properties(Headers(*headers), metadata)  # type: ignore[misc, arg-type]
-
-
-def _draft_record(saved: SavedDraft) -> dict[str, object]:
-    expected = saved.expected.value if isinstance(saved.expected, Guard) else _version(saved.expected)
-    return {
-        "key": saved.key,
-        "size": saved.size,
-        "base": saved.base,
-        "base_stop": saved.base_stop,
-        "expected": expected,
-        "version": _version(saved.version),
-        "local": saved.local,
-        "dirty": saved.dirty,
-        "posix": _posix(saved.posix),
-        "properties": _properties(saved.properties),
-        "spool": saved.spool,
-        "sums": saved.sums,
-        "going": saved.going,
-    }
-
-
-def _draft(record: dict[str, object], body: bytes) -> SavedDraft:
-    known = dict(record)
-    expected, base, going = known.pop("expected"), known.pop("base"), known.pop("going")
-    return SavedDraft(
-        expected=Guard(expected) if isinstance(expected, str) else Version(*expected),  # type: ignore[misc]
-        base=tuple(base) if base else None,  # type: ignore[arg-type]
-        going=tuple(going) if going else None,  # type: ignore[arg-type]
-        version=_version_back(known.pop("version")),  # type: ignore[arg-type]
-        local=tuple((a, b) for a, b in known.pop("local")),  # type: ignore[attr-defined]
-        dirty=tuple((a, b) for a, b in known.pop("dirty")),  # type: ignore[attr-defined]
-        posix=Posix(*known.pop("posix")),  # type: ignore[misc]
-        properties=_properties_back(known.pop("properties")),  # type: ignore[arg-type]
-        sums=tuple(known.pop("sums")),  # type: ignore[arg-type]
-        body=body,
-        **known,  # type: ignore[arg-type]
-    )

@@ -13,22 +13,21 @@ Concurrency: handlers are trio tasks, many at once.
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import stat
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import pyfuse3
-import trio
 
+from .answered import answered
 from .attributes import Attributes
 from .commits import Commits
 from .content import Handle
 from .contents import Contents
 from .deletions import Deletions
 from .directory import Directory, Pass
+from .entries import BLOCK_SIZE, absent_from, entry_of
 from .exclusive import Claims
 from .inodes import Inode, Inodes, Known
 from .namespace import Namespace, refuse
@@ -37,41 +36,8 @@ from .streak import Streak
 
 log = logging.getLogger(__name__)
 
-F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
-
-BLOCK_SIZE = 4096
 CAPACITY = 1 << 50  # bytes that statfs shows: a bucket has no size
 DOTS = (b".", b"..")  # at offsets 0 and 1 of every directory; its names follow
-
-
-def answered(handler: F) -> F:
-    """Makes a handler raise nothing but FUSEError."""
-
-    @functools.wraps(handler)
-    async def guarded(*args: Any) -> Any:
-        try:
-            return await handler(*args)
-        except pyfuse3.FUSEError:
-            raise
-        except OSError as error:
-            level = logging.DEBUG if error.errno in QUIET else logging.INFO
-            log.log(level, "%s: %s", handler.__name__, error)
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
-        except Exception as error:
-            log.exception("%s failed: this is a bug in sosfs", handler.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from error
-
-    return guarded  # type: ignore[return-value]
-
-
-# What programs run into all the time and are told by the errno alone.
-QUIET = frozenset(
-    getattr(errno, name)
-    for name in (
-        *("ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR"),
-        *("ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA"),
-    )
-)
 
 
 class Reading:
@@ -122,23 +88,7 @@ class Operations(pyfuse3.Operations):
     # Attributes
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = inode.number
-        entry.generation = 0
-        entry.st_mode = inode.mode
-        entry.st_nlink = 1  # for a directory: "not counted", which keeps find(1) from guessing by it
-        entry.st_uid, entry.st_gid, entry.st_rdev = inode.uid, inode.gid, inode.rdev
-        entry.st_size = inode.size
-        entry.st_blksize = BLOCK_SIZE
-        entry.st_blocks = -(-inode.size // 512)
-        entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
-        trusted = self._ttl if inode.pins else max(0.0, inode.checked + self._ttl - trio.current_time())
-        if inode.is_directory or inode is self._inodes.root:
-            trusted = self._ttl
-        entry.attr_timeout = trusted if inode.known is Known.ALL else 0
-        # A name whose object may turn out to be a link must be looked up again by whoever wants to know.
-        entry.entry_timeout = 0 if inode.known is Known.NAME else trusted
-        return entry
+        return entry_of(inode, ttl=self._ttl)
 
     def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
         inode.lookups += 1
@@ -154,20 +104,10 @@ class Operations(pyfuse3.Operations):
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
-            return self._absent(parent)
+            return absent_from(self._namespace.directory(parent), ttl=self._ttl)
         if inode.known is Known.NAME and not self._streak.may_guess(ctx.pid, parent.number, name):
             inode = await self._attributes.learn(inode)
         return self._looked_up(inode)
-
-    def _absent(self, parent: Inode) -> pyfuse3.EntryAttributes:
-        """An answer that lets the kernel remember the absence as long as the listing that shows it is trusted."""
-        directory = self._namespace.directory(parent)
-        if not directory.is_known(self._ttl) or directory.now is None:
-            raise pyfuse3.FUSEError(errno.ENOENT)
-        entry = pyfuse3.EntryAttributes()
-        entry.st_ino = 0
-        entry.entry_timeout = max(0.0, directory.now.started + self._ttl - trio.current_time())
-        return entry
 
     @answered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

@@ -15,7 +15,8 @@ from .attributes import Attributes
 from .content import Content
 from .draft import Draft
 from .inodes import Inode, Inodes
-from .journal import Journal, SavedDraft
+from .journal import Journal
+from .saved import SavedDraft
 
 
 class Records:

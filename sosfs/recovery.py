@@ -28,9 +28,10 @@ from .directory import Merger
 from .draft import Draft, State
 from .errors import Cause, StoreError
 from .inodes import Inode, Known
-from .journal import Journal, SavedAttributes, SavedDraft
+from .journal import Journal
 from .keys import Form, name_of
 from .namespace import Namespace
+from .saved import SavedAttributes, SavedDraft
 from .spool import Spool, SpoolArea
 from .store import Detail, Headers, Object, ObjectStore, Properties, Version
 from .tasks import each

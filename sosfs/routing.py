@@ -17,9 +17,10 @@ from typing import Any
 import pyfuse3
 
 from . import control
+from .answered import answered
 from .control_operations import ControlOperations
 from .inodes import ROOT, Inodes
-from .operations import Operations, answered
+from .operations import Operations
 from .xattrs import USER, Xattrs
 
 # Handlers whose first argument is a number that says whose the request is.

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from sosfs.journal import Journal, SavedAttributes, SavedDraft
+from sosfs.journal import Journal
 from sosfs.metadata import Posix
+from sosfs.saved import SavedAttributes, SavedDraft
 from sosfs.store import Guard, Headers, Properties, Version
 from tests.drive import fails
 from tests.mounting import ROOT

@@ -20,29 +20,29 @@ ROWS = (
     # what a user types
     ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount", "daemon"),
     # the mount and what the kernel asks of it
-    ("mount", "composition", "routing", "operations", "control_operations", "xattrs", "control_files"),
+    ("mount", "composition", "routing", "operations", "entries", "control_operations", "answered", "xattrs", "control_files"),
     # names
     ("recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "commits", "content", "attributes", "foresight", "listing", "subtree"),
+    ("contents", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
     ("deletions", "conflict", "upload"),
     ("draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
-    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "edits", "headers"),
+    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("xattr_names", "control", "keys", "metadata"),
     # the store
     ("s3", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
     ("lanes", "lane_obstore", "lane_signed", "signed_http", "answers", "wire", "target"),
     ("acl", "cors", "rejected"),
     # the machine and its settings
-    ("metrics", "status", "readiness", "holders", "mountpoint", "kernel"),
+    ("metrics", "status", "readiness", "holders", "mountpoint", "kernel", "allocator"),
     ("keysearch", "keyfiles", "credentials", "config", "values", "zone"),
     ("tasks", "store", "errors", "__init__"),
 )
 
 # Libraries that only these modules may import.
 ONLY = {
-    "pyfuse3": {"mount", "operations", "control_operations", "routing"},
+    "pyfuse3": {"mount", "operations", "entries", "answered", "control_operations", "routing"},
     "obstore": {"lane_obstore"},
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},

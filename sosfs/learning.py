@@ -1,0 +1,202 @@
+"""What a file's attributes are: a listing tells size and time; mode, owner and true time are in the
+object's metadata, read when somebody asks for them. A walk that asks file after file is answered ahead (`foresight`).
+
+Concurrency: trio thread only; one question for an inode at a time, others wait for its answer.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import trio
+
+from . import metadata
+from .attribute_cache import AttributeCache
+from .blocks import BLOCK, Blocks, Source, Spawn
+from .directory import Merger
+from .errors import Cause, StoreError
+from .foresight import Foresight
+from .inodes import Inode, Inodes, Known
+from .listing import Listings
+from .store import Acl, Canned, Detail, Object, ObjectStore, Properties, Version
+
+log = logging.getLogger(__name__)
+
+DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
+
+
+class Learning:
+    """What is known of the inodes of a mount; `Attributes` adds how it is changed."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        blocks: Blocks,
+        merger: Merger,
+        listings: Listings,
+        cache: AttributeCache,
+        spawn: Spawn,
+        *,
+        ttl: float,
+        new_acl: Canned = Canned.PRIVATE,
+    ) -> None:
+        self.ttl = ttl
+        self._new_acl = new_acl
+        self._inodes = inodes
+        self._store = store
+        self._blocks = blocks
+        self._merger = merger
+        self._listings = listings
+        self._cache = cache
+        self._spawn = spawn
+        self.foresight = Foresight(listings, self._ask_ahead, spawn)
+        listings.watcher = self.foresight.listed
+        self._asking: dict[Inode, trio.Event] = {}
+        self._acl_answers = 0
+        self._acl_denials = 0
+
+    async def learn(self, inode: Inode) -> Inode:
+        """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone.
+
+        Returns the inode that has the name now: another one when the object turns out to be of another type
+        than the kernel was told.
+        """
+        if inode.pins or inode.parent is None:
+            return inode
+        if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
+            return inode
+        if inode.known is Known.ALL and inode.is_directory:
+            return inode  # the listing of its parent keeps watch over it
+        if inode in self._asking:
+            await self._asking[inode].wait()
+            return inode if inode.known is Known.ALL else await self.learn(inode)
+        alone = self.foresight.asked(inode)
+        return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
+
+    async def _ask_ahead(self, inode: Inode) -> None:
+        if not inode.pins and inode not in self._asking:
+            await self._ask(inode, with_bytes=False)
+
+    async def _ask(self, inode: Inode, *, with_bytes: bool) -> Inode:
+        done = self._asking[inode] = trio.Event()
+        try:
+            if inode.is_directory:
+                return await self._ask_directory(inode)
+            return await self._ask_file(inode, with_bytes=with_bytes)
+        finally:
+            del self._asking[inode]
+            done.set()
+
+    async def _ask_file(self, inode: Inode, *, with_bytes: bool) -> Inode:
+        key = self._inodes.key(inode)
+        size = inode.version.size if inode.version is not None else 0
+        try:
+            if size and with_bytes and inode.known is not Known.ALL:
+                # The kernel asks before it opens a file, and after it finds a link: a GET tells as much as a
+                # HEAD, and the bytes are asked for next.
+                answer = await self._store.get(key, 0, min(size, BLOCK))
+                version = answer.object.version
+                self._blocks.offer(Source(key, version.etag, version.size), answer.body)
+                return self.take(inode, answer.object)
+            return self.take(inode, await self._store.head(key))
+        except StoreError as error:
+            self._gone(inode, error)
+            raise
+
+    async def _ask_directory(self, inode: Inode) -> Inode:
+        """A directory's attributes are its marker's; one without marker has the defaults."""
+        here = inode.directory
+        if here is not None and here.marker is None and self._listings.is_known(here):
+            inode.known, inode.version, inode.whole = Known.ALL, None, True
+            inode.checked = trio.current_time()
+            return inode
+        remembered = self._cache.find(self._inodes.key(inode), "")
+        if remembered is not None:
+            # Its listing tells whether the marker is still that one, and will be asked for next.
+            directory = self._listings.directory(inode)
+            await self._listings.first_page(directory)
+            if directory.marker is not None and remembered.holds_for(directory.marker):
+                self._take_marker(inode, directory.marker, remembered.properties, whole=remembered.whole)
+                return inode
+        try:
+            found = await self._store.head(self._inodes.key(inode))
+        except StoreError as error:
+            # Without the right to read the marker, its entries can still be listed: 403 is "unknown".
+            if error.cause not in (Cause.ABSENT, Cause.DENIED):
+                raise
+            inode.known, inode.version, inode.whole = Known.ALL, None, True
+            inode.checked = trio.current_time()
+            return inode
+        whole = found.detail is Detail.WHOLE
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        self._take_marker(inode, found.version, found.properties, whole=whole)
+        return inode
+
+    def _take_marker(self, inode: Inode, version: Version, properties: Properties, *, whole: bool) -> None:
+        inode.version = version
+        if version.modified is not None:
+            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * metadata.NS
+        inode.learn(properties, whole=whole)
+        inode.checked = trio.current_time()
+
+    def take(self, inode: Inode, found: Object) -> Inode:
+        """Takes over what HEAD or GET told of a file."""
+        if inode.pins or inode.parent is None:
+            return inode
+        self._merger.seen(inode, found.version, trio.current_time())
+        if inode.parent.directory is not None:
+            inode = inode.parent.directory.entries.get(inode.name, inode)
+        whole = found.detail is Detail.WHOLE
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        inode = self._merger.learned(inode, found.properties, whole=whole)
+        inode.checked = trio.current_time()
+        return inode
+
+    async def refresh(self, inode: Inode) -> None:
+        """Asks the bucket again, whatever is known; a missing object leaves the inode without a version."""
+        try:
+            found = await self._store.head(self._inodes.key(inode))
+        except StoreError as error:
+            self._gone(inode, error)
+            if error.cause is not Cause.ABSENT:
+                raise
+            inode.version = None
+            return
+        self.take(inode, found)
+
+    def _gone(self, inode: Inode, error: StoreError) -> None:
+        parent = inode.parent
+        if error.cause is Cause.ABSENT and parent is not None and parent.directory is not None and not inode.pins:
+            self._merger.remove(parent.directory, inode.name)
+
+    async def learn_whole(self, inode: Inode) -> None:
+        """Makes sure the properties are complete, for rewriting them."""
+        if inode.whole and trio.current_time() < inode.checked + self.ttl:
+            return
+        found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+        if inode.version is None or not found.version.same_as(inode.version):
+            return  # the condition on the write will tell
+        inode.properties, inode.whole = found.properties, True
+
+    async def acl(self, inode: Inode) -> Acl | None:
+        """The object's ACL where it is not the default one; None too where the key may not read it."""
+        if trio.current_time() < inode.acl_private_until:
+            return None
+        return await self.acl_of(self._inodes.key(inode))
+
+    async def acl_of(self, key: str) -> Acl | None:
+        """As `acl`, for a key."""
+        if self._acl_denials >= DENIALS and not self._acl_answers:
+            return None
+        try:
+            acl = await self._store.get_acl(key)
+        except StoreError as error:
+            if error.cause in (Cause.DENIED, Cause.UNSUPPORTED):
+                self._acl_denials += 1
+                return None
+            if error.cause is Cause.ABSENT:
+                return None
+            raise
+        self._acl_answers += 1
+        return None if acl.is_private and self._new_acl is Canned.PRIVATE else acl

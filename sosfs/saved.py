@@ -1,0 +1,111 @@
+"""What the journal's rows hold, and how it is written as JSON. Pure values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .metadata import Posix
+from .store import Guard, Headers, Properties, Version
+
+Ranges = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedDraft:
+    """A draft as the journal holds it. `spool` is the file's name, "" when the bytes are in `body`.
+
+    `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
+    of the spool, empty for a spool that was written to since. `going` is the ETag that the object gets by the
+    request under way, and whether it then has all of the draft.
+    """
+
+    key: str
+    size: int
+    base: tuple[str, str, int] | None
+    base_stop: int
+    expected: Version | Guard
+    version: Version | None
+    local: Ranges
+    dirty: Ranges
+    posix: Posix
+    properties: Properties
+    spool: str
+    sums: tuple[int, ...]
+    going: tuple[str, bool] | None = None
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedAttributes:
+    """Attributes to be written to an object that still has this version (a directory's marker: any)."""
+
+    key: str
+    version: Version | None
+    posix: Posix
+    properties: Properties
+
+
+def version_record(version: Version | None) -> list[object] | None:
+    """A version as JSON."""
+    return None if version is None else [version.etag, version.size, version.modified]
+
+
+def version_back(value: list[object] | None) -> Version | None:
+    """The version again."""
+    return None if value is None else Version(*value)  # type: ignore[arg-type]
+
+
+def posix_record(posix: Posix) -> list[int | None]:
+    """POSIX attributes as JSON."""
+    return [posix.mode, posix.uid, posix.gid, posix.mtime_ns, posix.rdev]
+
+
+def properties_record(properties: Properties) -> list[object]:
+    """Headers and metadata as JSON."""
+    headers = properties.headers
+    return [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata)]
+
+
+def properties_back(value: list[object]) -> Properties:
+    """Headers and metadata again."""
+    headers, metadata = value
+    return Properties(Headers(*headers), metadata)  # type: ignore[misc, arg-type]
+
+
+def draft_record(saved: SavedDraft) -> dict[str, object]:
+    """A draft as JSON, but for its bytes."""
+    expected = saved.expected.value if isinstance(saved.expected, Guard) else version_record(saved.expected)
+    return {
+        "key": saved.key,
+        "size": saved.size,
+        "base": saved.base,
+        "base_stop": saved.base_stop,
+        "expected": expected,
+        "version": version_record(saved.version),
+        "local": saved.local,
+        "dirty": saved.dirty,
+        "posix": posix_record(saved.posix),
+        "properties": properties_record(saved.properties),
+        "spool": saved.spool,
+        "sums": saved.sums,
+        "going": saved.going,
+    }
+
+
+def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
+    """The draft again."""
+    known = dict(record)
+    expected, base, going = known.pop("expected"), known.pop("base"), known.pop("going")
+    return SavedDraft(
+        expected=Guard(expected) if isinstance(expected, str) else Version(*expected),  # type: ignore[misc]
+        base=tuple(base) if base else None,  # type: ignore[arg-type]
+        going=tuple(going) if going else None,  # type: ignore[arg-type]
+        version=version_back(known.pop("version")),  # type: ignore[arg-type]
+        local=tuple((a, b) for a, b in known.pop("local")),  # type: ignore[attr-defined]
+        dirty=tuple((a, b) for a, b in known.pop("dirty")),  # type: ignore[attr-defined]
+        posix=Posix(*known.pop("posix")),  # type: ignore[misc]
+        properties=properties_back(known.pop("properties")),  # type: ignore[arg-type]
+        sums=tuple(known.pop("sums")),  # type: ignore[arg-type]
+        body=body,
+        **known,  # type: ignore[arg-type]
+    )
