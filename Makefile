@@ -14,7 +14,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # pyfuse3 is built from its source, hence the headers and the compiler.
 RUN_PACKAGES  := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 attr tar systemd radosgw ceph-mon ceph-osd ceph-common
+TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd radosgw ceph-mon ceph-osd ceph-common
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check options install uninstall clean debian-run debian-test

@@ -30,6 +30,7 @@ from .store import Guard, Version
 from .upload import Upload, Uploader
 
 DETACH_MAX = 256 << 20  # bytes; a larger file that is unlinked while open is ESTALE to its readers
+RELIEF = 64 << 20  # bytes of one draft below which freeing it would help a short disk too little
 STREAM_MIN = 64 << 20  # bytes; a smaller file's parts all go up at close, with its final attributes
 
 
@@ -163,8 +164,16 @@ class Contents:
         await self._commits.wait_for_room(self._dirty_limit)
         draft = self._begin(inode)
         before = draft.size
+        if draft.local.total > self._dirty_limit or (draft.local.total > RELIEF and self._spools.is_short):
+            await self._relieve(inode, draft)
         self._commits.records.touched(inode)
-        await draft.write(offset, data)
+        try:
+            await draft.write(offset, data)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not draft.local:
+                raise
+            await self._relieve(inode, draft)
+            await draft.write(offset, data)
         if content.upload is not None:
             content.upload.written(min(before, offset), offset + len(data))
         inode.size = draft.size
@@ -173,6 +182,15 @@ class Contents:
         if draft.size >= STREAM_MIN and draft.base_stop == 0 and inode.parent is not None:
             await self._follow(inode, content, draft, offset)
         return len(data)
+
+    async def _relieve(self, inode: Inode, draft: Draft) -> None:
+        """Makes room on the disk: the file as it is goes into the bucket, and what it had here is freed.
+
+        The writer waits that long. What does not get through stays here, and the disk's error is the writer's.
+        """
+        await self._commits.commit(inode)
+        if draft.state is State.CLEAN:
+            draft.shed()
 
     async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
         """Lets full parts go up behind the writer."""

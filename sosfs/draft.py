@@ -105,6 +105,12 @@ class Draft:
         """Frees what the spool holds above the length."""
         self.spool.truncate(self.size)
 
+    def shed(self) -> None:
+        """Frees the spool of a draft that is in the bucket: its bytes are the base's."""
+        assert self.state is State.CLEAN
+        self.local, self.dirty = Extents(), Extents()
+        self.spool.truncate(0)
+
     def _changed(self) -> None:
         self.serial += 1
         if self.state in (State.NEW, State.CLEAN):

@@ -19,6 +19,7 @@ import trio
 
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
+FLOOR = 512 << 20  # bytes of the disk that are left to others
 SUMMED = 1 << 20  # bytes under one checksum
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
 
@@ -33,6 +34,12 @@ class SpoolArea:
         self._serial = 0
         self.in_memory = 0  # bytes
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @property
+    def is_short(self) -> bool:
+        """Whether the disk has less room than is left to others."""
+        state = os.statvfs(self.directory)
+        return state.f_bavail * state.f_frsize < FLOOR
 
     def new(self) -> Spool:
         """An empty spool."""

@@ -66,9 +66,9 @@ class PartPlan:
             number, start = number + count, start + count * size
         raise OSError(errno.EFBIG, "more than 10,000 parts")
 
-    def ranges(self, size: int) -> Iterator[Range]:
-        """The parts of a file of `size` bytes."""
-        start = 0
+    def ranges(self, size: int, *, begin: int = 0) -> Iterator[Range]:
+        """The parts of a file of `size` bytes, from the one that begins at `begin` on."""
+        start = begin
         while start < size:
             part = self.at(start)
             yield Range(part.number, part.start, min(size, part.stop))
@@ -114,6 +114,7 @@ class Upload:
         self._made: set[int] = set()  # parts that the server has, up to date or not
         self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
         self._behind: set[int] = set()
+        self._frontier = 0  # below it every full part is sent or on its way
         self._writer = 0  # offset behind which full parts may go up; 0 while `finish` sends them itself
         self._idle = trio.Event()
         self._idle.set()
@@ -124,6 +125,7 @@ class Upload:
         for number in range(plan.at(start).number, plan.at(max(start, stop - 1)).number + 1):
             self._changed[number] = serial
             self._sent.pop(number, None)
+        self._frontier = min(self._frontier, plan.at(start).start)
 
     def follow(self, offset: int) -> None:
         """Sends full parts that the writer, now at `offset`, has left behind, and goes on while it rests."""
@@ -131,8 +133,9 @@ class Upload:
         if len(self._behind) >= BEHIND:
             return
         here = self._shared.plan.at(offset)
-        for part in self._shared.plan.ranges(here.start):
+        for part in self._shared.plan.ranges(here.start, begin=self._frontier):
             if part.number in self._sent or part.number in self._behind:
+                self._frontier = part.stop if part.start == self._frontier else self._frontier
                 continue
             if not self._draft.dirty.covers(part.start, part.stop):
                 continue
@@ -146,7 +149,7 @@ class Upload:
         try:
             await self._make(part)
         except OSError as error:
-            self._writer = 0
+            self._writer, self._frontier = 0, 0
             log.info("part %d of %s will be sent again at close: %s", part.number, self.key, error)
         finally:
             self._behind.discard(part.number)

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,18 +37,18 @@ from tests.composed import LONG, Composed, Loop, Plan, What, inline_threads, sta
 EXAMPLES = int(os.environ.get("SOSFS_MODEL_EXAMPLES", "60"))
 PART = 4096  # bytes: so that small files have parts too
 MODE = 0o644
+NOTHING = (b"", 0)
 NAMES = ("a", "b", "c")
 PATHS = [*NAMES, *(f"{one}/{two}" for one in NAMES for two in NAMES)]
 
 Tree = dict[str, tuple[bytes, int] | None]
 
-paths = st.sampled_from(PATHS)
 bodies = st.tuples(
     st.binary(min_size=1, max_size=3), st.sampled_from((0, 1, 500, PART, 2 * PART, 5 * PART + 7, 70_000))
 ).map(lambda drawn: (drawn[0] * drawn[1])[: drawn[1]])
 offsets = st.sampled_from((0, 1, PART - 1, PART, 3 * PART, 20_000))
 troubles = st.none() | st.builds(
-    Plan, st.sampled_from(What), st.integers(0, 6), st.booleans(), st.integers(1, 3)
+    Plan, st.sampled_from(What), st.sampled_from((0, 0, 0, 1, 1, 2, 3, 5)), st.booleans(), st.integers(1, 3)
 )
 
 
@@ -69,11 +70,15 @@ class Model(RuleBasedStateMachine):
         self.loop = Loop()
         self._ending.callback(self.loop.close)
         self.store = FakeStore(page=5)
-        self.tree: Tree = {}
+        self.tree: Tree = {"a": (b"a" * 10, MODE), "b": None, "b/c": (b"bc" * PART * 2, MODE)}
 
     @initialize()
     def begin(self) -> None:
-        """Mounts an empty bucket."""
+        """Mounts a bucket with a few objects."""
+        for path, file in self.tree.items():
+            kept = Properties(metadata={"mode": str(0o040755 if file is None else 0o100000 | MODE)})
+            key, body = (path, file[0]) if file is not None else (f"{path}/", b"")
+            self.loop.run(partial(self.store.put, key, body, kept))
         chosen = Settings(
             "bucket",
             "",
@@ -163,16 +168,33 @@ class Model(RuleBasedStateMachine):
         folder = path.rpartition("/")[0]
         return not folder or (folder in self.tree and self.tree[folder] is None)
 
-    def empty(self, directory: str) -> bool:
+    def writable(self) -> list[str]:
+        """Paths where a file is or may be."""
+        return [path for path in PATHS if self.has_home(path) and self.tree.get(path, NOTHING) is not None]
+
+    def empties(self) -> list[str]:
+        """Directories that may go."""
+        return [path for path, file in self.tree.items() if file is None and self.is_empty(path)]
+
+    def is_empty(self, directory: str) -> bool:
         return not any(path.startswith(f"{directory}/") for path in self.tree)
+
+    def renames(self) -> list[tuple[str, str]]:
+        """What may be renamed to what."""
+        return [(old, new) for old in sorted(self.tree) for new in PATHS if self.may_be(old, new)]
+
+    def may_be(self, old: str, new: str) -> bool:
+        is_directory = self.tree[old] is None
+        if is_in(new, old) or not self.has_home(new) or (is_directory and "/" in new):
+            return False
+        return new not in self.tree or ((self.tree[new] is None) == is_directory and self.is_empty(new))
 
     # Rules
 
-    @rule(path=paths, body=bodies, trouble=troubles)
-    def write(self, path: str, body: bytes, trouble: Plan | None) -> None:
+    @rule(data=st.data(), body=bodies, trouble=troubles)
+    def write(self, data: st.DataObject, body: bytes, trouble: Plan | None) -> None:
         """A file is made, or written anew."""
-        if not self.has_home(path) or (path in self.tree and self.tree[path] is None):
-            return
+        path = data.draw(st.sampled_from(self.writable()))
         before = self.tree.get(path)
         after = {**self.tree, path: (body, before[1] if before else MODE)}
         emptied = ({**self.tree, path: (b"", before[1])},) if before else ()
@@ -222,31 +244,26 @@ class Model(RuleBasedStateMachine):
         after = {other: file for other, file in self.tree.items() if other != path}
         self.does(lambda: self.mount.unlink(path), after, trouble)
 
-    @rule(path=paths, trouble=troubles)
-    def mkdir(self, path: str, trouble: Plan | None) -> None:
+    @precondition(lambda self: not set(NAMES) <= set(self.tree))
+    @rule(data=st.data(), trouble=troubles)
+    def mkdir(self, data: st.DataObject, trouble: Plan | None) -> None:
         """A directory is made."""
-        if path in self.tree or not self.has_home(path) or path.count("/"):
-            return
+        path = data.draw(st.sampled_from(sorted(set(NAMES) - set(self.tree))))
         self.does(lambda: self.mount.mkdir(path), {**self.tree, path: None}, trouble)
 
-    @rule(path=st.sampled_from(NAMES), trouble=troubles)
-    def rmdir(self, path: str, trouble: Plan | None) -> None:
+    @precondition(lambda self: self.empties())
+    @rule(data=st.data(), trouble=troubles)
+    def rmdir(self, data: st.DataObject, trouble: Plan | None) -> None:
         """An empty directory goes."""
-        if path not in self.tree or self.tree[path] is not None or not self.empty(path):
-            return
+        path = data.draw(st.sampled_from(self.empties()))
         after = {other: file for other, file in self.tree.items() if other != path}
         self.does(lambda: self.mount.rmdir(path), after, trouble)
 
-    @precondition(lambda self: self.tree)
-    @rule(data=st.data(), new=paths, trouble=troubles)
-    def rename(self, data: st.DataObject, new: str, trouble: Plan | None) -> None:
+    @precondition(lambda self: self.renames())
+    @rule(data=st.data(), trouble=troubles)
+    def rename(self, data: st.DataObject, trouble: Plan | None) -> None:
         """A file or directory gets another name, perhaps one that was taken."""
-        old = data.draw(st.sampled_from(sorted(self.tree)))
-        is_directory = self.tree[old] is None
-        if is_in(new, old) or not self.has_home(new) or (is_directory and "/" in new):
-            return
-        if new in self.tree and ((self.tree[new] is None) != is_directory or not self.empty(new)):
-            return
+        old, new = data.draw(st.sampled_from(self.renames()))
         after = {path: file for path, file in self.tree.items() if path != new}
         after = {(new + path[len(old) :] if is_in(path, old) else path): file for path, file in after.items()}
         self.does(lambda: self.mount.rename(old, new), after, trouble)
@@ -283,11 +300,10 @@ class Model(RuleBasedStateMachine):
         assert not self.store._uploads, "an upload is left"
         self.mount.start()
 
-    @rule(path=paths, body=bodies)
-    def another_client_writes(self, path: str, body: bytes) -> None:
+    @rule(data=st.data(), body=bodies)
+    def another_client_writes(self, data: st.DataObject, body: bytes) -> None:
         """Over what is in the bucket; it shows when the listing is out of date."""
-        if not self.has_home(path) or (path in self.tree and self.tree[path] is None):
-            return
+        path = data.draw(st.sampled_from(self.writable()))
         self.mount.trouble.plan = None
         self.loop.run(self.mount.settle)
         metadata = {"mode": str(0o100000 | MODE)}
