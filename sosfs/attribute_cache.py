@@ -4,7 +4,8 @@ A listing tells an object's key, ETag, size and time. If all four are as they we
 metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
 So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
 yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash such rows
-are dropped: a later write of metadata alone may not have reached the table, and looks the same.
+are dropped, and those of objects that were young when they were read: a later write of metadata alone, which
+the table has not heard of, may look the same.
 
 A cache and nothing more: it is never synced, a damaged one is thrown away, and nothing is lost with it.
 
@@ -97,7 +98,7 @@ class AttributeCache:
             self.flush()
 
     def drop(self, key: str) -> None:
-        """Forgets an object that is gone."""
+        """Forgets an object that is gone, or whose metadata are about to change."""
         self._fresh[_place(key)] = None
 
     def flush(self) -> None:
@@ -155,7 +156,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
     db.execute("pragma synchronous = off")
     db.executescript(_TABLE)
     if db.execute("pragma user_version").fetchone()[0] != _CLOSED:
-        db.execute("delete from attributes where modified is null")
+        db.execute("delete from attributes where modified is null or written <= modified + ?", (SLACK,))
         db.commit()
     db.execute("pragma user_version = 0")
     if db.execute("select count(*) from attributes").fetchone()[0] > ROWS_MAX:

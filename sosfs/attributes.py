@@ -127,7 +127,7 @@ class Attributes(Learning):
             self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
 
     def forget(self, key: str) -> None:
-        """The object was rewritten by nobody's inode: what was remembered of it is void."""
+        """The object's metadata are about to be rewritten: what was remembered of it is void."""
         self._cache.drop(key)
 
     def created(self, inode: Inode, used: Properties) -> None:
@@ -176,6 +176,7 @@ class Attributes(Learning):
             await self.learn_whole(inode)
             acl = await self.acl(inode)
             posix, used = inode.posix, self.properties(inode)
+            self.forget(key)
             inode.version = await copy_object(self._store, key, key, inode.version, properties=used, acl=acl)
             if inode.content is not None:
                 inode.content.rebase(Source(key, inode.version.etag, inode.version.size), inode.version)
@@ -192,6 +193,7 @@ class Attributes(Learning):
     async def _rewrite_marker(self, inode: Inode, key: str) -> None:
         acl = await self.acl(inode) if inode.version is not None else None
         posix, used = inode.posix, self.marker_properties(inode)
+        self.forget(key)
         inode.version = await self._store.put(key, b"", used, condition=Guard.NONE, acl=acl)
         self._written(inode, used, posix)
 

@@ -123,9 +123,7 @@ class Merger:
         walk.token = page.token
         if not page.token:
             walk.done = True
-            # Names made since a newer pass began are known to that one alone.
-            if directory.now is walk:
-                self._sweep(directory, walk)
+            self._sweep(directory, walk)
 
     def _objects(self, directory: Directory, walk: Pass, prefix: str, page: Page) -> None:
         if not page.objects:
@@ -233,8 +231,13 @@ class Merger:
         return fresh
 
     def _sweep(self, directory: Directory, walk: Pass) -> None:
+        """What the pass did not show is gone, but for what is not in the bucket yet: that is shown."""
         for name, inode in list(directory.entries.items()):
-            if name not in walk.seen and not inode.pins and directory.untouched(name, walk):
+            if name in walk.seen:
+                continue
+            if inode.pins or not directory.untouched(name, walk):
+                walk.show(name)
+            elif directory.now is walk:  # names made since a newer pass began are known to that one alone
                 self.remove(directory, name)
 
     def remove(self, directory: Directory, name: bytes) -> None:

@@ -92,7 +92,7 @@ def test_what_it_says_to_try_works(demo: Demo) -> None:
     lines = re.findall(r"^  (\S.*)$", demo.out, re.MULTILINE)
     assert len(lines) == 5
     for line in lines:
-        words = line.replace("sosfs status", f"{sys.executable} -m sosfs status")
+        words = re.sub(r"\S*sosfs status", f"{sys.executable} -m sosfs status", line)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", words],
             env=demo.environ,

@@ -8,11 +8,13 @@ import mmap
 import os
 import random
 import subprocess
+import time
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.drive import Drive, digest, eventually, fails
+from tests.conftest import Mounter
+from tests.drive import Drive, digest, eventually, fails, names
 
 KIB, MIB = 1 << 10, 1 << 20
 PART = 8 * MIB  # the default part size, where a single PUT becomes a multipart upload
@@ -225,3 +227,15 @@ def test_locks_hold_between_processes(drive: Drive) -> None:
             assert b"BlockingIOError" in other.stderr
             getattr(fcntl, call)(file, fcntl.LOCK_UN)
             subprocess.run([sys.executable, "-c", code.format(call), path], check=True)
+
+
+def test_a_file_that_is_not_stored_yet_stays_listed(mounter: Mounter) -> None:
+    drive = mounter("", "--ttl", "0.1")
+    (drive.here / "d").mkdir()
+    with (drive.here / "d" / "new").open("wb", buffering=0) as file:
+        file.write(b"bytes")
+        time.sleep(0.3)
+        assert names(drive.here / "d") == ["new"]
+        assert drive.run("find", ".", "-type", "f").strip() == "./d/new"
+    time.sleep(0.3)
+    assert names(drive.here / "d") == ["new"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +26,12 @@ def some(*, pid: int = 7, state: State = State.MOUNTED) -> Status:
 
 
 @pytest.fixture
-def runtime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A runtime directory of the test's own, for a user who is not root."""
-    monkeypatch.setattr(status, "_runtime_dirs", lambda uid: iter([tmp_path / "run", tmp_path / "other"]))
-    return tmp_path / "run"
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of the test's own, for a user who is not root; its path fits a socket's 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="sosfs-") as name:
+        base = Path(name)
+        monkeypatch.setattr(status, "_runtime_dirs", lambda uid: iter([base / "run", base / "other"]))
+        yield base / "run"
 
 
 COUNTS = st.integers(min_value=0, max_value=1 << 62)
