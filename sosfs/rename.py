@@ -131,9 +131,7 @@ class Renames:
             self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
             self._contents.moved(inode)
 
-    def _move_unsent(
-        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form
-    ) -> None:
+    def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
         """A file that the bucket has not seen takes its new name along; it will go up over what has that name there."""
         with self._journal.together():
             self._replace(inode, target, parent, segment, form, gone=None)

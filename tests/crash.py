@@ -69,7 +69,9 @@ def _is_mixed(found: bytes, one: bytes, other: bytes) -> bool:
         page, a, b = (body[at : at + PAGE] for body in (found, one, other))
         if page in (a[: len(page)], b[: len(page)]):
             continue
-        if not all(byte in (a[i : i + 1], b[i : i + 1]) for i, byte in enumerate(page[i : i + 1] for i in range(len(page)))):
+        if not all(
+            byte in (a[i : i + 1], b[i : i + 1]) for i, byte in enumerate(page[i : i + 1] for i in range(len(page)))
+        ):
             return False
     return True
 
@@ -145,7 +147,7 @@ class Worker:
             kinds.append((3, self._replace))
         if self._directories():
             kinds += [(2, self._rename_directory), (1, self._rmdir)]
-        weights, makers = zip(*kinds, strict=True)
+        weights, makers = [weight for weight, _ in kinds], [maker for _, maker in kinds]
         return self._dice.choices(makers, weights)[0]()
 
     def _directories(self) -> list[str]:

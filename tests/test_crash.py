@@ -42,7 +42,7 @@ def work(mount: Mount, workers: list[Worker], steps: int, seconds: float) -> Non
 
 def check_bucket(foreign: Foreign, workers: list[Worker]) -> None:
     """The bucket holds exactly the trees, byte for byte, and nothing half-done."""
-    expected = {}
+    expected: dict[str, bytes | None] = {}
     for worker in workers:
         expected[f"{worker.base.name}/"] = None
         for path, file in worker.tree.items():

@@ -1,4 +1,4 @@
-"""What `--durability journal` promises, and what the journal refuses: seen from the mount, on a server that misbehaves."""
+"""What `--durability journal` promises, and what the journal refuses, on a server that misbehaves."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def test_a_signal_to_end_drains(drive: Drive, proxy: Proxy, foreign: Foreign) ->
     assert {key: foreign.get(key) for key in foreign.files()} == bodies
 
 
-def test_a_second_signal_leaves_the_rest_to_the_next_mount(
-    mounter: Mounter, proxy: Proxy, foreign: Foreign
-) -> None:
+def test_a_second_signal_leaves_the_rest_to_the_next_mount(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> None:
     drive = mounter(proxy.endpoint, *JOURNAL)
     drive.mount.allow_log(LATE)
     proxy.inject(Hang(), on("PUT"))
@@ -203,7 +201,7 @@ def _write_in_vain(path: Path, body: bytes) -> None:
 def mount_again(drive: Drive, source: str, where: Path) -> subprocess.CompletedProcess[str]:
     """A second mount on the cache directory of the first."""
     where.mkdir()
-    options = ["--endpoint", drive.mount.access.endpoint, "--cache-dir", drive.mount.cache]
+    options: list[str | Path] = ["--endpoint", drive.mount.access.endpoint, "--cache-dir", drive.mount.cache]
     return run_sosfs(["mount", source, where, *options], drive.mount.environment)
 
 
@@ -250,5 +248,3 @@ def test_damaged_bytes_never_replace_an_object(drive: Drive, proxy: Proxy, forei
     assert kept.startswith("file.conflict-")
     assert len(foreign.get(kept)) == 900_000
     assert (drive.here / "file").read_bytes() == b"as it was"
-
-

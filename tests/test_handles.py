@@ -8,8 +8,8 @@ import mmap
 import os
 import random
 import subprocess
-import time
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 

@@ -70,8 +70,6 @@ def reopened(journal: Journal, directory: Path) -> Journal:
     return Journal(directory, OWNER)
 
 
-
-
 def test_all_that_was_written_is_read_back(tmp_path: Path) -> None:
     journal = Journal(tmp_path, OWNER)
     assert journal.is_new
@@ -240,7 +238,7 @@ def test_those_who_sync_together_share_one_fsync(journal: Journal, monkeypatch: 
     fdatasync = os.fdatasync
 
     def watched(file: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))  # noqa: PTH115
         fdatasync(file)
 
     monkeypatch.setattr(os, "fdatasync", watched)

@@ -20,7 +20,17 @@ ROWS = (
     # what a user types
     ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount", "daemon"),
     # the mount and what the kernel asks of it
-    ("mount", "composition", "routing", "operations", "entries", "control_operations", "answered", "xattrs", "control_files"),
+    (
+        "mount",
+        "composition",
+        "routing",
+        "operations",
+        "entries",
+        "control_operations",
+        "answered",
+        "xattrs",
+        "control_files",
+    ),
     # names
     ("recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
     # bytes

@@ -1,4 +1,4 @@
-"""Extended attributes on a real kernel mount: what is behind them in the bucket, and what the usual tools make of them."""
+"""Extended attributes on a real kernel mount: what is behind them in the bucket, and what usual tools make of them."""
 
 from __future__ import annotations
 
