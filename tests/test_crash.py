@@ -15,7 +15,7 @@ import pytest
 
 from sosfs.config import Durability
 from tests.conftest import access_to, new_bucket
-from tests.crash import Killer, Worker, look, rounds
+from tests.crash import File, Killer, Worker, look, rounds
 from tests.foreign import Foreign
 from tests.mounting import Mount
 from tests.servers import Server
@@ -42,7 +42,7 @@ def work(mount: Mount, workers: list[Worker], steps: int, seconds: float) -> Non
 
 def check_bucket(foreign: Foreign, workers: list[Worker]) -> None:
     """The bucket holds exactly the trees, byte for byte, and nothing half-done."""
-    expected: dict[str, bytes | None] = {}
+    expected: dict[str, File | None] = {}
     for worker in workers:
         expected[f"{worker.base.name}/"] = None
         for path, file in worker.tree.items():

@@ -238,7 +238,7 @@ def test_those_who_sync_together_share_one_fsync(journal: Journal, monkeypatch: 
     fdatasync = os.fdatasync
 
     def watched(file: int) -> None:
-        synced.append(os.readlink(f"/proc/self/fd/{file}"))  # noqa: PTH115
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))
         fdatasync(file)
 
     monkeypatch.setattr(os, "fdatasync", watched)
