@@ -72,6 +72,9 @@ class Directory:
         self.now = Pass(prefix)
         self.now.started = self.now.started if started is None else started
         self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
+        for name, inode in self.entries.items():
+            if inode.pins:  # it may not be in the bucket yet: no page will show it
+                self.now.show(name)
         return self.now
 
     def created_here(self, prefix: str) -> None:

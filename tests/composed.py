@@ -287,8 +287,10 @@ class Composed:
         todo = [("", self.parts.inodes.root)]
         while todo:
             path, inode = todo.pop()
-            await self.parts.listings.complete(inode)
-            for name, child in list(self.parts.listings.directory(inode).entries.items()):
+            walk = await self.parts.listings.complete(inode)
+            entries = self.parts.listings.directory(inode).entries
+            assert set(entries) <= set(walk.names), "it can be opened and is not listed"
+            for name, child in [(name, entries[name]) for name in walk.names if name in entries]:
                 child_path = f"{path}/{name.decode()}".lstrip("/")
                 if child.is_directory:
                     found[child_path] = None

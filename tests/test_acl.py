@@ -204,6 +204,7 @@ def test_an_unknown_user_is_refused_by_the_server_and_told(drive: Drive) -> None
     assert drive.key(path) in (drive.mount.path / ".sosfs/errors").read_text().splitlines()[-1]
 
 
+@pytest.mark.promise(7)
 def test_nothing_takes_an_acl_away(mounter: Mounter, server: Server) -> None:
     drive = mounter("", "--part-size", "5M")
     path, moved = new(drive), drive.here / "moved"

@@ -31,6 +31,7 @@ def test_mode_owner_and_times_stay_over_a_remount(drive: Drive) -> None:
     assert path.read_bytes() == b"content"
 
 
+@pytest.mark.promise(8)
 def test_attributes_stand_in_the_metadata_as_s3fs_writes_them(drive: Drive) -> None:
     path = drive.here / "file"
     path.write_bytes(b"content")
@@ -108,6 +109,7 @@ def test_rewriting_keeps_mode_and_owner(drive: Drive) -> None:
     assert (stat.S_IMODE(found.st_mode), found.st_uid, found.st_gid) == (0o755, 1234, 5678)
 
 
+@pytest.mark.promise(7)
 def test_rename_keeps_attributes_and_foreign_metadata(drive: Drive) -> None:
     source, target = drive.here / "source", drive.here / "target"
     mine = {"mode": "33152", "mtime": "1234567890.123456789", "color": "blue"}
@@ -129,6 +131,7 @@ def test_rename_keeps_attributes_and_foreign_metadata(drive: Drive) -> None:
     assert stat.S_IMODE(target.stat().st_mode) == 0o600
 
 
+@pytest.mark.promise(7)
 def test_chmod_keeps_foreign_metadata_and_headers(drive: Drive) -> None:
     path = drive.here / "file"
     drive.foreign.client.put_object(

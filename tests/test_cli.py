@@ -261,6 +261,7 @@ class TestMountPoint:
         assert (done.returncode, done.stderr) == (1, f"sosfs: mount point is busy: {desk.path} has a mount already\n")
         assert desk.pid == first
 
+    @pytest.mark.promise(12)
     def test_a_dead_mount_is_cleared_first(self, desk: Desk) -> None:
         assert desk.mount().returncode == 0
         dead = desk.pid

@@ -54,6 +54,7 @@ def the_kept(foreign: Foreign) -> str:
     return kept
 
 
+@pytest.mark.promise(4)
 def test_the_later_close_loses_and_its_bytes_are_kept(pair: tuple[Drive, Drive], foreign: Foreign) -> None:
     foreign.put("file", b"as it was")
     first, second = pair
@@ -128,6 +129,7 @@ def race(pair: tuple[Drive, Drive], name: str) -> dict[str, str]:
     return {racer: process.communicate(timeout=60)[0].strip() for racer, process in racers.items()}
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("attempt", range(3))
 def test_of_eight_who_take_a_lock_one_has_it(pair: tuple[Drive, Drive], foreign: Foreign, attempt: int) -> None:
     """A name that looks like a lock is decided when it is opened: all others know before they write."""
@@ -139,6 +141,7 @@ def test_of_eight_who_take_a_lock_one_has_it(pair: tuple[Drive, Drive], foreign:
     assert foreign.files() == [name]
 
 
+@pytest.mark.promise(4)
 @pytest.mark.parametrize("attempt", range(3))
 def test_of_eight_who_create_one_keeps_the_name(pair: tuple[Drive, Drive], foreign: Foreign, attempt: int) -> None:
     """Any other name is decided when it is closed; within a mount when it is opened."""

@@ -75,6 +75,7 @@ def verify(mount: Mount, foreign: Foreign, workers: list[Worker], count: int, se
     mount.stop()
 
 
+@pytest.mark.promise(3)
 @pytest.mark.timeout(60 + 12 * ROUNDS)
 @pytest.mark.parametrize("durability", Durability)
 def test_nothing_acknowledged_is_lost(

@@ -58,6 +58,7 @@ def parts(proxy: Proxy, key: str = "file") -> list[Request]:
     return [request for request in proxy.traffic.of("UPLOAD_PART") if request.key == key and request.status == 200]
 
 
+@pytest.mark.promise(6)
 @pytest.mark.timeout(280)
 def test_rsync_of_one_changed_mib_in_a_gib_moves_two_percent(
     mounter: Mounter, proxy: Proxy, foreign: Foreign, vast: Path
@@ -79,6 +80,7 @@ def test_rsync_of_one_changed_mib_in_a_gib_moves_two_percent(
     foreign.delete("vast")
 
 
+@pytest.mark.promise(6)
 def test_an_append_moves_at_most_one_part(mounter: Mounter, proxy: Proxy, foreign: Foreign, large: bytes) -> None:
     drive = mounter(proxy.endpoint)
     names(drive.here)
@@ -89,6 +91,7 @@ def test_an_append_moves_at_most_one_part(mounter: Mounter, proxy: Proxy, foreig
     assert digest(foreign.get("large")) == digest(large + b"a" * KIB)
 
 
+@pytest.mark.promise(6)
 def test_one_byte_in_the_middle_moves_one_part(mounter: Mounter, proxy: Proxy, foreign: Foreign, large: bytes) -> None:
     drive = mounter(proxy.endpoint)
     names(drive.here)
@@ -223,6 +226,7 @@ def test_an_editor_saves_with_one_request(mounter: Mounter, proxy: Proxy, foreig
     assert foreign.get("file") == b"as it is"
 
 
+@pytest.mark.promise(3)
 def test_an_upload_goes_on_after_a_kill_with_the_parts_that_were_up(
     mounter: Mounter, proxy: Proxy, foreign: Foreign
 ) -> None:

@@ -62,6 +62,7 @@ def test_a_write_that_a_crash_cut_short_was_never_there(tmp_path: Path) -> None:
     assert read(cache(tmp_path), 0, 3) == BODY[: 3 * BLOCK]
 
 
+@pytest.mark.promise(11)
 def test_the_limit_holds_and_the_least_recently_used_goes(tmp_path: Path) -> None:
     disk = cache(tmp_path, capacity=10 * BLOCK)
     keep(disk, 0, 4, key="a")

@@ -52,6 +52,7 @@ def recover(proxy: Proxy) -> None:
     proxy.drop_connections()
 
 
+@pytest.mark.promise(2)
 def test_close_returns_while_the_server_hangs(drive: Drive, proxy: Proxy, foreign: Foreign) -> None:
     proxy.inject(Hang(), on("PUT"))
     (drive.here / "file").write_bytes(b"content")
@@ -70,6 +71,7 @@ def test_close_returns_while_the_server_hangs(drive: Drive, proxy: Proxy, foreig
     until(lambda: status(drive).pending_files == 0, "nothing is pending")
 
 
+@pytest.mark.promise(2)
 def test_in_bucket_mode_close_waits(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> None:
     drive = mounter(proxy.endpoint)
     proxy.inject(Delay(0.3), on("PUT"))
@@ -77,6 +79,7 @@ def test_in_bucket_mode_close_waits(mounter: Mounter, proxy: Proxy, foreign: For
     assert foreign.get("file") == b"content"
 
 
+@pytest.mark.promise(2)
 def test_fsync_of_the_directory_waits_for_the_bucket(drive: Drive, proxy: Proxy, foreign: Foreign) -> None:
     (drive.here / "d" / "deep").mkdir(parents=True)
     proxy.inject(Delay(0.3), on("PUT"))
@@ -93,6 +96,7 @@ def test_fsync_of_the_directory_waits_for_the_bucket(drive: Drive, proxy: Proxy,
     assert {key: foreign.get(key) for key in foreign.files("d/")} == bodies
 
 
+@pytest.mark.promise(2)
 def test_umount_waits_for_the_bucket(drive: Drive, proxy: Proxy, foreign: Foreign) -> None:
     proxy.inject(Delay(0.3), on("PUT"))
     bodies = numbered("f", 20)

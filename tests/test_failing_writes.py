@@ -20,6 +20,7 @@ UPLOADS = ("PUT", "CREATE_MULTIPART", "UPLOAD_PART", "COMPLETE")
 pytestmark = pytest.mark.parametrize("server", ["ceph"], indirect=True)  # the proxy breaks every server alike
 
 
+@pytest.mark.promise(2)
 @pytest.mark.parametrize(
     ("fault", "ending"), [*((fault, "close") for fault in BROKEN), ("503", "fsync"), ("403", "fsync")]
 )

@@ -21,6 +21,7 @@ UPLOADS = ("PUT", "CREATE_MULTIPART", "UPLOAD_PART", "COMPLETE")
 pytestmark = pytest.mark.parametrize("server", ["ceph"], indirect=True)  # the proxy breaks every server alike
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("fault", ["500", "503", "403", "reset", "hang"])
 def test_a_failing_look_is_never_an_absence(frail: Drive, proxy: Proxy, fault: str) -> None:
     action, numbers = BROKEN[fault]
@@ -80,6 +81,7 @@ def test_a_failing_read_is_an_error_and_then_right(frail: Drive, proxy: Proxy, f
     assert (frail.here / "d" / "small").read_bytes() == b"small" * 1000
 
 
+@pytest.mark.promise(1)
 @pytest.mark.parametrize("name", ["small", "large"])
 def test_a_body_cut_short_is_never_a_short_file(frail: Drive, proxy: Proxy, name: str) -> None:
     body = LARGE if name == "large" else b"small" * 1000

@@ -59,6 +59,7 @@ def test_a_file_that_becomes_a_directory_and_back(alert: Drive, foreign: Foreign
     assert (alert.here / "x").read_bytes() == b"file again"
 
 
+@pytest.mark.promise(5)
 @pytest.mark.parametrize("opened", ["before", "between"])
 def test_an_open_file_never_mixes_two_versions(mounter: Mounter, foreign: Foreign, opened: str) -> None:
     size = 24 * MIB
@@ -136,6 +137,7 @@ def folded(drive: Drive) -> dict[str, bytes]:
     return {name: body for name, body in tree(drive.here).items() if name.startswith("long/%~#")}
 
 
+@pytest.mark.promise(9)
 def test_odd_keys_are_files_with_escaped_names(foreign: Foreign, mounter: Mounter) -> None:
     foreign.put_all(ODD)
     drive = mounter()
@@ -146,6 +148,7 @@ def test_odd_keys_are_files_with_escaped_names(foreign: Foreign, mounter: Mounte
     assert len(found) == len(ODD)
 
 
+@pytest.mark.promise(9)
 @pytest.mark.parametrize("name", sorted(SHOWN))
 def test_odd_keys_are_found_changed_and_removed_by_name(foreign: Foreign, mounter: Mounter, name: str) -> None:
     foreign.put_all({key: body for key, body in ODD.items() if not key.startswith("long/")})
@@ -219,6 +222,7 @@ METADATA = {
 }
 
 
+@pytest.mark.promise(8)
 @pytest.mark.parametrize("tool", METADATA)
 def test_metadata_of_other_tools(foreign: Foreign, mounter: Mounter, tool: str) -> None:
     metadata, mode, mtime = METADATA[tool]

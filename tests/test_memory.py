@@ -41,6 +41,7 @@ def read(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
+@pytest.mark.promise(11)
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_a_gibibyte_written_and_read_back_stays_under_300_mib(foreign: Foreign, mounter: Mounter) -> None:

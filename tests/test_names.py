@@ -191,6 +191,7 @@ def test_rmdir_of_a_directory_that_another_client_filled(drive: Drive) -> None:
         directory.rmdir()
 
 
+@pytest.mark.promise(10)
 def test_empty_directories_stay_over_a_remount(drive: Drive) -> None:
     (drive.here / "empty").mkdir()
     (drive.here / "once full").mkdir()
@@ -203,6 +204,7 @@ def test_empty_directories_stay_over_a_remount(drive: Drive) -> None:
     assert names(drive.here / "empty") == []
 
 
+@pytest.mark.promise(10)
 def test_a_foreign_directory_without_a_marker_survives_its_last_file(drive: Drive) -> None:
     directory = drive.here / "foreign"
     drive.foreign.put(drive.key(directory) + "/only", b"1")

@@ -19,6 +19,7 @@ def spooled(base: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in base.rglob("*.spool"))
 
 
+@pytest.mark.promise(11)
 @pytest.mark.parametrize("durability", ["bucket", "journal"])
 def test_a_large_file_passes_through_little_room(mounter: Mounter, durability: str) -> None:
     drive = mounter("", "--dirty-limit", "32M", "--durability", durability)
