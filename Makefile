@@ -17,11 +17,12 @@ RUN_PACKAGES  := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd radosgw ceph-mon ceph-osd ceph-common
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check options install uninstall clean debian-run debian-test
+.PHONY: help demo test fuzz check options install uninstall clean debian-run debian-test
 
 help:
 	@echo "make demo       try it: a bucket on a small S3 server, mounted until Ctrl-C"
 	@echo "make test       run all tests"
+	@echo "make fuzz       kill and break it for hours"
 	@echo "make check      linter, formatter, types"
 	@echo "make bench      sosfs beside s3fs and rclone, hours; make bench-quick: some ten minutes"
 	@echo "make options    write the option table of the README anew"
@@ -34,6 +35,11 @@ demo: debian-run $(VENV)/.demo
 
 test: debian-test $(VENV)/.dev
 	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+
+# The same tests as in `make test`, many more rounds, with other dice each time.
+fuzz: debian-test $(VENV)/.dev
+	SOSFS_CRASH_ROUNDS=300 SOSFS_CRASH_SEED=$$(date +%s) SOSFS_MODEL_EXAMPLES=3000 \
+		$(BIN)/python -m pytest -n 2 --timeout 7200 tests/test_crash.py tests/test_model.py $(ARGS)
 
 check: debian-run $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 WALK = 4  # questions in a row that make a walk
 REST = 2.0  # seconds
 ASKERS = 24
+MOST = 20_000  # questions waiting, as many as one scan shows
 
 
 class Foresight:
@@ -52,7 +53,8 @@ class Foresight:
         self._questions += 1
         directory = inode.parent.directory if inode.parent is not None else None
         if self._questions == WALK and directory is not None:
-            self._ask_ahead(directory)
+            is_below = self._top is not None and _is_below(inode, self._top)
+            self._ask_below(self._top if self._top is not None and is_below else directory.inode)
         return self._questions == 1
 
     def opened(self) -> None:
@@ -85,6 +87,15 @@ class Foresight:
         self._last = now
 
     # What is asked ahead
+
+    def _ask_below(self, top: Inode) -> None:
+        """Asks for all entries of the directories below `top` that were listed."""
+        todo = deque([top])
+        while todo and len(self._attributes) < MOST:
+            directory = todo.popleft().directory
+            if directory is not None:
+                self._ask_ahead(directory)
+                todo.extend(one for one in directory.entries.values() if one.is_directory)
 
     def _ask_ahead(self, directory: Directory) -> None:
         self._attributes.extend(one for one in directory.entries.values() if one.known is not Known.ALL)

@@ -13,7 +13,7 @@ import pytest
 
 from sosfs.status import Status
 from tests.conftest import Mounter, new_bucket
-from tests.drive import Drive, eventually
+from tests.drive import Drive, eventually, names
 from tests.faults import Delay, Hang
 from tests.foreign import Foreign, numbered
 from tests.mounting import run_sosfs
@@ -72,6 +72,18 @@ def test_close_returns_while_the_server_hangs(drive: Drive, proxy: Proxy, foreig
 
 
 @pytest.mark.promise(2)
+def test_a_file_that_cannot_go_up_stays_listed(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> None:
+    foreign.put("other")
+    drive = mounter(proxy.endpoint, *JOURNAL, "--ttl", "0.2")
+    drive.mount.allow_log(LATE)
+    proxy.inject(Hang(), on("PUT"))
+    (drive.here / "file").write_bytes(b"content")
+    begun = proxy.count("LIST")
+    until(lambda: names(drive.here) and proxy.count("LIST") >= begun + 2, "the bucket was listed again")
+    assert names(drive.here) == ["file", "other"]
+    recover(proxy)
+
+
 def test_in_bucket_mode_close_waits(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> None:
     drive = mounter(proxy.endpoint)
     proxy.inject(Delay(0.3), on("PUT"))

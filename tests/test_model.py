@@ -357,7 +357,7 @@ class JournalModel(Model):
 
 
 @pytest.mark.parametrize("model", [Model, JournalModel])
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(120 + EXAMPLES)
 def test_the_filesystem_is_a_dictionary(model: type[Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sosfs.fake, "PART_MIN", 1)
     chosen = settings(

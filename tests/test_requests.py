@@ -282,3 +282,18 @@ def test_touch_is_one_put(known: Drive, proxy: Proxy) -> None:
         known.run("touch", "-d", "2001-02-03 04:05:06", "d/new")
         assert known.foreign.head("d/new")["Metadata"]["mtime"].startswith("981173106")
     assert traffic.count("PUT", "COPY") == 1, traffic
+
+
+def test_a_walk_through_a_tree_lists_it_at_once(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    foreign.put_all({f"t/d{number // 3:02d}/f{number}": b"%d" % number for number in range(120)})
+    drive = mounter(proxy.endpoint, *PATIENT)
+    with proxy.recording() as traffic:
+        found = drive.run("find", "t", "-type", "f").split()
+    assert sorted(found) == sorted(f"t/d{number // 3:02d}/f{number}" for number in range(120))
+    assert traffic.count("LIST") <= 6, traffic
+    cold = mounter(proxy.endpoint, *PATIENT)
+    proxy.latency = ROUND_TRIP
+    with proxy.recording() as traffic:
+        cold.run("ls", "-lR", "t")
+    assert traffic.count("LIST") <= 6, traffic
+    assert traffic.peak("HEAD") >= 8, traffic
