@@ -5,8 +5,8 @@ call that a kill cuts short leaves one of the trees that its `Step` names; the w
 is found, so a loss shows in whichever round it happens. Bodies are random, so two of them never pass for each other.
 
 Promised is: a write once close, fsync or truncate returned; mkdir, rmdir, rename, unlink once they returned; mode
-and time once fsync returned after them. A cut write in place may leave each byte old or new in journal mode,
-where the spool is written in place; in bucket mode an object is replaced whole.
+and time once fsync returned after them. In journal mode, where the spool is written in place, a cut write may
+leave each byte old or new and the file any length between; in bucket mode an object is replaced whole.
 
 Concurrency: one thread a worker; the killer's thread only reads the count of steps and sends the signal.
 """
@@ -36,7 +36,7 @@ LARGE_MAX = 2
 class File:
     """What a file must be; mode and time 0 where nothing was promised.
 
-    `other`: of a write cut in place each byte may be of that body instead.
+    `other`: of a write cut in place each byte may be of that body instead, and the length any between both.
     """
 
     body: bytes
@@ -63,7 +63,7 @@ Tree = dict[str, File | None]  # None: a directory
 
 
 def _is_mixed(found: bytes, one: bytes, other: bytes) -> bool:
-    if len(found) not in (len(one), len(other)):
+    if not min(len(one), len(other)) <= len(found) <= max(len(one), len(other)):
         return False
     for at in range(0, len(found), PAGE):
         page, a, b = (body[at : at + PAGE] for body in (found, one, other))
@@ -176,6 +176,12 @@ class Worker:
     def _with(self, path: str, file: File | None) -> Tree:
         return {**self.tree, path: file}
 
+    def _torn(self, path: str, file: File, body: bytes) -> tuple[Tree, ...]:
+        """What a write in place that was cut may leave of a file, on its way to `body`."""
+        if self.durability is Durability.BUCKET:
+            return ()
+        return (self._with(path, replace(file.written(file.body), other=body)),)
+
     def _without(self, *paths: str) -> Tree:
         return {path: file for path, file in self.tree.items() if path not in paths}
 
@@ -200,7 +206,7 @@ class Worker:
                 f"rewrite {path}, {len(file.body)} -> {len(body)}",
                 lambda: write(self.base / path, body, os.O_TRUNC),
                 self._with(path, file.written(body)),
-                (self._with(path, file.written(b"")),) if self.durability is Durability.JOURNAL else (),
+                self._torn(path, file.written(b""), body),
             )
         ]
 
@@ -212,7 +218,7 @@ class Worker:
                 f"append {len(more)} to {path} of {len(file.body)}",
                 lambda: write(self.base / path, more, os.O_APPEND),
                 self._with(path, file.written(file.body + more)),
-                (),
+                self._torn(path, file, file.body + more),
             )
         ]
 
@@ -221,13 +227,12 @@ class Worker:
         at = self._dice.randrange(len(file.body) + 1)
         piece = self._dice.randbytes(self._dice.choice((1, 5000, 400_000)))
         body = file.body[:at] + piece + file.body[at + len(piece) :]
-        torn = replace(file.written(file.body), other=body)
         return [
             Step(
                 f"write {len(piece)} at {at} of {path}, {len(file.body)} -> {len(body)}",
                 lambda: write(self.base / path, piece, 0, at=at),
                 self._with(path, file.written(body)),
-                (self._with(path, torn),) if self.durability is Durability.JOURNAL else (),
+                self._torn(path, file, body),
             )
         ]
 
@@ -268,10 +273,12 @@ class Worker:
                 raise
             os.close(opened[0])
 
-        after = {**middle, path: file.written(file.body + first + second)}
+        half, whole = file.body + first, file.body + first + second
+        after = {**middle, path: file.written(whole)}
+        cut = self._torn(path, file, half), self._torn(path, file.written(half), whole)
         return [
-            Step(f"append {len(first)} to {path} of {len(file.body)}, fsync", begin, middle, ()),
-            Step(f"append {len(second)} to {path}, close", end, after, ()),
+            Step(f"append {len(first)} to {path} of {len(file.body)}, fsync", begin, middle, cut[0]),
+            Step(f"append {len(second)} to {path}, close", end, after, cut[1]),
         ]
 
     def _attributes(self) -> list[Step]:
