@@ -12,7 +12,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -247,10 +246,6 @@ class Contents:
         """The user set the modification time: the next commit stores exactly that."""
         if inode.content is not None:
             inode.content.times_given = True
-
-    def now_ns(self) -> int:
-        """The time of day."""
-        return time.time_ns()
 
     # Moving and leaving the tree
 

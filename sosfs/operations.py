@@ -16,6 +16,7 @@ import errno
 import logging
 import os
 import stat
+import time
 from collections.abc import Sequence
 
 import pyfuse3
@@ -150,7 +151,7 @@ class Operations(pyfuse3.Operations):
             found.mtime_ns = attr.st_mtime_ns
             self._contents.time_given(found)
         if found.posix != before:
-            found.ctime_ns = self._contents.now_ns()
+            found.ctime_ns = time.time_ns()
             self._attributes.changed(found)
         return self._entry(found)
 
