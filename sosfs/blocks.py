@@ -72,9 +72,16 @@ class Blocks:
         """Bytes in memory, at most."""
         return (len(self._cached) + len(self._fetching)) * BLOCK
 
-    def want(self, source: Source, start: int, stop: int) -> None:
-        """Begins to fetch what is missing of `[start, stop)` and does not wait."""
-        self._runs(source, start, stop)
+    @property
+    def is_busy(self) -> bool:
+        """Whether so much is being fetched that what nobody asked for should not be."""
+        return len(self._fetching) * BLOCK > self.capacity // 2
+
+    def want(self, source: Source, start: int, stop: int) -> list[Run]:
+        """Begins to fetch what is missing of `[start, stop)`, does not wait, and returns what it began."""
+        begun: list[Run] = []
+        self._runs(source, start, stop, begun)
+        return begun
 
     def offer(self, source: Source, body: memoryview) -> None:
         """Keeps the first block of an object that came as a by-product."""
@@ -91,7 +98,7 @@ class Blocks:
         if start >= stop:
             return b""
         pieces: list[memoryview] = []
-        for run, until in self._runs(source, start, stop):
+        for run, until in self._runs(source, start, stop, []):
             if not run.done.is_set():
                 await run.done.wait()
             if run.error is not None:
@@ -101,14 +108,15 @@ class Blocks:
             start = end
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _runs(self, source: Source, start: int, stop: int) -> list[tuple[Run, int]]:
-        """The runs that hold `[start, stop)`, each with the index where the next begins; missing ones are begun."""
+    def _runs(self, source: Source, start: int, stop: int, begun: list[Run]) -> list[tuple[Run, int]]:
+        """The runs that hold `[start, stop)`, each with the index where the next begins; missing ones are `begun`."""
         runs: list[tuple[Run, int]] = []
         index, last = start // BLOCK, -(-min(stop, source.size) // BLOCK)
         while index < last:
             run = self._cached.get((source, index)) or self._fetching.get((source, index))
             if run is None:
                 run = self._begin(source, index, last)
+                begun.append(run)
             index += 1
             # Each block is touched on the way, for the order of eviction.
             while index < min(run.last, last) and self._cached.get((source, index), run) is run:

@@ -24,6 +24,7 @@ from .inodes import Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
+from .pages import Give, Pages
 from .recovery import Adoption, Replay
 from .rename import Renames
 from .spool import SpoolArea
@@ -47,6 +48,7 @@ class Parts:
     uploader: Uploader
     conflicts: Conflicts
     commits: Commits
+    pages: Pages
     contents: Contents
     namespace: Namespace
     renames: Renames
@@ -88,10 +90,13 @@ class _Ground:
     deletions: Deletions
     uploader: Uploader
     spools: SpoolArea
+    pages: Pages
 
 
-def assemble(settings: Settings, store: ObjectStore, journal: Journal, spawn: Spawn) -> Parts:
-    """The parts of a filesystem over `store`, with its state in the settings' directory."""
+def assemble(
+    settings: Settings, store: ObjectStore, journal: Journal, spawn: Spawn, *, give: Give | None = None
+) -> Parts:
+    """The parts of a filesystem over `store`, with its state in the settings' directory; `give` reaches the kernel."""
     inodes = Inodes(settings.prefix, Defaults(settings.uid, settings.gid, settings.umask, time.time_ns()))
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger = Merger(inodes, cache)
@@ -109,6 +114,7 @@ def assemble(settings: Settings, store: ObjectStore, journal: Journal, spawn: Sp
         deletions=Deletions(store, spawn, journal),
         uploader=Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size), journal),
         spools=SpoolArea(settings.state_dir / "spool"),
+        pages=Pages(inodes, spawn, give),
     )
     return _halves(ground)
 
@@ -132,7 +138,7 @@ def _halves(on: _Ground) -> Parts:
         durability=durability
     )  # fmt: skip
     contents = Contents(
-        on.inodes, on.blocks, on.spools, on.uploader, attributes, commits,
+        on.inodes, on.blocks, on.spools, on.uploader, attributes, commits, on.pages,
         mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
     )  # fmt: skip
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, ttl=ttl)
@@ -147,6 +153,7 @@ def _halves(on: _Ground) -> Parts:
         uploader=on.uploader,
         conflicts=conflicts,
         commits=commits,
+        pages=on.pages,
         contents=contents,
         namespace=namespace,
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),

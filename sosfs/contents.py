@@ -24,6 +24,7 @@ from .content import Content, Handle, content_of
 from .draft import Draft, State, fresh
 from .errors import Cause, StoreError
 from .inodes import Inode, Inodes
+from .pages import Pages
 from .spool import SpoolArea
 from .store import Guard, Version
 from .upload import Upload, Uploader
@@ -44,6 +45,7 @@ class Contents:
         uploader: Uploader,
         attributes: Attributes,
         commits: Commits,
+        pages: Pages,
         *,
         mountpoint: Path,
         dirty_limit: int,
@@ -54,15 +56,17 @@ class Contents:
         self._uploader = uploader
         self._attributes = attributes
         self._commits = commits
+        self._pages = pages
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
 
     # Opening and closing
 
-    def open(self, inode: Inode, flags: int, task: int) -> Handle:
+    async def open(self, inode: Inode, flags: int, task: int) -> Handle:
         """Opens a file; O_TRUNC empties it. Raises OSError EISDIR."""
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        await self._pages.settle(inode)
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
             self._truncate(inode, 0)
@@ -70,13 +74,13 @@ class Contents:
         handle.content.writers += handle.writes
         return handle
 
-    def create(self, inode: Inode, flags: int, task: int) -> Handle:
+    async def create(self, inode: Inode, flags: int, task: int) -> Handle:
         """Opens a file that does not exist in the bucket yet; an empty draft waits for the first close."""
         content = content_of(inode)
         if content.draft is None:
             content.draft = fresh(self._spools.new(), self._blocks)
             self._commits.began(inode)
-        return self.open(inode, flags & ~os.O_TRUNC, task)
+        return await self.open(inode, flags & ~os.O_TRUNC, task)
 
     async def release(self, handle: Handle) -> None:
         """The last close of a handle. Never raises: what could not be sent stays and is tried again."""
@@ -135,6 +139,9 @@ class Contents:
             handle.source = self._source(handle.inode)
             body = await handle.stream.read(self._blocks, handle.source, start, start + size)
         handle.reads += 1
+        if handle.stream.begun:
+            self._pages.bring(handle.inode, handle.source, handle.stream.begun)
+            handle.stream.begun.clear()
         return body
 
     async def target(self, inode: Inode) -> bytes:
@@ -148,12 +155,6 @@ class Contents:
         if inode.version is None:
             raise OSError(errno.ESTALE, "the file is gone from the bucket")
         return Source(self._inodes.key(inode), inode.version.etag, inode.version.size)
-
-    def kernel_pages_hold(self, inode: Inode) -> bool:
-        """Whether the kernel's cached pages of a file are of the version an open gets; from now on they are."""
-        version = inode.version.etag if inode.version is not None else ""
-        before, inode.pages = inode.pages, version
-        return before in ("", version)
 
     # Writing
 
@@ -204,6 +205,7 @@ class Contents:
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Sets a file's length; without an open writer it is safe at once, as after a close."""
+        await self._pages.settle(inode)
         content = content_of(inode)
         self._truncate(inode, size)
         if content.writers:

@@ -154,6 +154,8 @@ class _Mount:
             try:
                 await pyfuse3.main(min_tasks=1, max_tasks=TASKS)
             finally:
+                with trio.CancelScope(shield=True):
+                    await self._parts.pages.close()
                 pyfuse3.close(unmount=True)
             left = await self._drain()
             nursery.cancel_scope.cancel()
@@ -173,8 +175,10 @@ class _Mount:
         return options
 
     def _build(self, background: Background) -> None:
-        settings, parts = self._settings, assemble(self._settings, self._store, self._journal, background.spawn)
-        self._parts = parts
+        settings = self._settings
+        parts = self._parts = assemble(
+            settings, self._store, self._journal, background.spawn, give=pyfuse3.notify_store
+        )
         files = Operations(
             parts.inodes,
             parts.namespace,
@@ -183,6 +187,7 @@ class _Mount:
             parts.commits,
             parts.attributes,
             parts.deletions,
+            parts.pages,
             Claims(settings.exclusive),
             ttl=settings.ttl,
         )

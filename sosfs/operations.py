@@ -32,6 +32,7 @@ from .entries import BLOCK_SIZE, absent_from, entry_of
 from .exclusive import Claims
 from .inodes import Inode, Inodes, Known
 from .namespace import Namespace, refuse
+from .pages import Pages
 from .rename import Renames
 from .streak import Streak
 
@@ -66,6 +67,7 @@ class Operations(pyfuse3.Operations):
         commits: Commits,
         attributes: Attributes,
         deletions: Deletions,
+        pages: Pages,
         claims: Claims,
         *,
         ttl: float,
@@ -79,6 +81,7 @@ class Operations(pyfuse3.Operations):
         self._commits = commits
         self._attributes = attributes
         self._deletions = deletions
+        self._pages = pages
         self._claims = claims
         self._ttl = ttl
         self._files: dict[int, Handle] = {}
@@ -290,8 +293,8 @@ class Operations(pyfuse3.Operations):
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         self._attributes.foresight.opened()
-        handle = self._contents.open(inode, flags, ctx.pid)
-        return self._file_info(handle, keep=self._contents.kernel_pages_hold(inode))
+        handle = await self._contents.open(inode, flags, ctx.pid)
+        return self._file_info(handle, keep=self._pages.hold(inode))
 
     def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:
         number = self._handle()
@@ -315,7 +318,7 @@ class Operations(pyfuse3.Operations):
             inode = await self._attributes.learn(await self._namespace.lookup(parent, name))
             return await self._open(inode, flags, ctx), self._looked_up(inode)
         inode = self._namespace.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
-        handle = self._contents.create(inode, flags, ctx.pid)
+        handle = await self._contents.create(inode, flags, ctx.pid)
         return self._file_info(handle, keep=True), self._looked_up(inode)
 
     @answered

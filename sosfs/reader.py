@@ -2,33 +2,43 @@
 
 Reading from the beginning, or half a MiB on without a jump, is sequential: the window is then as wide as
 what was read in one go, up to 32 MiB, and is kept fetched ahead in requests of 8 MiB side by side. A jump
-closes it, and the stream then fetches only what is asked. The kernel cuts a large read into several requests
-and sends them a little out of order, so neither is a short run sequential nor a small step a jump.
+closes it. The kernel cuts a large read into several requests and sends them a little out of order, so neither
+is a short run sequential nor a small step a jump.
+
+Reading at random places costs a round trip a place. The first few jumps fetch only what is asked; then each
+also fetches, behind it, the region it fell into, which doubles every few jumps. So the bytes that nobody may want
+never take much longer than the waiting that they may save, and who reads densely soon has the file at hand.
 
 Concurrency: trio thread only.
 """
 
 from __future__ import annotations
 
-from .blocks import BLOCK, REQUEST, Blocks, Source
+from .blocks import BLOCK, REQUEST, Blocks, Run, Source
 
 WINDOW_FIRST = 512 << 10
 WINDOW_MAX = 32 << 20
 RUN = 512 << 10  # bytes read without a jump that make a run elsewhere than at the beginning
 SLACK = 2 << 20  # bytes; the kernel has up to 1 MiB of read-ahead in flight, twice that is still one stream
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
+PATIENCE = 3  # jumps before a region is doubled
+REGION_MAX = 8 << 20  # bytes around a jump
+REGION_SPARSE = 1 << 20  # the same in a file of which random reads will never touch most regions
+DENSE_MAX = 4 << 30  # bytes of a file from which reads at random are sparse
 
 
 class Stream:
     """The reading position and window of one handle."""
 
-    __slots__ = ("_ahead", "_begin", "_expected", "_window")
+    __slots__ = ("_ahead", "_begin", "_expected", "_jumps", "_window", "begun")
 
     def __init__(self) -> None:
         self._begin = 0  # of the run that is being read
         self._expected = 0
         self._window = 0
         self._ahead = 0
+        self._jumps = 0
+        self.begun: list[Run] = []  # fetches of regions, for the kernel's page cache; whoever takes them empties it
 
     async def read(self, blocks: Blocks, source: Source, start: int, stop: int) -> memoryview | bytes:
         """The bytes `[start, stop)` of `source`; sets off what will likely be asked next."""
@@ -40,12 +50,15 @@ class Stream:
         self._follow(start, stop, min(WINDOW_MAX, blocks.capacity // 2))
         if self._window:
             self._fetch_ahead(blocks, source, start, stop)
+        elif self._jumps >= PATIENCE:
+            self._fetch_around(blocks, source, start, stop)
         return await blocks.read(source, start, stop)
 
     def _follow(self, start: int, stop: int, limit: int) -> None:
         slack = SLACK if self._window else 0
         if not -slack <= start - self._expected <= slack:
             self._begin, self._window, self._ahead = start, 0, 0
+            self._jumps += 1
             self._expected = stop
         self._expected = max(self._expected, stop)
         run = self._expected - self._begin
@@ -62,3 +75,11 @@ class Stream:
             end = min(goal, (self._ahead // REQUEST + 1) * REQUEST)
             blocks.want(source, self._ahead, end)
             self._ahead = end
+
+    def _fetch_around(self, blocks: Blocks, source: Source, start: int, stop: int) -> None:
+        if blocks.is_busy:
+            return
+        most = REGION_MAX if source.size <= DENSE_MAX else REGION_SPARSE
+        region = min(most, BLOCK << min(self._jumps // PATIENCE, 10))
+        self.begun += blocks.want(source, start, stop)  # by itself: the reader waits for no more than that
+        self.begun += blocks.want(source, start // region * region, min(source.size, -(-stop // region) * region))

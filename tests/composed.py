@@ -251,8 +251,8 @@ class Composed:
             if not flags & os.O_CREAT:
                 raise
             directory, parsed = await namespace.vacant(parent, name)
-            return contents.create(namespace.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), flags, TASK)
-        return contents.open(inode, flags, TASK)
+            return await contents.create(namespace.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), flags, TASK)
+        return await contents.open(inode, flags, TASK)
 
     async def truncate(self, path: str, size: int) -> None:
         await self.parts.contents.truncate(await self._walk(path), size)
@@ -301,7 +301,7 @@ class Composed:
 
     async def _bytes(self, inode: Inode) -> tuple[bytes, int]:
         inode = await self.parts.attributes.learn(inode)
-        handle = self.parts.contents.open(inode, os.O_RDONLY, TASK)
+        handle = await self.parts.contents.open(inode, os.O_RDONLY, TASK)
         try:
             body = bytes(await self.parts.contents.read(handle, 0, inode.size))
         finally:

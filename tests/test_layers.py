@@ -34,7 +34,7 @@ ROWS = (
     # names
     ("recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
+    ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
     ("deletions", "conflict", "upload"),
     ("draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share

@@ -1,0 +1,100 @@
+"""What the kernel's page cache holds of a file, and what is put there unasked: decided here and only here.
+
+A file that is read at random places is fetched in regions (see `reader`); what came is put into the kernel's
+cache, so that the next read there costs no request at all, to the bucket or to this process, and the
+memory it takes is the kernel's to give back.
+
+The kernel takes what it is given, over what a program has just written, too. So nothing is given of a file
+that is open for writing, or whose pages are of another version; and who is about to write, or opens a new version,
+first waits until what is being given has arrived.
+
+Concurrency: trio thread only; the giving itself blocks (on a page that a read under way has locked) and so
+runs in a thread. It can't be cut short, so `settle` waits for as long as a copy takes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import trio
+
+from .blocks import BLOCK, Run, Source, Spawn
+from .inodes import Inode, Inodes
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
+
+Give = Callable[[int, int, Any], None]  # any buffer
+
+
+class Pages:
+    """The way into the kernel's page cache. `give(inode number, offset, bytes)` blocks; None: there is no kernel."""
+
+    def __init__(self, inodes: Inodes, spawn: Spawn, give: Give | None) -> None:
+        self._inodes = inodes
+        self._spawn = spawn
+        self._give = give
+        self._limiter = trio.CapacityLimiter(AT_ONCE)
+        self._giving: defaultdict[int, set[trio.Event]] = defaultdict(set)  # what each inode is being given
+
+    def hold(self, inode: Inode) -> bool:
+        """Whether the kernel's pages of a file are of the version that an open gets; from now on they are."""
+        version = inode.version.etag if inode.version is not None else ""
+        before, inode.pages = inode.pages, version
+        return before in ("", version)
+
+    def bring(self, inode: Inode, source: Source, runs: Iterable[Run]) -> None:
+        """Gives the kernel what `runs` fetch, once they are here; does not wait. What cannot be given is left."""
+        if self._give is not None:
+            for run in runs:
+                self._spawn(partial(self._bring, self._give, inode, source, run))
+
+    async def settle(self, inode: Inode) -> None:
+        """Waits until nothing is being given to this inode: from then to the next wait it may be changed."""
+        while events := self._giving.get(inode.number):
+            await next(iter(events)).wait()
+
+    async def close(self) -> None:
+        """Gives nothing from now on and waits for what is on its way: the kernel's connection may then go."""
+        self._give = None
+        for events in tuple(self._giving.values()):
+            for event in tuple(events):
+                await event.wait()
+
+    async def _bring(self, give: Give, inode: Inode, source: Source, run: Run) -> None:
+        await run.done.wait()
+        if run.error is not None:
+            return  # who reads there asks again, and is told
+        async with self._limiter:
+            if self._give is None or not self._may_give(inode, source):
+                return
+            given = trio.Event()
+            self._giving[inode.number].add(given)
+            try:
+                await trio.to_thread.run_sync(give, inode.number, run.first * BLOCK, run.body)
+            except OSError as error:
+                log.debug("the kernel does not take pages of inode %d: %s", inode.number, error)
+            finally:
+                self._given(inode, given)
+
+    def _given(self, inode: Inode, given: trio.Event) -> None:
+        given.set()
+        self._giving[inode.number].discard(given)
+        if not self._giving[inode.number]:
+            del self._giving[inode.number]
+
+    def _may_give(self, inode: Inode, source: Source) -> bool:
+        """Whether the kernel's pages of the inode are of this version, and nobody can be writing to them."""
+        content = inode.content
+        return (
+            self._inodes.find(inode.number) is inode
+            and inode.pages == source.etag
+            and inode.version is not None
+            and inode.version.etag == source.etag
+            and (content is None or (content.draft is None and content.writers == 0))
+        )

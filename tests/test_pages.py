@@ -1,0 +1,179 @@
+"""What the kernel is given unasked: on a real mount by requests and bytes, by itself by what it waits for."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.blocks import BLOCK, Run, Source
+from sosfs.content import content_of
+from sosfs.inodes import Defaults, Inode, Inodes
+from sosfs.keys import Form
+from sosfs.pages import Pages
+from sosfs.store import Version
+from sosfs.tasks import Background
+from tests.conftest import Mounter
+from tests.foreign import Foreign
+from tests.proxy import Proxy
+
+KIB, MIB = 1 << 10, 1 << 20
+SIZE = 12 * MIB
+
+
+def scattered(count: int) -> list[int]:
+    """Offsets of 4 KiB each, no two in a row."""
+    return random.Random(5).sample(range(0, SIZE, 4 * KIB), count)
+
+
+def test_dense_random_reads_soon_ask_nothing(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    body = random.Random(1).randbytes(SIZE)
+    foreign.put("base", body)
+    drive = mounter(proxy.endpoint, "--ttl", "300")
+    with (drive.here / "base").open("rb", buffering=0) as file:
+        with proxy.recording() as traffic:
+            for offset in scattered(200):
+                assert os.pread(file.fileno(), 4 * KIB, offset) == body[offset : offset + 4 * KIB]
+        assert traffic.count("GET") < 100, str(traffic)
+        assert traffic.received("GET") <= SIZE + SIZE // 4, "regions are fetched twice"
+        proxy.settle()
+        with proxy.recording() as traffic:
+            for offset in random.Random(6).sample(range(0, SIZE, 4 * KIB), 500):
+                assert os.pread(file.fileno(), 4 * KIB, offset) == body[offset : offset + 4 * KIB]
+    assert traffic.count("GET") <= 5, str(traffic)
+
+
+def test_sparse_random_reads_move_little(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    foreign.put("base", bytes(SIZE))
+    drive = mounter(proxy.endpoint, "--ttl", "300")
+    with (drive.here / "base").open("rb", buffering=0) as file, proxy.recording() as traffic:
+        for offset in (9 * MIB, 5 * MIB, 1 * MIB):
+            os.pread(file.fileno(), 4 * KIB, offset)
+    assert traffic.received("GET") <= 3 * 2 * BLOCK, str(traffic)
+
+
+def test_a_writer_between_random_reads_is_never_overwritten(foreign: Foreign, mounter: Mounter) -> None:
+    expected = bytearray(random.Random(2).randbytes(SIZE))
+    foreign.put("base", bytes(expected))
+    drive = mounter()
+    dice = random.Random(3)
+    for turn in range(6):
+        with (drive.here / "base").open("rb", buffering=0) as reader:
+            for offset in dice.sample(range(0, SIZE, 4 * KIB), 30):
+                assert os.pread(reader.fileno(), 4 * KIB, offset) == expected[offset : offset + 4 * KIB]
+            # Regions are on their way into the kernel now, and the writer overtakes them.
+            with (drive.here / "base").open("r+b", buffering=0) as writer:
+                for offset in dice.sample(range(0, SIZE, 4 * KIB), 30):
+                    new = bytes([turn + 1]) * (4 * KIB)
+                    os.pwrite(writer.fileno(), new, offset)
+                    expected[offset : offset + 4 * KIB] = new
+        assert (drive.here / "base").read_bytes() == expected, f"turn {turn}"
+    assert drive.stored(drive.here / "base") == expected
+
+
+def test_a_version_opened_later_is_not_mixed_with_pages_of_the_one_before(foreign: Foreign, mounter: Mounter) -> None:
+    drive = mounter("", "--ttl", "0")
+    dice = random.Random(4)
+    for turn in range(4):
+        body = bytes([turn + 1]) * SIZE
+        foreign.put("base", body)
+        with (drive.here / "base").open("rb", buffering=0) as file:
+            for offset in dice.sample(range(0, SIZE, 4 * KIB), 40):
+                assert set(os.pread(file.fileno(), 4 * KIB, offset)) == {turn + 1}
+
+
+class Kernel:
+    """A kernel that takes what it is given when it is told to."""
+
+    def __init__(self) -> None:
+        self.may = threading.Event()
+        self.has: list[tuple[int, int, bytes]] = []
+
+    def give(self, number: int, offset: int, body: memoryview) -> None:
+        self.may.wait(30)
+        self.has.append((number, offset, bytes(body)))
+
+
+def opened(etag: str) -> tuple[Inodes, Inode, Source]:
+    """An inode whose version the kernel's pages are of."""
+    inodes = Inodes("", Defaults(0, 0, 0o022, 0))
+    inode = inodes.make(inodes[1], "file", Form.PLAIN, mode=0o100644)
+    inode.version = Version(etag, BLOCK)
+    return inodes, inode, Source("file", etag, BLOCK)
+
+
+def arrived(body: bytes) -> Run:
+    run = Run(0, 1)
+    run.body = memoryview(body)
+    run.done.set()
+    return run
+
+
+def test_who_is_about_to_write_waits_for_what_is_being_given() -> None:
+    kernel = Kernel()
+    inodes, inode, source = opened("a")
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            pages = Pages(inodes, Background(nursery).spawn, kernel.give)
+            assert pages.hold(inode)
+            pages.bring(inode, source, [arrived(b"x" * BLOCK)])
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.move_on_after(0.05) as waiting:
+                await pages.settle(inode)
+            assert waiting.cancelled_caught
+            kernel.may.set()
+            await pages.settle(inode)
+            assert kernel.has == [(inode.number, 0, b"x" * BLOCK)]
+
+    trio.run(run)
+
+
+def to_write(inode: Inode) -> None:
+    content_of(inode).writers = 1
+
+
+def other_version(inode: Inode) -> None:
+    inode.version = Version("b", BLOCK)
+
+
+def other_pages(inode: Inode) -> None:
+    inode.pages = "b"
+
+
+@pytest.mark.parametrize("change", [to_write, other_version, other_pages])
+def test_nothing_is_given_of_a_file_that_may_be_changed(change: Callable[[Inode], None]) -> None:
+    kernel = Kernel()
+    kernel.may.set()
+    inodes, inode, source = opened("a")
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            pages = Pages(inodes, Background(nursery).spawn, kernel.give)
+            pages.hold(inode)
+            change(inode)
+            pages.bring(inode, source, [arrived(b"x" * BLOCK)])
+
+    trio.run(run)
+    assert kernel.has == []
+
+
+def test_nothing_is_given_after_the_end() -> None:
+    kernel = Kernel()
+    kernel.may.set()
+    inodes, inode, source = opened("a")
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            pages = Pages(inodes, Background(nursery).spawn, kernel.give)
+            pages.hold(inode)
+            pages.bring(inode, source, [arrived(b"x" * BLOCK)])
+            await pages.close()
+
+    trio.run(run)
+    assert kernel.has == []
