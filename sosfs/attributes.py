@@ -28,7 +28,7 @@ from .journal import Journal
 from .learning import Learning
 from .listing import Listings
 from .saved import SavedAttributes
-from .store import METADATA_MAX, Canned, Guard, ObjectStore, Properties
+from .store import METADATA_MAX, Canned, Guard, ObjectStore, Properties, Version
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,10 @@ class Attributes(Learning):
             inode.pins += 1
             self.dirty.add(inode)
             self._spawn(lambda: self._settle_later(inode))
+
+    def keep(self, inode: Inode) -> None:
+        """A directory that is about to lose its last entry gets a marker soon, unless it is removed before."""
+        self._mark(inode)
 
     def _clear(self, inode: Inode) -> None:
         if inode.attributes_dirty:
@@ -164,22 +168,20 @@ class Attributes(Learning):
             else:
                 self._clear(inode)
 
+    async def settle_directories(self, top: Inode) -> None:
+        """As `settle`, for the directories at and below `top`: those without marker are in the bucket then."""
+        for inode in [one for one in self.dirty if one.is_directory and self._inodes.is_under(one, top)]:
+            await self.settle(inode)
+
     async def _rewrite(self, inode: Inode) -> None:
         key = self._inodes.key(inode)
-        if inode.is_directory and key and (inode.version is None or inode.version.size == 0):
-            await self._rewrite_marker(inode, key)
-            return
-        if inode.version is None:
-            self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
-            return
         try:
-            await self.learn_whole(inode)
-            acl = await self.acl(inode)
-            posix, used = inode.posix, self.properties(inode)
-            self.forget(key)
-            inode.version = await copy_object(self._store, key, key, inode.version, properties=used, acl=acl)
-            if inode.content is not None:
-                inode.content.rebase(Source(key, inode.version.etag, inode.version.size), inode.version)
+            if inode.is_directory and key and (inode.version is None or inode.version.size == 0):
+                await self._rewrite_marker(inode, key)
+            elif inode.version is not None:
+                await self._rewrite_object(inode, key, inode.version)
+            else:
+                self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
         except StoreError as error:
             if error.cause in (Cause.CONFLICT, Cause.ABSENT, Cause.DENIED):
                 self._clear(inode)  # no later try can succeed
@@ -187,6 +189,15 @@ class Attributes(Learning):
                 inode.checked = 0.0
                 inode.known = min(inode.known, Known.SIZE)
             raise
+
+    async def _rewrite_object(self, inode: Inode, key: str, version: Version) -> None:
+        await self.learn_whole(inode)
+        acl = await self.acl(inode)
+        posix, used = inode.posix, self.properties(inode)
+        self.forget(key)
+        inode.version = await copy_object(self._store, key, key, inode.version or version, properties=used, acl=acl)
+        if inode.content is not None:
+            inode.content.rebase(Source(key, inode.version.etag, inode.version.size), inode.version)
         inode.whole = True
         self._written(inode, used, posix)
 
@@ -195,6 +206,8 @@ class Attributes(Learning):
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
         inode.version = await self._store.put(key, b"", used, condition=Guard.NONE, acl=acl)
+        if inode.directory is not None:
+            inode.directory.marker = inode.version
         self._written(inode, used, posix)
 
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:

@@ -27,9 +27,10 @@ from .store import DELETE_MAX, ObjectStore, Version
 log = logging.getLogger(__name__)
 
 PROVEN = 5.0  # seconds
-GATHER = 0.01  # seconds that a batch waits for company: an unlink through FUSE takes 0.1-0.2 ms
+GATHER = 0.02  # seconds without company after which a batch sets off: an unlink through FUSE takes 0.1-0.2 ms
+LINGER = 0.5  # seconds that a batch gathers company at most
 BATCHES = 4
-CROWD = 250  # queued keys for which another batch sets off beside the one under way
+CROWD = 250  # keys of a full batch; four of these side by side are faster than one of a thousand
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
 
 Outcome = Callable[[OSError | None], None]
@@ -136,9 +137,8 @@ class Deletions:
 
     async def _work(self) -> None:
         try:
-            await trio.sleep(GATHER)
-            while self._queued:
-                batch = list(self._queued)[:DELETE_MAX]
+            while await self._gathered():
+                batch = list(self._queued)[:CROWD]
                 for key in batch:
                     self._flying[key] = self._queued.pop(key)
                 try:
@@ -150,6 +150,14 @@ class Deletions:
                     self._pause = min(2 * self._pause, PAUSE_MAX)
         finally:
             self._workers -= 1
+
+    async def _gathered(self) -> bool:
+        """Waits while the queue grows towards a full batch; whether there is anything in it."""
+        until, before = trio.current_time() + LINGER, 0
+        while before < len(self._queued) < CROWD and trio.current_time() < until:
+            before = len(self._queued)
+            await trio.sleep(GATHER)
+        return bool(self._queued)
 
     async def _send(self, batch: list[str]) -> None:
         """Sends keys that are in `_flying`; puts back those that got no answer, and raises then."""

@@ -58,8 +58,13 @@ class Foresight:
         return self._questions == 1
 
     def opened(self) -> None:
-        """A file was opened or removed: who does that asks for few attributes."""
+        """A file was opened: who does that asks for few attributes."""
         self._questions = 0
+
+    def removed(self) -> None:
+        """A file was removed: of those that are likely to follow it nothing needs to be known."""
+        self._questions = 0
+        self._attributes.clear()
 
     def entered(self, directory: Directory) -> None:
         """A directory is read from its beginning."""

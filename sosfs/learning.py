@@ -68,6 +68,8 @@ class Learning:
             return inode
         if inode.known is Known.ALL and inode.is_directory:
             return inode  # the listing of its parent keeps watch over it
+        if inode.is_directory and self._has_no_marker(inode):
+            return inode
         if inode in self._asking:
             await self._asking[inode].wait()
             return inode if inode.known is Known.ALL else await self.learn(inode)
@@ -106,10 +108,7 @@ class Learning:
 
     async def _ask_directory(self, inode: Inode) -> Inode:
         """A directory's attributes are its marker's; one without marker has the defaults."""
-        here = inode.directory
-        if here is not None and here.marker is None and self._listings.is_known(here):
-            inode.known, inode.version, inode.whole = Known.ALL, None, True
-            inode.checked = trio.current_time()
+        if self._has_no_marker(inode):
             return inode
         remembered = self._cache.find(self._inodes.key(inode), "")
         if remembered is not None:
@@ -132,6 +131,15 @@ class Learning:
         self._cache.put(found.key, found.version, found.properties, whole=whole)
         self._take_marker(inode, found.version, found.properties, whole=whole)
         return inode
+
+    def _has_no_marker(self, inode: Inode) -> bool:
+        """Whether a recent listing of a directory shows no marker: then its attributes are the defaults, unasked."""
+        here = inode.directory
+        if here is None or here.marker is not None or not self._listings.is_known(here):
+            return False
+        inode.known, inode.version, inode.whole = Known.ALL, None, True
+        inode.checked = trio.current_time()
+        return True
 
     def _take_marker(self, inode: Inode, version: Version, properties: Properties, *, whole: bool) -> None:
         inode.version = version

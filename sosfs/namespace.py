@@ -26,7 +26,7 @@ from .errors import Cause, StoreError
 from .inodes import SYMLINK_MAX, Inode, Inodes, held
 from .keys import Form
 from .listing import Listings
-from .store import DELETE_MAX, KEY_MAX, Guard, Listed, Object, ObjectStore
+from .store import DELETE_MAX, KEY_MAX, Guard, Listed, Object, ObjectStore, Version
 from .tasks import each
 
 RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
@@ -270,7 +270,7 @@ class Namespace:
             self.inodes.drop(inode)
 
     async def keep_parent(self, parent: Inode, last: Inode) -> None:
-        """A directory that exists only by its entries gets a marker before the last one goes."""
+        """A directory that exists only by its entries gets a marker when the last one goes."""
         directory = self.directory(parent)
         if parent is self.inodes.root or parent.version is not None or directory.marker is not None:
             return
@@ -279,19 +279,20 @@ class Namespace:
         walk = await self.listings.complete(parent)
         assert walk.done
         if directory.marker is None and len(directory.entries) <= 1:
-            parent.version = await self._store.put(
-                self.inodes.key(parent), b"", self._attributes.marker_properties(parent)
-            )
-            directory.marker = parent.version
+            self._attributes.keep(parent)
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
         """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
         inode = await self.lookup(parent, name)
         if not inode.is_directory:
             raise refuse(errno.ENOTDIR)
-        await self.require_empty(inode)
+        directory = self.directory(inode)
+        if directory.entries or not directory.is_known(self.ttl):
+            await self.require_empty(inode)
         await self.keep_parent(parent, inode)
-        inode.version = self.directory(inode).marker
+        inode.version = inode.version or directory.marker
+        if inode.version is None and self._deletions.under(self.inodes.key(inode)):
+            inode.version = Version("", 0)  # its name stays pending until a delete sent after those below is answered
         await self.remove(inode)
 
     async def require_empty(self, inode: Inode) -> None:

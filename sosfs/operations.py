@@ -213,7 +213,7 @@ class Operations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         await self._namespace.unlink(parent, name)
         self._streak.removed(ctx.pid, parent.number, name)
-        self._attributes.foresight.opened()
+        self._attributes.foresight.removed()
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -75,6 +75,7 @@ class Renames:
         if len(key.encode()) + inode.is_directory > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG)
         assert inode.parent is not None
+        await self._attributes.settle_directories(inode)
         await self._namespace.keep_parent(inode.parent, inode)
         async with AsyncExitStack() as held:
             if target is not None:

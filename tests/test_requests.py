@@ -162,6 +162,22 @@ def test_removing_a_thousand_files(foreign: Foreign, mounter: Mounter, proxy: Pr
 
 
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
+def test_removing_a_tree_of_directories_without_markers(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    """What another tool stored has no markers: none is made of a directory that is about to go."""
+    foreign.put_all({f"t/a{number % 5}/b{number % 25}/f{number}": b"" for number in range(200)})
+    drive = mounter(proxy.endpoint, *PATIENT)
+    with proxy.recording() as traffic:
+        drive.run("rm", "-r", "t")
+    assert traffic.count("PUT", "COPY") == 0, str(traffic)
+    assert traffic.count("DELETE") <= 2, str(traffic)  # the first tells whether the key may; one more may be alone
+    assert traffic.count("HEAD", "GET") <= 60, str(traffic)  # until the streak is seen
+    assert listings(traffic) <= 8, str(traffic)
+    assert traffic.count("DELETE_MANY") <= 6, str(traffic)
+    assert foreign.keys("t") == []
+    assert names(drive.here) == []
+
+
+@pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_renaming_a_directory_of_a_thousand_files(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     bodies = numbered("old/f", 1000)
     foreign.put_all(bodies)
