@@ -20,7 +20,7 @@ from sosfs.credentials import Surroundings
 from sosfs.daemon import Exit
 from sosfs.keysearch import Finder
 from sosfs.mountpoint import StartError
-from sosfs.zone import Place
+from sosfs.zone import Naming, Place
 
 WHERE = ("endpoint", "zone", "profile")  # the parameters that say which server and key
 
@@ -123,7 +123,7 @@ def located(settings: Settings, finder: Finder) -> Settings:
     place = keysearch.place(named, finder.found, Surroundings.of_process(settings.profile))
     if settings.zone and not settings.endpoint and not zone.is_usual(settings.zone):
         print(f"sosfs: {settings.zone!r} does not look like a zone (as ch-dk-2 does); trying it", file=sys.stderr)
-    return settings.placed(place)
+    return settings.placed(place, Naming.STATED if named.is_fixed else Naming.ASSUMED)
 
 
 def _umount(options: argparse.Namespace) -> int:

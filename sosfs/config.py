@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 from sosfs import values
 from sosfs.store import Canned
 from sosfs.values import Kind
-from sosfs.zone import Place
+from sosfs.zone import NOWHERE, Naming, Place
 
 T = TypeVar("T")
 
@@ -93,7 +93,8 @@ class Settings:
     """What one mount was asked for.
 
     `prefix` is "" or ends with a slash. `mountpoint` is absolute with links resolved. `endpoint` is a URL and
-    `zone` may be "" once `placed` was applied. Sizes are bytes, `ttl` seconds.
+    `zone` may be "" once `placed` was applied; `place` and `naming` tell then where they come from. Sizes are
+    bytes, `ttl` seconds.
     """
 
     bucket: str
@@ -101,7 +102,7 @@ class Settings:
     mountpoint: Path
     endpoint: str = _option("", values.URL, "The S3 server. May hold `{zone}`.", shown="that of the zone")
     zone: str = _option(
-        "", values.TEXT.named("ZONE"), "Exoscale zone, such as ch-gva-2.", shown="from the key's source, else ch-dk-2"
+        "", values.TEXT.named("ZONE"), "Exoscale zone, such as ch-gva-2.", shown="the one the bucket is in"
     )
     profile: str = _option(
         "", values.TEXT.named("NAME"), "AWS profile to take the key from; no other source is looked at.", shown="none"
@@ -167,6 +168,8 @@ class Settings:
     log_file: Path | None = _option(
         None, values.PATH.named("FILE"), "Log into this file.", shown="the system log; with `-f` the terminal"
     )
+    place: Place = NOWHERE
+    naming: Naming = Naming.STATED
 
     @property
     def state_dir(self) -> Path:
@@ -181,9 +184,9 @@ class Settings:
         """The region that requests are signed for: the zone where there is one."""
         return Place(self.endpoint, self.zone).region
 
-    def placed(self, place: Place) -> Settings:
+    def placed(self, place: Place, naming: Naming) -> Settings:
         """The same settings at the place that was found for them."""
-        return dataclasses.replace(self, endpoint=place.endpoint, zone=place.zone)
+        return dataclasses.replace(self, endpoint=place.url, zone=place.zone, place=place, naming=naming)
 
 
 TABLE: Mapping[str, Parameter] = {

@@ -19,7 +19,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import allocator, readiness, status
+from . import allocator, bucket_zone, readiness, status
 from .blocks import Spawn
 from .bucket_settings import BucketSettings
 from .composition import UPLOADS, Parts, assemble
@@ -58,7 +58,7 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
     Raises `StartError` or OSError when the mount could not begin.
     """
     allocator.keep_few_heaps()
-    return trio.run(_Mount(settings, source).run, ready)
+    return trio.run(_Mount(bucket_zone.located(settings), source).run, ready)
 
 
 def _in_words(error: StoreError, settings: Settings) -> str:
@@ -124,9 +124,10 @@ class _Mount:
         settings = self._settings
         self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
         try:
-            await self._store.reach(self._settings.prefix)
+            await self._store.reach(settings.prefix)
         except StoreError as error:
-            raise StartError(_in_words(error, self._settings)) from error
+            elsewhere = await trio.to_thread.run_sync(bucket_zone.elsewhere, settings, error)
+            raise StartError(elsewhere or _in_words(error, settings)) from error
         if not self._settings.read_only:
             await self._store.probe_conditions(f"{self._settings.prefix}.sosfs-probe-{uuid.uuid4()}")
         try:

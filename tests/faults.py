@@ -33,6 +33,7 @@ class Answer:
     status: int
     code: str = ""
     moment: Moment = Moment.BEFORE
+    headers: tuple[str, ...] = ()  # beside those every answer has: "Name: value"
 
     def encode(self, request: Request) -> bytes:
         """The answer as bytes on the wire."""
@@ -42,9 +43,8 @@ class Answer:
                 '<?xml version="1.0" encoding="UTF-8"?>\n'
                 f"<Error><Code>{self.code}</Code><Message>made by the test</Message><RequestId>0</RequestId></Error>"
             ).encode()
-        head = (
-            f"HTTP/1.1 {self.status} Injected\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
+        lines = ("Content-Type: application/xml", f"Content-Length: {len(body)}", *self.headers)
+        head = "\r\n".join((f"HTTP/1.1 {self.status} Injected", *lines, "", ""))
         return head.encode() + (b"" if request.method == "HEAD" else body)
 
 

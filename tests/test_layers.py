@@ -41,8 +41,9 @@ ROWS = (
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("xattr_names", "control", "keys", "metadata"),
     # the store
+    ("bucket_zone",),
     ("s3", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
-    ("lanes", "lane_obstore", "lane_signed", "signed_http", "answers", "wire", "target"),
+    ("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire", "target"),
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "status", "readiness", "holders", "mountpoint", "kernel", "allocator"),
@@ -56,7 +57,7 @@ ONLY = {
     "obstore": {"lane_obstore"},
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},
-    "urllib3": {"signed_http"},
+    "urllib3": {"signed_http", "unsigned_http"},
     "sqlite3": {"journal", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks.
