@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy"})
+NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"})
 
 
 class Versioning(Enum):
@@ -97,6 +97,14 @@ class BucketSettings:
             "PutBucketVersioning",
             lambda client, name: client.put_bucket_versioning(Bucket=name, VersioningConfiguration=wanted),
         )
+
+    async def lifecycle(self) -> list[dict[str, Any]]:
+        """The rules by which the server itself removes files, none where there are none."""
+        answer = await self._call(
+            "GetBucketLifecycleConfiguration",
+            lambda client, name: client.get_bucket_lifecycle_configuration(Bucket=name),
+        )
+        return [dict(rule) for rule in answer.get("Rules", ())] if answer else []
 
     async def policy(self) -> str:
         """The bucket policy as the server keeps it, "" where there is none."""

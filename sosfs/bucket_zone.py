@@ -20,12 +20,14 @@ from urllib.parse import quote
 from . import unsigned_http
 from .config import Settings
 from .errors import StoreError
+from .unsigned_http import Told
 from .zone import Naming, Place
 
 log = logging.getLogger(__name__)
 
 HEADER = "x-amz-bucket-region"
 SERVER_FAILED = 500  # an HTTP status from which on an answer says nothing of the bucket
+MISPLACED = frozenset({301, 307, 400})  # what S3 answers in the wrong region, or for a signature for another one
 
 
 def ask(place: Place, bucket: str) -> Place | None:
@@ -33,9 +35,13 @@ def ask(place: Place, bucket: str) -> Place | None:
 
     Raises `StoreError` where no answer came.
     """
-    told = unsigned_http.head(f"{place.url}/{quote(bucket)}")
+    return named_in(unsigned_http.head(f"{place.url}/{quote(bucket)}"), place)
+
+
+def named_in(answer: Told, place: Place) -> Place | None:
+    """The place of a bucket that an answer to its HEAD names, None for one that names none, or nonsense."""
     try:
-        return place.moved(told.headers.get(HEADER, ""))
+        return place.moved(answer.headers.get(HEADER, ""))
     except ValueError:
         return None
 
@@ -59,15 +65,17 @@ def located(settings: Settings) -> Settings:
 
 def elsewhere(settings: Settings, error: StoreError) -> str:
     """One line for the user where a bucket that answered with `error` is in another zone than was asked; else ""."""
-    if error.status == 0 or error.status >= SERVER_FAILED or not settings.place.endpoint:
+    place, status = settings.place, error.status
+    misled = 0 < status < SERVER_FAILED if place.has_zones else status in MISPLACED
+    if not misled:
         return ""
     try:
-        found = ask(settings.place, settings.bucket)
+        found = ask(place, settings.bucket)
     except StoreError:
         return ""
     if found is None or found.region == settings.region:
         return ""
-    if not settings.place.has_zones:
+    if not place.has_zones:
         return f"the bucket {settings.bucket!r} is in region {found.zone}, not in {settings.region}: give it as --zone"
     return (
         f"the bucket {settings.bucket!r} is in zone {found.zone}, not in {settings.zone}: "

@@ -22,7 +22,8 @@ from sosfs.keysearch import Finder
 from sosfs.mountpoint import StartError
 from sosfs.zone import Naming, Place
 
-WHERE = ("endpoint", "zone", "profile")  # the parameters that say which server and key
+# The parameters on which it depends whether a mount can work.
+EXAMINED = ("endpoint", "zone", "profile", "allow_other", "read_only", "cache_dir", "durability")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,8 +61,15 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)
 
-    doctor = commands.add_parser("doctor", help="check what a mount needs and show what was found where")
-    config.add_arguments(doctor, WHERE)
+    doctor = commands.add_parser(
+        "doctor",
+        help="check what a mount needs and show what was found where",
+        description="Checks what a mount needs. Writes nothing into the bucket but scratch keys, removed again.",
+    )
+    doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?")
+    doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
+    doctor.add_argument("--json", action="store_true", help="as one JSON document")
+    config.add_arguments(doctor, EXAMINED)
     doctor.set_defaults(run=_doctor)
 
     demo = commands.add_parser("demo", help="try it: a bucket on a small server of its own, mounted until Ctrl-C")
@@ -151,10 +159,13 @@ def _acl_set(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from sosfs import doctor  # noqa: PLC0415
+    from sosfs import doctor, findings  # noqa: PLC0415
 
-    layers = [config.given(options), *config.from_files("", config.files())]
-    return doctor.run(config.settle("", "", Path("/"), layers))
+    bucket, prefix = config.split_source(options.source) if options.source else ("", "")
+    path = mountpoint.canonical(options.directory) if options.directory else None
+    layers = [config.given(options), *config.from_files(bucket, config.files())]
+    form = findings.Form.JSON if options.json else findings.Form.TEXT
+    return doctor.run(config.settle(bucket, prefix, path or Path("/"), layers), path, form)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import allocator, bucket_zone, readiness, status
+from . import allocator, bucket_zone, readiness, scratch, status
 from .blocks import Spawn
 from .bucket_settings import BucketSettings
 from .composition import UPLOADS, Parts, assemble
@@ -129,7 +128,7 @@ class _Mount:
             elsewhere = await trio.to_thread.run_sync(bucket_zone.elsewhere, settings, error)
             raise StartError(elsewhere or _in_words(error, settings)) from error
         if not self._settings.read_only:
-            await self._store.probe_conditions(f"{self._settings.prefix}.sosfs-probe-{uuid.uuid4()}")
+            await self._store.probe_conditions(scratch.key(settings.prefix))
         try:
             left = await self._serve(ready)
         except* (OSError, StartError) as group:

@@ -106,6 +106,11 @@ def prepare(settings: Settings) -> None:
         detach(path, Detach.LAZY)
     if state(path) is not MountState.FREE:
         raise StartError(f"mount point is busy: {path} has a mount already")
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """Raises `StartError` for what FUSE or a user would not have a bucket mounted on."""
     try:
         entry = next(path.iterdir(), None)
     except FileNotFoundError as error:

@@ -464,28 +464,89 @@ class TestStatus:
 
 
 class TestDoctor:
+    """What it says of the machine and of an endpoint; `test_doctor` has what it says of a bucket."""
+
     def test_what_is_wrong_and_what_was_found_without_a_secret(self, desk: Desk) -> None:
         desk.mount()
         done = desk.run("doctor", "--endpoint", "http://127.0.0.1:1")
         assert done.returncode == 1
         assert re.search(r"^ok +key +environment, EXOSCALE_API_KEY: EXOtest$", done.stdout, re.MULTILINE)
-        assert re.search(r"^FAIL +endpoint +does not answer: .*refused", done.stdout, re.MULTILINE)
+        assert re.findall(r"^FAIL.*", done.stdout, re.MULTILINE) == [
+            "FAIL    endpoint               http://127.0.0.1:1 does not answer: Connection refused"
+            " -> check the network, --endpoint and --zone"
+        ]
         assert re.search(rf"^ok +mount +{re.escape(str(desk.path))}: bucket, mounted", done.stdout, re.MULTILINE)
         assert SECRET not in done.stdout + done.stderr
 
-    @pytest.mark.parametrize(("skew", "verdict"), [(0, "ok"), (300, "warn"), (3600, "FAIL")])
+    @pytest.mark.parametrize(
+        ("skew", "verdict"), [(0, "ok"), (-300, "warning"), (30, "warning"), (3600, "FAIL"), (-3600, "FAIL")]
+    )
     def test_clock(self, desk: Desk, skew: int, verdict: str) -> None:
         with served(403, skew) as endpoint:
-            done = desk.run("doctor", "--endpoint", endpoint)
-        assert done.returncode == (1 if verdict == "FAIL" else 0), done.stdout
-        assert re.search(rf"^{verdict} +(endpoint|clock) .*off", done.stdout, re.MULTILINE), done.stdout
+            done = desk.run("doctor", "bucket", "--endpoint", endpoint)
+        (line,) = re.findall(r"^.* clock .*", done.stdout, re.MULTILINE)
+        assert line.startswith(f"{verdict} "), done.stdout
+        if skew:
+            assert re.search("ahead of the server's" if skew < 0 else "behind the server's", line)
+        if verdict == "FAIL":
+            assert done.returncode == 1
+            assert done.stdout.count("\nFAIL ") == 1, "one clear line"
 
     def test_no_key(self, desk: Desk) -> None:
         desk.environ["EXOSCALE_API_KEY"] = ""
         done = desk.run("doctor")
         assert done.returncode == 1
         assert "the key is not set" in done.stdout
+        assert done.stdout.count("\nFAIL ") == 1
         assert SECRET not in done.stdout
+
+    def test_a_command_that_gives_the_secret_runs_once(self, desk: Desk) -> None:
+        del desk.environ["EXOSCALE_API_KEY"]
+        ran, file = desk.base / "ran", desk.base / "home/.config/exoscale/exoscale.toml"
+        file.parent.mkdir(parents=True)
+        command = ["sh", "-c", f"echo >> {ran}; echo {SECRET}"]
+        file.write_text(f'[[accounts]]\nname = "work"\nkey = "EXOwork"\nsecretCommand = {json.dumps(command)}\n')
+        done = desk.run("doctor", "--endpoint", "http://127.0.0.1:1")
+        assert "account work: EXOwork" in done.stdout
+        assert SECRET not in done.stdout + done.stderr
+        assert ran.read_text() == "\n"
+
+    def test_the_mount_point(self, desk: Desk) -> None:
+        nowhere = ("--endpoint", "http://127.0.0.1:1")
+        assert f"{desk.path} can be used" in desk.run("doctor", "bucket", desk.path, *nowhere).stdout
+        (desk.path / "precious").touch()
+        assert "FAIL    mount point            mount point is not empty" in (
+            desk.run("doctor", "bucket", desk.path, *nowhere).stdout
+        )
+        (desk.path / "precious").unlink()
+        desk.mount()
+        assert "has a mount already" in desk.run("doctor", "bucket", desk.path, *nowhere).stdout
+        pid = desk.pid
+        os.kill(pid, signal.SIGKILL)
+        until(lambda: not alive(pid), "the daemon dies")
+        assert "a dead mount" in desk.run("doctor", "bucket", desk.path, *nowhere).stdout
+        assert mountpoint.state(desk.path) is mountpoint.MountState.DEAD, "it only looks"
+
+    def test_the_machine(self, desk: Desk) -> None:
+        desk.environ["PATH"] = str(desk.base)
+        in_the_way = desk.base / "file"
+        in_the_way.touch()
+        done = desk.run("doctor", "bucket", "--endpoint", "http://127.0.0.1:1", "--cache-dir", in_the_way)
+        assert re.search(r"^FAIL +FUSE helper .*install the package fuse3$", done.stdout, re.MULTILINE)
+        assert re.search(r"^FAIL +state directory .*name another one with --cache-dir$", done.stdout, re.MULTILINE)
+
+    def test_a_table_on_a_terminal(self, desk: Desk) -> None:
+        ours, theirs = pty.openpty()
+        process = desk.begin("doctor", "--endpoint", "http://127.0.0.1:1", stdout=theirs)
+        os.close(theirs)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while part := os.read(ours, 4096):
+                shown += part
+        os.close(ours)
+        assert process.wait(SECONDS) == 1
+        assert b"\x1b[1;31mFAIL" in shown
+        assert b"does not answer" in shown
 
 
 @contextmanager

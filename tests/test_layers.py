@@ -18,7 +18,8 @@ FUNCTION_MAX = 40
 # Imports go to the right and down: a module may import what stands after it, in its row or in a later one.
 ROWS = (
     # what a user types
-    ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount", "daemon"),
+    ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount"),
+    ("machine_checks", "account_checks", "rights", "server_checks", "bucket_checks", "findings", "daemon"),
     # the mount and what the kernel asks of it
     (
         "mount",
@@ -41,7 +42,7 @@ ROWS = (
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("xattr_names", "control", "keys", "metadata"),
     # the store
-    ("bucket_zone",),
+    ("bucket_zone", "scratch"),
     ("s3", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
     ("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire", "target"),
     ("acl", "cors", "rejected"),

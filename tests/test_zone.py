@@ -135,3 +135,20 @@ def test_a_zone_is_one_label_of_a_host_name(label: str) -> None:
 def test_the_provider_stays_the_same(endpoint: str, moved: str) -> None:
     place = Place(endpoint, "ch-dk-2").moved("at-vie-1")
     assert (place.url, place.region) == (moved, "at-vie-1")
+
+
+def test_doctor_finds_the_zone(zones: Zones, tmp_path: Path, watchdog: Watchdog) -> None:
+    mount = zones.mount(tmp_path, watchdog, EXOSCALE_ZONE=name(zones.other))
+    done = run_sosfs(["doctor", zones.bucket.bucket, "--endpoint", TEMPLATE], mount.environment)
+    assert done.returncode == 0, done.stdout
+    assert re.search(rf"^ok +zone +{name(zones.home)}: .* says that the bucket is there$", done.stdout, re.MULTILINE)
+    assert signed(zones.other) == []
+
+
+def test_doctor_tells_of_a_wrong_one_in_one_line(zones: Zones, tmp_path: Path, watchdog: Watchdog) -> None:
+    mount = zones.mount(tmp_path, watchdog)
+    arguments = ["doctor", zones.bucket.bucket, "--endpoint", TEMPLATE, "--zone", name(zones.other)]
+    done = run_sosfs(arguments, mount.environment)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("FAIL")]
+    assert f"is in zone {name(zones.home)}, not in {name(zones.other)}" in line

@@ -1,0 +1,10 @@
+"""The key on which a server or a key's rights are tried: its name is decided here and only here. Pure."""
+
+from __future__ import annotations
+
+import uuid
+
+
+def key(prefix: str) -> str:
+    """A key under the prefix that nobody has."""
+    return f"{prefix}.sosfs-probe-{uuid.uuid4()}"
