@@ -264,3 +264,19 @@ def test_damaged_bytes_never_replace_an_object(drive: Drive, proxy: Proxy, forei
     assert kept.startswith("file.conflict-")
     assert len(foreign.get(kept)) == 900_000
     assert (drive.here / "file").read_bytes() == b"as it was"
+
+
+def test_a_directory_that_lost_its_last_file_is_there_after_a_crash(
+    drive: Drive, proxy: Proxy, foreign: Foreign
+) -> None:
+    """Its marker is written a moment later; until then the journal knows of it."""
+    foreign.put("d/only", b"1")
+    drive.mount.remount()
+    proxy.inject(Hang(), on("PUT"))
+    (drive.here / "d" / "only").unlink()
+    drive.mount.kill()
+    recover(proxy)
+    assert not foreign.exists("d/")
+    drive.mount.start()
+    assert names(drive.here / "d") == []
+    assert foreign.exists("d/")
