@@ -89,8 +89,9 @@ class Routing(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         if not name.startswith(USER):
-            # Asked before each write, for the capabilities that writing takes away.
-            raise pyfuse3.FUSEError(errno.ENODATA if name.startswith(b"security.") else errno.EOPNOTSUPP)
+            # Asked before each write, for the capabilities that writing takes away, and by `ls -l` for each file,
+            # until it is told that there are none of the kind.
+            raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
         return await self._getxattr(inode, name)
 
     @answered
