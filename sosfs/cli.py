@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sosfs
-from sosfs import config, daemon, keysearch, mountpoint, zone
+from sosfs import config, daemon, keysearch, mountpoint, option_table, zone
 from sosfs.config import SettingError, Settings
 from sosfs.credentials import Surroundings
 from sosfs.daemon import Exit
@@ -176,5 +176,5 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _options(options: argparse.Namespace) -> int:
     readme: Path = options.readme
-    readme.write_text(config.in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    readme.write_text(option_table.in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
     return Exit.OK

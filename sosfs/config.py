@@ -55,6 +55,13 @@ class Durability(Enum):
     JOURNAL = "journal"  # bytes and record are on this machine's disk; the upload follows
 
 
+class Shown(Enum):
+    """What stat shows of an object whose metadata nobody has read."""
+
+    EXACT = "exact"  # its own, for which it is asked
+    LISTED = "listed"  # what the listing tells, until that answer is there
+
+
 class LogLevel(Enum):
     """From which weight on a message is logged."""
 
@@ -114,6 +121,11 @@ class Settings:
     read_only: bool = _option(False, values.FLAG, "Refuse every change.")
     ttl: float = _option(
         TTL, values.SECONDS, "Seconds for which a listing or an attribute is trusted before the bucket is asked again."
+    )
+    attributes: Shown = _option(
+        Shown.EXACT,
+        values.choice(Shown),
+        "What `stat` shows first: the object's own mode and time (`exact`), or at once the listing's (`listed`).",
     )
     cache_dir: Path | None = _option(
         None,
@@ -318,25 +330,3 @@ def default_of(name: str) -> str:
     """The default of a parameter as the README shows it."""
     parameter = TABLE[name]
     return parameter.default or f"`{parameter.kind.shown(_DEFAULTS[name])}`"
-
-
-def in_readme(text: str) -> str:
-    """The README with its option table made anew, between its two markers."""
-    before, begin, rest = text.partition("<!-- options -->\n")
-    _, end, after = rest.partition("<!-- end of options -->\n")
-    if not (begin and end):
-        raise SettingError("the README has no markers for its option table")
-    return f"{before}{begin}{markdown()}{end}{after}"
-
-
-def markdown() -> str:
-    """The README's table of all parameters."""
-    rows = ["| option | default | what it does |", "|---|---|---|"]
-    for name, parameter in TABLE.items():
-        flag = f"--{name.replace('_', '-')}"
-        if parameter.kind is not values.FLAG:
-            flag = f"{flag} {parameter.kind.metavar}"
-        if parameter.short:
-            flag = f"{parameter.short}, {flag}"
-        rows.append(f"| `{flag}` | {default_of(name)} | {parameter.help} |")
-    return "\n".join(rows) + "\n"

@@ -17,8 +17,8 @@ from .inodes import Inode, Known
 BLOCK_SIZE = 4096  # bytes
 
 
-def entry_of(inode: Inode, *, ttl: float) -> pyfuse3.EntryAttributes:
-    """The attributes of an inode, with the seconds for which they hold."""
+def entry_of(inode: Inode, *, ttl: float, guess: float = 0.0) -> pyfuse3.EntryAttributes:
+    """The attributes of an inode, with the seconds for which they hold; what is a guess holds for `guess` seconds."""
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = inode.number
     entry.generation = 0
@@ -30,9 +30,9 @@ def entry_of(inode: Inode, *, ttl: float) -> pyfuse3.EntryAttributes:
     entry.st_blocks = -(-inode.size // 512)
     entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = inode.atime_ns, inode.mtime_ns, inode.ctime_ns
     trusted = ttl if inode.pins or inode.is_directory else max(0.0, inode.checked + ttl - trio.current_time())
-    entry.attr_timeout = trusted if inode.known is Known.ALL else 0
+    entry.attr_timeout = trusted if inode.known is Known.ALL else guess
     # A name whose object may turn out to be a link must be looked up again by whoever wants to know.
-    entry.entry_timeout = 0 if inode.known is Known.NAME else trusted
+    entry.entry_timeout = guess if inode.known is Known.NAME else trusted
     return entry
 
 

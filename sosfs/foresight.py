@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 WALK = 4  # questions in a row that make a walk
 REST = 2.0  # seconds
 ASKERS = 24
+ASKERS_BEHIND = 4  # while who walks does not wait for the answers, but for the processor that they need
 MOST = 20_000  # questions waiting, as many as one scan shows
 
 
@@ -91,6 +92,12 @@ class Foresight:
             self._scanned.clear()
         self._last = now
 
+    def behind(self, inode: Inode) -> None:
+        """A guess was shown for an inode: the truth is asked for when nobody waits for it."""
+        if len(self._attributes) < MOST:
+            self._attributes.append(inode)
+            self._begin(ASKERS_BEHIND)
+
     # What is asked ahead
 
     def _ask_below(self, top: Inode) -> None:
@@ -104,7 +111,10 @@ class Foresight:
 
     def _ask_ahead(self, directory: Directory) -> None:
         self._attributes.extend(one for one in directory.entries.values() if one.known is not Known.ALL)
-        while self._asking < min(ASKERS, len(self._attributes)):
+        self._begin(ASKERS)
+
+    def _begin(self, askers: int) -> None:
+        while self._asking < min(askers, len(self._attributes)):
             self._asking += 1
             self._spawn(self._asker)
 

@@ -29,6 +29,7 @@ from .control_operations import ControlOperations
 from .credentials import CredentialSource
 from .errors import StoreError
 from .exclusive import Claims
+from .guesses import Guesses
 from .journal import Journal
 from .kernel import raise_read_ahead
 from .links import Links
@@ -189,6 +190,7 @@ class _Mount:
             parts.deletions,
             parts.pages,
             Claims(settings.exclusive),
+            Guesses(parts.attributes, settings.attributes, ttl=settings.ttl),
             ttl=settings.ttl,
         )
         sharing = Sharing(parts.inodes, self._store, parts.attributes, parts.commits, parts.gate)

@@ -5,7 +5,7 @@ else comes out of the halves below is turned into one by `answered`: an OSError 
 a traceback in the log, so that a bug never ends the mount.
 
 How long the kernel may keep what it is told: a name until its listing is out of date; attributes as long,
-but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not.
+but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not (`guesses`).
 
 Concurrency: handlers are trio tasks, many at once.
 """
@@ -30,11 +30,11 @@ from .deletions import Deletions
 from .directory import Directory, Pass
 from .entries import BLOCK_SIZE, absent_from, entry_of
 from .exclusive import Claims
-from .inodes import Inode, Inodes, Known
+from .guesses import Guesses
+from .inodes import Inode, Inodes
 from .namespace import Namespace, refuse
 from .pages import Pages
 from .rename import Renames
-from .streak import Streak
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +69,7 @@ class Operations(pyfuse3.Operations):
         deletions: Deletions,
         pages: Pages,
         claims: Claims,
+        guesses: Guesses,
         *,
         ttl: float,
     ) -> None:
@@ -83,16 +84,16 @@ class Operations(pyfuse3.Operations):
         self._deletions = deletions
         self._pages = pages
         self._claims = claims
+        self._guesses = guesses
         self._ttl = ttl
         self._files: dict[int, Handle] = {}
         self._readings: dict[int, Reading] = {}
         self._next_handle = 1
-        self._streak = Streak()
 
     # Attributes
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        return entry_of(inode, ttl=self._ttl)
+        return entry_of(inode, ttl=self._ttl, guess=self._guesses.hold)
 
     def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
         inode.lookups += 1
@@ -109,9 +110,7 @@ class Operations(pyfuse3.Operations):
             if error.errno != errno.ENOENT:
                 raise
             return absent_from(self._namespace.directory(parent), ttl=self._ttl)
-        if inode.known is Known.NAME and not self._streak.may_guess(ctx.pid, parent.number, name):
-            inode = await self._attributes.learn(inode)
-        return self._looked_up(inode)
+        return self._looked_up(await self._guesses.looked_up(inode, ctx.pid, parent.number, name))
 
     @answered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -123,9 +122,7 @@ class Operations(pyfuse3.Operations):
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         found = self._inodes[inode]
-        learned = await self._attributes.learn(found)
-        if learned is not found:
-            raise refuse(errno.ESTALE)  # the kernel looks the name up again and gets the right type
+        await self._guesses.asked(found)
         return self._entry(found)
 
     @answered
@@ -212,8 +209,7 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         parent = self._inodes[parent_inode]
         await self._namespace.unlink(parent, name)
-        self._streak.removed(ctx.pid, parent.number, name)
-        self._attributes.foresight.removed()
+        self._guesses.removed(ctx.pid, parent.number, name)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -273,6 +269,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, name, self._entry(inode), at + len(DOTS)):
                 return
             inode.lookups += 1
+            self._guesses.listed(inode)
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -292,7 +289,7 @@ class Operations(pyfuse3.Operations):
         return await self._open(self._inodes[inode], flags, ctx)
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        self._attributes.foresight.opened()
+        await self._guesses.opened(inode)
         handle = await self._contents.open(inode, flags, ctx.pid)
         return self._file_info(handle, keep=self._pages.hold(inode))
 

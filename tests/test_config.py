@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sosfs import config, values
-from sosfs.config import Durability, Exclusive, LogLevel, SettingError, Settings
+from sosfs import config, option_table, values
+from sosfs.config import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 from sosfs.store import Canned
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -36,6 +36,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "memory": ("1G", 1 << 30),
     "cache_size": ("3G", 3 << 30),
     "part_size": ("16M", 16 << 20),
+    "attributes": ("listed", Shown.LISTED),
     "exclusive": ("always", Exclusive.ALWAYS),
     "acl": ("public-read", Canned.PUBLIC_READ),
     "link_lifetime": ("600", 600.0),
@@ -210,5 +211,5 @@ def test_sizes(text: str, size: int) -> None:
 
 def test_the_readme_has_the_table() -> None:
     text = README.read_text(encoding="utf-8")
-    assert config.in_readme(text) == text, "run 'make options'"
+    assert option_table.in_readme(text) == text, "run 'make options'"
     assert all(f"--{name.replace('_', '-')}" in text for name in config.TABLE)

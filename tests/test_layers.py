@@ -33,7 +33,7 @@ ROWS = (
         "control_files",
     ),
     # names
-    ("recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
+    ("guesses", "recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
     ("deletions", "conflict", "upload"),
@@ -48,7 +48,7 @@ ROWS = (
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "status", "readiness", "holders", "mountpoint", "kernel", "allocator"),
-    ("keysearch", "keyfiles", "credentials", "config", "values", "zone"),
+    ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
     ("tasks", "store", "errors", "__init__"),
 )
 
