@@ -88,10 +88,12 @@ def rsync_unchanged(stage: Stage) -> None:
 
 
 def remove(stage: Stage) -> None:
+    """`rm -rf`, then fsync of the directory above: deletes may travel together."""
     stage.dataset.put_tree(f"{stage.prefix}/tree")
     target = stage.home / "tree"
     with stage.clock():
         tool("rm", "-rf", target)
+        sync_directory(stage.home)
     stage.expect(0, 0, below="tree/")
 
 
