@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sosfs import acl, control, mountpoint
+from sosfs import acl, control, location, mountpoint
 from sosfs.daemon import Exit
 
 AT_ONCE = 32  # as many small requests as the mount sends side by side
@@ -79,23 +79,14 @@ def put(text: str, paths: Sequence[str], *, recursive: bool) -> int:
 
 def _targets(paths: Sequence[str], *, recursive: bool) -> list[Target]:
     """What the paths stand for. Raises OSError for one that is in no mount of ours, or a directory without -r."""
-    ours = [mount.mountpoint for mount in mountpoint.table() if mount.type == mountpoint.TYPE]
+    mounts = mountpoint.table()
     found: dict[Path, Target] = {}
     for given in paths:
-        path = _place(given)
-        roots = [root for root in ours if path.is_relative_to(root)]
-        if not roots:
-            raise OSError(errno.EINVAL, "not in a mount of sosfs", given)
-        root = max(roots, key=lambda each: len(each.parts))
+        path = location.unfollowed(given)
+        root = location.of(path, given, mounts).mount.mountpoint
         for file in _files(path, given, recursive=recursive):
             found[file] = Target(file, root / control.NAME.decode() / "acl" / file.relative_to(root))
     return list(found.values())
-
-
-def _place(given: str) -> Path:
-    """The absolute path, links resolved but for the last: the ACL of a link is its own."""
-    path = Path(os.path.abspath(given))  # noqa: PTH100 - resolve() would follow the last one
-    return Path(os.path.realpath(path.parent)) / path.name
 
 
 def _files(path: Path, given: str, *, recursive: bool) -> Iterator[Path]:

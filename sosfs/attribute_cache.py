@@ -93,13 +93,30 @@ class AttributeCache:
 
     def put(self, key: str, version: Version, properties: Properties, *, whole: bool) -> None:
         """Remembers an object's properties."""
-        self._fresh[_place(key)] = Remembered(version, int(time.time()), properties, whole)
+        self._fresh[place_of(key)] = Remembered(version, int(time.time()), properties, whole)
         if len(self._fresh) >= GATHER:
             self.flush()
 
     def drop(self, key: str) -> None:
         """Forgets an object that is gone, or whose metadata are about to change."""
-        self._fresh[_place(key)] = None
+        self._fresh[place_of(key)] = None
+
+    def take_under(self, folder: str, *, limit: int) -> list[tuple[str, Version]]:
+        """Forgets up to `limit` objects below a prefix ("" or ending in "/"); returns their keys and versions."""
+        self.flush()
+        above = f"{folder[:-1]}0" if folder else None  # "0" follows "/"
+        try:
+            with self._db:
+                rows = self._db.execute(
+                    "select folder, name, etag, size, modified from attributes"
+                    " where folder >= ? and (? is null or folder < ?) limit ?",
+                    (folder, above, above, limit),
+                ).fetchall()
+                self._db.executemany("delete from attributes where folder = ? and name = ?", [row[:2] for row in rows])
+        except sqlite3.Error as error:
+            log.warning("the attribute cache cannot be changed: %s", error)
+            return []
+        return [(row[0] + row[1], Version(*row[2:])) for row in rows]
 
     def flush(self) -> None:
         """Writes what is in memory; a disk that refuses costs HEADs later and nothing else."""
@@ -120,7 +137,8 @@ class AttributeCache:
             log.warning("the attribute cache cannot be written: %s", error)
 
 
-def _place(key: str) -> tuple[str, str]:
+def place_of(key: str) -> tuple[str, str]:
+    """A key as folder and name."""
     folder, slash, name = key.rpartition("/")
     return folder + slash, name
 

@@ -12,6 +12,7 @@ Concurrency: trio thread only. A fetch is a task of its own, so a reader that gi
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,7 @@ import trio
 from cachetools import LRUCache
 
 from .disk_cache import DiskCache
-from .store import ObjectStore
+from .store import Object, ObjectStore
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
 REQUEST = 8 << 20  # bytes of one GET: beyond it a range gains nothing (measured 1.0-1.1 GB/s from 8 MiB)
@@ -40,13 +41,14 @@ class Source:
 class Run:
     """The blocks `[first, last)` that one request fetches; `body` once they are here."""
 
-    __slots__ = ("body", "done", "error", "first", "last")
+    __slots__ = ("body", "done", "error", "first", "is_forgotten", "last")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self.body = memoryview(b"")
         self.error: OSError | None = None
+        self.is_forgotten = False  # while it was fetched: for those who wait for it, and for nobody after them
         self.done = trio.Event()
 
     def slice(self, start: int, stop: int) -> memoryview:
@@ -60,7 +62,7 @@ class Blocks:
 
     def __init__(self, store: ObjectStore, spawn: Spawn, *, capacity: int, disk: DiskCache | None = None) -> None:
         self._store = store
-        self._disk = disk
+        self.disk = disk
         self._spawn = spawn
         self.capacity = capacity
         self.received_bytes = 0
@@ -91,6 +93,28 @@ class Blocks:
             run.done.set()
             self._cached[source, 0] = run
             self._to_disk(source, run)
+
+    async def lay_up(self, source: Source, first: int, last: int) -> Object:
+        """Fetches the blocks `[first, last)` onto the disk, past the memory; what the answer tells of the object.
+
+        Raises ENOSPC where the disk cache has no room for them, and what the fetch raises.
+        """
+        if self.disk is None:
+            raise OSError(errno.ENOSPC, "there is no disk cache")
+        answer = await self._store.get(source.key, first * BLOCK, min(last * BLOCK, source.size), etag=source.etag)
+        self.received_bytes += len(answer.body)
+        if not await self.disk.store(source.key, source.etag, source.size, first, answer.body):
+            raise OSError(errno.ENOSPC, "the disk cache has no room")
+        return answer.object
+
+    def forget(self, applies: Callable[[str], bool]) -> int:
+        """Forgets what is in memory of the keys to which this applies; returns how many bytes that were."""
+        for (source, _), run in self._fetching.items():
+            run.is_forgotten |= applies(source.key)
+        going = [(source, at) for source, at in self._cached if applies(source.key)]
+        for place in going:
+            del self._cached[place]
+        return sum(min(source.size - at * BLOCK, BLOCK) for source, at in going)
 
     async def read(self, source: Source, start: int, stop: int) -> memoryview | bytes:
         """The bytes `[start, stop)`, cut at the object's end. Raises what the fetch raised."""
@@ -153,14 +177,14 @@ class Blocks:
                 run.error = OSError(5, "the fetch was cancelled")
             for at in range(run.first, run.last):
                 self._fetching.pop((source, at), None)
-                if fetched:
+                if fetched and not run.is_forgotten:
                     self._cached[source, at] = run
             run.done.set()
 
     async def _from_disk(self, source: Source, run: Run) -> memoryview | None:
-        if self._disk is None:
+        if self.disk is None:
             return None
-        return await self._disk.read(source.key, source.etag, source.size, run.first, run.last)
+        return await self.disk.read(source.key, source.etag, source.size, run.first, run.last)
 
     async def _from_store(self, source: Source, run: Run, start: int, stop: int) -> memoryview:
         answer = await self._store.get(source.key, start, stop, etag=source.etag)
@@ -170,6 +194,6 @@ class Blocks:
         return run.body
 
     def _to_disk(self, source: Source, run: Run) -> None:
-        if self._disk is not None:
-            disk = self._disk
+        if self.disk is not None and not run.is_forgotten:
+            disk = self.disk
             self._spawn(lambda: disk.keep(source.key, source.etag, source.size, run.first, run.body))

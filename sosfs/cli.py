@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)
 
+    _add_caches(commands)
+
     doctor = commands.add_parser(
         "doctor",
         help="check what a mount needs and show what was found where",
@@ -107,6 +109,25 @@ def _add_acl(commands: Any) -> None:
         command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
         command.add_argument("paths", metavar="PATH", nargs="+")
         command.set_defaults(run=run)
+
+
+def _add_caches(commands: Any) -> None:
+    warm = commands.add_parser(
+        "warm",
+        help="fetch files ahead, so that reading them is local",
+        description="Brings files of a mount into its caches: attributes, and with --cache-size their bytes. "
+        "They stay there over a remount. Ctrl-C stops it; called again it goes on.",
+    )
+    warm.set_defaults(run=_warm)
+    drop = commands.add_parser(
+        "drop",
+        help="forget what is cached of files, so that the bucket is asked",
+        description="Forgets all that a mount and the kernel have cached of files, for instance after another "
+        "program has changed the bucket. What is not in the bucket yet stays.",
+    )
+    drop.set_defaults(run=_drop)
+    for command in (warm, drop):
+        command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
 
 
 def _mount(options: argparse.Namespace) -> int:
@@ -156,6 +177,18 @@ def _acl_set(options: argparse.Namespace) -> int:
     from sosfs import acl_command  # noqa: PLC0415
 
     return acl_command.put(options.text, options.paths, recursive=options.recursive)
+
+
+def _warm(options: argparse.Namespace) -> int:
+    from sosfs import cache_command  # noqa: PLC0415
+
+    return cache_command.warm(options.paths)
+
+
+def _drop(options: argparse.Namespace) -> int:
+    from sosfs import cache_command  # noqa: PLC0415
+
+    return cache_command.drop(options.paths)
 
 
 def _doctor(options: argparse.Namespace) -> int:

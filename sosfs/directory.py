@@ -49,23 +49,24 @@ class Pass:
 class Directory:
     """What is known of a directory's entries."""
 
-    __slots__ = ("entries", "inode", "lock", "marker", "now", "touched")
+    __slots__ = ("entries", "forgotten", "inode", "lock", "marker", "now", "touched")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.entries: dict[bytes, Inode] = {}
         self.now: Pass | None = None
         self.marker: Version | None = None
+        self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = trio.Lock()
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""
-        return self.now is not None and self.now.done and trio.current_time() < self.now.started + ttl
+        return self.now is not None and self.now.done and self.is_young(ttl)
 
     def is_young(self, ttl: float) -> bool:
         """Whether the newest pass began recently, done or not."""
-        return self.now is not None and trio.current_time() < self.now.started + ttl
+        return self.now is not None and self.forgotten < self.now.started > trio.current_time() - ttl
 
     def begin(self, prefix: str, *, started: float | None = None) -> Pass:
         """Starts a new pass, now or with a request that was sent at `started`."""
@@ -247,6 +248,6 @@ class Merger:
         """The bucket no longer has this entry."""
         inode = directory.entries.pop(name, None)
         if inode is not None:
-            inode.parent = None
+            inode.parent, inode.known = None, Known.NAME
             if not inode.lookups and not inode.opens:
                 self._inodes.drop(inode)

@@ -18,6 +18,7 @@ import os
 import struct
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from pathlib import Path
 
 import trio
@@ -80,18 +81,70 @@ class DiskCache:
                 return None
         return body
 
+    async def missing(self, key: str, etag: str, size: int) -> list[tuple[int, int]]:
+        """The runs of blocks `[first, last)` of a version that are not here. Its checksums are not looked at."""
+        name = _name(key, etag, size)
+        if name not in self._index:
+            return [(0, -(-size // self._block))]
+        self._index.move_to_end(name)
+        return await trio.to_thread.run_sync(self._gaps, name, size)
+
+    def _gaps(self, name: str, size: int) -> list[tuple[int, int]]:
+        count = -(-size // self._block)
+        try:
+            table = self._path(name, "sums").read_bytes()[: count * _ENTRY.size]
+        except OSError:
+            table = b""
+        table = table.ljust(count * _ENTRY.size, b"\0")
+        runs: list[tuple[int, int]] = []
+        for at, (length, _) in enumerate(_ENTRY.iter_unpack(table)):
+            if length == 0 and runs and runs[-1][1] == at:
+                runs[-1] = (runs[-1][0], at + 1)
+            elif length == 0:
+                runs.append((at, at + 1))
+        return runs
+
     async def keep(self, key: str, etag: str, size: int, first: int, body: memoryview) -> None:
         """Stores a fetch that begins with block `first`, where there is room for it. Never raises OSError."""
+        if self._writing < WRITES:
+            await self.store(key, etag, size, first, body)
+
+    async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
+        """As `keep`, however many are being written; whether it is here now."""
         name = _name(key, etag, size)
-        if self._writing >= WRITES or not self._make_room(name, len(body)):
-            return
+        if not self._make_room(name, len(body)):
+            return False
         self._writing += 1
         try:
             await trio.to_thread.run_sync(self._write, name, first, body)
         except OSError as error:
             log.warning("the disk cache cannot be written: %s", error)
+            return False
         finally:
             self._writing -= 1
+            if name not in self._index:  # evicted or forgotten meanwhile
+                self._unlink(name)
+        return True
+
+    async def forget(self, versions: Iterable[tuple[str, str, int]]) -> int:
+        """Forgets versions (key, ETag, size); returns how many bytes of them were here."""
+        names = {_name(*version) for version in versions} & self._index.keys()
+        return await self._forget(names)
+
+    async def forget_all(self, *, but: Iterable[tuple[str, str, int]]) -> int:
+        """Forgets all but these versions, older ones of the same keys too; returns how many bytes were here."""
+        return await self._forget(self._index.keys() - {_name(*version) for version in but})
+
+    async def _forget(self, names: set[str]) -> int:
+        freed = sum(self._index.pop(name) for name in names)
+        self.used -= freed
+        await trio.to_thread.run_sync(self._unlink, *names)
+        return freed
+
+    def _unlink(self, *names: str) -> None:
+        for name in names:
+            for kind in ("sums", "data"):
+                self._path(name, kind).unlink(missing_ok=True)
 
     def _make_room(self, name: str, more: int) -> bool:
         """Counts `more` bytes for a version, after evicting others. Whether they fit."""
@@ -111,8 +164,7 @@ class DiskCache:
             if name == keep:
                 return
             self.used -= self._index.pop(name)
-            for kind in ("sums", "data"):
-                self._path(name, kind).unlink(missing_ok=True)
+            self._unlink(name)
 
     def _write(self, name: str, first: int, body: memoryview) -> None:
         pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]

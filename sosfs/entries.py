@@ -11,6 +11,7 @@ import errno
 import pyfuse3
 import trio
 
+from .absences import Absences
 from .directory import Directory
 from .inodes import Inode, Known
 
@@ -36,12 +37,12 @@ def entry_of(inode: Inode, *, ttl: float, guess: float = 0.0) -> pyfuse3.EntryAt
     return entry
 
 
-def absent_from(directory: Directory, *, ttl: float) -> pyfuse3.EntryAttributes:
+def absent_from(directory: Directory, name: bytes, absences: Absences, *, ttl: float) -> pyfuse3.EntryAttributes:
     """An answer that lets the kernel remember an absence as long as the listing that shows it is trusted.
 
     Raises FUSEError ENOENT, which the kernel does not remember, where no listing shows it.
     """
-    if not directory.is_known(ttl) or directory.now is None:
+    if not directory.is_known(ttl) or directory.now is None or not absences.add(directory.inode.number, name):
         raise pyfuse3.FUSEError(errno.ENOENT)
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0

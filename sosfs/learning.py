@@ -6,7 +6,9 @@ Concurrency: trio thread only; one question for an inode at a time, others wait 
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 
 import trio
 
@@ -50,18 +52,21 @@ class Learning:
         self._listings = listings
         self._cache = cache
         self._spawn = spawn
-        self.foresight = Foresight(listings, self._ask_ahead, spawn)
+        self.foresight = Foresight(listings, self.ask_ahead, spawn)
         listings.watcher = self.foresight.listed
         self._asking: dict[Inode, trio.Event] = {}
         self._acl_answers = 0
         self._acl_denials = 0
 
     async def learn(self, inode: Inode) -> Inode:
-        """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone.
+        """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone, ESTALE for an inode
+        that no name leads to since a listing or an answer has shown that.
 
         Returns the inode that has the name now: another one when the object turns out to be of another type
         than the kernel was told.
         """
+        if inode.parent is None and inode.known is Known.NAME and not (inode.opens or inode.pins):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # the kernel looks the name up again
         if inode.pins or inode.parent is None:
             return inode
         if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
@@ -76,7 +81,8 @@ class Learning:
         alone = self.foresight.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
 
-    async def _ask_ahead(self, inode: Inode) -> None:
+    async def ask_ahead(self, inode: Inode) -> None:
+        """Asks for the attributes of an inode before somebody wants them, unless they are being asked for."""
         if not inode.pins and inode not in self._asking:
             await self._ask(inode, with_bytes=False)
 

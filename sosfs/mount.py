@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import allocator, bucket_zone, readiness, scratch, status
+from . import allocator, bucket_zone, errands, readiness, scratch, status
 from .blocks import Spawn
 from .bucket_settings import BucketSettings
 from .composition import UPLOADS, Parts, assemble
@@ -27,11 +27,13 @@ from .control import Tree
 from .control_files import tree_of
 from .control_operations import ControlOperations
 from .credentials import CredentialSource
+from .dropping import Dropping
 from .errors import StoreError
 from .exclusive import Claims
 from .guesses import Guesses
 from .journal import Journal
 from .kernel import raise_read_ahead
+from .kernel_cache import KernelCache
 from .links import Links
 from .mountpoint import StartError
 from .operations import Operations
@@ -41,6 +43,7 @@ from .s3 import S3Store, S3Target
 from .sharing import Sharing
 from .tasks import Background
 from .versions import Shelf
+from .warming import IN_FLIGHT, Warming
 from .xattrs import Xattrs
 
 log = logging.getLogger(__name__)
@@ -103,6 +106,7 @@ class _Mount:
         self._requests: Counter[str] = Counter()
         self._errors = _Errors()
         self._parts: Parts
+        self._kernel = KernelCache()
         self._state = status.State.MOUNTING
         self._draining = trio.CancelScope()
         self._target = S3Target(
@@ -147,6 +151,7 @@ class _Mount:
             await self._parts.recover()
             await nursery.start(status.serve, status.socket_path(mountpoint), self._status)
             _attach(self._operations, mountpoint, self._options())
+            await nursery.start(errands.serve, errands.socket_path(mountpoint), self._errands)
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
             nursery.start_soon(raise_read_ahead, mountpoint)
@@ -155,6 +160,7 @@ class _Mount:
             try:
                 await pyfuse3.main(min_tasks=1, max_tasks=TASKS)
             finally:
+                self._kernel.close()
                 with trio.CancelScope(shield=True):
                     await self._parts.pages.close()
                 pyfuse3.close(unmount=True)
@@ -195,6 +201,9 @@ class _Mount:
         )
         sharing = Sharing(parts.inodes, self._store, parts.attributes, parts.commits, parts.gate)
         self._operations = self._with_control(files, sharing, background.spawn)
+        self._warming = Warming(parts.inodes, parts.namespace, parts.attributes, parts.blocks)
+        dropping = Dropping(parts.inodes, parts.cache, parts.blocks, files.absences, self._kernel.forget)
+        self._errands = {"warm": self._warming.run, "drop": dropping.run}
 
     def _with_control(self, files: Operations, sharing: Sharing, spawn: Spawn) -> Routing:
         """The control tree and the extended attributes beside the files."""
@@ -267,6 +276,6 @@ class _Mount:
             errors=tuple(self._errors.last),
             conditions=self._store.conditions.value,
             requests=dict(self._requests),
-            memory_bytes=self._parts.blocks.used + self._parts.uploader.budget.used,
-            memory_limit=self._settings.memory + UPLOADS,
+            memory_bytes=self._parts.blocks.used + self._parts.uploader.budget.used + self._warming.budget.used,
+            memory_limit=self._settings.memory + UPLOADS + IN_FLIGHT,
         )

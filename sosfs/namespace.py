@@ -81,7 +81,7 @@ class Namespace:
 
     def _is_recent(self, inode: Inode, directory: Directory) -> bool:
         checked = max(inode.checked, directory.touched.get(inode.name, 0.0))
-        return trio.current_time() < checked + self.ttl
+        return directory.forgotten < checked > trio.current_time() - self.ttl
 
     async def _ask(self, directory: Directory, name: bytes, parsed: keys.Parsed, inode: Inode | None) -> Inode:
         if len(directory.entries) <= RELIST_MAX or directory.now is None:

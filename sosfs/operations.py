@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 
+from .absences import Absences
 from .answered import answered
 from .attributes import Attributes
 from .commits import Commits
@@ -89,6 +90,7 @@ class Operations(pyfuse3.Operations):
         self._files: dict[int, Handle] = {}
         self._readings: dict[int, Reading] = {}
         self._next_handle = 1
+        self.absences = Absences(ttl)
 
     # Attributes
 
@@ -109,7 +111,7 @@ class Operations(pyfuse3.Operations):
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
-            return absent_from(self._namespace.directory(parent), ttl=self._ttl)
+            return absent_from(self._namespace.directory(parent), name, self.absences, ttl=self._ttl)
         return self._looked_up(await self._guesses.looked_up(inode, ctx.pid, parent.number, name))
 
     @answered

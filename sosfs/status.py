@@ -17,7 +17,7 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -115,9 +115,9 @@ def _name(mountpoint: Path) -> str:
     return hashlib.sha256(os.fsencode(mountpoint)).hexdigest()[: 2 * _NAME_BYTES]
 
 
-def socket_path(mountpoint: Path) -> Path:
+def socket_path(mountpoint: Path, *, suffix: str = ".sock") -> Path:
     """Where the daemon of this mount point (absolute, links resolved) listens."""
-    return runtime_dir() / f"{_name(mountpoint)}.sock"
+    return runtime_dir() / f"{_name(mountpoint)}{suffix}"
 
 
 def log_path(mountpoint: Path) -> Path:
@@ -125,7 +125,8 @@ def log_path(mountpoint: Path) -> Path:
     return runtime_dir() / f"{_name(mountpoint)}.log"
 
 
-def _candidates(mountpoint: Path, owner: int, suffix: str) -> Iterator[Path]:
+def candidates(mountpoint: Path, owner: int, suffix: str) -> Iterator[Path]:
+    """Where the file or socket of a daemon may be, which `owner` (a uid) or this user has started."""
     for uid in dict.fromkeys((owner, os.geteuid())):
         for directory in _runtime_dirs(uid):
             yield directory / f"{_name(mountpoint)}{suffix}"
@@ -138,7 +139,6 @@ async def serve(
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Answers on the socket until cancelled; started once it listens. `provider` is called in the trio thread."""
-    listener, inode = _listen(path)
 
     async def answer(stream: trio.SocketStream) -> None:
         with trio.move_on_after(ANSWER_SECONDS):
@@ -148,6 +148,17 @@ async def serve(
                 return  # the reader went away
         await trio.aclose_forcefully(stream)
 
+    await listen(path, answer, task_status=task_status)
+
+
+async def listen(
+    path: Path,
+    answer: Callable[[trio.SocketStream], Awaitable[None]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Calls `answer` for each connection to a new unix socket until cancelled; started once it listens."""
+    listener, inode = _listen(path)
     try:
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
         await trio.serve_listeners(answer, listeners, task_status=_started(task_status))
@@ -156,7 +167,7 @@ async def serve(
 
 
 def _listen(path: Path) -> tuple[socket.socket, int]:
-    new = path.with_suffix(".new")
+    new = path.with_suffix(f"{path.suffix}.new")
     new.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     listener.bind(str(new))
@@ -187,7 +198,7 @@ def fetch(mountpoint: Path, *, owner: int | None = None) -> Status | None:
 
     Raises OSError when one is there and does not answer.
     """
-    for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".sock"):
+    for path in candidates(mountpoint, os.geteuid() if owner is None else owner, ".sock"):
         try:
             return _ask(path)
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
@@ -219,13 +230,13 @@ def write_last(status: Status) -> None:
 
 def forget_last(mountpoint: Path, *, owner: int | None = None) -> None:
     """Removes what `read_last` gave, once it has been told and nothing was left."""
-    for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):
+    for path in candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):
         path.unlink(missing_ok=True)
 
 
 def read_last(mountpoint: Path, *, owner: int | None = None) -> Status | None:
     """What the last daemon of this mount point left, None where there is nothing. See its `pid` for whose it is."""
-    for path in _candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):
+    for path in candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):
         try:
             return Status.from_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:

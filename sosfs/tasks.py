@@ -1,7 +1,7 @@
 """Running things side by side: the one place besides `mount` where a nursery is opened.
 
-`Background` owns the tasks that outlive a request; `each` runs many of a kind within one. Both keep
-`OSError` the vocabulary: an exception group never leaves this module.
+`Background` owns the tasks that outlive a request; `each` runs many of a kind within one, `first` some of which the
+first to end ends all. They keep `OSError` the vocabulary: an exception group never leaves this module.
 """
 
 from __future__ import annotations
@@ -39,6 +39,26 @@ async def each(job: Callable[[T], Awaitable[object]], items: Iterable[T], *, at_
             nursery.start_soon(worker)
     if first:
         raise first[0]
+
+
+async def first(*jobs: Callable[[], Awaitable[T]]) -> T:
+    """What the job that ends first returns or raises; the others are cancelled then."""
+    results: list[T] = []
+    errors: list[Exception] = []
+
+    async def run(job: Callable[[], Awaitable[T]]) -> None:
+        try:
+            results.append(await job())
+        except Exception as error:  # noqa: BLE001 - it is kept, and raised when all have ended
+            errors.append(error)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for job in jobs:
+            nursery.start_soon(run, job)
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 class Background:

@@ -19,6 +19,7 @@ FUNCTION_MAX = 40
 ROWS = (
     # what a user types
     ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount"),
+    ("cache_command",),
     ("machine_checks", "account_checks", "rights", "server_checks", "bucket_checks", "findings", "daemon"),
     # the mount and what the kernel asks of it
     (
@@ -31,30 +32,31 @@ ROWS = (
         "answered",
         "xattrs",
         "control_files",
+        "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "rename", "namespace", "sharing", "versions", "exclusive"),
+    ("guesses", "recovery", "rename", "warming", "dropping", "namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
     ("deletions", "conflict", "upload"),
     ("draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
-    ("xattr_names", "control", "keys", "metadata"),
+    ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
     ("s3", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
     ("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire", "target"),
     ("acl", "cors", "rejected"),
     # the machine and its settings
-    ("metrics", "status", "readiness", "holders", "mountpoint", "kernel", "allocator"),
+    ("metrics", "errands", "status", "readiness", "location", "holders", "mountpoint", "kernel", "allocator"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
     ("tasks", "store", "errors", "__init__"),
 )
 
 # Libraries that only these modules may import.
 ONLY = {
-    "pyfuse3": {"mount", "operations", "entries", "answered", "control_operations", "routing"},
+    "pyfuse3": {"mount", "operations", "entries", "answered", "control_operations", "routing", "kernel_cache"},
     "obstore": {"lane_obstore"},
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},

@@ -1,0 +1,41 @@
+"""Making the kernel forget what it was told of files: attributes, pages, absent names. Decided here and only here: how.
+
+Concurrency: a call may wait for a page that the mount itself has still to deliver, so they are made in a thread and
+the trio thread goes on serving.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from functools import partial
+
+import pyfuse3
+import trio
+
+
+class KernelCache:
+    """What the kernel has cached of a mount."""
+
+    def __init__(self) -> None:
+        self._is_gone = False
+
+    def close(self) -> None:
+        """The mount is about to go: nothing is asked of the kernel any more."""
+        self._is_gone = True
+
+    async def forget(self, numbers: Sequence[int], absent: Sequence[tuple[int, bytes]]) -> None:
+        """Forgets attributes and pages of inodes, and that names are absent. Raises what the kernel refuses."""
+        await trio.to_thread.run_sync(self._forget, numbers, absent)
+
+    def _forget(self, numbers: Sequence[int], absent: Sequence[tuple[int, bytes]]) -> None:
+        calls = [partial(pyfuse3.invalidate_inode, number) for number in numbers]
+        calls += [partial(pyfuse3.invalidate_entry, directory, name) for directory, name in absent]
+        for call in calls:
+            if self._is_gone:
+                return
+            try:
+                call()
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # the kernel has forgotten it by itself
+                    raise
