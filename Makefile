@@ -107,7 +107,7 @@ uninstall:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find sosfs tests -name __pycache__ -prune -exec rm -rf {} +
+	find sosfs tests bench -name __pycache__ -prune -exec rm -rf {} +
 
 # The results go to bench/results. ARGS="--help" tells what can be chosen. As root the page cache is dropped too.
 .PHONY: bench bench-quick debian-bench

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import sosfs
-from sosfs import config, daemon, keysearch, mountpoint, option_table, zone
+from sosfs import config, daemon, keysearch, mountpoint, option_table, values, zone
 from sosfs.config import SettingError, Settings
 from sosfs.credentials import Surroundings
 from sosfs.daemon import Exit
@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
 
     _add_caches(commands)
+    _add_bench(commands)
 
     doctor = commands.add_parser(
         "doctor",
@@ -130,6 +131,41 @@ def _add_caches(commands: Any) -> None:
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
 
 
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="measure how fast a mount is",
+        description="Measures a mount, or any directory to compare it with: large file, small files, latencies. "
+        "Writes into a directory of its own, and removes it.",
+    )
+    bench.add_argument("directory", metavar="DIRECTORY", help="a mount point, or a directory that you may write to")
+    bench.add_argument(
+        "--size", type=_kind(values.SIZE), default=256 << 20, metavar="SIZE", help="of the large file (default: 256M)"
+    )
+    bench.add_argument("--files", type=_count, default=200, metavar="N", help="small files (default: 200)")
+    bench.add_argument(
+        "--threads", type=_count, default=8, metavar="N", help="at work on small files, beside one (default: 8)"
+    )
+    bench.add_argument("--json", action="store_true", help="as one JSON document")
+    bench.set_defaults(run=_bench)
+
+
+def _kind(kind: values.Kind[Any]) -> Callable[[str], Any]:
+    def parse(text: str) -> Any:
+        try:
+            return kind.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return int(text)
+
+
 def _mount(options: argparse.Namespace) -> int:
     layers = [config.given(options), *map(config.from_options, reversed(options.fstab))]
     return mount(options.source, options.directory, layers)
@@ -189,6 +225,13 @@ def _drop(options: argparse.Namespace) -> int:
     from sosfs import cache_command  # noqa: PLC0415
 
     return cache_command.drop(options.paths)
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from sosfs import bench, measuring  # noqa: PLC0415
+
+    extent = measuring.Extent(options.size, options.files, options.threads)
+    return bench.run(mountpoint.canonical(options.directory), extent, as_json=options.json)
 
 
 def _doctor(options: argparse.Namespace) -> int:

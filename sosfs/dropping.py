@@ -22,6 +22,7 @@ from . import keys
 from .absences import Absences
 from .attribute_cache import AttributeCache, place_of
 from .blocks import Blocks
+from .commits import Commits
 from .errands import Names, Tell, Told
 from .inodes import Inode, Inodes, Known
 
@@ -55,17 +56,20 @@ class Dropping:
         inodes: Inodes,
         cache: AttributeCache,
         blocks: Blocks,
+        commits: Commits,
         absences: Absences,
         kernel_forgets: KernelForgets,
     ) -> None:
         self._inodes = inodes
         self._cache = cache
         self._blocks = blocks
+        self._commits = commits
         self._absences = absences
         self._kernel_forgets = kernel_forgets
 
     async def run(self, paths: Sequence[Names], tell: Tell) -> Told:
         """Forgets the files and trees at these paths; tells how many files, and how many bytes of them."""
+        await self._let_go()
         found = _Found()
         for path in paths:
             self._find(path, found)
@@ -80,6 +84,13 @@ class Dropping:
             "kept_files": len(found.kept),
             "kept": sorted(found.kept)[:ROWS],
         }
+
+    async def _let_go(self) -> None:
+        """Drafts that are in the bucket already, and wait for no more than the task that sent them."""
+        for inode in list(self._commits.drafts):
+            content = inode.content
+            if content is not None and not content.writers and not content.lock.locked():
+                await self._commits.let_go(inode, content)
 
     # What is known of a path, without asking
 

@@ -19,7 +19,7 @@ FUNCTION_MAX = 40
 ROWS = (
     # what a user types
     ("__main__", "umount_helper", "fstab", "cli", "acl_command", "demo", "doctor", "overview", "umount"),
-    ("cache_command",),
+    ("cache_command", "bench", "measuring"),
     ("machine_checks", "account_checks", "rights", "server_checks", "bucket_checks", "findings", "daemon"),
     # the mount and what the kernel asks of it
     (
