@@ -25,7 +25,9 @@ from .blocks import Blocks
 from .commits import Commits
 from .errands import Names, Tell, Told
 from .inodes import Inode, Inodes, Known
+from .pages import Pages
 
+NO_VERSION = "-"  # no ETag: nothing is given to the kernel until the file is opened again, and what it has goes then
 ROWS = 2000  # remembered objects that are forgotten without a pause
 KernelForgets = Callable[[Sequence[int], Sequence[tuple[int, bytes]]], Awaitable[None]]
 Named = tuple[str, str, int]  # key, ETag, size: a version as the disk cache names it
@@ -40,7 +42,7 @@ class _Found:
     versions: set[Named] = field(default_factory=set)
     kept: set[str] = field(default_factory=set)  # keys
     kept_versions: set[Named] = field(default_factory=set)
-    numbers: list[int] = field(default_factory=list)  # inodes that the kernel knows
+    inodes: list[Inode] = field(default_factory=list)  # that the kernel knows
     directories: set[int] = field(default_factory=set)
 
     def applies_to(self, key: str) -> bool:
@@ -57,6 +59,7 @@ class Dropping:
         cache: AttributeCache,
         blocks: Blocks,
         commits: Commits,
+        pages: Pages,
         absences: Absences,
         kernel_forgets: KernelForgets,
     ) -> None:
@@ -64,6 +67,7 @@ class Dropping:
         self._cache = cache
         self._blocks = blocks
         self._commits = commits
+        self._pages = pages
         self._absences = absences
         self._kernel_forgets = kernel_forgets
 
@@ -76,7 +80,9 @@ class Dropping:
         memory = self._blocks.forget(found.applies_to)
         await self._rows(found)
         disk = await self._disk(found)
-        await self._kernel_forgets(found.numbers, self._absences.take(found.directories))
+        for inode in found.inodes:
+            await self._pages.settle(inode)
+        await self._kernel_forgets([inode.number for inode in found.inodes], self._absences.take(found.directories))
         return {
             "files": len(found.keys),
             "memory_bytes": memory,
@@ -137,11 +143,12 @@ class Dropping:
             found.keys.add(key)
             found.versions |= named
         if inode.lookups:
-            found.numbers.append(inode.number)
+            found.inodes.append(inode)
         if inode.pins or inode.parent is None:
             return
         if content is not None:
             content.source = None
+        inode.pages = NO_VERSION
         inode.known = min(inode.known, Known.SIZE)
         inode.checked = inode.acl_private_until = 0.0
         self._cache.drop(key)

@@ -202,7 +202,15 @@ class _Mount:
         sharing = Sharing(parts.inodes, self._store, parts.attributes, parts.commits, parts.gate)
         self._operations = self._with_control(files, sharing, background.spawn)
         self._warming = Warming(parts.inodes, parts.namespace, parts.attributes, parts.blocks)
-        dropping = Dropping(parts.inodes, parts.cache, parts.blocks, parts.commits, files.absences, self._kernel.forget)
+        dropping = Dropping(
+            parts.inodes,
+            parts.cache,
+            parts.blocks,
+            parts.commits,
+            parts.pages,
+            files.absences,
+            self._kernel.forget,
+        )
         self._errands = {"warm": self._warming.run, "drop": dropping.run}
 
     def _with_control(self, files: Operations, sharing: Sharing, spawn: Spawn) -> Routing:

@@ -77,6 +77,22 @@ def test_the_limit_holds_and_the_least_recently_used_goes(tmp_path: Path) -> Non
     assert disk.used <= 10 * BLOCK
 
 
+def test_what_is_missing_is_told_block_by_block_and_what_is_forgotten_is_gone(tmp_path: Path) -> None:
+    keep(cache(tmp_path), 2, 4)
+    keep(cache(tmp_path), 7, 8)
+    keep(cache(tmp_path), 0, 11, key="other")
+    disk = cache(tmp_path)
+    assert trio.run(disk.missing, "k", "e", len(BODY)) == [(0, 2), (4, 7), (8, 11)]
+    assert trio.run(disk.missing, "k", "another version", len(BODY)) == [(0, 11)]
+    assert trio.run(disk.missing, "other", "e", len(BODY)) == []
+    before = disk.used
+    freed = trio.run(disk.forget, [("k", "e", len(BODY)), ("k", "never kept", 5)])
+    assert 0 < freed == before - disk.used
+    assert read(disk, 2, 4) is None
+    assert read(disk, 0, 11, key="other") == BODY
+    assert len(list(tmp_path.iterdir())) == 2, "of the other"
+
+
 def test_a_second_mount_reads_from_the_disk(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     body = random.Random(4).randbytes(3 << 20)
     foreign.put("file", body)
