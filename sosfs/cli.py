@@ -63,17 +63,7 @@ def _parser() -> argparse.ArgumentParser:
 
     _add_caches(commands)
     _add_bench(commands)
-
-    doctor = commands.add_parser(
-        "doctor",
-        help="check what a mount needs and show what was found where",
-        description="Checks what a mount needs. Writes nothing into the bucket but scratch keys, removed again.",
-    )
-    doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?")
-    doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
-    doctor.add_argument("--json", action="store_true", help="as one JSON document")
-    config.add_arguments(doctor, EXAMINED)
-    doctor.set_defaults(run=_doctor)
+    _add_doctor(commands)
 
     demo = commands.add_parser("demo", help="try it: a bucket on a small server of its own, mounted until Ctrl-C")
     demo.add_argument("directory", metavar="DIR", nargs="?", help="where to mount (default: a new directory)")
@@ -148,6 +138,19 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument("--json", action="store_true", help="as one JSON document")
     bench.set_defaults(run=_bench)
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="check what a mount needs and show what was found where",
+        description="Checks what a mount needs. Writes nothing into the bucket but scratch keys, removed again.",
+    )
+    doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?")
+    doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
+    doctor.add_argument("--json", action="store_true", help="as one JSON document")
+    config.add_arguments(doctor, EXAMINED)
+    doctor.set_defaults(run=_doctor)
 
 
 def _kind(kind: values.Kind[Any]) -> Callable[[str], Any]:
