@@ -27,6 +27,16 @@ log = logging.getLogger(__name__)
 DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
 
 
+class _Question:
+    """What one task asks of an inode, and others wait for; no `answer` where it failed."""
+
+    __slots__ = ("answer", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Inode | None = None
+
+
 class Learning:
     """What is known of the inodes of a mount; `Attributes` adds how it is changed."""
 
@@ -54,7 +64,7 @@ class Learning:
         self._spawn = spawn
         self.foresight = Foresight(listings, self.ask_ahead, spawn)
         listings.watcher = self.foresight.listed
-        self._asking: dict[Inode, trio.Event] = {}
+        self._asking: dict[Inode, _Question] = {}
         self._acl_answers = 0
         self._acl_denials = 0
 
@@ -76,8 +86,11 @@ class Learning:
         if inode.is_directory and self._has_no_marker(inode):
             return inode
         if inode in self._asking:
-            await self._asking[inode].wait()
-            return inode if inode.known is Known.ALL else await self.learn(inode)
+            question = self._asking[inode]
+            await question.done.wait()
+            if question.answer is None and inode.parent is None:
+                raise OSError(errno.ENOENT, "it is gone from the bucket")
+            return question.answer or await self.learn(inode)
         alone = self.foresight.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
 
@@ -87,14 +100,16 @@ class Learning:
             await self._ask(inode, with_bytes=False)
 
     async def _ask(self, inode: Inode, *, with_bytes: bool) -> Inode:
-        done = self._asking[inode] = trio.Event()
+        question = self._asking[inode] = _Question()
         try:
             if inode.is_directory:
-                return await self._ask_directory(inode)
-            return await self._ask_file(inode, with_bytes=with_bytes)
+                question.answer = await self._ask_directory(inode)
+            else:
+                question.answer = await self._ask_file(inode, with_bytes=with_bytes)
+            return question.answer
         finally:
             del self._asking[inode]
-            done.set()
+            question.done.set()
 
     async def _ask_file(self, inode: Inode, *, with_bytes: bool) -> Inode:
         key = self._inodes.key(inode)
