@@ -14,7 +14,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # pyfuse3 is built from its source, hence the headers and the compiler.
 RUN_PACKAGES  := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd radosgw ceph-mon ceph-osd ceph-common
+TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd radosgw ceph-mon ceph-osd ceph-common s3fs
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fuzz check options install uninstall clean debian-run debian-test
@@ -119,7 +119,7 @@ bench-quick: debian-bench $(VENV)/.bench
 	$(BIN)/python -m bench --quick $(ARGS)
 
 debian-bench:
-	$(call debian,$(TEST_PACKAGES) s3fs)
+	$(call debian,$(TEST_PACKAGES))
 
 $(VENV)/.bench: pyproject.toml | debian-run
 	$(PYTHON) -m venv $(VENV)

@@ -66,7 +66,14 @@ class Attributes(Learning):
 
     def properties(self, inode: Inode) -> Properties:
         """What the object has to carry now: its headers and metadata with the attributes put in."""
-        known = self.known(inode)
+        return self._stored(inode, self.known(inode))
+
+    def renewed(self, inode: Inode) -> Properties:
+        """As `properties`, for an object that gets other bytes."""
+        had = inode.properties
+        return self._stored(inode, inode.edits.applied(Properties(had.headers, metadata.without_hashes(had.metadata))))
+
+    def _stored(self, inode: Inode, known: Properties) -> Properties:
         kept = known.headers
         if not kept.content_type and inode.version is None:
             kept = headers.for_name(inode.segment)

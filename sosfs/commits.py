@@ -204,7 +204,7 @@ class Commits:
         if inode.version is not None:
             await self._attributes.learn_whole(inode)
             acl = await self._attributes.acl(inode)
-        return self._attributes.properties(inode), acl
+        return self._attributes.renewed(inode), acl
 
     async def drop_upload(self, content: Content) -> None:
         """Gives up the multipart upload of a draft, if it has one."""

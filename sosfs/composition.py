@@ -132,7 +132,7 @@ def _halves(on: _Ground) -> Parts:
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
         ttl=ttl, new_acl=on.settings.acl
     )  # fmt: skip
-    conflicts = Conflicts(on.inodes, on.uploader, attributes.properties)
+    conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
         on.inodes, on.blocks, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
         durability=durability

@@ -138,7 +138,7 @@ class Inode:
 
     def learn(self, properties: Properties, *, whole: bool) -> None:
         """Takes over what an object's metadata says, and defaults for what it does not say."""
-        said = metadata.read(properties.metadata)
+        said = metadata.read(properties.metadata, kind=stat.S_IFMT(self.mode))
         if said.mode is not None:
             kind = stat.S_IFMT(said.mode) or stat.S_IFMT(self.mode)
             # An object that calls itself a directory (`dir`, `dir_$folder$`) is bytes under that name:

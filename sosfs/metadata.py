@@ -2,8 +2,13 @@
 
 Written the way s3fs writes them, the form most tools read: `mode` the decimal st_mode with its type
 bits, `uid`, `gid` decimal, `mtime` as `seconds.nanoseconds`, and `rdev` for devices (as GeeseFS). Read
-too: rclone's float `mtime` and octal `mode`. What cannot be understood counts as not there: a foreign
-tool's metadata must never make a file unreadable. Pure functions, safe from any thread.
+too: rclone's float `mtime` and octal `mode`; and, for what none of these says, the record that s3cmd puts into
+the one entry `s3cmd-attrs` (`mode:33188/mtime:1700000000/uid:0/...`, whole seconds, `mode` decimal).
+What cannot be understood counts as not there: a foreign tool's metadata must never make a file unreadable.
+
+What other tools noted must not lie after a change made here. s3cmd's record follows; s3fs' `ctime` goes, and
+with new bytes so do the hashes: rclone takes a file whose `md5chksum` differs for damaged, and s3cmd one whose
+noted md5 is the same for unchanged. Pure functions, safe from any thread.
 """
 
 from __future__ import annotations
@@ -14,7 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 NS = 1_000_000_000
-POSIX_NAMES = frozenset({"mode", "uid", "gid", "mtime", "rdev"})
+POSIX_NAMES = frozenset({"mode", "uid", "gid", "mtime", "rdev", "ctime"})
+_S3CMD = "s3cmd-attrs"
+_HASHES = frozenset({"md5chksum"})
 _KINDS = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 _MTIME = re.compile(r"(-?\d+)(?:\.(\d+))?")
 
@@ -30,13 +37,14 @@ class Posix:
     rdev: int | None = None
 
 
-def read(metadata: Mapping[str, str]) -> Posix:
-    """The attributes in an object's user metadata."""
+def read(metadata: Mapping[str, str], *, kind: int = stat.S_IFREG) -> Posix:
+    """The attributes in an object's user metadata; `kind` is the st_mode type that its key tells."""
+    said = {**_noted(metadata.get(_S3CMD, "")), **metadata}
     return Posix(
-        mode=_mode(metadata.get("mode", "")),
-        uid=_number(metadata.get("uid", "")),
-        gid=_number(metadata.get("gid", "")),
-        mtime_ns=_time(metadata.get("mtime", "")),
+        mode=_mode(said.get("mode", ""), kind),
+        uid=_number(said.get("uid", "")),
+        gid=_number(said.get("gid", "")),
+        mtime_ns=_time(said.get("mtime", "")),
         rdev=_number(metadata.get("rdev", "")),
     )
 
@@ -52,19 +60,55 @@ def write(metadata: Mapping[str, str], posix: Posix) -> dict[str, str]:
         out["mtime"] = f"{seconds}.{rest:09d}"
     if posix.rdev:
         out["rdev"] = str(posix.rdev)
+    if _S3CMD in out:
+        out[_S3CMD] = _followed(out[_S3CMD], out)
     return out
+
+
+def without_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` without what other tools noted of the bytes, which are about to be others."""
+    out = {name: value for name, value in metadata.items() if name not in _HASHES}
+    if _S3CMD in out:
+        out[_S3CMD] = _joined({name: value for name, value in _noted(out[_S3CMD]).items() if name != "md5"})
+    return out
+
+
+def _noted(record: str) -> dict[str, str]:
+    """s3cmd's record by name; it escapes what it separates with."""
+    return {name: value for name, _, value in (entry.partition(":") for entry in record.split("/")) if name}
+
+
+def _joined(noted: Mapping[str, str]) -> str:
+    return "/".join(f"{name}:{value}" for name, value in noted.items())
+
+
+def _followed(record: str, own: Mapping[str, str]) -> str:
+    """s3cmd's record with its entries as ours are now."""
+    before = _noted(record)
+    now = before | {name: own[name].partition(".")[0] for name in before if name in ("mode", "uid", "gid", "mtime")}
+    if now == before:
+        return record
+    # A user's name beside another number, and a time of change before the change.
+    names = {"uid": "uname", "gid": "gname"}
+    wrong = {"ctime"} | {name for number, name in names.items() if now.get(number) != before.get(number)}
+    return _joined({name: value for name, value in now.items() if name not in wrong})
 
 
 def _number(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,10}", text) and int(text) < 1 << 32 else None
 
 
-def _mode(text: str) -> int | None:
-    """s3fs writes 33188, rclone 100644: read as decimal only what then has a file type that exists."""
+def _mode(text: str, kind: int) -> int | None:
+    """s3fs writes 33188, rclone 100644: read as decimal only what then has a file type that exists.
+
+    Without type bits it is octal, but a directory's decimal: there s3fs leaves them out (511 is drwxrwxrwx).
+    """
     if not re.fullmatch(r"[0-9]{1,7}", text):
         return None
     decimal = int(text)
     if not text.startswith("0") and decimal < 1 << 16 and stat.S_IFMT(decimal) in _KINDS:
+        return decimal
+    if not text.startswith("0") and kind == stat.S_IFDIR and decimal <= 0o7777:
         return decimal
     if not set(text) <= set("01234567"):
         return None

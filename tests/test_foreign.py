@@ -218,7 +218,18 @@ METADATA = {
         0o640,
         "1234567890500000000",
     ),
+    "s3cmd": (
+        {"s3cmd-attrs": "atime:1/ctime:2/gid:100/gname:users/md5:0/mode:33188/mtime:1234567890/uid:1000/uname:a"},
+        0o644,
+        "1234567890000000000",
+    ),
+    "s3cmd, then s3fs": (
+        {"s3cmd-attrs": "mode:33188/mtime:1/uid:7", "mode": "33152", "mtime": "1234567890"},
+        0o600,
+        "1234567890000000000",
+    ),
     "nonsense": ({"mode": "rw-r--r--", "mtime": "yesterday", "uid": "-1"}, None, ""),
+    "nonsense of s3cmd": ({"s3cmd-attrs": "/mode/mtime:then/uid:root:x//"}, None, ""),
 }
 
 
@@ -237,7 +248,7 @@ def test_metadata_of_other_tools(foreign: Foreign, mounter: Mounter, tool: str) 
         assert found.st_mtime_ns == int(mtime)
     else:
         assert found.st_mtime_ns == int(foreign.head("file")["LastModified"].timestamp()) * 1_000_000_000
-    if metadata.get("uid") == "1000":
+    if metadata.get("uid") == "1000" or "uid:1000" in metadata.get("s3cmd-attrs", ""):
         assert (found.st_uid, found.st_gid) == (1000, 100)
 
 
