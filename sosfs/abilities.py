@@ -2,7 +2,8 @@
 
 Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
 takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
-and the pins of copies. Until the probe has run nothing counts as honoured. Blocks; runs in a thread.
+and the pins of copies. Until the probe has run nothing counts as honoured. What a limited key may not do is
+found out before anything is stored, so that nothing stays behind. Blocks; runs in a thread.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
-from sosfs.store import Conditions, Properties
+from sosfs.store import NO_UPLOAD, Conditions, Properties, Right
 
 if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
@@ -44,6 +45,7 @@ class Abilities:
     complete: bool = False  # both on CompleteMultipartUpload
     copy_pin: bool = False  # x-amz-copy-source-if-match on CopyObject
     part_pin: bool = False  # the same on UploadPartCopy
+    denied: frozenset[Right] = frozenset()  # what this key may not do
 
     @property
     def conditions(self) -> Conditions:
@@ -56,13 +58,16 @@ class Abilities:
 def probe(lane: SignedLane, key: str) -> Abilities:
     """What the server honours, tried on `key`, which must be nobody's and is removed again.
 
-    A key that may not write there learns nothing (UNKNOWN). Any other failure is raised.
+    A key that may not write or remove there learns nothing (UNKNOWN). Any other failure is raised.
     """
+    if _denied(lambda: lane.delete(key)):
+        writes = Right.WRITE if _denied(lambda: lane.upload_part(key, NO_UPLOAD, 1, _BODY)) else Right.DELETE
+        return Abilities(denied=frozenset({Right.DELETE, writes}))
     try:
         stored = lane.put(key, _BODY, Properties(), None, _ABSENT)
     except StoreError as error:
         if error.cause is Cause.DENIED:
-            return Abilities()
+            return Abilities(denied=frozenset({Right.WRITE}))
         if error.cause is Cause.UNSUPPORTED:
             return Abilities(known=True)
         raise
@@ -89,6 +94,7 @@ def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:
 def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
     """Whether UploadPartCopy honours its pin, and CompleteMultipartUpload If-None-Match and If-Match."""
     upload = lane.create_multipart(key, Properties(), None)
+    parts = [lane.upload_part(key, upload, 1, _BODY)]
     try:
         pin = Quoting.QUOTED.of(_OTHER)
         part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
@@ -97,7 +103,8 @@ def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
         complete = complete and _refused(lambda: lane.complete_multipart(key, upload, parts, {"If-Match": pin}))
     finally:
         try:
-            lane.abort_multipart(key, upload)
+            if _denied(lambda: lane.abort_multipart(key, upload)):
+                lane.complete_multipart(key, upload, parts, {})  # the scratch key goes, an upload would stay
         except StoreError as error:
             if error.errno != errno.ENXIO:
                 raise
@@ -111,6 +118,18 @@ def _refused(call: Callable[[], object]) -> bool:
     except StoreError as error:
         if error.cause is Cause.CONFLICT:
             return True
-        if error.cause is not Cause.UNSUPPORTED:
+        if error.cause not in (Cause.UNSUPPORTED, Cause.DENIED):
+            raise
+    return False
+
+
+def _denied(call: Callable[[], object]) -> bool:
+    """Whether the key may not do that; that there is nothing to do it to is no refusal."""
+    try:
+        call()
+    except StoreError as error:
+        if error.cause is Cause.DENIED:
+            return True
+        if error.cause not in (Cause.ABSENT, Cause.UNSUPPORTED) and error.errno != errno.ENXIO:
             raise
     return False

@@ -27,8 +27,9 @@ from .inodes import Inode, Inodes, Known
 from .journal import Journal
 from .learning import Learning
 from .listing import Listings
+from .refusals import Refusals
 from .saved import SavedAttributes
-from .store import METADATA_MAX, Canned, Guard, ObjectStore, Properties, Version
+from .store import METADATA_MAX, Canned, Guard, ObjectStore, Properties, Right, Version
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +51,13 @@ class Attributes(Learning):
         gate: Gate,
         journal: Journal,
         spawn: Spawn,
+        refusals: Refusals,
         *,
         ttl: float,
         new_acl: Canned = Canned.PRIVATE,
     ) -> None:
         super().__init__(inodes, store, blocks, merger, listings, cache, spawn, ttl=ttl, new_acl=new_acl)
+        self.refusals = refusals
         self._gate = gate
         self._journal = journal
         self._rows: dict[Inode, int] = {}
@@ -190,6 +193,8 @@ class Attributes(Learning):
             else:
                 self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
         except StoreError as error:
+            if error.cause is Cause.DENIED:
+                self.refusals.add([Right.WRITE])
             if error.cause in (Cause.CONFLICT, Cause.ABSENT, Cause.DENIED):
                 self._clear(inode)  # no later try can succeed
                 inode.edits = NO_EDITS

@@ -25,11 +25,12 @@ from .deletions import Deletions
 from .draft import Draft, State
 from .errors import Cause, StoreError
 from .gate import Gate
+from .guards import look
 from .inodes import Inode, Inodes, Known
 from .journal import Journal
 from .records import Records
 from .spool import INLINE
-from .store import Acl, Detail, Guard, Object, Properties, Version
+from .store import Acl, Detail, Guard, Object, Properties, Right, Version
 from .tasks import each
 from .upload import Announce, Upload, Uploader, etag_of
 
@@ -137,6 +138,8 @@ class Commits:
             version = await self._send(content, draft, key, properties, acl, announce)
         except StoreError as error:
             draft.commit_failed()
+            if error.cause is Cause.DENIED:
+                self._attributes.refusals.add([Right.WRITE])
             if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
                 await self._lost(inode, content, draft, error)
                 raise OSError(errno.ESTALE, error.strerror) from error
@@ -158,7 +161,7 @@ class Commits:
         """The object that a request of ours made whose answer was lost, if it is there; the draft stands on it."""
         key = self._inodes.key(inode)
         try:
-            found = await self._uploader.store.head(key, detail=Detail.WHOLE)
+            found = await look(self._uploader.store, key, detail=Detail.WHOLE)
         except StoreError as error:
             if error.cause is not Cause.ABSENT:
                 raise

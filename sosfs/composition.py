@@ -26,6 +26,7 @@ from .listing import Listings
 from .namespace import Namespace
 from .pages import Give, Pages
 from .recovery import Adoption, Replay
+from .refusals import Refusals
 from .rename import Renames
 from .spool import SpoolArea
 from .store import ObjectStore
@@ -130,7 +131,7 @@ def _halves(on: _Ground) -> Parts:
     ttl, lists, durability = on.settings.ttl, on.listings, on.settings.durability
     attributes = Attributes(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
-        ttl=ttl, new_acl=on.settings.acl
+        Refusals(on.inodes, on.store), ttl=ttl, new_acl=on.settings.acl
     )  # fmt: skip
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
@@ -141,7 +142,7 @@ def _halves(on: _Ground) -> Parts:
         on.inodes, on.blocks, on.spools, on.uploader, attributes, commits, on.pages,
         mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
     )  # fmt: skip
-    namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, ttl=ttl)
+    namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
     return Parts(
         store=on.store,
         inodes=on.inodes,

@@ -1,8 +1,8 @@
 """Keeps commits and renames of one subtree apart: a key must not change while bytes travel to it.
 
-Commits and attribute writes pass together; a rename waits until none is under way in its subtree and
-holds new ones back until it is done. A task that renames may itself commit inside: it uses `passing`
-before it closes the gate, never within.
+Commits, attribute writes, and what makes or removes a name pass together; a rename waits until none is under
+way in its subtree and holds new ones back until it is done. A task that renames may itself commit inside: it
+uses `passing` before it closes the gate, never within.
 
 Concurrency: trio thread only.
 """

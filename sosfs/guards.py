@@ -1,19 +1,27 @@
 """How a condition on a write is kept: by the server where it honours it, else by a HEAD compare. Decided here only.
 
-A HEAD compare narrows the race and cannot close it. Also here: how a lost answer is told from a lost race.
-Each function asks through the `head` it is given and keeps no state; trio thread.
+A HEAD compare narrows the race and cannot close it. Also here: how a lost answer is told from a lost race, and
+an absence from a refusal. Each function asks through the `head` it is given and keeps no state; trio thread.
 """
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from sosfs.abilities import Quoting
 from sosfs.errors import Cause, StoreError
-from sosfs.store import Condition, Guard, Object, Properties, Version
+from sosfs.store import Condition, Detail, Guard, Object, Page, Properties, Version
 
 Head = Callable[[str], Awaitable[Object]]
+
+
+class Store(Protocol):
+    """What of an `ObjectStore` tells whether an object is there."""
+
+    async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object: ...
+    async def list(self, prefix: str, *, delimiter: str = "/", limit: int = 1000) -> Page: ...
 
 
 def stale(request: str, detail: str, error: StoreError | None = None) -> StoreError:
@@ -67,6 +75,30 @@ async def is_there(head: Head, key: str, etag: str, properties: Properties | Non
     if found is None or found.version.etag != etag:
         return False
     return properties is None or found.properties.metadata == properties.metadata
+
+
+async def look(store: Store, key: str, *, detail: Detail = Detail.USUAL) -> Object:
+    """As `ObjectStore.head`; ENOENT also after a refusal, where a listing shows that the key is not there.
+
+    Who may not list the whole bucket is told 403 of what is not there (S3 API, HeadObject).
+    """
+    try:
+        return await store.head(key, detail=detail)
+    except StoreError as error:
+        if error.cause is Cause.DENIED and await _is_unlisted(store, key):
+            raise StoreError(errno.ENOENT, error.request, status=error.status, detail="it is not listed") from error
+        raise
+
+
+async def _is_unlisted(store: Store, key: str) -> bool:
+    try:
+        page = await store.list(key, delimiter="", limit=1)
+    except StoreError as error:
+        if error.cause is not Cause.DENIED:
+            raise
+        return False
+    first = page.objects[0].key if page.objects else ""
+    return first != key and (bool(first) or not page.token)
 
 
 async def _present(head: Head, key: str) -> Object | None:

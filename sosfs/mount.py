@@ -186,6 +186,7 @@ class _Mount:
         parts = self._parts = assemble(
             settings, self._store, self._journal, background.spawn, give=pyfuse3.notify_store
         )
+        parts.attributes.refusals.add(self._store.denied)
         files = Operations(
             parts.inodes,
             parts.namespace,

@@ -23,6 +23,8 @@ from .contents import Contents
 from .deletions import Deletions
 from .directory import PENDING, Directory, Merger
 from .errors import Cause, StoreError
+from .gate import Gate
+from .guards import look
 from .inodes import SYMLINK_MAX, Inode, Inodes, held
 from .keys import Form
 from .listing import Listings
@@ -49,6 +51,7 @@ class Namespace:
         attributes: Attributes,
         contents: Contents,
         deletions: Deletions,
+        gate: Gate,
         *,
         ttl: float,
     ) -> None:
@@ -61,6 +64,7 @@ class Namespace:
         self._attributes = attributes
         self._contents = contents
         self._deletions = deletions
+        self._gate = gate
 
     # Looking up
 
@@ -113,7 +117,7 @@ class Namespace:
                 below.extend((await self._store.list(key + "/", delimiter="", limit=1)).objects)
                 return
             try:
-                found.append(await self._store.head(key))
+                found.append(await look(self._store, key))
             except StoreError as error:
                 if error.cause is not Cause.ABSENT:
                     raise
@@ -123,19 +127,12 @@ class Namespace:
         await each(ask, ["object"] if alone else ["object", "prefix"], at_once=2)
         if name in directory.touched and directory.touched[name] >= when:
             return self._now(directory, name)
-        return self._take_named(directory, name, parsed, found, is_prefix=bool(below), when=when)
+        return self._take_named(directory, name, found, is_prefix=bool(below), when=when)
 
     def _take_named(
-        self,
-        directory: Directory,
-        name: bytes,
-        parsed: keys.Parsed,
-        found: list[Object],
-        *,
-        is_prefix: bool,
-        when: float,
+        self, directory: Directory, name: bytes, found: list[Object], *, is_prefix: bool, when: float
     ) -> Inode:
-        here = directory.entries.get(name)
+        here, parsed = directory.entries.get(name), keys.parse(name)
         if is_prefix:
             if here is None or not here.is_directory:
                 here = self._merger.new_directory(directory.inode, parsed.segment)
@@ -174,6 +171,7 @@ class Namespace:
                 raise
         else:
             raise refuse(errno.EEXIST)
+        await self._attributes.refusals.require_store(key)
         await self._deletions.settle(key)
         await self._deletions.settle(key + "/")
         return self.directory(parent), parsed
@@ -205,15 +203,18 @@ class Namespace:
         directory, parsed = await self.vacant(parent, name)
         inode = self.new_file(directory, parsed, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
         await self._store_new(directory, inode, b"")
-        self.directory(inode).created_here(self.inodes.key(inode))
         return inode
 
     async def _store_new(self, directory: Directory, inode: Inode, body: bytes) -> None:
         of = self._attributes
         inode.pins += 1
         try:
-            used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
-            inode.version = await self._store.put(self.inodes.key(inode), body, used, condition=Guard.ABSENT)
+            async with self._gate.passing(inode):
+                used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+                inode.version = await self._store.put(self.inodes.key(inode), body, used, condition=Guard.ABSENT)
+                of.created(inode, used)
+                if inode.is_directory:
+                    self.directory(inode).created_here(self.inodes.key(inode))
         except OSError as error:
             directory.take(inode.name, when=0.0)
             directory.now = None
@@ -224,7 +225,6 @@ class Namespace:
             raise
         finally:
             inode.pins -= 1
-        self._attributes.created(inode, used)
         directory.settled(inode.name)
 
     # Removing
@@ -235,7 +235,7 @@ class Namespace:
         if inode.is_directory:
             raise refuse(errno.EISDIR)
         await self.keep_parent(parent, inode)
-        async with self._contents.leaving(inode):
+        async with self._contents.leaving(inode), self._gate.passing(parent):
             await self.remove(inode)
 
     async def remove(self, inode: Inode) -> None:
@@ -293,7 +293,8 @@ class Namespace:
         inode.version = inode.version or directory.marker
         if inode.version is None and self._deletions.under(self.inodes.key(inode)):
             inode.version = Version("", 0)  # its name stays pending until a delete sent after those below is answered
-        await self.remove(inode)
+        async with self._gate.passing(parent):
+            await self.remove(inode)
 
     async def require_empty(self, inode: Inode) -> None:
         """Raises ENOTEMPTY unless a directory has no entries, those of other clients included."""

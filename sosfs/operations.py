@@ -140,6 +140,7 @@ class Operations(pyfuse3.Operations):
         learned = await self._attributes.learn(found)
         if learned is not found:
             raise refuse(errno.ESTALE)
+        await self._attributes.refusals.require_write(found)
         if fields.update_size:
             await self._contents.truncate(found, attr.st_size)
         before = found.posix
@@ -291,6 +292,8 @@ class Operations(pyfuse3.Operations):
         return await self._open(self._inodes[inode], flags, ctx)
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            await self._attributes.refusals.require_write(inode)
         await self._guesses.opened(inode)
         handle = await self._contents.open(inode, flags, ctx.pid)
         return self._file_info(handle, keep=self._pages.hold(inode))

@@ -27,6 +27,7 @@ from .copying import copy_object
 from .directory import Merger
 from .draft import Draft, State
 from .errors import Cause, StoreError
+from .guards import look
 from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
@@ -178,7 +179,7 @@ def _moved(saved: SavedDraft, key: str, found: Object | None) -> SavedDraft:
 
 async def _find(store: ObjectStore, key: str) -> Object | None:
     try:
-        return await store.head(key, detail=Detail.WHOLE)
+        return await look(store, key, detail=Detail.WHOLE)
     except StoreError as error:
         if error.cause is not Cause.ABSENT:
             raise

@@ -118,6 +118,7 @@ class Renames:
         if inode.version is None:
             self._move_unsent(inode, target, parent, segment, form)
             return
+        await self._attributes.refusals.require_remove(old_key)
         row = self._journal.add_rename(old_key, key)
         try:
             version, used = await self._copy(inode, old_key, key)
@@ -204,6 +205,7 @@ class Renames:
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
         if any(len(one.key.encode()) > room for one in listed):
             raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
+        await self._attributes.refusals.require_remove(old_prefix)
         row = self._journal.add_rename(old_prefix, prefix)
         try:
             versions = await self._copy_all(listed, old_prefix, prefix, known)

@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 
 from sosfs.abilities import Abilities, Quoting, probe
 from sosfs.errors import Cause, StoreError, unanswered
-from sosfs.guards import check_etag, check_still, header_for, is_there, stale
+from sosfs.guards import check_etag, check_still, header_for, is_there, look, stale
+from sosfs.removal import remove_all
 from sosfs.sender import Sender
 from sosfs.store import (
-    DELETE_MAX,
     Acl,
     Body,
     Canned,
@@ -34,6 +34,7 @@ from sosfs.store import (
     Page,
     Part,
     Properties,
+    Right,
     Slice,
     Upload,
     Version,
@@ -52,7 +53,7 @@ REASONS = {
     "NoSuchBucket": "there is no such bucket",
     "InvalidAccessKeyId": "the server does not know this access key",
     "SignatureDoesNotMatch": "the secret key is wrong",
-    "AccessDenied": "this key may not list it",
+    "AccessDenied": "this key may not list it; one that is limited to a prefix mounts BUCKET/PREFIX",
     "RequestTimeTooSkewed": "the clock of this machine is wrong",
     "PermanentRedirect": "the bucket is in another zone",
 }
@@ -75,6 +76,7 @@ class S3Store:
         self._new_acl = None if new_acl is Canned.PRIVATE else new_acl
         self.sender = Sender(target, on_request or (lambda operation: None))
         self._send = self.sender.send
+        self._look = partial(look, self)
         self._abilities = Abilities()
 
     @property
@@ -86,6 +88,11 @@ class S3Store:
     def conditions(self) -> Conditions:
         """How the server treats conditional writes; UNKNOWN until `probe_conditions` found out."""
         return self._abilities.conditions
+
+    @property
+    def denied(self) -> frozenset[Right]:
+        """What the key may not do with the scratch key of `probe_conditions`."""
+        return self._abilities.denied
 
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""
@@ -165,7 +172,7 @@ class S3Store:
         if condition is Guard.NONE:
             return await self._send("PutObject", lambda lanes: lanes.put(key, body, properties, granted), size=size)
         able = self._abilities
-        guard = await header_for(self.head, request, key, condition, absent=able.absent, match=able.match)
+        guard = await header_for(self._look, request, key, condition, absent=able.absent, match=able.match)
         try:
             return await self._send(
                 "PutObject", lambda lanes: lanes.put(key, body, properties, granted, guard), size=size
@@ -174,7 +181,7 @@ class S3Store:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
             ours = md5(body, usedforsecurity=False).hexdigest()
-            if not (error.repeated and await is_there(self.head, key, ours, properties)):
+            if not (error.repeated and await is_there(self._look, key, ours, properties)):
                 raise stale(request, "the condition does not hold", error) from error
             return Version(ours, size)
 
@@ -220,14 +227,7 @@ class S3Store:
         """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
         for key in keys:
             check_key(key)
-        failures: builtins.list[Failure] = []
-        for at in range(0, len(keys), DELETE_MAX):
-            batch = keys[at : at + DELETE_MAX]
-            try:
-                failures += await self._send("DeleteObjects", partial(_delete_batch, batch))
-            except StoreError as error:
-                failures += [Failure(key, error) for key in batch]
-        return failures
+        return await remove_all(self.sender, self.delete, keys)
 
     async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
         """Begins a multipart upload and returns its id."""
@@ -265,7 +265,7 @@ class S3Store:
         """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
         able, request, size = self._abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
         match = Quoting.QUOTED if able.complete else None
-        guard = await header_for(self.head, request, key, condition, absent=able.complete, match=match)
+        guard = await header_for(self._look, request, key, condition, absent=able.complete, match=match)
         try:
             etag = await self._send(
                 "CompleteMultipartUpload", lambda lanes: lanes.signed.complete_multipart(key, upload_id, parts, guard)
@@ -274,7 +274,7 @@ class S3Store:
             ours = joined_etag(parts)
             unsure = error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ENXIO)
             if (unsure or (error.repeated and error.cause is Cause.CONFLICT)) and await is_there(
-                self.head, key, ours, None
+                self._look, key, ours, None
             ):
                 return Version(ours, size)  # joined before, the answer lost; Ceph 16 calls that InternalError
             if guard and error.code == "NoSuchKey":  # If-Match where nothing is
@@ -329,7 +329,3 @@ class S3Store:
         """Replaces the object's ACL."""
         check_key(key)
         await self._send("PutObjectAcl", lambda lanes: lanes.signed.put_acl(key, acl))
-
-
-def _delete_batch(keys: Sequence[str], lanes: Lanes) -> list[Failure]:
-    return lanes.signed.delete_many(keys)

@@ -26,6 +26,7 @@ PARTS_MAX = 10_000
 PUT_MAX = 5 << 30  # one PUT, and one CopyObject
 OBJECT_MAX = 4 << 40  # SOS, "Limits and quotas"
 KEY_MAX = 1024  # bytes of UTF-8
+NO_UPLOAD = "0" * 32  # the id of a multipart upload that nobody has begun
 METADATA_MAX = 2048  # bytes of names and values together
 DELETE_MAX = 1000  # keys a DeleteObjects call
 
@@ -191,6 +192,13 @@ class Conditions(Enum):
     UNKNOWN = "unknown"
     HONOURED = "honoured"
     IGNORED = "ignored"  # HEAD compare instead: it narrows the race and cannot close it
+
+
+class Right(Enum):
+    """What a key may be refused."""
+
+    WRITE = "write"
+    DELETE = "remove"
 
 
 class ObjectStore(Protocol):

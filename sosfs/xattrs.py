@@ -187,7 +187,7 @@ class Xattrs:
         if name == ACL:
             await self._set_acl(inode, value)
             return
-        self._require_settable(inode, name)
+        await self._require_settable(inode, name)
         await self._known(inode)
         if name in HEADERS:
             edits = inode.edits.with_header(HEADERS[name], _header(name, value))
@@ -201,7 +201,7 @@ class Xattrs:
 
     async def remove(self, inode: Inode, name: bytes) -> None:
         """Removes a `user.` attribute. Raises ENODATA, and as `set`."""
-        self._require_settable(inode, name)
+        await self._require_settable(inode, name)
         known = await self._known(inode, whole=name == EXPIRES)
         if name in HEADERS:
             if not getattr(known.headers, HEADERS[name]):
@@ -222,13 +222,14 @@ class Xattrs:
             self._rejections.add(f"ACL of {inode.name.decode(errors='replace')}", error)
             raise
 
-    def _require_settable(self, inode: Inode, name: bytes) -> None:
+    async def _require_settable(self, inode: Inode, name: bytes) -> None:
         if name in self._readers:
             raise OSError(errno.EPERM, f"{name.decode()} is read-only")
         if name.startswith(SOS) and name not in HEADERS:
             raise OSError(errno.EOPNOTSUPP, f"there is no attribute {name.decode(errors='replace')}")
         if inode is self._inodes.root:
             raise OSError(errno.EOPNOTSUPP, "the root of a mount is no object")
+        await self._attributes.refusals.require_write(inode)
 
 
 def _header(name: bytes, value: bytes) -> str:

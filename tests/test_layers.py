@@ -38,14 +38,14 @@ ROWS = (
     ("guesses", "recovery", "rename", "warming", "dropping", "namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
-    ("deletions", "conflict", "upload"),
+    ("refusals", "deletions", "conflict", "upload"),
     ("draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
-    ("s3", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
+    ("s3", "removal", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
     ("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire", "target"),
     ("acl", "cors", "rejected"),
     # the machine and its settings
