@@ -6,9 +6,19 @@ import ctypes
 import errno
 import os
 import random
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from tests.conftest import Mounter
 from tests.drive import Drive, eventually, fails, names, tree
+from tests.faults import Delay
+from tests.foreign import Foreign
+from tests.proxy import Proxy
+from tests.traffic import on
+from tests.waiting import until
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 AT_FDCWD = -100
@@ -171,3 +181,33 @@ def test_rename_by_exchange_is_refused_or_exchanges(drive: Drive) -> None:
         assert tree(drive.here) == {"a": b"a", "b": b"b"}
     else:
         assert tree(drive.here) == {"a": b"b", "b": b"a"}
+
+
+BEGUN: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "mkdir": ("PUT", lambda top: (top / "new").mkdir()),
+    "symlink": ("PUT", lambda top: (top / "new").symlink_to("target")),
+    "mkfifo": ("PUT", lambda top: os.mkfifo(top / "new")),
+    "unlink": ("DELETE", lambda top: (top / "old").unlink()),
+}
+
+
+@pytest.mark.parametrize("what", BEGUN)
+@pytest.mark.parametrize("server", ["moto"], indirect=True)  # what is tested happens before it
+def test_what_has_begun_in_a_directory_ends_before_its_rename(
+    mounter: Mounter, proxy: Proxy, foreign: Foreign, what: str
+) -> None:
+    foreign.put_all({"d/old": b"old", "d/other": b"other"})
+    drive = mounter(proxy.endpoint)
+    operation, change = BEGUN[what]
+    assert names(drive.here / "d") == ["old", "other"]
+    proxy.inject(Delay(1.0), on(operation), times=1)
+    seen = proxy.count(operation)
+    changing = threading.Thread(target=change, args=[drive.here / "d"])
+    changing.start()
+    until(lambda: proxy.count(operation) > seen, "the change is on its way")
+    (drive.here / "d").rename(drive.here / "moved")
+    changing.join()
+    expected = ["other"] if what == "unlink" else ["new", "old", "other"]
+    assert names(drive.here / "moved") == expected
+    drive.mount.stop()
+    assert [key.rstrip("/") for key in foreign.keys("") if key != "moved/"] == [f"moved/{name}" for name in expected]
