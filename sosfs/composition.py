@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from .abandoned import Abandoned
 from .attribute_cache import AttributeCache
 from .attributes import Attributes
 from .blocks import BLOCK, Blocks, Spawn
@@ -56,17 +57,19 @@ class Parts:
     gate: Gate
     replay: Replay
     adoption: Adoption
+    abandoned: Abandoned
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
         await self.replay.run()
-        await self.replay.abort_uploads(keep=await self.adoption.run())
+        await self.abandoned.abort(keep=await self.adoption.run())
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
         await self.commits.drain()
         await self.attributes.drain()
         await self.deletions.drain()
+        await self.abandoned.abort_unknown()
 
     @property
     def pending(self) -> int:
@@ -163,4 +166,5 @@ def _halves(on: _Ground) -> Parts:
         adoption=Adoption(
             on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
         ),
+        abandoned=Abandoned(on.journal, on.store),
     )

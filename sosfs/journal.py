@@ -54,6 +54,7 @@ create table if not exists deletes (key text primary key, version text not null)
 create table if not exists attributes (id integer primary key, record text not null);
 create table if not exists renames (id integer primary key, old text not null, new text not null);
 create table if not exists uploads (upload text primary key, key text not null, properties text not null);
+create table if not exists intents (key text primary key, since integer not null);
 """
 
 
@@ -204,6 +205,21 @@ class Journal:
     def renames(self) -> list[tuple[int, str, str]]:
         """Renames under way, oldest first."""
         return self._db.execute("select id, old, new from renames order by id").fetchall()
+
+    def add_intent(self, key: str, since: int) -> None:
+        """A multipart upload of this key is about to begin, at `since` (epoch): its id is not known before the answer.
+
+        One that is noted already keeps its time.
+        """
+        self._write("insert or ignore into intents values (?, ?)", (key, since))
+
+    def drop_intent(self, key: str) -> None:
+        """The store has answered, and no such upload is unknown."""
+        self._write("delete from intents where key = ?", (key,))
+
+    def intents(self) -> list[tuple[str, int]]:
+        """The beginnings that got no answer, as (key, since)."""
+        return self._db.execute("select key, since from intents").fetchall()
 
     def add_upload(self, upload: str, key: str, properties: Properties) -> None:
         """A multipart upload of ours has begun, with the properties that the object will have."""

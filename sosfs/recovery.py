@@ -4,7 +4,8 @@
     deletes             -> sent, where the object is still the version that was removed
     attribute changes   -> written, where the object is still the version that was changed
     drafts              -> back in the tree at once, and sent as before; a multipart upload goes on
-    other uploads of ours -> aborted: nobody was promised anything of them
+
+Then `abandoned` has the uploads that no draft goes on with.
 
 All of it may have reached the bucket before the crash, so each step first looks whether it has.
 
@@ -44,7 +45,7 @@ AT_ONCE = 16
 
 
 class Replay:
-    """Work on objects alone: renames, deletes, attributes, abandoned uploads."""
+    """Work on objects alone: renames, deletes, attributes, attributes."""
 
     def __init__(self, journal: Journal, store: ObjectStore, attributes: Attributes) -> None:
         self._journal = journal
@@ -140,18 +141,6 @@ class Replay:
         used = _carried(saved, found.properties.headers if found is not None else headers.for_directory())
         acl = await self._attributes.acl_of(saved.key) if found is not None else None
         await self._store.put(saved.key, b"", used, acl=acl)
-
-    async def abort_uploads(self, keep: set[str]) -> None:
-        """Aborts our unfinished uploads but those in `keep`."""
-        for upload_id, key, _ in self._journal.uploads():
-            if upload_id in keep:
-                continue
-            try:
-                await self._store.abort_multipart(key, upload_id)
-            except OSError as error:
-                log.warning("an unfinished upload of %s stays: %s", key, error)
-            else:
-                self._journal.drop_upload(upload_id)
 
 
 def _carried(saved: SavedAttributes, found: Headers) -> Properties:

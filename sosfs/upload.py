@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import md5
@@ -284,5 +285,21 @@ class Upload:
     async def _ensure(self) -> None:
         async with self._begin:
             if not self._id:
-                self._id = await self._shared.store.create_multipart(self.key, self.properties, acl=self.acl)
-                self._shared.journal.add_upload(self._id, self.key, self.properties)
+                self._id = await self._begun()
+
+    async def _begun(self) -> str:
+        """The id of a new upload. One that nobody was told stays in the journal, for `Abandoned`."""
+        journal, key = self._shared.journal, self.key
+        is_lost = any(key == lost for lost, _ in journal.intents())
+        journal.add_intent(key, int(time.time()))
+        try:
+            upload_id = await self._shared.store.create_multipart(key, self.properties, acl=self.acl)
+        except StoreError as error:
+            if not is_lost and 400 <= error.status < 500:
+                journal.drop_intent(key)
+            raise
+        with journal.together():
+            journal.add_upload(upload_id, key, self.properties)
+            if not is_lost:
+                journal.drop_intent(key)
+        return upload_id

@@ -151,8 +151,6 @@ class Troubled:
         return plan
 
     async def _befall(self, plan: Plan, name: str, arguments: tuple[Any, ...]) -> Any:
-        if plan.after and name == "create_multipart":
-            self.inner._uploads.popitem()  # an upload whose id nobody was told is the server's to sweep
         if plan.what is What.STALLS:
             self.stalled = True
             await trio.sleep_forever()

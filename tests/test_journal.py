@@ -80,6 +80,8 @@ def test_all_that_was_written_is_read_back(tmp_path: Path) -> None:
     attribute_rows = [journal.save_attributes(0, attributes), journal.save_attributes(0, marker)]
     rename = journal.add_rename("old/", "new/")
     journal.add_upload("id", "key", PROPERTIES)
+    journal.add_intent("key", 7)
+    journal.add_intent("key", 9)  # the earlier one may have begun something already
     journal = reopened(journal, tmp_path)
     assert not journal.is_new
     assert list(journal.drafts()) == [(rows[0], DRAFT), (rows[1], SMALL)]
@@ -87,6 +89,7 @@ def test_all_that_was_written_is_read_back(tmp_path: Path) -> None:
     assert journal.attributes() == [(attribute_rows[0], attributes), (attribute_rows[1], marker)]
     assert journal.renames() == [(rename, "old/", "new/")]
     assert journal.uploads() == [("id", "key", PROPERTIES)]
+    assert journal.intents() == [("key", 7)]
     assert journal.rows == 6
     journal.close()
 
@@ -102,6 +105,9 @@ def test_what_was_dropped_is_gone(journal: Journal) -> None:
     journal.drop_attributes(attributes)
     journal.drop_rename(rename)
     journal.drop_upload("id")
+    journal.add_intent("key", 7)
+    journal.drop_intent("key")
+    assert journal.intents() == []
     assert [found for found, _ in journal.drafts()] == [other]
     assert journal.rows == 1
     assert journal.uploads() == []
