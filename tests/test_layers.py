@@ -35,7 +35,8 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "abandoned", "rename", "warming", "dropping", "namespace", "sharing", "versions", "exclusive"),
+    ("guesses", "recovery", "abandoned", "rename", "warming", "dropping"),
+    ("namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
