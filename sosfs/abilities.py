@@ -3,7 +3,8 @@
 Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
 takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
 and the pins of copies. Until the probe has run nothing counts as honoured. What a limited key may not do is
-found out before anything is stored, so that nothing stays behind. Blocks; runs in a thread.
+found out before anything is stored, so that nothing stays behind; what the server would not take from this mount
+at all, its encryption or its storage class, shows here too. Blocks; runs in a thread.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import md5
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
@@ -45,6 +47,7 @@ class Abilities:
     complete: bool = False  # both on CompleteMultipartUpload
     copy_pin: bool = False  # x-amz-copy-source-if-match on CopyObject
     part_pin: bool = False  # the same on UploadPartCopy
+    hashes: bool = True  # the ETag of a PUT is the MD5 of its bytes; AWS makes others where it encrypts
     denied: frozenset[Right] = frozenset()  # what this key may not do
 
     @property
@@ -55,10 +58,11 @@ class Abilities:
         return Conditions.HONOURED if self.absent and self.match else Conditions.IGNORED
 
 
-def probe(lane: SignedLane, key: str) -> Abilities:
+def probe(lane: SignedLane, key: str, *, storage_class: str = "") -> Abilities:
     """What the server honours, tried on `key`, which must be nobody's and is removed again.
 
-    A key that may not write or remove there learns nothing (UNKNOWN). Any other failure is raised.
+    A key that may not write or remove there learns nothing (UNKNOWN). Any other failure is raised: so is EPROTO of
+    a server that does not encrypt with the mount's key, and its refusal of the storage class.
     """
     if _denied(lambda: lane.delete(key)):
         writes = Right.WRITE if _denied(lambda: lane.upload_part(key, NO_UPLOAD, 1, _BODY)) else Right.DELETE
@@ -69,7 +73,9 @@ def probe(lane: SignedLane, key: str) -> Abilities:
         if error.cause is Cause.DENIED:
             return Abilities(denied=frozenset({Right.WRITE}))
         if error.cause is Cause.UNSUPPORTED:
-            return Abilities(known=True)
+            return Abilities(known=True, hashes=False)  # nobody looked
+        if error.errno == errno.EPROTO:
+            lane.purge(key)
         raise
     try:
         absent = _refused(lambda: lane.put(key, _BODY, Properties(), None, _ABSENT))
@@ -77,9 +83,12 @@ def probe(lane: SignedLane, key: str) -> Abilities:
         pin = Quoting.QUOTED.of(_OTHER)
         copy_pin = _refused(lambda: lane.copy(key, key, pin=pin, properties=Properties(), acl=None))
         part_pin, complete = _probe_multipart(lane, key)
+        if storage_class:
+            lane.put(key, _BODY, Properties(storage_class=storage_class), None, {})
     finally:
         lane.purge(key)
-    return Abilities(True, absent, match, complete, copy_pin, part_pin)
+    hashes = stored.etag == md5(_BODY, usedforsecurity=False).hexdigest()
+    return Abilities(True, absent, match, complete, copy_pin, part_pin, hashes)
 
 
 def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:

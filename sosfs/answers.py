@@ -17,7 +17,7 @@ from xml.etree.ElementTree import Element, ParseError, SubElement
 
 from sosfs.errors import StoreError, from_s3
 from sosfs.store import Acl, Failure, Grant, Listed, Page, Part, Upload, Version
-from sosfs.wire import bare_etag, modified
+from sosfs.wire import bare_etag, class_of, modified
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
@@ -80,7 +80,8 @@ def page_of(body: bytes) -> Page:
         if (name := _name(element)) == "Contents":
             found = _fields(element)
             when = modified(datetime.fromisoformat(found["LastModified"]))
-            objects.append(Listed(plain(found["Key"]), Version(bare_etag(found["ETag"]), int(found["Size"]), when)))
+            version = Version(bare_etag(found["ETag"]), int(found["Size"]), when)
+            objects.append(Listed(plain(found["Key"]), version, class_of(found.get("StorageClass", ""))))
         elif name == "CommonPrefixes":
             prefixes.append(plain(_fields(element)["Prefix"]))
     more = told.get("IsTruncated") == "true"

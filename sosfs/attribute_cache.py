@@ -144,17 +144,17 @@ def place_of(key: str) -> tuple[str, str]:
 
 
 def _row(row: Remembered) -> tuple[object, ...]:
-    headers = row.properties.headers
-    properties = json.dumps(
-        [[getattr(headers, name) for name in Headers.__slots__], dict(row.properties.metadata)], separators=(",", ":")
-    )
+    known = row.properties
+    headers = [getattr(known.headers, name) for name in Headers.__slots__]
+    properties = json.dumps([headers, dict(known.metadata), known.storage_class], separators=(",", ":"))
     version = row.version
     return version.etag, version.size, version.modified, row.written, int(row.whole), properties
 
 
 def _remembered(etag: str, size: int, modified: int | None, written: int, whole: int, properties: str) -> Remembered:
-    headers, metadata = json.loads(properties)
-    return Remembered(Version(etag, size, modified), written, Properties(Headers(*headers), metadata), bool(whole))
+    headers, metadata, *rest = json.loads(properties)  # older rows have no storage class: the listing tells it
+    known = Properties(Headers(*headers), metadata, *rest)
+    return Remembered(Version(etag, size, modified), written, known, bool(whole))
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -55,9 +55,11 @@ class Attributes(Learning):
         *,
         ttl: float,
         new_acl: Canned = Canned.PRIVATE,
+        new_class: str = "",
     ) -> None:
         super().__init__(inodes, store, blocks, merger, listings, cache, spawn, ttl=ttl, new_acl=new_acl)
         self.refusals = refusals
+        self._new_class = new_class
         self._gate = gate
         self._journal = journal
         self._rows: dict[Inode, int] = {}
@@ -80,7 +82,11 @@ class Attributes(Learning):
         kept = known.headers
         if not kept.content_type and inode.version is None:
             kept = headers.for_name(inode.segment)
-        return Properties(kept, metadata.write(known.metadata, inode.posix))
+        return Properties(kept, metadata.write(known.metadata, inode.posix), self._class_of(inode))
+
+    def _class_of(self, inode: Inode) -> str | None:
+        """The storage class: what is in the bucket keeps its own, which S3 resets with each write and copy."""
+        return self._new_class if inode.version is None else inode.properties.storage_class
 
     def changed(self, inode: Inode) -> None:
         """The user changed attributes. Raises ENOSPC when they would not fit into 2 kB of metadata."""
@@ -233,7 +239,7 @@ class Attributes(Learning):
         """What a directory's marker carries."""
         known = self.known(inode)
         kept = known.headers if known.headers.content_type else headers.for_directory()
-        return Properties(kept, metadata.write(known.metadata, inode.posix))
+        return Properties(kept, metadata.write(known.metadata, inode.posix), self._class_of(inode))
 
     def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
         """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""

@@ -156,14 +156,14 @@ class BucketSettings:
 
         return await self._call("ListObjectVersions", ask) or False
 
-    async def read(self, key: str, version_id: str, start: int, stop: int) -> bytes:
+    async def read(self, key: str, version_id: str, start: int, stop: int) -> memoryview:
         """The bytes `[start, stop)` of a version. ENOENT where it is gone."""
-
-        def ask(client: S3Client, name: str) -> bytes:
-            answer = client.get_object(Bucket=name, Key=key, VersionId=version_id, Range=f"bytes={start}-{stop - 1}")
-            return answer["Body"].read()
-
-        return await self._call(f"GetObject {key!r}", ask, size=stop - start) or b""
+        found = await self._sender.send(
+            "GetObject",
+            lambda lanes: lanes.signed.get(key, start, stop, "", version_id=version_id),
+            size=stop - start,
+        )
+        return found.body
 
     async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
         """Does `work` in a thread; None where the server says that nothing is set."""
@@ -215,7 +215,11 @@ class BucketSettings:
             aws_session_token=key.token or None,
             config=config,
         )
+        client.meta.events.register("before-call.s3", self._pay)
         return client
+
+    def _pay(self, params: dict[str, Any], **_: object) -> None:
+        params["headers"].update(self._target.payer.headers)
 
 
 def _kept(found: Any) -> Kept:

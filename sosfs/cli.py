@@ -23,7 +23,17 @@ from sosfs.mountpoint import StartError
 from sosfs.zone import Naming, Place
 
 # The parameters on which it depends whether a mount can work.
-EXAMINED = ("endpoint", "zone", "profile", "allow_other", "read_only", "cache_dir", "durability")
+EXAMINED = (
+    "endpoint",
+    "zone",
+    "profile",
+    "allow_other",
+    "read_only",
+    "cache_dir",
+    "durability",
+    "sse_c_key",
+    "requester_pays",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,6 +192,8 @@ def mount(source: str, directory: str, layers: Sequence[Any]) -> int:
     finder = Finder(lambda: Surroundings.of_process(settings.profile))
     settings = located(settings, finder)
     mountpoint.prepare(settings)
+    if settings.sse_c_key and settings.endpoint.startswith("http:"):
+        print("sosfs: over http everybody on the way sees the encryption key; most servers refuse it", file=sys.stderr)
     return daemon.run(settings, finder)
 
 

@@ -16,6 +16,7 @@ import logging
 
 import trio
 
+from . import landing
 from .attributes import Attributes
 from .blocks import Blocks, Source, Spawn
 from .config import Durability
@@ -129,8 +130,8 @@ class Commits:
             await self.recognise(inode, draft, content.going[0])
         posix, serial = inode.posix, draft.commit_begins()
 
-        def announce(etag: str) -> None:
-            content.going = (etag, serial)
+        def announce(token: str) -> None:
+            content.going = (token, serial)
             self.records.moved(inode)
 
         try:
@@ -157,7 +158,7 @@ class Commits:
             self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
 
-    async def recognise(self, inode: Inode, draft: Draft, etag: str) -> Object | None:
+    async def recognise(self, inode: Inode, draft: Draft, token: str) -> Object | None:
         """The object that a request of ours made whose answer was lost, if it is there; the draft stands on it."""
         key = self._inodes.key(inode)
         try:
@@ -166,10 +167,10 @@ class Commits:
             if error.cause is not Cause.ABSENT:
                 raise
             return None
-        if found.version.etag != etag:
+        if not landing.is_ours(token, found, instead_of=draft.expected):
             return None
         inode.version, inode.properties, inode.checked = found.version, found.properties, trio.current_time()
-        draft.stand_on(Source(key, etag, found.version.size), found.version)
+        draft.stand_on(Source(key, found.version.etag, found.version.size), found.version)
         return found
 
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
@@ -192,8 +193,11 @@ class Commits:
         if size <= plan.single:
             async with self._uploader.budget.holding(size):
                 body = await draft.read(0, size)
-                announce(etag_of(body) if size <= INLINE else await trio.to_thread.run_sync(etag_of, body))
-                version = await self._uploader.store.put(key, body, properties, condition=draft.expected, acl=acl)
+                store, hashed = self._uploader.store, ""
+                if store.hashes:
+                    hashed = etag_of(body) if size <= INLINE else await trio.to_thread.run_sync(etag_of, body)
+                announce(landing.token(hashed, size, properties, hashes=store.hashes))
+                version = await store.put(key, body, properties, condition=draft.expected, acl=acl)
                 self._uploader.sent_bytes += len(body)
             self._blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version

@@ -134,7 +134,7 @@ def _halves(on: _Ground) -> Parts:
     ttl, lists, durability = on.settings.ttl, on.listings, on.settings.durability
     attributes = Attributes(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
-        Refusals(on.inodes, on.store), ttl=ttl, new_acl=on.settings.acl
+        Refusals(on.inodes, on.store), ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(

@@ -160,6 +160,18 @@ class Settings:
         "ACL of new objects: `private`, `public-read`, `public-read-write`, `authenticated-read`, `bucket-owner-read` "
         "or `bucket-owner-full-control`. What exists keeps its own, unless the key may not read that.",
     )
+    storage_class: str = _option(
+        "", values.STORAGE_CLASS, "Storage class of new objects. What exists keeps its own.", shown="STANDARD"
+    )
+    sse_c_key: Path | None = _option(
+        None,
+        values.PATH.named("FILE"),
+        "Have the server encrypt each object with the key in this file (SSE-C): 32 bytes, or their base64.",
+        shown="none",
+    )
+    requester_pays: bool = _option(
+        False, values.FLAG, "Pay for requests and transfer where the bucket's owner does not."
+    )
     link_lifetime: float = _option(
         3600.0,
         values.LIFETIME,

@@ -1,10 +1,14 @@
 """Copying an object on the server whatever its size: one CopyObject, or parts side by side over 5 GiB.
 
+Parts are also the way where the server cannot copy an object whole: Ceph before version 20 copies what is encrypted
+with a customer's key part by part only.
+
 Concurrency: trio thread only.
 """
 
 from __future__ import annotations
 
+from .errors import Cause, StoreError
 from .store import PUT_MAX, Acl, Detail, Guard, ObjectStore, Part, Properties, Version
 from .tasks import each
 
@@ -19,16 +23,25 @@ async def copy_object(
     version: Version,
     *,
     properties: Properties | None = None,
+    storage_class: str | None = None,
     acl: Acl | None = None,
 ) -> Version:
-    """Copies `version` of `source`; the target gets `properties` (None: the source's) and `acl`.
+    """Copies `version` of `source`; the target gets `acl` and `properties` (None: the source's, in `storage_class`).
 
     Raises StoreError: ESTALE when the source is no longer that version.
     """
     if version.size <= PUT_MAX:
-        return await store.copy(source, target, version=version, properties=properties, acl=acl)
+        try:
+            return await store.copy(
+                source, target, version=version, properties=properties, storage_class=storage_class, acl=acl
+            )
+        except StoreError as error:
+            if error.cause is not Cause.UNSUPPORTED:
+                raise
     if properties is None:
         properties = (await store.head(source, detail=Detail.WHOLE)).properties
+    if not version.size:
+        return await store.put(target, b"", properties, condition=version if source == target else Guard.NONE, acl=acl)
     return await _copy_parts(store, source, target, version, properties, acl)
 
 
@@ -46,7 +59,8 @@ async def _copy_parts(
     try:
         await each(copy, range(1, -(-version.size // PART) + 1), at_once=AT_ONCE)
         parts.sort(key=lambda part: part.number)
-        return await store.complete_multipart(target, upload_id, parts, condition=Guard.NONE)
+        condition = version if source == target else Guard.NONE  # what came meanwhile is not to be undone
+        return await store.complete_multipart(target, upload_id, parts, condition=condition, begun_with=properties)
     except OSError:
         await store.abort_multipart(target, upload_id)
         raise

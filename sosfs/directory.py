@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Iterator
+from dataclasses import replace
 
 import trio
 
@@ -142,7 +143,9 @@ class Merger:
                 inode = self.object(directory, walk, segment, listed.version)
                 known = remembered.get(segment)
                 if inode is not None and inode.known is not Known.ALL and known and known.holds_for(listed.version):
-                    self.learned(inode, known.properties, whole=known.whole)
+                    inode = self.learned(inode, known.properties, whole=known.whole)
+                if inode is not None and not inode.pins and inode.properties.storage_class != listed.storage_class:
+                    inode.properties = replace(inode.properties, storage_class=listed.storage_class)
 
     def learned(self, inode: Inode, properties: Properties, *, whole: bool) -> Inode:
         """An object's metadata is known: another type than the kernel was told makes another inode."""

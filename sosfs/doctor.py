@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sosfs import account_checks, bucket_checks, machine_checks, rights, server_checks
 from sosfs.config import Settings
+from sosfs.customer_key import CustomerKeyError
 from sosfs.daemon import Exit
 from sosfs.findings import Finding, Form, Verdict, display
 
@@ -52,7 +53,12 @@ def _bucket(settings: Settings, key: account_checks.Key) -> Iterator[Finding]:
             "bucket", Verdict.UNKNOWN, "none was named", "'sosfs doctor BUCKET' looks at the key's rights in it"
         )
         return
-    with server_checks.opened(settings, key) as lane:
+    try:
+        opened = server_checks.opened(settings, key)
+    except CustomerKeyError as error:
+        yield Finding("encryption key", Verdict.FAIL, str(error), "a mount needs what --sse-c-key names")
+        return
+    with opened as lane:
         listing = server_checks.listed(lane, settings)
         yield listing.finding
         if listing.refused:

@@ -30,7 +30,8 @@ class Edits:
             return properties
         left = {name: value for name, value in properties.metadata.items() if name not in self.metadata}
         added = {name: value for name, value in self.metadata.items() if value is not None}
-        return Properties(dataclasses.replace(properties.headers, **self.headers), left | added)
+        changed = dataclasses.replace(properties.headers, **self.headers)
+        return dataclasses.replace(properties, headers=changed, metadata=left | added)
 
     def with_header(self, field_name: str, value: str) -> Edits:
         """These and one header more; "" removes it."""

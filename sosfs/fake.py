@@ -22,6 +22,7 @@ import trio
 from sosfs.errors import StoreError
 from sosfs.store import (
     DELETE_MAX,
+    NOTHING,
     PART_MIN,
     PARTS_MAX,
     Acl,
@@ -72,7 +73,10 @@ class _Upload:
 
 
 class FakeStore:
-    """One bucket. `page` bounds the entries of a listing's page, to make many of few keys."""
+    """One bucket. `page` bounds the entries of a listing's page, to make many of few keys.
+
+    Without `hashes` each write makes an ETag of its own, as AWS does where it encrypts.
+    """
 
     def __init__(
         self,
@@ -81,7 +85,9 @@ class FakeStore:
         page: int = 1000,
         fault: Callable[[str, str], None] | None = None,
         clock: Callable[[], float] = time.time,
+        hashes: bool = True,
     ) -> None:
+        self.hashes = hashes
         self._bucket = bucket
         self._page = page
         self._clock = clock
@@ -118,7 +124,10 @@ class FakeStore:
 
     def _store(self, key: str, body: bytes, etag: str, properties: Properties, acl: Acl | None) -> Version:
         headers = replace(properties.headers, content_type=properties.headers.content_type or UNTYPED)
-        kept = Properties(headers, MappingProxyType(dict(properties.metadata)))
+        kept = Properties(headers, MappingProxyType(dict(properties.metadata)), properties.storage_class or "")
+        if not self.hashes:
+            self._issued += 1
+            etag = _md5(f"{self._issued}".encode())
         found = Object(key, Version(etag, len(body), int(self._clock())), kept)
         self._stored[key] = _Stored(found, body, acl or PRIVATE)
         return Version(etag, len(body))
@@ -129,7 +138,8 @@ class FakeStore:
         found = self._found("head", key).object
         if detail is Detail.WHOLE:
             return found
-        properties = replace(found.properties, headers=replace(found.properties.headers, expires=""))
+        told = replace(found.properties.headers, expires="")
+        properties = replace(found.properties, headers=told, storage_class=None)
         return replace(found, properties=properties, detail=detail)
 
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
@@ -163,7 +173,8 @@ class FakeStore:
             if folded:
                 prefixes.append(folded)
             else:
-                objects.append(Listed(key, self._stored[key].object.version))
+                found = self._stored[key].object
+                objects.append(Listed(key, found.version, found.properties.storage_class))
             last = key
         return Page(tuple(objects), tuple(prefixes))
 
@@ -185,6 +196,7 @@ class FakeStore:
         *,
         version: Version | None = None,
         properties: Properties | None = None,
+        storage_class: str | None = None,
         acl: Acl | None = None,
     ) -> Version:
         """As `ObjectStore.copy`. The copy of a multipart object has a plain ETag, as on S3."""
@@ -192,7 +204,8 @@ class FakeStore:
         check_properties(properties)
         await self._begin("copy", source)
         found = self._pinned("copy", source, version)
-        return self._store(target, found.body, _md5(found.body), properties or found.object.properties, acl)
+        kept = properties or replace(found.object.properties, storage_class=storage_class)
+        return self._store(target, found.body, _md5(found.body), kept, acl)
 
     def _pinned(self, request: str, source: str, version: Version | None) -> _Stored:
         found = self._found(request, source)
@@ -267,7 +280,13 @@ class FakeStore:
         return self._add(upload, number, found.body[start:stop])
 
     async def complete_multipart(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = Guard.NONE
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = Guard.NONE,
+        begun_with: Properties = NOTHING,
     ) -> Version:
         """As `ObjectStore.complete_multipart`. EINVAL for no parts, wrong ones, or small ones before the last."""
         await self._begin("complete_multipart", key)

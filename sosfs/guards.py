@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Protocol
 
+from sosfs import landing
 from sosfs.abilities import Quoting
 from sosfs.errors import Cause, StoreError
 from sosfs.store import Condition, Detail, Guard, Object, Page, Properties, Version
@@ -65,16 +67,20 @@ async def header_for(
     raise stale(request, "the condition does not hold")
 
 
-async def is_there(head: Head, key: str, etag: str, properties: Properties | None) -> bool:
-    """Whether our own write took place, after an answer that can't tell: it was lost, and the second try refused.
+async def landed(
+    head: Head, key: str, token: str, properties: Properties | None, *, instead_of: Condition
+) -> Version | None:
+    """What our own write made, after an answer that can't tell: it was lost, and the second try refused.
 
-    The ETag is the hash of the bytes, and the metadata hold our mtime to the nanosecond: who wrote the very
-    same at the same time lost nothing.
+    The `token` must be the object's (`landing`), and the metadata hold our mtime to the nanosecond: who wrote the
+    very same at the same time lost nothing. None where it is not there.
     """
     found = await _present(head, key)
-    if found is None or found.version.etag != etag:
-        return False
-    return properties is None or found.properties.metadata == properties.metadata
+    if found is None or not landing.is_ours(token, found, instead_of=instead_of):
+        return None
+    if properties is not None and found.properties.metadata != properties.metadata:
+        return None
+    return replace(found.version, modified=None)
 
 
 async def look(store: Store, key: str, *, detail: Detail = Detail.USUAL) -> Object:

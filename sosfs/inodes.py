@@ -13,7 +13,7 @@ import errno
 import itertools
 import stat
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -151,6 +151,8 @@ class Inode:
         self.rdev = said.rdev or 0
         if said.mtime_ns is not None:
             self.mtime_ns = self.ctime_ns = said.mtime_ns
+        if properties.storage_class is None:  # its listing told it
+            properties = replace(properties, storage_class=self.properties.storage_class)
         self.properties, self.whole, self.known = properties, whole, Known.ALL
         self.edits = NO_EDITS  # whoever has some is pinned and learns nothing
 

@@ -22,8 +22,8 @@ from sosfs.answers import error_of
 from sosfs.credentials import Credentials
 from sosfs.errors import StoreError, from_s3, unanswered
 from sosfs.store import Body, Detail, Headers, Object, Properties, Slice, Version
-from sosfs.target import S3Target
-from sosfs.wire import META, bare_etag, decoded, modified, property_headers
+from sosfs.target import Payer, S3Target
+from sosfs.wire import META, STORAGE_CLASS, bare_etag, decoded, modified, property_headers
 
 if TYPE_CHECKING:
     from obstore import Attributes, GetOptions, GetResult, PutMode
@@ -74,6 +74,11 @@ class ObstoreLane:
         }
         if credentials.token:
             config["session_token"] = credentials.token
+        if target.customer_key:
+            config["server_side_encryption"] = "sse-c"
+            config["sse_customer_key_base64"] = target.customer_key.base64
+        if target.payer is Payer.REQUESTER:
+            config["request_payer"] = True
         options: ClientConfig = {
             "allow_http": True,
             "connect_timeout": timedelta(seconds=target.connect_timeout),
@@ -91,7 +96,7 @@ class ObstoreLane:
         self._once = store(0)
 
     def head(self, key: str) -> Object:
-        """As HEAD tells it, but for `expires` and the version id."""
+        """As HEAD tells it, but for `expires`, the storage class and the version id."""
         return _object(key, self._ask("HeadObject", key, {"head": True}))
 
     def get(self, key: str, start: int, stop: int, if_match: str) -> Slice:
@@ -118,14 +123,17 @@ class ObstoreLane:
         obstore does not tell its tries, so that the refusal of a second one would look like a lost race.
         """
         store, mode = (self._once, _mode(condition)) if condition else (self._store, "overwrite")
-        attributes: Attributes = {
-            name.removeprefix(META): value for name, value in property_headers(properties).items()
-        }
+        attributes: Attributes = {_name(header): value for header, value in property_headers(properties).items()}
         try:
             answer = obstore.put(store, key, body, attributes=attributes, mode=mode, use_multipart=False)
         except (BaseError, OSError, ValueError) as error:
             raise _refusal("PutObject", key, error) from error
         return Version(bare_etag(answer["e_tag"] or ""), len(body))
+
+
+def _name(header: str) -> str:
+    """What obstore calls a header; user metadata has its plain name."""
+    return "Storage-Class" if header == STORAGE_CLASS else header.removeprefix(META)
 
 
 def _mode(condition: Mapping[str, str]) -> PutMode:
@@ -141,7 +149,6 @@ def _object(key: str, answer: GetResult) -> Object:
         content_encoding=told.pop("Content-Encoding", ""),
         content_language=told.pop("Content-Language", ""),
     )
-    storage_class = told.pop("Storage-Class", "")
     version = Version(bare_etag(meta["e_tag"] or ""), meta["size"], modified(meta["last_modified"]))
     metadata = {name: decoded(value) for name, value in told.items()}
     return Object(
@@ -150,7 +157,6 @@ def _object(key: str, answer: GetResult) -> Object:
         Properties(headers, metadata),
         detail=Detail.USUAL,
         version_id=meta["version"] or "",
-        storage_class=storage_class,
     )
 
 

@@ -21,11 +21,12 @@ from typing import TypeVar
 
 from sosfs import answers
 from sosfs.credentials import Credentials
+from sosfs.customer_key import ALGORITHM, require_encrypted
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.signed_http import Answer, Pace, SignedHttp
-from sosfs.store import Acl, Body, Canned, Failure, Object, Page, Part, Properties, Slice, Upload, Version
+from sosfs.store import Acl, Body, Canned, Detail, Failure, Object, Page, Part, Properties, Slice, Upload, Version
 from sosfs.target import S3Target
-from sosfs.wire import bare_etag, grant_headers, object_of, path_of, property_headers
+from sosfs.wire import bare_etag, class_header, grant_headers, object_of, path_of, property_headers
 
 T = TypeVar("T")
 
@@ -39,20 +40,25 @@ class SignedLane:
     def __init__(self, target: S3Target, credentials: Credentials) -> None:
         self._bucket = target.bucket
         self._http = SignedHttp(target, credentials)
+        key = target.customer_key
+        self._encrypted = key.headers if key else {}
+        self._source_encrypted = key.source_headers if key else {}
 
     def close(self) -> None:
         """Closes the idle connections."""
         self._http.close()
 
-    def head(self, key: str) -> Object:
-        return object_of(key, self._http.send("HeadObject", "HEAD", key).headers)
+    def head(self, key: str, detail: Detail = Detail.WHOLE) -> Object:
+        mode = {"x-amz-checksum-mode": "ENABLED"} if detail is Detail.CHECKSUM else {}
+        return object_of(key, self._http.send("HeadObject", "HEAD", key, headers=mode | self._encrypted).headers)
 
-    def get(self, key: str, start: int, stop: int, if_match: str) -> Slice:
-        """The bytes of the range; `if_match` is an If-Match header's value, "" for none."""
-        headers = {"Range": f"bytes={start}-{stop - 1}"}
+    def get(self, key: str, start: int, stop: int, if_match: str, *, version_id: str = "") -> Slice:
+        """The bytes of the range; `if_match` is an If-Match header's value, "" for none, `version_id` likewise."""
+        headers = {"Range": f"bytes={start}-{stop - 1}"} | self._encrypted
         if if_match:
             headers["If-Match"] = if_match
-        answer = self._http.send("GetObject", "GET", key, headers=headers)
+        query = {"versionId": version_id} if version_id else {}
+        answer = self._http.send("GetObject", "GET", key, query=query, headers=headers)
         total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
         if total:
             return Slice(object_of(key, answer.headers, size=int(total[1])), memoryview(answer.body))
@@ -73,24 +79,34 @@ class SignedLane:
         self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, condition: Mapping[str, str]
     ) -> Version:
         """Stores the object, under the header `condition`."""
-        headers = property_headers(properties) | grant_headers(acl) | dict(condition)
+        headers = property_headers(properties) | grant_headers(acl) | dict(condition) | self._encrypted
         answer = self._http.send("PutObject", "PUT", key, headers=headers, body=body)
+        if self._encrypted and body:  # SeaweedFS has nothing to encrypt in an empty one
+            require_encrypted(f"PutObject {key!r}", answer.headers.get(ALGORITHM, ""))
         return Version(bare_etag(answer.headers["ETag"]), len(body))
 
     def copy(
-        self, source: str, target: str, *, pin: str, properties: Properties | None, acl: Acl | Canned | None
+        self,
+        source: str,
+        target: str,
+        *,
+        pin: str,
+        properties: Properties | None,
+        acl: Acl | Canned | None,
+        storage_class: str | None = None,
     ) -> str:
         """Copies whole and returns the copy's ETag; `pin` is the source's ETag as the server wants it, or ""."""
         headers = self._source(source, pin) | grant_headers(acl)
         if properties is None:
-            headers["x-amz-metadata-directive"] = "COPY"
+            headers |= {"x-amz-metadata-directive": "COPY"} | class_header(storage_class)
         else:
             headers |= {"x-amz-metadata-directive": "REPLACE"} | property_headers(properties)
         answer = self._http.send("CopyObject", "PUT", target, headers=headers, pace=Pace.SLOW)
         return _read(f"CopyObject {target!r}", lambda body: answers.copied_etag(body, "CopyObjectResult"), answer)
 
     def _source(self, key: str, pin: str) -> dict[str, str]:
-        headers = {"x-amz-copy-source": f"/{self._bucket}/{path_of(key)}"}
+        """What a copy says of its source, and of the key for its target."""
+        headers = {"x-amz-copy-source": f"/{self._bucket}/{path_of(key)}"} | self._source_encrypted | self._encrypted
         if pin:
             headers["x-amz-copy-source-if-match"] = pin
         return headers
@@ -127,14 +143,14 @@ class SignedLane:
         return failures
 
     def create_multipart(self, key: str, properties: Properties, acl: Acl | Canned | None) -> str:
-        headers = property_headers(properties) | grant_headers(acl)
+        headers = property_headers(properties) | grant_headers(acl) | self._encrypted
         answer = self._http.send("CreateMultipartUpload", "POST", key, query={"uploads": ""}, headers=headers)
         return _read(f"CreateMultipartUpload {key!r}", answers.upload_id, answer)
 
     def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         query = {"partNumber": str(number), "uploadId": upload_id}
         with _upload_known():
-            answer = self._http.send("UploadPart", "PUT", key, query=query, body=body)
+            answer = self._http.send("UploadPart", "PUT", key, query=query, headers=self._encrypted, body=body)
         return Part(number, bare_etag(answer.headers["ETag"]), len(body))
 
     def copy_part(self, key: str, upload_id: str, number: int, source: str, *, pin: str, start: int, stop: int) -> Part:

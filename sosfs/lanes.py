@@ -45,7 +45,7 @@ class Lanes:
                 return self.fast.head(key)
             except Unfit:
                 pass
-        return self.signed.head(key)
+        return self.signed.head(key, detail)
 
     def get(self, key: str, start: int, stop: int, if_match: str) -> Slice:
         if stop - start < LARGE and lane_obstore.ordinary(key):

@@ -8,6 +8,7 @@ Concurrency: the one place that opens the mount's nursery; everything runs in it
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -109,14 +110,7 @@ class _Mount:
         self._kernel = KernelCache()
         self._state = status.State.MOUNTING
         self._draining = trio.CancelScope()
-        self._target = S3Target(
-            settings.bucket,
-            settings.endpoint,
-            settings.region,
-            source,
-            read_timeout=settings.timeout,
-            patience=settings.patience,
-        )
+        self._target = S3Target.of(settings, source)
         self._store = S3Store(self._target, on_request=self._count, new_acl=settings.acl)
 
     def _count(self, operation: str) -> None:
@@ -132,8 +126,8 @@ class _Mount:
         except StoreError as error:
             elsewhere = await trio.to_thread.run_sync(bucket_zone.elsewhere, settings, error)
             raise StartError(elsewhere or _in_words(error, settings)) from error
-        if not self._settings.read_only:
-            await self._store.probe_conditions(scratch.key(settings.prefix))
+        if not settings.read_only:
+            await self._probe()
         try:
             left = await self._serve(ready)
         except* (OSError, StartError) as group:
@@ -142,6 +136,18 @@ class _Mount:
             self._store.close()
             self._journal.close()
         return LEFT_OVER if left else 0
+
+    async def _probe(self) -> None:
+        """Finds out what the server can; `StartError` where it would not store what this mount is to store."""
+        settings = self._settings
+        try:
+            await self._store.probe_conditions(scratch.key(settings.prefix), storage_class=settings.storage_class)
+        except StoreError as error:
+            wishes = ["--sse-c-key"] if settings.sse_c_key else []
+            wishes += [f"--storage-class {settings.storage_class}"] if settings.storage_class else []
+            if not wishes or error.errno not in (errno.EINVAL, errno.EPROTO):
+                raise
+            raise StartError(f"the server refuses {' or '.join(wishes)}: {error.detail or error.code}") from error
 
     async def _serve(self, ready: Callable[[], None]) -> int:
         """Serves the kernel until the mount point is gone, then drains; returns how many changes are left."""

@@ -35,7 +35,7 @@ from .keys import Form, name_of
 from .namespace import Namespace
 from .saved import SavedAttributes, SavedDraft
 from .spool import Spool, SpoolArea
-from .store import Detail, Headers, Object, ObjectStore, Properties, Version
+from .store import Detail, Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
 from .upload import Upload, Uploader
 
@@ -66,24 +66,22 @@ class Replay:
         if not old.endswith("/"):
             found = await _find(self._store, old)
             if found is not None:
-                await self._move(found.version, old, new)
+                await self._move(Listed(old, found.version, found.properties.storage_class), new)
                 await self._store.delete(old)
             return
         token, more = "", True
         while more:
             page = await self._store.list(old, delimiter="", token=token)
-            await each(
-                lambda one: self._move(one.version, one.key, new + one.key[len(old) :]), page.objects, at_once=AT_ONCE
-            )
+            await each(lambda one: self._move(one, new + one.key[len(old) :]), page.objects, at_once=AT_ONCE)
             failures = await self._store.delete_many([one.key for one in page.objects])
             if failures:
                 raise failures[0].error
             token, more = page.token, bool(page.token)
 
-    async def _move(self, version: Version, key: str, new_key: str) -> None:
-        acl = await self._attributes.acl_of(key)
+    async def _move(self, one: Listed, new_key: str) -> None:
+        acl = await self._attributes.acl_of(one.key)
         self._attributes.forget(new_key)
-        await copy_object(self._store, key, new_key, version, acl=acl)
+        await copy_object(self._store, one.key, new_key, one.version, storage_class=one.storage_class, acl=acl)
 
     async def _follow_rename(self, row: int, old: str, new: str) -> None:
         """What was changed under the old name and is not sent goes on under the new one, upon the object there."""
@@ -130,7 +128,7 @@ class Replay:
         if saved.key.endswith("/") and saved.version is None:
             await self._write_marker(saved, found)
         elif found is not None and saved.version is not None and found.version.same_as(saved.version):
-            used = _carried(saved, found.properties.headers)
+            used = _carried(saved, found.properties)
             acl = await self._attributes.acl_of(saved.key)
             await copy_object(self._store, saved.key, saved.key, found.version, properties=used, acl=acl)
         self._journal.drop_attributes(row)
@@ -138,19 +136,21 @@ class Replay:
     async def _write_marker(self, saved: SavedAttributes, found: Object | None) -> None:
         if found is not None and found.version.size:
             return
-        used = _carried(saved, found.properties.headers if found is not None else headers.for_directory())
+        used = _carried(saved, found.properties if found is not None else Properties(headers.for_directory()))
         acl = await self._attributes.acl_of(saved.key) if found is not None else None
         await self._store.put(saved.key, b"", used, acl=acl)
 
 
-def _carried(saved: SavedAttributes, found: Headers) -> Properties:
+def _carried(saved: SavedAttributes, found: Properties) -> Properties:
     """What the object is to have: all that was known of it when it was changed, for it still is that version.
 
-    But `expires` may not have been known: the one that is `found` stays.
+    But `expires` may not have been known: the one that is `found` stays, and so does the storage class.
     """
-    kept = saved.properties.headers if saved.properties.headers.content_type else found
+    kept = saved.properties.headers if saved.properties.headers.content_type else found.headers
     return Properties(
-        replace(kept, expires=kept.expires or found.expires), metadata.write(saved.properties.metadata, saved.posix)
+        replace(kept, expires=kept.expires or found.headers.expires),
+        metadata.write(saved.properties.metadata, saved.posix),
+        found.storage_class,
     )
 
 

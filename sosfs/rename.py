@@ -151,11 +151,15 @@ class Renames:
         directory, name = self._namespace.directory(inode.parent), inode.name
         used: Properties | None = None
         acl = await self._attributes.acl(inode)
-        if inode.attributes_dirty:
+        if inode.attributes_dirty or inode.properties.storage_class is None:
             await self._attributes.learn_whole(inode)
+        if inode.attributes_dirty:
             used = self._attributes.properties(inode)
         try:
-            version = await copy_object(self._store, old_key, key, inode.version, properties=used, acl=acl)
+            kept = inode.properties.storage_class
+            version = await copy_object(
+                self._store, old_key, key, inode.version, properties=used, storage_class=kept, acl=acl
+            )
         except StoreError as error:
             if error.cause is not Cause.CONFLICT or used is not None or inode.pins:
                 raise
@@ -163,7 +167,8 @@ class Renames:
             await self._attributes.refresh(inode)
             if inode.version is None:
                 raise
-            version = await copy_object(self._store, old_key, key, inode.version, acl=acl)
+            kept = inode.properties.storage_class
+            version = await copy_object(self._store, old_key, key, inode.version, storage_class=kept, acl=acl)
 
         def outcome(error: OSError | None) -> None:
             directory.settled(name)
@@ -282,7 +287,9 @@ class Renames:
         acl, version = await self._acl(one, inode), one.version
         for last in (False, True):
             try:
-                return await copy_object(self._store, one.key, new_key, version, properties=used, acl=acl)
+                return await copy_object(
+                    self._store, one.key, new_key, version, properties=used, storage_class=one.storage_class, acl=acl
+                )
             except StoreError as error:
                 if error.cause is Cause.ABSENT:
                     return None  # removed by another client since it was listed

@@ -7,6 +7,7 @@ where the key may not delete, nothing is written, since it would stay. Blocking,
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -197,6 +198,8 @@ def _lacking(right: Right, error: StoreError) -> Finding:
         return Finding(what, right.lack, "not allowed", right.advice)
     if error.cause is Cause.UNSUPPORTED:
         return Finding(what, right.lack, f"the server does not have it ({error.code or error.status})")
+    if error.errno == errno.EPROTO:
+        return Finding("server: encryption", Verdict.FAIL, error.detail, "leave out --sse-c-key, or use another server")
     return Finding(what, Verdict.UNKNOWN, _said(error), "try again")
 
 

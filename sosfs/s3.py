@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import md5
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from sosfs import landing, reasons
 from sosfs.abilities import Abilities, Quoting, probe
 from sosfs.errors import Cause, StoreError, unanswered
-from sosfs.guards import check_etag, check_still, header_for, is_there, look, stale
+from sosfs.guards import check_etag, check_still, header_for, landed, look, stale
 from sosfs.removal import remove_all
 from sosfs.sender import Sender
 from sosfs.store import (
+    NOTHING,
     Acl,
     Body,
     Canned,
@@ -45,18 +47,12 @@ from sosfs.wire import check_key, check_properties, joined_etag
 if TYPE_CHECKING:
     from sosfs.lanes import Lanes
 
+T = TypeVar("T")
+M = TypeVar("M")
+
 __all__ = ["S3Store", "S3Target"]
 
 REACH_PATIENCE = 3.0  # seconds: who mounts waits at a terminal
-
-REASONS = {
-    "NoSuchBucket": "there is no such bucket",
-    "InvalidAccessKeyId": "the server does not know this access key",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "AccessDenied": "this key may not list it; one that is limited to a prefix mounts BUCKET/PREFIX",
-    "RequestTimeTooSkewed": "the clock of this machine is wrong",
-    "PermanentRedirect": "the bucket is in another zone",
-}
 
 
 class S3Store:
@@ -78,11 +74,17 @@ class S3Store:
         self._send = self.sender.send
         self._look = partial(look, self)
         self._abilities = Abilities()
+        self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
 
     @property
     def bucket(self) -> str:
         """The bucket's name."""
         return self._target.bucket
+
+    @property
+    def hashes(self) -> bool:
+        """Whether the ETag that one PUT makes is the MD5 of its bytes."""
+        return self._abilities.hashes and (self._abilities.known or self._target.customer_key is None)
 
     @property
     def conditions(self) -> Conditions:
@@ -111,18 +113,17 @@ class S3Store:
         try:
             await self._send("ListObjectsV2", ask)
         except StoreError as error:
-            where = f"bucket {self.bucket!r} at {self._target.endpoint}"
-            why = REASONS.get(error.code) or error.detail or error.code
-            raise StoreError(
-                error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why
-            ) from error
+            raise reasons.unreachable(error, f"bucket {self.bucket!r} at {self._target.endpoint}") from error
 
-    async def probe_conditions(self, scratch_key: str) -> Conditions:
+    async def probe_conditions(self, scratch_key: str, *, storage_class: str = "") -> Conditions:
         """Finds out what the server honours, on a key that must be nobody's and is removed again.
 
-        A key that may not write learns nothing, and then nothing counts as honoured.
+        A key that may not write learns nothing, and then nothing counts as honoured. EPROTO from a server that
+        does not encrypt as asked; it may refuse the encryption or the storage class in its own words.
         """
-        self._abilities = await self._send("ProbeConditions", lambda lanes: probe(lanes.signed, scratch_key))
+        self._abilities = await self._send(
+            "ProbeConditions", lambda lanes: probe(lanes.signed, scratch_key, storage_class=storage_class)
+        )
         return self.conditions
 
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
@@ -169,8 +170,6 @@ class S3Store:
         check_key(key)
         check_properties(properties)
         request, size, granted = f"PutObject {key!r}", len(body), acl or self._new_acl
-        if condition is Guard.NONE:
-            return await self._send("PutObject", lambda lanes: lanes.put(key, body, properties, granted), size=size)
         able = self._abilities
         guard = await header_for(self._look, request, key, condition, absent=able.absent, match=able.match)
         try:
@@ -178,12 +177,13 @@ class S3Store:
                 "PutObject", lambda lanes: lanes.put(key, body, properties, granted, guard), size=size
             )
         except StoreError as error:
-            if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+            if condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            ours = md5(body, usedforsecurity=False).hexdigest()
-            if not (error.repeated and await is_there(self._look, key, ours, properties)):
+            ours = landing.token(md5(body, usedforsecurity=False).hexdigest(), size, properties, hashes=self.hashes)
+            there = await landed(self._look, key, ours, properties, instead_of=condition) if error.repeated else None
+            if there is None:
                 raise stale(request, "the condition does not hold", error) from error
-            return Version(ours, size)
+            return there
 
     async def copy(
         self,
@@ -192,6 +192,7 @@ class S3Store:
         *,
         version: Version | None = None,
         properties: Properties | None = None,
+        storage_class: str | None = None,
         acl: Acl | None = None,
     ) -> Version:
         """Copies on the server, up to 5 GiB. ESTALE where the source is not `version` (any more)."""
@@ -200,14 +201,22 @@ class S3Store:
         check_properties(properties)
         request, granted = f"CopyObject {source!r} to {target!r}", acl or self._new_acl
         pin = Quoting.QUOTED.of(version.etag) if version else ""
-        hashed = version is not None and "-" not in version.etag  # the copy of a multipart object has another ETag
+        # The copy of a multipart object has another ETag, and so has that of an encrypted one on some servers.
+        hashed = version is not None and "-" not in version.etag and self.hashes
         if version and not (self._abilities.copy_pin or hashed):
             await check_still(self.head, request, source, version)
-        etag = await self._send(
-            "CopyObject",
-            lambda lanes: lanes.signed.copy(source, target, pin=pin, properties=properties, acl=granted),
-            size=version.size if version else 0,
-        )
+        if not self._copies:
+            raise StoreError(errno.EOPNOTSUPP, request)
+
+        def ask(lanes: Lanes) -> str:
+            kept = storage_class
+            return lanes.signed.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
+
+        try:
+            etag = await self._send("CopyObject", ask, size=version.size if version else 0)
+        except StoreError as error:
+            self._copies = error.code != "NotImplemented" or self._target.customer_key is None
+            raise
         if version is None:
             return (await self.head(target)).version
         if hashed and not self._abilities.copy_pin and etag != version.etag:
@@ -260,7 +269,13 @@ class S3Store:
         return part
 
     async def complete_multipart(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = Guard.NONE
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = Guard.NONE,
+        begun_with: Properties = NOTHING,
     ) -> Version:
         """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
         able, request, size = self._abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
@@ -271,17 +286,17 @@ class S3Store:
                 "CompleteMultipartUpload", lambda lanes: lanes.signed.complete_multipart(key, upload_id, parts, guard)
             )
         except StoreError as error:
-            ours = joined_etag(parts)
             unsure = error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ENXIO)
-            if (unsure or (error.repeated and error.cause is Cause.CONFLICT)) and await is_there(
-                self._look, key, ours, None
-            ):
-                return Version(ours, size)  # joined before, the answer lost; Ceph 16 calls that InternalError
+            if unsure or (error.repeated and error.cause is Cause.CONFLICT):
+                ours = landing.token(joined_etag(parts), size, begun_with, hashes=self.hashes)
+                there = await landed(self._look, key, ours, None, instead_of=condition)
+                if there is not None:
+                    return there  # joined before, the answer lost; Ceph 16 calls that InternalError
             if guard and error.code == "NoSuchKey":  # If-Match where nothing is
                 raise stale(request, "the condition does not hold", error) from error
             raise
         if not etag:  # Ceph 16 leaves it out
-            etag = joined_etag(parts) or (await self.head(key)).version.etag
+            etag = (joined_etag(parts) if self.hashes else "") or (await self.head(key)).version.etag
         return Version(etag, size)
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
@@ -294,28 +309,24 @@ class S3Store:
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
         """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
-
-        def ask(after: str, lanes: Lanes) -> tuple[builtins.list[Part], str]:
-            return lanes.signed.list_parts(key, upload_id, after)
-
-        found: builtins.list[Part] = []
-        marker = ""
-        while True:
-            page, marker = await self._send("ListParts", partial(ask, marker))
-            found += page
-            if not marker:
-                return found
+        return await self._pages("ListParts", lambda lanes, after: lanes.signed.list_parts(key, upload_id, after or ""))
 
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
+        return await self._pages("ListMultipartUploads", lambda lanes, after: lanes.signed.list_uploads(prefix, after))
 
-        def ask(after: tuple[str, str] | None, lanes: Lanes) -> tuple[builtins.list[Upload], tuple[str, str] | None]:
-            return lanes.signed.list_uploads(prefix, after)
+    async def _pages(
+        self, operation: str, ask: Callable[[Lanes, M | None], tuple[builtins.list[T], M | None]]
+    ) -> builtins.list[T]:
+        """All that a listing has, page by page; each page tells after what the next one begins."""
 
-        found: builtins.list[Upload] = []
-        marker: tuple[str, str] | None = None
+        def page_after(marker: M | None, lanes: Lanes) -> tuple[builtins.list[T], M | None]:
+            return ask(lanes, marker)
+
+        found: builtins.list[T] = []
+        marker: M | None = None
         while True:
-            page, marker = await self._send("ListMultipartUploads", partial(ask, marker))
+            page, marker = await self._send(operation, partial(page_after, marker))
             found += page
             if not marker:
                 return found

@@ -61,15 +61,15 @@ def posix_record(posix: Posix) -> list[int | None]:
 
 
 def properties_record(properties: Properties) -> list[object]:
-    """Headers and metadata as JSON."""
+    """Headers, metadata and storage class as JSON."""
     headers = properties.headers
-    return [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata)]
+    return [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata), properties.storage_class]
 
 
 def properties_back(value: list[object]) -> Properties:
-    """Headers and metadata again."""
-    headers, metadata = value
-    return Properties(Headers(*headers), metadata)  # type: ignore[misc, arg-type]
+    """Headers, metadata and storage class again; older records have no class."""
+    headers, metadata, *rest = value
+    return Properties(Headers(*headers), metadata, *rest)  # type: ignore[misc, arg-type]
 
 
 def draft_record(saved: SavedDraft) -> dict[str, object]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from sosfs.customer_key import explain
 from sosfs.errors import StoreError
 from sosfs.target import S3Target
 
@@ -60,6 +61,7 @@ class Sender:
         except StoreError as error:
             renewed = await self._renewed(used, error)
             if renewed is None:
+                explain(operation, error)
                 raise
         self._on_request(operation)
         return await trio.to_thread.run_sync(work, renewed, limiter=limiter)

@@ -8,17 +8,16 @@ from __future__ import annotations
 import errno
 from collections.abc import Generator, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from . import bucket_zone, scratch, unsigned_http
+from . import bucket_zone, reasons, scratch, unsigned_http
 from .abilities import Quoting, probe
 from .config import Settings
 from .credentials import CredentialSource
 from .errors import StoreError
 from .findings import Finding, Verdict
 from .lane_signed import SignedLane
-from .s3 import REASONS
 from .sender import KEY_REFUSED
 from .store import Listed
 from .target import S3Target
@@ -37,12 +36,9 @@ APART = "let no two hosts write the same file at the same time"
 
 
 def target(settings: Settings, source: CredentialSource) -> S3Target:
-    """The bucket, asked by somebody who waits."""
-    return S3Target(
-        settings.bucket,
-        settings.endpoint,
-        settings.region,
-        source,
+    """The bucket, asked by somebody who waits. Raises `CustomerKeyError`."""
+    return replace(
+        S3Target.of(settings, source),
         connect_timeout=CONNECT_SECONDS,
         read_timeout=min(settings.timeout, ANSWER_SECONDS),
         patience=PATIENCE,
@@ -50,7 +46,7 @@ def target(settings: Settings, source: CredentialSource) -> S3Target:
 
 
 def opened(settings: Settings, source: CredentialSource) -> closing[SignedLane]:
-    """A lane to the bucket, for a `with`."""
+    """A lane to the bucket, for a `with`. Raises `CustomerKeyError`."""
     return closing(SignedLane(target(settings, source), source.current()))
 
 
@@ -116,7 +112,7 @@ def listed(lane: SignedLane, settings: Settings) -> Listing:
     except StoreError as error:
         if elsewhere := bucket_zone.elsewhere(settings, error):
             return Listing(Finding("zone", Verdict.FAIL, elsewhere), refused=True)
-        why = REASONS.get(error.code) or error.detail or error.strerror
+        why = reasons.WORDS.get(error.code) or error.detail or error.strerror
         if error.code in KEY_REFUSED:
             advice = "create a new key, or correct the one shown above where it was found"
             return Listing(Finding("key", Verdict.FAIL, f"refused: {why}", advice), refused=True)

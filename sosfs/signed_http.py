@@ -90,6 +90,7 @@ class SignedHttp:
         url = urlsplit(target.endpoint)
         self._target = target
         self._origin = f"{url.scheme}://{url.netloc}"
+        self._standing = target.payer.headers
         self._base = f"{url.path.rstrip('/')}/{target.bucket}"
         self._pool = connection_from_url(self._origin, maxsize=CONNECTIONS)
         key = SigningKey(credentials.access_key, credentials.secret_key, credentials.token or None)
@@ -112,7 +113,7 @@ class SignedHttp:
         path = f"{self._base}/{path_of(key)}" if key else self._base
         if query:
             path = f"{path}?{urlencode(query, quote_via=quote, safe='~')}"
-        signed = self._sign(method, path, headers or {}, body)
+        signed = self._sign(method, path, {**self._standing, **(headers or {})}, body)
         request = f"{operation} {key!r}" if key else operation
         try:
             answer = self._exchange(method, path, signed, body, pace)

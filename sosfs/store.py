@@ -68,10 +68,15 @@ NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class Properties:
-    """What is stored with an object's bytes: headers and user metadata (lower-case names, decoded text)."""
+    """What is stored with an object's bytes: headers, user metadata (lower-case names, decoded text), storage class."""
 
     headers: Headers = Headers()
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
+    # "" is STANDARD, which not all servers name; None is not known. No part of what is compared: few answers tell it.
+    storage_class: str | None = field(default=None, compare=False)
+
+
+NOTHING = Properties()
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ class Listed:
 
     key: str
     version: Version
+    storage_class: str | None = None  # as in `Properties`
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +132,9 @@ class Page:
 class Detail(Enum):
     """How much a `head` must know."""
 
-    USUAL = "usual"  # all but `expires`, which the fast lane cannot see
+    USUAL = "usual"  # all but `expires` and the storage class, which the fast lane cannot see
     WHOLE = "whole"  # everything: for rewriting an object's properties
+    CHECKSUM = "checksum"  # everything, and the checksum that the server has recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +146,7 @@ class Object:
     properties: Properties
     detail: Detail = Detail.WHOLE
     version_id: str = ""
-    storage_class: str = ""
+    sha256: str = ""  # of all its bytes, in hex, where it was asked for and is recorded
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +215,10 @@ class ObjectStore(Protocol):
     def bucket(self) -> str:
         """The bucket's name."""
 
+    @property
+    def hashes(self) -> bool:
+        """Whether the ETag that one PUT makes is the MD5 of its bytes; with encryption it need not be."""
+
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
         """The object's version and properties. ENOENT only after a 404."""
 
@@ -239,12 +250,14 @@ class ObjectStore(Protocol):
         *,
         version: Version | None = None,
         properties: Properties | None = None,
+        storage_class: str | None = None,
         acl: Acl | None = None,
     ) -> Version:
         """Copies on the server, up to 5 GiB; the target's ACL is `acl`, or the default for None.
 
         `version` pins the source (ESTALE when it changed); `properties` replace the source's, None keeps
-        them. An error inside a 200 answer is an error.
+        them, but for the storage class, which S3 resets: the target's is `storage_class` then. An error inside a
+        200 answer is an error. EOPNOTSUPP where the server cannot copy such an object whole.
         """
 
     async def delete(self, key: str) -> None:
@@ -265,9 +278,18 @@ class ObjectStore(Protocol):
         """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server."""
 
     async def complete_multipart(
-        self, key: str, upload_id: str, parts: Sequence[Part], *, condition: Condition = Guard.NONE
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = Guard.NONE,
+        begun_with: Properties = NOTHING,
     ) -> Version:
-        """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
+        """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays.
+
+        By the properties that the upload was `begun_with` the object is known after a lost answer.
+        """
 
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """Drops an upload and its parts; one that is gone is dropped already."""

@@ -3,8 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
+from sosfs.config import Settings
 from sosfs.credentials import CredentialSource
+from sosfs.customer_key import CustomerKey
+
+
+class Payer(Enum):
+    """Who pays for requests and transfer."""
+
+    OWNER = "owner"  # of the bucket
+    REQUESTER = "requester"  # whose key signs; a bucket that asks for that refuses all other requests
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What each request says of it."""
+        return {"x-amz-request-payer": self.value} if self is Payer.REQUESTER else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,7 +27,7 @@ class S3Target:
     """One bucket of one endpoint, addressed path style (`https://endpoint/bucket/key`), and who signs.
 
     Times are seconds. `patience` is how long after a request's start a further try of it may begin; after
-    that a server that fails is EIO, one that says nothing ETIMEDOUT.
+    that a server that fails is EIO, one that says nothing ETIMEDOUT. `customer_key` encrypts every object.
     """
 
     bucket: str
@@ -22,3 +37,19 @@ class S3Target:
     connect_timeout: float = 10.0
     read_timeout: float = 60.0
     patience: float = 25.0
+    customer_key: CustomerKey | None = None
+    payer: Payer = Payer.OWNER
+
+    @classmethod
+    def of(cls, settings: Settings, source: CredentialSource) -> S3Target:
+        """What a mount with these settings talks to. Raises `CustomerKeyError`."""
+        return cls(
+            settings.bucket,
+            settings.endpoint,
+            settings.region,
+            source,
+            read_timeout=settings.timeout,
+            patience=settings.patience,
+            customer_key=CustomerKey.read(settings.sse_c_key) if settings.sse_c_key else None,
+            payer=Payer.REQUESTER if settings.requester_pays else Payer.OWNER,
+        )

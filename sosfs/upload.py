@@ -21,6 +21,7 @@ from hashlib import md5
 
 import trio
 
+from . import landing
 from .blocks import Spawn
 from .budget import Budget
 from .draft import Draft
@@ -37,7 +38,7 @@ BEHIND = 4  # parts of one file under way behind its writer
 _TIERS = ((1000, 1), (1000, 4), (PARTS_MAX - 2000, 65))  # how many parts, of how many times the first size
 
 
-Announce = Callable[[str], None]
+Announce = Callable[[str], None]  # is told the token of the object to be (`landing`)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,8 @@ class Upload:
             if not self._behind:
                 self._idle.set()
 
-    async def finish(self, size: int, condition: Condition, announce: Announce = lambda etag: None) -> Version:
-        """Sends what is missing of the first `size` bytes and makes the object; `announce` is told its ETag before.
+    async def finish(self, size: int, condition: Condition, announce: Announce = lambda token: None) -> Version:
+        """Sends what is missing of the first `size` bytes and makes the object; `announce` is told its token before.
 
         Raises StoreError; what was sent stays for the next try. ESTALE when another version won.
         """
@@ -177,10 +178,11 @@ class Upload:
         parts = [self._sent[job.number] if self._has(job) else await self._make(job) for job in self._jobs(size)]
         await self._ensure()
         shared = self._shared
-        announce(joined_etag([sent.part for sent in parts]))
+        made = [sent.part for sent in parts]
+        announce(landing.token(joined_etag(made), size, self.properties, hashes=shared.store.hashes))
         try:
             version = await shared.store.complete_multipart(
-                self.key, self._id, [sent.part for sent in parts], condition=condition
+                self.key, self._id, made, condition=condition, begun_with=self.properties
             )
         except StoreError as error:
             if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:

@@ -132,6 +132,12 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _storage_class(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_.-]+", text) is None:
+        raise ValueError(f"{text!r} is no storage class; write it as STANDARD_IA")
+    return "" if text == "STANDARD" else text
+
+
 def choice(enum: type[E]) -> Kind[E]:
     """One of the values of an Enum."""
     words = [str(member.value) for member in enum]
@@ -145,6 +151,7 @@ def choice(enum: type[E]) -> Kind[E]:
 
 
 TEXT: Kind[str] = Kind("TEXT", str)
+STORAGE_CLASS: Kind[str] = Kind("NAME", _storage_class)
 URL: Kind[str] = Kind("URL", _url)
 PATH: Kind[Path] = Kind("PATH", _path)
 FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool,))

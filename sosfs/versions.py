@@ -37,7 +37,7 @@ class _Readings:
         body = await self._bucket.read(key, etag, start, stop)
         if len(body) != stop - start:
             raise OSError(errno.EIO, f"{len(body)} bytes where {stop - start} were due")
-        return Slice(Object(key, Version(etag, len(body)), Properties()), memoryview(body))
+        return Slice(Object(key, Version(etag, len(body)), Properties()), body)
 
 
 class VersionFile(BytesFile):

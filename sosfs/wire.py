@@ -8,9 +8,10 @@ tools is understood. Pure functions, safe from any thread.
 
 from __future__ import annotations
 
+import binascii
 import errno
 import re
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.errors import HeaderParseError
@@ -23,6 +24,8 @@ from sosfs.errors import StoreError
 from sosfs.store import KEY_MAX, METADATA_MAX, Acl, Canned, Headers, Object, Part, Properties, Version
 
 META = "x-amz-meta-"
+STORAGE_CLASS = "x-amz-storage-class"
+STANDARD = "STANDARD"  # the class of what is stored without naming one
 SYSTEM = {
     "content_type": "Content-Type",
     "cache_control": "Cache-Control",
@@ -97,9 +100,20 @@ def property_headers(properties: Properties) -> dict[str, str]:
         sent = _encoded(name, value)
         size += len(name) + len(sent)
         found[META + name] = sent
+    found |= class_header(properties.storage_class)
     if size > METADATA_MAX:
         raise StoreError(errno.ENOSPC, "metadata", detail=f"{size} bytes, at most {METADATA_MAX}")
     return found
+
+
+def class_header(storage_class: str | None) -> dict[str, str]:
+    """The request header that stores an object in a class; none for STANDARD, which is what S3 makes of that."""
+    return {STORAGE_CLASS: storage_class} if storage_class else {}
+
+
+def class_of(told: str) -> str:
+    """The storage class that an answer names, "" for STANDARD: some servers name it, others do not."""
+    return "" if told == STANDARD else told
 
 
 def check_properties(properties: Properties | None) -> None:
@@ -169,10 +183,19 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
     return Object(
         key,
         version,
-        Properties(Headers(**system), metadata),
+        Properties(Headers(**system), metadata, class_of(headers.get(STORAGE_CLASS, ""))),
         version_id=headers.get("x-amz-version-id", ""),
-        storage_class=headers.get("x-amz-storage-class", ""),
+        sha256="" if "-" in version.etag else _sha256(headers.get("x-amz-checksum-sha256", "")),
     )
+
+
+def _sha256(told: str) -> str:
+    """The hash in hex; "" for none. One of a multipart upload (`BASE64-N`) is of its parts' hashes, so it is none."""
+    try:
+        digest = b64decode(told, validate=True)
+    except (binascii.Error, ValueError):
+        return ""
+    return digest.hex() if len(digest) == 32 else ""
 
 
 def modified(moment: datetime) -> int:

@@ -29,7 +29,7 @@ from .links import Links
 from .rejected import Rejections
 from .sharing import Sharing
 from .store import Detail, Object, ObjectStore, Properties
-from .wire import check_properties
+from .wire import STANDARD, check_properties
 
 USER = b"user."
 SOS = USER + xattr_names.RESERVED
@@ -79,6 +79,7 @@ class Xattrs:
             SOS + b"etag": self._etag,
             SOS + b"version-id": self._version_id,
             SOS + b"storage-class": self._storage_class,
+            SOS + b"sha256": self._sha256,
             SOS + b"url": self._url,
             SOS + b"presigned-url": self._presigned_url,
             SOS + b"state": self._state,
@@ -141,19 +142,27 @@ class Xattrs:
         return inode.version.etag
 
     async def _version_id(self, inode: Inode) -> str:
-        found = (await self._object(inode)).version_id
+        found = (await self._object(inode, Detail.WHOLE)).version_id
         if not found:
             raise _absent()
         return found
 
     async def _storage_class(self, inode: Inode) -> str:
-        return (await self._object(inode)).storage_class or "STANDARD"  # S3 names only the others
+        return (await self._object(inode, Detail.WHOLE)).properties.storage_class or STANDARD
 
-    async def _object(self, inode: Inode) -> Object:
+    async def _sha256(self, inode: Inode) -> str:
+        """What the server has verified and recorded; metadata of that name may speak of bytes written over since."""
+        draft = inode.content.draft if inode.content is not None else None
+        found = await self._object(inode, Detail.CHECKSUM)
+        if not found.sha256 or (draft is not None and draft.is_dirty):
+            raise _absent()
+        return found.sha256
+
+    async def _object(self, inode: Inode, detail: Detail) -> Object:
         await self._learn(inode)
         if inode.version is None:
             raise _absent()
-        return await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+        return await self._store.head(self._inodes.key(inode), detail=detail)
 
     async def _url(self, inode: Inode) -> str:
         return self._links.url(self._key(inode))

@@ -65,6 +65,7 @@ rgw enable ops log = false
 rgw run sync thread = false
 rgw enable apis = s3, admin
 rgw dns name = localhost
+rgw crypt require ssl = false
 ms mon client mode = crc
 """
 

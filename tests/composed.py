@@ -128,6 +128,10 @@ class Troubled:
     def bucket(self) -> str:
         return self.inner.bucket
 
+    @property
+    def hashes(self) -> bool:
+        return self.inner.hashes
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self.inner, name)
 

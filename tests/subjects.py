@@ -24,6 +24,7 @@ DEFECTS = {
     ("moto", "PutObjectAcl"): "keeps only the owner of a list of several",
     ("moto", "time of an upload"): "always 2010",
     ("moto", "control character in an upload's key"): "echoes it raw, which is no XML",
+    ("ceph", "a storage class"): "has none but STANDARD unless its administrator makes others",
     ("ceph", "a part left out"): "InvalidPart unless all parts are named",
     ("moto", "signature"): "takes any key and secret",
     ("moto", "second user"): "all keys are one account",

@@ -15,7 +15,7 @@ from sosfs.store import Acl, Grant, Headers, Properties
 
 MIB = 1 << 20
 BODY = random.Random(31).randbytes(14 * MIB + 5)
-CARRIED = Properties(Headers("text/plain", cache_control="no-store"), {"mode": "33188", "colour": "blue"})
+CARRIED = Properties(Headers("text/plain", cache_control="no-store"), {"mode": "33188", "colour": "blue"}, "COLD")
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +34,7 @@ def test_a_large_object_is_copied_by_parts_with_its_properties_and_acl() -> None
         found = await store.get("new", 0, len(BODY))
         assert bytes(found.body) == BODY
         assert found.object.properties == CARRIED
+        assert (await store.list("new")).objects[0].storage_class == "COLD"
         assert copied.size == len(BODY)
         assert Grant("friend", "READ") in (await store.get_acl("new")).grants
         assert await store.list_uploads("") == []

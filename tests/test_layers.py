@@ -46,8 +46,11 @@ ROWS = (
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
-    ("s3", "removal", "guards", "abilities", "bucket_settings", "sender", "fake", "links"),
-    ("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire", "target"),
+    ("s3", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings", "sender", "fake", "links"),
+    (
+        *("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire"),
+        *("target", "customer_key"),
+    ),
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "errands", "status", "readiness", "location", "holders", "mountpoint", "kernel", "allocator"),

@@ -73,9 +73,10 @@ class Model(RuleBasedStateMachine):
         self._foreign = 0
         self.tree: Tree = {"a": (b"a" * 10, MODE), "b": None, "b/c": (b"bc" * PART * 2, MODE)}
 
-    @initialize()
-    def begin(self) -> None:
-        """Mounts a bucket with a few objects."""
+    @initialize(hashes=st.booleans())
+    def begin(self, hashes: bool) -> None:
+        """Mounts a bucket with a few objects, on a server whose ETags are hashes or, as with encryption, are not."""
+        self.store.hashes = hashes
         for path, file in self.tree.items():
             kept = Properties(metadata={"mode": str(0o040755 if file is None else 0o100000 | MODE)})
             key, body = (path, file[0]) if file is not None else (f"{path}/", b"")

@@ -209,6 +209,25 @@ async def test_absent_is_enoent(store: ObjectStore, key: str) -> None:
     assert await keys(store) == []
 
 
+@pytest.mark.parametrize("storage_class", ["", "STANDARD_IA"])
+@pytest.mark.parametrize("key", ["plain", "a//b"])
+@trio_test
+async def test_the_storage_class_is_told_and_carried(
+    subject: Subject, request: pytest.FixtureRequest, key: str, storage_class: str
+) -> None:
+    if storage_class:
+        subject.defect(request, "a storage class")
+    store, kept = subject.store, Properties(storage_class=storage_class)
+    stored = await store.put(key, b"x", kept)
+    await store.copy(key, "copy", version=stored, storage_class=storage_class)
+    await store.copy(key, "rewritten", version=stored, properties=replace(kept, metadata={"a": "b"}))
+    upload = await store.create_multipart("joined", kept)
+    await store.complete_multipart("joined", upload, [await store.upload_part("joined", upload, 1, b"x")])
+    for name in (key, "copy", "rewritten", "joined"):
+        assert (await store.head(name, detail=Detail.WHOLE)).properties.storage_class == storage_class
+        assert (await store.list(name, delimiter="")).objects[0].storage_class == storage_class
+
+
 @pytest.mark.parametrize("key", ["plain", "a//b"])
 @trio_test
 async def test_properties_round_trip(store: ObjectStore, key: str) -> None:
