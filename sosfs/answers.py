@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, ParseError, SubElement
 
 from sosfs.errors import StoreError, from_s3
-from sosfs.store import Acl, Failure, Grant, Listed, Page, Part, Upload, Version
+from sosfs.store import Acl, Bucket, Failure, Grant, Listed, Page, Part, Upload, Version
 from sosfs.wire import bare_etag, class_of, modified
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -86,6 +86,25 @@ def page_of(body: bytes) -> Page:
             prefixes.append(plain(_fields(element)["Prefix"]))
     more = told.get("IsTruncated") == "true"
     return Page(tuple(objects), tuple(prefixes), told["NextContinuationToken"] if more else "")
+
+
+def buckets_of(body: bytes) -> tuple[str, list[Bucket], str]:
+    """One page of ListBuckets: the owner's id, the buckets, and the token of the next page ("" after the last)."""
+    root = _root(body, "ListAllMyBucketsResult")
+    owner = next((_fields(element).get("ID", "") for element in _each(root, "Owner")), "")
+    buckets = []
+    for element in _each(root, "Bucket"):
+        found = _fields(element)
+        created = datetime.fromisoformat(found["CreationDate"]).timestamp()
+        buckets.append(Bucket(found["Name"], created, found.get("BucketRegion", "")))
+    return owner, buckets, _fields(root).get("ContinuationToken", "")
+
+
+def location_body(region: str) -> bytes:
+    """The CreateBucketConfiguration that asks for a region."""
+    root = Element("CreateBucketConfiguration", {"xmlns": NAMESPACE})
+    SubElement(root, "LocationConstraint").text = region
+    return _said(root)
 
 
 def copied_etag(body: bytes, name: str) -> str:

@@ -54,6 +54,8 @@ BY_CODE: dict[str, int] = {
     "BucketAlreadyOwnedByYou": errno.EEXIST,
     "BucketNotEmpty": errno.ENOTEMPTY,
     "TooManyBuckets": errno.EDQUOT,
+    "BucketLimitExceeded": errno.EDQUOT,
+    "OperationAborted": errno.EBUSY,  # another request makes or removes the same bucket
     "QuotaExceeded": errno.EDQUOT,
     "InvalidObjectState": errno.EREMOTEIO,
     "InvalidRange": errno.ESTALE,

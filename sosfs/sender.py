@@ -33,14 +33,22 @@ KEY_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "Expired
 MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
 
 
+class Limits:
+    """How many requests may be under way at once, of one mount together."""
+
+    def __init__(self) -> None:
+        self.small = trio.CapacityLimiter(SMALL_REQUESTS)
+        self.bulk = trio.CapacityLimiter(BULK_REQUESTS)
+
+
 class Sender:
     """Sends to one target. `on_request` is told the name of each S3 operation, in the trio thread."""
 
-    def __init__(self, target: S3Target, on_request: Callable[[str], None]) -> None:
+    def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits | None = None) -> None:
         self._target = target
         self._on_request = on_request
-        self._small = trio.CapacityLimiter(SMALL_REQUESTS)
-        self._bulk = trio.CapacityLimiter(BULK_REQUESTS)
+        limits = limits or Limits()
+        self._small, self._bulk = limits.small, limits.bulk
         self._lanes: Lanes | None = None
         self._renewal = trio.Lock()
         self._muted_until = -math.inf

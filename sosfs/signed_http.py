@@ -84,14 +84,17 @@ class _Patience(Retry):
 
 
 class SignedHttp:
-    """A pool of connections to one endpoint, and one key that signs."""
+    """A pool of connections to one endpoint, and one key that signs.
+
+    For a target without a bucket the keys are the names of buckets, and "" is the account.
+    """
 
     def __init__(self, target: S3Target, credentials: Credentials) -> None:
         url = urlsplit(target.endpoint)
         self._target = target
         self._origin = f"{url.scheme}://{url.netloc}"
         self._standing = target.payer.headers
-        self._base = f"{url.path.rstrip('/')}/{target.bucket}"
+        self._base = f"{url.path.rstrip('/')}/{target.bucket}".rstrip("/")
         self._pool = connection_from_url(self._origin, maxsize=CONNECTIONS)
         key = SigningKey(credentials.access_key, credentials.secret_key, credentials.token or None)
         self._signer = S3SigV4Auth(key, "s3", target.region)
@@ -110,7 +113,7 @@ class SignedHttp:
         pace: Pace = Pace.USUAL,
     ) -> Answer:
         """The 2xx answer to one request on `key`, or on the bucket where it is ""; all else is a StoreError."""
-        path = f"{self._base}/{path_of(key)}" if key else self._base
+        path = f"{self._base}/{path_of(key)}" if key else self._base or "/"
         if query:
             path = f"{path}?{urlencode(query, quote_via=quote, safe='~')}"
         signed = self._sign(method, path, {**self._standing, **(headers or {})}, body)

@@ -112,6 +112,15 @@ class Canned(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Bucket:
+    """A bucket as a listing of an account's buckets shows it."""
+
+    name: str
+    created: float = 0.0  # seconds since the epoch
+    region: str = ""  # "" where the listing does not tell it
+
+
+@dataclass(frozen=True, slots=True)
 class Listed:
     """An object as a listing shows it: no metadata."""
 
