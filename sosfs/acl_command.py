@@ -85,8 +85,20 @@ def _targets(paths: Sequence[str], *, recursive: bool) -> list[Target]:
         path = location.unfollowed(given)
         root = location.of(path, given, mounts).mount.mountpoint
         for file in _files(path, given, recursive=recursive):
-            found[file] = Target(file, root / control.NAME.decode() / "acl" / file.relative_to(root))
+            found[file] = _target(file, root)
     return list(found.values())
+
+
+def _target(file: Path, root: Path) -> Target:
+    """The control tree that has the file's ACL: the mount's, or that of its bucket where all buckets are mounted."""
+    inside = file.relative_to(root)
+    if not _acls(root).is_dir() and len(inside.parts) > 1:
+        root, inside = root / inside.parts[0], Path(*inside.parts[1:])
+    return Target(file, _acls(root) / inside)
+
+
+def _acls(top: Path) -> Path:
+    return top / control.NAME.decode() / "acl"
 
 
 def _files(path: Path, given: str, *, recursive: bool) -> Iterator[Path]:

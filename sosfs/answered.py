@@ -22,7 +22,7 @@ QUIET = frozenset(
     getattr(errno, name)
     for name in (
         *("ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR"),
-        *("ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA"),
+        *("ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA", "EXDEV"),
     )
 )
 

@@ -13,14 +13,13 @@ Concurrency: trio thread only. A fetch is a task of its own, so a reader that gi
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 from cachetools import LRUCache
 
-from .disk_cache import DiskCache
 from .store import Object, ObjectStore
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
@@ -57,16 +56,52 @@ class Run:
         return self.body[start - base : stop - base]
 
 
-class Blocks:
-    """The block cache of a mount."""
+Cached = MutableMapping[tuple[Source, int], Run]
 
-    def __init__(self, store: ObjectStore, spawn: Spawn, *, capacity: int, disk: DiskCache | None = None) -> None:
+
+class Disk(Protocol):
+    """Where blocks are kept over restarts: a `DiskCache`, or one bucket's share of it."""
+
+    @property
+    def capacity(self) -> int:
+        """How many bytes fit there."""
+
+    async def read(self, key: str, etag: str, size: int, first: int, last: int) -> memoryview | None:
+        """The blocks `[first, last)` of a version, or None."""
+
+    async def keep(self, key: str, etag: str, size: int, first: int, body: memoryview) -> None:
+        """Stores a fetch that begins with block `first`."""
+
+    async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
+        """As `keep`; whether it is here now."""
+
+    async def missing(self, key: str, etag: str, size: int) -> list[tuple[int, int]]:
+        """The runs of blocks of a version that are not here."""
+
+    async def forget(self, versions: Iterable[tuple[str, str, int]]) -> int:
+        """Forgets versions; how many bytes of them were here."""
+
+    async def forget_all(self, *, but: Iterable[tuple[str, str, int]]) -> int:
+        """Forgets all but these versions; how many bytes were here."""
+
+
+def memory_of(capacity: int) -> LRUCache[Any, Run]:
+    """Room for blocks of `capacity` bytes together; the least recently used goes first."""
+    return LRUCache(max(1, capacity // BLOCK))
+
+
+class Blocks:
+    """The blocks of one bucket. `cached` is where they are kept, `capacity` how many bytes of them fit there."""
+
+    def __init__(
+        self, store: ObjectStore, spawn: Spawn, cached: Cached, *, capacity: int, disk: Disk | None = None
+    ) -> None:
         self._store = store
         self.disk = disk
         self._spawn = spawn
         self.capacity = capacity
         self.received_bytes = 0
-        self._cached: LRUCache[tuple[Source, int], Run] = LRUCache(max(1, capacity // BLOCK))
+        self._cached = cached
         self._fetching: dict[tuple[Source, int], Run] = {}
 
     @property

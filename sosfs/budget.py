@@ -1,4 +1,4 @@
-"""A bound on bytes in flight: whoever wants to hold a large body waits here until there is room.
+"""Bounds on bytes: in flight (`Budget`), kept in memory (`Allowance`), waiting for their upload (`Backlog`).
 
 Concurrency: trio thread only; first come, first served, so that a large request is never starved.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 import trio
 
@@ -52,3 +53,38 @@ class Budget:
             size, event = self._waiting.popleft()
             self.used += size
             event.set()
+
+
+@dataclass(slots=True)
+class Allowance:
+    """`limit` bytes that nobody waits for: who gets none does without."""
+
+    limit: int
+    used: int = 0
+
+    def grant(self, more: int) -> bool:
+        """Takes `more` bytes if they are free. Whoever took them lowers `used` again."""
+        if self.used + more > self.limit:
+            return False
+        self.used += more
+        return True
+
+
+class Backlog:
+    """Bytes of changes on their way into the bucket, which writers wait for when they are too many."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._changed = trio.Condition()
+
+    async def fell(self, size: int) -> None:
+        """`size` bytes wait no more."""
+        self.waiting -= size
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def is_under(self, limit: int) -> None:
+        """Returns when no more than `limit` bytes wait."""
+        while self.waiting > limit:
+            async with self._changed:
+                await self._changed.wait()

@@ -39,7 +39,7 @@ EXAMINED = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options = _parsed(parser, arguments)
     try:
         return int(options.run(options))
     except SettingError as error:
@@ -49,6 +49,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return daemon.report(error)
     except KeyboardInterrupt:
         return 130  # as a shell says it
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options. An optional word that stands after an option (`mount BUCKET -f DIR`) argparse leaves over."""
+    options, over = parser.parse_known_args(arguments)
+    if len(over) == 1 and not over[0].startswith("-") and vars(options).get("directory", over) is None:
+        options.directory = over[0]
+    elif over:
+        parser.error(f"unrecognized arguments: {' '.join(over)}")
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,10 +97,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_mount(commands: Any) -> None:
     mount = commands.add_parser(
-        "mount", help="mount a bucket", description="Mounts a bucket; returns when it is ready."
+        "mount",
+        help="mount a bucket, or all of them",
+        description="Mounts a bucket, or without one all buckets of the account; returns when it is ready.",
+        usage="%(prog)s [BUCKET[/PREFIX]] MOUNTPOINT [options]",
     )
-    mount.add_argument("source", metavar="BUCKET[/PREFIX]")
-    mount.add_argument("directory", metavar="MOUNTPOINT")
+    mount.add_argument("source", metavar="[BUCKET[/PREFIX]]")
+    mount.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
     mount.add_argument(
         "-o", dest="fstab", action="append", default=[], metavar="NAME=VALUE,...", help="options as in fstab"
     )
@@ -181,6 +194,8 @@ def _count(text: str) -> int:
 
 def _mount(options: argparse.Namespace) -> int:
     layers = [config.given(options), *map(config.from_options, reversed(options.fstab))]
+    if options.directory is None:
+        return mount(config.ALL, options.source, layers)
     return mount(options.source, options.directory, layers)
 
 

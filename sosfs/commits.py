@@ -19,6 +19,7 @@ import trio
 from . import landing
 from .attributes import Attributes
 from .blocks import Blocks, Source, Spawn
+from .budget import Backlog
 from .config import Durability
 from .conflict import Conflicts
 from .content import Content
@@ -56,13 +57,13 @@ class Commits:
         conflicts: Conflicts,
         journal: Journal,
         spawn: Spawn,
+        backlog: Backlog,
         *,
         durability: Durability,
     ) -> None:
         self.durability = durability
         self.drafts: set[Inode] = set()  # inodes that have one
-        self._backlog = 0  # bytes of the drafts that tasks are sending
-        self._room = trio.Condition()
+        self._backlog = backlog  # of the drafts that tasks are sending
         self.records = Records(inodes, attributes, journal)
         self._inodes = inodes
         self._blocks = blocks
@@ -245,7 +246,6 @@ class Commits:
         self.drafts.discard(inode)
         if upload is not None:
             await upload.abort()
-        await self._tell_room()
 
     def send_later(self, inode: Inode) -> None:
         """Lets a task bring the draft into the bucket, as often as it takes."""
@@ -253,7 +253,7 @@ class Commits:
         if content is not None and not content.sending:
             content.sending = True
             size = content.draft.local.total if content.draft is not None else 0
-            self._backlog += size
+            self._backlog.waiting += size
             self._spawn(lambda: self._sending(inode, content, size))
 
     async def _sending(self, inode: Inode, content: Content, size: int) -> None:
@@ -270,8 +270,7 @@ class Commits:
                         log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
         finally:
             content.sending = False
-            self._backlog -= size
-        await self._tell_room()
+            await self._backlog.fell(size)
         if content.writers == 0:
             await self.let_go(inode, content)
         if inode.opens == 0 and content.draft is None:
@@ -279,13 +278,7 @@ class Commits:
 
     async def wait_for_room(self, limit: int) -> None:
         """Slows a writer while drafts that are on their way up hold more than `limit` bytes."""
-        while self._backlog > limit:
-            async with self._room:
-                await self._room.wait()
-
-    async def _tell_room(self) -> None:
-        async with self._room:
-            self._room.notify_all()
+        await self._backlog.is_under(limit)
 
     async def settle_under(self, top: Inode) -> None:
         """Everything at and below a directory is in the bucket afterwards. Raises what is not."""

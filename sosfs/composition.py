@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from .abandoned import Abandoned
 from .attribute_cache import AttributeCache
 from .attributes import Attributes
-from .blocks import BLOCK, Blocks, Spawn
-from .budget import Budget
+from .blocks import Blocks, Spawn
 from .commits import Commits
 from .config import Settings
 from .conflict import Conflicts
 from .contents import Contents
 from .deletions import Deletions
 from .directory import Merger
-from .disk_cache import DiskCache
 from .gate import Gate
-from .inodes import Defaults, Inodes
+from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
@@ -29,11 +27,10 @@ from .pages import Give, Pages
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
+from .shares import Share, whole
 from .spool import SpoolArea
 from .store import ObjectStore
 from .upload import PartPlan, Uploader
-
-UPLOADS = 64 << 20  # bytes of bodies on their way up
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +92,26 @@ class _Ground:
     uploader: Uploader
     spools: SpoolArea
     pages: Pages
+    share: Share
 
 
 def assemble(
-    settings: Settings, store: ObjectStore, journal: Journal, spawn: Spawn, *, give: Give | None = None
+    settings: Settings,
+    store: ObjectStore,
+    journal: Journal,
+    spawn: Spawn,
+    *,
+    first: int = ROOT,
+    share: Share | None = None,
+    give: Give | None = None,
 ) -> Parts:
-    """The parts of a filesystem over `store`, with its state in the settings' directory; `give` reaches the kernel."""
-    inodes = Inodes(settings.prefix, Defaults(settings.uid, settings.gid, settings.umask, time.time_ns()))
+    """The parts of a filesystem over `store`, with its state in the settings' directory; `give` reaches the kernel.
+
+    `first` is the number of its root; `share` is what it has of the mount's memory, None for all of it.
+    """
+    defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
+    inodes = Inodes(settings.prefix, defaults, first=first)
+    share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger = Merger(inodes, cache)
     ground = _Ground(
@@ -111,22 +121,17 @@ def assemble(
         spawn=spawn,
         inodes=inodes,
         gate=Gate(inodes),
-        blocks=Blocks(store, spawn, capacity=settings.memory, disk=_disk(settings)),
+        blocks=Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk),
         cache=cache,
         merger=merger,
         listings=Listings(inodes, store, merger, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
-        uploader=Uploader(store, spawn, Budget(UPLOADS), PartPlan(settings.part_size), journal),
-        spools=SpoolArea(settings.state_dir / "spool"),
+        uploader=Uploader(store, spawn, share.uploads, PartPlan(settings.part_size), journal),
+        spools=SpoolArea(settings.state_dir / "spool", share.drafts),
         pages=Pages(inodes, spawn, give),
+        share=share,
     )
     return _halves(ground)
-
-
-def _disk(settings: Settings) -> DiskCache | None:
-    if not settings.cache_size:
-        return None
-    return DiskCache(settings.state_dir / "blocks", capacity=settings.cache_size, block=BLOCK)
 
 
 def _halves(on: _Ground) -> Parts:
@@ -139,7 +144,7 @@ def _halves(on: _Ground) -> Parts:
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
         on.inodes, on.blocks, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
-        durability=durability
+        on.share.backlog, durability=durability
     )  # fmt: skip
     contents = Contents(
         on.inodes, on.blocks, on.spools, on.uploader, attributes, commits, on.pages,

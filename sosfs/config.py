@@ -33,6 +33,7 @@ T = TypeVar("T")
 PART_SIZE = 8 << 20  # bytes; the smallest at which the slower lane still moves 1 GB/s
 MEMORY = 64 << 20
 DIRTY_LIMIT = 10 << 30
+ALL = "sos://"  # the source of a mount of all buckets, where one has to be named (fstab)
 TTL = 10.0  # seconds; as long as an NFS client trusts what it may not be told of
 
 
@@ -97,7 +98,7 @@ def _cache_root() -> Path:
 
 @dataclass(frozen=True)
 class Settings:
-    """What one mount was asked for.
+    """What one mount was asked for. `bucket` is "" for all buckets of the account.
 
     `prefix` is "" or ends with a slash. `mountpoint` is absolute with links resolved. `endpoint` is a URL and
     `zone` may be "" once `placed` was applied; `place` and `naming` tell then where they come from. Sizes are
@@ -142,9 +143,7 @@ class Settings:
         DIRTY_LIMIT, values.SIZE, "With the journal: bytes that may wait for their upload before writers are slowed."
     )
     memory: int = _option(MEMORY, values.SIZE, "Memory for blocks that were read.")
-    cache_size: int = _option(
-        0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 keeps none on disk."
-    )
+    cache_size: int = _option(0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 for none.")
     part_size: int = _option(
         PART_SIZE, values.PART, "Size of the first parts of a multipart upload; later ones grow so that 4 TiB fits."
     )
@@ -196,12 +195,17 @@ class Settings:
     naming: Naming = Naming.STATED
 
     @property
+    def source(self) -> str:
+        """What is mounted, as a user names it."""
+        return f"{self.bucket}/{self.prefix}" if self.bucket else ALL
+
+    @property
     def state_dir(self) -> Path:
         """The directory of this mount's journal and spool."""
         if self.cache_dir is not None:
             return self.cache_dir
         place = f"{self.endpoint} {self.bucket} {self.prefix}"
-        return _cache_root() / f"{self.bucket}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+        return _cache_root() / f"{self.bucket or 'all'}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
     @property
     def region(self) -> str:
@@ -228,8 +232,10 @@ def settle(bucket: str, prefix: str, mountpoint: Path, layers: Iterable[Mapping[
 
 
 def split_source(source: str) -> tuple[str, str]:
-    """Bucket and prefix of `BUCKET[/PREFIX]`, which may begin with `sos://` or `s3://`."""
-    for scheme in ("sos://", "s3://"):
+    """Bucket and prefix of `BUCKET[/PREFIX]`, which may begin with `sos://` or `s3://`; `sos://` is all buckets."""
+    if source == ALL:
+        return "", ""
+    for scheme in (ALL, "s3://"):
         source = source.removeprefix(scheme)
     bucket, _, prefix = source.partition("/")
     if not bucket:
@@ -304,7 +310,7 @@ def from_files(bucket: str, paths: Sequence[Path]) -> Iterator[Mapping[str, Any]
         if not isinstance(mounts, dict) or not all(isinstance(table, dict) for table in mounts.values()):
             raise SettingError(f'{path}: write the settings of one bucket under [mount."BUCKET"]')
         layers = {name: _from_table(table, f"{path}, mount {name}") for name, table in mounts.items()}
-        yield layers.get(bucket, {})
+        yield layers.get(bucket or ALL, {})
         yield _from_table(document, str(path))
 
 

@@ -112,8 +112,8 @@ class BytesFile(Node, abc.ABC):
 class Tree:
     """The nodes that the kernel knows, by number."""
 
-    def __init__(self, root: Folder) -> None:
-        self._numbers = itertools.count(FIRST)
+    def __init__(self, root: Folder, *, first: int = FIRST) -> None:
+        self._numbers = itertools.count(first)
         self._nodes: dict[int, Node] = {}
         self._known: dict[Hashable, Node] = {}
         self.root = root

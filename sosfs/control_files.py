@@ -225,6 +225,19 @@ class AclFolder(Folder):
         return kind(inode, self._namespace, self._sharing, self._rejections)
 
 
+def _reports(rejections: Rejections, status: Callable[[], Status]) -> dict[bytes, Node]:
+    return {
+        b"status": Report("status", lambda: status().to_json() + "\n", permissions=0o444),
+        b"metrics": Report("metrics", lambda: metrics.text(status()), permissions=0o444),
+        b"errors": Report("errors", rejections.text, permissions=0o400),
+    }
+
+
+def account_tree_of(rejections: Rejections, status: Callable[[], Status]) -> Folder:
+    """The root of the control tree of a mount of all buckets, each of which has its own."""
+    return Fixed("control", _reports(rejections, status), permissions=0o755)
+
+
 def tree_of(
     namespace: Namespace,
     sharing: Sharing,
@@ -246,9 +259,7 @@ def tree_of(
             b"acl": AclFolder(namespace.inodes.root, namespace, sharing, rejections),
             b"bucket": Fixed("bucket", settings),
             b"versions": versions,
-            b"status": Report("status", lambda: status().to_json() + "\n", permissions=0o444),
-            b"metrics": Report("metrics", lambda: metrics.text(status()), permissions=0o444),
-            b"errors": Report("errors", rejections.text, permissions=0o400),
+            **_reports(rejections, status),
         },
         permissions=0o755,
     )

@@ -167,7 +167,7 @@ def log_place(settings: Settings) -> str:
 
 
 def _summary(settings: Settings) -> str:
-    return f"{settings.bucket}/{settings.prefix} at {settings.mountpoint}"
+    return f"{settings.source} at {settings.mountpoint}"
 
 
 def one_line(error: BaseException) -> str:

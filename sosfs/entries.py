@@ -16,6 +16,7 @@ from .directory import Directory
 from .inodes import Inode, Known
 
 BLOCK_SIZE = 4096  # bytes
+CAPACITY = 1 << 50  # bytes that statfs shows: a bucket has no size
 
 
 def entry_of(inode: Inode, *, ttl: float, guess: float = 0.0) -> pyfuse3.EntryAttributes:
@@ -48,3 +49,13 @@ def absent_from(directory: Directory, name: bytes, absences: Absences, *, ttl: f
     entry.st_ino = 0
     entry.entry_timeout = max(0.0, directory.now.started + ttl - trio.current_time())
     return entry
+
+
+def room() -> pyfuse3.StatvfsData:
+    """What statfs says of a mount."""
+    data = pyfuse3.StatvfsData()
+    data.f_bsize = data.f_frsize = BLOCK_SIZE
+    data.f_blocks = data.f_bfree = data.f_bavail = CAPACITY // BLOCK_SIZE
+    data.f_files = data.f_ffree = data.f_favail = 1 << 40
+    data.f_namemax = 255
+    return data

@@ -162,12 +162,12 @@ class Inode:
 
 
 class Inodes:
-    """All inodes by number, and the key of each."""
+    """All inodes by number, and the key of each. The root's number is `first`, and no other is lower."""
 
-    def __init__(self, prefix: str, defaults: Defaults) -> None:
+    def __init__(self, prefix: str, defaults: Defaults, *, first: int = ROOT) -> None:
         self.prefix = prefix  # of the mount: "" or ending in "/"
         self.defaults = defaults
-        self._numbers = itertools.count(ROOT)
+        self._numbers = itertools.count(first)
         self._table: dict[int, Inode] = {}
         self.root = self.make(None, "", Form.PLAIN, mode=defaults.directory_mode)
         self.root.lookups = 1

@@ -24,6 +24,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -46,6 +47,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = "1"
 LOG_LONG = 1000  # statements in the write-ahead log before its content is brought into the database
+CHANGES = ("drafts", "deletes", "attributes", "renames")  # the tables of what the bucket lacks
 _TABLES = """
 create table if not exists facts (name text primary key, value text not null);
 create table if not exists drafts (id integer primary key, record text not null, body blob, sum integer not null,
@@ -68,7 +70,7 @@ class Journal:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / "journal.sqlite"
-        self._lock = _locked(directory / "lock")
+        self._lock = locked(directory)
         self._db, self.is_new = _opened(self._path)
         self._require(owner)
         self._syncing = trio.Lock()
@@ -238,11 +240,35 @@ class Journal:
     @property
     def rows(self) -> int:
         """How much is pending."""
-        tables = ("drafts", "deletes", "attributes", "renames")
-        return sum(self._db.execute(f"select count(*) from {table}").fetchone()[0] for table in tables)
+        return sum(self._db.execute(f"select count(*) from {table}").fetchone()[0] for table in CHANGES)
 
 
-def _locked(path: Path) -> int:
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """What a journal that nobody has open holds: `changes` that the bucket lacks, and unfinished `uploads`."""
+
+    owner: str  # as for `Journal`
+    changes: int
+    uploads: int
+
+
+def left_over(directory: Path) -> LeftOver | None:
+    """What the journal in a directory holds, None where there is none. Raises OSError EIO where it cannot be read."""
+    path = directory / "journal.sqlite"
+    if not path.exists():
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as db:
+            (owner,) = db.execute("select value from facts where name = 'owner'").fetchone()
+            counted = [db.execute(f"select count(*) from {table}").fetchone()[0] for table in (*CHANGES, "uploads")]
+    except (sqlite3.Error, TypeError) as error:
+        raise OSError(errno.EIO, f"{path}: {error}") from error
+    return LeftOver(owner, sum(counted[:-1]), counted[-1])
+
+
+def locked(directory: Path) -> int:
+    """Makes a directory this process's alone until the descriptor is closed. Raises OSError EBUSY."""
+    path = directory / "lock"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

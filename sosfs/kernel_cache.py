@@ -1,4 +1,4 @@
-"""Making the kernel forget what it was told of files: attributes, pages, absent names. Decided here and only here: how.
+"""What is said to the kernel's caches unasked: pages given; attributes, pages and absences forgotten. Decided here only.
 
 Concurrency: a call may wait for a page that the mount itself has still to deliver, so they are made in a thread and
 the trio thread goes on serving.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pyfuse3
 import trio
@@ -23,6 +24,10 @@ class KernelCache:
     def close(self) -> None:
         """The mount is about to go: nothing is asked of the kernel any more."""
         self._is_gone = True
+
+    def give(self, number: int, offset: int, body: Any) -> None:
+        """Puts a buffer of bytes into the pages of an inode. Blocks; raises what the kernel refuses."""
+        pyfuse3.notify_store(number, offset, body)
 
     async def forget(self, numbers: Sequence[int], absent: Sequence[tuple[int, bytes]]) -> None:
         """Forgets attributes and pages of inodes, and that names are absent. Raises what the kernel refuses."""

@@ -123,7 +123,7 @@ def mounts() -> Iterator[Finding]:
                 "mount", Verdict.WARNING, f"{mount.mountpoint}: no daemon answers", "'sosfs umount' clears it"
             )
             continue
-        detail = f"{mount.mountpoint}: {now.bucket}, {now.state.value}, {_read_ahead_of(mount)}"
+        detail = f"{mount.mountpoint}: {now.bucket or 'all buckets'}, {now.state.value}, {_read_ahead_of(mount)}"
         yield Finding("mount", Verdict.OK, detail)
 
 

@@ -29,7 +29,7 @@ from .content import Handle
 from .contents import Contents
 from .deletions import Deletions
 from .directory import Directory, Pass
-from .entries import BLOCK_SIZE, absent_from, entry_of
+from .entries import absent_from, entry_of, room
 from .exclusive import Claims
 from .guesses import Guesses
 from .inodes import Inode, Inodes
@@ -39,7 +39,6 @@ from .rename import Renames
 
 log = logging.getLogger(__name__)
 
-CAPACITY = 1 << 50  # bytes that statfs shows: a bucket has no size
 DOTS = (b".", b"..")  # at offsets 0 and 1 of every directory; its names follow
 
 
@@ -89,7 +88,7 @@ class Operations(pyfuse3.Operations):
         self._ttl = ttl
         self._files: dict[int, Handle] = {}
         self._readings: dict[int, Reading] = {}
-        self._next_handle = 1
+        self._next_handle = inodes.root.number  # in the range of the inodes' numbers
         self.absences = Absences(ttl)
 
     # Attributes
@@ -164,12 +163,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        data = pyfuse3.StatvfsData()
-        data.f_bsize = data.f_frsize = BLOCK_SIZE
-        data.f_blocks = data.f_bfree = data.f_bavail = CAPACITY // BLOCK_SIZE
-        data.f_files = data.f_ffree = data.f_favail = 1 << 40
-        data.f_namemax = 255
-        return data
+        return room()
 
     # Names
 

@@ -27,13 +27,15 @@ def run(path: Path, *, json: bool) -> int:
 
 def lines(now: Status) -> Iterator[tuple[str, str]]:
     """The status, a name and a text at a time."""
-    yield "bucket", f"{now.bucket}/{now.prefix}"
+    yield "bucket", f"{now.bucket}/{now.prefix}" if now.bucket else "all of the account"
     yield "endpoint", now.endpoint
     yield "mounted", now.mountpoint
     yield "state", f"{now.state.value}, pid {now.pid}"
     yield "pending", f"{now.pending_files} files, {filesize.decimal(now.pending_bytes)}"
     yield "moved", f"{filesize.decimal(now.sent_bytes)} sent, {filesize.decimal(now.received_bytes)} received"
     yield "memory", f"{filesize.decimal(now.memory_bytes)} of {filesize.decimal(now.memory_limit)}"
+    for name, pending in sorted(now.buckets.items()):
+        yield "in use", f"{name}, {pending} pending"
     yield "conditions", now.conditions
     yield "requests", ", ".join(f"{count} {name}" for name, count in sorted(now.requests.items())) or "none"
     for error in now.errors:

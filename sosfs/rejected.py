@@ -31,10 +31,10 @@ class Rejections:
     def __init__(self) -> None:
         self._last: deque[str] = deque(maxlen=KEPT)
 
-    def add(self, what: str, error: OSError) -> None:
-        """Remembers that the text for `what` was refused, and logs it."""
+    def add(self, what: str, error: OSError, *, outcome: str = "was not changed") -> None:
+        """Remembers that the text for `what` was refused, and logs it with its outcome."""
         reason = " ".join((error.strerror or str(error)).split())
-        log.info("%s was not changed: %s", what, reason)
+        log.info("%s %s: %s", what, outcome, reason)
         self._last.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {what}: {reason}\n")
 
     def text(self) -> str:

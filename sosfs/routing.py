@@ -19,7 +19,7 @@ import pyfuse3
 from . import control
 from .answered import answered
 from .control_operations import ControlOperations
-from .inodes import ROOT, Inodes
+from .inodes import Inodes
 from .operations import Operations
 from .xattrs import USER, Xattrs
 
@@ -42,13 +42,14 @@ class Routing(pyfuse3.Operations):
         self._files = files
         self._tree = tree
         self._inodes = inodes
+        self._root = inodes.root.number
         self._xattrs = xattrs
         for name in BY_NUMBER:
-            setattr(self, name, _routed(getattr(files, name), answered(getattr(tree, name))))
+            setattr(self, name, _routed(getattr(files, name), answered(getattr(tree, name)), self._root))
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        if parent_inode == ROOT and name == control.NAME:
+        if parent_inode == self._root and name == control.NAME:
             return self._tree.root()
         if parent_inode >= control.FIRST:
             return await self._tree.lookup(parent_inode, name, ctx)
@@ -71,7 +72,7 @@ class Routing(pyfuse3.Operations):
         await self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
 
     def _in_root(self, *places: tuple[int, bytes]) -> list[bytes]:
-        return [name for parent, name in places if parent == ROOT]
+        return [name for parent, name in places if parent == self._root]
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         with contextlib.suppress(pyfuse3.FUSEError):  # logged already; the one request whose error would end the mount
@@ -119,9 +120,9 @@ def _settable(inode: int, name: bytes) -> int:
     return inode
 
 
-def _routed(files: Any, tree: Any) -> Any:
+def _routed(files: Any, tree: Any, root: int) -> Any:
     async def handler(number: int, *rest: Any) -> Any:
-        ours = number >= control.FIRST or (number == ROOT and rest[:1] == (control.NAME,))
+        ours = number >= control.FIRST or (number == root and rest[:1] == (control.NAME,))
         return await (tree if ours else files)(number, *rest)
 
     return handler

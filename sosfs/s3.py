@@ -21,7 +21,7 @@ from sosfs.abilities import Abilities, Quoting, probe
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.guards import check_etag, check_still, header_for, landed, look, stale
 from sosfs.removal import remove_all
-from sosfs.sender import Sender
+from sosfs.sender import Limits, Sender
 from sosfs.store import (
     NOTHING,
     Acl,
@@ -67,13 +67,14 @@ class S3Store:
         *,
         on_request: Callable[[str], None] | None = None,
         new_acl: Canned = Canned.PRIVATE,
+        limits: Limits | None = None,
     ) -> None:
         self._target = target
         self._new_acl = None if new_acl is Canned.PRIVATE else new_acl
-        self.sender = Sender(target, on_request or (lambda operation: None))
+        self.sender = Sender(target, on_request or (lambda operation: None), limits)
         self._send = self.sender.send
         self._look = partial(look, self)
-        self._abilities = Abilities()
+        self.abilities = Abilities()  # until `probe_conditions` found out, or somebody who knows the server tells
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
 
     @property
@@ -84,17 +85,17 @@ class S3Store:
     @property
     def hashes(self) -> bool:
         """Whether the ETag that one PUT makes is the MD5 of its bytes."""
-        return self._abilities.hashes and (self._abilities.known or self._target.customer_key is None)
+        return self.abilities.hashes and (self.abilities.known or self._target.customer_key is None)
 
     @property
     def conditions(self) -> Conditions:
         """How the server treats conditional writes; UNKNOWN until `probe_conditions` found out."""
-        return self._abilities.conditions
+        return self.abilities.conditions
 
     @property
     def denied(self) -> frozenset[Right]:
         """What the key may not do with the scratch key of `probe_conditions`."""
-        return self._abilities.denied
+        return self.abilities.denied
 
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""
@@ -121,7 +122,7 @@ class S3Store:
         A key that may not write learns nothing, and then nothing counts as honoured. EPROTO from a server that
         does not encrypt as asked; it may refuse the encryption or the storage class in its own words.
         """
-        self._abilities = await self._send(
+        self.abilities = await self._send(
             "ProbeConditions", lambda lanes: probe(lanes.signed, scratch_key, storage_class=storage_class)
         )
         return self.conditions
@@ -170,7 +171,7 @@ class S3Store:
         check_key(key)
         check_properties(properties)
         request, size, granted = f"PutObject {key!r}", len(body), acl or self._new_acl
-        able = self._abilities
+        able = self.abilities
         guard = await header_for(self._look, request, key, condition, absent=able.absent, match=able.match)
         try:
             return await self._send(
@@ -203,7 +204,7 @@ class S3Store:
         pin = Quoting.QUOTED.of(version.etag) if version else ""
         # The copy of a multipart object has another ETag, and so has that of an encrypted one on some servers.
         hashed = version is not None and "-" not in version.etag and self.hashes
-        if version and not (self._abilities.copy_pin or hashed):
+        if version and not (self.abilities.copy_pin or hashed):
             await check_still(self.head, request, source, version)
         if not self._copies:
             raise StoreError(errno.EOPNOTSUPP, request)
@@ -219,7 +220,7 @@ class S3Store:
             raise
         if version is None:
             return (await self.head(target)).version
-        if hashed and not self._abilities.copy_pin and etag != version.etag:
+        if hashed and not self.abilities.copy_pin and etag != version.etag:
             raise stale(request, f"{etag} was copied, not {version.etag}")
         return Version(etag, version.size)
 
@@ -264,7 +265,7 @@ class S3Store:
             lambda lanes: lanes.signed.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
             size=stop - start,
         )
-        if not self._abilities.part_pin:
+        if not self.abilities.part_pin:
             await check_still(self.head, request, source, version)  # after the copy: so it was this one all along
         return part
 
@@ -278,7 +279,7 @@ class S3Store:
         begun_with: Properties = NOTHING,
     ) -> Version:
         """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
-        able, request, size = self._abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
+        able, request, size = self.abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
         match = Quoting.QUOTED if able.complete else None
         guard = await header_for(self._look, request, key, condition, absent=able.complete, match=match)
         try:

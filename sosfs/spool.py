@@ -17,6 +17,8 @@ from pathlib import Path
 
 import trio
 
+from .budget import Allowance
+
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
 FLOOR = 512 << 20  # bytes of the disk that are left to others
@@ -27,12 +29,11 @@ INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than
 class SpoolArea:
     """The spool directory of a mount and the memory its small spools share."""
 
-    def __init__(self, directory: Path, *, memory: int = MEMORY) -> None:
+    def __init__(self, directory: Path, memory: Allowance) -> None:
         self.directory = directory
-        self._memory = memory
+        self.memory = memory
         self._began = time.time_ns()  # names of an earlier mount's spools are still in its journal
         self._serial = 0
-        self.in_memory = 0  # bytes
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     @property
@@ -57,13 +58,6 @@ class SpoolArea:
         for path in self.directory.glob("*.spool"):
             if path.name not in keep:
                 path.unlink(missing_ok=True)
-
-    def grant(self, more: int) -> bool:
-        """Takes `more` bytes of the shared memory if they are free."""
-        if self.in_memory + more > self._memory:
-            return False
-        self.in_memory += more
-        return True
 
 
 class Spool:
@@ -127,13 +121,13 @@ class Spool:
             if os.fstat(self._file).st_size > size:
                 os.ftruncate(self._file, size)
         elif len(self._memory) > size:
-            self._area.in_memory -= len(self._memory) - size
+            self._area.memory.used -= len(self._memory) - size
             del self._memory[size:]
 
     def close(self) -> None:
         """Frees it all."""
         if self._memory is not None:
-            self._area.in_memory -= len(self._memory)
+            self._area.memory.used -= len(self._memory)
             self._memory = bytearray()
         elif self._file >= 0:
             os.close(self._file)
@@ -143,13 +137,13 @@ class Spool:
     def _fits(self, stop: int) -> bool:
         assert self._memory is not None
         more = stop - len(self._memory)
-        return more <= 0 or (stop <= SPILL and self._area.grant(more))
+        return more <= 0 or (stop <= SPILL and self._area.memory.grant(more))
 
     def _spill(self) -> None:
         assert self._memory is not None
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         _write_all(self._file, 0, self._memory)
-        self._area.in_memory -= len(self._memory)
+        self._area.memory.used -= len(self._memory)
         self._memory = None
 
 

@@ -44,7 +44,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet."""
+    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet.
+
+    Where all buckets of an account are mounted, `bucket` is "" and `buckets` are those in use, with their changes.
+    """
 
     pid: int
     bucket: str
@@ -61,6 +64,7 @@ class Status:
     requests: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
     memory_limit: int = 0
+    buckets: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -66,6 +66,30 @@ class Background:
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+        self._idle: trio.CancelScope | None = None
+        self._ended = trio.Event()
+
+    async def part(self) -> Background:
+        """One whose tasks can be ended before the others, with `end`."""
+        started: Background = await self._nursery.start(self._own)
+        return started
+
+    @classmethod
+    async def _own(cls, *, task_status: trio.TaskStatus[Background]) -> None:
+        async with trio.open_nursery() as nursery:
+            background = cls(nursery)
+            task_status.started(background)
+            with trio.CancelScope() as idle:
+                background._idle = idle
+                await trio.sleep_forever()
+            nursery.cancel_scope.cancel()
+        background._ended.set()
+
+    async def end(self) -> None:
+        """Cancels the tasks and returns when they have ended; a request that was sent is waited for."""
+        if self._idle is not None:
+            self._idle.cancel()
+            await self._ended.wait()
 
     def spawn(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task. What it raises is logged and ends that task alone: a bug never ends the mount."""

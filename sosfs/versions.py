@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from urllib.parse import quote
 
 from . import keys
-from .blocks import Blocks, Source, Spawn
+from .blocks import Blocks, Source, Spawn, memory_of
 from .bucket_settings import BucketSettings, Kept
 from .control import BytesFile, Folder, Node
 from .metadata import NS
@@ -109,7 +109,7 @@ class Shelf:
 
     def __init__(self, bucket: BucketSettings, spawn: Spawn) -> None:
         self.bucket = bucket
-        self.blocks = Blocks(_Readings(bucket), spawn, capacity=CACHE)  # type: ignore[arg-type]  # it only gets
+        self.blocks = Blocks(_Readings(bucket), spawn, memory_of(CACHE), capacity=CACHE)  # type: ignore[arg-type]  # it only gets
 
     def folder(self, prefix: str) -> Folder:
         """The tree of all keys that begin with `prefix`."""

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .attributes import Attributes
-from .blocks import BLOCK, REQUEST, Blocks, Source
+from .blocks import BLOCK, REQUEST, Blocks, Disk, Source
 from .budget import Budget
-from .disk_cache import DiskCache
 from .errands import Names, Tell, Told
 from .errors import Cause, StoreError
 from .inodes import Inode, Inodes, Known
@@ -61,7 +60,7 @@ class Tally:
             "listing": self.is_listing,
         }
 
-    def outcome(self, disk: DiskCache | None) -> Told:
+    def outcome(self, disk: Disk | None) -> Told:
         """For the summary."""
         return {
             "files": self.files,

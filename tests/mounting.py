@@ -69,7 +69,7 @@ class Mount:
     """`with Mount(...) as mount:` a bucket (or `bucket/prefix`) at `mount.path`."""
 
     access: Access
-    source: str
+    source: str  # "": all buckets of the account
     base: Path  # mount point, cache, home and log live below it; a second Mount needs another, or the first one stopped
     watchdog: Watchdog
     options: Sequence[str] = ()
@@ -102,7 +102,7 @@ class Mount:
     def start(self) -> None:
         """Mounts and waits until the mount table has it."""
         assert not self.running, "already mounted"
-        arguments = ["mount", "-f", self.source, self.path, "--endpoint", self.access.endpoint]
+        arguments = ["mount", "-f", *filter(None, [self.source]), self.path, "--endpoint", self.access.endpoint]
         command = [*SOSFS, *map(str, arguments), "--cache-dir", str(self.cache), *self.options]
         with self.logfile.open("ab") as log:
             self._process = subprocess.Popen(

@@ -93,7 +93,7 @@ class Mounted:
 
     async def run(self, ready: Callable[[], None]) -> None:
         path = self.settings.mountpoint
-        pyfuse3.init(Empty(), str(path), {*pyfuse3.default_options, f"fsname={self.settings.bucket}", "subtype=sosfs"})
+        pyfuse3.init(Empty(), str(path), {*pyfuse3.default_options, f"fsname={self.settings.source}", "subtype=sosfs"})
         async with trio.open_nursery() as nursery:
             await nursery.start(status.serve, status.socket_path(path), self.status)
             self.state = State.MOUNTED

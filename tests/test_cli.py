@@ -133,7 +133,9 @@ class TestUsage:
         [
             (),
             ("fly",),
-            ("mount", "bucket"),
+            ("mount",),
+            ("mount", "bucket", "/mnt", "third"),
+            ("mount", "", "/mnt"),
             ("mount", "bucket", "/mnt", "--ttl", "soon"),
             ("mount", "bucket", "/mnt", "-o", "ttl"),
             ("mount", "/prefix", "/mnt"),
@@ -312,6 +314,29 @@ class TestMountPoint:
         else:
             with pytest.raises(StartError, match="user_allow_other"):
                 mountpoint.prepare(Settings("b", "", desk.path, allow_other=True))
+
+
+class TestWords:
+    """The bucket may be left out, and options may stand between the words."""
+
+    @pytest.mark.parametrize(
+        ("words", "bucket"),
+        [
+            (("bucket", "--ttl", "3", "DIR", "--umask", "077"), "bucket"),
+            (("--ttl", "3", "bucket", "DIR"), "bucket"),
+            (("bucket", "DIR", "--ttl", "3"), "bucket"),
+            (("DIR", "--ttl", "3"), ""),
+            (("--ttl", "3", "DIR"), ""),
+            (("sos://", "DIR", "--ttl", "3"), ""),
+        ],
+    )
+    def test_in_any_order(self, desk: Desk, words: tuple[str, ...], bucket: str) -> None:
+        placed = [desk.path if word == "DIR" else word for word in words]
+        done = desk.run("mount", *placed, "--endpoint", "http://127.0.0.1:1", "--log-file", str(desk.log))
+        assert (done.returncode, done.stderr) == (0, "")
+        now = status.fetch(desk.path)
+        assert now is not None
+        assert now.bucket == bucket
 
 
 class TestForeground:
@@ -580,6 +605,13 @@ class TestFstab:
         now = status.fetch(desk.path)
         assert now is not None
         assert (now.prefix, now.endpoint) == ("p/", "https://sos-ch-gva-2.exo.io")
+
+    def test_all_buckets(self, desk: Desk) -> None:
+        done = desk.run("mount.sosfs", "sos://", desk.path, "-o", f"log_file={desk.log},endpoint=http://127.0.0.1:1")
+        assert (done.returncode, done.stderr) == (0, "")
+        now = status.fetch(desk.path)
+        assert now is not None
+        assert (now.bucket, now.prefix) == ("", "")
 
     def test_fake(self, desk: Desk) -> None:
         assert desk.run("mount.sosfs", "bucket", desk.path, "-f", "-o", "defaults").returncode == 0

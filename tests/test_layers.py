@@ -24,6 +24,14 @@ ROWS = (
     # the mount and what the kernel asks of it
     (
         "mount",
+        "service",
+        "bucket_routing",
+        "top_operations",
+        "buckets",
+        "bucket_errands",
+        "member",
+        "roster",
+        "served",
         "composition",
         "routing",
         "operations",
@@ -40,13 +48,14 @@ ROWS = (
     # bytes
     ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
-    ("draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
+    ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
-    ("s3", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings", "sender", "fake", "links"),
+    ("s3", "account", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings", "sender", "fake"),
+    ("links",),
     (
         *("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire"),
         *("target", "customer_key"),
@@ -60,7 +69,18 @@ ROWS = (
 
 # Libraries that only these modules may import.
 ONLY = {
-    "pyfuse3": {"mount", "operations", "entries", "answered", "control_operations", "routing", "kernel_cache"},
+    "pyfuse3": {
+        "mount",
+        "operations",
+        "entries",
+        "answered",
+        "control_operations",
+        "routing",
+        "service",
+        "bucket_routing",
+        "top_operations",
+        "kernel_cache",
+    },
     "obstore": {"lane_obstore"},
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},
