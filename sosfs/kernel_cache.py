@@ -1,4 +1,4 @@
-"""What is said to the kernel's caches unasked: pages given; attributes, pages and absences forgotten. Decided here only.
+"""What is said to the kernel's caches unasked: pages given; attributes, pages, absences forgotten. Decided here only.
 
 Concurrency: a call may wait for a page that the mount itself has still to deliver, so they are made in a thread and
 the trio thread goes on serving.
