@@ -251,6 +251,6 @@ class Merger:
         """The bucket no longer has this entry."""
         inode = directory.entries.pop(name, None)
         if inode is not None:
-            inode.parent, inode.known = None, Known.NAME
+            inode.parent, inode.known, inode.checked = None, Known.NAME, 0.0
             if not inode.lookups and not inode.opens:
                 self._inodes.drop(inode)

@@ -39,7 +39,7 @@ class Guesses:
 
     async def asked(self, inode: Inode) -> None:
         """Before `stat` is answered. Raises ESTALE where the inode is of another type: its name is looked up again."""
-        if self.hold and inode.known is not Known.ALL:
+        if self.hold and inode.known is not Known.ALL and inode.checked:  # 0: not even the listing's guess holds
             self.listed(inode)
         elif await self._attributes.learn(inode) is not inode:
             raise refuse(errno.ESTALE)

@@ -173,9 +173,10 @@ class Learning:
         """Takes over what HEAD or GET told of a file."""
         if inode.pins or inode.parent is None:
             return inode
+        parent = inode.parent
         self._merger.seen(inode, found.version, trio.current_time())
-        if inode.parent.directory is not None:
-            inode = inode.parent.directory.entries.get(inode.name, inode)
+        if parent.directory is not None:
+            inode = parent.directory.entries.get(inode.name, inode)  # another one where that may be of another type
         whole = found.detail is Detail.WHOLE
         self._cache.put(found.key, found.version, found.properties, whole=whole)
         inode = self._merger.learned(inode, found.properties, whole=whole)

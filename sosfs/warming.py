@@ -170,18 +170,29 @@ class _Call:
         self._tell(self.tally.news())
 
     async def _ask(self, inode: Inode) -> None:
-        if inode.known is not Known.ALL:
+        if inode.known is not Known.ALL and inode.parent is not None:
             await self._attributes.ask_ahead(inode)
 
     async def _file(self, inode: Inode) -> None:
         try:
             await self._bytes(inode)
         except StoreError as error:
-            if error.cause is not Cause.CONFLICT:
+            if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            await self._attributes.refresh(inode)  # replaced since it was listed
+            inode = await self._refreshed(inode)
             await self._bytes(inode)
         await self._ask(inode)
+
+    async def _refreshed(self, inode: Inode) -> Inode:
+        """What has the name of a file that was replaced since it was listed. Raises ENOENT where nothing has."""
+        parent = inode.parent
+        await self._attributes.refresh(inode)
+        if inode.parent is None and parent is not None:
+            found = self._listings.directory(parent).entries.get(inode.name)
+            if found is None:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            return found
+        return inode
 
     async def _bytes(self, inode: Inode) -> None:
         disk, version = self._blocks.disk, inode.version

@@ -18,7 +18,7 @@ import trio
 
 from sosfs import errands, status
 from tests.conftest import Mounter
-from tests.drive import Drive, eventually, fails, tree
+from tests.drive import Drive, eventually, fails, names, tree
 from tests.faults import Answer
 from tests.foreign import Foreign, numbered
 from tests.mounting import SOSFS, run_sosfs
@@ -167,12 +167,26 @@ def test_warming_goes_on_past_a_file_that_fails(foreign: Foreign, mounter: Mount
     assert {request.key for request in traffic.of(*DATA)} == {"f0007"}
 
 
+@MOTO
+def test_a_file_that_is_replaced_while_it_is_warmed(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    foreign.put_all({"f": b"old", "gone": b"gone"})
+    drive = mounter(proxy.endpoint, *DISK, *PATIENT)
+    assert names(drive.here) == ["f", "gone"]
+    foreign.put("f", b"new" * 3000)
+    foreign.delete("gone")
+    assert warm(drive, drive.here).startswith("1 file: 9.0 kB fetched")
+    with proxy.recording() as traffic:
+        assert tree(drive.here) == {"f": b"new" * 3000}
+    assert traffic.count(*DATA) == 0, str(traffic)
+
+
 # Dropping
 
 
-def test_after_a_drop_the_bucket_is_asked(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+@pytest.mark.parametrize("shown", ["exact", "listed"])
+def test_after_a_drop_the_bucket_is_asked(foreign: Foreign, mounter: Mounter, proxy: Proxy, shown: str) -> None:
     foreign.put_all({"t/d/a": b"old" * 1000, "t/d/gone": b"gone", "t/b": b"same", "t/large": LARGE})
-    drive = mounter(proxy.endpoint, *DISK, *PATIENT)
+    drive = mounter(proxy.endpoint, *DISK, *PATIENT, "--attributes", shown)
     top = drive.here / "t"
     assert len(tree(top)) == 4
     assert not (top / "d/new").exists()
@@ -185,10 +199,11 @@ def test_after_a_drop_the_bucket_is_asked(foreign: Foreign, mounter: Mounter, pr
     assert (top / "d/a").read_bytes() == b"old" * 1000
     assert re.match(r"4 files forgotten: 2\d\.\d MB in memory, 2\d\.\d MB on disk\n$", drop(drive, top))
     with proxy.recording() as traffic:
+        assert (top / "d/a").stat().st_size == 8000
+        assert not (top / "d/gone").exists()
         assert (top / "d/new").read_bytes() == b"it came"
         assert tree(top) == {"d/a": b"new!" * 2000, "d/new": b"it came", "b": b"same", "large": LARGE}
         assert os.access(top / "d/a", os.X_OK)
-        assert not (top / "d/gone").exists()
     assert traffic.received(Op.GET) == 8000 + 7 + 4 + len(LARGE), str(traffic)
 
 
