@@ -451,3 +451,25 @@ def test_a_listing_of_buckets_that_comes_in_pages() -> None:
     <BucketRegion>ch-gva-2</BucketRegion></Bucket></Buckets><ContinuationToken>t</ContinuationToken>
     </ListAllMyBucketsResult>"""
     assert answers.buckets_of(body) == ("me", [Bucket("one", 1767323045.0, "ch-gva-2")], "t")
+
+
+def test_warm_and_drop_reach_into_every_bucket(
+    account: Account, proxy: Proxy, foreign: Foreign, other: Foreign
+) -> None:
+    foreign.put_all({f"d/f{number}": bytes([number]) * 5000 for number in range(8)})
+    other.put_all({f"d/f{number}": bytes([number]) * 6000 for number in range(8)})
+    mount = account("--ttl", "300", "--cache-size", "100M")
+    both = [mount.path / one.bucket / "d" for one in (foreign, other)]
+    done = run_sosfs(["warm", *both], mount.environment)
+    assert (done.returncode, done.stdout.split(":")[0]) == (0, "16 files"), done
+    proxy.settle()
+    with proxy.recording() as traffic:
+        for directory, size in zip(both, (5000, 6000), strict=True):
+            assert {path.stat().st_size for path in directory.iterdir()} == {size}
+            assert (directory / "f3").read_bytes() == b"\3" * size
+    assert traffic.count("GET", "HEAD") == 0, str(traffic)
+    other.put("d/f3", b"new")
+    done = run_sosfs(["drop", mount.path], mount.environment)
+    assert done.returncode == 0, done
+    assert (both[1] / "f3").read_bytes() == b"new"
+    assert (both[0] / "f3").read_bytes() == b"\3" * 5000
