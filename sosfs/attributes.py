@@ -63,6 +63,7 @@ class Attributes(Learning):
         self._gate = gate
         self._journal = journal
         self._rows: dict[Inode, int] = {}
+        self._rewriting: dict[Inode, trio.Event] = {}
         self.dirty: set[Inode] = set()
 
     def known(self, inode: Inode) -> Properties:
@@ -179,8 +180,15 @@ class Attributes(Learning):
         if not inode.attributes_dirty or (draft is not None and draft.is_dirty and inode.parent is not None):
             return  # the commit carries them
         async with self._gate.passing(inode):
+            while inode in self._rewriting:  # a second rewrite beside it would find another version than it knows
+                await self._rewriting[inode].wait()
             if inode.attributes_dirty and (inode.parent is not None or inode is self._inodes.root):
-                await self._rewrite(inode)
+                done = self._rewriting[inode] = trio.Event()
+                try:
+                    await self._rewrite(inode)
+                finally:
+                    del self._rewriting[inode]
+                    done.set()
             else:
                 self._clear(inode)
 
