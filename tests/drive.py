@@ -100,6 +100,9 @@ def attempt(action: Callable[[], object]) -> bool:
 
 
 def sync(path: Path) -> None:
-    """Opens, syncs and closes a file: whatever of it is unsent goes up."""
-    with path.open("r+b") as file:
-        os.fsync(file.fileno())
+    """Opens, syncs and closes a file or directory: whatever of it is unsent goes up."""
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Mounter
-from tests.drive import Drive, digest, names
+from tests.drive import Drive, digest, names, sync
 from tests.foreign import Foreign, numbered
 from tests.proxy import Proxy
 from tests.traffic import Traffic
@@ -153,6 +153,7 @@ def test_removing_a_thousand_files(foreign: Foreign, mounter: Mounter, proxy: Pr
     proxy.latency = ROUND_TRIP
     with proxy.recording() as traffic:
         drive.run("rm", "-r", "d")
+        sync(drive.here)
     assert traffic.count("HEAD", "GET") <= 3, str(traffic)  # until a walk that removes is told from one that looks
     assert traffic.count("DELETE_MANY") >= 1 or traffic.peak("DELETE") >= 8, str(traffic)
     assert traffic.count("DELETE") <= 20 or traffic.peak("DELETE") >= 8, str(traffic)
@@ -168,6 +169,7 @@ def test_removing_a_tree_of_directories_without_markers(foreign: Foreign, mounte
     drive = mounter(proxy.endpoint, *PATIENT)
     with proxy.recording() as traffic:
         drive.run("rm", "-r", "t")
+        sync(drive.here)
     assert traffic.count("PUT", "COPY") == 0, str(traffic)
     assert traffic.count("DELETE") <= 2, str(traffic)  # the first tells whether the key may; one more may be alone
     assert traffic.count("HEAD", "GET") <= 60, str(traffic)  # until the streak is seen
