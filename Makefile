@@ -34,7 +34,7 @@ demo: debian-run $(VENV)/.demo
 	$(BIN)/python -m sosfs demo $(DIR)
 
 test: debian-test $(VENV)/.dev
-	$(BIN)/python -m pytest -n 4 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 # The same tests as in `make test`, many more rounds, with other dice each time.
 fuzz: debian-test $(VENV)/.dev
