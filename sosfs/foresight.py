@@ -80,6 +80,11 @@ class Foresight:
                 self._scanned.add(top)
                 self._spawn(lambda: self._quietly(scan(), top))
 
+    def listing(self, directory: Directory) -> None:
+        """A directory is about to be listed for its own attributes: a second one in a row is a walk as well."""
+        if self._questions > 1:
+            self.entered(directory)
+
     def listed(self, directory: Directory) -> None:
         """A page of a directory has come."""
         if self._questions >= WALK and trio.current_time() < self._last + REST:

@@ -135,6 +135,7 @@ class Learning:
         if remembered is not None:
             # Its listing tells whether the marker is still that one, and will be asked for next.
             directory = self._listings.directory(inode)
+            self.foresight.listing(directory)
             await self._listings.first_page(directory)
             if directory.marker is not None and remembered.holds_for(directory.marker):
                 self._take_marker(inode, directory.marker, remembered.properties, whole=remembered.whole)

@@ -284,7 +284,7 @@ def test_a_second_mount_lists_all_attributes_without_a_question(
     with proxy.recording() as traffic:
         assert drive.run("ls", "-lR") == before
     assert set(traffic.tally()) == {"LIST"}, traffic
-    assert traffic.count("LIST") == 5, traffic
+    assert traffic.count("LIST") <= 3, traffic  # the root, its first directory, and then all at once
 
 
 def test_shell_redirection_is_one_put(known: Drive, proxy: Proxy) -> None:
