@@ -14,6 +14,8 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import trio
+
 from .blocks import BLOCK, REQUEST, Blocks, Run, Source
 
 WINDOW_FIRST = 512 << 10
@@ -21,7 +23,8 @@ WINDOW_MAX = 32 << 20
 RUN = 512 << 10  # bytes read without a jump that make a run elsewhere than at the beginning
 SLACK = 2 << 20  # bytes; the kernel has up to 1 MiB of read-ahead in flight, twice that is still one stream
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
-PATIENCE = 2  # jumps before a region is doubled
+PATIENCE = 2  # jumps before a region is doubled; one, where each waits longer than
+LATE = 0.01  # seconds
 REGION_MAX = 8 << 20  # bytes around a jump
 REGION_SPARSE = 1 << 20  # the same in a file of which random reads will never touch most regions
 DENSE_MAX = 4 << 30  # bytes of a file from which reads at random are sparse
@@ -30,7 +33,7 @@ DENSE_MAX = 4 << 30  # bytes of a file from which reads at random are sparse
 class Stream:
     """The reading position and window of one handle."""
 
-    __slots__ = ("_ahead", "_begin", "_expected", "_jumps", "_window", "begun")
+    __slots__ = ("_ahead", "_begin", "_expected", "_jumps", "_waited", "_window", "begun")
 
     def __init__(self) -> None:
         self._begin = 0  # of the run that is being read
@@ -38,6 +41,7 @@ class Stream:
         self._window = 0
         self._ahead = 0
         self._jumps = 0
+        self._waited = 0.0  # seconds, by the last read
         self.begun: list[Run] = []  # fetches of regions, for the kernel's page cache; whoever takes them empties it
 
     async def read(self, blocks: Blocks, source: Source, start: int, stop: int) -> memoryview | bytes:
@@ -52,13 +56,16 @@ class Stream:
             self._fetch_ahead(blocks, source, start, stop)
         elif self._jumps >= PATIENCE:
             self._fetch_around(blocks, source, start, stop)
-        return await blocks.read(source, start, stop)
+        began = trio.current_time()
+        body = await blocks.read(source, start, stop)
+        self._waited = trio.current_time() - began
+        return body
 
     def _follow(self, start: int, stop: int, limit: int) -> None:
         slack = SLACK if self._window else 0
         if not -slack <= start - self._expected <= slack:
             self._begin, self._window, self._ahead = start, 0, 0
-            self._jumps += 1
+            self._jumps += PATIENCE if self._waited > LATE else 1
             self._expected = stop
         self._expected = max(self._expected, stop)
         run = self._expected - self._begin
