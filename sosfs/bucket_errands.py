@@ -15,13 +15,13 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from .errands import Names, Tell, Told, Work
+from .warming import NAMED
 
 if TYPE_CHECKING:
     from .buckets import Buckets
     from .member import Member
 
 ERRANDS = ("warm", "drop")
-NAMED = 20  # files that are named one by one
 NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
 
 

@@ -24,7 +24,7 @@ from .entries import room
 from .inodes import ROOT
 from .member import Member, index_of
 from .operations import Operations
-from .routing import BY_NUMBER
+from .routing import BY_NUMBER, in_tree
 from .top_operations import TopOperations
 from .xattrs import USER
 
@@ -52,8 +52,7 @@ class BucketRouting(pyfuse3.Operations):
         async def handler(number: int, *rest: Any) -> Any:
             if index_of(number):
                 return await self._pass(name, number, *rest)
-            in_tree = number >= control.FIRST or (number == ROOT and rest[:1] == (control.NAME,))
-            return await (tree if in_tree else top)(number, *rest)
+            return await (tree if in_tree(number, rest, ROOT) else top)(number, *rest)
 
         return handler
 

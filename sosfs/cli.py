@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,11 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument("directory", metavar="DIRECTORY", help="a mount point, or a directory that you may write to")
     bench.add_argument(
-        "--size", type=_kind(values.SIZE), default=256 << 20, metavar="SIZE", help="of the large file (default: 256M)"
+        "--size",
+        type=values.for_argparse(values.SIZE),
+        default=256 << 20,
+        metavar="SIZE",
+        help="of the large file (default: 256M)",
     )
     bench.add_argument("--files", type=_count, default=200, metavar="N", help="small files (default: 200)")
     bench.add_argument(
@@ -174,16 +178,6 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument("--json", action="store_true", help="as one JSON document")
     config.add_arguments(doctor, EXAMINED)
     doctor.set_defaults(run=_doctor)
-
-
-def _kind(kind: values.Kind[Any]) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            return kind.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return parse
 
 
 def _count(text: str) -> int:

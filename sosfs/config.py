@@ -254,21 +254,11 @@ def add_arguments(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(
             continue
         parser.add_argument(
             *flags,
-            type=_for_argparse(parameter.kind),
+            type=values.for_argparse(parameter.kind),
             metavar=parameter.kind.metavar,
             default=argparse.SUPPRESS,
             help=f"{text} (default: {default_of(name).replace('`', '')})",
         )
-
-
-def _for_argparse(kind: Kind[T]) -> Any:
-    def convert(text: str) -> T:
-        try:
-            return kind.parse(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
 
 
 def given(arguments: argparse.Namespace) -> Mapping[str, Any]:

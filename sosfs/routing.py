@@ -120,9 +120,13 @@ def _settable(inode: int, name: bytes) -> int:
     return inode
 
 
+def in_tree(number: int, rest: tuple[Any, ...], root: int) -> bool:
+    """Whether a request for an inode or handle, with these arguments, is for the control tree below `root`."""
+    return number >= control.FIRST or (number == root and rest[:1] == (control.NAME,))
+
+
 def _routed(files: Any, tree: Any, root: int) -> Any:
     async def handler(number: int, *rest: Any) -> Any:
-        ours = number >= control.FIRST or (number == root and rest[:1] == (control.NAME,))
-        return await (tree if ours else files)(number, *rest)
+        return await (tree if in_tree(number, rest, root) else files)(number, *rest)
 
     return handler

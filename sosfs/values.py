@@ -6,6 +6,7 @@ truth value. Pure, safe from any thread.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import grp
 import math
@@ -162,3 +163,15 @@ LIFETIME: Kind[float] = dataclasses.replace(SECONDS, parse=_lifetime)
 OCTAL: Kind[int] = Kind("BITS", _octal, "{:03o}".format, (int,))
 USER: Kind[int] = Kind("USER", _user, str, (int,))
 GROUP: Kind[int] = Kind("GROUP", _group, str, (int,))
+
+
+def for_argparse(kind: Kind[T]) -> Callable[[str], T]:
+    """A kind as the `type` of an argument: what it cannot be is wrong usage."""
+
+    def convert(text: str) -> T:
+        try:
+            return kind.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
