@@ -54,17 +54,23 @@ def the_kept(foreign: Foreign) -> str:
     return kept
 
 
-@pytest.mark.promise(4)
-def test_the_later_close_loses_and_its_bytes_are_kept(pair: tuple[Drive, Drive], foreign: Foreign) -> None:
-    foreign.put("file", b"as it was")
+def beaten(pair: tuple[Drive, Drive], foreign: Foreign, mode: str, body: bytes) -> None:
+    """The first mount's open file, with `body` written, is closed after the second mount has stored its own."""
     first, second = pair
-    file = (first.here / "file").open("r+b", buffering=0)
-    file.write(b"by first!")
+    file = (first.here / "file").open(mode, buffering=0)
+    file.write(body)
     (second.here / "file").write_bytes(b"by second")
     with fails(errno.ESTALE):
         file.close()
     assert foreign.get("file") == b"by second"
-    assert foreign.get(the_kept(foreign)) == b"by first!"
+    assert foreign.get(the_kept(foreign)) == body
+
+
+@pytest.mark.promise(4)
+def test_the_later_close_loses_and_its_bytes_are_kept(pair: tuple[Drive, Drive], foreign: Foreign) -> None:
+    foreign.put("file", b"as it was")
+    first, _ = pair
+    beaten(pair, foreign, "r+b", b"by first!")
     assert (first.here / "file").read_bytes() == b"by second", "the loser sees the winner"
     assert names(first.here) == ["file", the_kept(foreign)]
     (first.here / "file").write_bytes(b"once more")  # and may write again, upon what it has seen
@@ -72,14 +78,7 @@ def test_the_later_close_loses_and_its_bytes_are_kept(pair: tuple[Drive, Drive],
 
 
 def test_of_two_who_create_the_later_close_loses(pair: tuple[Drive, Drive], foreign: Foreign) -> None:
-    first, second = pair
-    file = (first.here / "file").open("wb", buffering=0)
-    file.write(b"by first")
-    (second.here / "file").write_bytes(b"by second")
-    with fails(errno.ESTALE):
-        file.close()
-    assert foreign.get("file") == b"by second"
-    assert foreign.get(the_kept(foreign)) == b"by first"
+    beaten(pair, foreign, "wb", b"by first")
 
 
 def test_a_file_that_another_client_removed_is_kept(pair: tuple[Drive, Drive], foreign: Foreign) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -103,7 +103,7 @@ def opened(etag: str) -> tuple[Inodes, Inode, Source]:
     """An inode whose version the kernel's pages are of."""
     inodes = Inodes("", Defaults(0, 0, 0o022, 0))
     inode = inodes.make(inodes[1], "file", Form.PLAIN, mode=0o100644)
-    inode.version = Version(etag, BLOCK)
+    inode.version, inode.pages = Version(etag, BLOCK), etag
     return inodes, inode, Source("file", etag, BLOCK)
 
 
@@ -146,34 +146,32 @@ def other_pages(inode: Inode) -> None:
     inode.pages = "b"
 
 
-@pytest.mark.parametrize("change", [to_write, other_version, other_pages])
-def test_nothing_is_given_of_a_file_that_may_be_changed(change: Callable[[Inode], None]) -> None:
+def given_to(inodes: Inodes, inode: Inode, source: Source, then: Callable[[Pages], Awaitable[None]]) -> Kernel:
+    """The kernel after a block of `source` was brought for `inode`, and `then` was done."""
     kernel = Kernel()
     kernel.may.set()
-    inodes, inode, source = opened("a")
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
             pages = Pages(inodes, Background(nursery).spawn, kernel.give)
-            pages.hold(inode)
-            change(inode)
             pages.bring(inode, source, [arrived(b"x" * BLOCK)])
+            await then(pages)
 
     trio.run(run)
-    assert kernel.has == []
+    return kernel
+
+
+async def nothing(pages: Pages) -> None:
+    """Lets everything be."""
+
+
+@pytest.mark.parametrize("change", [to_write, other_version, other_pages])
+def test_nothing_is_given_of_a_file_that_may_be_changed(change: Callable[[Inode], None]) -> None:
+    inodes, inode, source = opened("a")
+    change(inode)
+    assert given_to(inodes, inode, source, nothing).has == []
 
 
 def test_nothing_is_given_after_the_end() -> None:
-    kernel = Kernel()
-    kernel.may.set()
     inodes, inode, source = opened("a")
-
-    async def run() -> None:
-        async with trio.open_nursery() as nursery:
-            pages = Pages(inodes, Background(nursery).spawn, kernel.give)
-            pages.hold(inode)
-            pages.bring(inode, source, [arrived(b"x" * BLOCK)])
-            await pages.close()
-
-    trio.run(run)
-    assert kernel.has == []
+    assert given_to(inodes, inode, source, Pages.close).has == []
