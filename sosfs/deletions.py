@@ -106,7 +106,10 @@ class Deletions:
             self._spawn(self._work)
 
     async def settle(self, key: str) -> None:
-        """Returns when no delete of this key is outstanding. Raises what keeps it from being sent."""
+        """Returns when no delete of this key is outstanding, nor below a directory's. Raises what keeps it back."""
+        if key.endswith("/") and self.is_pending(key):
+            await self.settle_under(key)
+            return
         outcome = self._queued.pop(key, None)
         if outcome is not None:
             self._flying[key] = outcome
@@ -117,12 +120,11 @@ class Deletions:
 
     async def settle_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
-        keys = [key for key in self._queued if key.startswith(prefix)]
-        for at in range(0, len(keys), DELETE_MAX):
-            batch = [key for key in keys[at : at + DELETE_MAX] if key in self._queued]
-            for key in batch:
-                self._flying[key] = self._queued.pop(key)
-            await self._send(batch)
+        while any(key.startswith(prefix) for key in self._queued):
+            if batch := self._batch(DELETE_MAX, prefix):
+                await self._send(batch)
+            else:
+                await self._answered()
         async with self._settled:
             while any(key.startswith(prefix) for key in self._flying):
                 await self._settled.wait()
@@ -138,9 +140,10 @@ class Deletions:
     async def _work(self) -> None:
         try:
             while await self._gathered():
-                batch = list(self._queued)[:CROWD]
-                for key in batch:
-                    self._flying[key] = self._queued.pop(key)
+                batch = self._batch(CROWD)
+                if not batch:
+                    await self._answered()
+                    continue
                 try:
                     await self._send(batch)
                     self._pause = PAUSE_FIRST
@@ -150,6 +153,29 @@ class Deletions:
                     self._pause = min(2 * self._pause, PAUSE_MAX)
         finally:
             self._workers -= 1
+
+    def _batch(self, most: int, prefix: str = "") -> list[str]:
+        """Takes up to `most` keys out of the queue, those of directories not before all that is below them.
+
+        Else a directory's name would be free while a listing still shows what other batches remove from it.
+        """
+        batch: list[str] = []
+        for key in self._queued:
+            if len(batch) == most:
+                break
+            if key.startswith(prefix) and not (key.endswith("/") and self._is_flying_below(key)):
+                batch.append(key)
+        for key in batch:
+            self._flying[key] = self._queued.pop(key)
+        return batch
+
+    def _is_flying_below(self, directory: str) -> bool:
+        return any(key.startswith(directory) for key in self._flying)
+
+    async def _answered(self) -> None:
+        """Waits until the store has answered for a batch that is under way."""
+        async with self._settled:
+            await self._settled.wait()
 
     async def _gathered(self) -> bool:
         """Waits while the queue grows towards a full batch; whether there is anything in it."""

@@ -1,0 +1,84 @@
+"""Deletes that travel in batches: what the tree shows while some are answered and others are not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.config import Settings
+from sosfs.deletions import CROWD
+from sosfs.fake import FakeStore
+from sosfs.store import Failure, Properties
+from tests.composed import Composed, Loop, inline_threads, state_in
+
+FILES = 2 * CROWD + CROWD // 2
+
+
+class SlowFirst(FakeStore):
+    """Its first batch of deletes is answered when `go` is set, all others at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go: trio.Event | None = None
+        self.held: list[str] = []
+
+    async def let_go(self) -> None:
+        """Answers the first batch too."""
+        if self.go is not None:
+            self.go.set()
+
+    async def delete_many(self, keys: Sequence[str]) -> list[Failure]:
+        if self.go is not None and not self.held:
+            self.held.extend(keys)
+            await self.go.wait()
+        return await super().delete_many(keys)
+
+
+@pytest.fixture
+def store() -> SlowFirst:
+    return SlowFirst()
+
+
+@pytest.fixture
+def mount(tmp_path: Path, store: SlowFirst) -> Iterator[Composed]:
+    loop = Loop()
+    with inline_threads():
+        mount = Composed(loop, store, Settings("bucket", "", Path("/"), cache_dir=state_in(tmp_path)))
+        mount.start()
+        yield mount
+        loop.run(store.let_go)
+        mount.stop()
+        loop.close()
+
+
+async def _fill(store: SlowFirst) -> None:
+    for number in range(FILES):
+        await store.put(f"top/sub/{number:04}", b"body", Properties())
+
+
+async def _empty(mount: Composed, store: SlowFirst) -> None:
+    await mount.unlink("top/sub/0000")  # asked for by itself: it proves that the key may delete
+    store.go = trio.Event()
+    for number in range(1, FILES):
+        await mount.unlink(f"top/sub/{number:04}")
+    await mount.rmdir("top/sub")
+
+
+def test_a_directory_does_not_come_back_while_a_file_of_it_is_still_going(mount: Composed, store: SlowFirst) -> None:
+    mount.loop.run(lambda: _fill(store))
+    mount.loop.run(lambda: _empty(mount, store))
+    mount.loop.passes(2 * mount.settings.ttl)  # its listing is asked for anew, and shows what is still going
+    assert len(store.held) == CROWD
+
+    async def go_on() -> None:
+        assert [path for path in await mount.tree() if path != "top"] == []
+        await mount.rmdir("top")
+        await store.let_go()
+        await mount.settle()
+        assert await mount.tree() == {}
+
+    mount.loop.run(go_on)
+    assert store.calls["delete_many"] <= FILES // CROWD + 2
