@@ -172,6 +172,7 @@ class Buckets:
         for served in self.served:
             served.close()
         self.account.close()
+        self._limits.close()
         if self._lock >= 0:
             os.close(self._lock)
 
@@ -273,7 +274,7 @@ class Buckets:
 
     async def _asked(self, here: Place, name: str) -> Place | None:
         self._count("HeadBucket")
-        return await trio.to_thread.run_sync(bucket_zone.ask, here, name, limiter=self._limits.small)
+        return await self._limits.small.run(bucket_zone.ask, here, name)
 
     async def remove(self, member: Member) -> None:
         """Removes an empty bucket. ENOTEMPTY where it holds anything, here or there."""

@@ -1,6 +1,6 @@
 """How a request gets a thread and a valid key: decided here and only here.
 
-Requests block threads of their own, by two limiters, so that bulk data never starves `ls`. A request that
+Requests block threads, bulk data other ones than all else, so that it never starves `ls`. A request that
 began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again
 from its source, and the request made once more.
 
@@ -20,6 +20,7 @@ import trio
 from sosfs.customer_key import explain
 from sosfs.errors import StoreError
 from sosfs.target import S3Target
+from sosfs.threads import Threads
 
 if TYPE_CHECKING:
     from sosfs.lanes import Lanes
@@ -37,8 +38,13 @@ class Limits:
     """How many requests may be under way at once, of one mount together."""
 
     def __init__(self) -> None:
-        self.small = trio.CapacityLimiter(SMALL_REQUESTS)
-        self.bulk = trio.CapacityLimiter(BULK_REQUESTS)
+        self.small = Threads(SMALL_REQUESTS)
+        self.bulk = Threads(BULK_REQUESTS)
+
+    def close(self) -> None:
+        """Ends the threads; no request may follow."""
+        self.small.close()
+        self.bulk.close()
 
 
 class Sender:
@@ -47,14 +53,16 @@ class Sender:
     def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits | None = None) -> None:
         self._target = target
         self._on_request = on_request
-        limits = limits or Limits()
-        self._small, self._bulk = limits.small, limits.bulk
+        self._limits = limits or Limits()
+        self._is_alone = limits is None
         self._lanes: Lanes | None = None
         self._renewal = trio.Lock()
         self._muted_until = -math.inf
 
     def close(self) -> None:
         """Closes idle connections; no request may be under way or follow."""
+        if self._is_alone:
+            self._limits.close()
         if self._lanes:
             self._lanes.signed.close()
             self._lanes = None
@@ -62,17 +70,17 @@ class Sender:
     async def send(self, operation: str, work: Callable[[Lanes], T], *, size: int = 0) -> T:
         """Does `work` in a thread, once more where the key was refused and its source has another one."""
         used = self._lanes = self._lanes or self._opened(operation)
-        limiter = self._bulk if size >= BULK else self._small
+        threads = self._limits.bulk if size >= BULK else self._limits.small
         self._on_request(operation)
         try:
-            return await trio.to_thread.run_sync(work, used, limiter=limiter)
+            return await threads.run(work, used)
         except StoreError as error:
             renewed = await self._renewed(used, error)
             if renewed is None:
                 explain(operation, error)
                 raise
         self._on_request(operation)
-        return await trio.to_thread.run_sync(work, renewed, limiter=limiter)
+        return await threads.run(work, renewed)
 
     def _opened(self, operation: str) -> Lanes:
         from sosfs.lanes import Lanes  # noqa: PLC0415  # starts threads: not before the fork
@@ -96,7 +104,7 @@ class Sender:
                     return None
                 self._muted_until = trio.current_time() + MUTE_REFUSAL
             try:
-                key = await trio.to_thread.run_sync(self._target.credentials.refresh, limiter=self._small)
+                key = await self._limits.small.run(self._target.credentials.refresh)
             except OSError as failure:
                 raise StoreError(errno.EACCES, error.request, code=error.code, detail=str(failure)) from failure
             if key == used.key:
