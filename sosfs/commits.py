@@ -127,13 +127,13 @@ class Commits:
     async def _commit(self, inode: Inode, content: Content, draft: Draft) -> None:
         key = self._inodes.key(inode)
         await self._deletions.settle(key)
-        if content.going is not None:
-            await self.recognise(inode, draft, content.going[0])
+        if content.going is not None and await self.recognise(inode, draft, content.going[0]) is not None:
+            self.records.moved(inode)
         posix, serial = inode.posix, draft.commit_begins()
 
         def announce(token: str) -> None:
             content.going = (token, serial)
-            self.records.moved(inode)
+            self.records.goes(content)
 
         try:
             properties, acl = await self.carry(inode)

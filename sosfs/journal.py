@@ -52,6 +52,10 @@ _TABLES = """
 create table if not exists facts (name text primary key, value text not null);
 create table if not exists drafts (id integer primary key, record text not null, body blob, sum integer not null,
   open integer not null default 0);
+create table if not exists goings (id integer primary key, token text not null);
+create trigger if not exists draft_renewed after update of record on drafts
+  begin delete from goings where id = new.id; end;
+create trigger if not exists draft_dropped after delete on drafts begin delete from goings where id = old.id; end;
 create table if not exists deletes (key text primary key, version text not null);
 create table if not exists attributes (id integer primary key, record text not null);
 create table if not exists renames (id integer primary key, old text not null, new text not null);
@@ -140,18 +144,27 @@ class Journal:
         """Its spool is being written to: from now on the checksums in the row say nothing."""
         self._write("update drafts set open = 1 where id = ?", (row,))
 
+    def draft_goes(self, row: int, token: str) -> None:
+        """A request is about to make the object with this token (`landing`), from all that the row has or from more.
+
+        This has a table of its own, since to change a row is to write the draft's bytes again.
+        """
+        self._write("insert or replace into goings values (?, ?)", (row, token))
+
     def drop_draft(self, row: int) -> None:
         """The bucket has it, or nobody wants it any more."""
         self._write("delete from drafts where id = ?", (row,))
 
     def drafts(self) -> Iterator[tuple[int, SavedDraft]]:
         """All drafts, oldest first; a damaged row is logged and left in place."""
-        rows = self._db.execute("select id, record, body, sum, open from drafts order by id").fetchall()
-        for row, record, body, total, is_open in rows:
+        columns = "id, record, body, sum, open, token"
+        rows = self._db.execute(f"select {columns} from drafts left join goings using (id) order by id").fetchall()
+        for row, record, body, total, is_open, token in rows:
             if zlib.crc32(body or b"", zlib.crc32(record.encode())) != total:
                 log.error("row %d of the journal is damaged and left alone", row)
                 continue
             known = json.loads(record)
+            known["going"] = [token, True] if token else known["going"]
             if is_open and known["going"]:
                 known["going"][1] = False
             yield row, draft_back({**known, "sums": [] if is_open else known["sums"]}, body or b"")

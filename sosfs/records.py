@@ -68,6 +68,11 @@ class Records:
         if content is not None and content.row and content.draft is not None:
             self._write(inode, content, content.draft)
 
+    def goes(self, content: Content) -> None:
+        """A request is about to bring the draft into the bucket: should its answer get lost, the record tells of it."""
+        if content.row and content.going is not None:
+            self._journal.draft_goes(content.row, content.going[0])
+
     def touched(self, inode: Inode) -> None:
         """A recorded draft is about to be written to."""
         content = inode.content

@@ -129,6 +129,25 @@ def test_a_spool_that_is_written_to_is_vouched_for_no_more(journal: Journal) -> 
     assert list(journal.drafts()) == [(row, DRAFT)]
 
 
+def test_a_request_is_remembered_until_the_row_is_another(journal: Journal) -> None:
+    def going() -> list[tuple[str, bool] | None]:
+        return [draft.going for _, draft in journal.drafts()]
+
+    row = journal.save_draft(0, SMALL)
+    journal.draft_goes(row, "token")
+    assert going() == [("token", True)]
+    journal.draft_goes(row, "later")
+    assert going() == [("later", True)]
+    journal.reopen_draft(row)
+    assert going() == [("later", False)]
+    journal.save_draft(row, SMALL)
+    assert going() == [None]
+    journal.draft_goes(row, "token")
+    journal.drop_draft(row)
+    journal.save_draft(0, SMALL)  # under the same number
+    assert going() == [None]
+
+
 @pytest.mark.parametrize("change", ["update drafts set body = X'616264'", "update drafts set record = record || ' '"])
 def test_a_damaged_row_is_left_alone(journal: Journal, change: str, caplog: pytest.LogCaptureFixture) -> None:
     damaged = journal.save_draft(0, SMALL)
