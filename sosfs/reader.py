@@ -7,7 +7,8 @@ is a short run sequential nor a small step a jump.
 
 Reading at random places costs a round trip a place. The first few jumps fetch only what is asked; then each
 also fetches, behind it, the region it fell into, which doubles every few jumps. So the bytes that nobody may want
-never take much longer than the waiting that they may save, and who reads densely soon has the file at hand.
+never take much longer than the waiting that they may save, and who reads densely soon has the file at hand: once
+an eighth of its regions are, the others are fetched side by side, as many at a time as the server needs to be busy.
 
 Concurrency: trio thread only.
 """
@@ -28,12 +29,14 @@ LATE = 0.01  # seconds
 REGION_MAX = 8 << 20  # bytes around a jump
 REGION_SPARSE = 1 << 20  # the same in a file of which random reads will never touch most regions
 DENSE_MAX = 4 << 30  # bytes of a file from which reads at random are sparse
+DENSE = 8  # of so many regions one was wanted: then all are
+FILLING = 4  # regions nobody asked for, under way at once
 
 
 class Stream:
     """The reading position and window of one handle."""
 
-    __slots__ = ("_ahead", "_begin", "_expected", "_jumps", "_waited", "_window", "begun")
+    __slots__ = ("_ahead", "_begin", "_expected", "_filling", "_jumps", "_regions", "_waited", "_window", "begun")
 
     def __init__(self) -> None:
         self._begin = 0  # of the run that is being read
@@ -42,6 +45,8 @@ class Stream:
         self._ahead = 0
         self._jumps = 0
         self._waited = 0.0  # seconds, by the last read
+        self._regions: set[int] = set()  # those of `REGION_MAX` that were fetched
+        self._filling: list[Run] = []
         self.begun: list[Run] = []  # fetches of regions, for the kernel's page cache; whoever takes them empties it
 
     async def read(self, blocks: Blocks, source: Source, start: int, stop: int) -> memoryview | bytes:
@@ -90,3 +95,19 @@ class Stream:
         region = min(most, BLOCK << min(self._jumps // PATIENCE, 10))
         self.begun += blocks.want(source, start, stop)  # by itself: the reader waits for no more than that
         self.begun += blocks.want(source, start // region * region, min(source.size, -(-stop // region) * region))
+        if region == REGION_MAX:
+            self._regions.update(range(start // region, -(-stop // region)))
+            self._fill(blocks, source, -(-source.size // region))
+
+    def _fill(self, blocks: Blocks, source: Source, regions: int) -> None:
+        """Fetches regions that no read has touched, once enough were: the first of them are as good as any."""
+        self._filling = [run for run in self._filling if not run.done.is_set()]
+        if len(self._regions) * DENSE < regions:
+            return
+        for region in (number for number in range(regions) if number not in self._regions):
+            if len(self._filling) >= FILLING:
+                return
+            self._regions.add(region)
+            start = region * REGION_MAX
+            self._filling += blocks.want(source, start, min(source.size, start + REGION_MAX))
+            self.begun += self._filling[-1:]

@@ -6,16 +6,18 @@ import os
 import random
 import threading
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
-from sosfs.blocks import BLOCK, Run, Source
+from sosfs.blocks import BLOCK, Blocks, Run, Source
 from sosfs.content import content_of
 from sosfs.inodes import Defaults, Inode, Inodes
 from sosfs.keys import Form
 from sosfs.pages import Pages
+from sosfs.reader import FILLING, REGION_MAX, Stream
 from sosfs.store import Version
 from sosfs.tasks import Background
 from tests.conftest import Mounter
@@ -55,6 +57,61 @@ def test_sparse_random_reads_move_little(foreign: Foreign, mounter: Mounter, pro
         for offset in (9 * MIB, 5 * MIB, 1 * MIB):
             os.pread(file.fileno(), 4 * KIB, offset)
     assert traffic.received("GET") <= 8 * BLOCK, str(traffic)
+
+
+class Fetches:
+    """Blocks that note what is wanted; it arrives when it is told to."""
+
+    capacity = 128 * MIB
+    is_busy = False
+
+    def __init__(self, *, at_once: bool) -> None:
+        self._at_once = at_once
+        self.wanted: list[tuple[int, int]] = []
+        self.under_way: list[Run] = []
+
+    def want(self, source: Source, start: int, stop: int) -> list[Run]:
+        run = Run(start // BLOCK, -(-stop // BLOCK))
+        self.wanted.append((start, stop))
+        if self._at_once:
+            run.done.set()
+        else:
+            self.under_way.append(run)
+        return [run]
+
+    async def read(self, source: Source, start: int, stop: int) -> bytes:
+        return bytes(stop - start)
+
+
+def read_at_random(fetches: Fetches, size: int, count: int) -> None:
+    source, stream = Source("file", "etag", size), Stream()
+
+    async def main() -> None:
+        for offset in random.Random(8).sample(range(BLOCK, size - BLOCK, 4 * KIB), count):
+            await stream.read(cast(Blocks, fetches), source, offset, offset + 4 * KIB)
+
+    trio.run(main)
+
+
+def test_an_eighth_read_at_random_brings_the_whole_file() -> None:
+    fetches, size = Fetches(at_once=True), 512 * MIB
+    read_at_random(fetches, size, 60)
+    whole = [start for start, stop in fetches.wanted if stop - start == REGION_MAX]
+    assert sorted(set(whole)) == list(range(0, size, REGION_MAX))
+
+
+def test_what_nobody_asked_for_never_fills_the_line() -> None:
+    fetches = Fetches(at_once=False)
+    read_at_random(fetches, 512 * MIB, 300)
+    whole = {start for start, stop in fetches.wanted if stop - start == REGION_MAX}
+    read = {offset // REGION_MAX * REGION_MAX for offset, stop in fetches.wanted if stop - offset == 4 * KIB}
+    assert len(whole - read) <= FILLING
+
+
+def test_a_huge_file_is_never_fetched_whole() -> None:
+    fetches, reads = Fetches(at_once=True), 2000
+    read_at_random(fetches, 64 << 30, reads)
+    assert sum(stop - start for start, stop in fetches.wanted) <= reads * 2 * MIB
 
 
 def test_a_writer_between_random_reads_is_never_overwritten(foreign: Foreign, mounter: Mounter) -> None:
