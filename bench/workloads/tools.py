@@ -6,7 +6,7 @@ import os
 import tarfile
 from pathlib import Path
 
-from bench.material import BLOCK, SMALL, chunks, unlike_chunks
+from bench.material import BLOCK, SMALL, chunks, in_memory, unlike_chunks
 from bench.scale import Scale
 from bench.stage import Stage
 from bench.systems import sync_directory
@@ -16,7 +16,7 @@ KB = 1000
 
 
 def untar(stage: Stage) -> None:
-    archive, home = stage.material.archive, stage.home
+    archive, home = in_memory(stage.material.archive), stage.home
     with stage.clock():
         tool("tar", "xf", archive, "-C", home, "--no-same-owner")
         sync_directory(home)
@@ -97,7 +97,7 @@ def append_bare(stage: Stage) -> None:
 
 def rsync_inplace(stage: Stage) -> None:
     """`rsync --inplace` of a big local file over that in the bucket, 1 MiB of which differs."""
-    key, source = f"{stage.prefix}/big", stage.material.big
+    key, source = f"{stage.prefix}/big", in_memory(stage.material.big)
     stage.bare.put_directory(stage.prefix)
     stage.bare.put_parts(key, unlike_chunks(stage.scale.big))
     with stage.clock():
