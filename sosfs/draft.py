@@ -19,7 +19,7 @@ from enum import Enum
 
 from .blocks import Blocks, Source
 from .extents import Extents
-from .spool import Spool
+from .spool import INLINE, Spool
 from .store import OBJECT_MAX, Condition, Guard, Version
 
 PULL = 8 << 20  # bytes fetched at a time when all of the base is wanted
@@ -140,13 +140,19 @@ class Draft:
     async def pull(self) -> None:
         """Fetches what is missing of the base, so that the draft needs the bucket no more."""
         for begin, end, ours in list(self.local.within(0, self.base_stop)):
-            at = begin
-            while not ours and at < end:
+            for at in range(begin, end if not ours else begin, PULL):
                 upto = min(end, at + PULL)
                 assert self.base is not None
-                await self.spool.write(at, await self._blocks.read(self.base, at, upto))
+                await self._absorb(at, await self._blocks.read(self.base, at, upto))
+
+    async def _absorb(self, start: int, body: bytes | memoryview) -> None:
+        """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
+        view = memoryview(body)
+        for begin, end, ours in list(self.local.within(start, min(start + len(view), self.base_stop))):
+            for at in range(begin, end if not ours else begin, INLINE):
+                upto = min(end, at + INLINE)  # written without a pause, in which a writer could come between
+                await self.spool.write(at, view[at - start : upto - start])
                 self.local.add(at, upto)
-                at = upto
 
     def stand_on(self, base: Source, expected: Version) -> None:
         """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""
