@@ -124,7 +124,7 @@ class Contents:
         """Up to `size` bytes at `start`. Raises OSError ESTALE when the handle's version is gone."""
         draft = handle.content.draft
         if draft is not None:
-            return await draft.read(start, start + size)
+            return await self._read_changed(handle, draft, start, start + size)
         source = handle.source = handle.content.source or handle.source or self._source(handle.inode)
         try:
             body = await handle.stream.read(self._blocks, source, start, start + size)
@@ -142,6 +142,16 @@ class Contents:
         if handle.stream.begun:
             self._pages.bring(handle.inode, handle.source, handle.stream.begun)
             handle.stream.begun.clear()
+        return body
+
+    async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
+        """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""
+        base, edge = draft.base, min(stop, draft.base_stop)
+        reading = draft.read(start, stop)
+        if base is None or draft.local.covers(start, edge):
+            return await reading
+        body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
+        handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
         return body
 
     async def target(self, inode: Inode) -> bytes:

@@ -15,6 +15,9 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Awaitable
+
 import trio
 
 from .blocks import BLOCK, REQUEST, Blocks, Run, Source
@@ -54,19 +57,35 @@ class Stream:
         stop = min(stop, source.size)
         if start >= stop:
             return b""
+        return await self.foresee(blocks, source, start, stop, blocks.read(source, start, stop))
+
+    async def foresee(
+        self,
+        blocks: Blocks,
+        source: Source,
+        start: int,
+        stop: int,
+        reading: Awaitable[memoryview | bytes],
+        *,
+        room: float = math.inf,
+    ) -> memoryview | bytes:
+        """What `reading` gives, which needs `[start, stop)` of `source`; sets off what will likely be asked next.
+
+        `room` is how many bytes stay here once they were fetched: of a larger file no regions are.
+        """
         if source.size <= SMALL and start == 0:
             blocks.want(source, 0, source.size)
-        self._follow(start, stop, min(WINDOW_MAX, blocks.capacity // 2))
+        self._place(start, stop, min(WINDOW_MAX, blocks.capacity // 2))
         if self._window:
             self._fetch_ahead(blocks, source, start, stop)
-        elif self._jumps >= PATIENCE:
+        elif self._jumps >= PATIENCE and source.size <= room:
             self._fetch_around(blocks, source, start, stop)
         began = trio.current_time()
-        body = await blocks.read(source, start, stop)
+        body = await reading
         self._waited = trio.current_time() - began
         return body
 
-    def _follow(self, start: int, stop: int, limit: int) -> None:
+    def _place(self, start: int, stop: int, limit: int) -> None:
         slack = SLACK if self._window else 0
         if not -slack <= start - self._expected <= slack:
             self._begin, self._window, self._ahead = start, 0, 0

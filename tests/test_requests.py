@@ -236,6 +236,23 @@ def test_a_large_file_comes_down_once_and_in_parallel(foreign: Foreign, mounter:
     assert traffic.peak("GET") >= 3, str(traffic)
 
 
+def test_a_changed_large_file_is_read_in_parallel_too(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    body = bytearray(random.Random(12).randbytes(48 * MIB))
+    foreign.put("large", bytes(body))
+    drive = mounter(proxy.endpoint, *PATIENT)
+    names(drive.here)
+    with (drive.here / "large").open("r+b", buffering=0) as file:
+        os.pwrite(file.fileno(), b"changed", 40 * MIB)
+        body[40 * MIB : 40 * MIB + 7] = b"changed"
+        proxy.latency = ROUND_TRIP
+        with proxy.recording() as traffic:
+            assert digest(file.read()) == digest(bytes(body))
+        proxy.latency = 0.0
+    assert traffic.count("GET") <= 20, str(traffic)
+    assert traffic.received("GET") <= 50 * MIB, str(traffic)
+    assert traffic.peak("GET") >= 3, str(traffic)
+
+
 def test_reading_a_little_of_a_large_file_moves_little(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     body = random.Random(13).randbytes(64 * MIB)
     foreign.put("large", body)
