@@ -208,16 +208,20 @@ class Deletions:
             raise unanswered
 
     async def _answer(self, batch: list[str], refused: dict[str, OSError], *, everything: bool) -> None:
+        answered: list[tuple[str, Outcome, OSError | None]] = []
         for key in batch:
-            outcome = self._flying.pop(key)
-            error = refused.get(key)
+            outcome, error = self._flying.pop(key), refused.get(key)
             if everything or (error is not None and not is_refusal(error)):
                 self._queued[key] = outcome
-                continue
+            else:
+                answered.append((key, outcome, error))
+        with self._journal.together():  # one write to the log, not one for each key
+            for key, _, _ in answered:
+                self._journal.drop_delete(key)
+        for key, outcome, error in answered:
             if error is not None:
                 self._proven_until = 0.0
                 log.error("%s was not removed, its name comes back: %s", key, error)
-            self._journal.drop_delete(key)
             outcome(error)
         async with self._settled:
             self._settled.notify_all()
