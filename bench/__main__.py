@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import tempfile
 from collections.abc import Callable, Collection
 from enum import StrEnum
@@ -37,6 +38,8 @@ QUICK_SYSTEMS = ("sosfs", "sosfs-journal", "s3fs", "rclone-full")
 def main() -> None:
     """Runs what was asked for; writes results.json, results.md and chart.svg, also when interrupted."""
     given = _parser().parse_args()
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts in the background ignore the first
+        signal.signal(number, signal.default_int_handler)
     scale = QUICK if given.quick else FULL
     systems = given.systems or [name for name in SYSTEMS if name in QUICK_SYSTEMS or not given.quick]
     servers = given.server or (["ceph"] if given.quick else list(SERVERS))
