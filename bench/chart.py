@@ -7,6 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from bench.results import Results, Setting
 from bench.systems import FLOOR
@@ -47,5 +48,7 @@ def _panel(panel: Axes, results: Results, setting: Setting) -> None:
     panel.grid(axis="x", which="both", linewidth=0.3)
     panel.set_title(f"{setting}: speed relative to the best peer (right is faster)", fontsize=10)
     panel.xaxis.set_major_formatter("{x:g}x")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     if panel.collections:  # without a peer there is no ratio to draw
         panel.legend(fontsize=7, loc="best")
