@@ -37,7 +37,7 @@ def through(server: Server, proxy: Proxy, foreign: Foreign) -> Foreign:
         config=Config(
             s3={"addressing_style": "path"},
             retries={"total_max_attempts": 1},
-            read_timeout=1,
+            read_timeout=5,  # for 96 MiB on a busy machine
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         ),
