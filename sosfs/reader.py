@@ -128,5 +128,6 @@ class Stream:
                 return
             self._regions.add(region)
             start = region * REGION_MAX
-            self._filling += blocks.want(source, start, min(source.size, start + REGION_MAX))
-            self.begun += self._filling[-1:]
+            begun = blocks.want(source, start, min(source.size, start + REGION_MAX))
+            self._filling += begun
+            self.begun += begun

@@ -60,7 +60,7 @@ def test_sparse_random_reads_move_little(foreign: Foreign, mounter: Mounter, pro
 
 
 class Fetches:
-    """Blocks that note what is wanted; it arrives when it is told to."""
+    """Blocks that note what is wanted; it arrives at once, or never."""
 
     capacity = 128 * MIB
     is_busy = False
@@ -68,22 +68,33 @@ class Fetches:
     def __init__(self, *, at_once: bool) -> None:
         self._at_once = at_once
         self.wanted: list[tuple[int, int]] = []
-        self.under_way: list[Run] = []
 
     def want(self, source: Source, start: int, stop: int) -> list[Run]:
         run = Run(start // BLOCK, -(-stop // BLOCK))
         self.wanted.append((start, stop))
         if self._at_once:
             run.done.set()
-        else:
-            self.under_way.append(run)
         return [run]
 
     async def read(self, source: Source, start: int, stop: int) -> bytes:
         return bytes(stop - start)
 
 
-def read_at_random(fetches: Fetches, size: int, count: int) -> None:
+class Gaps(Fetches):
+    """Blocks of which some are here: of every second region all, of the others all but two gaps."""
+
+    def __init__(self) -> None:
+        super().__init__(at_once=True)
+        self.begun: list[Run] = []
+
+    def want(self, source: Source, start: int, stop: int) -> list[Run]:
+        (run,) = super().want(source, start, stop)
+        gaps = [] if start // REGION_MAX % 2 else [Run(run.first, run.first + 1), Run(run.last - 1, run.last)]
+        self.begun += gaps
+        return gaps
+
+
+def read_at_random(fetches: Fetches, size: int, count: int) -> Stream:
     source, stream = Source("file", "etag", size), Stream()
 
     async def main() -> None:
@@ -91,6 +102,7 @@ def read_at_random(fetches: Fetches, size: int, count: int) -> None:
             await stream.read(cast(Blocks, fetches), source, offset, offset + 4 * KIB)
 
     trio.run(main)
+    return stream
 
 
 def test_an_eighth_read_at_random_brings_the_whole_file() -> None:
@@ -106,6 +118,11 @@ def test_what_nobody_asked_for_never_fills_the_line() -> None:
     whole = {start for start, stop in fetches.wanted if stop - start == REGION_MAX}
     read = {offset // REGION_MAX * REGION_MAX for offset, stop in fetches.wanted if stop - offset == 4 * KIB}
     assert len(whole - read) <= FILLING
+
+
+def test_each_fetch_is_given_to_the_kernel_once() -> None:
+    fetches = Gaps()
+    assert read_at_random(fetches, 512 * MIB, 300).begun == fetches.begun
 
 
 def test_a_huge_file_is_never_fetched_whole() -> None:
