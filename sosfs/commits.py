@@ -133,7 +133,7 @@ class Commits:
 
         def announce(token: str) -> None:
             content.going = (token, serial)
-            self.records.goes(content)
+            self.records.goes(content, token)
 
         try:
             properties, acl = await self.carry(inode)

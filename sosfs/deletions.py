@@ -114,20 +114,16 @@ class Deletions:
         if outcome is not None:
             self._flying[key] = outcome
             await self._send([key])
-        async with self._settled:
-            while key in self._flying:
-                await self._settled.wait()
+        while key in self._flying:
+            await self._answered()
 
     async def settle_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
-        while any(key.startswith(prefix) for key in self._queued):
+        while self.under(prefix):
             if batch := self._batch(DELETE_MAX, prefix):
                 await self._send(batch)
             else:
                 await self._answered()
-        async with self._settled:
-            while any(key.startswith(prefix) for key in self._flying):
-                await self._settled.wait()
 
     async def drain(self) -> int:
         """Sends all that is queued; returns how many keys are left."""
@@ -173,7 +169,7 @@ class Deletions:
         return any(key.startswith(directory) for key in self._flying)
 
     async def _answered(self) -> None:
-        """Waits until the store has answered for a batch that is under way."""
+        """Waits until the store has answered for one of the batches under way, of which there must be one."""
         async with self._settled:
             await self._settled.wait()
 

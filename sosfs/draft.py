@@ -139,20 +139,22 @@ class Draft:
 
     async def pull(self) -> None:
         """Fetches what is missing of the base, so that the draft needs the bucket no more."""
-        for begin, end, ours in list(self.local.within(0, self.base_stop)):
-            for at in range(begin, end if not ours else begin, PULL):
-                upto = min(end, at + PULL)
-                assert self.base is not None
-                await self._absorb(at, await self._blocks.read(self.base, at, upto))
+        for start, stop in self._missing(0, self.base_stop, PULL):
+            assert self.base is not None
+            await self._absorb(start, await self._blocks.read(self.base, start, stop))
 
-    async def _absorb(self, start: int, body: bytes | memoryview) -> None:
+    async def _absorb(self, at: int, body: bytes | memoryview) -> None:
         """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
         view = memoryview(body)
-        for begin, end, ours in list(self.local.within(start, min(start + len(view), self.base_stop))):
-            for at in range(begin, end if not ours else begin, INLINE):
-                upto = min(end, at + INLINE)  # written without a pause, in which a writer could come between
-                await self.spool.write(at, view[at - start : upto - start])
-                self.local.add(at, upto)
+        # In pieces that are written without a pause, in which a writer could come between.
+        for start, stop in self._missing(at, min(at + len(view), self.base_stop), INLINE):
+            await self.spool.write(start, view[start - at : stop - at])
+            self.local.add(start, stop)
+
+    def _missing(self, start: int, stop: int, most: int) -> list[tuple[int, int]]:
+        """What the spool has not of `[start, stop)`, in pieces of up to `most` bytes."""
+        gaps = [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
+        return [(at, min(end, at + most)) for begin, end in gaps for at in range(begin, end, most)]
 
     def stand_on(self, base: Source, expected: Version) -> None:
         """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""

@@ -68,10 +68,10 @@ class Records:
         if content is not None and content.row and content.draft is not None:
             self._write(inode, content, content.draft)
 
-    def goes(self, content: Content) -> None:
-        """A request is about to bring the draft into the bucket: should its answer get lost, the record tells of it."""
-        if content.row and content.going is not None:
-            self._journal.draft_goes(content.row, content.going[0])
+    def goes(self, content: Content, token: str) -> None:
+        """A request is about to make the object with this token: should its answer get lost, the record tells of it."""
+        if content.row:
+            self._journal.draft_goes(content.row, token)
 
     def touched(self, inode: Inode) -> None:
         """A recorded draft is about to be written to."""
