@@ -170,7 +170,7 @@ class Composed:
     def __init__(self, loop: Loop, store: FakeStore, settings: Settings) -> None:
         self.store = store
         self.loop = loop
-        self.settings = settings
+        self._settings = settings
         self._generation = 0
 
     def start(self) -> None:
@@ -183,11 +183,11 @@ class Composed:
                 async with trio.open_nursery() as self.nursery:
                     background = Background(self.nursery)
                     store = cast(ObjectStore, self.trouble)
-                    self.parts: Parts = assemble(self.settings, store, self._journal, background.spawn)
+                    self.parts: Parts = assemble(self._settings, store, self._journal, background.spawn)
                     await trio.sleep_forever()
 
         async def begin() -> None:
-            self._journal = Journal(self.settings.state_dir, "the test")
+            self._journal = Journal(self._settings.state_dir, "the test")
             self.loop.nursery.start_soon(live)
             await trio.testing.wait_all_tasks_blocked()
             await self.parts.recover()
@@ -202,12 +202,12 @@ class Composed:
 
     def crash(self) -> None:
         """The process dies at this instant; what its tasks do when they are ended does not count."""
-        now, self._generation = self.settings.state_dir, self._generation + 1
+        now, self._generation = self._settings.state_dir, self._generation + 1
         then = now.parent / f"state{self._generation}"
         shutil.copytree(now, then, ignore=shutil.ignore_patterns("*-shm", "lock"))
         self._end()
         shutil.rmtree(now)
-        self.settings = replace(self.settings, cache_dir=then)
+        self._settings = replace(self._settings, cache_dir=then)
 
     def _end(self) -> None:
         async def end() -> None:
@@ -309,6 +309,18 @@ class Composed:
         finally:
             await self.parts.contents.release(handle)
         return body, stat.S_IMODE(inode.mode)
+
+
+@contextmanager
+def composed(store: FakeStore, base: Path) -> Iterator[Composed]:
+    """A mount of `store` with the default settings, its state below `base`."""
+    loop = Loop()
+    with inline_threads():
+        mount = Composed(loop, store, Settings("bucket", "", Path("/"), cache_dir=state_in(base)))
+        mount.start()
+        yield mount
+        mount.stop()
+        loop.close()
 
 
 def state_in(directory: Path) -> Path:

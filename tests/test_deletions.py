@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from sosfs.config import Settings
+from sosfs.config import TTL
 from sosfs.deletions import CROWD
 from sosfs.fake import FakeStore
 from sosfs.store import Failure, Properties
-from tests.composed import Composed, Loop, inline_threads, state_in
+from tests.composed import Composed, composed
 
 FILES = 2 * CROWD + CROWD // 2
 
@@ -44,14 +44,9 @@ def store() -> SlowFirst:
 
 @pytest.fixture
 def mount(tmp_path: Path, store: SlowFirst) -> Iterator[Composed]:
-    loop = Loop()
-    with inline_threads():
-        mount = Composed(loop, store, Settings("bucket", "", Path("/"), cache_dir=state_in(tmp_path)))
-        mount.start()
+    with composed(store, tmp_path) as mount:
         yield mount
-        loop.run(store.let_go)
-        mount.stop()
-        loop.close()
+        mount.loop.run(store.let_go)
 
 
 async def _fill(store: SlowFirst) -> None:
@@ -70,7 +65,7 @@ async def _empty(mount: Composed, store: SlowFirst) -> None:
 def test_a_directory_does_not_come_back_while_a_file_of_it_is_still_going(mount: Composed, store: SlowFirst) -> None:
     mount.loop.run(lambda: _fill(store))
     mount.loop.run(lambda: _empty(mount, store))
-    mount.loop.passes(2 * mount.settings.ttl)  # its listing is asked for anew, and shows what is still going
+    mount.loop.passes(2 * TTL)  # its listing is asked for anew, and shows what is still going
     assert len(store.held) == CROWD
 
     async def go_on() -> None:
