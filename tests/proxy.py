@@ -34,6 +34,7 @@ class Conversation:
         self._client = Wire(sock)
         self._server: Wire | None = None
         self._spent = False  # part of an upload is still unread: no further request can follow
+        self._interrupted = False
 
     def run(self) -> None:
         """Serves requests until one side is done."""
@@ -46,7 +47,8 @@ class Conversation:
             self.close()
 
     def interrupt(self) -> None:
-        """Wakes the thread out of whatever it waits for; from another thread."""
+        """Wakes the thread out of whatever it waits for, and lets it begin nothing more; from another thread."""
+        self._interrupted = True
         for wire in (self._client, self._server):
             if wire is not None:
                 with contextlib.suppress(OSError):
@@ -109,6 +111,8 @@ class Conversation:
             self._server = None
         if self._server is None:
             self._server = Wire(socket.create_connection(self._proxy.target))
+        if self._interrupted:  # read after the connection is there for `interrupt` to see: one of the two ends it
+            raise Gone("dropped")
         return self._server
 
     def _forward(self, request: Request, head: bytes, rate: int) -> None:
