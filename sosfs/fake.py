@@ -142,6 +142,18 @@ class FakeStore:
         properties = replace(found.properties, headers=told, storage_class=None)
         return replace(found, properties=properties, detail=detail)
 
+    async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
+        """As `ObjectStore.heads`."""
+        ends: builtins.list[Object | StoreError] = []
+        for key in keys:
+            try:
+                ends.append(await self.head(key))
+            except StoreError as error:
+                ends.append(error)
+                if not error.status:
+                    break
+        return ends + ends[-1:] * (len(keys) - len(ends))
+
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
         """As `ObjectStore.get`."""
         await self._begin("get", key)

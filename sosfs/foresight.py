@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -28,6 +28,7 @@ log = logging.getLogger(__name__)
 WALK = 4  # questions in a row that make a walk
 REST = 2.0  # seconds
 ASKERS = 24
+TOGETHER = 8  # questions of one asker at a time: one thread asks them one after the other, without the loop between
 ASKERS_BEHIND = 4  # while who walks does not wait for the answers, but for the processor that they need
 MOST = 20_000  # questions waiting, as many as one scan shows
 
@@ -35,7 +36,7 @@ MOST = 20_000  # questions waiting, as many as one scan shows
 class Foresight:
     """Follows the walks through a mount."""
 
-    def __init__(self, listings: Listings, ask: Callable[[Inode], Awaitable[object]], spawn: Spawn) -> None:
+    def __init__(self, listings: Listings, ask: Callable[[Sequence[Inode]], Awaitable[None]], spawn: Spawn) -> None:
         self._listings = listings
         self._ask = ask
         self._spawn = spawn
@@ -125,12 +126,19 @@ class Foresight:
 
     async def _asker(self) -> None:
         try:
-            while self._attributes:
-                inode = self._attributes.popleft()
-                if inode.known is not Known.ALL and inode.parent is not None:
-                    await self._quietly(self._ask(inode), inode)
+            while some := self._next():
+                await self._quietly(self._ask(some), some[0])
         finally:
             self._asking -= 1
+
+    def _next(self) -> list[Inode]:
+        """What one asker asks for in one go: few while few are left, so that all askers have a share."""
+        some: list[Inode] = []
+        while self._attributes and len(some) < min(TOGETHER, 1 + len(self._attributes) // ASKERS):
+            inode = self._attributes.popleft()
+            if inode.known is not Known.ALL and inode.parent is not None:
+                some.append(inode)
+        return some
 
     async def _quietly(self, asking: Awaitable[object], inode: Inode) -> None:
         """A guess that fails harms nobody: who really asks gets the error."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections.abc import Sequence
 
 import trio
 
@@ -62,7 +63,7 @@ class Learning:
         self._listings = listings
         self._cache = cache
         self._spawn = spawn
-        self.foresight = Foresight(listings, self.ask_ahead, spawn)
+        self.foresight = Foresight(listings, self.ask_all, spawn)
         listings.watcher = self.foresight.listed
         self._asking: dict[Inode, _Question] = {}
         self._acl_answers = 0
@@ -98,6 +99,32 @@ class Learning:
         """Asks for the attributes of an inode before somebody wants them, unless they are being asked for."""
         if not inode.pins and inode not in self._asking:
             await self._ask(inode, with_bytes=False)
+
+    async def ask_all(self, inodes: Sequence[Inode]) -> None:
+        """As `ask_ahead` for several inodes, files among them in one go. A failure is left to who really asks."""
+        idle = {inode: None for inode in inodes if not inode.pins and inode not in self._asking}
+        await self._ask_files([inode for inode in idle if not inode.is_directory])
+        for inode in idle:
+            if inode.is_directory:
+                try:
+                    await self.ask_ahead(inode)
+                except OSError as error:
+                    log.debug("asked ahead for %s: %s", inode.name.decode(errors="replace"), error)
+
+    async def _ask_files(self, inodes: Sequence[Inode]) -> None:
+        questions = {inode: _Question() for inode in inodes}
+        self._asking |= questions
+        try:
+            answers = await self._store.heads([self._inodes.key(inode) for inode in inodes])
+            for (inode, question), found in zip(questions.items(), answers, strict=True):
+                if isinstance(found, Object):
+                    question.answer = self.take(inode, found)
+                else:
+                    self._gone(inode, found)
+        finally:
+            for inode, question in questions.items():
+                del self._asking[inode]
+                question.done.set()
 
     async def _ask(self, inode: Inode, *, with_bytes: bool) -> Inode:
         question = self._asking[inode] = _Question()

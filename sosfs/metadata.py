@@ -17,13 +17,17 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 NS = 1_000_000_000
 POSIX_NAMES = frozenset({"mode", "uid", "gid", "mtime", "rdev", "ctime"})
 _S3CMD = "s3cmd-attrs"
 _HASHES = frozenset({"md5chksum"})
 _KINDS = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
+_NUMBER = re.compile(r"\d{1,10}")
+_MODE = re.compile(r"[0-9]{1,7}")
 _MTIME = re.compile(r"(-?\d+)(?:\.(\d+))?")
+_NOTHING_NOTED: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +43,14 @@ class Posix:
 
 def read(metadata: Mapping[str, str], *, kind: int = stat.S_IFREG) -> Posix:
     """The attributes in an object's user metadata; `kind` is the st_mode type that its key tells."""
-    said = {**_noted(metadata.get(_S3CMD, "")), **metadata}
-    return Posix(
-        mode=_mode(said.get("mode", ""), kind),
-        uid=_number(said.get("uid", "")),
-        gid=_number(said.get("gid", "")),
-        mtime_ns=_time(said.get("mtime", "")),
-        rdev=_number(metadata.get("rdev", "")),
-    )
+    noted = _noted(metadata[_S3CMD]) if _S3CMD in metadata else _NOTHING_NOTED
+    mode, uid, gid, mtime = (metadata.get(name) or noted.get(name, "") for name in ("mode", "uid", "gid", "mtime"))
+    return _understood(mode, uid, gid, mtime, metadata.get("rdev", ""), kind)
+
+
+@lru_cache(64)  # what is new to an inode is read twice: is it of another type, and what are its attributes
+def _understood(mode: str, uid: str, gid: str, mtime: str, rdev: str, kind: int) -> Posix:
+    return Posix(_mode(mode, kind), _number(uid), _number(gid), _time(mtime), _number(rdev))
 
 
 def write(metadata: Mapping[str, str], posix: Posix) -> dict[str, str]:
@@ -95,7 +99,7 @@ def _followed(record: str, own: Mapping[str, str]) -> str:
 
 
 def _number(text: str) -> int | None:
-    return int(text) if re.fullmatch(r"\d{1,10}", text) and int(text) < 1 << 32 else None
+    return int(text) if _NUMBER.fullmatch(text) and int(text) < 1 << 32 else None
 
 
 def _mode(text: str, kind: int) -> int | None:
@@ -103,7 +107,7 @@ def _mode(text: str, kind: int) -> int | None:
 
     Without type bits it is octal, but a directory's decimal: there s3fs leaves them out (511 is drwxrwxrwx).
     """
-    if not re.fullmatch(r"[0-9]{1,7}", text):
+    if not _MODE.fullmatch(text):
         return None
     decimal = int(text)
     if not text.startswith("0") and decimal < 1 << 16 and stat.S_IFMT(decimal) in _KINDS:

@@ -42,6 +42,7 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
     Raises `StartError` or OSError when the mount could not begin.
     """
     allocator.keep_few_heaps()
+    allocator.collect_seldom()
     if settings.bucket:
         settings = bucket_zone.located(settings)
     return trio.run(_Mount(settings, source).run, ready)

@@ -132,6 +132,10 @@ class S3Store:
         check_key(key)
         return await self._send("HeadObject", lambda lanes: lanes.head(key, detail))
 
+    async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
+        """What `head` tells of each key, or its error."""
+        return await self.sender.send_each("HeadObject", lambda lanes, key: lanes.head(key, Detail.USUAL), keys)
+
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
         """The bytes `[start, stop)`, all of one version: the one with `etag` where it is given, else ESTALE."""
         check_key(key)

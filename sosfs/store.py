@@ -18,6 +18,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Protocol
 
+from sosfs.errors import StoreError
+
 Body = bytes | bytearray | memoryview
 
 PART_MIN = 5 << 20  # bytes; every part but the last (S3 and SOS limits)
@@ -230,6 +232,12 @@ class ObjectStore(Protocol):
 
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
         """The object's version and properties. ENOENT only after a 404."""
+
+    async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
+        """What `head` tells of each key, or its error, in their order: for many keys that nobody waits for.
+
+        They are asked one after the other; after the first that got no answer the others have its error, unasked.
+        """
 
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
         """The bytes `[start, stop)`, fewer only where the object ends earlier.

@@ -106,6 +106,21 @@ PASSING: dict[str, Action] = {
 NO_BODY = {Op.HEAD, Op.PUT, Op.DELETE}  # answers that can't be cut short
 
 
+@ON_MOTO
+@trio_test
+async def test_of_many_keys_none_is_asked_after_one_without_answer(proxy: Proxy, bucket: Bucket) -> None:
+    broken = behind(proxy, bucket, patience=0.5, read_timeout=0.5)
+    await prepared(broken)
+    broken.requests.clear()
+    proxy.inject(Hang(), lambda request: request.op is Op.HEAD and request.key == "key")
+    told = await broken.store.heads(["o//dd", "key", "o//dd", "o//dd"])
+    assert [isinstance(found, StoreError) for found in told] == [False, True, True, True]
+    assert told[1] is told[2] is told[3]
+    assert [request.key for request in proxy.requests if request.key != "key"] == ["o//dd"]
+    assert broken.requests["HeadObject"] == 2
+    broken.store.close()
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("fault", PASSING)
 @ON_MOTO

@@ -209,6 +209,18 @@ async def test_absent_is_enoent(store: ObjectStore, key: str) -> None:
     assert await keys(store) == []
 
 
+@trio_test
+async def test_many_keys_are_told_each_as_alone(store: ObjectStore) -> None:
+    asked = ["plain", "absent", "o//dd", "trail/", "ab//sent", "plain"]
+    for key in ("plain", "o//dd", "trail/"):
+        await store.put(key, key.encode(), Properties(Headers(), {"mode": "33188"}))
+    told = await store.heads(asked)
+    assert [found.errno for found in told if isinstance(found, StoreError)] == [errno.ENOENT] * 2
+    assert [told[at] for at in (0, 2, 3, 5)] == [await store.head(asked[at]) for at in (0, 2, 3, 5)]
+    assert [type(told[at]) for at in (1, 4)] == [StoreError] * 2
+    assert await store.heads([]) == []
+
+
 @pytest.mark.parametrize("storage_class", ["", "STANDARD_IA"])
 @pytest.mark.parametrize("key", ["plain", "a//b"])
 @trio_test
