@@ -73,7 +73,7 @@ def page_of(body: bytes) -> Page:
     """One page of ListObjectsV2, asked with `encoding-type=url`."""
     root = _root(body, "ListBucketResult")
     told = _fields(root)
-    plain = unquote_plus if told.get("EncodingType") == "url" else str
+    plain = _unquoted if told.get("EncodingType") == "url" else str
     objects: list[Listed] = []
     prefixes: list[str] = []
     for element in root:
@@ -86,6 +86,11 @@ def page_of(body: bytes) -> Page:
             prefixes.append(plain(_fields(element)["Prefix"]))
     more = told.get("IsTruncated") == "true"
     return Page(tuple(objects), tuple(prefixes), told["NextContinuationToken"] if more else "")
+
+
+def _unquoted(text: str) -> str:
+    text = text.replace("%2F", "/")  # in all keys but those at the top, most have nothing else: 1 us instead of 9
+    return unquote_plus(text) if "%" in text or "+" in text else text
 
 
 def buckets_of(body: bytes) -> tuple[str, list[Bucket], str]:
@@ -138,7 +143,7 @@ def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tup
     if _name(root) != "ListMultipartUploadsResult":
         raise ParseError(_name(root))
     told = _fields(root)
-    plain = unquote_plus if encoded else str
+    plain = _unquoted if encoded else str
     uploads = []
     for element in _each(root, "Upload"):
         found = _fields(element)

@@ -124,7 +124,7 @@ def assemble(
         blocks=Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk),
         cache=cache,
         merger=merger,
-        listings=Listings(inodes, store, merger, ttl=settings.ttl),
+        listings=Listings(inodes, store, merger, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
         uploader=Uploader(store, spawn, share.uploads, PartPlan(settings.part_size), journal),
         spools=SpoolArea(settings.state_dir / "spool", share.drafts),

@@ -29,7 +29,7 @@ PENDING = math.inf
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("done", "names", "prefix", "reach", "seen", "started", "token")
+    __slots__ = ("done", "half", "names", "prefix", "reach", "seen", "started", "token")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix  # the directory's key when it began: a rename ends the pass
@@ -37,6 +37,7 @@ class Pass:
         self.seen: set[bytes] = set()
         self.token = ""
         self.reach = ""  # every key up to this one has been shown
+        self.half = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
         self.done = False
         self.started = trio.current_time()
 

@@ -1,7 +1,8 @@
 """Asking for a directory's keys, page by page, when what is known of them is out of date.
 
 Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
-already asking for. A directory that is renamed while it is read ends the pass: its tokens belong to the old prefix.
+already asking for. Who has read half of the newest page finds the next one asked for. A directory that is renamed
+while it is read ends the pass: its tokens belong to the old prefix.
 
 Concurrency: trio thread only.
 """
@@ -9,16 +10,21 @@ Concurrency: trio thread only.
 from __future__ import annotations
 
 import errno
+import logging
+import math
 import os
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import trio
 
+from .blocks import Spawn
 from .directory import Directory, Merger, Pass
 from .inodes import Inode, Inodes
 from .store import ObjectStore
 from .subtree import Scan
+
+log = logging.getLogger(__name__)
 
 PATIENCE = 0.5  # seconds; a longer scan does not hold up who wants one directory
 
@@ -26,10 +32,11 @@ PATIENCE = 0.5  # seconds; a longer scan does not hold up who wants one director
 class Listings:
     """The listings of a mount's directories."""
 
-    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, *, ttl: float) -> None:
+    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, spawn: Spawn, *, ttl: float) -> None:
         self._inodes = inodes
         self._store = store
         self._merger = merger
+        self._spawn = spawn
         self._ttl = ttl
         self._scan: Scan | None = None
         self.watcher: Callable[[Directory], None] = lambda directory: None  # is told of each page that came
@@ -93,8 +100,22 @@ class Listings:
                 return
             page = await self._store.list(walk.prefix, token=walk.token)
             if self._inodes.key(directory.inode) == walk.prefix:
+                known = len(walk.names)
                 self._merger.page(directory, walk, page)
+                walk.half = (known + len(walk.names)) / 2
                 self.watcher(directory)
+
+    def reached(self, directory: Directory, walk: Pass, at: int) -> None:
+        """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""
+        if at >= walk.half and not walk.done:
+            walk.half = math.inf  # until that page is there: a failure is left to who cannot go on without it
+            self._spawn(lambda: self._ahead(directory, walk))
+
+    async def _ahead(self, directory: Directory, walk: Pass) -> None:
+        try:
+            await self.advance(directory, walk, have=len(walk.names))
+        except OSError as error:
+            log.debug("the next page of %s: %s", walk.prefix, error)
 
     async def complete(self, inode: Inode) -> Pass:
         """A pass that has seen every name. Raises what the bucket answers."""

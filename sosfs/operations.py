@@ -253,6 +253,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, DOTS[at], self._entry(dot), at + 1):
                 return
         walk, at = reading.walk, max(0, start_id - len(DOTS))
+        self._listings.reached(reading.directory, walk, at)
         while True:
             while at >= len(walk.names):
                 if walk.done:

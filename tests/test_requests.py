@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Mounter
-from tests.drive import Drive, digest, names, sync
+from tests.drive import Drive, digest, eventually, names, sync
+from tests.faults import Answer
 from tests.foreign import Foreign, numbered
 from tests.proxy import Proxy
-from tests.traffic import Traffic
+from tests.traffic import Op, Traffic
 
 MIB = 1 << 20
 PART = 8 * MIB
@@ -319,6 +320,34 @@ def test_touch_is_one_put(known: Drive, proxy: Proxy) -> None:
         known.run("touch", "-d", "2001-02-03 04:05:06", "d/new")
         assert known.foreign.head("d/new")["Metadata"]["mtime"].startswith("981173106")
     assert traffic.count("PUT", "COPY") == 1, traffic
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)  # Ceph's pages are as long as it likes
+def test_the_next_page_is_asked_for_while_this_one_is_read(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    long = "x" * 200  # getdents(2) brings 140 such names at a time
+    foreign.put_all({f"d/{number:04d}{long}": b"" for number in range(1500)})
+    drive = mounter(proxy.endpoint, *PATIENT)
+
+    def of_d() -> int:
+        return sum(request.query.get("prefix") == "d/" for request in proxy.requests if request.op is Op.LIST)
+
+    with os.scandir(drive.here / "d") as entries:
+        found = [next(entries).name for _ in range(300)]
+        proxy.settle()
+        assert of_d() == 1, "who looks at a few names has one page listed"
+        found += [next(entries).name for _ in range(450)]
+        eventually(lambda: of_d() == 2)
+        found += [entry.name for entry in entries]
+    assert of_d() == 2
+    assert found == sorted(found)
+    assert len(found) == 1500
+
+
+def test_a_page_asked_for_ahead_that_fails_is_asked_for_again(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    foreign.put_all({f"d/{number:04d}": b"" for number in range(1500)})
+    drive = mounter(proxy.endpoint, *PATIENT)
+    proxy.inject(Answer(403, "AccessDenied"), lambda request: "continuation-token" in request.query, times=1)
+    assert len(names(drive.here / "d")) == 1500
 
 
 def test_a_walk_through_a_tree_lists_it_at_once(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
