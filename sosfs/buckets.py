@@ -40,7 +40,7 @@ from .roster import Roster
 from .s3 import REACH_PATIENCE
 from .sender import Limits
 from .served import Served
-from .shares import Shares
+from .shares import NAMES, Shares
 from .status import Status
 from .store import Bucket, Conditions
 from .target import S3Target
@@ -322,9 +322,8 @@ class Buckets:
             received_bytes=sum(one.received_bytes for one in each_of),
             conditions=known.pop() if len(known) == 1 else Conditions.UNKNOWN.value,
             requests=dict(requests),
-            memory_bytes=self._shares.uploads.used
-            + sum(served.parts.blocks.used + served.warming.budget.used for served in self.served),
-            memory_limit=self.settings.memory + self._shares.uploads.limit + IN_FLIGHT,
+            memory_bytes=self._shares.uploads.used + sum(served.memory_used for served in self.served),
+            memory_limit=(1 + NAMES * len(self.served)) * self.settings.memory + self._shares.uploads.limit + IN_FLIGHT,
             buckets={one.bucket: one.pending_files for one in each_of},
         )
 

@@ -23,11 +23,12 @@ from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
-from .pages import Give, Pages
+from .pages import Forget, Give, Pages
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
 from .shares import Share, whole
+from .shedding import Shedding
 from .spool import SpoolArea
 from .store import ObjectStore
 from .upload import PartPlan, Uploader
@@ -50,6 +51,7 @@ class Parts:
     pages: Pages
     contents: Contents
     namespace: Namespace
+    shedding: Shedding
     renames: Renames
     gate: Gate
     replay: Replay
@@ -104,9 +106,11 @@ def assemble(
     first: int = ROOT,
     share: Share | None = None,
     give: Give | None = None,
+    forget: Forget | None = None,
 ) -> Parts:
-    """The parts of a filesystem over `store`, with its state in the settings' directory; `give` reaches the kernel.
+    """The parts of a filesystem over `store`, with its state in the settings' directory.
 
+    `give` and `forget` reach the kernel, where there is one;
     `first` is the number of its root; `share` is what it has of the mount's memory, None for all of it.
     """
     defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
@@ -131,10 +135,10 @@ def assemble(
         pages=Pages(inodes, spawn, give),
         share=share,
     )
-    return _halves(ground)
+    return _halves(ground, forget)
 
 
-def _halves(on: _Ground) -> Parts:
+def _halves(on: _Ground, forget: Forget | None) -> Parts:
     """Bytes and names, and what ties them together."""
     ttl, lists, durability = on.settings.ttl, on.listings, on.settings.durability
     attributes = Attributes(
@@ -165,6 +169,7 @@ def _halves(on: _Ground) -> Parts:
         pages=on.pages,
         contents=contents,
         namespace=namespace,
+        shedding=Shedding(on.inodes, attributes, lists, on.spawn, forget, most=on.share.names),
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),

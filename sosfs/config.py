@@ -142,7 +142,9 @@ class Settings:
     dirty_limit: int = _option(
         DIRTY_LIMIT, values.SIZE, "With the journal: bytes that may wait for their upload before writers are slowed."
     )
-    memory: int = _option(MEMORY, values.SIZE, "Memory for blocks that were read.")
+    memory: int = _option(
+        MEMORY, values.SIZE, "Memory for blocks that were read; names of files may take twice as much."
+    )
     cache_size: int = _option(0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 for none.")
     part_size: int = _option(
         PART_SIZE, values.PART, "Size of the first parts of a multipart upload; later ones grow so that 4 TiB fits."

@@ -51,13 +51,14 @@ class Pass:
 class Directory:
     """What is known of a directory's entries."""
 
-    __slots__ = ("entries", "forgotten", "inode", "lock", "marker", "now", "touched")
+    __slots__ = ("entries", "forgotten", "inode", "lock", "marker", "now", "readers", "touched")
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.entries: dict[bytes, Inode] = {}
         self.now: Pass | None = None
         self.marker: Version | None = None
+        self.readers = 0  # who has it open: no entry may go but one that the bucket lost
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = trio.Lock()
@@ -108,6 +109,27 @@ class Directory:
     def live(self) -> Iterator[Inode]:
         """The entries that somebody holds."""
         return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
+
+
+class Reading:
+    """A directory that somebody has open, and the pass whose names are told."""
+
+    __slots__ = ("directory", "walk")
+
+    def __init__(self, directory: Directory, walk: Pass) -> None:
+        self.directory = directory
+        self.walk = walk
+        directory.readers += 1
+
+    def follow(self, directory: Directory, walk: Pass) -> None:
+        """Begins anew with a newer pass."""
+        self.close()
+        self.directory, self.walk = directory, walk
+        directory.readers += 1
+
+    def close(self) -> None:
+        """Nobody reads on."""
+        self.directory.readers -= 1
 
 
 class Merger:

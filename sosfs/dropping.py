@@ -13,7 +13,7 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -25,11 +25,10 @@ from .blocks import Blocks
 from .commits import Commits
 from .errands import Names, Tell, Told
 from .inodes import Inode, Inodes, Known
-from .pages import Pages
+from .pages import Forget, Pages
 
 NO_VERSION = "-"  # no ETag: nothing is given to the kernel until the file is opened again, and what it has goes then
 ROWS = 2000  # remembered objects that are forgotten without a pause
-KernelForgets = Callable[[Sequence[int], Sequence[tuple[int, bytes]]], Awaitable[None]]
 Named = tuple[str, str, int]  # key, ETag, size: a version as the disk cache names it
 
 
@@ -61,7 +60,7 @@ class Dropping:
         commits: Commits,
         pages: Pages,
         absences: Absences,
-        kernel_forgets: KernelForgets,
+        kernel_forgets: Forget,
     ) -> None:
         self._inodes = inodes
         self._cache = cache

@@ -64,7 +64,7 @@ class Learning:
         self._cache = cache
         self._spawn = spawn
         self.foresight = Foresight(listings, self.ask_all, spawn)
-        listings.watcher = self.foresight.listed
+        listings.watchers.append(self.foresight.listed)
         self._asking: dict[Inode, _Question] = {}
         self._acl_answers = 0
         self._acl_denials = 0
@@ -94,6 +94,10 @@ class Learning:
             return question.answer or await self.learn(inode)
         alone = self.foresight.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
+
+    def is_asked(self, inode: Inode) -> bool:
+        """Whether somebody waits for the attributes of an inode."""
+        return inode in self._asking
 
     async def ask_ahead(self, inode: Inode) -> None:
         """Asks for the attributes of an inode before somebody wants them, unless they are being asked for."""

@@ -39,7 +39,7 @@ class Listings:
         self._spawn = spawn
         self._ttl = ttl
         self._scan: Scan | None = None
-        self.watcher: Callable[[Directory], None] = lambda directory: None  # is told of each page that came
+        self.watchers: list[Callable[[Directory], None]] = []  # are told of each page that came
 
     def directory(self, inode: Inode) -> Directory:
         """The entries of a directory. Raises OSError ENOTDIR."""
@@ -69,7 +69,7 @@ class Listings:
         async def run() -> None:
             try:
                 for directory in await scan.run():
-                    self.watcher(directory)
+                    self._tell(directory)
             finally:
                 self._scan = None
 
@@ -103,13 +103,17 @@ class Listings:
                 known = len(walk.names)
                 self._merger.page(directory, walk, page)
                 walk.half = (known + len(walk.names)) / 2
-                self.watcher(directory)
+                self._tell(directory)
 
     def reached(self, directory: Directory, walk: Pass, at: int) -> None:
         """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""
         if at >= walk.half and not walk.done:
             walk.half = math.inf  # until that page is there: a failure is left to who cannot go on without it
             self._spawn(lambda: self._ahead(directory, walk))
+
+    def _tell(self, directory: Directory) -> None:
+        for watcher in self.watchers:
+            watcher(directory)
 
     async def _ahead(self, directory: Directory, walk: Pass) -> None:
         try:

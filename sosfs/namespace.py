@@ -338,7 +338,7 @@ class Namespace:
     def _forget_entries(self, inode: Inode) -> None:
         directory = inode.directory
         assert directory is not None
-        if any(child.directory is not None for child in directory.entries.values()):
+        if directory.readers or any(child.directory is not None for child in directory.entries.values()):
             return
         for child in directory.entries.values():
             self.inodes.drop(child)

@@ -28,7 +28,7 @@ from .commits import Commits
 from .content import Handle
 from .contents import Contents
 from .deletions import Deletions
-from .directory import Directory, Pass
+from .directory import Reading
 from .entries import absent_from, entry_of, room
 from .exclusive import Claims
 from .guesses import Guesses
@@ -40,16 +40,6 @@ from .rename import Renames
 log = logging.getLogger(__name__)
 
 DOTS = (b".", b"..")  # at offsets 0 and 1 of every directory; its names follow
-
-
-class Reading:
-    """An open directory."""
-
-    __slots__ = ("directory", "walk")
-
-    def __init__(self, directory: Directory, walk: Pass) -> None:
-        self.directory = directory
-        self.walk = walk
 
 
 class Operations(pyfuse3.Operations):
@@ -246,7 +236,7 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         reading = self._readings[fh]
         if start_id == 0 and not reading.directory.is_young(self._ttl):
-            reading.directory, reading.walk = self._listings.walk(reading.directory.inode)  # rewinddir
+            reading.follow(*self._listings.walk(reading.directory.inode))  # rewinddir
         here = reading.directory.inode
         for at in range(start_id, len(DOTS)):
             dot = here if at == 0 or here.parent is None else here.parent
@@ -271,7 +261,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def releasedir(self, fh: int) -> None:
-        del self._readings[fh]
+        self._readings.pop(fh).close()
 
     @answered
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

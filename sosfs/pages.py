@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
 
 Give = Callable[[int, int, Any], None]  # any buffer
+Forget = Callable[[Sequence[int], Sequence[tuple[int, bytes]]], Awaitable[None]]  # inodes' pages; names in directories
 
 
 class Pages:

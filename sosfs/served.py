@@ -40,7 +40,7 @@ from .rejected import Rejections
 from .routing import Routing
 from .s3 import S3Store
 from .sender import Limits
-from .shares import UPLOADS, Share
+from .shares import NAME, NAMES, UPLOADS, Share
 from .sharing import Sharing
 from .status import Status
 from .store import Conditions
@@ -133,6 +133,7 @@ class Served:
             first=self._first,
             share=self._share,
             give=self._kernel.give,
+            forget=self._kernel.forget,
         )
         self._begun = True
         self.parts.attributes.refusals.add(self.store.denied)
@@ -187,6 +188,7 @@ class Served:
     def sweep(self) -> None:
         """Frees what nobody needs any more; to be called now and then."""
         self.parts.namespace.sweep()
+        self.parts.shedding.look()
         self.parts.cache.flush()
 
     async def let_go(self) -> None:
@@ -238,6 +240,11 @@ class Served:
         """How many changes the bucket lacks."""
         return self.parts.pending
 
+    @property
+    def memory_used(self) -> int:
+        """Bytes of blocks and names in memory."""
+        return self.parts.blocks.used + self.warming.budget.used + len(self.parts.inodes) * NAME
+
     def status(self) -> Status:
         """This moment of the bucket."""
         parts, settings = self.parts, self.settings
@@ -252,6 +259,6 @@ class Served:
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,
             requests=dict(self._requests),
-            memory_bytes=parts.blocks.used + parts.uploader.budget.used + self.warming.budget.used,
-            memory_limit=settings.memory + UPLOADS + IN_FLIGHT,
+            memory_bytes=self.memory_used + parts.uploader.budget.used,
+            memory_limit=(1 + NAMES) * settings.memory + UPLOADS + IN_FLIGHT,
         )

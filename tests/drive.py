@@ -14,9 +14,10 @@ from types import MappingProxyType
 
 import pytest
 
+from sosfs.status import Status
 from tests.faults import FAILED
 from tests.foreign import Foreign
-from tests.mounting import Mount
+from tests.mounting import Mount, run_sosfs
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -53,6 +54,13 @@ class Drive:
     def shell(self, script: str) -> str:
         """Runs a script with sh."""
         return self.run("sh", "-euc", script)
+
+
+def status(drive: Drive) -> Status:
+    """What the mount says of itself."""
+    done = run_sosfs(["status", drive.mount.path, "--json"], drive.mount.environment)
+    assert done.returncode == 0, done.stderr
+    return Status.from_json(done.stdout)
 
 
 @contextmanager

@@ -358,7 +358,7 @@ def test_the_limits_are_those_of_the_mount(account: Account, proxy: Proxy, forei
     mount = account("--memory", "8M", "--cache-size", "64M")
     for bucket, body in bodies.items():
         assert (mount.path / bucket.bucket / "file").read_bytes() == body
-    blocks = (8 << 20) + (1 << 20)  # what is being fetched is counted as well
+    blocks = (8 << 20) + (1 << 20)  # what is being fetched is counted as well, and so are a few names
     assert 6 << 20 <= int(str(told(mount)["memory_bytes"])) <= blocks
     mount.remount()
     proxy.reset()

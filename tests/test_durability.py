@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sosfs.status import Status
 from tests.conftest import Mounter, new_bucket
-from tests.drive import Drive, eventually, names
+from tests.drive import Drive, eventually, names, status
 from tests.faults import Delay, Hang
 from tests.foreign import Foreign, numbered
 from tests.mounting import run_sosfs
@@ -37,13 +36,6 @@ def server(moto: Server) -> Server:
 def drive(mounter: Mounter, proxy: Proxy) -> Drive:
     """A mount in journal mode through the proxy."""
     return mounter(proxy.endpoint, *JOURNAL)
-
-
-def status(drive: Drive) -> Status:
-    """What the mount says of itself."""
-    done = run_sosfs(["status", drive.mount.path, "--json"], drive.mount.environment)
-    assert done.returncode == 0, done.stderr
-    return Status.from_json(done.stdout)
 
 
 def recover(proxy: Proxy) -> None:
