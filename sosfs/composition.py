@@ -23,7 +23,7 @@ from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
-from .pages import Forget, Give, Pages
+from .pages import Kernel, Pages
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
@@ -105,8 +105,7 @@ def assemble(
     *,
     first: int = ROOT,
     share: Share | None = None,
-    give: Give | None = None,
-    forget: Forget | None = None,
+    kernel: Kernel | None = None,
 ) -> Parts:
     """The parts of a filesystem over `store`, with its state in the settings' directory.
 
@@ -132,13 +131,13 @@ def assemble(
         deletions=Deletions(store, spawn, journal),
         uploader=Uploader(store, spawn, share.uploads, PartPlan(settings.part_size), journal),
         spools=SpoolArea(settings.state_dir / "spool", share.drafts),
-        pages=Pages(inodes, spawn, give),
+        pages=Pages(inodes, spawn, kernel),
         share=share,
     )
-    return _halves(ground, forget)
+    return _halves(ground, kernel)
 
 
-def _halves(on: _Ground, forget: Forget | None) -> Parts:
+def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     """Bytes and names, and what ties them together."""
     ttl, lists, durability = on.settings.ttl, on.listings, on.settings.durability
     attributes = Attributes(
@@ -169,7 +168,7 @@ def _halves(on: _Ground, forget: Forget | None) -> Parts:
         pages=on.pages,
         contents=contents,
         namespace=namespace,
-        shedding=Shedding(on.inodes, attributes, lists, on.spawn, forget, most=on.share.names),
+        shedding=Shedding(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),

@@ -131,10 +131,11 @@ class Contents:
         except StoreError as error:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
+            if handle.inode.parent is not None:
+                await self._refresh(handle.inode)
             if handle.reads or handle.inode.parent is None:
                 raise OSError(errno.ESTALE, "the version that was opened is gone") from error
             # Nothing was handed out yet, so this handle may still begin with the new version.
-            await self._attributes.refresh(handle.inode)
             handle.content.source = None
             handle.source = self._source(handle.inode)
             body = await handle.stream.read(self._blocks, handle.source, start, start + size)
@@ -143,6 +144,11 @@ class Contents:
             self._pages.bring(handle.inode, handle.source, handle.stream.begun)
             handle.stream.begun.clear()
         return body
+
+    async def _refresh(self, inode: Inode) -> None:
+        """Who opens a file from now on gets the version that the bucket has, with its size."""
+        await self._attributes.refresh(inode)
+        await self._pages.doubt(inode)
 
     async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
         """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""

@@ -25,7 +25,7 @@ from .blocks import Blocks
 from .commits import Commits
 from .errands import Names, Tell, Told
 from .inodes import Inode, Inodes, Known
-from .pages import Forget, Pages
+from .pages import Kernel, Pages
 
 NO_VERSION = "-"  # no ETag: nothing is given to the kernel until the file is opened again, and what it has goes then
 ROWS = 2000  # remembered objects that are forgotten without a pause
@@ -60,7 +60,7 @@ class Dropping:
         commits: Commits,
         pages: Pages,
         absences: Absences,
-        kernel_forgets: Forget,
+        kernel: Kernel,
     ) -> None:
         self._inodes = inodes
         self._cache = cache
@@ -68,7 +68,7 @@ class Dropping:
         self._commits = commits
         self._pages = pages
         self._absences = absences
-        self._kernel_forgets = kernel_forgets
+        self._kernel = kernel
 
     async def run(self, paths: Sequence[Names], tell: Tell) -> Told:
         """Forgets the files and trees at these paths; tells how many files, and how many bytes of them."""
@@ -81,7 +81,7 @@ class Dropping:
         disk = await self._disk(found)
         for inode in found.inodes:
             await self._pages.settle(inode)
-        await self._kernel_forgets([inode.number for inode in found.inodes], self._absences.take(found.directories))
+        await self._kernel.forget([inode.number for inode in found.inodes], self._absences.take(found.directories))
         return {
             "files": len(found.keys),
             "memory_bytes": memory,

@@ -1,4 +1,4 @@
-"""What is said to the kernel's caches unasked: pages given; attributes, pages, absences forgotten. Decided here only.
+"""What is said to the kernel's caches unasked: pages given; attributes, pages, names forgotten. Decided here only.
 
 Concurrency: a call may wait for a page that the mount itself has still to deliver, so they are made in a thread and
 the trio thread goes on serving.
@@ -7,7 +7,7 @@ the trio thread goes on serving.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -29,18 +29,28 @@ class KernelCache:
         """Puts a buffer of bytes into the pages of an inode. Blocks; raises what the kernel refuses."""
         pyfuse3.notify_store(number, offset, body)
 
-    async def forget(self, numbers: Sequence[int], absent: Sequence[tuple[int, bytes]]) -> None:
-        """Forgets attributes and pages of inodes, and that names are absent. Raises what the kernel refuses."""
-        await trio.to_thread.run_sync(self._forget, numbers, absent)
+    async def forget_attributes(self, number: int) -> None:
+        """Forgets the attributes of an inode, the size among them. Raises what the kernel refuses."""
+        await trio.to_thread.run_sync(self._call, partial(pyfuse3.invalidate_inode, number, attr_only=True))
 
-    def _forget(self, numbers: Sequence[int], absent: Sequence[tuple[int, bytes]]) -> None:
+    async def forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
+        """Forgets attributes and pages of inodes, and what it knows of names in directories, absent ones too.
+
+        Raises what the kernel refuses.
+        """
+        await trio.to_thread.run_sync(self._forget, numbers, names)
+
+    def _forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
         calls = [partial(pyfuse3.invalidate_inode, number) for number in numbers]
-        calls += [partial(pyfuse3.invalidate_entry, directory, name) for directory, name in absent]
+        calls += [partial(pyfuse3.invalidate_entry, directory, name) for directory, name in names]
         for call in calls:
-            if self._is_gone:
-                return
-            try:
-                call()
-            except OSError as error:
-                if error.errno != errno.ENOENT:  # the kernel has forgotten it by itself
-                    raise
+            self._call(call)
+
+    def _call(self, call: Callable[[], None]) -> None:
+        if self._is_gone:
+            return
+        try:
+            call()
+        except OSError as error:
+            if error.errno != errno.ENOENT:  # the kernel has forgotten it by itself
+                raise

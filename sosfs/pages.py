@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -29,17 +29,27 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
 
-Give = Callable[[int, int, Any], None]  # any buffer
-Forget = Callable[[Sequence[int], Sequence[tuple[int, bytes]]], Awaitable[None]]  # inodes' pages; names in directories
+
+class Kernel(Protocol):
+    """What can be said to the kernel unasked. Each raises what it refuses."""
+
+    def give(self, number: int, offset: int, body: Any) -> None:
+        """Puts a buffer of bytes into the pages of an inode. Blocks."""
+
+    async def forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
+        """Forgets attributes and pages of inodes, and what it knows of names in directories."""
+
+    async def forget_attributes(self, number: int) -> None:
+        """Forgets the attributes of an inode, the size among them."""
 
 
 class Pages:
-    """The way into the kernel's page cache. `give(inode number, offset, bytes)` blocks; None: there is no kernel."""
+    """The way into the kernel's page cache. `kernel` None: there is none."""
 
-    def __init__(self, inodes: Inodes, spawn: Spawn, give: Give | None) -> None:
+    def __init__(self, inodes: Inodes, spawn: Spawn, kernel: Kernel | None) -> None:
         self._inodes = inodes
         self._spawn = spawn
-        self._give = give
+        self._kernel = kernel
         self._limiter = trio.CapacityLimiter(AT_ONCE)
         self._giving: defaultdict[int, set[trio.Event]] = defaultdict(set)  # what each inode is being given
 
@@ -51,28 +61,36 @@ class Pages:
 
     def bring(self, inode: Inode, source: Source, runs: Iterable[Run]) -> None:
         """Gives the kernel what `runs` fetch, once they are here; does not wait. What cannot be given is left."""
-        if self._give is not None:
+        if self._kernel is not None:
             for run in runs:
-                self._spawn(partial(self._bring, self._give, inode, source, run))
+                self._spawn(partial(self._bring, self._kernel.give, inode, source, run))
 
     async def settle(self, inode: Inode) -> None:
         """Waits until nothing is being given to this inode: from then to the next wait it may be changed."""
         while events := self._giving.get(inode.number):
             await next(iter(events)).wait()
 
+    async def doubt(self, inode: Inode) -> None:
+        """Another version of a file is there than the kernel was told of: it asks for the size before it trusts it."""
+        if self._kernel is not None:
+            try:
+                await self._kernel.forget_attributes(inode.number)
+            except OSError as error:
+                log.debug("the kernel keeps the attributes of inode %d: %s", inode.number, error)
+
     async def close(self) -> None:
         """Gives nothing from now on and waits for what is on its way: the kernel's connection may then go."""
-        self._give = None
+        self._kernel = None
         for events in tuple(self._giving.values()):
             for event in tuple(events):
                 await event.wait()
 
-    async def _bring(self, give: Give, inode: Inode, source: Source, run: Run) -> None:
+    async def _bring(self, give: Callable[[int, int, Any], None], inode: Inode, source: Source, run: Run) -> None:
         await run.done.wait()
         if run.error is not None:
             return  # who reads there asks again, and is told
         async with self._limiter:
-            if self._give is None or not self._may_give(inode, source):
+            if self._kernel is None or not self._may_give(inode, source):
                 return
             given = trio.Event()
             self._giving[inode.number].add(given)

@@ -132,8 +132,7 @@ class Served:
             spawn,
             first=self._first,
             share=self._share,
-            give=self._kernel.give,
-            forget=self._kernel.forget,
+            kernel=self._kernel,
         )
         self._begun = True
         self.parts.attributes.refusals.add(self.store.denied)
@@ -174,7 +173,7 @@ class Served:
         parts = self.parts
         self.warming = Warming(parts.inodes, parts.namespace, parts.attributes, parts.blocks)
         dropping = Dropping(
-            parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.absences, self._kernel.forget
+            parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.absences, self._kernel
         )
         self.errands = {"warm": self.warming.run, "drop": dropping.run}
 

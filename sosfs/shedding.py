@@ -25,7 +25,7 @@ from .blocks import Spawn
 from .directory import Directory
 from .inodes import Inode, Inodes, held
 from .listing import Listings
-from .pages import Forget
+from .pages import Kernel
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ ANSWER = 0.02  # seconds after which it has told that it did
 
 
 class Shedding:
-    """Keeps the number of inodes near a limit. `kernel_forgets` None: no kernel, so that nobody else knows them."""
+    """Keeps the number of inodes near a limit. `kernel` None: there is none, so that nobody else knows them."""
 
     def __init__(
         self,
@@ -45,14 +45,14 @@ class Shedding:
         attributes: Attributes,
         listings: Listings,
         spawn: Spawn,
-        kernel_forgets: Forget | None,
+        kernel: Kernel | None,
         *,
         most: int,
     ) -> None:
         self._inodes = inodes
         self._attributes = attributes
         self._spawn = spawn
-        self._kernel_forgets = kernel_forgets
+        self._kernel = kernel
         self._most = most
         self._is_running = False
         listings.watchers.append(lambda directory: self.look())
@@ -91,12 +91,12 @@ class Shedding:
                 yield inode.directory
 
     async def _ask_kernel(self, directory: Directory) -> None:
-        if self._kernel_forgets is None:
+        if self._kernel is None:
             return
         number = directory.inode.number
         known = [name for name, inode in directory.entries.items() if inode.lookups and self._is_idle(inode)]
         for start in range(0, len(known), TOGETHER):
-            await self._kernel_forgets([], [(number, name) for name in known[start : start + TOGETHER]])
+            await self._kernel.forget([], [(number, name) for name in known[start : start + TOGETHER]])
             await trio.sleep(ANSWER)
 
     def _drop(self, directory: Directory) -> None:

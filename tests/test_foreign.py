@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import stat
 from pathlib import Path
@@ -77,6 +78,21 @@ def test_an_open_file_never_mixes_two_versions(mounter: Mounter, foreign: Foreig
     if opened == "between":
         assert set(seen) == set(b"A")
     eventually(lambda: _is_all(drive.here / "file", b"B"), seconds=30)
+
+
+@pytest.mark.promise(5)
+@pytest.mark.parametrize("size", [22, 32])
+def test_who_was_told_that_a_version_is_gone_opens_the_next_one(mounter: Mounter, foreign: Foreign, size: int) -> None:
+    """At once, and all of it, though what the mount was told of the file should hold for ten minutes more."""
+    foreign.put("file", b"A" * 24 * MIB)
+    drive = mounter("", "--ttl", "600")
+    with (drive.here / "file").open("rb", buffering=0) as file:
+        assert set(file.read(MIB)) == set(b"A")
+        foreign.put("file", b"B" * size * MIB)
+        with fails(errno.ESTALE):
+            os.pread(file.fileno(), MIB, 20 * MIB)
+    assert (drive.here / "file").read_bytes() == b"B" * size * MIB
+    assert (drive.here / "file").stat().st_size == size * MIB
 
 
 def _is_all(path: Path, byte: bytes) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import cast
 
 import pytest
@@ -172,6 +172,12 @@ class Kernel:
         self.may.wait(30)
         self.has.append((number, offset, bytes(body)))
 
+    async def forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
+        """It has none of it."""
+
+    async def forget_attributes(self, number: int) -> None:
+        """It has none of them."""
+
 
 def opened(etag: str) -> tuple[Inodes, Inode, Source]:
     """An inode whose version the kernel's pages are of."""
@@ -194,7 +200,7 @@ def test_who_is_about_to_write_waits_for_what_is_being_given() -> None:
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            pages = Pages(inodes, Background(nursery).spawn, kernel.give)
+            pages = Pages(inodes, Background(nursery).spawn, kernel)
             assert pages.hold(inode)
             pages.bring(inode, source, [arrived(b"x" * BLOCK)])
             await trio.testing.wait_all_tasks_blocked()
@@ -227,7 +233,7 @@ def given_to(inodes: Inodes, inode: Inode, source: Source, then: Callable[[Pages
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            pages = Pages(inodes, Background(nursery).spawn, kernel.give)
+            pages = Pages(inodes, Background(nursery).spawn, kernel)
             pages.bring(inode, source, [arrived(b"x" * BLOCK)])
             await then(pages)
 
