@@ -24,6 +24,7 @@ from .store import Object, ObjectStore
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
 REQUEST = 8 << 20  # bytes of one GET: beyond it a range gains nothing (measured 1.0-1.1 GB/s from 8 MiB)
+ACTIVE = 1.0  # seconds after which who has not read on is not counted among those who read ahead
 
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -103,6 +104,7 @@ class Blocks:
         self.received_bytes = 0
         self._cached = cached
         self._fetching: dict[tuple[Source, int], Run] = {}
+        self._streams: dict[object, float] = {}  # when each of those who read ahead last did
 
     @property
     def used(self) -> int:
@@ -113,6 +115,18 @@ class Blocks:
     def is_busy(self) -> bool:
         """Whether so much is being fetched that what nobody asked for should not be."""
         return len(self._fetching) * BLOCK > self.capacity // 2
+
+    def room_ahead(self, stream: object) -> int:
+        """How many bytes a stream may have fetched that were not read yet.
+
+        Several share a third of the memory. While one reads what it has fetched, each of them uses as much again,
+        and as long as all that fits, nothing that was fetched is driven out before it is read.
+        """
+        now = trio.current_time()
+        self._streams[stream] = now
+        if len(self._streams) > 1:
+            self._streams = {one: last for one, last in self._streams.items() if last > now - ACTIVE}
+        return self.capacity // (3 * len(self._streams)) if len(self._streams) > 1 else self.capacity // 2
 
     def want(self, source: Source, start: int, stop: int) -> list[Run]:
         """Begins to fetch what is missing of `[start, stop)`, does not wait, and returns what it began."""

@@ -1,9 +1,9 @@
 """What to fetch before it is asked for: one `Stream` per open file follows how it is read.
 
 Reading from the beginning, or half a MiB on without a jump, is sequential: the window is then as wide as
-what was read in one go, up to 32 MiB, and is kept fetched ahead in requests of 8 MiB side by side. A jump
-closes it. The kernel cuts a large read into several requests and sends them a little out of order, so neither
-is a short run sequential nor a small step a jump.
+what was read in one go, up to 32 MiB or what there is room for, and is kept fetched ahead in requests of 8 MiB
+side by side. A jump closes it. The kernel cuts a large read into several requests and sends them a little out of
+order, so neither is a short run sequential nor a small step a jump.
 
 Reading at random places costs a round trip a place. The first few jumps fetch only what is asked; then each
 also fetches, behind it, the region it fell into, which doubles every few jumps. So the bytes that nobody may want
@@ -25,7 +25,10 @@ from .blocks import BLOCK, REQUEST, Blocks, Run, Source
 WINDOW_FIRST = 512 << 10
 WINDOW_MAX = 32 << 20
 RUN = 512 << 10  # bytes read without a jump that make a run elsewhere than at the beginning
-SLACK = 2 << 20  # bytes; the kernel has up to 1 MiB of read-ahead in flight, twice that is still one stream
+SLACK = 2 << 20  # bytes out of order that are still one stream
+# Requests of the kernel's read-ahead: it has up to twice `kernel.READ_AHEAD` in flight, in pieces of 1 MiB, and trio
+# runs tasks that became ready together in any order.
+AHEAD, SLACK_AHEAD = 512 << 10, 8 << 20
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
 PATIENCE = 2  # jumps before a region is doubled; one, where each waits longer than
 LATE = 0.01  # seconds
@@ -75,7 +78,7 @@ class Stream:
         """
         if source.size <= SMALL and start == 0:
             blocks.want(source, 0, source.size)
-        self._place(start, stop, min(WINDOW_MAX, blocks.capacity // 2))
+        self._place(start, stop)
         if self._window:
             self._fetch_ahead(blocks, source, start, stop)
         elif self._jumps >= PATIENCE and source.size <= room:
@@ -85,8 +88,8 @@ class Stream:
         self._waited = trio.current_time() - began
         return body
 
-    def _place(self, start: int, stop: int, limit: int) -> None:
-        slack = SLACK if self._window else 0
+    def _place(self, start: int, stop: int) -> None:
+        slack = 0 if not self._window else SLACK_AHEAD if stop - start >= AHEAD else SLACK
         if not -slack <= start - self._expected <= slack:
             self._begin, self._window, self._ahead = start, 0, 0
             self._jumps += PATIENCE if self._waited > LATE else 1
@@ -94,16 +97,17 @@ class Stream:
         self._expected = max(self._expected, stop)
         run = self._expected - self._begin
         if run >= RUN or self._begin == 0:
-            self._window = min(limit, max(WINDOW_FIRST, run))
+            self._window = min(WINDOW_MAX, max(WINDOW_FIRST, run))
 
     def _fetch_ahead(self, blocks: Blocks, source: Source, start: int, stop: int) -> None:
-        self._ahead = max(self._ahead, start // BLOCK * BLOCK)
-        if self._ahead - stop > self._window // 2:
+        self._ahead = self._ahead or start // BLOCK * BLOCK  # what was passed over will be asked for, too
+        window = min(self._window, blocks.room_ahead(self))
+        if self._ahead - stop > window // 2:
             return
-        goal = min(source.size, stop + self._window)
+        goal = min(source.size, stop + window)
         while self._ahead < goal:
             # Ends on multiples of 8 MiB, so that the next window begins with a full request.
-            end = min(goal, (self._ahead // REQUEST + 1) * REQUEST)
+            end = min(goal, (self._ahead // REQUEST + 1) * REQUEST) if window > REQUEST else goal
             blocks.want(source, self._ahead, end)
             self._ahead = end
 

@@ -6,6 +6,7 @@ pages) is no second LIST: what is counted is how often a listing was begun.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import subprocess
@@ -348,6 +349,21 @@ def test_a_page_asked_for_ahead_that_fails_is_asked_for_again(foreign: Foreign, 
     drive = mounter(proxy.endpoint, *PATIENT)
     proxy.inject(Answer(403, "AccessDenied"), lambda request: "continuation-token" in request.query, times=1)
     assert len(names(drive.here / "d")) == 1500
+
+
+def test_files_read_side_by_side_are_fetched_once(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    bodies = {f"f{number}": random.Random(number).randbytes(16 * MIB) for number in range(5)}
+    foreign.put_all(bodies)
+    drive = mounter(proxy.endpoint, *PATIENT, "--memory", "32M")
+    with contextlib.ExitStack() as stack, proxy.recording() as traffic:
+        files = {name: stack.enter_context((drive.here / name).open("rb", buffering=0)) for name in bodies}
+        seen = dict.fromkeys(bodies, b"")
+        for _ in range(0, 16 * MIB, MIB // 2):
+            for name, file in files.items():
+                seen[name] += file.read(MIB // 2)
+    assert seen == bodies
+    received = sum(request.received for request in traffic.of("GET"))
+    assert received <= 88 * MIB, f"{received / MIB:.1f} MiB for 80"
 
 
 def test_a_walk_through_a_tree_lists_it_at_once(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
