@@ -50,6 +50,7 @@ def shed(drive: Drive) -> None:
     eventually(lambda: status(drive).memory_bytes <= 3 * BLOCKS, seconds=30)
 
 
+@pytest.mark.promise(11)
 def test_a_walk_leaves_no_more_names_than_there_is_memory_for(drive: Drive, bodies: dict[str, bytes]) -> None:
     shed(drive)
     assert all_of(drive.here) == set(bodies), "who asks again is told all of it again"
