@@ -107,7 +107,8 @@ class Learning:
     async def ask_all(self, inodes: Sequence[Inode]) -> None:
         """As `ask_ahead` for several inodes, files among them in one go. A failure is left to who really asks."""
         idle = {inode: None for inode in inodes if not inode.pins and inode not in self._asking}
-        await self._ask_files([inode for inode in idle if not inode.is_directory])
+        if files := [inode for inode in idle if not inode.is_directory]:
+            await self._ask_files(files)
         for inode in idle:
             if inode.is_directory:
                 try:
@@ -117,10 +118,13 @@ class Learning:
 
     async def _ask_files(self, inodes: Sequence[Inode]) -> None:
         questions = {inode: _Question() for inode in inodes}
+        before = [(self._inodes.key(inode), inode.version) for inode in inodes]
         self._asking |= questions
         try:
-            answers = await self._store.heads([self._inodes.key(inode) for inode in inodes])
-            for (inode, question), found in zip(questions.items(), answers, strict=True):
+            answers = await self._store.heads([key for key, _ in before])
+            for (inode, question), (key, version), found in zip(questions.items(), before, answers, strict=True):
+                if inode.version is not version or self._inodes.key(inode) != key:
+                    continue  # written or renamed here while the others were asked
                 if isinstance(found, Object):
                     question.answer = self.take(inode, found)
                 else:

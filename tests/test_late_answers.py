@@ -1,0 +1,79 @@
+"""Answers to what was asked ahead, which come after the file was changed here: they tell of what is no more."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from sosfs.errors import StoreError
+from sosfs.fake import FakeStore
+from sosfs.store import Object, Properties
+from tests.composed import TASK, Composed, composed
+
+OLD, NEW = b"old" * 2000, b"newer" * 2000
+
+
+class Late(FakeStore):
+    """Tells at the end what was true when it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = trio.Event()
+
+    async def heads(self, keys: Sequence[str]) -> list[Object | StoreError]:
+        ends = await super().heads(keys)
+        await self.may.wait()
+        return ends
+
+
+async def _overwrite(mount: Composed, name: str) -> None:
+    """As a program does whose `open` asks for no attributes."""
+    contents = mount.parts.contents
+    inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, name.encode())
+    handle = await contents.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
+    await contents.write(handle, 0, NEW)
+    await contents.flush(handle)
+    await contents.release(handle)
+
+
+def test_what_was_true_before_a_write_is_not_learned_after_it(tmp_path: Path) -> None:
+    store = Late()
+    with composed(store, tmp_path) as mount:
+
+        async def race() -> None:
+            await store.put("file", OLD, Properties())
+            inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mount.parts.attributes.ask_all, [inode])
+                await trio.testing.wait_all_tasks_blocked()
+                await _overwrite(mount, "file")
+                store.may.set()
+            assert inode.size == len(NEW)
+            await _overwrite(mount, "file")
+
+        mount.loop.run(race)
+        assert mount.loop.run(mount.tree)["file"] == (NEW, 0o644)
+
+
+def test_what_was_asked_under_another_name_is_not_learned(tmp_path: Path) -> None:
+    store = Late()
+    with composed(store, tmp_path) as mount:
+
+        async def race() -> None:
+            await store.put("file", OLD, Properties())
+            inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mount.parts.attributes.ask_all, [inode])
+                await trio.testing.wait_all_tasks_blocked()
+                root = mount.parts.inodes.root
+                await mount.parts.renames.rename(root, b"file", root, b"other", replace=True)
+                await store.put("file", NEW, Properties())
+                store.may.set()
+            assert mount.parts.cache.find("", "file") is None
+
+        mount.loop.run(race)
+        assert mount.loop.run(mount.tree)["other"] == (OLD, 0o644)
