@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import trio
@@ -62,6 +63,15 @@ class Directory:
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = trio.Lock()
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Nothing that is listed within goes because there are too many names."""
+        self.readers += 1
+        try:
+            yield
+        finally:
+            self.readers -= 1
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""

@@ -124,6 +124,7 @@ class Listings:
     async def complete(self, inode: Inode) -> Pass:
         """A pass that has seen every name. Raises what the bucket answers."""
         directory, walk = self.walk(inode)
-        while not walk.done:
-            await self.advance(directory, walk, have=len(walk.names))
+        with directory.read():
+            while not walk.done:
+                await self.advance(directory, walk, have=len(walk.names))
         return walk

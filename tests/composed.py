@@ -181,9 +181,9 @@ class Composed:
         async def live() -> None:
             with self.scope:
                 async with trio.open_nursery() as self.nursery:
-                    background = Background(self.nursery)
+                    self.spawn = Background(self.nursery).spawn
                     store = cast(ObjectStore, self.trouble)
-                    self.parts: Parts = assemble(self._settings, store, self._journal, background.spawn)
+                    self.parts: Parts = assemble(self._settings, store, self._journal, self.spawn)
                     await trio.sleep_forever()
 
         async def begin() -> None:

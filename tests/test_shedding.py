@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from sosfs.directory import Directory
+from sosfs.fake import FakeStore
+from sosfs.shedding import Shedding
+from sosfs.store import Properties
+from tests.composed import LONG, composed
 from tests.conftest import Mounter
 from tests.drive import Drive, eventually, status
 from tests.foreign import Foreign
@@ -16,7 +22,7 @@ DIRECTORIES, FILES = 12, 75
 BLOCKS = 256 << 10  # bytes of memory for blocks, which gives names twice as much
 SMALL = ("--memory", str(BLOCKS), "--ttl", "600")  # nothing goes because it is old
 
-pytestmark = [pytest.mark.parametrize("server", ["moto"], indirect=True), pytest.mark.timeout(120)]
+ON_MOTO = pytest.mark.parametrize("server", ["moto"], indirect=True)
 
 
 @pytest.fixture
@@ -50,12 +56,14 @@ def shed(drive: Drive) -> None:
     eventually(lambda: status(drive).memory_bytes <= 3 * BLOCKS, seconds=30)
 
 
+@ON_MOTO
 @pytest.mark.promise(11)
 def test_a_walk_leaves_no_more_names_than_there_is_memory_for(drive: Drive, bodies: dict[str, bytes]) -> None:
     shed(drive)
     assert all_of(drive.here) == set(bodies), "who asks again is told all of it again"
 
 
+@ON_MOTO
 def test_what_is_in_use_stays_what_it_is(drive: Drive, foreign: Foreign, bodies: dict[str, bytes]) -> None:
     first = drive.here / "d00"
     with (
@@ -85,6 +93,7 @@ def test_what_is_in_use_stays_what_it_is(drive: Drive, foreign: Foreign, bodies:
     assert set(os.listdir(first)) == {f"f{n:03d}" for n in range(FILES) if n != 2} | {"new"}
 
 
+@ON_MOTO
 def test_changes_go_on_while_names_go(drive: Drive, foreign: Foreign) -> None:
     for number in range(FILES):
         for top in range(DIRECTORIES):
@@ -107,3 +116,35 @@ def test_changes_go_on_while_names_go(drive: Drive, foreign: Foreign) -> None:
             if kind != 1:
                 expected[f"d{top:02d}/r{number:03d}" if kind == 2 else key] = b"again" if kind == 0 else key.encode()
     assert {key: foreign.get(key) for key in foreign.files()} == expected
+
+
+def as_task(call: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+    """What calls it in the mount's thread."""
+
+    async def run() -> None:
+        call()
+
+    return run
+
+
+def test_what_is_being_listed_stays_until_all_of_it_was(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path) as mount:
+        parts = mount.parts
+
+        async def list_slowly() -> Directory:
+            for number in range(30):
+                await store.put(f"d/{number:02d}", bytes(5000), Properties())
+            inode = await parts.namespace.lookup(parts.inodes.root, b"d")
+            await parts.listings.complete(inode)
+            return parts.listings.directory(inode)
+
+        directory = mount.loop.run(list_slowly)
+        shedding = Shedding(parts.inodes, parts.attributes, parts.listings, mount.spawn, None, most=10)
+        with directory.read():
+            mount.loop.run(as_task(shedding.look))
+            mount.loop.passes(LONG)
+            assert len(directory.entries) == 30
+        mount.loop.passes(LONG)
+        assert directory.entries == {}
+        assert directory.now is None, "whoever asks for one of them asks the bucket"
