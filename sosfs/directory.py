@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import trio
@@ -59,19 +58,10 @@ class Directory:
         self.entries: dict[bytes, Inode] = {}
         self.now: Pass | None = None
         self.marker: Version | None = None
-        self.readers = 0  # who has it open: no entry may go but one that the bucket lost
+        self.readers = 0  # open `Reading`s
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = trio.Lock()
-
-    @contextmanager
-    def read(self) -> Iterator[None]:
-        """Nothing that is listed within goes because there are too many names."""
-        self.readers += 1
-        try:
-            yield
-        finally:
-            self.readers -= 1
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""
@@ -122,19 +112,13 @@ class Directory:
 
 
 class Reading:
-    """A directory that somebody has open, and the pass whose names are told."""
+    """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed."""
 
     __slots__ = ("directory", "walk")
 
     def __init__(self, directory: Directory, walk: Pass) -> None:
         self.directory = directory
         self.walk = walk
-        directory.readers += 1
-
-    def follow(self, directory: Directory, walk: Pass) -> None:
-        """Begins anew with a newer pass."""
-        self.close()
-        self.directory, self.walk = directory, walk
         directory.readers += 1
 
     def close(self) -> None:

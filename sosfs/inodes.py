@@ -13,6 +13,7 @@ import errno
 import itertools
 import stat
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -185,6 +186,12 @@ class Inodes:
     def numbers(self) -> list[int]:
         """All numbers, as of now."""
         return list(self._table)
+
+    def directories(self) -> Iterator[Directory]:
+        """The directories of which entries may be known, of all inodes as of now."""
+        for inode in list(self._table.values()):
+            if inode.directory is not None:
+                yield inode.directory
 
     def find(self, number: int) -> Inode | None:
         """The inode of a number that may be gone."""

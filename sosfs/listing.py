@@ -14,12 +14,13 @@ import logging
 import math
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import closing
 from typing import Any
 
 import trio
 
 from .blocks import Spawn
-from .directory import Directory, Merger, Pass
+from .directory import Directory, Merger, Pass, Reading
 from .inodes import Inode, Inodes
 from .store import ObjectStore
 from .subtree import Scan
@@ -124,7 +125,7 @@ class Listings:
     async def complete(self, inode: Inode) -> Pass:
         """A pass that has seen every name. Raises what the bucket answers."""
         directory, walk = self.walk(inode)
-        with directory.read():
+        with closing(Reading(directory, walk)):
             while not walk.done:
                 await self.advance(directory, walk, have=len(walk.names))
         return walk

@@ -328,12 +328,9 @@ class Namespace:
 
     def sweep(self) -> None:
         """Frees listings that are out of date and whose entries nobody holds."""
-        for number in self.inodes.numbers():
-            inode = self.inodes.find(number)
-            if inode is None or inode.directory is None or inode.directory.is_young(self.ttl):
-                continue
-            if not any(True for _ in inode.directory.live()):
-                self._forget_entries(inode)
+        for directory in self.inodes.directories():
+            if not directory.is_young(self.ttl) and not any(True for _ in directory.live()):
+                self._forget_entries(directory.inode)
 
     def _forget_entries(self, inode: Inode) -> None:
         directory = inode.directory

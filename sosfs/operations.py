@@ -236,7 +236,9 @@ class Operations(pyfuse3.Operations):
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         reading = self._readings[fh]
         if start_id == 0 and not reading.directory.is_young(self._ttl):
-            reading.follow(*self._listings.walk(reading.directory.inode))  # rewinddir
+            newest = self._listings.walk(reading.directory.inode)  # rewinddir
+            reading.close()
+            reading = self._readings[fh] = Reading(*newest)
         here = reading.directory.inode
         for at in range(start_id, len(DOTS)):
             dot = here if at == 0 or here.parent is None else here.parent

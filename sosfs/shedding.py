@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 
 import trio
 
 from .attributes import Attributes
 from .blocks import Spawn
 from .directory import Directory
-from .inodes import Inode, Inodes, held
+from .inodes import Inode, Inodes
 from .listing import Listings
 from .pages import Kernel
 
@@ -76,19 +75,13 @@ class Shedding:
             self._is_running = False
 
     async def _shed(self) -> None:
-        for directory in sorted(self._directories(), key=_age):
+        for directory in sorted(self._inodes.directories(), key=_age):
             if len(self._inodes) <= LEFT * self._most:
                 return
             if not directory.readers:
                 self._drop(directory)
                 await self._ask_kernel(directory)
                 self._drop(directory)
-
-    def _directories(self) -> Iterator[Directory]:
-        for number in self._inodes.numbers():
-            inode = self._inodes.find(number)
-            if inode is not None and inode.directory is not None and inode.directory.entries:
-                yield inode.directory
 
     async def _ask_kernel(self, directory: Directory) -> None:
         if self._kernel is None:
@@ -103,7 +96,9 @@ class Shedding:
         """Forgets the files that nobody holds; what the directory has is not known as a whole then."""
         if directory.readers:
             return
-        gone = [(name, inode) for name, inode in directory.entries.items() if not held(inode) and self._is_idle(inode)]
+        gone = [
+            (name, inode) for name, inode in directory.entries.items() if not inode.lookups and self._is_idle(inode)
+        ]
         for name, inode in gone:
             del directory.entries[name]
             self._inodes.drop(inode)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from sosfs.directory import Directory
+from sosfs.directory import Reading
 from sosfs.fake import FakeStore
 from sosfs.shedding import Shedding
 from sosfs.store import Properties
@@ -118,31 +118,22 @@ def test_changes_go_on_while_names_go(drive: Drive, foreign: Foreign) -> None:
     assert {key: foreign.get(key) for key in foreign.files()} == expected
 
 
-def as_task(call: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-    """What calls it in the mount's thread."""
-
-    async def run() -> None:
-        call()
-
-    return run
-
-
 def test_what_is_being_listed_stays_until_all_of_it_was(tmp_path: Path) -> None:
     store = FakeStore()
     with composed(store, tmp_path) as mount:
         parts = mount.parts
 
-        async def list_slowly() -> Directory:
+        async def begin() -> Reading:
             for number in range(30):
                 await store.put(f"d/{number:02d}", bytes(5000), Properties())
             inode = await parts.namespace.lookup(parts.inodes.root, b"d")
             await parts.listings.complete(inode)
-            return parts.listings.directory(inode)
+            reading = Reading(*parts.listings.walk(inode))
+            Shedding(parts.inodes, parts.attributes, parts.listings, mount.spawn, None, most=10).look()
+            return reading
 
-        directory = mount.loop.run(list_slowly)
-        shedding = Shedding(parts.inodes, parts.attributes, parts.listings, mount.spawn, None, most=10)
-        with directory.read():
-            mount.loop.run(as_task(shedding.look))
+        with closing(mount.loop.run(begin)) as reading:
+            directory = reading.directory
             mount.loop.passes(LONG)
             assert len(directory.entries) == 30
         mount.loop.passes(LONG)
