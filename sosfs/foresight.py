@@ -36,9 +36,16 @@ MOST = 20_000  # questions waiting, as many as one scan shows
 class Foresight:
     """Follows the walks through a mount."""
 
-    def __init__(self, listings: Listings, ask: Callable[[Sequence[Inode]], Awaitable[None]], spawn: Spawn) -> None:
+    def __init__(
+        self,
+        listings: Listings,
+        ask: Callable[[Inode], Awaitable[None]],
+        ask_files: Callable[[Sequence[Inode]], Awaitable[None]],
+        spawn: Spawn,
+    ) -> None:
         self._listings = listings
         self._ask = ask
+        self._ask_files = ask_files
         self._spawn = spawn
         self._questions = 0
         self._last = 0.0
@@ -127,7 +134,9 @@ class Foresight:
     async def _asker(self) -> None:
         try:
             while some := self._next():
-                await self._quietly(self._ask(some), some[0])
+                await self._quietly(self._ask_files([one for one in some if not one.is_directory]), some[0])
+                for directory in (one for one in some if one.is_directory):
+                    await self._quietly(self._ask(directory), directory)
         finally:
             self._asking -= 1
 

@@ -63,7 +63,7 @@ class Learning:
         self._listings = listings
         self._cache = cache
         self._spawn = spawn
-        self.foresight = Foresight(listings, self.ask_all, spawn)
+        self.foresight = Foresight(listings, self.ask_ahead, self.ask_files, spawn)
         listings.watchers.append(self.foresight.listed)
         self._asking: dict[Inode, _Question] = {}
         self._acl_answers = 0
@@ -104,21 +104,12 @@ class Learning:
         if not inode.pins and inode not in self._asking:
             await self._ask(inode, with_bytes=False)
 
-    async def ask_all(self, inodes: Sequence[Inode]) -> None:
-        """As `ask_ahead` for several inodes, files among them in one go. A failure is left to who really asks."""
-        idle = {inode: None for inode in inodes if not inode.pins and inode not in self._asking}
-        if files := [inode for inode in idle if not inode.is_directory]:
-            await self._ask_files(files)
-        for inode in idle:
-            if inode.is_directory:
-                try:
-                    await self.ask_ahead(inode)
-                except OSError as error:
-                    log.debug("asked ahead for %s: %s", inode.name.decode(errors="replace"), error)
-
-    async def _ask_files(self, inodes: Sequence[Inode]) -> None:
-        questions = {inode: _Question() for inode in inodes}
-        before = [(self._inodes.key(inode), inode.version) for inode in inodes]
+    async def ask_files(self, inodes: Sequence[Inode]) -> None:
+        """As `ask_ahead` for several files in one go; what one of them is refused is left to who really asks."""
+        questions = {inode: _Question() for inode in inodes if not inode.pins and inode not in self._asking}
+        if not questions:
+            return
+        before = [(self._inodes.key(inode), inode.version) for inode in questions]
         self._asking |= questions
         try:
             answers = await self._store.heads([key for key, _ in before])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import trio
@@ -11,6 +11,7 @@ import trio.testing
 
 from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
+from sosfs.inodes import Inode
 from sosfs.store import Object, Properties
 from tests.composed import TASK, Composed, composed
 
@@ -40,18 +41,24 @@ async def _overwrite(mount: Composed, name: str) -> None:
     await contents.release(handle)
 
 
+async def _meanwhile(mount: Composed, store: Late, change: Callable[[], Awaitable[None]]) -> Inode:
+    """Makes a change between the question for `file` and its answer; the inode that was asked for."""
+    await store.put("file", OLD, Properties())
+    inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(mount.parts.attributes.ask_files, [inode])
+        await trio.testing.wait_all_tasks_blocked()
+        await change()
+        store.may.set()
+    return inode
+
+
 def test_what_was_true_before_a_write_is_not_learned_after_it(tmp_path: Path) -> None:
     store = Late()
     with composed(store, tmp_path) as mount:
 
         async def race() -> None:
-            await store.put("file", OLD, Properties())
-            inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount.parts.attributes.ask_all, [inode])
-                await trio.testing.wait_all_tasks_blocked()
-                await _overwrite(mount, "file")
-                store.may.set()
+            inode = await _meanwhile(mount, store, lambda: _overwrite(mount, "file"))
             assert inode.size == len(NEW)
             await _overwrite(mount, "file")
 
@@ -63,16 +70,12 @@ def test_what_was_asked_under_another_name_is_not_learned(tmp_path: Path) -> Non
     store = Late()
     with composed(store, tmp_path) as mount:
 
+        async def change() -> None:
+            await mount.rename("file", "other")
+            await store.put("file", NEW, Properties())
+
         async def race() -> None:
-            await store.put("file", OLD, Properties())
-            inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount.parts.attributes.ask_all, [inode])
-                await trio.testing.wait_all_tasks_blocked()
-                root = mount.parts.inodes.root
-                await mount.parts.renames.rename(root, b"file", root, b"other", replace=True)
-                await store.put("file", NEW, Properties())
-                store.may.set()
+            await _meanwhile(mount, store, change)
             assert mount.parts.cache.find("", "file") is None
 
         mount.loop.run(race)
