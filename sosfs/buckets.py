@@ -39,13 +39,12 @@ from .member import MOST, Member, index_of
 from .roster import Roster
 from .s3 import REACH_PATIENCE
 from .sender import Limits
-from .served import Served
-from .shares import NAMES, Shares
+from .served import Served, memory_limit
+from .shares import Shares
 from .status import Status
 from .store import Bucket, Conditions
 from .target import S3Target
 from .tasks import Background, each
-from .warming import IN_FLIGHT
 from .zone import Place
 
 if TYPE_CHECKING:
@@ -323,7 +322,7 @@ class Buckets:
             conditions=known.pop() if len(known) == 1 else Conditions.UNKNOWN.value,
             requests=dict(requests),
             memory_bytes=self._shares.uploads.used + sum(served.memory_used for served in self.served),
-            memory_limit=(1 + NAMES * len(self.served)) * self.settings.memory + self._shares.uploads.limit + IN_FLIGHT,
+            memory_limit=memory_limit(self.settings, buckets=len(self.served)),
             buckets={one.bucket: one.pending_files for one in each_of},
         )
 

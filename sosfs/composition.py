@@ -109,8 +109,8 @@ def assemble(
 ) -> Parts:
     """The parts of a filesystem over `store`, with its state in the settings' directory.
 
-    `give` and `forget` reach the kernel, where there is one;
-    `first` is the number of its root; `share` is what it has of the mount's memory, None for all of it.
+    `first` is the number of its root; `share` is what it has of the mount's memory, None for all of it; `kernel` is
+    what can be said to the kernel, None where there is none.
     """
     defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
     inodes = Inodes(settings.prefix, defaults, first=first)

@@ -21,14 +21,15 @@ from collections.abc import Awaitable
 import trio
 
 from .blocks import BLOCK, REQUEST, Blocks, Run, Source
+from .kernel import READ_AHEAD
 
 WINDOW_FIRST = 512 << 10
 WINDOW_MAX = 32 << 20
 RUN = 512 << 10  # bytes read without a jump that make a run elsewhere than at the beginning
 SLACK = 2 << 20  # bytes out of order that are still one stream
-# Requests of the kernel's read-ahead: it has up to twice `kernel.READ_AHEAD` in flight, in pieces of 1 MiB, and trio
+# Requests of the kernel's read-ahead: it has up to twice `READ_AHEAD` in flight, in pieces of 1 MiB, and trio
 # runs tasks that became ready together in any order.
-AHEAD, SLACK_AHEAD = 512 << 10, 8 << 20
+AHEAD, SLACK_AHEAD = 512 << 10, 2 * READ_AHEAD << 10
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
 PATIENCE = 2  # jumps before a region is doubled; one, where each waits longer than
 LATE = 0.01  # seconds

@@ -51,6 +51,11 @@ from .warming import IN_FLIGHT, Warming
 from .xattrs import Xattrs
 
 
+def memory_limit(settings: Settings, *, buckets: int) -> int:
+    """How many bytes of memory a mount takes for data and names, with this many buckets in use."""
+    return (1 + NAMES * buckets) * settings.memory + UPLOADS + IN_FLIGHT
+
+
 class Served:
     """A bucket, or a prefix of it. `moment` is what the mount says of itself, into which a bucket puts its figures.
 
@@ -259,5 +264,5 @@ class Served:
             conditions=self.conditions.value,
             requests=dict(self._requests),
             memory_bytes=self.memory_used + parts.uploader.budget.used,
-            memory_limit=(1 + NAMES) * settings.memory + UPLOADS + IN_FLIGHT,
+            memory_limit=memory_limit(settings, buckets=1),
         )

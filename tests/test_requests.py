@@ -362,8 +362,7 @@ def test_files_read_side_by_side_are_fetched_once(foreign: Foreign, mounter: Mou
             for name, file in files.items():
                 seen[name] += file.read(MIB // 2)
     assert seen == bodies
-    received = sum(request.received for request in traffic.of("GET"))
-    assert received <= 88 * MIB, f"{received / MIB:.1f} MiB for 80"
+    assert traffic.received("GET") <= 88 * MIB, traffic
 
 
 def test_a_walk_through_a_tree_lists_it_at_once(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
