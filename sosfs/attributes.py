@@ -180,8 +180,7 @@ class Attributes(Learning):
         if not inode.attributes_dirty or (draft is not None and draft.is_dirty and inode.parent is not None):
             return  # the commit carries them
         async with self._gate.passing(inode):
-            while inode in self._rewriting:  # a second rewrite beside it would find another version than it knows
-                await self._rewriting[inode].wait()
+            await self.rewritten(inode)  # a second rewrite beside it would find another version than it knows
             if inode.attributes_dirty and (inode.parent is not None or inode is self._inodes.root):
                 done = self._rewriting[inode] = trio.Event()
                 try:
@@ -191,6 +190,11 @@ class Attributes(Learning):
                     done.set()
             else:
                 self._clear(inode)
+
+    async def rewritten(self, inode: Inode) -> None:
+        """No request that stores the inode's attributes is under way afterwards."""
+        while inode in self._rewriting:
+            await self._rewriting[inode].wait()
 
     async def settle_directories(self, top: Inode) -> None:
         """As `settle`, for the directories at and below `top`: those without marker are in the bucket then."""

@@ -290,10 +290,11 @@ class Namespace:
         if directory.entries or not directory.is_known(self.ttl):
             await self.require_empty(inode)
         await self.keep_parent(parent, inode)
-        inode.version = inode.version or directory.marker
-        if inode.version is None and self._deletions.under(self.inodes.key(inode)):
-            inode.version = Version("", 0)  # its name stays pending until a delete sent after those below is answered
         async with self._gate.passing(parent):
+            await self._attributes.rewritten(inode)  # else its marker would come after it has gone
+            inode.version = inode.version or directory.marker
+            if inode.version is None and self._deletions.under(self.inodes.key(inode)):
+                inode.version = Version("", 0)  # its name is pending until a delete sent after those below is answered
             await self.remove(inode)
 
     async def require_empty(self, inode: Inode) -> None:
