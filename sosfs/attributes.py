@@ -30,11 +30,13 @@ from .listing import Listings
 from .refusals import Refusals
 from .saved import SavedAttributes
 from .store import METADATA_MAX, Canned, Guard, ObjectStore, Properties, Right, Version
+from .tasks import each
 
 log = logging.getLogger(__name__)
 
 DELAY = 1.0  # seconds that an attribute change waits for others
 RETRY_MAX = 120.0  # seconds between tries to write what could not be written
+SETTLERS = 16  # changes that are written side by side
 
 
 class Attributes(Learning):
@@ -64,6 +66,8 @@ class Attributes(Learning):
         self._journal = journal
         self._rows: dict[Inode, int] = {}
         self._rewriting: dict[Inode, trio.Event] = {}
+        self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
+        self._settlers = trio.CapacityLimiter(SETTLERS)
         self.dirty: set[Inode] = set()
 
     def known(self, inode: Inode) -> Properties:
@@ -113,7 +117,13 @@ class Attributes(Learning):
         """A directory that is about to lose its last entry gets a marker soon, unless it is removed before."""
         self._mark(inode)
 
+    def made(self, inode: Inode) -> None:
+        """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""
+        self._mark(inode)
+        self._made.add(inode)
+
     def _clear(self, inode: Inode) -> None:
+        self._made.discard(inode)
         if inode.attributes_dirty:
             inode.attributes_dirty = False
             self._journal.drop_attributes(self._rows.pop(inode))
@@ -162,10 +172,15 @@ class Attributes(Learning):
         while inode.attributes_dirty:
             await trio.sleep(pause)
             pause = min(2 * pause + 4, RETRY_MAX)
-            try:
-                await self.settle(inode)
-            except OSError as error:
-                log.error("attributes of %s are not in the bucket: %s", inode.name.decode(errors="replace"), error)
+            async with self._settlers:
+                await self._tried(inode)
+
+    async def _tried(self, inode: Inode) -> None:
+        what = "the directory %s is" if inode in self._made else "attributes of %s are"
+        try:
+            await self.settle(inode)
+        except OSError as error:
+            log.error(f"{what} not in the bucket: %s", inode.name.decode(errors="replace"), error)
 
     async def fsync(self, inode: Inode, *, durability: Durability) -> None:
         """Changed attributes are as safe afterwards as `durability` wants it. Raises what prevents it."""
@@ -198,8 +213,8 @@ class Attributes(Learning):
 
     async def settle_directories(self, top: Inode) -> None:
         """As `settle`, for the directories at and below `top`: those without marker are in the bucket then."""
-        for inode in [one for one in self.dirty if one.is_directory and self._inodes.is_under(one, top)]:
-            await self.settle(inode)
+        below = [one for one in self.dirty if one.is_directory and self._inodes.is_under(one, top)]
+        await each(self.settle, below, at_once=SETTLERS)
 
     async def _rewrite(self, inode: Inode) -> None:
         key = self._inodes.key(inode)
@@ -235,10 +250,25 @@ class Attributes(Learning):
         acl = await self.acl(inode) if inode.version is not None else None
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
-        inode.version = await self._store.put(key, b"", used, condition=Guard.NONE, acl=acl)
+        is_new = inode in self._made
+        try:
+            condition = Guard.ABSENT if is_new else Guard.NONE
+            inode.version = await self._store.put(key, b"", used, condition=condition, acl=acl)
+        except StoreError as error:
+            if not is_new or error.cause is not Cause.CONFLICT:
+                raise
+            self._made_by_others(inode)
+            return
         if inode.directory is not None:
             inode.directory.marker = inode.version
         self._written(inode, used, posix)
+
+    def _made_by_others(self, inode: Inode) -> None:
+        """Another host made the same directory meanwhile: theirs stays, and is asked for when somebody looks."""
+        self._clear(inode)
+        inode.known, inode.checked = Known.SIZE, 0.0
+        if inode.directory is not None:
+            inode.directory.now = None
 
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()
@@ -266,13 +296,6 @@ class Attributes(Learning):
         """The object is gone, and with it what was to be written."""
         self._clear(inode)
 
-    async def drain(self) -> list[Inode]:
-        """Writes all changed attributes; returns the inodes whose could not be written."""
-        left = []
-        for inode in list(self.dirty):
-            try:
-                await self.settle(inode)
-            except OSError as error:
-                log.error("attributes of %s are not in the bucket: %s", inode.name.decode(errors="replace"), error)
-                left.append(inode)
-        return left
+    async def drain(self) -> None:
+        """Writes all changed attributes; what could not be written is logged, and stays `dirty`."""
+        await each(self._tried, list(self.dirty), at_once=SETTLERS)

@@ -16,8 +16,10 @@ from .commits import Commits
 from .config import Settings
 from .conflict import Conflicts
 from .contents import Contents
+from .creation import Creations
 from .deletions import Deletions
 from .directory import Merger
+from .exclusive import Claims
 from .gate import Gate
 from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
@@ -52,6 +54,7 @@ class Parts:
     contents: Contents
     namespace: Namespace
     shedding: Shedding
+    creations: Creations
     renames: Renames
     gate: Gate
     replay: Replay
@@ -139,21 +142,14 @@ def assemble(
 
 def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     """Bytes and names, and what ties them together."""
-    ttl, lists, durability = on.settings.ttl, on.listings, on.settings.durability
+    ttl, lists = on.settings.ttl, on.listings
     attributes = Attributes(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
         Refusals(on.inodes, on.store), ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
-    conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
-    commits = Commits(
-        on.inodes, on.blocks, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
-        on.share.backlog, durability=durability
-    )  # fmt: skip
-    contents = Contents(
-        on.inodes, on.blocks, on.spools, on.uploader, attributes, commits, on.pages,
-        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
-    )  # fmt: skip
+    conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
+    claims = Claims(on.settings.exclusive, on.settings.durability)
     return Parts(
         store=on.store,
         inodes=on.inodes,
@@ -169,6 +165,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         contents=contents,
         namespace=namespace,
         shedding=Shedding(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
+        creations=Creations(namespace, on.store, attributes, on.deletions, on.gate, claims),
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),
@@ -177,3 +174,16 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         ),
         abandoned=Abandoned(on.journal, on.store),
     )
+
+
+def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Contents]:
+    conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
+    commits = Commits(
+        on.inodes, on.blocks, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
+        on.share.backlog, durability=on.settings.durability
+    )  # fmt: skip
+    contents = Contents(
+        on.inodes, on.blocks, on.spools, on.uploader, attributes, commits, on.pages,
+        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
+    )  # fmt: skip
+    return conflicts, commits, contents

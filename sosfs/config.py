@@ -153,7 +153,7 @@ class Settings:
         Exclusive.LOCKS,
         values.choice(Exclusive),
         "When a file created with `O_EXCL` claims its name in the bucket: at open if it looks like a lock file "
-        "(`locks`), at open (`always`), or when it is closed (`close`).",
+        "(`locks`), at open (`always`), or when it is closed (`close`). With the journal, so does `mkdir`.",
     )
     acl: Canned = _option(
         Canned.PRIVATE,

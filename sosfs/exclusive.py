@@ -1,9 +1,11 @@
-"""When O_EXCL is decided in the bucket: at open or at close. Decided here and only here. Pure functions.
+"""When a name is won in the bucket, before the call that makes it returns or later. Decided here. Pure functions.
 
 A file created with O_EXCL is created in the bucket under the condition that its name is absent, so of any
 number of hosts one wins. Usually that happens with its bytes, at the first close: cp, tar and rsync open
 all their files with O_EXCL, and a request more for each would double their cost. A lock, however, must be
 known to be won before close: where the name says that it is one, the empty object is created at open.
+
+mkdir is as exclusive, and done before it returns; in journal mode only that of a lock is.
 """
 
 from __future__ import annotations
@@ -12,19 +14,27 @@ import os
 import re
 from dataclasses import dataclass
 
-from .config import Exclusive
+from .config import Durability, Exclusive
 
 _LOCK = re.compile(rb"lock|\.lck|\.pid$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Claims:
-    """The choice of a mount (`--exclusive`)."""
+    """The choices of a mount (`--exclusive`, `--durability`)."""
 
     choice: Exclusive
+    durability: Durability
 
     def at_open(self, name: bytes, flags: int) -> bool:
         """Whether a create with these flags claims its name before it returns."""
-        if not flags & os.O_EXCL or self.choice is Exclusive.CLOSE:
+        return bool(flags & os.O_EXCL) and self._at_once(name)
+
+    def at_mkdir(self, name: bytes) -> bool:
+        """Whether a mkdir claims its name before it returns."""
+        return self.durability is Durability.BUCKET or self._at_once(name)
+
+    def _at_once(self, name: bytes) -> bool:
+        if self.choice is Exclusive.CLOSE:
             return False
         return self.choice is Exclusive.ALWAYS or _LOCK.search(name) is not None

@@ -1,4 +1,4 @@
-"""Which names exist: lookup, listing, creating and removing. Renaming is in `rename`.
+"""Which names exist: lookup and removing. Creating is in `creation`, renaming in `rename`.
 
 A directory that was listed lately answers every lookup, the absent ones too; so does one that this mount
 made. Otherwise one page of a LIST is asked for, which serves the lookups that follow; only in directories
@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
-import time
 
 import trio
 
@@ -25,10 +23,10 @@ from .directory import PENDING, Directory, Merger
 from .errors import Cause, StoreError
 from .gate import Gate
 from .guards import look
-from .inodes import SYMLINK_MAX, Inode, Inodes, held
+from .inodes import Inode, Inodes, held
 from .keys import Form
 from .listing import Listings
-from .store import DELETE_MAX, KEY_MAX, Guard, Listed, Object, ObjectStore, Version
+from .store import DELETE_MAX, KEY_MAX, Listed, Object, ObjectStore, Version
 from .tasks import each
 
 RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
@@ -154,79 +152,6 @@ class Namespace:
             raise refuse(errno.ENOENT)
         return inode
 
-    # Creating
-
-    async def vacant(self, parent: Inode, name: bytes) -> tuple[Directory, keys.Parsed]:
-        """Makes sure that a name can be created. Raises EEXIST, EINVAL, ENAMETOOLONG, EILSEQ."""
-        parsed = keys.parse(name)
-        if parsed.form is keys.Form.FOLDED:
-            raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
-        key = self.inodes.child_key(parent, parsed.segment)
-        if len(key.encode()) > KEY_MAX:
-            raise refuse(errno.ENAMETOOLONG, "a key has at most 1024 bytes")
-        try:
-            await self.lookup(parent, name)
-        except OSError as error:
-            if error.errno != errno.ENOENT:
-                raise
-        else:
-            raise refuse(errno.EEXIST)
-        await self._attributes.refusals.require_store(key)
-        await self._deletions.settle(key)
-        await self._deletions.settle(key + "/")
-        return self.directory(parent), parsed
-
-    def new_file(self, directory: Directory, parsed: keys.Parsed, mode: int, uid: int, gid: int) -> Inode:
-        """An inode for a file that is not in the bucket yet."""
-        inode = self.inodes.make(directory.inode, parsed.segment, parsed.form, mode=mode)
-        inode.uid, inode.gid = uid, gid
-        inode.mtime_ns = inode.ctime_ns = inode.atime_ns = time.time_ns()
-        inode.checked = trio.current_time()
-        directory.put(inode)
-        directory.inode.touch()
-        return inode
-
-    async def make_object(
-        self, parent: Inode, name: bytes, mode: int, uid: int, gid: int, *, body: bytes = b"", rdev: int = 0
-    ) -> Inode:
-        """A symbolic link, device, fifo, socket or empty file, at once in the bucket. Raises EEXIST."""
-        if len(body) > SYMLINK_MAX:
-            raise refuse(errno.ENAMETOOLONG)
-        directory, parsed = await self.vacant(parent, name)
-        inode = self.new_file(directory, parsed, mode, uid, gid)
-        inode.rdev, inode.size = rdev, len(body)
-        await self._store_new(directory, inode, body)
-        return inode
-
-    async def make_directory(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
-        """A directory, its marker in the bucket. Raises EEXIST."""
-        directory, parsed = await self.vacant(parent, name)
-        inode = self.new_file(directory, parsed, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
-        await self._store_new(directory, inode, b"")
-        return inode
-
-    async def _store_new(self, directory: Directory, inode: Inode, body: bytes) -> None:
-        of = self._attributes
-        inode.pins += 1
-        try:
-            async with self._gate.passing(inode):
-                used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
-                inode.version = await self._store.put(self.inodes.key(inode), body, used, condition=Guard.ABSENT)
-                of.created(inode, used)
-                if inode.is_directory:
-                    self.directory(inode).created_here(self.inodes.key(inode))
-        except OSError as error:
-            directory.take(inode.name, when=0.0)
-            directory.now = None
-            inode.parent = None
-            self.inodes.drop(inode)
-            if isinstance(error, StoreError) and error.cause is Cause.CONFLICT:
-                raise refuse(errno.EEXIST) from error
-            raise
-        finally:
-            inode.pins -= 1
-        directory.settled(inode.name)
-
     # Removing
 
     async def unlink(self, parent: Inode, name: bytes) -> None:
@@ -274,6 +199,8 @@ class Namespace:
         directory = self.directory(parent)
         if parent is self.inodes.root or parent.version is not None or directory.marker is not None:
             return
+        if parent.attributes_dirty:
+            return  # a marker is on its way
         if any(other is not last for other in directory.entries.values()):
             return
         walk = await self.listings.complete(parent)

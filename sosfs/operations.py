@@ -27,10 +27,10 @@ from .attributes import Attributes
 from .commits import Commits
 from .content import Handle
 from .contents import Contents
+from .creation import Creations
 from .deletions import Deletions
 from .directory import Reading
 from .entries import absent_from, entry_of, room
-from .exclusive import Claims
 from .guesses import Guesses
 from .inodes import Inode, Inodes
 from .namespace import Namespace, refuse
@@ -52,13 +52,13 @@ class Operations(pyfuse3.Operations):
         self,
         inodes: Inodes,
         namespace: Namespace,
+        creations: Creations,
         renames: Renames,
         contents: Contents,
         commits: Commits,
         attributes: Attributes,
         deletions: Deletions,
         pages: Pages,
-        claims: Claims,
         guesses: Guesses,
         *,
         ttl: float,
@@ -67,13 +67,13 @@ class Operations(pyfuse3.Operations):
         self._inodes = inodes
         self._namespace = namespace
         self._listings = namespace.listings
+        self._creations = creations
         self._renames = renames
         self._contents = contents
         self._commits = commits
         self._attributes = attributes
         self._deletions = deletions
         self._pages = pages
-        self._claims = claims
         self._guesses = guesses
         self._ttl = ttl
         self._files: dict[int, Handle] = {}
@@ -163,7 +163,7 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         if not stat.S_IFMT(mode):
             mode |= stat.S_IFREG
-        inode = await self._namespace.make_object(
+        inode = await self._creations.make_object(
             self._inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev
         )
         return self._looked_up(inode)
@@ -172,7 +172,7 @@ class Operations(pyfuse3.Operations):
     async def mkdir(
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        inode = await self._namespace.make_directory(
+        inode = await self._creations.make_directory(
             self._inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid
         )
         return self._looked_up(inode)
@@ -181,7 +181,7 @@ class Operations(pyfuse3.Operations):
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        inode = await self._namespace.make_object(
+        inode = await self._creations.make_object(
             self._inodes[parent_inode], name, stat.S_IFLNK | 0o777, ctx.uid, ctx.gid, body=target
         )
         return self._looked_up(inode)
@@ -297,16 +297,16 @@ class Operations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         mode = stat.S_IFREG | stat.S_IMODE(mode) & ~ctx.umask
         try:
-            if self._claims.at_open(name, flags):
-                inode = await self._namespace.make_object(parent, name, mode, ctx.uid, ctx.gid)
+            if self._creations.claims.at_open(name, flags):
+                inode = await self._creations.make_object(parent, name, mode, ctx.uid, ctx.gid)
                 return await self._open(inode, flags & ~os.O_TRUNC, ctx), self._looked_up(inode)
-            directory, parsed = await self._namespace.vacant(parent, name)
+            directory, parsed = await self._creations.vacant(parent, name)
         except OSError as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
             inode = await self._attributes.learn(await self._namespace.lookup(parent, name))
             return await self._open(inode, flags, ctx), self._looked_up(inode)
-        inode = self._namespace.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
+        inode = self._creations.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
         handle = await self._contents.create(inode, flags, ctx.pid)
         return self._file_info(handle, keep=True), self._looked_up(inode)
 

@@ -29,7 +29,6 @@ from .credentials import CredentialSource
 from .dropping import Dropping
 from .errands import Work
 from .errors import StoreError
-from .exclusive import Claims
 from .guesses import Guesses
 from .inodes import ROOT
 from .journal import Journal
@@ -149,13 +148,13 @@ class Served:
         files = Operations(
             parts.inodes,
             parts.namespace,
+            parts.creations,
             parts.renames,
             parts.contents,
             parts.commits,
             parts.attributes,
             parts.deletions,
             parts.pages,
-            Claims(settings.exclusive),
             Guesses(parts.attributes, settings.attributes, ttl=settings.ttl),
             ttl=settings.ttl,
         )

@@ -24,7 +24,7 @@ import trio
 import trio.testing
 
 from sosfs.composition import Parts, assemble
-from sosfs.config import Settings
+from sosfs.config import Durability, Settings
 from sosfs.content import Handle
 from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
@@ -246,14 +246,14 @@ class Composed:
             self.parts.namespace.forget(handle.inode, 0)
 
     async def _opened(self, parent: Inode, name: bytes, flags: int) -> Handle:
-        namespace, contents = self.parts.namespace, self.parts.contents
+        namespace, creations, contents = self.parts.namespace, self.parts.creations, self.parts.contents
         try:
             inode = await self.parts.attributes.learn(await namespace.lookup(parent, name))
         except FileNotFoundError:
             if not flags & os.O_CREAT:
                 raise
-            directory, parsed = await namespace.vacant(parent, name)
-            return await contents.create(namespace.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), flags, TASK)
+            directory, parsed = await creations.vacant(parent, name)
+            return await contents.create(creations.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), flags, TASK)
         return await contents.open(inode, flags, TASK)
 
     async def truncate(self, path: str, size: int) -> None:
@@ -270,7 +270,7 @@ class Composed:
         await self.parts.namespace.unlink(*await self._parent(path))
 
     async def mkdir(self, path: str) -> None:
-        await self.parts.namespace.make_directory(*await self._parent(path), 0o755, 0, 0)
+        await self.parts.creations.make_directory(*await self._parent(path), 0o755, 0, 0)
 
     async def rmdir(self, path: str) -> None:
         await self.parts.namespace.rmdir(*await self._parent(path))
@@ -312,11 +312,12 @@ class Composed:
 
 
 @contextmanager
-def composed(store: FakeStore, base: Path) -> Iterator[Composed]:
+def composed(store: FakeStore, base: Path, *, durability: Durability = Durability.BUCKET) -> Iterator[Composed]:
     """A mount of `store` with the default settings, its state below `base`."""
     loop = Loop()
     with inline_threads():
-        mount = Composed(loop, store, Settings("bucket", "", Path("/"), cache_dir=state_in(base)))
+        settings = Settings("bucket", "", Path("/"), cache_dir=state_in(base), durability=durability)
+        mount = Composed(loop, store, settings)
         mount.start()
         yield mount
         mount.stop()

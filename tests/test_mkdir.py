@@ -1,15 +1,33 @@
-"""Markers that are sent in the background: what becomes of them when the directory goes, moves or is made by others."""
+"""Directories whose markers follow later: in journal mode new ones, in both modes those that lost all they had."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
+from sosfs.config import Durability
 from sosfs.fake import FakeStore
+from sosfs.inodes import Inode
 from sosfs.store import Acl, Body, Condition, Guard, Properties, Version
-from tests.composed import composed
+from tests.composed import Composed, composed
+from tests.conftest import Mounter
+from tests.drive import names, sync
+from tests.faults import Hang
+from tests.foreign import Foreign
+from tests.proxy import Proxy
+from tests.servers import Server
+from tests.traffic import on
+
+JOURNAL = ("--durability", "journal")
+
+
+@pytest.fixture
+def server(moto: Server) -> Server:
+    """One server is enough: what is tested here happens before it."""
+    return moto
 
 
 class Slow(FakeStore):
@@ -53,3 +71,108 @@ def test_a_directory_that_is_removed_while_its_marker_is_on_its_way_stays_away(t
         mount.loop.run(race)
         assert mount.loop.run(mount.tree) == {}
     assert not store._stored
+
+
+async def _found(mount: Composed, path: str) -> Inode:
+    return await mount._walk(path)
+
+
+def test_a_new_directory_takes_no_request_until_it_has_rested(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: mount.mkdir("one"))
+        mount.loop.run(lambda: mount.mkdir("one/two"))
+        mount.loop.run(lambda: mount.chmod("one/two", 0o700))
+        assert store.calls["put"] == 0
+        assert mount.loop.run(mount.tree) == {"one": None, "one/two": None}
+        mount.loop.passes(5)
+        assert sorted(store._stored) == ["one/", "one/two/"]
+        assert store._stored["one/two/"].object.properties.metadata["mode"] == str(0o040700)
+        assert store.calls["put"] == 2, "the chmod went along"
+
+
+def test_what_is_made_and_removed_at_once_never_travels(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: mount.mkdir("build"))
+        mount.loop.run(lambda: mount.rmdir("build"))
+        mount.loop.passes(5)
+        assert not store.calls["put"] + store.calls["delete"] + store.calls["delete_many"]
+        assert mount.loop.run(mount.tree) == {}
+
+
+def test_a_crash_before_the_marker_was_sent_loses_no_directory(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: mount.mkdir("kept"))
+        mount.loop.run(lambda: mount.mkdir("removed"))
+        mount.loop.run(lambda: mount.rmdir("removed"))
+        mount.crash()
+        assert not store._stored
+        mount.start()
+        assert mount.loop.run(mount.tree) == {"kept": None}
+        assert sorted(store._stored) == ["kept/"]
+
+
+def test_a_directory_that_another_host_made_first_stays_theirs(tmp_path: Path) -> None:
+    store = FakeStore()
+    theirs = Properties(metadata={"mode": str(0o040750), "uid": "7"})
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: mount.mkdir("both"))
+        mount.loop.run(lambda: store.put("both/", b"", theirs))
+        mount.loop.run(lambda: store.put("both/file", b"x", Properties()))
+        mount.loop.passes(5)
+        assert store._stored["both/"].object.properties.metadata["uid"] == "7"
+        shown = mount.loop.run(lambda: _found(mount, "both"))
+        assert (shown.mode, shown.uid) == (0o040750, 7)
+        assert set(mount.loop.run(mount.tree)) == {"both", "both/file"}
+
+
+def test_a_new_directory_moves_with_all_below(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: mount.mkdir("old"))
+        mount.loop.run(lambda: mount.mkdir("old/empty"))
+        mount.loop.run(lambda: mount.rename("old", "new"))
+        mount.crash()
+        mount.start()
+        assert mount.loop.run(mount.tree) == {"new": None, "new/empty": None}
+        mount.loop.passes(5)
+        assert sorted(store._stored) == ["new/", "new/empty/"]
+
+
+@pytest.mark.parametrize(("name", "options"), [("lock", ()), ("any", ("--exclusive", "always"))])
+def test_mkdir_for_a_lock_has_one_winner(
+    mounter: Mounter, foreign: Foreign, proxy: Proxy, name: str, options: tuple[str, ...]
+) -> None:
+    first, second = (mounter(proxy.endpoint, *JOURNAL, "--ttl", "0", *options) for _ in range(2))
+    (first.here / name).mkdir()
+    with pytest.raises(FileExistsError):
+        (second.here / name).mkdir()
+    assert foreign.keys() == [f"{name}/"]
+
+
+@pytest.mark.promise(2)
+def test_mkdir_returns_while_the_server_hangs_and_survives_kill(
+    mounter: Mounter, proxy: Proxy, foreign: Foreign
+) -> None:
+    drive = mounter(proxy.endpoint, *JOURNAL)
+    proxy.inject(Hang(), on("PUT"))
+    (drive.here / "a" / "b").mkdir(parents=True)
+    (drive.here / "a" / "file").write_bytes(b"content")
+    assert names(drive.here / "a") == ["b", "file"]
+    drive.mount.kill()
+    proxy.heal()
+    proxy.drop_connections()
+    drive.mount.start()
+    sync(drive.here)
+    assert foreign.keys() == ["a/", "a/b/", "a/file"]
+
+
+@pytest.mark.promise(2)
+def test_fsync_of_the_parent_waits_for_the_markers(mounter: Mounter, foreign: Foreign) -> None:
+    drive = mounter("", *JOURNAL)
+    for at in range(40):
+        (drive.here / f"d{at}").mkdir()
+    sync(drive.here)
+    assert len(foreign.keys()) == 40
