@@ -6,9 +6,8 @@ Concurrency: trio thread only; first come, first served, so that a large request
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 
 import trio
 
@@ -21,18 +20,12 @@ class Budget:
         self.used = 0
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
-    @asynccontextmanager
-    async def holding(self, size: int) -> AsyncIterator[None]:
+    def holding(self, size: int) -> Holding:
         """Waits for `size` bytes and holds them for the length of the block."""
-        size = min(size, self.limit)
-        await self._take(size)
-        try:
-            yield
-        finally:
-            self.used -= size
-            self._wake()
+        return Holding(self, min(size, self.limit))
 
-    async def _take(self, size: int) -> None:
+    async def take(self, size: int) -> None:
+        """Waits for `size` bytes, no more than the limit."""
         if not self._waiting and self.used + size <= self.limit:
             self.used += size
             return
@@ -48,11 +41,34 @@ class Budget:
             self._wake()
             raise
 
+    def give_back(self, size: int) -> None:
+        """Others may have them."""
+        self.used -= size
+        self._wake()
+
     def _wake(self) -> None:
         while self._waiting and self.used + self._waiting[0][0] <= self.limit:
             size, event = self._waiting.popleft()
             self.used += size
             event.set()
+
+
+class Holding:
+    """The block within which bytes are held."""
+
+    __slots__ = ("_budget", "_size")
+
+    def __init__(self, budget: Budget, size: int) -> None:
+        self._budget = budget
+        self._size = size
+
+    async def __aenter__(self) -> None:
+        await self._budget.take(self._size)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._budget.give_back(self._size)
 
 
 @dataclass(slots=True)
@@ -75,16 +91,14 @@ class Backlog:
 
     def __init__(self) -> None:
         self.waiting = 0
-        self._changed = trio.Condition()
+        self._changed = trio.lowlevel.ParkingLot()
 
-    async def fell(self, size: int) -> None:
+    def fell(self, size: int) -> None:
         """`size` bytes wait no more."""
         self.waiting -= size
-        async with self._changed:
-            self._changed.notify_all()
+        self._changed.unpark_all()
 
     async def is_under(self, limit: int) -> None:
         """Returns when no more than `limit` bytes wait."""
         while self.waiting > limit:
-            async with self._changed:
-                await self._changed.wait()
+            await self._changed.park()

@@ -289,7 +289,7 @@ class Commits:
                         log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
         finally:
             content.sending = False
-            await self._backlog.fell(size)
+            self._backlog.fell(size)
         if content.writers == 0:
             await self.let_go(inode, content)
         if inode.opens == 0 and content.draft is None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-import trio
-
 from .blocks import Source
 from .draft import Draft
 from .inodes import Inode
 from .reader import Stream
 from .store import Version
+from .turns import Turns
 from .upload import Upload
 
 
@@ -23,7 +22,7 @@ class Content:
         self.draft: Draft | None = None
         self.upload: Upload | None = None
         self.source: Source | None = None  # our own newest version, which every handle goes on with
-        self.lock = trio.Lock()  # one commit or record at a time
+        self.lock = Turns()  # one commit or record at a time
         self.writers = 0
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket

@@ -94,7 +94,7 @@ class Dropping:
         """Drafts that are in the bucket already, and wait for no more than the task that sent them."""
         for inode in list(self._commits.drafts):
             content = inode.content
-            if content is not None and not content.writers and not content.lock.locked():
+            if content is not None and not content.writers and not content.lock.taken:
                 await self._commits.let_go(inode, content)
 
     # What is known of a path, without asking

@@ -4,13 +4,14 @@ Commits, attribute writes, and what makes or removes a name pass together; a ren
 way in its subtree and holds new ones back until it is done. A task that renames may itself commit inside: it
 uses `passing` before it closes the gate, never within.
 
-Concurrency: trio thread only.
+Concurrency: trio thread only. Passing an open gate is no checkpoint: every file that is written passes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import TracebackType
 
 import trio
 
@@ -24,43 +25,59 @@ class Gate:
         self._inodes = inodes
         self._passing: dict[Inode, int] = {}
         self._closed: list[Inode] = []
-        self._changed = trio.Condition()
+        self._changed = trio.lowlevel.ParkingLot()
 
-    @asynccontextmanager
-    async def passing(self, inode: Inode) -> AsyncIterator[None]:
+    def passing(self, inode: Inode) -> Passage:
         """For one commit: within it the inode's key stays as it is."""
-        async with self._changed:
-            while any(self._inodes.is_under(inode, closed) for closed in self._closed):
-                await self._changed.wait()
-            self._passing[inode] = self._passing.get(inode, 0) + 1
-        try:
-            yield
-        finally:
-            self._passing[inode] -= 1
-            if not self._passing[inode]:
-                del self._passing[inode]
-            with trio.CancelScope(shield=True):
-                async with self._changed:
-                    self._changed.notify_all()
+        return Passage(self, inode)
+
+    async def enter(self, inode: Inode) -> None:
+        """One more is under way with the inode, as soon as it is open."""
+        while self._closed and any(self._inodes.is_under(inode, closed) for closed in self._closed):
+            await self._changed.park()
+        self._passing[inode] = self._passing.get(inode, 0) + 1
+
+    def leave(self, inode: Inode) -> None:
+        """One less is."""
+        self._passing[inode] -= 1
+        if not self._passing[inode]:
+            del self._passing[inode]
+        if self._changed:
+            self._changed.unpark_all()
 
     @asynccontextmanager
     async def closed(self, *subtrees: Inode) -> AsyncIterator[None]:
         """For one rename: within it no commit is under way in the subtrees."""
-        async with self._changed:
-            while self._is_busy(subtrees):
-                await self._changed.wait()
-            self._closed.extend(subtrees)
+        while self._is_busy(subtrees):
+            await self._changed.park()
+        self._closed.extend(subtrees)
         try:
             yield
         finally:
             for subtree in subtrees:
                 self._closed.remove(subtree)
-            with trio.CancelScope(shield=True):
-                async with self._changed:
-                    self._changed.notify_all()
+            self._changed.unpark_all()
 
     def _is_busy(self, subtrees: tuple[Inode, ...]) -> bool:
         under = self._inodes.is_under
         if any(under(inode, top) for top in subtrees for inode in self._passing):
             return True
         return any(under(top, held) or under(held, top) for top in subtrees for held in self._closed)
+
+
+class Passage:
+    """The block within which something is under way."""
+
+    __slots__ = ("_gate", "_inode")
+
+    def __init__(self, gate: Gate, inode: Inode) -> None:
+        self._gate = gate
+        self._inode = inode
+
+    async def __aenter__(self) -> None:
+        await self._gate.enter(self._inode)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._gate.leave(self._inode)

@@ -42,6 +42,7 @@ from .saved import (
     version_record,
 )
 from .store import Properties, Version
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class Journal:
         self._lock = locked(directory)
         self._db, self.is_new = _opened(self._path)
         self._require(owner)
-        self._syncing = trio.Lock()
+        self._syncing = Turns()
         self._written = 0
         self._synced = 0
         self._checkpointed = 0

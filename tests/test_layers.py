@@ -64,7 +64,7 @@ ROWS = (
     # the machine and its settings
     ("metrics", "errands", "status", "readiness", "location", "holders", "mountpoint", "kernel", "allocator"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
-    ("tasks", "threads", "store", "errors", "__init__"),
+    ("tasks", "threads", "turns", "store", "errors", "__init__"),
 )
 
 # Libraries that only these modules may import.
