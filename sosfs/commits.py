@@ -279,7 +279,8 @@ class Commits:
         pause = 0.0
         try:
             while content.draft is not None and content.draft.is_dirty and inode.parent is not None:
-                await trio.sleep(0 if self._hurry else pause)
+                if pause:
+                    await trio.sleep(0 if self._hurry else pause)
                 pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
                 try:
                     async with self._senders:

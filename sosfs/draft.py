@@ -21,8 +21,11 @@ from .blocks import Blocks, Source
 from .extents import Extents
 from .spool import INLINE, Spool
 from .store import OBJECT_MAX, Condition, Guard, Version
+from .tasks import each
 
 PULL = 8 << 20  # bytes fetched at a time when all of the base is wanted
+BETWEEN = 1 << 20  # bytes of ours that are fetched along, which costs less than a request more
+FETCHES = 8  # requests side by side
 
 
 class State(Enum):
@@ -51,6 +54,7 @@ class Draft:
         self.saved = -1 if base is None else 0  # the serial that is in the bucket
         self.recorded = -1  # the serial that is in the journal
         self.sums: tuple[int, ...] = ()  # of the spool as of that serial
+        self.absorbed = 0  # how often bytes of the base came into the spool
         self.spool = spool
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began
@@ -118,18 +122,37 @@ class Draft:
 
     async def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises."""
-        stop = min(stop, self.size)
+        ranges = list(self.local.within(start, min(stop, self.size)))
+        theirs = await self._fetched([(begin, end) for begin, end, ours in ranges if not ours])
         pieces: list[bytes | memoryview] = []
-        for begin, end, ours in list(self.local.within(start, stop)):
-            if ours:
-                pieces.append(await self.spool.read(begin, end))
-                continue
-            edge = max(begin, min(end, self.base_stop))
-            if self.base is not None and begin < edge:
-                pieces.append(await self._blocks.read(self.base, begin, edge))
-            if edge < end:
-                pieces.append(bytes(end - edge))
+        for begin, end, ours in ranges:
+            body = await self.spool.read(begin, end) if ours else theirs.get(begin, b"")
+            pieces.append(body)
+            if len(body) < end - begin:
+                pieces.append(bytes(end - begin - len(body)))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _fetched(self, gaps: list[tuple[int, int]]) -> dict[int, bytes | memoryview]:
+        """What the base has of each gap, by its beginning."""
+        base, found = self.base, dict[int, bytes | memoryview]()
+        gaps = [(start, min(stop, self.base_stop)) for start, stop in gaps if start < self.base_stop]
+        if base is None or not gaps:
+            return found
+
+        async def fetch(run: list[tuple[int, int]]) -> None:
+            first = run[0][0]
+            body = memoryview(await self._blocks.read(base, first, run[-1][1]))
+            for start, stop in run:
+                found[start] = body[start - first : stop - first]
+
+        runs = [[gaps[0]]]
+        for gap in gaps[1:]:
+            if gap[0] - runs[-1][-1][1] <= BETWEEN:
+                runs[-1].append(gap)
+            else:
+                runs.append([gap])
+        await each(fetch, runs, at_once=min(FETCHES, len(runs)))
+        return found
 
     def is_untouched(self, start: int, stop: int) -> bool:
         """Whether all of `[start, stop)` is still as in the base version."""
@@ -141,11 +164,12 @@ class Draft:
         """Fetches what is missing of the base, so that the draft needs the bucket no more."""
         for start, stop in self._missing(0, self.base_stop, PULL):
             assert self.base is not None
-            await self._absorb(start, await self._blocks.read(self.base, start, stop))
+            await self.absorb(start, await self._blocks.read(self.base, start, stop))
 
-    async def _absorb(self, at: int, body: bytes | memoryview) -> None:
+    async def absorb(self, at: int, body: bytes | memoryview) -> None:
         """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
         view = memoryview(body)
+        self.absorbed += 1
         # In pieces that are written without a pause, in which a writer could come between.
         for start, stop in self._missing(at, min(at + len(view), self.base_stop), INLINE):
             await self.spool.write(start, view[start - at : stop - at])

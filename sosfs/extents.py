@@ -9,22 +9,18 @@ from collections.abc import Iterator
 class Extents:
     """A set of bytes `[start, stop)`; neighbours are joined, so a sequential writer holds one range."""
 
-    __slots__ = ("_starts", "_stops")
+    __slots__ = ("_starts", "_stops", "total")
 
     def __init__(self) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
+        self.total = 0  # bytes in the set; asked for with every write
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._stops, strict=True))
 
     def __bool__(self) -> bool:
         return bool(self._starts)
-
-    @property
-    def total(self) -> int:
-        """How many bytes are in the set."""
-        return sum(self._stops) - sum(self._starts)
 
     def add(self, start: int, stop: int) -> None:
         """Puts `[start, stop)` into the set."""
@@ -35,8 +31,7 @@ class Extents:
         if first < last:
             start = min(start, self._starts[first])
             stop = max(stop, self._stops[last - 1])
-        self._starts[first:last] = [start]
-        self._stops[first:last] = [stop]
+        self._replace(first, last, [start], [stop])
 
     def remove(self, start: int, stop: int) -> None:
         """Takes `[start, stop)` out of the set."""
@@ -47,8 +42,14 @@ class Extents:
         if first >= last:
             return
         left, right = self._starts[first], self._stops[last - 1]
-        self._starts[first:last] = [s for s, keep in ((left, left < start), (stop, stop < right)) if keep]
-        self._stops[first:last] = [s for s, keep in ((start, left < start), (right, stop < right)) if keep]
+        starts = [s for s, keep in ((left, left < start), (stop, stop < right)) if keep]
+        stops = [s for s, keep in ((start, left < start), (right, stop < right)) if keep]
+        self._replace(first, last, starts, stops)
+
+    def _replace(self, first: int, last: int, starts: list[int], stops: list[int]) -> None:
+        before = sum(self._stops[first:last]) - sum(self._starts[first:last])
+        self.total += sum(stops) - sum(starts) - before
+        self._starts[first:last], self._stops[first:last] = starts, stops
 
     def covers(self, start: int, stop: int) -> bool:
         """Whether every byte of `[start, stop)` is in the set."""

@@ -32,9 +32,11 @@ class Records:
         if draft.recorded != draft.serial or not content.row:
             content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
             try:
-                serial = draft.serial
+                serial, absorbed = draft.serial, draft.absorbed
                 await draft.spool.sync()
                 draft.sums = await draft.spool.sums(draft.size)
+                if draft.absorbed != absorbed:
+                    draft.sums = ()  # they may be of the spool as it was before, or after
             finally:
                 content.writers -= 1
             draft.recorded = serial

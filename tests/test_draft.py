@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
 
+import pytest
 import trio
 
 from sosfs.blocks import Blocks, Source
 from sosfs.budget import Allowance
-from sosfs.draft import Draft
+from sosfs.draft import BETWEEN, Draft
 from sosfs.spool import SpoolArea
 from sosfs.store import Version
 
@@ -57,3 +58,29 @@ def test_what_is_cut_while_the_base_comes_does_not_come_back(tmp_path: Path) -> 
         draft.truncate(SIZE)
 
     assert pulled(tmp_path, cut) == b"b" * 1000 + bytes(SIZE - 1000)
+
+
+@pytest.mark.parametrize(("apart", "ours", "requests"), [(8 << 10, 3000, 1), (2 * BETWEEN, BETWEEN + 1, 5)])
+def test_what_lies_between_writes_comes_with_few_requests(tmp_path: Path, apart: int, ours: int, requests: int) -> None:
+    asked: list[tuple[int, int]] = []
+    size = 5 * apart
+
+    class Counted:
+        async def read(self, source: Source, start: int, stop: int) -> bytes:
+            asked.append((start, stop))
+            await trio.lowlevel.checkpoint()
+            return b"b" * (stop - start)
+
+    async def main() -> bytes:
+        spool = SpoolArea(tmp_path, Allowance(0)).new()
+        draft = Draft(spool, cast(Blocks, Counted()), Source("file", "etag", size), Version("etag", size))
+        for at in range(0, size, apart):
+            await draft.write(at, b"n" * ours)
+        await draft.write(size, b"more")
+        draft.truncate(size + 100)
+        body = bytes(await draft.read(0, size + 100))
+        draft.close()
+        return body
+
+    assert trio.run(main) == (b"n" * ours + b"b" * (apart - ours)) * 5 + b"more" + bytes(96)
+    assert len(asked) == requests

@@ -1,0 +1,127 @@
+"""What is read around a change comes into the spool, where the commit finds it: all of it once, none of it wrong."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio.testing
+
+from sosfs.config import Durability
+from sosfs.content import Handle
+from sosfs.fake import FakeStore
+from sosfs.spool import Spool
+from sosfs.store import Properties
+from tests.composed import TASK, Composed, composed
+
+MIB = 1 << 20
+SIZE = 3 * MIB
+BODY = random.Random(1).randbytes(SIZE)
+NEW = b"n" * 4096
+
+
+async def _opened(mount: Composed) -> Handle:
+    inode = await mount._walk("file")
+    return await mount.parts.contents.open(inode, os.O_RDWR, TASK)
+
+
+async def _closed(mount: Composed, handle: Handle) -> None:
+    await mount.parts.contents.flush(handle)
+    await mount.parts.contents.release(handle)
+
+
+def _stored(store: FakeStore) -> bytes:
+    return bytes(store._stored["file"].body)
+
+
+def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
+    store = FakeStore()
+    expected = bytearray(BODY)
+
+    async def mix(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle, draw = await _opened(mount), random.Random(2)
+        for _ in range(200):
+            at = draw.randrange(SIZE // 4096) * 4096
+            if draw.random() < 0.3:
+                await mount.parts.contents.write(handle, at, NEW)
+                expected[at : at + 4096] = NEW
+            else:
+                body = await mount.parts.contents.read(handle, at, 4096)
+                assert bytes(body) == bytes(expected[at : at + 4096])
+                await trio.testing.wait_all_tasks_blocked()
+        assert handle.content.draft is not None
+        assert handle.content.draft.local.covers(0, SIZE)
+        await _closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(mix, mount))
+        assert _stored(store) == expected
+        assert store.calls["get"] <= 4
+
+
+def test_a_change_without_reads_fetches_nothing_until_it_is_sent(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    async def change(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await _opened(mount)
+        before = store.calls["get"]
+        await mount.parts.contents.write(handle, MIB, NEW)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.calls["get"] == before
+        await _closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(change, mount))
+        assert _stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+
+
+async def _saved_then_filled(mount: Composed, store: FakeStore) -> None:
+    """A record of the draft is in the journal, then bytes of the base come into its spool."""
+    await store.put("file", BODY, Properties())
+    handle = await _opened(mount)
+    await mount.parts.contents.write(handle, MIB, NEW)
+    await mount.parts.contents.flush(handle)
+    await mount.parts.contents.read(handle, 2 * MIB, 4096)
+    await trio.testing.wait_all_tasks_blocked()
+    assert handle.content.draft is not None
+    assert handle.content.draft.local.covers(0, SIZE)
+
+
+async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
+    """Bytes of the base come into the spool after its checksums were made, and before they are recorded."""
+    await store.put("file", BODY, Properties())
+    handle = await _opened(mount)
+    await mount.parts.contents.write(handle, MIB, NEW)
+    draft = handle.content.draft
+    assert draft is not None
+    summed = Spool.sums
+
+    async def sums(spool: Spool, size: int) -> tuple[int, ...]:
+        before = await summed(spool, size)
+        await draft.absorb(0, BODY)
+        return before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spool, "sums", sums)
+        await mount.parts.contents.flush(handle)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("change", [_saved_then_filled, _filled_while_saved])
+def test_what_came_into_the_spool_is_no_damage_after_a_crash(
+    tmp_path: Path, change: Callable[[Composed, FakeStore], Awaitable[None]]
+) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(change, mount, store))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        assert sorted(store._stored) == ["file"], "nothing was kept beside it"
+        assert _stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
