@@ -99,10 +99,10 @@ class Learning:
         """Whether somebody waits for the attributes of an inode."""
         return inode in self._asking
 
-    async def ask_ahead(self, inode: Inode) -> None:
+    async def ask_ahead(self, inode: Inode, *, with_bytes: bool = False) -> None:
         """Asks for the attributes of an inode before somebody wants them, unless they are being asked for."""
         if not inode.pins and inode not in self._asking:
-            await self._ask(inode, with_bytes=False)
+            await self._ask(inode, with_bytes=with_bytes)
 
     async def ask_files(self, inodes: Sequence[Inode]) -> None:
         """As `ask_ahead` for several files in one go; what one of them is refused is left to who really asks."""
@@ -138,20 +138,26 @@ class Learning:
             question.done.set()
 
     async def _ask_file(self, inode: Inode, *, with_bytes: bool) -> Inode:
-        key = self._inodes.key(inode)
-        size = inode.version.size if inode.version is not None else 0
+        key, before = self._inodes.key(inode), inode.version
+        size = before.size if before is not None else 0
         try:
             if size and with_bytes and inode.known is not Known.ALL:
                 # The kernel asks before it opens a file, and after it finds a link: a GET tells as much as a
                 # HEAD, and the bytes are asked for next.
                 answer = await self._store.get(key, 0, min(size, BLOCK))
-                version = answer.object.version
-                self._blocks.offer(Source(key, version.etag, version.size), answer.body)
-                return self.take(inode, answer.object)
-            return self.take(inode, await self._store.head(key))
+                found = answer.object
+                self._blocks.offer(Source(key, found.version.etag, found.version.size), answer.body)
+            else:
+                found = await self._store.head(key)
         except StoreError as error:
-            self._gone(inode, error)
+            if self._inodes.key(inode) == key:
+                self._gone(inode, error)
             raise
+        now = inode.version
+        if self._inodes.key(inode) == key and (now is before or (now is not None and now.same_as(found.version))):
+            return self.take(inode, found)
+        # Written or renamed here meanwhile, which is newer.
+        return inode if inode.known is Known.ALL else await self._ask_file(inode, with_bytes=with_bytes)
 
     async def _ask_directory(self, inode: Inode) -> Inode:
         """A directory's attributes are its marker's; one without marker has the defaults."""

@@ -6,13 +6,14 @@ import os
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
+import pytest
 import trio
 import trio.testing
 
 from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
 from sosfs.inodes import Inode
-from sosfs.store import Object, Properties
+from sosfs.store import Object, Properties, Slice
 from tests.composed import TASK, Composed, composed
 
 OLD, NEW = b"old" * 2000, b"newer" * 2000
@@ -30,6 +31,11 @@ class Late(FakeStore):
         await self.may.wait()
         return ends
 
+    async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
+        answer = await super().get(key, start, stop, etag=etag)
+        await self.may.wait()
+        return answer
+
 
 async def _overwrite(mount: Composed, name: str) -> None:
     """As a program does whose `open` asks for no attributes."""
@@ -41,24 +47,39 @@ async def _overwrite(mount: Composed, name: str) -> None:
     await contents.release(handle)
 
 
-async def _meanwhile(mount: Composed, store: Late, change: Callable[[], Awaitable[None]]) -> Inode:
+Ask = Callable[[Composed, Inode], Awaitable[None]]
+
+
+async def _attributes(mount: Composed, inode: Inode) -> None:
+    await mount.parts.attributes.ask_files([inode])
+
+
+async def _with_bytes(mount: Composed, inode: Inode) -> None:
+    await mount.parts.attributes.ask_ahead(inode, with_bytes=True)
+
+
+both = pytest.mark.parametrize("ask", [_attributes, _with_bytes])
+
+
+async def _meanwhile(mount: Composed, store: Late, ask: Ask, change: Callable[[], Awaitable[None]]) -> Inode:
     """Makes a change between the question for `file` and its answer; the inode that was asked for."""
     await store.put("file", OLD, Properties())
     inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(mount.parts.attributes.ask_files, [inode])
+        nursery.start_soon(ask, mount, inode)
         await trio.testing.wait_all_tasks_blocked()
         await change()
         store.may.set()
     return inode
 
 
-def test_what_was_true_before_a_write_is_not_learned_after_it(tmp_path: Path) -> None:
+@both
+def test_what_was_true_before_a_write_is_not_learned_after_it(tmp_path: Path, ask: Ask) -> None:
     store = Late()
     with composed(store, tmp_path) as mount:
 
         async def race() -> None:
-            inode = await _meanwhile(mount, store, lambda: _overwrite(mount, "file"))
+            inode = await _meanwhile(mount, store, ask, lambda: _overwrite(mount, "file"))
             assert inode.size == len(NEW)
             await _overwrite(mount, "file")
 
@@ -66,7 +87,8 @@ def test_what_was_true_before_a_write_is_not_learned_after_it(tmp_path: Path) ->
         assert mount.loop.run(mount.tree)["file"] == (NEW, 0o644)
 
 
-def test_what_was_asked_under_another_name_is_not_learned(tmp_path: Path) -> None:
+@both
+def test_what_was_asked_under_another_name_is_not_learned(tmp_path: Path, ask: Ask) -> None:
     store = Late()
     with composed(store, tmp_path) as mount:
 
@@ -75,7 +97,7 @@ def test_what_was_asked_under_another_name_is_not_learned(tmp_path: Path) -> Non
             await store.put("file", NEW, Properties())
 
         async def race() -> None:
-            await _meanwhile(mount, store, change)
+            await _meanwhile(mount, store, ask, change)
             assert mount.parts.cache.find("", "file") is None
 
         mount.loop.run(race)
