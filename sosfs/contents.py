@@ -10,15 +10,11 @@ Concurrency: trio thread only; the kernel serialises the writes of one inode.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
-
-import trio
 
 from . import descriptors
 from .attributes import Attributes
@@ -27,18 +23,16 @@ from .commits import Commits
 from .content import Content, Handle, content_of
 from .draft import Draft, State, fresh
 from .errors import Cause, StoreError
+from .filling import Filling
 from .inodes import Inode, Inodes
 from .pages import Pages
 from .spool import SpoolArea
 from .store import Guard, Version
+from .succession import Succession
 from .upload import Upload, Uploader
-
-log = logging.getLogger(__name__)
 
 DETACH_MAX = 256 << 20  # bytes; a larger file that is unlinked while open is ESTALE to its readers
 RELIEF = 64 << 20  # bytes of one draft below which freeing it would help a short disk too little
-FILL = 8 << 20  # bytes around a read of a changed file that come into its spool together
-FILLERS = 4  # such requests side by side
 STREAM_MIN = 64 << 20  # bytes; a smaller file's parts all go up at close, with its final attributes
 
 
@@ -68,8 +62,8 @@ class Contents:
         self._pages = pages
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
-        self._spawn = spawn
-        self._fillers = trio.CapacityLimiter(FILLERS)
+        self._filling = Filling(blocks, spools, commits.records, spawn, room=dirty_limit // 2)
+        self._succession = Succession(inodes, attributes, blocks, spawn)
 
     # Opening and closing
 
@@ -137,6 +131,8 @@ class Contents:
         if draft is not None:
             return await self._read_changed(handle, draft, start, start + size)
         source = handle.source = handle.content.source or handle.source or self._source(handle.inode)
+        if not start and not handle.reads:
+            self._succession.read(handle.inode)
         try:
             body = await handle.stream.read(self._blocks, source, start, start + size)
         except StoreError as error:
@@ -168,34 +164,10 @@ class Contents:
         if base is None or draft.local.covers(start, edge):
             return await reading
         if handle.writes:
-            self._fill(handle.inode, handle.content, draft, start // FILL * FILL)
+            self._filling.around(start, handle.inode, handle.content, draft)
         body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
         return body
-
-    def _fill(self, inode: Inode, content: Content, draft: Draft, start: int) -> None:
-        """Lets what is missing around a changed range come into the spool: the commit needs it as well."""
-        stop = min(start + FILL, draft.base_stop)
-        if draft.is_untouched(start, stop) or start in content.filling or self._spools.is_short:
-            return
-        if draft.local.total + FILL > self._dirty_limit // 2:
-            return
-        content.filling.add(start)
-        self._spawn(partial(self._filling, inode, content, draft, start, stop))
-
-    async def _filling(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> None:
-        try:
-            async with self._fillers:
-                if content.draft is not draft or draft.base is None or not content.writers:
-                    return
-                body = await self._blocks.read(draft.base, start, stop)
-            if content.draft is draft:
-                self._commits.records.touched(inode)
-                await draft.absorb(start, body)
-        except OSError as error:
-            log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
-        finally:
-            content.filling.discard(start)
 
     async def target(self, inode: Inode) -> bytes:
         """Where a symbolic link points to. Raises OSError EINVAL for anything else."""

@@ -29,12 +29,12 @@ PENDING = math.inf
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("done", "half", "names", "prefix", "reach", "seen", "started", "token")
+    __slots__ = ("done", "half", "names", "places", "prefix", "reach", "started", "token")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix  # the directory's key when it began: a rename ends the pass
         self.names: list[bytes] = []
-        self.seen: set[bytes] = set()
+        self.places: dict[bytes, int] = {}  # of the names in `names`
         self.token = ""
         self.reach = ""  # every key up to this one has been shown
         self.half = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
@@ -43,8 +43,8 @@ class Pass:
 
     def show(self, name: bytes) -> None:
         """Makes a name visible to the readers of this pass."""
-        if name not in self.seen:
-            self.seen.add(name)
+        if name not in self.places:
+            self.places[name] = len(self.names)
             self.names.append(name)
 
 
@@ -257,7 +257,7 @@ class Merger:
     def _sweep(self, directory: Directory, walk: Pass) -> None:
         """What the pass did not show is gone, but for what is not in the bucket yet: that is shown."""
         for name, inode in list(directory.entries.items()):
-            if name in walk.seen:
+            if name in walk.places:
                 continue
             if inode.pins or not directory.untouched(name, walk):
                 walk.show(name)

@@ -46,7 +46,8 @@ ROWS = (
     ("guesses", "recovery", "abandoned", "creation", "rename", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "pages", "commits", "records", "content", "attributes", "learning", "foresight", "listing", "subtree"),
+    ("contents", "filling", "succession", "pages", "commits", "records", "content"),
+    ("attributes", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share

@@ -1,0 +1,63 @@
+"""What comes into the spool of a changed file beside what is written: the base's bytes around a change that is read.
+
+The commit sends a changed part whole, so it needs them as well. Who reads and writes a file at random places would
+ask for a block with nearly every read, and the commit for what lies between each two writes.
+
+Concurrency: trio thread only; what was written or cut since the bytes were asked for stays as it is (`Draft.absorb`).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+
+from .blocks import Blocks, Spawn
+from .content import Content
+from .draft import Draft
+from .inodes import Inode
+from .records import Records
+from .spool import SpoolArea
+
+log = logging.getLogger(__name__)
+
+WINDOW = 8 << 20  # bytes that come together; the smallest part of an upload by default
+AT_ONCE = 4  # windows of a mount
+
+
+class Filling:
+    """Fills the spools of a mount, each up to `room` bytes."""
+
+    def __init__(self, blocks: Blocks, spools: SpoolArea, records: Records, spawn: Spawn, *, room: int) -> None:
+        self._blocks = blocks
+        self._spools = spools
+        self._records = records
+        self._spawn = spawn
+        self._room = room
+        self._turns = trio.CapacityLimiter(AT_ONCE)
+
+    def around(self, at: int, inode: Inode, content: Content, draft: Draft) -> None:
+        """A byte of a changed file is read: if there is a change near it, all near it comes. Does not wait."""
+        start = at // WINDOW * WINDOW
+        stop = min(start + WINDOW, draft.base_stop)
+        if draft.is_untouched(start, stop) or start in content.filling or self._spools.is_short:
+            return
+        if draft.local.total + WINDOW > self._room:
+            return
+        content.filling.add(start)
+        self._spawn(partial(self._fill, inode, content, draft, start, stop))
+
+    async def _fill(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> None:
+        try:
+            async with self._turns:
+                if content.draft is not draft or draft.base is None or not content.writers:
+                    return
+                body = await self._blocks.read(draft.base, start, stop)
+            if content.draft is draft:
+                self._records.touched(inode)
+                await draft.absorb(start, body)
+        except OSError as error:
+            log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
+        finally:
+            content.filling.discard(start)

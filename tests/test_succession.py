@@ -1,0 +1,96 @@
+"""Who reads file after file finds the next ones here: told by the requests, which go together, and which in vain."""
+
+from __future__ import annotations
+
+import io
+import random
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from sosfs.succession import AHEAD
+from tests.conftest import Mounter
+from tests.drive import Drive
+from tests.foreign import Foreign
+from tests.proxy import Proxy
+from tests.servers import Server
+from tests.traffic import Traffic
+
+TREE = {f"top/d{at // 6}/f{at:02}": bytes([at]) * 3000 for at in range(60)}
+
+
+@pytest.fixture
+def server(moto: Server) -> Server:
+    """One server is enough: what is tested here happens before it."""
+    return moto
+
+
+@pytest.fixture
+def tree(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> Drive:
+    """Ten directories of six files."""
+    foreign.put_all(TREE)
+    return mounter(proxy.endpoint)
+
+
+def read(drive: Drive, paths: list[str]) -> None:
+    """Reads files, one after the other."""
+    for path in paths:
+        assert (drive.here / path).read_bytes() == TREE[path]
+
+
+def asked(traffic: Traffic) -> list[str]:
+    """The files that were asked for."""
+    return sorted(request.key for request in traffic.of("GET", "HEAD") if request.key in TREE)
+
+
+def test_tar_waits_for_few_files_and_asks_for_each_once(tree: Drive, proxy: Proxy) -> None:
+    with proxy.recording() as traffic:
+        packed = subprocess.run(["tar", "c", "top"], cwd=tree.here, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(packed)) as archive:
+        found = {member.name: archive.extractfile(member) for member in archive.getmembers() if member.isfile()}
+        assert {name: body.read() for name, body in found.items() if body} == TREE
+    assert asked(traffic) == sorted(TREE)
+    assert traffic.peak("GET") >= AHEAD // 4
+
+
+def test_files_at_random_bring_no_others_along(tree: Drive, proxy: Proxy) -> None:
+    some = random.Random(1).sample(sorted(TREE), 25)
+    with proxy.recording() as traffic:
+        read(tree, some)
+    assert asked(traffic) == sorted(some)
+
+
+def test_who_stops_has_asked_for_no_more_than_it_may(tree: Drive, proxy: Proxy) -> None:
+    some = sorted(TREE)[:9]
+    with proxy.recording() as traffic:
+        read(tree, some)
+    assert len(some) < len(asked(traffic)) <= len(some) + AHEAD
+
+
+def test_two_readers_do_not_disturb_each_other_for_long(tree: Drive, proxy: Proxy) -> None:
+    names = sorted(TREE)
+    with proxy.recording() as traffic:
+        for first, second in zip(names[:30], names[30:], strict=True):
+            read(tree, [first, second])
+    assert asked(traffic) == names
+
+
+def test_what_is_changed_after_it_was_fetched_ahead_shows_the_change(tree: Drive, proxy: Proxy) -> None:
+    names = sorted(TREE)
+    read(tree, names[:6])
+    proxy.settle()
+    for name in names[6:12]:
+        (tree.here / name).write_bytes(b"changed")
+    assert [(tree.here / name).read_bytes() for name in names[6:12]] == [b"changed"] * 6
+    assert [Path(tree.here / name).stat().st_size for name in names[6:12]] == [7] * 6
+
+
+def test_who_goes_on_elsewhere_is_followed_there(tree: Drive, proxy: Proxy) -> None:
+    names = sorted(TREE)
+    read(tree, names[:5])
+    with proxy.recording() as traffic:
+        read(tree, names[30:48])
+    assert asked(traffic) == names[30:48]
+    assert traffic.peak("GET") >= 3
