@@ -183,7 +183,7 @@ def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Con
         on.share.backlog, durability=on.settings.durability
     )  # fmt: skip
     contents = Contents(
-        on.inodes, on.blocks, on.spools, on.uploader, attributes, commits, on.pages, on.spawn,
+        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn,
         mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
     )  # fmt: skip
     return conflicts, commits, contents

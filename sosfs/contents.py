@@ -25,6 +25,7 @@ from .draft import Draft, State, fresh
 from .errors import Cause, StoreError
 from .filling import Filling
 from .inodes import Inode, Inodes
+from .listing import Listings
 from .pages import Pages
 from .spool import SpoolArea
 from .store import Guard, Version
@@ -45,6 +46,7 @@ class Contents:
         blocks: Blocks,
         spools: SpoolArea,
         uploader: Uploader,
+        listings: Listings,
         attributes: Attributes,
         commits: Commits,
         pages: Pages,
@@ -63,7 +65,7 @@ class Contents:
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
         self._filling = Filling(blocks, spools, commits.records, spawn, room=dirty_limit // 2)
-        self._succession = Succession(inodes, attributes, blocks, spawn)
+        self._succession = Succession(inodes, listings, attributes, blocks, spawn)
 
     # Opening and closing
 

@@ -19,6 +19,7 @@ from .attributes import Attributes
 from .blocks import BLOCK, Blocks, Source, Spawn
 from .directory import Directory
 from .inodes import Inode, Inodes, Known
+from .listing import Listings
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +33,11 @@ STRAYS = 8  # files read out of order, by others or by one who turned elsewhere,
 class Succession:
     """Follows those who read a mount file after file."""
 
-    def __init__(self, inodes: Inodes, attributes: Attributes, blocks: Blocks, spawn: Spawn) -> None:
+    def __init__(
+        self, inodes: Inodes, listings: Listings, attributes: Attributes, blocks: Blocks, spawn: Spawn
+    ) -> None:
         self._inodes = inodes
+        self._listings = listings
         self._attributes = attributes
         self._blocks = blocks
         self._spawn = spawn
@@ -68,6 +72,9 @@ class Succession:
     def _ask_ahead(self, inode: Inode) -> None:
         if len(self._coming) > AHEAD // 2:
             return  # several at once: where they begin is looked for once
+        here = inode.parent.directory if inode.parent is not None else None
+        if here is not None and here.now is not None:
+            self._listings.reached(here, here.now, here.now.places.get(inode.name, 0))
         held = sum(one.size for one in self._coming if one.size <= SMALL)
         for one in _after(self._coming[-1] if self._coming else inode):
             if len(self._coming) >= AHEAD or held > self._blocks.capacity // ROOM:
@@ -107,7 +114,7 @@ def _after(inode: Inode) -> Iterator[Inode]:
 def _from(directory: Directory, at: int) -> Generator[Inode, None, bool]:
     """Those of a directory from an index on and of all below it; tells at the end whether it was listed."""
     walk = directory.now
-    if walk is None or not walk.done:
+    if walk is None:
         return False
     while at < len(walk.names):
         child = directory.entries.get(walk.names[at])
@@ -117,4 +124,4 @@ def _from(directory: Directory, at: int) -> Generator[Inode, None, bool]:
                 return False
         elif child is not None and child.size:
             yield child
-    return True
+    return walk.done

@@ -69,6 +69,21 @@ def test_who_stops_has_asked_for_no_more_than_it_may(tree: Drive, proxy: Proxy) 
     assert len(some) < len(asked(traffic)) <= len(some) + AHEAD
 
 
+def test_a_directory_of_more_than_one_page_is_followed_on(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    names = [f"many/{at:04}" for at in range(1060)]
+    foreign.put_all({name: name.encode() for name in names})
+    drive = mounter(proxy.endpoint)
+    with proxy.recording() as traffic:
+        for name in names[480:]:
+            assert (drive.here / name).read_bytes() == name.encode()
+    asked_for = [request for request in traffic.of("GET", "HEAD") if request.key in names]
+    assert sorted(request.key for request in asked_for) == names[480:]
+    first = [one for one in asked_for if "many/0500" <= one.key < "many/0600"]
+    late = [one for one in asked_for if one.key >= "many/1010"]
+    assert Traffic(first).peak() >= 4
+    assert Traffic(late).peak() >= 4
+
+
 def test_two_readers_do_not_disturb_each_other_for_long(tree: Drive, proxy: Proxy) -> None:
     names = sorted(TREE)
     with proxy.recording() as traffic:
