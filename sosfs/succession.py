@@ -2,7 +2,7 @@
 
 tar, cp, grep and backup programs open the files of a tree in the order in which its directories are listed, and wait
 for each: at 20 ms a round trip that is 50 files a second. After `RUN` files in that order the next ones are asked
-for with their bytes, on through directories as far as these were listed.
+for with their bytes, on through directories as far as these were listed, and within the one that holds all so far.
 
 A guess costs bytes: no more than `AHEAD` small files are here that nobody has read yet.
 
@@ -42,6 +42,7 @@ class Succession:
         self._blocks = blocks
         self._spawn = spawn
         self._last: Inode | None = None
+        self._top: Inode | None = None  # the directory that holds all of the run: what is beside it is not expected
         self._run = 0
         self._strays = 0
         self._coming: deque[Inode] = deque()  # expected, in order
@@ -54,7 +55,7 @@ class Succession:
             self._strays += 1
             if self._run >= RUN and self._strays < STRAYS:
                 return
-            self._run = 0
+            self._run, self._top = 0, inode.parent
             self._coming.clear()
         self._last, self._strays = inode, 0
         if self._run >= RUN:
@@ -67,6 +68,8 @@ class Succession:
         elif self._coming or self._last is None or next(_after(self._last), None) is not inode:
             return False
         self._run += 1
+        while self._top is not None and not self._inodes.is_under(inode, self._top):
+            self._top = self._top.parent
         return True
 
     def _ask_ahead(self, inode: Inode) -> None:
@@ -76,7 +79,7 @@ class Succession:
         if here is not None and here.now is not None:
             self._listings.reached(here, here.now, here.now.places.get(inode.name, 0))
         held = sum(one.size for one in self._coming if one.size <= SMALL)
-        for one in _after(self._coming[-1] if self._coming else inode):
+        for one in _after(self._coming[-1] if self._coming else inode, within=self._top):
             if len(self._coming) >= AHEAD or held > self._blocks.capacity // ROOM:
                 return
             self._coming.append(one)
@@ -100,13 +103,16 @@ class Succession:
             log.debug("%s was not fetched ahead: %s", inode.name.decode(errors="replace"), error)
 
 
-def _after(inode: Inode) -> Iterator[Inode]:
-    """The files with bytes after this one, as a walk through the tree comes to them, up to what is not listed."""
+def _after(inode: Inode, *, within: Inode | None = None) -> Iterator[Inode]:
+    """The files with bytes after this one, as a walk through the tree comes to them, up to what is not listed.
+
+    It ends with the directory `within`, None for no such end.
+    """
     while (parent := inode.parent) is not None and parent.directory is not None:
         walk = parent.directory.now
         if walk is None or inode.name not in walk.places:
             return
-        if not (yield from _from(parent.directory, walk.places[inode.name] + 1)):
+        if not (yield from _from(parent.directory, walk.places[inode.name] + 1)) or parent is within:
             return
         inode = parent
 

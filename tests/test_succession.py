@@ -69,6 +69,14 @@ def test_who_stops_has_asked_for_no_more_than_it_may(tree: Drive, proxy: Proxy) 
     assert len(some) < len(asked(traffic)) <= len(some) + AHEAD
 
 
+def test_who_reads_a_directory_wants_nothing_beside_it(tree: Drive, proxy: Proxy) -> None:
+    list(tree.here.glob("top/*/*"))
+    some = [name for name in sorted(TREE) if name.startswith("top/d3/")]
+    with proxy.recording() as traffic:
+        read(tree, some)
+    assert asked(traffic) == some
+
+
 def test_a_directory_of_more_than_one_page_is_followed_on(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     names = [f"many/{at:04}" for at in range(1060)]
     foreign.put_all({name: name.encode() for name in names})
