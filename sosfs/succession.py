@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Generator, Iterator
+from functools import partial
 
 from .attributes import Attributes
 from .blocks import BLOCK, Blocks, Source, Spawn
@@ -85,7 +86,7 @@ class Succession:
             self._coming.append(one)
             if one.size <= SMALL and not one.pins and not one.opens:
                 held += one.size
-                self._spawn(lambda one=one: self._fetch(one))  # type: ignore[misc]
+                self._spawn(partial(self._fetch, one))
 
     async def _fetch(self, inode: Inode) -> None:
         """A failure is left to who really reads."""
