@@ -60,7 +60,14 @@ def run_sosfs(
     """Runs a command of the program to its end, output captured."""
     command = [*SOSFS, *map(str, arguments)]
     return subprocess.run(
-        command, env=dict(environment), capture_output=True, text=True, timeout=timeout, check=False, cwd="/"
+        command,
+        env=dict(environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        close_fds=False,  # before exec a close flushes a mount's file, and the forking thread waits with the GIL
+        check=False,
+        cwd="/",
     )
 
 
