@@ -176,11 +176,12 @@ class Attributes(Learning):
                 await self._tried(inode)
 
     async def _tried(self, inode: Inode) -> None:
-        what = "the directory %s is" if inode in self._made else "attributes of %s are"
+        name = inode.name.decode(errors="replace")
+        what = f"the directory {name} is" if inode in self._made else f"attributes of {name} are"
         try:
             await self.settle(inode)
         except OSError as error:
-            log.error(f"{what} not in the bucket: %s", inode.name.decode(errors="replace"), error)
+            log.error("%s not in the bucket: %s", what, error)
 
     async def fsync(self, inode: Inode, *, durability: Durability) -> None:
         """Changed attributes are as safe afterwards as `durability` wants it. Raises what prevents it."""
@@ -217,7 +218,7 @@ class Attributes(Learning):
         await each(self.settle, below, at_once=SETTLERS)
 
     async def _rewrite(self, inode: Inode) -> None:
-        key = self._inodes.key(inode)
+        key, is_new = self._inodes.key(inode), inode in self._made
         try:
             if inode.is_directory and key and (inode.version is None or inode.version.size == 0):
                 await self._rewrite_marker(inode, key)
@@ -233,7 +234,10 @@ class Attributes(Learning):
                 inode.edits = NO_EDITS
                 inode.checked = 0.0
                 inode.known = min(inode.known, Known.SIZE)
-            raise
+            if not is_new or error.cause is not Cause.CONFLICT:
+                raise
+            if inode.directory is not None:
+                inode.directory.now = None  # another host made it meanwhile: theirs stays, and what is in it
 
     async def _rewrite_object(self, inode: Inode, key: str, version: Version) -> None:
         await self.learn_whole(inode)
@@ -250,25 +254,11 @@ class Attributes(Learning):
         acl = await self.acl(inode) if inode.version is not None else None
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
-        is_new = inode in self._made
-        try:
-            condition = Guard.ABSENT if is_new else Guard.NONE
-            inode.version = await self._store.put(key, b"", used, condition=condition, acl=acl)
-        except StoreError as error:
-            if not is_new or error.cause is not Cause.CONFLICT:
-                raise
-            self._made_by_others(inode)
-            return
+        condition = Guard.ABSENT if inode in self._made else Guard.NONE
+        inode.version = await self._store.put(key, b"", used, condition=condition, acl=acl)
         if inode.directory is not None:
             inode.directory.marker = inode.version
         self._written(inode, used, posix)
-
-    def _made_by_others(self, inode: Inode) -> None:
-        """Another host made the same directory meanwhile: theirs stays, and is asked for when somebody looks."""
-        self._clear(inode)
-        inode.known, inode.checked = Known.SIZE, 0.0
-        if inode.directory is not None:
-            inode.directory.now = None
 
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
+from functools import partial
 
 import trio
+
+from .turns import Between
 
 
 class Budget:
@@ -20,12 +22,12 @@ class Budget:
         self.used = 0
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
-    def holding(self, size: int) -> Holding:
+    def holding(self, size: int) -> Between:
         """Waits for `size` bytes and holds them for the length of the block."""
-        return Holding(self, min(size, self.limit))
+        size = min(size, self.limit)
+        return Between(partial(self._take, size), partial(self._give_back, size))
 
-    async def take(self, size: int) -> None:
-        """Waits for `size` bytes, no more than the limit."""
+    async def _take(self, size: int) -> None:
         if not self._waiting and self.used + size <= self.limit:
             self.used += size
             return
@@ -41,8 +43,7 @@ class Budget:
             self._wake()
             raise
 
-    def give_back(self, size: int) -> None:
-        """Others may have them."""
+    def _give_back(self, size: int) -> None:
         self.used -= size
         self._wake()
 
@@ -51,24 +52,6 @@ class Budget:
             size, event = self._waiting.popleft()
             self.used += size
             event.set()
-
-
-class Holding:
-    """The block within which bytes are held."""
-
-    __slots__ = ("_budget", "_size")
-
-    def __init__(self, budget: Budget, size: int) -> None:
-        self._budget = budget
-        self._size = size
-
-    async def __aenter__(self) -> None:
-        await self._budget.take(self._size)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._budget.give_back(self._size)
 
 
 @dataclass(slots=True)

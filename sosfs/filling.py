@@ -41,9 +41,9 @@ class Filling:
         """A byte of a changed file is read: if there is a change near it, all near it comes. Does not wait."""
         start = at // WINDOW * WINDOW
         stop = min(start + WINDOW, draft.base_stop)
-        if draft.is_untouched(start, stop) or start in content.filling or self._spools.is_short:
+        if start in content.filling or draft.local.total + WINDOW > self._room or draft.is_untouched(start, stop):
             return
-        if draft.local.total + WINDOW > self._room:
+        if self._spools.is_short:  # a system call
             return
         content.filling.add(start)
         self._spawn(partial(self._fill, inode, content, draft, start, stop))

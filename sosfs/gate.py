@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from types import TracebackType
+from functools import partial
 
 import trio
 
 from .inodes import Inode, Inodes
+from .turns import Between
 
 
 class Gate:
@@ -27,18 +28,16 @@ class Gate:
         self._closed: list[Inode] = []
         self._changed = trio.lowlevel.ParkingLot()
 
-    def passing(self, inode: Inode) -> Passage:
+    def passing(self, inode: Inode) -> Between:
         """For one commit: within it the inode's key stays as it is."""
-        return Passage(self, inode)
+        return Between(partial(self._enter, inode), partial(self._leave, inode))
 
-    async def enter(self, inode: Inode) -> None:
-        """One more is under way with the inode, as soon as it is open."""
+    async def _enter(self, inode: Inode) -> None:
         while self._closed and any(self._inodes.is_under(inode, closed) for closed in self._closed):
             await self._changed.park()
         self._passing[inode] = self._passing.get(inode, 0) + 1
 
-    def leave(self, inode: Inode) -> None:
-        """One less is."""
+    def _leave(self, inode: Inode) -> None:
         self._passing[inode] -= 1
         if not self._passing[inode]:
             del self._passing[inode]
@@ -63,21 +62,3 @@ class Gate:
         if any(under(inode, top) for top in subtrees for inode in self._passing):
             return True
         return any(under(top, held) or under(held, top) for top in subtrees for held in self._closed)
-
-
-class Passage:
-    """The block within which something is under way."""
-
-    __slots__ = ("_gate", "_inode")
-
-    def __init__(self, gate: Gate, inode: Inode) -> None:
-        self._gate = gate
-        self._inode = inode
-
-    async def __aenter__(self) -> None:
-        await self._gate.enter(self._inode)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
-        self._gate.leave(self._inode)

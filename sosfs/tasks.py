@@ -34,9 +34,12 @@ async def each(job: Callable[[T], Awaitable[object]], items: Iterable[T], *, at_
             if first:
                 return
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(at_once):
-            nursery.start_soon(worker)
+    if at_once == 1:
+        await worker()
+    else:
+        async with trio.open_nursery() as nursery:
+            for _ in range(at_once):
+                nursery.start_soon(worker)
     if first:
         raise first[0]
 

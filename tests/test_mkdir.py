@@ -10,9 +10,8 @@ import trio.testing
 
 from sosfs.config import Durability
 from sosfs.fake import FakeStore
-from sosfs.inodes import Inode
 from sosfs.store import Acl, Body, Condition, Guard, Properties, Version
-from tests.composed import Composed, composed
+from tests.composed import composed
 from tests.conftest import Mounter
 from tests.drive import names, sync
 from tests.faults import Hang
@@ -73,10 +72,6 @@ def test_a_directory_that_is_removed_while_its_marker_is_on_its_way_stays_away(t
     assert not store._stored
 
 
-async def _found(mount: Composed, path: str) -> Inode:
-    return await mount._walk(path)
-
-
 def test_a_new_directory_takes_no_request_until_it_has_rested(tmp_path: Path) -> None:
     store = FakeStore()
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
@@ -123,7 +118,7 @@ def test_a_directory_that_another_host_made_first_stays_theirs(tmp_path: Path) -
         mount.loop.run(lambda: store.put("both/file", b"x", Properties()))
         mount.loop.passes(5)
         assert store._stored["both/"].object.properties.metadata["uid"] == "7"
-        shown = mount.loop.run(lambda: _found(mount, "both"))
+        shown = mount.loop.run(lambda: mount._walk("both"))
         assert (shown.mode, shown.uid) == (0o040750, 7)
         assert set(mount.loop.run(mount.tree)) == {"both", "both/file"}
 
