@@ -306,7 +306,7 @@ class Contents:
             return
         async with content.lock:
             if inode.opens and inode.version is not None and inode.size <= DETACH_MAX:
-                await self._begin(inode).pull()
+                await self._filling.whole(inode, content, self._begin(inode))
             yield
             self.left(inode)
             await self._commits.drop_upload(content)

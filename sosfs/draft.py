@@ -23,7 +23,6 @@ from .spool import INLINE, Spool
 from .store import OBJECT_MAX, Condition, Guard, Version
 from .tasks import each
 
-PULL = 8 << 20  # bytes fetched at a time when all of the base is wanted
 BETWEEN = 1 << 20  # bytes of ours that are fetched along, which costs less than a request more
 FETCHES = 8  # requests side by side
 
@@ -160,25 +159,25 @@ class Draft:
             return False
         return not any(ours for extents in (self.dirty, self._flying) for _, _, ours in extents.within(start, stop))
 
-    async def pull(self) -> None:
-        """Fetches what is missing of the base, so that the draft needs the bucket no more."""
-        for start, stop in self._missing(0, self.base_stop, PULL):
-            assert self.base is not None
-            await self.absorb(start, await self._blocks.read(self.base, start, stop))
+    def lacks(self, start: int, stop: int) -> tuple[int, int] | None:
+        """From the first to the last byte that the base has of `[start, stop)` and the spool has not."""
+        gaps = self._missing(start, min(stop, self.base_stop))
+        return (gaps[0][0], gaps[-1][1]) if gaps else None
 
     async def absorb(self, at: int, body: bytes | memoryview) -> None:
         """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
         view = memoryview(body)
         self.absorbed += 1
-        # In pieces that are written without a pause, in which a writer could come between.
-        for start, stop in self._missing(at, min(at + len(view), self.base_stop), INLINE):
-            await self.spool.write(start, view[start - at : stop - at])
-            self.local.add(start, stop)
+        for begin, end in self._missing(at, min(at + len(view), self.base_stop)):
+            # In pieces that are written without a pause, in which a writer could come between.
+            for start in range(begin, end, INLINE):
+                stop = min(end, start + INLINE)
+                await self.spool.write(start, view[start - at : stop - at])
+                self.local.add(start, stop)
 
-    def _missing(self, start: int, stop: int, most: int) -> list[tuple[int, int]]:
-        """What the spool has not of `[start, stop)`, in pieces of up to `most` bytes."""
-        gaps = [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
-        return [(at, min(end, at + most)) for begin, end in gaps for at in range(begin, end, most)]
+    def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What the spool has not of `[start, stop)`."""
+        return [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
 
     def stand_on(self, base: Source, expected: Version) -> None:
         """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""

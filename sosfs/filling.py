@@ -1,7 +1,8 @@
-"""What comes into the spool of a changed file beside what is written: the base's bytes around a change that is read.
+"""What comes into the spool of a changed file beside what is written: bytes of its base.
 
-The commit sends a changed part whole, so it needs them as well. Who reads and writes a file at random places would
-ask for a block with nearly every read, and the commit for what lies between each two writes.
+Around a change that is read: the commit sends a changed part whole, so it needs them as well, and who reads and writes
+a file at random places would ask for a block with nearly every read. And all of them before the base is removed while
+somebody has the file open.
 
 Concurrency: trio thread only; what was written or cut since the bytes were asked for stays as it is (`Draft.absorb`).
 """
@@ -19,6 +20,7 @@ from .draft import Draft
 from .inodes import Inode
 from .records import Records
 from .spool import SpoolArea
+from .tasks import each
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +53,26 @@ class Filling:
     async def _fill(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> None:
         try:
             async with self._turns:
-                if content.draft is not draft or draft.base is None or not content.writers:
-                    return
-                body = await self._blocks.read(draft.base, start, stop)
-            if content.draft is draft:
-                self._records.touched(inode)
-                await draft.absorb(start, body)
+                if content.writers:
+                    await self._bring(inode, content, draft, start, stop)
         except OSError as error:
             log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
         finally:
             content.filling.discard(start)
+
+    async def whole(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""
+
+        async def bring(start: int) -> None:
+            await self._bring(inode, content, draft, start, start + WINDOW)
+
+        await each(bring, range(0, draft.base_stop, WINDOW), at_once=AT_ONCE)
+
+    async def _bring(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> None:
+        base, gap = draft.base, draft.lacks(start, stop)
+        if base is None or gap is None or content.draft is not draft:
+            return
+        body = await self._blocks.read(base, *gap)
+        if content.draft is draft:
+            self._records.touched(inode)
+            await draft.absorb(gap[0], body)

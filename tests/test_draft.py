@@ -19,24 +19,17 @@ SIZE = 1 << 20
 BASE = Source("file", "etag", SIZE)
 
 
-class Late:
-    """Blocks of a base of `b`s, which come after something else has happened."""
-
-    def __init__(self, meanwhile: Callable[[], Awaitable[None]]) -> None:
-        self._meanwhile = meanwhile
-
-    async def read(self, source: Source, start: int, stop: int) -> bytes:
-        await self._meanwhile()
-        return b"b" * (stop - start)
-
-
-def pulled(tmp_path: Path, meanwhile: Callable[[Draft], Awaitable[None]]) -> bytes:
-    """What the draft holds when all of its base was fetched, `meanwhile` having happened before that came."""
+def filled(tmp_path: Path, meanwhile: Callable[[Draft], Awaitable[None]]) -> bytes:
+    """What the draft holds when all of its base, of `b`s, was fetched, `meanwhile` having happened before that came."""
 
     async def main() -> bytes:
         spool = SpoolArea(tmp_path, Allowance(0)).new()
-        draft = Draft(spool, cast(Blocks, Late(lambda: meanwhile(draft))), BASE, Version(BASE.etag, SIZE))
-        await draft.pull()
+        draft = Draft(spool, cast(Blocks, None), BASE, Version(BASE.etag, SIZE))
+        gap = draft.lacks(0, SIZE)
+        assert gap == (0, SIZE)
+        await meanwhile(draft)
+        await draft.absorb(0, b"b" * SIZE)
+        assert draft.lacks(0, SIZE) is None
         draft.base = None
         body = bytes(await draft.read(0, draft.size))
         draft.close()
@@ -49,7 +42,7 @@ def test_what_is_written_while_the_base_comes_stays(tmp_path: Path) -> None:
     async def write(draft: Draft) -> None:
         await draft.write(300_000, b"new" * 100_000)
 
-    assert pulled(tmp_path, write) == b"b" * 300_000 + b"new" * 100_000 + b"b" * (SIZE - 600_000)
+    assert filled(tmp_path, write) == b"b" * 300_000 + b"new" * 100_000 + b"b" * (SIZE - 600_000)
 
 
 def test_what_is_cut_while_the_base_comes_does_not_come_back(tmp_path: Path) -> None:
@@ -57,7 +50,7 @@ def test_what_is_cut_while_the_base_comes_does_not_come_back(tmp_path: Path) -> 
         draft.truncate(1000)
         draft.truncate(SIZE)
 
-    assert pulled(tmp_path, cut) == b"b" * 1000 + bytes(SIZE - 1000)
+    assert filled(tmp_path, cut) == b"b" * 1000 + bytes(SIZE - 1000)
 
 
 @pytest.mark.parametrize(("apart", "ours", "requests"), [(8 << 10, 3000, 1), (2 * BETWEEN, BETWEEN + 1, 5)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Awaitable, Callable
@@ -112,8 +113,29 @@ async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
         await mount.parts.contents.flush(handle)
 
 
+async def _saved_then_half_removed(mount: Composed, store: FakeStore) -> None:
+    """An open file cannot be removed since a part of its base cannot be read, which its readers would need."""
+    await store.put("file", BODY, Properties())
+    handle = await _opened(mount)
+    await mount.parts.contents.write(handle, MIB, NEW)
+    await mount.parts.contents.flush(handle)
+
+    def broken(operation: str, key: str) -> None:
+        if operation == "get" and store.calls["get"] == asked + 3:
+            raise OSError(errno.EIO, "broken")
+
+    asked, store.fault = store.calls["get"], broken
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sosfs.filling.WINDOW", MIB)
+        with pytest.raises(OSError, match="broken"):
+            await mount.unlink("file")
+    assert handle.content.draft is not None
+    assert handle.content.draft.local.total > MIB
+    store.fault = None
+
+
 @pytest.mark.promise(3)
-@pytest.mark.parametrize("change", [_saved_then_filled, _filled_while_saved])
+@pytest.mark.parametrize("change", [_saved_then_filled, _filled_while_saved, _saved_then_half_removed])
 def test_what_came_into_the_spool_is_no_damage_after_a_crash(
     tmp_path: Path, change: Callable[[Composed, FakeStore], Awaitable[None]]
 ) -> None:
