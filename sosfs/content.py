@@ -16,7 +16,7 @@ from .upload import Upload
 class Content:
     """The bytes side of an inode that is open or not yet in the bucket."""
 
-    __slots__ = ("draft", "filling", "going", "lock", "row", "sending", "source", "times_given", "upload", "writers")
+    __slots__ = ("draft", "going", "lock", "row", "sending", "source", "times_given", "upload", "writers")
 
     def __init__(self) -> None:
         self.draft: Draft | None = None
@@ -25,7 +25,6 @@ class Content:
         self.lock = Turns()  # one commit or record at a time
         self.writers = 0
         self.times_given = False  # mtime was set by the user after the last write
-        self.filling: set[int] = set()  # where bytes of the base are coming into the spool
         self.sending = False  # a task is bringing it into the bucket
         self.row = 0  # of the draft in the journal; 0: none
         self.going: tuple[str, int] | None = None  # ETag and serial of what a request under way stores

@@ -54,6 +54,7 @@ class Draft:
         self.recorded = -1  # the serial that is in the journal
         self.sums: tuple[int, ...] = ()  # of the spool as of that serial
         self.absorbed = 0  # how often bytes of the base came into the spool
+        self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`filling`)
         self.spool = spool
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began
@@ -112,6 +113,7 @@ class Draft:
         """Frees the spool of a draft that is in the bucket: its bytes are the base's."""
         assert self.state is State.CLEAN
         self.local, self.dirty = Extents(), Extents()
+        self.brought.clear()
         self.spool.truncate(0)
 
     def _changed(self) -> None:

@@ -1,8 +1,9 @@
 """What comes into the spool of a changed file beside what is written: bytes of its base.
 
 Around a change that is read: the commit sends a changed part whole, so it needs them as well, and who reads and writes
-a file at random places would ask for a block with nearly every read. And all of them before the base is removed while
-somebody has the file open.
+a file at random places would ask for a block with nearly every read. Who has had an eighth of a file brought that way
+will want the rest: it comes at the server's speed, not at the reader's. And all of them before the base is removed
+while somebody has the file open.
 
 Concurrency: trio thread only; what was written or cut since the bytes were asked for stays as it is (`Draft.absorb`).
 """
@@ -26,6 +27,7 @@ log = logging.getLogger(__name__)
 
 WINDOW = 8 << 20  # bytes that come together; the smallest part of an upload by default
 AT_ONCE = 4  # windows of a mount
+DENSE = 8  # of so many windows one was brought: then all are
 
 
 class Filling:
@@ -42,23 +44,27 @@ class Filling:
     def around(self, at: int, inode: Inode, content: Content, draft: Draft) -> None:
         """A byte of a changed file is read: if there is a change near it, all near it comes. Does not wait."""
         start = at // WINDOW * WINDOW
-        stop = min(start + WINDOW, draft.base_stop)
-        if start in content.filling or draft.local.total + WINDOW > self._room or draft.is_untouched(start, stop):
+        if start in draft.brought or draft.is_untouched(start, min(start + WINDOW, draft.base_stop)):
             return
-        if self._spools.is_short:  # a system call
-            return
-        content.filling.add(start)
-        self._spawn(partial(self._fill, inode, content, draft, start, stop))
+        self._begin(start, inode, content, draft)
+        if len(draft.brought) * DENSE >= -(-draft.base_stop // WINDOW):
+            for other in range(0, draft.base_stop, WINDOW):
+                self._begin(other, inode, content, draft)
 
-    async def _fill(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> None:
+    def _begin(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
+        if start in draft.brought or max(draft.local.total, len(draft.brought) * WINDOW) + WINDOW > self._room:
+            return
+        draft.brought.add(start)
+        self._spawn(partial(self._fill, start, inode, content, draft))
+
+    async def _fill(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
         try:
             async with self._turns:
-                if content.writers:
-                    await self._bring(inode, content, draft, start, stop)
+                if content.writers and not self._spools.is_short:  # a system call
+                    await self._bring(inode, content, draft, start, start + WINDOW)
         except OSError as error:
+            draft.brought.discard(start)
             log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
-        finally:
-            content.filling.discard(start)
 
     async def whole(self, inode: Inode, content: Content, draft: Draft) -> None:
         """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""

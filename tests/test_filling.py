@@ -65,6 +65,29 @@ def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
         assert store.calls["get"] <= 4
 
 
+@pytest.mark.parametrize(("touched", "comes"), [(5, False), (6, True)])
+def test_all_of_a_file_comes_once_an_eighth_of_it_was_read_and_written(
+    tmp_path: Path, touched: int, comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, window = FakeStore(), SIZE // 48
+    monkeypatch.setattr("sosfs.filling.WINDOW", window)
+
+    async def touch(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await _opened(mount)
+        for number in range(touched):
+            at = (7 * number % 48) * window
+            await mount.parts.contents.write(handle, at, NEW)
+            await mount.parts.contents.read(handle, at + len(NEW), 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert handle.content.draft is not None
+        assert handle.content.draft.local.covers(0, SIZE) is comes
+        await _closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(touch, mount))
+
+
 def test_a_change_without_reads_fetches_nothing_until_it_is_sent(tmp_path: Path) -> None:
     store = FakeStore()
 
