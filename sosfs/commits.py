@@ -38,6 +38,7 @@ from .records import Records
 from .spool import INLINE
 from .store import Acl, Detail, Guard, Object, Properties, Right, Version
 from .tasks import each
+from .threads import LOCAL
 from .upload import Announce, Upload, Uploader, etag_of
 
 log = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ class Commits:
                 body = await draft.read(0, size)
                 store, hashed = self._uploader.store, ""
                 if store.hashes:
-                    hashed = etag_of(body) if size <= INLINE else await trio.to_thread.run_sync(etag_of, body)
+                    hashed = etag_of(body) if size <= INLINE else await LOCAL.run(etag_of, body)
                 announce(landing.token(hashed, size, properties, hashes=store.hashes))
                 version = await store.put(key, body, properties, condition=draft.expected, acl=acl)
                 self._uploader.sent_bytes += len(body)

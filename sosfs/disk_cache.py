@@ -21,7 +21,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from pathlib import Path
 
-import trio
+from .threads import LOCAL
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ class DiskCache:
         if name not in self._index:
             return None
         self._index.move_to_end(name)
-        return await trio.to_thread.run_sync(self._read, name, size, first, last)
+        return await LOCAL.run(self._read, name, size, first, last)
 
     def _read(self, name: str, size: int, first: int, last: int) -> memoryview | None:
         start, stop = first * self._block, min(last * self._block, size)
@@ -87,7 +87,7 @@ class DiskCache:
         if name not in self._index:
             return [(0, -(-size // self._block))]
         self._index.move_to_end(name)
-        return await trio.to_thread.run_sync(self._gaps, name, size)
+        return await LOCAL.run(self._gaps, name, size)
 
     def _gaps(self, name: str, size: int) -> list[tuple[int, int]]:
         count = -(-size // self._block)
@@ -116,7 +116,7 @@ class DiskCache:
             return False
         self._writing += 1
         try:
-            await trio.to_thread.run_sync(self._write, name, first, body)
+            await LOCAL.run(self._write, name, first, body)
         except OSError as error:
             log.warning("the disk cache cannot be written: %s", error)
             return False
@@ -138,7 +138,7 @@ class DiskCache:
     async def _forget(self, names: set[str]) -> int:
         freed = sum(self._index.pop(name) for name in names)
         self.used -= freed
-        await trio.to_thread.run_sync(self._unlink, *names)
+        await LOCAL.run(self._unlink, *names)
         return freed
 
     def _unlink(self, *names: str) -> None:

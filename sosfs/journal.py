@@ -27,8 +27,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import trio
-
 from .metadata import Posix
 from .saved import (
     SavedAttributes,
@@ -42,6 +40,7 @@ from .saved import (
     version_record,
 )
 from .store import Properties, Version
+from .threads import LOCAL
 from .turns import Turns
 
 log = logging.getLogger(__name__)
@@ -106,7 +105,7 @@ class Journal:
                 return
             upto = self._written
             is_long = upto - self._checkpointed > LOG_LONG
-            await trio.to_thread.run_sync(_sync, self._path, is_long)
+            await LOCAL.run(_sync, self._path, is_long)
             self._checkpointed = upto if is_long else self._checkpointed
             self._synced = upto
 

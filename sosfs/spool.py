@@ -15,9 +15,8 @@ import zlib
 from collections.abc import Set
 from pathlib import Path
 
-import trio
-
 from .budget import Allowance
+from .threads import LOCAL
 
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
@@ -85,7 +84,7 @@ class Spool:
         if len(data) <= INLINE:
             _write_all(self._file, offset, data)
         else:
-            await trio.to_thread.run_sync(_write_all, self._file, offset, data)
+            await LOCAL.run(_write_all, self._file, offset, data)
 
     async def read(self, start: int, stop: int) -> bytes:
         """The bytes `[start, stop)`; what was never written reads as zeros."""
@@ -93,7 +92,7 @@ class Spool:
             return bytes(self._memory[start:stop]).ljust(stop - start, b"\0")
         if stop - start <= INLINE:
             return _read_all(self._file, start, stop)
-        return await trio.to_thread.run_sync(_read_all, self._file, start, stop)
+        return await LOCAL.run(_read_all, self._file, start, stop)
 
     def adopt(self, file: int) -> None:
         """Takes over an open file with the bytes of an earlier mount."""
@@ -107,13 +106,13 @@ class Spool:
     async def sync(self) -> None:
         """The bytes on disk survive a power loss afterwards."""
         if self._memory is None:
-            await trio.to_thread.run_sync(os.fsync, self._file)
+            await LOCAL.run(os.fsync, self._file)
 
     async def sums(self, size: int) -> tuple[int, ...]:
         """The CRC-32 of each MiB of the first `size` bytes on disk."""
         if self._memory is not None:
             return ()
-        return await trio.to_thread.run_sync(_sums, self._file, size)
+        return await LOCAL.run(_sums, self._file, size)
 
     def truncate(self, size: int) -> None:
         """Drops what lies at and after `size`."""
