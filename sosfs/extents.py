@@ -58,6 +58,14 @@ class Extents:
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and self._stops[at] >= stop
 
+    def cells(self, size: int, *, most: int) -> int:
+        """How many of the cells of `size` bytes, counted from 0, the set has a byte of; does not look beyond `most`."""
+        found = reached = at = 0  # all cells below `reached` are counted
+        while found < most and (at := bisect_right(self._stops, reached * size, at)) < len(self._stops):
+            first, reached = max(reached, self._starts[at] // size), -(-self._stops[at] // size)
+            found += reached - first
+        return min(found, most)
+
     def within(self, start: int, stop: int) -> Iterator[tuple[int, int, bool]]:
         """`[start, stop)` cut into ranges that are wholly in (True) or wholly out of (False) the set."""
         at = bisect_right(self._stops, start)

@@ -1,9 +1,9 @@
 """What comes into the spool of a changed file beside what is written: bytes of its base.
 
 Around a change that is read: the commit sends a changed part whole, so it needs them as well, and who reads and writes
-a file at random places would ask for a block with nearly every read. Who has had an eighth of a file brought that way
-will want the rest: it comes at the server's speed, not at the reader's. And all of them before the base is removed
-while somebody has the file open.
+a file at random places would ask for a block with nearly every read. Who also reads where an eighth of it has changed
+is all over the file: the rest comes, at the server's speed and not at the reader's. And all of them before the base is
+removed while somebody has the file open.
 
 Concurrency: trio thread only; what was written or cut since the bytes were asked for stays as it is (`Draft.absorb`).
 """
@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 WINDOW = 8 << 20  # bytes that come together; the smallest part of an upload by default
 AT_ONCE = 4  # windows of a mount
-DENSE = 8  # of so many windows one was brought: then all are
+DENSE = 8  # of so many windows one has changed: then all are brought
+SEVERAL = 4  # windows that a change here and there, as of a database, may touch without that
 
 
 class Filling:
@@ -43,11 +44,13 @@ class Filling:
 
     def around(self, at: int, inode: Inode, content: Content, draft: Draft) -> None:
         """A byte of a changed file is read: if there is a change near it, all near it comes. Does not wait."""
-        start = at // WINDOW * WINDOW
-        if start in draft.brought or draft.is_untouched(start, min(start + WINDOW, draft.base_stop)):
+        start, windows = at // WINDOW * WINDOW, -(-draft.base_stop // WINDOW)
+        if len(draft.brought) == windows:
             return
-        self._begin(start, inode, content, draft)
-        if len(draft.brought) * DENSE >= -(-draft.base_stop // WINDOW):
+        if not draft.is_untouched(start, min(start + WINDOW, draft.base_stop)):
+            self._begin(start, inode, content, draft)
+        some = max(SEVERAL, windows // DENSE)
+        if draft.base_stop <= self._room and draft.dirty.cells(WINDOW, most=some) == some:
             for other in range(0, draft.base_stop, WINDOW):
                 self._begin(other, inode, content, draft)
 

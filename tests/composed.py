@@ -20,6 +20,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import pytest
 import trio
 import trio.testing
 
@@ -32,6 +33,7 @@ from sosfs.inodes import Inode
 from sosfs.journal import Journal
 from sosfs.store import Failure, ObjectStore
 from sosfs.tasks import Background
+from sosfs.threads import Threads
 
 T = TypeVar("T")
 
@@ -91,12 +93,13 @@ def inline_threads() -> Iterator[None]:
         await trio.lowlevel.checkpoint()
         return function(*arguments)
 
-    before = trio.to_thread.run_sync
-    trio.to_thread.run_sync = cast(Any, run_sync)
-    try:
+    async def run(_: Threads, function: Callable[..., T], *arguments: Any) -> T:
+        return await run_sync(function, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio.to_thread, "run_sync", run_sync)
+        patch.setattr(Threads, "run", run)
         yield
-    finally:
-        trio.to_thread.run_sync = before
 
 
 class What(Enum):

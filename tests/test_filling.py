@@ -14,6 +14,7 @@ import trio.testing
 
 from sosfs.config import Durability
 from sosfs.content import Handle
+from sosfs.extents import Extents
 from sosfs.fake import FakeStore
 from sosfs.spool import Spool
 from sosfs.store import Properties
@@ -66,7 +67,7 @@ def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("touched", "comes"), [(5, False), (6, True)])
-def test_all_of_a_file_comes_once_an_eighth_of_it_was_read_and_written(
+def test_all_of_a_file_comes_once_an_eighth_of_it_was_written_and_a_byte_read(
     tmp_path: Path, touched: int, comes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, window = FakeStore(), SIZE // 48
@@ -76,9 +77,8 @@ def test_all_of_a_file_comes_once_an_eighth_of_it_was_read_and_written(
         await store.put("file", BODY, Properties())
         handle = await _opened(mount)
         for number in range(touched):
-            at = (7 * number % 48) * window
-            await mount.parts.contents.write(handle, at, NEW)
-            await mount.parts.contents.read(handle, at + len(NEW), 4096)
+            await mount.parts.contents.write(handle, (7 * number % 48) * window, NEW)
+        await mount.parts.contents.read(handle, 47 * window, 4096)
         await trio.testing.wait_all_tasks_blocked()
         assert handle.content.draft is not None
         assert handle.content.draft.local.covers(0, SIZE) is comes
@@ -86,6 +86,18 @@ def test_all_of_a_file_comes_once_an_eighth_of_it_was_read_and_written(
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(touch, mount))
+
+
+def test_how_many_cells_extents_touch_is_counted_as_far_as_it_matters() -> None:
+    held, draw, size = Extents(), random.Random(3), 10
+    touched: set[int] = set()
+    for _ in range(300):
+        start = draw.randrange(5000)
+        stop = start + draw.randrange(1, 25)
+        held.add(start, stop)
+        touched |= set(range(start // size, (stop - 1) // size + 1))
+        for most in (1, 7, 1000):
+            assert held.cells(size, most=most) == min(most, len(touched))
 
 
 def test_a_change_without_reads_fetches_nothing_until_it_is_sent(tmp_path: Path) -> None:
