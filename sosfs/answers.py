@@ -11,6 +11,7 @@ import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
+from functools import lru_cache
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, ParseError, SubElement
@@ -27,13 +28,18 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]
 __all__ = ["ParseError"]
 
 
+@lru_cache(1024)
+def _bare(tag: str) -> str:
+    return tag.rpartition("}")[2]
+
+
 def _name(element: Element) -> str:
-    return element.tag.rpartition("}")[2]
+    return _bare(element.tag)
 
 
 def _fields(element: Element) -> dict[str, str]:
     """The texts of an element's children by their names, the last of each name."""
-    return {child.tag.rpartition("}")[2]: child.text or "" for child in element}
+    return {_bare(child.tag): child.text or "" for child in element}
 
 
 def _each(root: Element, *names: str) -> Iterator[Element]:

@@ -14,6 +14,7 @@ import math
 import stat
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 
 import trio
 
@@ -21,15 +22,25 @@ from .attribute_cache import AttributeCache
 from .inodes import SYMLINK_MAX, Inode, Inodes, Known
 from .keys import Form, name_of
 from .metadata import NS, read
-from .store import Page, Properties, Version
+from .store import NOTHING, Page, Properties, Version
 
 PENDING = math.inf
+
+
+@lru_cache(64)
+def _of_class(storage_class: str | None) -> Properties:
+    return replace(NOTHING, storage_class=storage_class)
+
+
+def _classed(properties: Properties, storage_class: str | None) -> Properties:
+    """The same with another storage class; all of which no more is known share one object."""
+    return _of_class(storage_class) if properties is NOTHING else replace(properties, storage_class=storage_class)
 
 
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("done", "half", "names", "places", "prefix", "reach", "started", "token")
+    __slots__ = ("done", "edge", "names", "places", "prefix", "reach", "started", "token")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix  # the directory's key when it began: a rename ends the pass
@@ -37,7 +48,7 @@ class Pass:
         self.places: dict[bytes, int] = {}  # of the names in `names`
         self.token = ""
         self.reach = ""  # every key up to this one has been shown
-        self.half = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
+        self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
         self.done = False
         self.started = trio.current_time()
 
@@ -162,7 +173,7 @@ class Merger:
                 if inode is not None and inode.known is not Known.ALL and known and known.holds_for(listed.version):
                     inode = self.learned(inode, known.properties, whole=known.whole)
                 if inode is not None and not inode.pins and inode.properties.storage_class != listed.storage_class:
-                    inode.properties = replace(inode.properties, storage_class=listed.storage_class)
+                    inode.properties = _classed(inode.properties, listed.storage_class)
 
     def learned(self, inode: Inode, properties: Properties, *, whole: bool) -> Inode:
         """An object's metadata is known: another type than the kernel was told makes another inode."""
@@ -238,7 +249,7 @@ class Merger:
         inode.known = Known.NAME if version.size <= SYMLINK_MAX else Known.SIZE
         inode.mode = self._inodes.defaults.file_mode
         inode.uid, inode.gid = self._inodes.defaults.uid, self._inodes.defaults.gid
-        inode.properties, inode.whole, inode.acl_private_until = Properties(), False, 0.0
+        inode.properties, inode.whole, inode.acl_private_until = NOTHING, False, 0.0
         if version.modified is not None:
             inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * NS
 

@@ -1,8 +1,8 @@
 """Asking for a directory's keys, page by page, when what is known of them is out of date.
 
 Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
-already asking for. Who has read half of the newest page finds the next one asked for. A directory that is renamed
-while it is read ends the pass: its tokens belong to the old prefix.
+already asking for. Who has read half of the first page finds the next one asked for, and who has come to a later page
+the one after that. A directory that is renamed while it is read ends the pass: its tokens belong to the old prefix.
 
 Concurrency: trio thread only.
 """
@@ -103,13 +103,13 @@ class Listings:
             if self._inodes.key(directory.inode) == walk.prefix:
                 known = len(walk.names)
                 self._merger.page(directory, walk, page)
-                walk.half = (known + len(walk.names)) / 2
+                walk.edge = known or len(walk.names) // 2
                 self._tell(directory)
 
     def reached(self, directory: Directory, walk: Pass, at: int) -> None:
         """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""
-        if at >= walk.half and not walk.done:
-            walk.half = math.inf  # until that page is there: a failure is left to who cannot go on without it
+        if at >= walk.edge and not walk.done:
+            walk.edge = math.inf  # until that page is there: a failure is left to who cannot go on without it
             self._spawn(lambda: self._ahead(directory, walk))
 
     def _tell(self, directory: Directory) -> None:
