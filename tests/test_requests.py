@@ -326,7 +326,7 @@ def test_touch_is_one_put(known: Drive, proxy: Proxy) -> None:
 @pytest.mark.parametrize("server", ["moto"], indirect=True)  # Ceph's pages are as long as it likes
 def test_the_next_page_is_asked_for_while_this_one_is_read(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
     long = "x" * 200  # getdents(2) brings 140 such names at a time
-    foreign.put_all({f"d/{number:04d}{long}": b"" for number in range(1500)})
+    foreign.put_all({f"d/{number:04d}{long}": b"" for number in range(2500)})
     drive = mounter(proxy.endpoint, *PATIENT)
 
     def of_d() -> int:
@@ -338,10 +338,12 @@ def test_the_next_page_is_asked_for_while_this_one_is_read(foreign: Foreign, mou
         assert of_d() == 1, "who looks at a few names has one page listed"
         found += [next(entries).name for _ in range(450)]
         eventually(lambda: of_d() == 2)
+        found += [next(entries).name for _ in range(400)]
+        eventually(lambda: of_d() == 3)  # who has come to the second page reads on
         found += [entry.name for entry in entries]
-    assert of_d() == 2
+    assert of_d() == 3
     assert found == sorted(found)
-    assert len(found) == 1500
+    assert len(found) == 2500
 
 
 def test_a_page_asked_for_ahead_that_fails_is_asked_for_again(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
