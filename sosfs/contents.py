@@ -134,7 +134,7 @@ class Contents:
             return await self._read_changed(handle, draft, start, start + size)
         source = handle.source = handle.content.source or handle.source or self._source(handle.inode)
         if not start and not handle.reads:
-            self._succession.read(handle.inode)
+            self._succession.read(handle.inode, handle.task)
         try:
             body = await handle.stream.read(self._blocks, source, start, start + size)
         except StoreError as error:

@@ -4,7 +4,11 @@ tar, cp, grep and backup programs open the files of a tree in the order in which
 for each: at 20 ms a round trip that is 50 files a second. After `RUN` files in that order the next ones are asked
 for with their bytes, on through directories as far as these were listed, and within the one that holds all so far.
 
-A guess costs bytes: no more than `AHEAD` small files are here that nobody has read yet.
+Several processes that share a directory's files read them a little out of order. They wait for each other, too: a small
+file may be a link, so its name is not found before it was asked for, and through libfuse before 3.17 (which does not
+pass FUSE_PARALLEL_DIROPS on) the kernel looks up one name of a directory at a time.
+
+A guess costs bytes: no more small files are here that nobody has read yet than were read in a row, but for the first.
 
 Concurrency: trio thread only.
 """
@@ -25,9 +29,10 @@ from .listing import Listings
 log = logging.getLogger(__name__)
 
 RUN = 3  # files in order, after which more are expected
-AHEAD = 16  # files
+AHEAD, AHEAD_MAX = 16, 64  # files, at first and at most
 SMALL = 1 << 20  # bytes of a file that is fetched ahead; larger ones are by who reads them (`reader`)
 ROOM = 4  # the part of the memory for blocks that they may take
+SPREAD = 32  # places in a directory between files that processes read side by side
 STRAYS = 8  # files read out of order, by others or by one who turned elsewhere, that end a run
 
 
@@ -43,45 +48,67 @@ class Succession:
         self._blocks = blocks
         self._spawn = spawn
         self._last: Inode | None = None
+        self._task = 0  # who read last
         self._top: Inode | None = None  # the directory that holds all of the run: what is beside it is not expected
         self._run = 0
         self._strays = 0
         self._coming: deque[Inode] = deque()  # expected, in order
 
-    def read(self, inode: Inode) -> None:
-        """A file is read from its beginning; asks for those that will likely follow. Does not wait."""
+    def read(self, inode: Inode, task: int) -> None:
+        """`task` reads a file from its beginning; asks for those that will likely follow. Does not wait."""
         if inode is self._last:
             return
-        if not self._follows(inode):
+        beside = task != self._task and self._is_near(inode)
+        self._task = task
+        if not self._follows(inode, beside=beside):
             self._strays += 1
             if self._run >= RUN and self._strays < STRAYS:
                 return
-            self._run, self._top = 0, inode.parent
+            self._run, self._top, self._last = 0, inode.parent, None
             self._coming.clear()
-        self._last, self._strays = inode, 0
+        self._last, self._strays = self._later(inode), 0
         if self._run >= RUN:
-            self._ask_ahead(inode)
+            self._ask_ahead(self._last)
 
-    def _follows(self, inode: Inode) -> bool:
+    def _follows(self, inode: Inode, *, beside: bool) -> bool:
         if inode in self._coming:
             while self._coming.popleft() is not inode:
                 pass
-        elif self._coming or self._last is None or next(_after(self._last), None) is not inode:
+        elif not beside and (self._coming or self._last is None or next(_after(self._last), None) is not inode):
             return False
         self._run += 1
         while self._top is not None and not self._inodes.is_under(inode, self._top):
             self._top = self._top.parent
         return True
 
+    def _is_near(self, inode: Inode) -> bool:
+        distance = self._distance(inode)
+        return distance is not None and abs(distance) <= SPREAD
+
+    def _later(self, inode: Inode) -> Inode:
+        """Of this file and the last one the one that comes later in a walk."""
+        distance = self._distance(inode)
+        return self._last if self._last is not None and distance is not None and distance < 0 else inode
+
+    def _distance(self, inode: Inode) -> int | None:
+        """How many places of their directory a file comes after the last one; None where they have none in common."""
+        last, parent = self._last, inode.parent
+        if last is None or parent is not last.parent or parent is None or parent.directory is None:
+            return None
+        places = parent.directory.now.places if parent.directory.now is not None else {}
+        here, there = places.get(inode.name), places.get(last.name)
+        return here - there if here is not None and there is not None else None
+
     def _ask_ahead(self, inode: Inode) -> None:
-        if len(self._coming) > AHEAD // 2:
+        ahead = min(AHEAD_MAX, max(AHEAD, self._run))
+        if len(self._coming) > ahead * 3 // 4:
             return  # several at once: where they begin is looked for once
         here = inode.parent.directory if inode.parent is not None else None
         if here is not None and here.now is not None:
             self._listings.reached(here, here.now, here.now.places.get(inode.name, 0))
         held = sum(one.size for one in self._coming if one.size <= SMALL)
         for one in _after(self._coming[-1] if self._coming else inode, within=self._top):
-            if len(self._coming) >= AHEAD or held > self._blocks.capacity // ROOM:
+            if len(self._coming) >= ahead or held > self._blocks.capacity // ROOM:
                 return
             self._coming.append(one)
             if one.size <= SMALL and not one.pins and not one.opens:

@@ -6,6 +6,7 @@ import io
 import random
 import subprocess
 import tarfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,34 @@ def test_two_readers_do_not_disturb_each_other_for_long(tree: Drive, proxy: Prox
         for first, second in zip(names[:30], names[30:], strict=True):
             read(tree, [first, second])
     assert asked(traffic) == names
+
+
+def test_several_who_share_a_directory_do_not_wait_for_each_other(
+    foreign: Foreign, mounter: Mounter, proxy: Proxy
+) -> None:
+    bodies = {f"many/{at:03}": b"%d" % at for at in range(240)}
+    foreign.put_all(bodies)
+    drive, names = mounter(proxy.endpoint), list(bodies)
+    proxy.latency = 0.02
+    with proxy.recording() as traffic, ThreadPoolExecutor(8) as pool:
+        found = pool.map(lambda first: {name: (drive.here / name).read_bytes() for name in names[first::8]}, range(8))
+        assert {name: body for share in found for name, body in share.items()} == bodies
+    asked_for = [request.key for request in traffic.of("GET", "HEAD") if request.key in bodies]
+    assert sorted(asked_for) == names
+    assert traffic.peak("GET") >= AHEAD // 2
+
+
+def test_several_who_read_here_and_there_bring_no_others_along(
+    foreign: Foreign, mounter: Mounter, proxy: Proxy
+) -> None:
+    foreign.put_all({f"many/{at:03}": b"%d" % at for at in range(900)})
+    some = random.Random(4).sample(range(900), 48)
+    drive = mounter(proxy.endpoint)
+    with proxy.recording() as traffic, ThreadPoolExecutor(4) as pool:
+        for body in pool.map(lambda at: (at, (drive.here / "many" / f"{at:03}").read_bytes()), some):
+            assert body == (body[0], b"%d" % body[0])
+    asked_for = [request.key for request in traffic.of("GET", "HEAD") if request.key.startswith("many/")]
+    assert sorted(set(asked_for) - {"many/"}) == sorted(f"many/{at:03}" for at in some)
 
 
 def test_what_is_changed_after_it_was_fetched_ahead_shows_the_change(tree: Drive, proxy: Proxy) -> None:
