@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sosfs.succession import AHEAD
+from sosfs.succession import AHEAD, SPREAD
 from tests.conftest import Mounter
 from tests.drive import Drive
 from tests.foreign import Foreign
@@ -120,7 +120,8 @@ def test_several_who_read_here_and_there_bring_no_others_along(
     foreign: Foreign, mounter: Mounter, proxy: Proxy
 ) -> None:
     foreign.put_all({f"many/{at:03}": b"%d" % at for at in range(900)})
-    some = random.Random(4).sample(range(900), 48)
+    some = list(range(0, 900, SPREAD + 1))
+    random.Random(4).shuffle(some)
     drive = mounter(proxy.endpoint)
     with proxy.recording() as traffic, ThreadPoolExecutor(4) as pool:
         for body in pool.map(lambda at: (at, (drive.here / "many" / f"{at:03}").read_bytes()), some):
