@@ -58,17 +58,20 @@ class Succession:
         """`task` reads a file from its beginning; asks for those that will likely follow. Does not wait."""
         if inode is self._last:
             return
-        beside = task != self._task and self._is_near(inode)
+        distance = self._distance(inode)
+        beside = task != self._task and distance is not None and abs(distance) <= SPREAD
         self._task = task
         if not self._follows(inode, beside=beside):
             self._strays += 1
             if self._run >= RUN and self._strays < STRAYS:
                 return
-            self._run, self._top, self._last = 0, inode.parent, None
+            self._run, self._top, distance = 0, inode.parent, None
             self._coming.clear()
-        self._last, self._strays = self._later(inode), 0
+        if distance is None or distance >= 0:  # else one of several who read side by side is a little behind
+            self._last = inode
+        self._strays = 0
         if self._run >= RUN:
-            self._ask_ahead(self._last)
+            self._ask_ahead(self._last or inode)
 
     def _follows(self, inode: Inode, *, beside: bool) -> bool:
         if inode in self._coming:
@@ -80,15 +83,6 @@ class Succession:
         while self._top is not None and not self._inodes.is_under(inode, self._top):
             self._top = self._top.parent
         return True
-
-    def _is_near(self, inode: Inode) -> bool:
-        distance = self._distance(inode)
-        return distance is not None and abs(distance) <= SPREAD
-
-    def _later(self, inode: Inode) -> Inode:
-        """Of this file and the last one the one that comes later in a walk."""
-        distance = self._distance(inode)
-        return self._last if self._last is not None and distance is not None and distance < 0 else inode
 
     def _distance(self, inode: Inode) -> int | None:
         """How many places of their directory a file comes after the last one; None where they have none in common."""
