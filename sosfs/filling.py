@@ -43,31 +43,39 @@ class Filling:
         self._turns = trio.CapacityLimiter(AT_ONCE)
 
     def around(self, at: int, inode: Inode, content: Content, draft: Draft) -> None:
-        """A byte of a changed file is read: if there is a change near it, all near it comes. Does not wait."""
+        """A byte of a changed file is read: all near it comes if that changed, and all if much did. Does not wait."""
         start, windows = at // WINDOW * WINDOW, -(-draft.base_stop // WINDOW)
         if len(draft.brought) == windows:
             return
-        if not draft.is_untouched(start, min(start + WINDOW, draft.base_stop)):
-            self._begin(start, inode, content, draft)
         some = max(SEVERAL, windows // DENSE)
         if draft.base_stop <= self._room and draft.dirty.cells(WINDOW, most=some) == some:
-            for other in range(0, draft.base_stop, WINDOW):
-                self._begin(other, inode, content, draft)
+            wanted = range(0, draft.base_stop, WINDOW)
+        elif draft.is_untouched(start, min(start + WINDOW, draft.base_stop)):
+            return
+        else:
+            wanted = range(start, start + 1)
+        missing = [one for one in wanted if one not in draft.brought]
+        if missing and not self._spools.is_short:  # a system call
+            for one in missing:
+                self._begin(one, inode, content, draft)
 
     def _begin(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
-        if start in draft.brought or max(draft.local.total, len(draft.brought) * WINDOW) + WINDOW > self._room:
-            return
-        draft.brought.add(start)
-        self._spawn(partial(self._fill, start, inode, content, draft))
+        if max(draft.local.total, len(draft.brought) * WINDOW) + WINDOW <= self._room:
+            draft.brought.add(start)
+            self._spawn(partial(self._fill, start, inode, content, draft))
 
     async def _fill(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
+        came = False
         try:
             async with self._turns:
-                if content.writers and not self._spools.is_short:  # a system call
+                if content.writers and not self._spools.is_short:
                     await self._bring(inode, content, draft, start, start + WINDOW)
+                    came = True
         except OSError as error:
-            draft.brought.discard(start)
             log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
+        finally:
+            if not came:
+                draft.brought.discard(start)  # whoever reads there later may have it
 
     async def whole(self, inode: Inode, content: Content, draft: Draft) -> None:
         """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""

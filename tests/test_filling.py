@@ -16,7 +16,7 @@ from sosfs.config import Durability
 from sosfs.content import Handle
 from sosfs.extents import Extents
 from sosfs.fake import FakeStore
-from sosfs.spool import Spool
+from sosfs.spool import Spool, SpoolArea
 from sosfs.store import Properties
 from tests.composed import TASK, Composed, composed
 
@@ -86,6 +86,25 @@ def test_all_of_a_file_comes_once_an_eighth_of_it_was_written_and_a_byte_read(
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(touch, mount))
+
+
+def test_what_found_the_disk_short_comes_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+
+    async def fill(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await _opened(mount)
+        await mount.parts.contents.write(handle, MIB, NEW)
+        for at, short in ((2 * MIB, True), (0, False)):
+            monkeypatch.setattr(SpoolArea, "is_short", short)
+            await mount.parts.contents.read(handle, at, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+            assert handle.content.draft is not None
+            assert handle.content.draft.local.covers(0, SIZE) is not short
+        await _closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(fill, mount))
 
 
 def test_how_many_cells_extents_touch_is_counted_as_far_as_it_matters() -> None:
