@@ -22,7 +22,7 @@ from typing import Any
 
 import trio
 
-from sosfs import status
+from sosfs import listening, status
 from sosfs.tasks import first
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ async def serve(
     path: Path, works: Mapping[str, Work], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Does errands until cancelled; started once it listens. `works` are called in the trio thread."""
-    await status.listen(path, partial(_answer, works), task_status=task_status)
+    await listening.listen(path, partial(_answer, works), task_status=task_status)
 
 
 async def _answer(works: Mapping[str, Work], stream: trio.SocketStream) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import allocator, bucket_zone, errands, readiness, status
+from . import allocator, bucket_zone, errands, listening, readiness, status
 from .config import Settings
 from .credentials import CredentialSource
 from .errors import StoreError
@@ -120,7 +120,7 @@ class _Mount:
         mountpoint = self._settings.mountpoint
         async with trio.open_nursery() as nursery:
             await self._service.begin(Background(nursery))
-            await nursery.start(status.serve, status.socket_path(mountpoint), self._service.status)
+            await nursery.start(listening.tell, status.socket_path(mountpoint), self._service.status)
             _attach(self._service.operations, mountpoint, self._options())
             await nursery.start(errands.serve, errands.socket_path(mountpoint), self._service.errands)
             nursery.start_soon(self._await_signals)

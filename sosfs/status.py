@@ -4,12 +4,12 @@ A daemon listens on a unix socket in its user's runtime directory, named by a ha
 answers each connection with one JSON document. At its end it leaves its last `Status` in a file beside it,
 which is how `sosfs umount` knows what a daemon that is gone has left over.
 
-`serve` runs in the trio thread; the rest blocks (shortly, with a time-out) and belongs to other processes.
+The socket itself is `listening`'s. What is here blocks (shortly, with a time-out) and belongs to other processes: to
+commands that answer at once, hence nothing here imports trio.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,16 +17,12 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any
-
-import trio
 
 ANSWER_SECONDS = 5.0
-LISTEN_QUEUE = 16
 _NAME_BYTES = 12  # of the hash: short enough for the 107 bytes of a socket's path
 
 
@@ -134,67 +130,6 @@ def candidates(mountpoint: Path, owner: int, suffix: str) -> Iterator[Path]:
     for uid in dict.fromkeys((owner, os.geteuid())):
         for directory in _runtime_dirs(uid):
             yield directory / f"{_name(mountpoint)}{suffix}"
-
-
-async def serve(
-    path: Path,
-    provider: Callable[[], Status],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Answers on the socket until cancelled; started once it listens. `provider` is called in the trio thread."""
-
-    async def answer(stream: trio.SocketStream) -> None:
-        with trio.move_on_after(ANSWER_SECONDS):
-            try:
-                await stream.send_all(provider().to_json().encode() + b"\n")
-            except trio.BrokenResourceError:
-                return  # the reader went away
-        await trio.aclose_forcefully(stream)
-
-    await listen(path, answer, task_status=task_status)
-
-
-async def listen(
-    path: Path,
-    answer: Callable[[trio.SocketStream], Awaitable[None]],
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Calls `answer` for each connection to a new unix socket until cancelled; started once it listens."""
-    listener, inode = _listen(path)
-    try:
-        listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
-        await trio.serve_listeners(answer, listeners, task_status=_started(task_status))
-    finally:
-        _forget(path, inode)
-
-
-def _listen(path: Path) -> tuple[socket.socket, int]:
-    new = path.with_suffix(f"{path.suffix}.new")
-    new.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(str(new))
-    listener.listen(LISTEN_QUEUE)
-    new.replace(path)  # over that of a daemon that died: a reader sees the old one refuse or the new one answer
-    return listener, path.stat().st_ino
-
-
-def _forget(path: Path, inode: int) -> None:
-    """Removes the socket, unless a later mount of the same place has put its own there while this one drained."""
-    with contextlib.suppress(FileNotFoundError):
-        if path.stat().st_ino == inode:
-            path.unlink()
-
-
-def _started(task_status: trio.TaskStatus[None]) -> Any:
-    class Adapter:
-        """`serve_listeners` starts with its listeners, `serve` with nothing."""
-
-        def started(self, _: object) -> None:
-            task_status.started()
-
-    return Adapter()
 
 
 def fetch(mountpoint: Path, *, owner: int | None = None) -> Status | None:

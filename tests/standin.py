@@ -21,7 +21,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from sosfs import cli, daemon, fstab, status
+from sosfs import cli, daemon, fstab, listening, status
 from sosfs.config import Settings
 from sosfs.credentials import CredentialSource
 from sosfs.mountpoint import StartError
@@ -95,7 +95,7 @@ class Mounted:
         path = self.settings.mountpoint
         pyfuse3.init(Empty(), str(path), {*pyfuse3.default_options, f"fsname={self.settings.source}", "subtype=sosfs"})
         async with trio.open_nursery() as nursery:
-            await nursery.start(status.serve, status.socket_path(path), self.status)
+            await nursery.start(listening.tell, status.socket_path(path), self.status)
             self.state = State.MOUNTED
             ready()
             await pyfuse3.main()

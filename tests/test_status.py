@@ -15,7 +15,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sosfs import status
+from sosfs import listening, status
 from sosfs.status import State, Status
 
 MOUNTPOINT = Path("/mnt/some where")
@@ -79,7 +79,7 @@ def test_a_daemon_answers_each_reader_with_its_state_of_that_moment(runtime: Pat
     async def scene() -> list[Status | None]:
         async with trio.open_nursery() as nursery:
             path = status.socket_path(MOUNTPOINT)
-            await nursery.start(status.serve, path, lambda: some(state=next(states)))
+            await nursery.start(listening.tell, path, lambda: some(state=next(states)))
             answers = [await asked(path) for _ in range(3)]
             nursery.cancel_scope.cancel()
         return answers
@@ -99,7 +99,7 @@ def test_a_reader_that_goes_away_does_not_end_the_daemon(runtime: Path) -> None:
     async def scene() -> Status | None:
         async with trio.open_nursery() as nursery:
             path = status.socket_path(MOUNTPOINT)
-            await nursery.start(status.serve, path, lambda: huge)
+            await nursery.start(listening.tell, path, lambda: huge)
             with socket.socket(socket.AF_UNIX) as rude:
                 rude.connect(str(path))
                 await trio.sleep(0.05)
@@ -118,7 +118,7 @@ def test_the_socket_of_a_daemon_that_died_is_in_nobodys_way(runtime: Path) -> No
 
     async def scene() -> Status | None:
         async with trio.open_nursery() as nursery:
-            await nursery.start(status.serve, path, some)
+            await nursery.start(listening.tell, path, some)
             answer = await asked(path)
             nursery.cancel_scope.cancel()
         return answer
@@ -135,10 +135,10 @@ def test_a_draining_daemon_leaves_the_socket_of_its_successor_alone(runtime: Pat
 
             async def first(*, task_status: trio.TaskStatus[None]) -> None:
                 with old:
-                    await status.serve(path, partial(some, pid=1), task_status=task_status)
+                    await listening.tell(path, partial(some, pid=1), task_status=task_status)
 
             await nursery.start(first)
-            await nursery.start(status.serve, path, partial(some, pid=2))
+            await nursery.start(listening.tell, path, partial(some, pid=2))
             old.cancel()
             await trio.testing.wait_all_tasks_blocked()
             answer = await asked(path)
