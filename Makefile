@@ -116,7 +116,7 @@ bench: debian-bench $(VENV)/.bench
 	$(BIN)/python -m bench $(ARGS)
 
 bench-quick: debian-bench $(VENV)/.bench
-	$(BIN)/python -m bench --quick $(ARGS)
+	$(BIN)/python -m bench --scale quick $(ARGS)
 
 debian-bench:
 	$(call debian,$(TEST_PACKAGES))

@@ -12,7 +12,7 @@ from pathlib import Path
 from bench import chart, report
 from bench.drive import drop_page_cache
 from bench.results import Cell, Setting
-from bench.scale import FULL, QUICK
+from bench.scale import FULL, SCALES
 from bench.servers import SERVERS
 from bench.session import Plan, Session
 from bench.systems import FLOOR, SYSTEMS
@@ -32,7 +32,8 @@ class Count(StrEnum):
         return system != FLOOR and (self is Count.ALL or (self is Count.OWN and own))
 
 
-QUICK_SYSTEMS = ("sosfs", "sosfs-journal", "s3fs", "rclone-full")
+# What runs without being named, where not everything does.
+MAIN_SYSTEMS = ("sosfs", "sosfs-journal", "s3fs", "rclone-full")
 
 
 def main() -> None:
@@ -40,11 +41,12 @@ def main() -> None:
     given = _parser().parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell lets what it starts in the background ignore the first
         signal.signal(number, signal.default_int_handler)
-    scale = QUICK if given.quick else FULL
-    systems = given.systems or [name for name in SYSTEMS if name in QUICK_SYSTEMS or not given.quick]
-    servers = given.server or (["ceph"] if given.quick else list(SERVERS))
-    trips = given.rtt if given.rtt is not None else [0] if given.quick else [0, 20]
-    default_count = Count.OWN if given.quick else Count.ALL
+    scale = SCALES[given.scale]
+    whole = scale is FULL
+    systems = given.systems or [name for name in SYSTEMS if whole or name in MAIN_SYSTEMS]
+    servers = given.server or (list(SERVERS) if whole else ["ceph"])
+    trips = given.rtt if given.rtt is not None else [0, 20] if whole else [0]
+    default_count = Count.ALL if whole else Count.OWN
     plan = Plan(
         scale=scale,
         settings=[Setting(server, rtt) for server in servers for rtt in trips],
@@ -96,7 +98,9 @@ def _numbers(text: str) -> list[int]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, one round; about ten minutes")
+    parser.add_argument(
+        "--scale", choices=list(SCALES), default=FULL.name, help="sizes and rounds; full (the default) runs everything"
+    )
     parser.add_argument("--systems", type=_names([*SYSTEMS, FLOOR]), metavar="A,B", help=", ".join(SYSTEMS))
     parser.add_argument("--workloads", type=_names(WORKLOADS), metavar="A,B", help=", ".join(WORKLOADS))
     parser.add_argument("--server", type=_names(SERVERS), metavar="A,B", help=", ".join(SERVERS))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from bench.results import Cell, Results, Setting
-from bench.scale import FULL, MIB, QUICK
+from bench.scale import MIB, SCALES
 from bench.stage import Counted
 from bench.systems import FLOOR
 from bench.workloads import WORKLOADS
 from bench.workloads.workload import Unit
 
-SCALES = {scale.name: scale for scale in (FULL, QUICK)}
 INTRODUCTION = """\
 # Benchmark: sosfs beside its peers
 
-Written by `python -m bench` ({scale} mode). Time runs until the bytes are in the bucket, whatever the system promises
+Written by `python -m bench` ({scale} sizes). Time runs until the bytes are in the bucket, whatever the system promises
 at close; "returned" is when its last call came back. Caches are cold unless the row says otherwise. A ratio above 1
 means faster, and is the median over rounds in which the systems ran one after the other. The floor is a bare S3
 client with the same work.

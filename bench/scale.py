@@ -1,4 +1,7 @@
-"""How much each workload moves, in full and in quick mode: all sizes and repetitions, decided here and only here."""
+"""How much each workload moves: all sizes and repetitions, decided here and only here.
+
+`FULL` takes hours, `MEDIUM` one where each request takes 20 ms longer, `QUICK` some ten minutes.
+"""
 
 from __future__ import annotations
 
@@ -52,6 +55,27 @@ FULL = Scale(
     first_bytes=20,
 )
 
+MEDIUM = Scale(
+    name="medium",
+    rounds=3,
+    limit=300,
+    big=256 * MIB,
+    mixed=64 * MIB,
+    small_reads=1000,
+    large_reads=300,
+    mix_calls=1000,
+    small_files=300,
+    tree_files=800,
+    tree_fan=16,
+    untar_files=1000,
+    git_files=100,
+    renamed=200,
+    appends=10,
+    appended=32 * MIB,
+    huge=20_000,
+    first_bytes=20,
+)
+
 QUICK = Scale(
     name="quick",
     rounds=1,
@@ -72,3 +96,5 @@ QUICK = Scale(
     huge=5000,
     first_bytes=10,
 )
+
+SCALES = {scale.name: scale for scale in (FULL, MEDIUM, QUICK)}
