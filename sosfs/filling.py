@@ -69,8 +69,7 @@ class Filling:
         try:
             async with self._turns:
                 if content.writers and not self._spools.is_short:
-                    await self._bring(inode, content, draft, start, start + WINDOW)
-                    came = True
+                    came = await self._bring(inode, content, draft, start, start + WINDOW)
         except OSError as error:
             log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
         finally:
@@ -81,15 +80,23 @@ class Filling:
         """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""
 
         async def bring(start: int) -> None:
-            await self._bring(inode, content, draft, start, start + WINDOW)
+            while not await self._bring(inode, content, draft, start, start + WINDOW):
+                pass  # attributes that are written make another version of the same bytes
 
         await each(bring, range(0, draft.base_stop, WINDOW), at_once=AT_ONCE)
 
-    async def _bring(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> None:
+    async def _bring(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> bool:
+        """Whether the spool lacks nothing there any more; not where the base became another one meanwhile.
+
+        What was written since may have been freed with the commit, and what was cut is zeros in the new base.
+        """
         base, gap = draft.base, draft.lacks(start, stop)
         if base is None or gap is None or content.draft is not draft:
-            return
+            return True
         body = await self._blocks.read(base, *gap)
+        if draft.base is not base:
+            return False
         if content.draft is draft:
             self._records.touched(inode)
             await draft.absorb(gap[0], body)
+        return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import random
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -13,31 +12,17 @@ import pytest
 import trio.testing
 
 from sosfs.config import Durability
-from sosfs.content import Handle
 from sosfs.extents import Extents
 from sosfs.fake import FakeStore
 from sosfs.spool import Spool, SpoolArea
 from sosfs.store import Properties
-from tests.composed import TASK, Composed, composed
+from tests.composed import Composed, composed
+from tests.held import Held, closed, opened, stored
 
 MIB = 1 << 20
 SIZE = 3 * MIB
 BODY = random.Random(1).randbytes(SIZE)
 NEW = b"n" * 4096
-
-
-async def _opened(mount: Composed) -> Handle:
-    inode = await mount._walk("file")
-    return await mount.parts.contents.open(inode, os.O_RDWR, TASK)
-
-
-async def _closed(mount: Composed, handle: Handle) -> None:
-    await mount.parts.contents.flush(handle)
-    await mount.parts.contents.release(handle)
-
-
-def _stored(store: FakeStore) -> bytes:
-    return bytes(store._stored["file"].body)
 
 
 def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
@@ -46,7 +31,7 @@ def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
 
     async def mix(mount: Composed) -> None:
         await store.put("file", BODY, Properties())
-        handle, draw = await _opened(mount), random.Random(2)
+        handle, draw = await opened(mount), random.Random(2)
         for _ in range(200):
             at = draw.randrange(SIZE // 4096) * 4096
             if draw.random() < 0.3:
@@ -58,11 +43,11 @@ def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
                 await trio.testing.wait_all_tasks_blocked()
         assert handle.content.draft is not None
         assert handle.content.draft.local.covers(0, SIZE)
-        await _closed(mount, handle)
+        await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(mix, mount))
-        assert _stored(store) == expected
+        assert stored(store) == expected
         assert store.calls["get"] <= 4
 
 
@@ -75,14 +60,14 @@ def test_all_of_a_file_comes_once_an_eighth_of_it_was_written_and_a_byte_read(
 
     async def touch(mount: Composed) -> None:
         await store.put("file", BODY, Properties())
-        handle = await _opened(mount)
+        handle = await opened(mount)
         for number in range(touched):
             await mount.parts.contents.write(handle, (7 * number % 48) * window, NEW)
         await mount.parts.contents.read(handle, 47 * window, 4096)
         await trio.testing.wait_all_tasks_blocked()
         assert handle.content.draft is not None
         assert handle.content.draft.local.covers(0, SIZE) is comes
-        await _closed(mount, handle)
+        await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(touch, mount))
@@ -93,7 +78,7 @@ def test_what_found_the_disk_short_comes_once_there_is_room(tmp_path: Path, monk
 
     async def fill(mount: Composed) -> None:
         await store.put("file", BODY, Properties())
-        handle = await _opened(mount)
+        handle = await opened(mount)
         await mount.parts.contents.write(handle, MIB, NEW)
         for at, short in ((2 * MIB, True), (0, False)):
             monkeypatch.setattr(SpoolArea, "is_short", short)
@@ -101,7 +86,7 @@ def test_what_found_the_disk_short_comes_once_there_is_room(tmp_path: Path, monk
             await trio.testing.wait_all_tasks_blocked()
             assert handle.content.draft is not None
             assert handle.content.draft.local.covers(0, SIZE) is not short
-        await _closed(mount, handle)
+        await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(fill, mount))
@@ -124,22 +109,22 @@ def test_a_change_without_reads_fetches_nothing_until_it_is_sent(tmp_path: Path)
 
     async def change(mount: Composed) -> None:
         await store.put("file", BODY, Properties())
-        handle = await _opened(mount)
+        handle = await opened(mount)
         before = store.calls["get"]
         await mount.parts.contents.write(handle, MIB, NEW)
         await trio.testing.wait_all_tasks_blocked()
         assert store.calls["get"] == before
-        await _closed(mount, handle)
+        await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(change, mount))
-        assert _stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+        assert stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
 
 
 async def _saved_then_filled(mount: Composed, store: FakeStore) -> None:
     """A record of the draft is in the journal, then bytes of the base come into its spool."""
     await store.put("file", BODY, Properties())
-    handle = await _opened(mount)
+    handle = await opened(mount)
     await mount.parts.contents.write(handle, MIB, NEW)
     await mount.parts.contents.flush(handle)
     await mount.parts.contents.read(handle, 2 * MIB, 4096)
@@ -151,7 +136,7 @@ async def _saved_then_filled(mount: Composed, store: FakeStore) -> None:
 async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
     """Bytes of the base come into the spool after its checksums were made, and before they are recorded."""
     await store.put("file", BODY, Properties())
-    handle = await _opened(mount)
+    handle = await opened(mount)
     await mount.parts.contents.write(handle, MIB, NEW)
     draft = handle.content.draft
     assert draft is not None
@@ -170,7 +155,7 @@ async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
 async def _saved_then_half_removed(mount: Composed, store: FakeStore) -> None:
     """An open file cannot be removed since a part of its base cannot be read, which its readers would need."""
     await store.put("file", BODY, Properties())
-    handle = await _opened(mount)
+    handle = await opened(mount)
     await mount.parts.contents.write(handle, MIB, NEW)
     await mount.parts.contents.flush(handle)
 
@@ -200,4 +185,59 @@ def test_what_came_into_the_spool_is_no_damage_after_a_crash(
         mount.start()
         mount.loop.passes(5)
         assert sorted(store._stored) == ["file"], "nothing was kept beside it"
-        assert _stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+        assert stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+
+
+def test_a_late_answer_does_not_bring_back_what_was_cut_and_is_stored(tmp_path: Path) -> None:
+    """A window is on its way; the file is emptied, made long again and synced: its zeros must stay zeros."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old " * (MIB // 2), Properties())  # 2 MiB
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * 4096)
+        store.after["get"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.contents.read, handle, MIB, 4096)  # begins the filling
+            await trio.testing.wait_all_tasks_blocked()
+            await mount.parts.contents.truncate(handle.inode, 0)
+            await mount.parts.contents.write(handle, 2 * MIB - 4, b"tail")
+            await mount.parts.contents.fsync(handle.inode)
+            assert stored(store) == bytes(2 * MIB - 4) + b"tail"
+            store.after.pop("get").set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bytes(await mount.parts.contents.read(handle, MIB, 4096)) == bytes(4096)
+        await mount.parts.contents.write(handle, 0, b"x")
+        await closed(mount, handle)
+        assert stored(store) == b"x" + bytes(2 * MIB - 5) + b"tail"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_late_answer_does_not_bring_back_what_was_shed(tmp_path: Path) -> None:
+    """A window is on its way; all of it is written, stored and shed, since the disk is full: that must stay."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * MIB, Properties())
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * 4096)
+        store.after["get"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.contents.read, handle, 8192, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+            await mount.parts.contents.write(handle, 0, b"n" * MIB)
+            draft = handle.content.draft
+            assert draft is not None
+            await mount.parts.contents._relieve(handle.inode, draft)  # as `write` does upon ENOSPC
+            assert stored(store) == b"n" * MIB
+            store.after.pop("get").set()
+        await trio.testing.wait_all_tasks_blocked()
+        await mount.parts.contents.write(handle, 0, b"x")
+        assert bytes(await mount.parts.contents.read(handle, 8192, 4096)) == b"n" * 4096
+        await closed(mount, handle)
+        assert stored(store) == b"x" + b"n" * (MIB - 1)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
