@@ -124,10 +124,15 @@ class Draft:
     async def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises."""
         ranges = list(self.local.within(start, min(stop, self.size)))
-        theirs = await self._fetched([(begin, end) for begin, end, ours in ranges if not ours])
+        # The spool first: while the bucket is waited for, a commit may end and what is here be freed.
+        with self.spool.held():
+            found: dict[int, bytes | memoryview] = {
+                begin: await self.spool.read(begin, end) for begin, end, ours in ranges if ours
+            }
+        found |= await self._fetched([(begin, end) for begin, end, ours in ranges if not ours])
         pieces: list[bytes | memoryview] = []
-        for begin, end, ours in ranges:
-            body = await self.spool.read(begin, end) if ours else theirs.get(begin, b"")
+        for begin, end, _ in ranges:
+            body = found.get(begin, b"")
             pieces.append(body)
             if len(body) < end - begin:
                 pieces.append(bytes(end - begin - len(body)))

@@ -12,11 +12,17 @@ import errno
 import os
 import time
 import zlib
-from collections.abc import Set
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
+
+import trio
 
 from .budget import Allowance
 from .threads import LOCAL
+
+T = TypeVar("T")
 
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
@@ -67,6 +73,9 @@ class Spool:
         self._area = area
         self._memory: bytearray | None = bytearray()
         self._file = -1
+        self._is_closed = False
+        self._busy = 0  # who holds it
+        self._rested = trio.lowlevel.ParkingLot()
 
     @property
     def on_disk(self) -> bool:
@@ -84,7 +93,7 @@ class Spool:
         if len(data) <= INLINE:
             _write_all(self._file, offset, data)
         else:
-            await LOCAL.run(_write_all, self._file, offset, data)
+            await self._away(_write_all, offset, data)
 
     async def read(self, start: int, stop: int) -> bytes:
         """The bytes `[start, stop)`; what was never written reads as zeros."""
@@ -92,7 +101,29 @@ class Spool:
             return bytes(self._memory[start:stop]).ljust(stop - start, b"\0")
         if stop - start <= INLINE:
             return _read_all(self._file, start, stop)
-        return await LOCAL.run(_read_all, self._file, start, stop)
+        return await self._away(_read_all, start, stop)
+
+    async def _away(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Does `work` with the file in a thread."""
+        with self.held():
+            return await LOCAL.run(work, self._file, *arguments)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Within, the file stays open when the spool is closed: its number would be another's, for a thread to use."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy:
+                self._rested.unpark_all()
+                self._free()
+
+    async def rest(self) -> None:
+        """Returns when nobody holds it."""
+        while self._busy:
+            await self._rested.park()
 
     def adopt(self, file: int) -> None:
         """Takes over an open file with the bytes of an earlier mount."""
@@ -106,13 +137,13 @@ class Spool:
     async def sync(self) -> None:
         """The bytes on disk survive a power loss afterwards."""
         if self._memory is None:
-            await LOCAL.run(os.fsync, self._file)
+            await self._away(os.fsync)
 
     async def sums(self, size: int) -> tuple[int, ...]:
         """The CRC-32 of each MiB of the first `size` bytes on disk."""
         if self._memory is not None:
             return ()
-        return await LOCAL.run(_sums, self._file, size)
+        return await self._away(_sums, size)
 
     def truncate(self, size: int) -> None:
         """Drops what lies at and after `size`."""
@@ -129,9 +160,15 @@ class Spool:
             self._area.memory.used -= len(self._memory)
             self._memory = bytearray()
         elif self._file >= 0:
+            self.path.unlink(missing_ok=True)
+        self._is_closed = True
+        self._free()
+
+    def _free(self) -> None:
+        """Closes the file of a closed spool once nobody holds it."""
+        if self._is_closed and not self._busy and self._file >= 0:
             os.close(self._file)
             self._file = -1
-            self.path.unlink(missing_ok=True)
 
     def _fits(self, stop: int) -> bool:
         assert self._memory is not None
@@ -140,8 +177,14 @@ class Spool:
 
     def _spill(self) -> None:
         assert self._memory is not None
-        self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        _write_all(self._file, 0, self._memory)
+        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            _write_all(file, 0, self._memory)
+        except OSError:
+            os.close(file)
+            self.path.unlink()  # the next try, when there may be room, makes it anew
+            raise
+        self._file = file
         self._area.memory.used -= len(self._memory)
         self._memory = None
 

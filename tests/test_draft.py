@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -9,10 +10,11 @@ from typing import cast
 import pytest
 import trio
 
+import sosfs.spool
 from sosfs.blocks import Blocks, Source
 from sosfs.budget import Allowance
 from sosfs.draft import BETWEEN, Draft
-from sosfs.spool import SpoolArea
+from sosfs.spool import SPILL, SpoolArea
 from sosfs.store import Version
 
 SIZE = 1 << 20
@@ -77,3 +79,23 @@ def test_what_lies_between_writes_comes_with_few_requests(tmp_path: Path, apart:
 
     assert trio.run(main) == (b"n" * ours + b"b" * (apart - ours)) * 5 + b"more" + bytes(96)
     assert len(asked) == requests
+
+
+def test_a_disk_that_was_full_takes_the_bytes_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(file: int, offset: int, data: bytes | memoryview) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    async def main() -> bytes:
+        spool = SpoolArea(tmp_path, Allowance(1 << 30)).new()
+        await spool.write(0, b"first")
+        with monkeypatch.context() as patch:
+            patch.setattr(sosfs.spool, "_write_all", full)
+            with pytest.raises(OSError, match="full"):
+                await spool.write(5, b"n" * SPILL)
+        await spool.write(5, b"n" * SPILL)
+        body = await spool.read(0, 5 + SPILL)
+        spool.close()
+        return body
+
+    assert trio.run(main) == b"first" + b"n" * SPILL
+    assert not list(tmp_path.glob("*.spool"))
