@@ -229,8 +229,14 @@ class Commits:
 
     async def _lost(self, inode: Inode, content: Content, draft: Draft, error: StoreError) -> None:
         """Another client's version won: ours is kept beside it, and the inode shows theirs."""
-        await self._conflicts.keep(inode, draft, error)
-        draft.state, draft.saved = State.CONFLICT, draft.serial
+        draft.state = State.CONFLICT  # takes no more: what came now would be nowhere
+        try:
+            await draft.spool.rest()  # what is being written will be acknowledged, so it is kept too
+            await self._conflicts.keep(inode, draft, error)
+        except BaseException:
+            draft.commit_failed()
+            raise
+        draft.saved = draft.serial
         await self.let_go(inode, content)
         await self._attributes.refresh(inode)
 

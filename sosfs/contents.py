@@ -193,6 +193,7 @@ class Contents:
         before = draft.size
         if draft.local.total > self._dirty_limit or (draft.local.total > RELIEF and self._spools.is_short):
             await self._relieve(inode, draft)
+            draft = self._begin(inode)
         self._commits.records.touched(inode)
         try:
             await draft.write(offset, data)
@@ -200,6 +201,7 @@ class Contents:
             if error.errno != errno.ENOSPC or not draft.local:
                 raise
             await self._relieve(inode, draft)
+            draft = self._begin(inode)
             await draft.write(offset, data)
         if content.upload is not None:
             content.upload.written(min(before, offset), offset + len(data))
@@ -216,6 +218,7 @@ class Contents:
         The writer waits that long. What does not get through stays here, and the disk's error is the writer's.
         """
         await self._commits.commit(inode)
+        await draft.spool.rest()  # pages of a mapping are written, and others read, beside this
         if draft.state is State.CLEAN:
             draft.shed()
 
@@ -260,8 +263,10 @@ class Contents:
         inode.touch()
 
     def _begin(self, inode: Inode) -> Draft:
-        """The draft of a file, begun on the version that is known now."""
+        """The draft of a file, begun on the version that is known now. Raises ESTALE while it loses to another."""
         content = content_of(inode)
+        if content.draft is not None and content.draft.state is State.CONFLICT:
+            raise OSError(errno.ESTALE, "another client's version won")
         if content.draft is None:
             base = None
             expected: Version | Guard = Guard.ABSENT

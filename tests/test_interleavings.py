@@ -5,6 +5,7 @@ In one process and without a kernel, for only so can each order be had.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import partial
@@ -17,10 +18,11 @@ import trio.testing
 
 import sosfs.spool
 import sosfs.threads
+from sosfs.config import Durability
 from sosfs.fake import FakeStore
 from sosfs.store import Properties
 from tests.composed import Composed, composed
-from tests.held import Held, closed, opened, stored
+from tests.held import Held, bodies, closed, opened, stored
 
 MIB = 1 << 20
 
@@ -86,6 +88,83 @@ def test_a_read_that_waits_for_a_thread_does_not_read_another_file(tmp_path: Pat
                 held.set()
             await closed(mount, other)
         assert found == [b"b" * (MIB // 2)]
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.BUCKET])
+def test_what_is_written_while_the_loser_is_kept_is_kept_too(tmp_path: Path, durability: Durability) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"as it was", Properties())
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"first ")
+        if durability is Durability.JOURNAL:
+            await mount.parts.contents.flush(handle)
+        await store.put("file", b"foreign", Properties())
+        store.before["put"] = trio.Event()
+
+        async def commit() -> None:
+            with pytest.raises(OSError):
+                await mount.parts.commits.commit(handle.inode)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit)
+            await trio.testing.wait_all_tasks_blocked()
+            store.before.pop("put").set()
+            store.after["put"] = trio.Event()  # of the second put, that of the conflict file
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(store._stored) == 2
+            told = None
+            try:
+                await mount.parts.contents.write(handle, 6, b"second")
+                if durability is Durability.JOURNAL:
+                    await mount.parts.contents.fsync(handle.inode)  # acknowledged
+            except OSError as error:
+                told = error.errno
+            store.after.pop("put").set()
+        try:
+            await closed(mount, handle)
+        except OSError as error:
+            told = error.errno
+        found = list(bodies(store).values())
+        assert told == errno.ESTALE or any(b"second" in body for body in found), found
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+
+
+def test_a_write_beside_one_that_makes_room_is_not_lost(tmp_path: Path) -> None:
+    """The kernel writes pages of a mapping while a program writes: their thread is done, their task not yet told."""
+    store, told = FakeStore(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        inline = sosfs.threads.Threads.run
+
+        async def run(threads: Any, work: Callable[..., Any], *arguments: Any) -> Any:
+            answer = await inline(threads, work, *arguments)
+            if work is sosfs.spool._write_all and arguments[1] == 0:
+                await told.wait()
+            return answer
+
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, MIB, b"b" * MIB)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sosfs.threads.Threads, "run", run)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(mount.parts.contents.write, handle, 0, b"a" * MIB)
+                await trio.testing.wait_all_tasks_blocked()
+                draft = handle.content.draft
+                assert draft is not None
+                nursery.start_soon(mount.parts.contents._relieve, handle.inode, draft)  # as `write` does upon ENOSPC
+                await trio.testing.wait_all_tasks_blocked()
+                told.set()
+        assert bytes(await mount.parts.contents.read(handle, 0, 10)) == b"a" * 10
+        await closed(mount, handle)
+        assert stored(store) == b"a" * MIB + b"b" * MIB
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
