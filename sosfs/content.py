@@ -40,7 +40,7 @@ class Content:
 class Handle:
     """One open file: its inode, its version, how it is being read."""
 
-    __slots__ = ("content", "inode", "reads", "source", "stream", "task", "writes")
+    __slots__ = ("content", "inode", "is_unread", "reads", "source", "stream", "task", "writes")
 
     def __init__(self, inode: Inode, content: Content, flags: int, task: int) -> None:
         self.inode = inode
@@ -49,6 +49,7 @@ class Handle:
         self.source: Source | None = None
         self.stream = Stream()
         self.reads = 0
+        self.is_unread = False  # nobody has any of its bytes: it may yet begin with another version
         self.task = task  # the process that opened it
 
 

@@ -74,11 +74,15 @@ class Contents:
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         await self._pages.settle(inode)
+        self.require_name(inode)  # the kernel looks the name up again
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
             self._truncate(inode, 0)
         inode.opens += 1
         handle.content.writers += handle.writes
+        if handle.content.draft is None and inode.version is not None:
+            handle.source = handle.content.source or self._source(inode)
+            handle.is_unread = inode.pages != inode.version.etag  # else the kernel may have handed out pages of it
         return handle
 
     async def create(self, inode: Inode, flags: int, task: int) -> Handle:
@@ -108,17 +112,9 @@ class Contents:
         draft = handle.content.draft
         if draft is None or not handle.writes:
             return
-        if draft.is_blank and descriptors.holds(handle.task, self._path(handle.inode)):
+        if draft.is_blank and descriptors.holds(handle.task, self._inodes.path(handle.inode, self._mountpoint)):
             return  # a duplicate was closed before anything was written
         await self._commits.save(handle.inode)
-
-    def _path(self, inode: Inode) -> str:
-        names = []
-        at = inode
-        while at.parent is not None:
-            names.append(os.fsdecode(at.name))
-            at = at.parent
-        return os.path.join(self._mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
 
     async def fsync(self, inode: Inode) -> None:
         """The file's bytes and attributes are safe afterwards."""
@@ -141,23 +137,30 @@ class Contents:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
             if handle.inode.parent is not None:
-                await self._refresh(handle.inode)
-            if handle.reads or handle.inode.parent is None:
+                await self._refresh(handle)
+            if not handle.is_unread or handle.inode.parent is None:
                 raise OSError(errno.ESTALE, "the version that was opened is gone") from error
             # Nothing was handed out yet, so this handle may still begin with the new version.
             handle.content.source = None
             handle.source = self._source(handle.inode)
             body = await handle.stream.read(self._blocks, handle.source, start, start + size)
         handle.reads += 1
+        handle.is_unread = False
         if handle.stream.begun:
             self._pages.bring(handle.inode, handle.source, handle.stream.begun)
             handle.stream.begun.clear()
         return body
 
-    async def _refresh(self, inode: Inode) -> None:
-        """Who opens a file from now on gets the version that the bucket has, with its size."""
-        await self._attributes.refresh(inode)
+    async def _refresh(self, handle: Handle) -> None:
+        """Who opens the file from now on gets what the bucket has, and so does an only handle that is yet unread."""
+        inode = handle.inode
+        await self._attributes.refresh(inode, in_place=handle.is_unread and inode.opens == 1)
         await self._pages.doubt(inode)
+
+    def require_name(self, inode: Inode) -> None:
+        """Raises ESTALE for a file that another client replaced or removed since its name was looked up."""
+        if inode.is_left_behind and (inode.content is None or inode.content.draft is None):
+            raise OSError(errno.ESTALE, "another client replaced or removed it")
 
     async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
         """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""
@@ -179,7 +182,7 @@ class Contents:
         return bytes(await self._blocks.read(source, 0, source.size))
 
     def _source(self, inode: Inode) -> Source:
-        if inode.version is None:
+        if inode.version is None or inode.is_left_behind:
             raise OSError(errno.ESTALE, "the file is gone from the bucket")
         return Source(self._inodes.key(inode), inode.version.etag, inode.version.size)
 
@@ -268,6 +271,7 @@ class Contents:
         if content.draft is not None and content.draft.state is State.CONFLICT:
             raise OSError(errno.ESTALE, "another client's version won")
         if content.draft is None:
+            self.require_name(inode)  # it would be written to nowhere
             base = None
             expected: Version | Guard = Guard.ABSENT
             if inode.version is not None:

@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import trio
 
-from .attribute_cache import AttributeCache
+from .attribute_cache import AttributeCache, Remembered
 from .inodes import SYMLINK_MAX, Inode, Inodes, Known
 from .keys import Form, name_of
 from .metadata import NS, read
@@ -35,6 +35,21 @@ def _of_class(storage_class: str | None) -> Properties:
 def _classed(properties: Properties, storage_class: str | None) -> Properties:
     """The same with another storage class; all of which no more is known share one object."""
     return _of_class(storage_class) if properties is NOTHING else replace(properties, storage_class=storage_class)
+
+
+def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
+    """Another client rewrote the metadata alone: they are read again. A file's other bytes are `Merger.seen`'s matter.
+
+    After our own write any time would do (`Version.same_as`), so that what was noted with it has to tell.
+    """
+    if inode.pins or inode.version is None or inode.known is not Known.ALL:
+        return
+    noted = known if inode.version.modified is None else None
+    if noted.holds_for(listed) if noted is not None else listed.same_as(inode.version):
+        inode.version = listed
+        return
+    inode.known = Known.NAME if listed.size <= SYMLINK_MAX and not inode.is_directory else Known.SIZE
+    inode.whole, inode.acl_private_until = False, 0.0
 
 
 class Pass:
@@ -165,11 +180,12 @@ class Merger:
         remembered = self._cache.page(prefix, first, last)
         for listed in page.objects:
             segment = listed.key[len(prefix) :]
+            known = remembered.get(segment)
             if segment == "":
                 directory.marker = listed.version
+                _doubt(directory.inode, listed.version, known)
             if segment or listed.version.size:
-                inode = self.object(directory, walk, segment, listed.version)
-                known = remembered.get(segment)
+                inode = self.object(directory, walk, segment, listed.version, known)
                 if inode is not None and inode.known is not Known.ALL and known and known.holds_for(listed.version):
                     inode = self.learned(inode, known.properties, whole=known.whole)
                 if inode is not None and not inode.pins and inode.properties.storage_class != listed.storage_class:
@@ -212,7 +228,9 @@ class Merger:
         inode.whole = False
         return inode
 
-    def object(self, directory: Directory, walk: Pass, segment: str, version: Version) -> Inode | None:
+    def object(
+        self, directory: Directory, walk: Pass, segment: str, version: Version, known: Remembered | None
+    ) -> Inode | None:
         """Merges one listed object; None where our own doing is newer."""
         name = name_of(segment)
         here = directory.entries.get(name)
@@ -223,6 +241,7 @@ class Merger:
             return None
         if here is None:
             here = self._new_file(directory, segment, name)
+        _doubt(here, version, known)
         self.seen(here, version, walk.started)
         here = directory.entries[name]
         walk.show(name)
@@ -234,15 +253,21 @@ class Merger:
         directory.entries[name] = inode
         return inode
 
-    def seen(self, inode: Inode, version: Version, when: float) -> None:
-        """The bucket shows this version of a file; another one than before makes what was known of it void."""
+    def seen(self, inode: Inode, version: Version, when: float, *, in_place: bool = False) -> None:
+        """The bucket shows this version of a file; another one than before makes what was known of it void.
+
+        Who has the file open goes on with the size, the bytes and the kernel's pages of what was opened, but for
+        `in_place`: the other version then gets an inode of its own.
+        """
         inode.checked = when
         if inode.pins:
             return
         if inode.version is not None and version.same_as(inode.version):
             inode.version = version
             return
-        if not inode.is_regular or (inode.version is not None and inode.version.size <= SYMLINK_MAX < version.size):
+        grew = inode.version is not None and inode.version.size <= SYMLINK_MAX < version.size
+        is_other = inode.version is None or not version.same_bytes(inode.version)
+        if (inode.opens and is_other and not in_place) or not inode.is_regular or grew:
             inode = self.supersede(inode)
             inode.checked = when
         inode.version, inode.size = version, version.size
@@ -256,13 +281,13 @@ class Merger:
     def supersede(self, inode: Inode) -> Inode:
         """A new inode in the place of one that the kernel may know by another type: numbers keep theirs."""
         parent = inode.parent
-        if not inode.lookups or parent is None or parent.directory is None:
+        if not (inode.lookups or inode.opens) or parent is None or parent.directory is None:
             return inode
         fresh = self._inodes.make(parent, inode.segment, inode.form, mode=self._inodes.defaults.file_mode)
         fresh.version, fresh.size = inode.version, inode.size
         fresh.mtime_ns, fresh.ctime_ns, fresh.atime_ns = inode.mtime_ns, inode.ctime_ns, inode.atime_ns
         parent.directory.entries[fresh.name] = fresh
-        inode.parent = None
+        inode.parent, inode.known, inode.checked = None, Known.NAME, 0.0
         return fresh
 
     def _sweep(self, directory: Directory, walk: Pass) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
 import stat
 import time
 from collections.abc import Iterator
@@ -137,6 +138,11 @@ class Inode:
         """Its attributes as they go into the object's metadata."""
         return metadata.Posix(self.mode, self.uid, self.gid, self.mtime_ns, self.rdev or None)
 
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether its name leads elsewhere since another client replaced or removed it; who has it open keeps it."""
+        return self.parent is None and self.known is Known.NAME
+
     def learn(self, properties: Properties, *, whole: bool) -> None:
         """Takes over what an object's metadata says, and defaults for what it does not say."""
         said = metadata.read(properties.metadata, kind=stat.S_IFMT(self.mode))
@@ -208,6 +214,14 @@ class Inodes:
         """Forgets an inode that nobody holds any more."""
         if inode is not self.root:
             self._table.pop(inode.number, None)
+
+    def path(self, inode: Inode, mountpoint: str) -> str:
+        """Where a user finds an inode."""
+        names: list[str] = []
+        while inode.parent is not None:
+            names.append(os.fsdecode(inode.name))
+            inode = inode.parent
+        return os.path.join(mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
 
     def key(self, inode: Inode) -> str:
         """The object's key now; a directory's ends in `/`. Raises OSError ENAMETOOLONG over 1024 bytes."""

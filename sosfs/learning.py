@@ -146,6 +146,7 @@ class Learning:
                 # HEAD, and the bytes are asked for next.
                 answer = await self._store.get(key, 0, min(size, BLOCK))
                 found = answer.object
+                self._blocks.received_bytes += len(answer.body)
                 self._blocks.offer(Source(key, found.version.etag, found.version.size), answer.body)
             else:
                 found = await self._store.head(key)
@@ -202,12 +203,12 @@ class Learning:
         inode.learn(properties, whole=whole)
         inode.checked = trio.current_time()
 
-    def take(self, inode: Inode, found: Object) -> Inode:
+    def take(self, inode: Inode, found: Object, *, in_place: bool = False) -> Inode:
         """Takes over what HEAD or GET told of a file."""
         if inode.pins or inode.parent is None:
             return inode
         parent = inode.parent
-        self._merger.seen(inode, found.version, trio.current_time())
+        self._merger.seen(inode, found.version, trio.current_time(), in_place=in_place)
         if parent.directory is not None:
             inode = parent.directory.entries.get(inode.name, inode)  # another one where that may be of another type
         whole = found.detail is Detail.WHOLE
@@ -216,8 +217,11 @@ class Learning:
         inode.checked = trio.current_time()
         return inode
 
-    async def refresh(self, inode: Inode) -> None:
-        """Asks the bucket again, whatever is known; a missing object leaves the inode without a version."""
+    async def refresh(self, inode: Inode, *, in_place: bool = False) -> None:
+        """Asks the bucket again, whatever is known; a missing object leaves the inode without a version.
+
+        `in_place` as for `Merger.seen`.
+        """
         try:
             found = await self._store.head(self._inodes.key(inode))
         except StoreError as error:
@@ -226,7 +230,7 @@ class Learning:
                 raise
             inode.version = None
             return
-        self.take(inode, found)
+        self.take(inode, found, in_place=in_place)
 
     def _gone(self, inode: Inode, error: StoreError) -> None:
         parent = inode.parent

@@ -129,6 +129,7 @@ class Operations(pyfuse3.Operations):
         learned = await self._attributes.learn(found)
         if learned is not found:
             raise refuse(errno.ESTALE)
+        self._contents.require_name(found)
         await self._attributes.refusals.require_write(found)
         if fields.update_size:
             await self._contents.truncate(found, attr.st_size)

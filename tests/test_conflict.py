@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import Mounter
 from tests.drive import Drive, digest, fails, names
 from tests.foreign import Foreign
+from tests.waiting import until
 
 MIB = 1 << 20
 KEPT = re.compile(rf"file\.conflict-{re.escape(socket.gethostname())}-\d{{8}}T\d{{6}}Z-\d{{9}}")
@@ -164,3 +165,25 @@ def test_the_loser_in_journal_mode_finds_its_bytes_beside(mounter: Mounter, fore
     drive.mount.stop()
     assert foreign.get("file") == b"by another"
     assert foreign.get(the_kept(foreign)) == b"by the mount"
+
+
+@pytest.mark.promise(4)
+def test_who_has_read_a_file_does_not_write_over_what_came_since(mounter: Mounter, foreign: Foreign) -> None:
+    """Also where a listing has shown the new version meanwhile, so that nothing of the old one is known any more."""
+    drive = mounter("", "--ttl", "1")
+    foreign.put("file", b"counter 1")
+    with (drive.here / "file").open("r+b", buffering=0) as file:
+        assert file.read() == b"counter 1"
+        foreign.put("file", b"counter 2, of another host")
+        until(lambda: (drive.here / "file").stat().st_size == 26, "the new size")
+        with pytest.raises(OSError) as error:
+            file.write(b"and more")
+        assert error.value.errno == errno.ESTALE
+        with pytest.raises(OSError) as error:
+            file.truncate(3)
+        assert error.value.errno == errno.ESTALE
+    assert foreign.get("file") == b"counter 2, of another host"
+    with (drive.here / "file").open("r+b", buffering=0) as file:
+        assert file.read(9) == b"counter 2"
+        file.write(b"!")
+    assert foreign.get("file") == b"counter 2! of another host"

@@ -168,3 +168,71 @@ def test_a_write_beside_one_that_makes_room_is_not_lost(tmp_path: Path) -> None:
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+def test_who_lost_does_not_go_on_writing_into_the_winner(tmp_path: Path) -> None:
+    """In journal mode a writer is not told of the conflict: what it writes next must not go into the other's bytes."""
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"line 1\n", Properties())
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 7, b"line 2\n")
+        await mount.parts.contents.fsync(handle.inode)
+        await store.put("file", b"the winner's bytes, all of them\n", Properties())
+        with pytest.raises(OSError):
+            await mount.parts.commits.commit(handle.inode)  # as the sending task does
+        try:
+            await mount.parts.contents.write(handle, 14, b"line 3\n")
+            await closed(mount, handle)
+        except OSError:
+            pass
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert stored(store) == b"the winner's bytes, all of them\n"
+
+
+def test_a_file_is_replaced_only_if_it_is_what_it_was_when_it_was_opened(tmp_path: Path) -> None:
+    """Who has read all of a file and then writes it has not seen what a listing has shown meanwhile."""
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"counter 1", Properties())
+        handle = await opened(mount)
+        assert bytes(await mount.parts.contents.read(handle, 0, 9)) == b"counter 1"
+        await store.put("file", b"counter 2", Properties())
+        await mount.parts.attributes.refresh(handle.inode)  # as `ls -l` after the ttl
+        try:
+            await mount.parts.contents.write(handle, 0, b"counter 1+")
+            await closed(mount, handle)
+        except OSError as error:
+            assert error.errno == errno.ESTALE
+        found = bodies(store)
+        assert b"counter 2" in found.values(), found
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_reader_never_goes_on_with_what_a_writer_made_of_a_foreign_version(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"A" * MIB, Properties())
+        reader = await opened(mount, os.O_RDONLY)
+        body = bytes(await mount.parts.contents.read(reader, 0, MIB // 2))
+        await store.put("file", b"B" * MIB, Properties())
+        await mount.parts.attributes.refresh(reader.inode)  # as `ls -l` after the ttl
+        writer = await opened(mount)
+        await mount.parts.contents.write(writer, 0, b"c")
+        try:
+            body += bytes(await mount.parts.contents.read(reader, MIB // 2, MIB // 2))
+        except OSError as error:
+            assert error.errno == errno.ESTALE
+        await closed(mount, writer)
+        assert not (b"A" in body and b"B" in body), "two versions in one read"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
