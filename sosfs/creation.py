@@ -48,13 +48,16 @@ class Creations:
         self._gate = gate
         self.claims = claims
 
-    async def vacant(self, parent: Inode, name: bytes) -> tuple[Directory, keys.Parsed]:
-        """Makes sure that a name can be created. Raises EEXIST, EINVAL, ENAMETOOLONG, EILSEQ."""
+    async def vacant(self, parent: Inode, name: bytes, *, after: str = "") -> tuple[Directory, keys.Parsed]:
+        """Makes sure that a name can be created, of a key that ends in `after`.
+
+        Raises EEXIST, EINVAL, ENAMETOOLONG, EILSEQ.
+        """
         parsed = keys.parse(name)
         if parsed.form is keys.Form.FOLDED:
             raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
         key = self._inodes.child_key(parent, parsed.segment)
-        if len(key.encode()) > KEY_MAX:
+        if len((key + after).encode()) > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG, "a key has at most 1024 bytes")
         try:
             await self._namespace.lookup(parent, name)
@@ -92,7 +95,7 @@ class Creations:
 
     async def make_directory(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         """A directory, its marker in the bucket or soon there. Raises EEXIST, OSError of the journal."""
-        directory, parsed = await self.vacant(parent, name)
+        directory, parsed = await self.vacant(parent, name, after="/")
         inode = self.new_file(directory, parsed, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
         if self.claims.at_mkdir(name):
             await self._store_new(directory, inode, b"")

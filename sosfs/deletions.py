@@ -21,8 +21,10 @@ import trio
 
 from .blocks import Spawn
 from .errors import Cause, StoreError
+from .guards import look
 from .journal import Journal
 from .store import DELETE_MAX, ObjectStore, Version
+from .tasks import each
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ PROVEN = 5.0  # seconds
 GATHER = 0.02  # seconds without company after which a batch sets off: an unlink through FUSE takes 0.1-0.2 ms
 LINGER = 0.5  # seconds that a batch gathers company at most
 BATCHES = 4
+AT_ONCE = 16  # looks at keys that are tried again
 CROWD = 250  # keys of a full batch; four of these side by side are faster than one of a thousand
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
 
@@ -45,6 +48,8 @@ class Deletions:
         self._spawn = spawn
         self._queued: dict[str, Outcome] = {}
         self._flying: dict[str, Outcome] = {}
+        self._versions: dict[str, Version] = {}  # what is to be removed
+        self._unanswered: set[str] = set()  # keys of which a delete was sent, and nobody knows what became of it
         self._proven_until = 0.0
         self._workers = 0
         self._pause = PAUSE_FIRST
@@ -100,7 +105,7 @@ class Deletions:
     def later(self, key: str, version: Version, outcome: Outcome) -> None:
         """Removes a key soon, however often it takes."""
         self._journal.add_delete(key, version)
-        self._queued[key] = outcome
+        self._queued[key], self._versions[key] = outcome, version
         if self._workers < min(BATCHES, 1 + len(self._queued) // CROWD):
             self._workers += 1
             self._spawn(self._work)
@@ -110,12 +115,13 @@ class Deletions:
         if key.endswith("/") and self.is_pending(key):
             await self.settle_under(key)
             return
-        outcome = self._queued.pop(key, None)
-        if outcome is not None:
-            self._flying[key] = outcome
-            await self._send([key])
-        while key in self._flying:
-            await self._answered()
+        while self.is_pending(key):
+            outcome = self._queued.pop(key, None)
+            if outcome is None:
+                await self._answered()  # a batch that gets no answer is queued again, so this looks once more
+            else:
+                self._flying[key] = outcome
+                await self._send([key])
 
     async def settle_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
@@ -188,10 +194,12 @@ class Deletions:
         refused: dict[str, OSError] = {}
         unanswered: OSError | None = None
         try:
-            if len(batch) == 1:
-                await self._store.delete(batch[0])
-            else:
-                refused = {failure.key: failure.error for failure in await self._store.delete_many(batch)}
+            spared = await self._overwritten(batch)
+            left = [key for key in batch if key not in spared]
+            if len(left) == 1:
+                await self._store.delete(left[0])
+            elif left:
+                refused = {failure.key: failure.error for failure in await self._store.delete_many(left)}
         except OSError as error:
             if isinstance(error, StoreError) and error.cause is Cause.DENIED:
                 refused = dict.fromkeys(batch, error)
@@ -203,13 +211,33 @@ class Deletions:
         if unanswered is not None:
             raise unanswered
 
+    async def _overwritten(self, batch: list[str]) -> set[str]:
+        """Those of a batch that are tried again, and under which another client has stored something meanwhile."""
+        found: set[str] = set()
+
+        async def ask(key: str) -> None:
+            try:
+                here = await look(self._store, key)
+            except StoreError as error:
+                if error.cause not in (Cause.ABSENT, Cause.DENIED):
+                    raise
+            else:
+                if not here.version.same_as(self._versions[key]):
+                    found.add(key)
+
+        await each(ask, [key for key in batch if key in self._unanswered], at_once=AT_ONCE)
+        return found
+
     async def _answer(self, batch: list[str], refused: dict[str, OSError], *, everything: bool) -> None:
         answered: list[tuple[str, Outcome, OSError | None]] = []
         for key in batch:
             outcome, error = self._flying.pop(key), refused.get(key)
             if everything or (error is not None and not is_refusal(error)):
                 self._queued[key] = outcome
+                self._unanswered.add(key)
             else:
+                self._versions.pop(key, None)
+                self._unanswered.discard(key)
                 answered.append((key, outcome, error))
         with self._journal.together():  # one write to the log, not one for each key
             for key, _, _ in answered:
