@@ -137,6 +137,12 @@ class Directory:
         return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
 
 
+def is_unsent(inode: Inode) -> bool:
+    """Whether an inode, or what is known below it, is not in the bucket yet: no listing has to show it."""
+    below = inode.directory
+    return bool(inode.pins) or (below is not None and any(map(is_unsent, below.entries.values())))
+
+
 class Reading:
     """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed."""
 
@@ -205,6 +211,8 @@ class Merger:
         """Merges a prefix that a request sent at `when` showed; None where our own doing is newer."""
         name = name_of(segment)
         here = directory.entries.get(name)
+        if (here is None or not here.is_directory) and directory.touched.get(name, -1.0) >= when:
+            return None
         if here is not None and not here.is_directory:
             # The object came first: it makes room and is shown under its escaped name.
             del directory.entries[name]
@@ -214,8 +222,6 @@ class Merger:
                 directory.now.show(here.name)
             here = None
         if here is None:
-            if directory.touched.get(name, -1.0) >= when:
-                return None
             here = self.new_directory(directory.inode, segment)
             directory.entries[name] = here
         here.checked = when
@@ -234,7 +240,7 @@ class Merger:
         """Merges one listed object; None where our own doing is newer."""
         name = name_of(segment)
         here = directory.entries.get(name)
-        if here is not None and here.is_directory:
+        if here is not None and here.is_directory and directory.untouched(name, walk):
             name = name_of(segment, Form.BESIDE)
             here = directory.entries.get(name)
         if not directory.untouched(name, walk):
@@ -295,7 +301,7 @@ class Merger:
         for name, inode in list(directory.entries.items()):
             if name in walk.places:
                 continue
-            if inode.pins or not directory.untouched(name, walk):
+            if is_unsent(inode) or not directory.untouched(name, walk):
                 walk.show(name)
             elif directory.now is walk:  # names made since a newer pass began are known to that one alone
                 self.remove(directory, name)
@@ -304,6 +310,15 @@ class Merger:
         """The bucket no longer has this entry."""
         inode = directory.entries.pop(name, None)
         if inode is not None:
-            inode.parent, inode.known, inode.checked = None, Known.NAME, 0.0
-            if not inode.lookups and not inode.opens:
-                self._inodes.drop(inode)
+            self._detach(inode)
+
+    def _detach(self, inode: Inode) -> None:
+        """Takes an inode out of the tree, and all below it: their keys would else be those of the root's files."""
+        inode.parent, inode.known, inode.checked = None, Known.NAME, 0.0
+        if inode.directory is not None:
+            below = tuple(inode.directory.entries.values())
+            inode.directory.entries.clear()
+            for child in below:
+                self._detach(child)
+        if not inode.lookups and not inode.opens:
+            self._inodes.drop(inode)

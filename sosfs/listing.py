@@ -43,9 +43,11 @@ class Listings:
         self.watchers: list[Callable[[Directory], None]] = []  # are told of each page that came
 
     def directory(self, inode: Inode) -> Directory:
-        """The entries of a directory. Raises OSError ENOTDIR."""
+        """The entries of a directory. Raises OSError ENOTDIR, ESTALE for one that is not in the tree any more."""
         if not inode.is_directory:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if inode.parent is None and inode is not self._inodes.root:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # it has no key; the kernel looks its name up again
         if inode.directory is None:
             inode.directory = Directory(inode)
         return inode.directory
