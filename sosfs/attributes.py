@@ -59,10 +59,9 @@ class Attributes(Learning):
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
-        super().__init__(inodes, store, blocks, merger, listings, cache, spawn, ttl=ttl, new_acl=new_acl)
+        super().__init__(inodes, store, blocks, merger, listings, cache, gate, spawn, ttl=ttl, new_acl=new_acl)
         self.refusals = refusals
         self._new_class = new_class
-        self._gate = gate
         self._journal = journal
         self._rows: dict[Inode, int] = {}
         self._rewriting: dict[Inode, trio.Event] = {}
@@ -280,6 +279,11 @@ class Attributes(Learning):
         self._remember(inode)
         self._clear(inode)
         if was_dirty and not (metadata.read(used.metadata) == inode.posix and self._holds_edits(inode, used)):
+            self._mark(inode)
+
+    def moved(self, inode: Inode) -> None:
+        """A rename gave the inode another key, and the bucket has nothing of it: its record follows."""
+        if inode.attributes_dirty:
             self._mark(inode)
 
     def discard(self, inode: Inode) -> None:

@@ -215,6 +215,18 @@ class Inodes:
         if inode is not self.root:
             self._table.pop(inode.number, None)
 
+    def below(self, top: Inode) -> dict[str, Inode]:
+        """The inodes at and below `top`, by key."""
+        found = {self.key(top): top}
+        todo = [top]
+        while todo:
+            directory = todo.pop().directory
+            for child in directory.entries.values() if directory is not None else ():
+                found[self.key(child)] = child
+                if child.is_directory:
+                    todo.append(child)
+        return found
+
     def path(self, inode: Inode, mountpoint: str) -> str:
         """Where a user finds an inode."""
         names: list[str] = []

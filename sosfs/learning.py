@@ -19,6 +19,7 @@ from .blocks import BLOCK, Blocks, Source, Spawn
 from .directory import Merger
 from .errors import Cause, StoreError
 from .foresight import Foresight
+from .gate import Gate
 from .inodes import Inode, Inodes, Known
 from .listing import Listings
 from .store import Acl, Canned, Detail, Object, ObjectStore, Properties, Version
@@ -49,6 +50,7 @@ class Learning:
         merger: Merger,
         listings: Listings,
         cache: AttributeCache,
+        gate: Gate,
         spawn: Spawn,
         *,
         ttl: float,
@@ -62,6 +64,7 @@ class Learning:
         self._merger = merger
         self._listings = listings
         self._cache = cache
+        self._gate = gate
         self._spawn = spawn
         self.foresight = Foresight(listings, self.ask_ahead, self.ask_files, spawn)
         listings.watchers.append(self.foresight.listed)
@@ -116,10 +119,8 @@ class Learning:
             for (inode, question), (key, version), found in zip(questions.items(), before, answers, strict=True):
                 if inode.version is not version or self._inodes.key(inode) != key:
                     continue  # written or renamed here while the others were asked
-                if isinstance(found, Object):
+                if isinstance(found, Object):  # an absence is left to them as well: it may be a rename under way
                     question.answer = self.take(inode, found)
-                else:
-                    self._gone(inode, found)
         finally:
             for inode, question in questions.items():
                 del self._asking[inode]
@@ -151,14 +152,20 @@ class Learning:
             else:
                 found = await self._store.head(key)
         except StoreError as error:
-            if self._inodes.key(inode) == key:
-                self._gone(inode, error)
+            if error.cause is Cause.ABSENT and await self.has_moved(inode, key):
+                return await self._ask_file(inode, with_bytes=with_bytes)
+            self._gone(inode, error)
             raise
         now = inode.version
         if self._inodes.key(inode) == key and (now is before or (now is not None and now.same_as(found.version))):
             return self.take(inode, found)
         # Written or renamed here meanwhile, which is newer.
         return inode if inode.known is Known.ALL else await self._ask_file(inode, with_bytes=with_bytes)
+
+    async def has_moved(self, inode: Inode, key: str) -> bool:
+        """Whether an inode has another key by now. While it is renamed its old one goes before the tree says so."""
+        async with self._gate.passing(inode):
+            return inode.parent is not None and self._inodes.key(inode) != key
 
     async def _ask_directory(self, inode: Inode) -> Inode:
         """A directory's attributes are its marker's; one without marker has the defaults."""

@@ -19,7 +19,7 @@ from . import keys
 from .attributes import Attributes
 from .contents import Contents
 from .deletions import Deletions
-from .directory import PENDING, Directory, Merger
+from .directory import PENDING, Directory, Merger, is_unsent
 from .errors import Cause, StoreError
 from .gate import Gate
 from .guards import look
@@ -91,9 +91,10 @@ class Namespace:
         else:
             walk = directory.now
         if parsed.form is keys.Form.FOLDED:
-            walk = await self.listings.complete(directory.inode)
+            await self.listings.complete(directory.inode)  # however long it took: nothing else unfolds a name
+            return self._now(directory, name)
         found = directory.entries.get(name)
-        if found is not None and (found.pins or self._is_recent(found, directory)):
+        if found is not None and (self._is_recent(found, directory) or is_unsent(found)):
             return found
         if walk.done and directory.is_young(self.ttl):
             raise refuse(errno.ENOENT)
@@ -138,7 +139,7 @@ class Namespace:
             here.checked = when
             return here
         if not found:
-            if here is not None and not here.pins:
+            if here is not None and not is_unsent(here):
                 self._merger.remove(directory, name)
             raise refuse(errno.ENOENT)
         if here is None or here.is_directory:
@@ -151,6 +152,11 @@ class Namespace:
         if inode is None:
             raise refuse(errno.ENOENT)
         return inode
+
+    def replaced(self, inode: Inode, version: Version) -> None:
+        """A file's name leads to another client's version: nothing that was known of it holds."""
+        inode.version = None
+        self._merger.seen(inode, version, trio.current_time())
 
     # Removing
 
@@ -266,5 +272,6 @@ class Namespace:
         if directory.readers or any(child.directory is not None for child in directory.entries.values()):
             return
         for child in directory.entries.values():
+            child.parent = None  # what is still asked of it says nothing of who has its name by then
             self.inodes.drop(child)
         inode.directory = None

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 from contextlib import AsyncExitStack
+from typing import NamedTuple
 
 from . import keys
 from .attributes import Attributes
@@ -32,6 +33,13 @@ from .tasks import each
 log = logging.getLogger(__name__)
 
 AT_ONCE = 32
+
+
+class _Copy(NamedTuple):
+    """What was copied, and what that made."""
+
+    of: Version
+    version: Version
 
 
 class Renames:
@@ -71,16 +79,18 @@ class Renames:
         if parsed.form is keys.Form.FOLDED and target is None:
             raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
         segment = target.segment if target is not None else parsed.segment
-        key = self._inodes.child_key(parent, segment)
-        if len(key.encode()) + inode.is_directory > KEY_MAX:
-            raise refuse(errno.ENAMETOOLONG)
-        assert inode.parent is not None
+        if inode.parent is None:
+            raise refuse(errno.ENOENT)  # what was asked for the target has shown it
         await self._attributes.settle_directories(inode)
         await self._namespace.keep_parent(inode.parent, inode)
         async with AsyncExitStack() as held:
             if target is not None:
                 await held.enter_async_context(self._contents.leaving(target))
+            await held.enter_async_context(self._gate.passing(parent))  # else it could be renamed itself meanwhile
             await held.enter_async_context(self._gate.closed(*filter(None, (inode, target))))
+            key = self._inodes.child_key(parent, segment)
+            if len(key.encode()) + inode.is_directory > KEY_MAX:
+                raise refuse(errno.ENAMETOOLONG)
             if inode.is_directory:
                 await self._move_directory(inode, target, parent, segment, key + "/")
             else:
@@ -121,7 +131,7 @@ class Renames:
         await self._attributes.refusals.require_remove(old_key)
         row = self._journal.add_rename(old_key, key)
         try:
-            version, used = await self._copy(inode, old_key, key)
+            version, used = await self._copy(inode, old_key, key, replaces=target is not None)
         except Exception:
             self._journal.drop_rename(row)
             raise
@@ -142,8 +152,10 @@ class Renames:
             else:
                 self._contents.moved(inode)
 
-    async def _copy(self, inode: Inode, old_key: str, key: str) -> tuple[Version, Properties | None]:
+    async def _copy(self, inode: Inode, old_key: str, key: str, *, replaces: bool) -> tuple[Version, Properties | None]:
         """Copies the object and removes the old key; a refusal to remove it takes the copy back.
+
+        Where that `replaces` a file the copy stays: a twin is better than no file of that name.
 
         Returns the new version, and the properties that it was given where they are not those it had.
         """
@@ -178,7 +190,8 @@ class Renames:
         try:
             await self._deletions.retire(old_key, inode.version, outcome)
         except OSError:
-            await self._store.delete(key)
+            if not replaces:
+                await self._store.delete(key)
             raise
         return version, used
 
@@ -205,7 +218,7 @@ class Renames:
         old_prefix = self._inodes.key(inode)
         await self._deletions.settle_under(old_prefix)
         await self._deletions.settle_under(prefix)
-        known = self._known(inode)
+        known = self._inodes.below(inode)
         listed = await self._list(old_prefix)
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
         if any(len(one.key.encode()) > room for one in listed):
@@ -213,37 +226,36 @@ class Renames:
         await self._attributes.refusals.require_remove(old_prefix)
         row = self._journal.add_rename(old_prefix, prefix)
         try:
-            versions = await self._copy_all(listed, old_prefix, prefix, known)
-            await self._delete_all(listed, [*versions])
+            spared = "" if target is None else prefix  # the marker of an empty directory stays if this fails
+            copies = await self._copy_all(listed, old_prefix, prefix, known, spared)
+            await self._delete_all(listed, [key for key in copies if key != spared])
         except Exception:
             self._journal.drop_rename(row)
             raise
-        known = self._known(inode)  # with what came meanwhile and is in no bucket yet
+        known = self._inodes.below(inode)  # with what came meanwhile and is in no bucket yet
         with self._journal.together():
             self._journal.drop_rename(row)
             self._end_passes(inode)
             self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=None)
             for old_key, moved in known.items():
-                version = versions.get(prefix + old_key[len(old_prefix) :])
-                if version is not None:
-                    moved.version = version
-                    self._attributes.carried(moved, moved.properties, whole=moved.whole)
-                self._contents.moved(moved)
+                self._moved(moved, copies.get(prefix + old_key[len(old_prefix) :]))
 
-    def _known(self, top: Inode) -> dict[str, Inode]:
-        """The inodes at and below `top`, by key."""
-        found = {self._inodes.key(top): top}
-        todo = [top]
-        while todo:
-            directory = todo.pop().directory
-            for child in directory.entries.values() if directory is not None else ():
-                found[self._inodes.key(child)] = child
-                if child.is_directory:
-                    todo.append(child)
-        return found
+    def _moved(self, inode: Inode, copy: _Copy | None) -> None:
+        """An inode has its new key, and its object there is this copy."""
+        if copy is None:
+            self._attributes.moved(inode)
+        elif inode.is_directory or (inode.version is not None and copy.of.same_as(inode.version)):
+            inode.version = copy.version
+            self._attributes.carried(inode, inode.properties, whole=inode.whole)
+        elif inode.content is None or inode.content.draft is None:
+            # Another client had replaced it before it was copied: nothing that is known of ours holds for it.
+            self._attributes.discard(inode)
+            self._namespace.replaced(inode, copy.version)
+            return
+        self._contents.moved(inode)  # a draft still expects ours: where theirs was copied its commit loses
 
     def _end_passes(self, top: Inode) -> None:
-        for inode in self._known(top).values():
+        for inode in self._inodes.below(top).values():
             if inode.directory is not None and inode.directory.now is not None:
                 walk = inode.directory.now
                 walk.prefix = ""  # tokens of the old prefix mean nothing under the new one
@@ -260,24 +272,24 @@ class Renames:
         return found
 
     async def _copy_all(
-        self, listed: list[Listed], old_prefix: str, prefix: str, known: dict[str, Inode]
-    ) -> dict[str, Version]:
-        versions: dict[str, Version] = {}
+        self, listed: list[Listed], old_prefix: str, prefix: str, known: dict[str, Inode], spared: str
+    ) -> dict[str, _Copy]:
+        copies: dict[str, _Copy] = {}
 
         async def copy(one: Listed) -> None:
             new_key = prefix + one.key[len(old_prefix) :]
-            version = await self._copy_one(one, new_key, known.get(one.key))
-            if version is not None:
-                versions[new_key] = version
+            made = await self._copy_one(one, new_key, known.get(one.key))
+            if made is not None:
+                copies[new_key] = made
 
         try:
             await each(copy, listed, at_once=AT_ONCE)
         except OSError:
-            await self._store.delete_many(list(versions))
+            await self._store.delete_many([key for key in copies if key != spared])
             raise
-        return versions
+        return copies
 
-    async def _copy_one(self, one: Listed, new_key: str, inode: Inode | None) -> Version | None:
+    async def _copy_one(self, one: Listed, new_key: str, inode: Inode | None) -> _Copy | None:
         used: Properties | None = None
         if inode is not None and inode.attributes_dirty:
             await self._attributes.learn_whole(inode)
@@ -287,9 +299,10 @@ class Renames:
         acl, version = await self._acl(one, inode), one.version
         for last in (False, True):
             try:
-                return await copy_object(
+                made = await copy_object(
                     self._store, one.key, new_key, version, properties=used, storage_class=one.storage_class, acl=acl
                 )
+                return _Copy(version, made)
             except StoreError as error:
                 if error.cause is Cause.ABSENT:
                     return None  # removed by another client since it was listed

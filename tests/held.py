@@ -3,43 +3,54 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import trio
+import trio.testing
 
 from sosfs.content import Handle
 from sosfs.fake import FakeStore
+from sosfs.store import Properties
 from tests.composed import TASK, Composed
+
+HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"})
 
 
 class Held(FakeStore):
-    """A store that holds calls back: `before` they take effect, or `after`, until their event is set."""
+    """A store that holds calls back, by operation or by (operation, key), and fails some of them.
+
+    `before` they take effect, or `after`, until their event is set; `reached` tells which have come there.
+    """
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.before: dict[str, trio.Event] = {}
-        self.after: dict[str, trio.Event] = {}
+        self.before: dict[str | tuple[str, str], trio.Event] = {}
+        self.after: dict[str | tuple[str, str], trio.Event] = {}
+        self.errors: dict[tuple[str, str], list[OSError]] = {}
+        self.reached: set[tuple[str, str]] = set()
 
-    async def get(self, *arguments: Any, **options: Any) -> Any:
-        return await self._held("get", super().get, arguments, options)
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name not in HELD:
+            return method
 
-    async def put(self, *arguments: Any, **options: Any) -> Any:
-        return await self._held("put", super().put, arguments, options)
+        async def call(key: Any, *arguments: Any, **options: Any) -> Any:
+            what = name, key if isinstance(key, str) else next(iter(key), "")
+            await self._passing(self.before, what)
+            if self.errors.get(what):
+                raise self.errors[what].pop(0)
+            answer = await method(key, *arguments, **options)
+            await self._passing(self.after, what)
+            return answer
 
-    async def copy(self, *arguments: Any, **options: Any) -> Any:
-        return await self._held("copy", super().copy, arguments, options)
+        return call
 
-    async def delete(self, *arguments: Any, **options: Any) -> Any:
-        return await self._held("delete", super().delete, arguments, options)
-
-    async def _held(self, name: str, call: Callable[..., Awaitable[Any]], arguments: Any, options: Any) -> Any:
-        if (event := self.before.get(name)) is not None:
+    async def _passing(self, events: Mapping[str | tuple[str, str], trio.Event], what: tuple[str, str]) -> None:
+        event = events.get(what, events.get(what[0]))
+        if event is not None:
+            self.reached.add(what)
             await event.wait()
-        answer = await call(*arguments, **options)
-        if (event := self.after.get(name)) is not None:
-            await event.wait()
-        return answer
 
 
 def stored(store: FakeStore, key: str = "file") -> bytes:
@@ -63,3 +74,15 @@ async def closed(mount: Composed, handle: Handle) -> None:
         await mount.parts.contents.flush(handle)
     finally:
         await mount.parts.contents.release(handle)
+
+
+async def put_all(store: FakeStore, objects: Mapping[str, bytes]) -> None:
+    """What another client has stored."""
+    for key, body in objects.items():
+        await store.put(key, body, Properties())
+
+
+async def begun(mount: Composed, work: Callable[[], Awaitable[Any]]) -> None:
+    """Starts work, and returns when it waits for something."""
+    mount.nursery.start_soon(work)
+    await trio.testing.wait_all_tasks_blocked()
