@@ -191,11 +191,12 @@ class Attributes(Learning):
 
     async def settle(self, inode: Inode) -> None:
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
-        draft = inode.content.draft if inode.content is not None else None
-        if not inode.attributes_dirty or (draft is not None and draft.is_dirty and inode.parent is not None):
+        if not inode.attributes_dirty or _has_commit(inode):
             return  # the commit carries them
         async with self._gate.passing(inode):
             await self.rewritten(inode)  # a second rewrite beside it would find another version than it knows
+            if _has_commit(inode):
+                return  # one that came while this waited
             if inode.attributes_dirty and (inode.parent is not None or inode is self._inodes.root):
                 done = self._rewriting[inode] = trio.Event()
                 try:
@@ -293,3 +294,9 @@ class Attributes(Learning):
     async def drain(self) -> None:
         """Writes all changed attributes; what could not be written is logged, and stays `dirty`."""
         await each(self._tried, list(self.dirty), at_once=SETTLERS)
+
+
+def _has_commit(inode: Inode) -> bool:
+    """Whether a commit is under way or will follow, which stores the attributes with the bytes."""
+    draft = inode.content.draft if inode.content is not None else None
+    return draft is not None and draft.is_dirty and inode.parent is not None

@@ -134,6 +134,7 @@ class Commits:
     async def _commit(self, inode: Inode, content: Content, draft: Draft) -> None:
         key = self._inodes.key(inode)
         await self._deletions.settle(key)
+        await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
         if content.going is not None and await self.recognise(inode, draft, content.going[0]) is not None:
             self.records.moved(inode)
         posix, serial = inode.posix, draft.commit_begins()
@@ -300,7 +301,7 @@ class Commits:
             self._backlog.fell(size)
         if content.writers == 0:
             await self.let_go(inode, content)
-        if inode.opens == 0 and content.draft is None:
+        if inode.opens == 0 and content.draft is None and inode.content is content:  # not one begun while this rested
             inode.content = None
 
     async def wait_for_room(self, limit: int) -> None:

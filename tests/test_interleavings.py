@@ -19,6 +19,7 @@ import trio.testing
 import sosfs.spool
 import sosfs.threads
 from sosfs.config import Durability
+from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
 from sosfs.store import Properties
 from tests.composed import Composed, composed
@@ -233,6 +234,92 @@ def test_a_reader_never_goes_on_with_what_a_writer_made_of_a_foreign_version(tmp
             assert error.errno == errno.ESTALE
         await closed(mount, writer)
         assert not (b"A" in body and b"B" in body), "two versions in one read"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_task_that_wakes_late_leaves_the_newer_draft_alone(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    def down(operation: str, key: str) -> None:
+        if operation == "put":
+            raise StoreError(errno.EIO, "put", status=503)
+
+    with composed(store, tmp_path) as mount:
+        store.fault = down
+        with pytest.raises(OSError):
+            mount.loop.run(partial(mount.write, "file", b"one", flags=os.O_CREAT))
+        mount.loop.passes(1)  # the task has tried, too, and rests
+        store.fault = None
+        mount.loop.run(partial(mount.write, "file", b"two", flags=os.O_TRUNC))
+        assert stored(store) == b"two"
+        store.fault = down
+        with pytest.raises(OSError):
+            mount.loop.run(partial(mount.write, "file", b"three", flags=os.O_TRUNC))
+        mount.loop.passes(8)  # it wakes
+        store.fault = None
+        mount.loop.passes(400)
+        assert stored(store) == b"three"
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_commit_beside_a_rewrite_of_attributes_is_no_conflict(tmp_path: Path, hashes: bool) -> None:
+    store = Held(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"as it was", Properties())
+        inode = await mount._walk("file")
+        inode.mode = 0o100600
+        mount.parts.attributes.changed(inode)
+        store.after["copy"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.attributes.settle, inode)
+            await trio.testing.wait_all_tasks_blocked()
+            handle = await opened(mount)
+            await mount.parts.contents.write(handle, 0, b"new")
+            nursery.start_soon(closed, mount, handle)
+            await trio.testing.wait_all_tasks_blocked()
+            store.after.pop("copy").set()
+        assert stored(store) == b"newit was"
+        assert len(store._stored) == 1, list(store._stored)
+        handle = await opened(mount)
+        assert bytes(await mount.parts.contents.read(handle, 0, 9)) == b"newit was"
+        await mount.parts.contents.write(handle, 0, b"two")
+        await closed(mount, handle)
+        assert stored(store) == b"twoit was"
+        assert len(store._stored) == 1, list(store._stored)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_slow_copy_onto_itself_does_not_undo_a_commit(tmp_path: Path) -> None:
+    """A copy reads its source when it begins and takes effect when it ends, as long as that takes."""
+
+    class Slow(Held):
+        async def copy(self, source: str, target: str, **options: Any) -> Any:
+            found = self._pinned("copy", source, options.get("version"))
+            await self.before["copy"].wait()
+            return self._store(target, found.body, found.object.version.etag, options["properties"], None)
+
+    store = Slow()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"as it was", Properties())
+        inode = await mount._walk("file")
+        inode.mode = 0o100600
+        mount.parts.attributes.changed(inode)
+        store.before["copy"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.attributes.settle, inode)
+            await trio.testing.wait_all_tasks_blocked()
+            handle = await opened(mount)
+            await mount.parts.contents.write(handle, 0, b"new")
+            nursery.start_soon(closed, mount, handle)
+            await trio.testing.wait_all_tasks_blocked()
+            store.before["copy"].set()
+        assert stored(store) == b"newit was"
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
