@@ -188,10 +188,7 @@ class Commits:
         if inode.parent is not None and inode.parent.directory is not None:
             inode.parent.directory.settled(inode.name)
         content.source = draft.base
-        if draft.is_dirty:
-            self.records.moved(inode)
-        else:
-            self.records.forget(content)
+        self.records.landed(inode, content, draft)
 
     async def _send(
         self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce

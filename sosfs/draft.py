@@ -52,6 +52,7 @@ class Draft:
         self.serial = 0
         self.saved = -1 if base is None else 0  # the serial that is in the bucket
         self.recorded = -1  # the serial that is in the journal
+        self.safe = -1  # the newest serial that was; its bytes, or newer ones in their place, are still there
         self.sums: tuple[int, ...] = ()  # of the spool as of that serial
         self.absorbed = 0  # how often bytes of the base came into the spool
         self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`filling`)

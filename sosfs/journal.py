@@ -22,7 +22,7 @@ import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,6 +139,13 @@ class Journal:
             self._write(change, (record, body, total, row))
             return row
         return self._write("insert into drafts (record, body, sum) values (?, ?, ?)", (record, body, total))
+
+    def alter_draft(self, row: int, change: Callable[[SavedDraft], SavedDraft]) -> None:
+        """Changes what a row says of a draft; its bytes stay, and whether its spool is being written to."""
+        record, body = self._db.execute("select record, body from drafts where id = ?", (row,)).fetchone()
+        changed = json.dumps(draft_record(change(draft_back(json.loads(record), body or b""))))
+        total = zlib.crc32(body or b"", zlib.crc32(changed.encode()))
+        self._write("update drafts set record = ?, sum = ? where id = ?", (changed, total, row))
 
     def reopen_draft(self, row: int) -> None:
         """Its spool is being written to: from now on the checksums in the row say nothing."""

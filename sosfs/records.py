@@ -4,19 +4,24 @@
                               `--landed, unlinked: forgotten
 
 A small draft's bytes are in its row and change with it alone. A large one's are in the spool, which is written
-in place: its row says so before the first byte changes, and is made anew before the spool is cut.
+in place: its row says so before the first byte changes, tells of no bytes that were not synced (a power loss would
+leave zeros for them), and forgets those that are cut before they go.
 
 Concurrency: trio thread only.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 from .attributes import Attributes
 from .content import Content
 from .draft import Draft
+from .extents import Extents
 from .inodes import Inode, Inodes
 from .journal import Journal
-from .saved import SavedDraft
+from .saved import Ranges, SavedDraft
 
 
 class Records:
@@ -29,6 +34,7 @@ class Records:
 
     async def save(self, inode: Inode, content: Content, draft: Draft) -> None:
         """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
+        size, synced = draft.size, tuple(draft.local)
         if draft.recorded != draft.serial or not content.row:
             content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
             try:
@@ -41,20 +47,22 @@ class Records:
                 content.writers -= 1
             draft.recorded = serial
         if draft.is_dirty and inode.parent is not None:
-            self._write(inode, content, draft)
+            self._write(inode, content, draft, size=min(size, draft.size), synced=synced)
+            draft.safe = draft.recorded
         await self._journal.sync()
 
-    def _write(self, inode: Inode, content: Content, draft: Draft) -> None:
+    def _write(self, inode: Inode, content: Content, draft: Draft, *, size: int, synced: Ranges) -> None:
+        """Records what was in the spool when it was synced, and still is: a power loss may leave no more of it."""
         base = draft.base
         saved = SavedDraft(
             key=self._inodes.key(inode),
-            size=draft.size,
+            size=size,
             base=(base.key, base.etag, base.size) if base is not None else None,
             base_stop=draft.base_stop,
             expected=draft.expected,
             version=inode.version,
-            local=tuple(draft.local),
-            dirty=draft.unsent,
+            local=_common(synced, tuple(draft.local)),
+            dirty=_common(synced, draft.unsent),
             posix=inode.posix,
             properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
@@ -65,10 +73,32 @@ class Records:
         content.row = self._journal.save_draft(content.row, saved)
 
     def moved(self, inode: Inode) -> None:
-        """A rename changed the key, or what the bucket must hold: the record follows."""
-        content = inode.content
-        if content is not None and content.row and content.draft is not None:
-            self._write(inode, content, content.draft)
+        """A rename changed the key, or what the bucket must hold: the record follows, and says no more of the bytes."""
+        content, draft = inode.content, inode.content.draft if inode.content is not None else None
+        if content is None or draft is None or not content.row:
+            return
+        if draft.recorded == draft.serial or not draft.spool.on_disk:
+            self._write(inode, content, draft, size=draft.size, synced=tuple(draft.local))
+        else:
+            self._journal.alter_draft(content.row, partial(self._followed, inode, content, draft))
+
+    def _followed(self, inode: Inode, content: Content, draft: Draft, saved: SavedDraft) -> SavedDraft:
+        base, going = draft.base, content.going
+        return replace(
+            saved,
+            key=self._inodes.key(inode),
+            base=(base.key, base.etag, base.size) if base is not None else None,
+            expected=draft.expected,
+            version=inode.version,
+            going=(going[0], going[1] >= draft.safe) if going is not None else None,
+        )
+
+    def landed(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """The bucket has the draft as it was when the commit began: what the record has more than that stays there."""
+        if draft.is_dirty and (draft.safe > draft.saved or not draft.spool.on_disk):
+            self.moved(inode)
+        else:
+            self.forget(content)
 
     def goes(self, content: Content, token: str) -> None:
         """A request is about to make the object with this token: should its answer get lost, the record tells of it."""
@@ -79,20 +109,38 @@ class Records:
         """A recorded draft is about to be written to."""
         content = inode.content
         draft = content.draft if content is not None else None
-        if content is None or draft is None or not content.row or not draft.spool.on_disk:
+        if content is None or draft is None or not content.row:
             return
         if draft.recorded == draft.serial:
-            self._journal.reopen_draft(content.row)
+            if draft.spool.on_disk:
+                self._journal.reopen_draft(content.row)
             draft.recorded = -1
 
     def cut(self, inode: Inode) -> None:
-        """A recorded draft was truncated: bytes of the record are about to go, so it is made anew."""
+        """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
         content = inode.content
         if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
-            self._write(inode, content, content.draft)
+            self._journal.alter_draft(content.row, partial(_cut, content.draft.size))
 
     def forget(self, content: Content) -> None:
         """The draft is in the bucket, or nobody wants it."""
         if content.row:
             self._journal.drop_draft(content.row)
             content.row = 0
+
+
+def _cut(size: int, saved: SavedDraft) -> SavedDraft:
+    """A record without what lies above `size`; one that holds the bytes itself needs no spool for them."""
+    if not saved.spool or saved.size <= size:
+        return saved
+    below = ((0, size),)
+    local, dirty = _common(below, saved.local), _common(below, saved.dirty)
+    return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
+
+
+def _common(one: Ranges, other: Ranges) -> Ranges:
+    """What is in both."""
+    held = Extents()
+    for start, stop in other:
+        held.add(start, stop)
+    return tuple((a, b) for start, stop in one for a, b, is_held in held.within(start, stop) if is_held)

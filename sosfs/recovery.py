@@ -249,7 +249,7 @@ class Adoption:
         base = Source(*saved.base) if saved.base is not None else None
         draft = Draft(spool, self._blocks, base, saved.expected)
         draft.size, draft.base_stop = saved.size, saved.base_stop
-        draft.serial, draft.saved, draft.recorded, draft.state = 1, 0, 1, State.DIRTY
+        draft.serial, draft.saved, draft.recorded, draft.safe, draft.state = 1, 0, 1, 1, State.DIRTY
         for start, stop in saved.local:
             draft.local.add(start, stop)
         for start, stop in saved.dirty:

@@ -1,0 +1,91 @@
+"""The power goes: what was acknowledged is there, and what was done is not done again.
+
+What a disk holds then is played: of a spool what was synced, of the journal what was synced or had been written out.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config import Durability
+from sosfs.fake import FakeStore
+from sosfs.spool import Spool
+from tests.composed import Composed, composed
+from tests.held import Held, bodies, opened, stored
+
+
+class Disk:
+    """What of the spools has been synced: the rest is gone when the power is."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._synced: dict[str, bytes] = {}
+        sync = Spool.sync
+
+        async def noted(spool: Spool) -> None:
+            await sync(spool)
+            if spool.on_disk:
+                self._synced[spool.path.name] = spool.path.read_bytes()
+
+        patch.setattr(Spool, "sync", noted)
+
+    def loses_power(self, mount: Composed) -> None:
+        """The journal is on the disk (somebody's fsync took care of it); of the spools what was synced."""
+        mount.crash()
+        for path in (mount._settings.state_dir / "spool").glob("*.spool"):
+            path.write_bytes(self._synced.get(path.name, b""))
+
+
+def test_what_was_synced_is_there_when_the_power_goes_after_a_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A log is written, synced, written on, and renamed; then another file is synced, and the power goes."""
+    store, disk = FakeStore(), Disk(monkeypatch)
+    acknowledged = b"a" * 200_000
+
+    async def main(mount: Composed) -> None:
+        await mount.write("log", acknowledged, flags=os.O_CREAT)
+        handle = await opened(mount, os.O_WRONLY, "log")
+        await mount.parts.contents.write(handle, 200_000, b"b" * 100_000)
+        await mount.rename("log", "log.1")
+        await mount.write("other", b"other", flags=os.O_CREAT)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        disk.loses_power(mount)
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert any(body[:200_000] == acknowledged for body in bodies(store).values()), list(bodies(store))
+
+
+def test_what_is_in_the_bucket_is_not_made_zeros_when_the_power_goes_after_a_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, disk = Held(), Disk(monkeypatch)
+    acknowledged = b"a" * 200_000
+
+    async def main(mount: Composed) -> None:
+        await mount.write("log", acknowledged, flags=os.O_CREAT)
+        handle = await opened(mount, os.O_WRONLY, "log")
+        store.before["put"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.commits.commit, handle.inode)  # as the sending task
+            await trio.testing.wait_all_tasks_blocked()
+            await mount.parts.contents.write(handle, 200_000, b"b" * 100_000)
+            store.before.pop("put").set()
+        assert stored(store, "log") == acknowledged
+        await mount.write("other", b"other", flags=os.O_CREAT)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        disk.loses_power(mount)
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store, "log")[:200_000] == acknowledged
