@@ -86,8 +86,9 @@ class Deletions:
             self._journal.drop_delete(key)
             raise
         self._proven_until = trio.current_time() + PROVEN
-        outcome(None)
         self._journal.drop_delete(key)
+        await self._journal.settled()
+        outcome(None)
 
     async def retire(self, key: str, version: Version, outcome: Outcome) -> None:
         """As `delete`, for a key whose bytes are under another one by now: without an answer it is tried for ever.
@@ -229,20 +230,23 @@ class Deletions:
         return found
 
     async def _answer(self, batch: list[str], refused: dict[str, OSError], *, everything: bool) -> None:
-        answered: list[tuple[str, Outcome, OSError | None]] = []
+        answered: list[tuple[str, OSError | None]] = []
         for key in batch:
-            outcome, error = self._flying.pop(key), refused.get(key)
+            error = refused.get(key)
             if everything or (error is not None and not is_refusal(error)):
-                self._queued[key] = outcome
+                self._queued[key] = self._flying.pop(key)
                 self._unanswered.add(key)
             else:
-                self._versions.pop(key, None)
-                self._unanswered.discard(key)
-                answered.append((key, outcome, error))
+                answered.append((key, error))
         with self._journal.together():  # one write to the log, not one for each key
-            for key, _, _ in answered:
+            for key, _ in answered:
                 self._journal.drop_delete(key)
-        for key, outcome, error in answered:
+        if answered:
+            await self._journal.settled()
+        for key, error in answered:
+            outcome = self._flying.pop(key)
+            self._versions.pop(key, None)
+            self._unanswered.discard(key)
             if error is not None:
                 self._proven_until = 0.0
                 log.error("%s was not removed, its name comes back: %s", key, error)

@@ -109,6 +109,13 @@ class Journal:
             self._checkpointed = upto if is_long else self._checkpointed
             self._synced = upto
 
+    async def settled(self) -> None:
+        """What was dropped is not done again after a power loss, to what has the name then. Never raises."""
+        try:
+            await self.sync()
+        except OSError as error:
+            log.error("the journal cannot be written: %s", error)
+
     def _write(self, statement: str, values: Sequence[object]) -> int:
         self._written += 1
         try:

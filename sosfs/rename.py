@@ -88,15 +88,19 @@ class Renames:
                 await held.enter_async_context(self._contents.leaving(target))
             await held.enter_async_context(self._gate.passing(parent))  # else it could be renamed itself meanwhile
             await held.enter_async_context(self._gate.closed(*filter(None, (inode, target))))
-            key = self._inodes.child_key(parent, segment)
-            if len(key.encode()) + inode.is_directory > KEY_MAX:
-                raise refuse(errno.ENAMETOOLONG)
-            if inode.is_directory:
-                await self._move_directory(inode, target, parent, segment, key + "/")
-            else:
-                await self._move_file(inode, target, parent, segment, key, parsed.form)
+            await self._move(inode, target, parent, segment, parsed.form)
         old_parent.touch()
         parent.touch()
+
+    async def _move(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
+        """Within the gate, for only now it is certain which key the new parent has."""
+        key = self._inodes.child_key(parent, segment)
+        if len(key.encode()) + inode.is_directory > KEY_MAX:
+            raise refuse(errno.ENAMETOOLONG)
+        if inode.is_directory:
+            await self._move_directory(inode, target, parent, segment, key + "/")
+        else:
+            await self._move_file(inode, target, parent, segment, key, form)
 
     async def _target(self, inode: Inode, parent: Inode, name: bytes, *, replace: bool) -> Inode | None:
         try:
@@ -142,6 +146,7 @@ class Renames:
             inode.version = version
             self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
             self._contents.moved(inode)
+        await self._journal.settled()
 
     def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
         """A file that the bucket has not seen takes its new name along; it will go up over what has that name there."""
@@ -239,6 +244,7 @@ class Renames:
             self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=None)
             for old_key, moved in known.items():
                 self._moved(moved, copies.get(prefix + old_key[len(old_prefix) :]))
+        await self._journal.settled()
 
     def _moved(self, inode: Inode, copy: _Copy | None) -> None:
         """An inode has its new key, and its object there is this copy."""

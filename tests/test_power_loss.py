@@ -6,6 +6,7 @@ What a disk holds then is played: of a spool what was synced, of the journal wha
 from __future__ import annotations
 
 import os
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import trio.testing
 
 from sosfs.config import Durability
 from sosfs.fake import FakeStore
+from sosfs.journal import Journal
 from sosfs.spool import Spool
 from tests.composed import Composed, composed
 from tests.held import Held, bodies, opened, stored
@@ -89,3 +91,78 @@ def test_what_is_in_the_bucket_is_not_made_zeros_when_the_power_goes_after_a_com
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert stored(store, "log")[:200_000] == acknowledged
+
+
+class Log:
+    """What of the journal is on the disk: what it was when the kernel last wrote it out, or somebody synced it."""
+
+    def __init__(self, mount: Composed, copy: Path, patch: pytest.MonkeyPatch) -> None:
+        self._mount, self._copy = mount, copy
+        sync = Journal.sync
+
+        async def noted(journal: Journal) -> None:
+            await sync(journal)
+            self.written_out()
+
+        patch.setattr(Journal, "sync", noted)
+
+    def written_out(self) -> None:
+        shutil.rmtree(self._copy, ignore_errors=True)
+        shutil.copytree(self._mount._settings.state_dir, self._copy, ignore=shutil.ignore_patterns("*-shm", "lock"))
+
+    def loses_power(self) -> None:
+        self._mount.crash()
+        shutil.rmtree(self._mount._settings.state_dir)
+        shutil.copytree(self._copy, self._mount._settings.state_dir)
+
+
+def test_a_rename_that_was_done_is_not_done_again_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel wrote the journal's log out while a rename was under way; the rest of it is lost."""
+    store = Held()
+
+    async def rename(mount: Composed, log: Log) -> None:
+        await mount.write("log", b"old lines", flags=os.O_CREAT)
+        store.before["copy"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.rename, "log", "log.1")
+            await trio.testing.wait_all_tasks_blocked()
+            log.written_out()
+            store.before.pop("copy").set()
+        await mount.write("log", b"new lines", flags=os.O_CREAT)
+        assert bodies(store) == {"log": b"new lines", "log.1": b"old lines"}
+
+    with composed(store, tmp_path) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        mount.loop.run(partial(rename, mount, log))
+        log.loses_power()
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {"log": b"new lines", "log.1": b"old lines"}
+
+
+def test_a_removal_that_was_done_is_not_done_again_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is removed and then made again with the same bytes has the same ETag on SOS."""
+    store = Held()
+
+    async def remove(mount: Composed, log: Log) -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        store.before["delete"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.unlink, "file")
+            await trio.testing.wait_all_tasks_blocked()
+            log.written_out()
+            store.before.pop("delete").set()
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        assert stored(store) == b"bytes"
+
+    with composed(store, tmp_path) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        mount.loop.run(partial(remove, mount, log))
+        log.loses_power()
+        mount.start()
+        mount.loop.passes(5)
+        assert stored(store) == b"bytes"
