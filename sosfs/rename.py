@@ -135,7 +135,8 @@ class Renames:
         await self._attributes.refusals.require_remove(old_key)
         row = self._journal.add_rename(old_key, key)
         try:
-            version, used = await self._copy(inode, old_key, key, replaces=target is not None)
+            version, used = await self._copy(inode, old_key, key)
+            await self._retire(inode, old_key, key, replaced=target is not None)
         except Exception:
             self._journal.drop_rename(row)
             raise
@@ -157,15 +158,9 @@ class Renames:
             else:
                 self._contents.moved(inode)
 
-    async def _copy(self, inode: Inode, old_key: str, key: str, *, replaces: bool) -> tuple[Version, Properties | None]:
-        """Copies the object and removes the old key; a refusal to remove it takes the copy back.
-
-        Where that `replaces` a file the copy stays: a twin is better than no file of that name.
-
-        Returns the new version, and the properties that it was given where they are not those it had.
-        """
-        assert inode.version is not None and inode.parent is not None
-        directory, name = self._namespace.directory(inode.parent), inode.name
+    async def _copy(self, inode: Inode, old_key: str, key: str) -> tuple[Version, Properties | None]:
+        """Copies the object; returns the new version, and the properties it got where they are not those it had."""
+        assert inode.version is not None
         used: Properties | None = None
         acl = await self._attributes.acl(inode)
         if inode.attributes_dirty or inode.properties.storage_class is None:
@@ -186,6 +181,12 @@ class Renames:
                 raise
             kept = inode.properties.storage_class
             version = await copy_object(self._store, old_key, key, inode.version, storage_class=kept, acl=acl)
+        return version, used
+
+    async def _retire(self, inode: Inode, old_key: str, key: str, *, replaced: bool) -> None:
+        """Removes the old key. A refusal takes the copy back, unless that has `replaced` a file, which is gone."""
+        assert inode.version is not None and inode.parent is not None
+        directory, name = self._namespace.directory(inode.parent), inode.name
 
         def outcome(error: OSError | None) -> None:
             directory.settled(name)
@@ -195,10 +196,9 @@ class Renames:
         try:
             await self._deletions.retire(old_key, inode.version, outcome)
         except OSError:
-            if not replaces:
+            if not replaced:
                 await self._store.delete(key)
             raise
-        return version, used
 
     def _replace(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
