@@ -177,8 +177,8 @@ class Renames:
                 raise
             # Another client wrote it meanwhile: its version is the one to be renamed.
             await self._attributes.refresh(inode)
-            if inode.version is None:
-                raise
+            if inode.version is None or inode.parent is None:
+                raise  # it is gone, or has an inode of its own: the kernel looks the name up again
             kept = inode.properties.storage_class
             version = await copy_object(self._store, old_key, key, inode.version, storage_class=kept, acl=acl)
         return version, used
