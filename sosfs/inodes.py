@@ -236,16 +236,25 @@ class Inodes:
         return os.path.join(mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
 
     def key(self, inode: Inode) -> str:
-        """The object's key now; a directory's ends in `/`. Raises OSError ENAMETOOLONG over 1024 bytes."""
+        """The object's key now; a directory's ends in `/`. Raises OSError ESTALE for what no name leads to any more."""
         segments = []
         at = inode
         while at.parent is not None:
             segments.append(at.segment)
             at = at.parent
+        if at is not self.root:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # else it would be the key of a file of the root
         key = self.prefix + "/".join(reversed(segments))
         if inode.is_directory and inode is not self.root:
             key += "/"
         return key
+
+    def has_key(self, inode: Inode, key: str) -> bool:
+        """Whether this is the inode's key now; never for one that no name leads to any more."""
+        try:
+            return self.key(inode) == key
+        except OSError:
+            return False
 
     def child_key(self, parent: Inode, segment: str) -> str:
         """The key of the object `segment` in a directory."""

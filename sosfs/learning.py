@@ -109,7 +109,11 @@ class Learning:
 
     async def ask_files(self, inodes: Sequence[Inode]) -> None:
         """As `ask_ahead` for several files in one go; what one of them is refused is left to who really asks."""
-        questions = {inode: _Question() for inode in inodes if not inode.pins and inode not in self._asking}
+        questions = {
+            inode: _Question()
+            for inode in inodes
+            if not inode.pins and inode.parent is not None and inode not in self._asking
+        }
         if not questions:
             return
         before = [(self._inodes.key(inode), inode.version) for inode in questions]
@@ -117,7 +121,7 @@ class Learning:
         try:
             answers = await self._store.heads([key for key, _ in before])
             for (inode, question), (key, version), found in zip(questions.items(), before, answers, strict=True):
-                if inode.version is not version or self._inodes.key(inode) != key:
+                if inode.version is not version or not self._inodes.has_key(inode, key):
                     continue  # written or renamed here while the others were asked
                 if isinstance(found, Object):  # an absence is left to them as well: it may be a rename under way
                     question.answer = self.take(inode, found)
@@ -157,7 +161,7 @@ class Learning:
             self._gone(inode, error)
             raise
         now = inode.version
-        if self._inodes.key(inode) == key and (now is before or (now is not None and now.same_as(found.version))):
+        if self._inodes.has_key(inode, key) and (now is before or (now is not None and now.same_as(found.version))):
             return self.take(inode, found)
         # Written or renamed here meanwhile, which is newer.
         return inode if inode.known is Known.ALL else await self._ask_file(inode, with_bytes=with_bytes)
@@ -165,7 +169,7 @@ class Learning:
     async def has_moved(self, inode: Inode, key: str) -> bool:
         """Whether an inode has another key by now. While it is renamed its old one goes before the tree says so."""
         async with self._gate.passing(inode):
-            return inode.parent is not None and self._inodes.key(inode) != key
+            return inode.parent is not None and not self._inodes.has_key(inode, key)
 
     async def _ask_directory(self, inode: Inode) -> Inode:
         """A directory's attributes are its marker's; one without marker has the defaults."""

@@ -54,7 +54,7 @@ class Scan:
                 for listed in page.objects:
                     self._show(listed, when)
                 token, pages, ended = page.token, pages + 1, not page.token
-            if self._inodes.key(self.top) != self._prefix:
+            if not self._inodes.has_key(self.top, self._prefix):
                 return []  # renamed meanwhile
             return self._merge(ended=ended)
         finally:
