@@ -119,18 +119,18 @@ def assemble(
     inodes = Inodes(settings.prefix, defaults, first=first)
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
-    merger = Merger(inodes, cache)
+    merger, gate = Merger(inodes, cache), Gate(inodes)
     ground = _Ground(
         settings=settings,
         store=store,
         journal=journal,
         spawn=spawn,
         inodes=inodes,
-        gate=Gate(inodes),
+        gate=gate,
         blocks=Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk),
         cache=cache,
         merger=merger,
-        listings=Listings(inodes, store, merger, spawn, ttl=settings.ttl),
+        listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
         uploader=Uploader(store, spawn, share.uploads, PartPlan(settings.part_size), journal),
         spools=SpoolArea(settings.state_dir / "spool", share.drafts),

@@ -55,17 +55,24 @@ def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("done", "edge", "names", "places", "prefix", "reach", "started", "token")
+    __slots__ = ("after", "done", "edge", "names", "places", "prefix", "reach", "started", "token")
 
     def __init__(self, prefix: str) -> None:
-        self.prefix = prefix  # the directory's key when it began: a rename ends the pass
+        self.prefix = prefix  # the directory's key
         self.names: list[bytes] = []
         self.places: dict[bytes, int] = {}  # of the names in `names`
-        self.token = ""
+        self.token = ""  # that the next page begins with, or, after a rename, the key
+        self.after = ""
         self.reach = ""  # every key up to this one has been shown
         self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
         self.done = False
         self.started = trio.current_time()
+
+    def follow(self, prefix: str) -> None:
+        """The directory has this key now: the pass goes on where it is, for tokens of another prefix mean nothing."""
+        if prefix != self.prefix:
+            self.reach = prefix + self.reach[len(self.prefix) :] if self.reach else ""
+            self.prefix, self.token, self.after = prefix, "", self.reach
 
     def show(self, name: bytes) -> None:
         """Makes a name visible to the readers of this pass."""
@@ -174,7 +181,7 @@ class Merger:
                 walk.show(here.name)
         self._objects(directory, walk, prefix, page)
         walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
-        walk.token = page.token
+        walk.token, walk.after = page.token, ""
         if not page.token:
             walk.done = True
             self._sweep(directory, walk)

@@ -32,9 +32,17 @@ class Gate:
         """For one commit: within it the inode's key stays as it is."""
         return Between(partial(self._enter, inode), partial(self._leave, inode))
 
-    async def _enter(self, inode: Inode) -> None:
-        while self._closed and any(self._inodes.is_under(inode, closed) for closed in self._closed):
+    def is_closed(self, inode: Inode) -> bool:
+        """Whether an inode is being renamed, or a directory that it is in."""
+        return bool(self._closed) and any(self._inodes.is_under(inode, closed) for closed in self._closed)
+
+    async def opened(self, inode: Inode) -> None:
+        """No rename of the inode is under way afterwards; unlike `passing` this keeps none from beginning."""
+        while self.is_closed(inode):
             await self._changed.park()
+
+    async def _enter(self, inode: Inode) -> None:
+        await self.opened(inode)
         self._passing[inode] = self._passing.get(inode, 0) + 1
 
     def _leave(self, inode: Inode) -> None:

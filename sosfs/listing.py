@@ -2,7 +2,7 @@
 
 Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
 already asking for. Who has read half of the first page finds the next one asked for, and who has come to a later page
-the one after that. A directory that is renamed while it is read ends the pass: its tokens belong to the old prefix.
+the one after that. A directory that is renamed while it is read is read on under its new key.
 
 Concurrency: trio thread only.
 """
@@ -21,8 +21,9 @@ import trio
 
 from .blocks import Spawn
 from .directory import Directory, Merger, Pass, Reading
+from .gate import Gate
 from .inodes import Inode, Inodes
-from .store import ObjectStore
+from .store import ObjectStore, Page
 from .subtree import Scan
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,11 @@ PATIENCE = 0.5  # seconds; a longer scan does not hold up who wants one director
 class Listings:
     """The listings of a mount's directories."""
 
-    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, spawn: Spawn, *, ttl: float) -> None:
+    def __init__(
+        self, inodes: Inodes, store: ObjectStore, merger: Merger, gate: Gate, spawn: Spawn, *, ttl: float
+    ) -> None:
         self._inodes = inodes
+        self._gate = gate
         self._store = store
         self._merger = merger
         self._spawn = spawn
@@ -98,15 +102,26 @@ class Listings:
         async with directory.lock:
             if walk.done or len(walk.names) > have:
                 return
-            if self._inodes.key(directory.inode) != walk.prefix:
-                walk.done = True
-                return
-            page = await self._store.list(walk.prefix, token=walk.token)
-            if self._inodes.key(directory.inode) == walk.prefix:
+            page = await self._page(directory.inode, walk)
+            if page is not None:
                 known = len(walk.names)
                 self._merger.page(directory, walk, page)
                 walk.edge = known or len(walk.names) // 2
                 self._tell(directory)
+
+    async def _page(self, inode: Inode, walk: Pass) -> Page | None:
+        """The next page of a pass; None where the directory has left the tree, which ends it.
+
+        While a directory is renamed its keys go one after the other, so that is waited for.
+        """
+        while inode.parent is not None or inode is self._inodes.root:
+            await self._gate.opened(inode)
+            walk.follow(self._inodes.key(inode))
+            page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
+            if self._inodes.has_key(inode, walk.prefix) and not self._gate.is_closed(inode):
+                return page
+        walk.done = True
+        return None
 
     def reached(self, directory: Directory, walk: Pass, at: int) -> None:
         """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""

@@ -262,11 +262,8 @@ class Renames:
 
     def _end_passes(self, top: Inode) -> None:
         for inode in self._inodes.below(top).values():
-            if inode.directory is not None and inode.directory.now is not None:
-                walk = inode.directory.now
-                walk.prefix = ""  # tokens of the old prefix mean nothing under the new one
-                if not walk.done:
-                    inode.directory.now = None
+            if inode.directory is not None and inode.directory.now is not None and not inode.directory.now.done:
+                inode.directory.now = None
 
     async def _list(self, prefix: str) -> list[Listed]:
         found: list[Listed] = []

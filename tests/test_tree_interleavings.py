@@ -18,6 +18,7 @@ import trio.testing
 
 from sosfs.config import TTL, Durability
 from sosfs.content import Handle
+from sosfs.directory import Reading
 from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
 from sosfs.keys import name_of
@@ -532,3 +533,44 @@ def test_what_is_being_written_does_not_go_over_another_clients_version_by_a_ren
         stored = bodies(store)
     assert stored["e/file"] == THEIRS
     assert told == [errno.ESTALE]
+
+
+def test_a_directory_that_is_renamed_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    store = Held(page=10)
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, {f"p/{at:02}": b"x" for at in range(25)}))
+
+        async def go_on() -> None:
+            listings, directory = mount.parts.listings, await mount._walk("p")
+            here, walk = listings.walk(directory)
+            reading = Reading(here, walk)  # what opendir makes
+            await listings.advance(here, walk, have=0)
+            await mount.rename("p", "q")
+            while not walk.done:
+                await listings.advance(here, walk, have=len(walk.names))
+            reading.close()
+            assert len(walk.names) == 25
+
+        mount.loop.run(go_on)
+
+
+def test_a_directory_that_is_listed_while_its_old_keys_go_shows_all_its_files(mount: Composed, store: Held) -> None:
+    mount.loop.run(lambda: put_all(store, {f"p/{at}": b"x" for at in range(5)}))
+
+    async def go_on() -> None:
+        listings, directory = mount.parts.listings, await mount._walk("p")
+        store.before["list", "p/"] = trio.Event()
+        mount.nursery.start_soon(listings.complete, directory)  # its page will be of the keys that are left by then
+        await trio.testing.wait_all_tasks_blocked()
+        held = store.before.pop(("list", "p/"))
+        store.after["delete_many", "p/0"] = trio.Event()
+        mount.nursery.start_soon(mount.rename, "p", "q")
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("delete_many", "p/0") in store.reached
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+        store.after["delete_many", "p/0"].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len((await listings.complete(directory)).names) == 5
+
+    mount.loop.run(go_on)
