@@ -6,15 +6,22 @@ import errno
 import os
 import random
 import stat
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sosfs.config import TTL
+from sosfs.fake import FakeStore
+from sosfs.store import Headers, Properties
+from tests.composed import Composed, composed
 from tests.conftest import Mounter
 from tests.drive import Drive, eventually, fails, names, tree
 from tests.foreign import Foreign
 
 MIB = 1 << 20
+HOUR = 3600.0
 
 
 @pytest.fixture
@@ -309,3 +316,46 @@ def test_a_large_listing_is_whole(foreign: Foreign, mounter: Mounter) -> None:
     drive = mounter()
     expected = sorted({key.split("/")[1] for key in bodies})
     assert names(drive.here / "d") == expected
+
+
+async def mode_of(mount: Composed, path: str) -> int:
+    """As `ls -l` shows it: the directory above is listed, and the file asked for."""
+    folder, _, _ = path.rpartition("/")
+    await mount.parts.listings.complete(await mount._walk(folder))
+    return stat.S_IMODE((await mount._walk(path)).mode)
+
+
+def test_a_chmod_of_another_host_is_seen_on_a_file_that_was_written_here(tmp_path: Path) -> None:
+    now = [time.time()]
+    store = FakeStore(clock=lambda: now[0])
+
+    async def chmod_elsewhere() -> None:
+        found = await store.head("file")
+        metadata = {**found.properties.metadata, "mode": str(0o100600)}
+        await store.copy("file", "file", version=found.version, properties=replace(found.properties, metadata=metadata))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: mount.write("file", b"bytes", flags=os.O_CREAT))
+        assert mount.loop.run(lambda: mode_of(mount, "file")) == 0o644
+        now[0] += HOUR
+        mount.loop.run(chmod_elsewhere)
+        mount.loop.passes(TTL + 1)
+        assert mount.loop.run(lambda: mode_of(mount, "file")) == 0o600
+
+
+def test_a_chmod_of_another_host_is_seen_on_a_directory(tmp_path: Path) -> None:
+    now = [time.time()]
+    store = FakeStore(clock=lambda: now[0])
+
+    async def mode_elsewhere(mode: int) -> None:
+        await store.put("d/", b"", Properties(Headers(), {"mode": str(stat.S_IFDIR | mode)}))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: mode_elsewhere(0o755))
+        mount.loop.run(lambda: store.put("d/file", b"x", Properties()))
+        assert mount.loop.run(lambda: mode_of(mount, "d")) == 0o755
+        now[0] += HOUR
+        mount.loop.run(lambda: mode_elsewhere(0o700))
+        mount.loop.passes(TTL + 1)
+        mount.loop.run(lambda: mode_of(mount, "d/file"))  # the marker is in the directory's own listing
+        assert mount.loop.run(lambda: mode_of(mount, "d")) == 0o700

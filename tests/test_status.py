@@ -16,7 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sosfs import listening, status
+from sosfs.fake import FakeStore
 from sosfs.status import State, Status
+from sosfs.store import Properties
+from tests.composed import composed
 
 MOUNTPOINT = Path("/mnt/some where")
 
@@ -219,3 +222,11 @@ def test_a_socket_fits_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = Path("/" + "d" * 200, "e" * 200)
     assert len(f"/run/user/4294967295/sosfs/{status._name(deep)}.sock") < 107
     assert status._name(deep) != status._name(deep.parent)
+
+
+def test_received_bytes_count_those_that_came_with_the_attributes(tmp_path: Path) -> None:
+    store, body = FakeStore(), b"x" * 4000
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: store.put("file", body, Properties()))
+        assert mount.loop.run(mount.tree)["file"] == (body, 0o644)
+        assert mount.parts.blocks.received_bytes == len(body)
