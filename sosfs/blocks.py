@@ -2,7 +2,8 @@
 
 A block is 128 KiB of one version of one object, named (key, ETag, size, index). Neighbouring blocks that
 are missing are fetched as one range; a block keeps the buffer of its whole fetch, and a read within one
-fetch hands out a slice of it: no byte is copied on the way to the kernel.
+fetch hands out a slice of it: no byte is copied on the way to the kernel. So the blocks of one fetch go
+together once half of them were driven out, and the buffers are at most twice as large as the blocks.
 
     ABSENT --want/read--> FETCHING --ok--> CACHED --evicted--> ABSENT
                               `----error--> ABSENT (the readers waiting get the error)
@@ -41,13 +42,14 @@ class Source:
 class Run:
     """The blocks `[first, last)` that one request fetches; `body` once they are here."""
 
-    __slots__ = ("body", "done", "error", "first", "is_forgotten", "last")
+    __slots__ = ("body", "done", "error", "evicted", "first", "is_forgotten", "last")
 
     def __init__(self, first: int, last: int) -> None:
         self.first = first
         self.last = last
         self.body = memoryview(b"")
         self.error: OSError | None = None
+        self.evicted = 0  # of its blocks, one by one
         self.is_forgotten = False  # while it was fetched: for those who wait for it, and for nobody after them
         self.done = trio.Event()
 
@@ -86,9 +88,26 @@ class Disk(Protocol):
         """Forgets all but these versions; how many bytes were here."""
 
 
+class _Memory(LRUCache[Any, Run]):
+    """Blocks by their places, which end in the index of the block."""
+
+    def popitem(self) -> tuple[Any, Run]:
+        """Drives out the least recently used block, and when its fetch has lost more than half, all of that.
+
+        Who wants one of them again fetches it by itself, so it then keeps no other's bytes.
+        """
+        place, run = super().popitem()
+        run.evicted += 1
+        if run.done.is_set() and 2 * run.evicted > run.last - run.first:
+            for other in [(*place[:-1], at) for at in range(run.first, run.last)]:
+                if self.get(other) is run:
+                    del self[other]
+        return place, run
+
+
 def memory_of(capacity: int) -> LRUCache[Any, Run]:
     """Room for blocks of `capacity` bytes together; the least recently used goes first."""
-    return LRUCache(max(1, capacity // BLOCK))
+    return _Memory(max(1, capacity // BLOCK))
 
 
 class Blocks:
@@ -108,7 +127,7 @@ class Blocks:
 
     @property
     def used(self) -> int:
-        """Bytes in memory, at most."""
+        """Bytes of the blocks that are in memory or on their way there."""
         return (len(self._cached) + len(self._fetching)) * BLOCK
 
     @property

@@ -79,16 +79,16 @@ class _Part(MutableMapping[tuple[Source, int], Run]):
         self._bucket = bucket
 
     def __getitem__(self, block: tuple[Source, int]) -> Run:
-        return self._whole[self._bucket, block]
+        return self._whole[self._bucket, *block]
 
     def __setitem__(self, block: tuple[Source, int], run: Run) -> None:
-        self._whole[self._bucket, block] = run
+        self._whole[self._bucket, *block] = run
 
     def __delitem__(self, block: tuple[Source, int]) -> None:
-        del self._whole[self._bucket, block]
+        del self._whole[self._bucket, *block]
 
     def __iter__(self) -> Iterator[tuple[Source, int]]:
-        return (block for bucket, block in list(self._whole) if bucket == self._bucket)
+        return ((source, at) for bucket, source, at in list(self._whole) if bucket == self._bucket)
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
