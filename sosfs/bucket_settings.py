@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .credentials import Credentials
 from .errors import from_s3, unanswered
 from .sender import Sender
-from .store import Acl, Canned
+from .store import Acl, Canned, Slice
 from .target import S3Target
 from .wire import bare_etag
 
@@ -156,14 +156,13 @@ class BucketSettings:
 
         return await self._call("ListObjectVersions", ask) or False
 
-    async def read(self, key: str, version_id: str, start: int, stop: int) -> memoryview:
-        """The bytes `[start, stop)` of a version. ENOENT where it is gone."""
-        found = await self._sender.send(
+    async def read(self, key: str, version_id: str, start: int, stop: int) -> Slice:
+        """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""
+        return await self._sender.send(
             "GetObject",
             lambda lanes: lanes.signed.get(key, start, stop, "", version_id=version_id),
             size=stop - start,
         )
-        return found.body
 
     async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
         """Does `work` in a thread; None where the server says that nothing is set."""

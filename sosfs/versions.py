@@ -19,6 +19,7 @@ from . import keys
 from .blocks import Blocks, Source, Spawn, memory_of
 from .bucket_settings import BucketSettings, Kept
 from .control import BytesFile, Folder, Node
+from .guards import check_etag
 from .metadata import NS
 from .reader import Stream
 from .store import Object, Properties, Slice, Version
@@ -27,17 +28,19 @@ CACHE = 32 << 20  # bytes; for reading ahead in large versions
 
 
 class _Readings:
-    """What the block cache reads versions through: an object whose ETag is the version's id."""
+    """What the block cache reads versions through: an object whose ETag is the version's `_pin`."""
 
     def __init__(self, bucket: BucketSettings) -> None:
         self._bucket = bucket
 
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
-        """The bytes `[start, stop)` of the version with this id; EIO where fewer come."""
-        body = await self._bucket.read(key, etag, start, stop)
-        if len(body) != stop - start:
-            raise OSError(errno.EIO, f"{len(body)} bytes where {stop - start} were due")
-        return Slice(Object(key, Version(etag, len(body)), Properties()), body)
+        """The bytes `[start, stop)` of this version; ESTALE where its id is another's now, EIO where fewer come."""
+        version_id, _, wanted = etag.rpartition(" ")
+        found = await self._bucket.read(key, version_id, start, stop)
+        check_etag(f"GetObject {key!r}", found.object.version, wanted)
+        if len(found.body) != stop - start:
+            raise OSError(errno.EIO, f"{len(found.body)} bytes where {stop - start} were due")
+        return Slice(Object(key, Version(etag, len(found.body)), Properties()), found.body)
 
 
 class VersionFile(BytesFile):
@@ -47,7 +50,7 @@ class VersionFile(BytesFile):
         super().__init__(("version", kept.key, kept.version_id, kept.etag))
         self.size = kept.size
         self.time_ns = int(kept.modified * NS)
-        self._source = Source(kept.key, kept.version_id, kept.size)
+        self._source = Source(kept.key, _pin(kept), kept.size)
         self._blocks = blocks
         self._stream = Stream()
 
@@ -120,3 +123,8 @@ def _name(kept: Kept) -> bytes:
     seconds, rest = divmod(int(kept.modified * 1000), 1000)
     moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
     return f"{moment}.{rest:03d}Z_{quote(kept.version_id, safe='')}".encode()
+
+
+def _pin(kept: Kept) -> str:
+    """The id and the ETag: where no versions are kept, the id of whatever is there is `null`."""
+    return f"{kept.version_id} {kept.etag}"

@@ -134,10 +134,20 @@ def test_a_bucket_that_keeps_none_shows_what_is_there(mounter: Mounter) -> None:
     drive = mounter()
     (drive.here / "file").write_bytes(b"body")
     assert bodies(versions(drive, drive.here / "file")) == {b"body"}
-    (drive.here / "file").write_bytes(b"another")
-    assert bodies(versions(drive, drive.here / "file")) == {b"another"}
+    (drive.here / "file").write_bytes(b"next")  # of the same size, and with the same id
+    assert bodies(versions(drive, drive.here / "file")) == {b"next"}
     (drive.here / "file").unlink()
     assert names(drive.mount.path / ".sosfs/versions") == []
+
+
+def test_what_replaced_a_version_is_not_read_for_it(mounter: Mounter, foreign: Foreign) -> None:
+    drive = mounter()
+    foreign.put("file", b"body")
+    (path,) = versions(drive, drive.here / "file").iterdir()
+    with path.open("rb") as file:
+        foreign.put("file", b"next")
+        with fails(errno.ESTALE):
+            file.read()
 
 
 def test_a_prefix_mount_shows_its_own(keeping: Drive, mounter: Mounter) -> None:
