@@ -89,6 +89,7 @@ class Cause(Enum):
     ABSENT = "absent"
     CONFLICT = "conflict"
     DENIED = "denied"
+    UNAUTHENTICATED = "unauthenticated"  # says nothing of what may be done: with a valid key a later try succeeds
     UNSUPPORTED = "unsupported"
     FAILED = "failed"
 
@@ -113,9 +114,13 @@ class StoreError(OSError):
     @property
     def cause(self) -> Cause:
         """Which of the few reactions fits; a lost answer, a 5xx and a time-out are all FAILED."""
+        if self.code in _UNAUTHENTICATED:
+            return Cause.UNAUTHENTICATED
         return _CAUSES.get(self.errno or errno.EIO, Cause.FAILED)
 
 
+KEY_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
+_UNAUTHENTICATED = KEY_REFUSED | {"RequestTimeTooSkewed"}
 _CAUSES = {
     errno.ENOENT: Cause.ABSENT,
     errno.ESTALE: Cause.CONFLICT,

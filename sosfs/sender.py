@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from sosfs.customer_key import explain
-from sosfs.errors import StoreError
+from sosfs.errors import KEY_REFUSED, StoreError
 from sosfs.target import S3Target
 from sosfs.threads import Threads
 
@@ -30,7 +30,6 @@ T = TypeVar("T")
 SMALL_REQUESTS = 32  # at once
 BULK_REQUESTS = 16
 BULK = 256 << 10  # bytes from which a request is bulk
-KEY_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
 
 

@@ -15,10 +15,9 @@ from . import bucket_zone, reasons, scratch, unsigned_http
 from .abilities import Quoting, probe
 from .config import Settings
 from .credentials import CredentialSource
-from .errors import StoreError
+from .errors import KEY_REFUSED, StoreError
 from .findings import Finding, Verdict
 from .lane_signed import SignedLane
-from .sender import KEY_REFUSED
 from .store import Listed
 from .target import S3Target
 from .unsigned_http import Told

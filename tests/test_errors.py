@@ -70,6 +70,12 @@ def test_causes(number: int, cause: Cause) -> None:
     assert StoreError(number, "r").cause is cause
 
 
+@pytest.mark.parametrize("code", ["InvalidAccessKeyId", "ExpiredToken", "RequestTimeTooSkewed"])
+def test_who_is_not_known_is_told_eacces_but_was_denied_nothing(code: str) -> None:
+    error = from_s3("r", code=code, status=403)
+    assert (error.errno, error.cause) == (errno.EACCES, Cause.UNAUTHENTICATED)
+
+
 def test_it_is_an_os_error_that_says_what_was_asked() -> None:
     error = from_s3("GetObject 'a/b'", code="AccessDenied", status=403, detail="not yours")
     assert isinstance(error, OSError)

@@ -9,9 +9,10 @@ import trio
 import trio.testing
 
 from sosfs.config import Durability
+from sosfs.errors import from_s3
 from sosfs.fake import FakeStore
 from sosfs.store import Acl, Body, Condition, Guard, Properties, Version
-from tests.composed import composed
+from tests.composed import LONG, composed
 from tests.conftest import Mounter
 from tests.drive import names, sync
 from tests.faults import Hang
@@ -171,3 +172,20 @@ def test_fsync_of_the_parent_waits_for_the_markers(mounter: Mounter, foreign: Fo
         (drive.here / f"d{at}").mkdir()
     sync(drive.here)
     assert len(foreign.keys()) == 40
+
+
+@pytest.mark.promise(3)
+def test_a_directory_in_the_journal_waits_until_the_key_is_valid_again(tmp_path: Path) -> None:
+    store, refused = FakeStore(), list[str]()
+
+    def refuse_twice(operation: str, key: str) -> None:
+        if operation == "put" and len(refused) < 2:
+            refused.append(key)
+            raise from_s3(f"{operation} {key!r}", code="ExpiredToken", status=403)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        store.fault = refuse_twice
+        mount.loop.run(lambda: mount.mkdir("d"))
+        mount.loop.passes(LONG)
+        assert refused == ["d/"] * 2
+        assert mount.loop.run(lambda: store.head("d/")).version.size == 0

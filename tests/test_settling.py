@@ -1,14 +1,16 @@
-"""Changed attributes on their way into the bucket: who waits for them must not send them beside the one who does."""
+"""Changed attributes on their way into the bucket: sent once, by whoever waits for them, and again after a refusal."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import trio
 
+from sosfs.errors import from_s3
 from sosfs.fake import FakeStore
 from sosfs.store import Properties
-from tests.composed import composed
+from tests.composed import LONG, composed
 
 
 def test_two_who_settle_one_file_send_one_request(tmp_path: Path) -> None:
@@ -26,3 +28,27 @@ def test_two_who_settle_one_file_send_one_request(tmp_path: Path) -> None:
 
         mount.loop.run(settle_twice)
         assert store.calls["copy"] == 1
+
+
+@pytest.mark.parametrize("code", ["ExpiredToken", "RequestTimeTooSkewed"])
+def test_a_chmod_waits_until_the_key_is_valid_again(tmp_path: Path, code: str) -> None:
+    store, refused = FakeStore(), list[str]()
+
+    def refuse_twice(operation: str, key: str) -> None:
+        if operation == "copy" and len(refused) < 2:
+            refused.append(key)
+            raise from_s3(f"{operation} {key!r}", code=code, status=403)
+
+    with composed(store, tmp_path) as mount:
+
+        async def chmod() -> None:
+            await store.put("file", b"body", Properties())
+            inode = await mount._walk("file")
+            inode.mode = 0o100600
+            mount.parts.attributes.changed(inode)
+
+        store.fault = refuse_twice
+        mount.loop.run(chmod)
+        mount.loop.passes(LONG)
+        assert refused == ["file"] * 2
+        assert mount.loop.run(lambda: store.head("file")).properties.metadata["mode"] == str(0o100600)
