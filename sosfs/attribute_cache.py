@@ -87,7 +87,13 @@ class AttributeCache:
         except sqlite3.Error as error:
             log.warning("the attribute cache cannot be read: %s", error)
             return {}
-        return {row[0]: _remembered(*row[1:]) for row in rows}
+        found = {}
+        for name, *row in rows:
+            try:
+                found[name] = _remembered(*row)
+            except (TypeError, ValueError) as error:  # sqlite has no checksums
+                log.warning("the attribute cache has a damaged row: %s", error)
+        return found
 
     def find(self, folder: str, name: str) -> Remembered | None:
         """What is remembered of one object."""

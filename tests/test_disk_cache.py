@@ -1,15 +1,19 @@
-"""The block cache on disk: what a second mount reads without asking, and what it never hands out."""
+"""The caches on disk, blocks and attributes: what a second mount reads without asking, and what it never hands out."""
 
 from __future__ import annotations
 
 import os
 import random
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import trio
 
 from sosfs.disk_cache import DiskCache
+from sosfs.fake import FakeStore
+from tests.composed import composed
 from tests.conftest import Mounter
 from tests.foreign import Foreign
 from tests.proxy import Proxy
@@ -106,3 +110,15 @@ def test_a_second_mount_reads_from_the_disk(foreign: Foreign, mounter: Mounter, 
     foreign.put("file", changed)
     drive.mount.remount()
     assert (drive.here / "file").read_bytes() == changed
+
+
+def test_a_damaged_row_of_attributes_costs_a_question_and_nothing_else(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: mount.write("file", b"bytes", flags=os.O_CREAT))
+        mount.stop()
+        with closing(sqlite3.connect(tmp_path / "state0/attributes.sqlite")) as database, database:
+            damaged = database.execute("update attributes set properties = substr(properties, 2)").rowcount
+        assert damaged == 1
+        mount.start()
+        assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o644)}
