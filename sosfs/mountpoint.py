@@ -1,8 +1,8 @@
 """The directory a bucket is mounted on: what it is now, whether it can be used, and how it is detached.
 
 Decided here and only here: which state of a mount point is which clear line for the user, and that a mount
-left by a daemon that died is cleared away. Nothing here opens the mount itself but `_is_dead`, so none of it
-can hang on a daemon that hangs.
+left by a daemon that died is cleared away. Nothing here asks the mount itself but `_is_dead`, in a thread that
+nobody waits for, so none of it can hang on a daemon that hangs.
 
 Blocking; no state, safe from any thread.
 """
@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import subprocess
+import threading
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +26,7 @@ FUSE_SETTINGS = Path("/etc/fuse.conf")
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 TYPE = "fuse.sosfs"  # what the mount table calls our mounts
 DETACH_SECONDS = 30.0
+DEAD_SECONDS = 1.0  # for what the kernel answers by itself, at once, where no daemon is left
 
 
 class StartError(Exception):
@@ -102,9 +104,11 @@ def prepare(settings: Settings) -> None:
     """Makes sure that the mount can be made, clearing away a dead one first. Raises `StartError`."""
     _check_fuse(settings)
     path = settings.mountpoint
-    if state(path) is MountState.DEAD:
+    found = state(path)
+    if found is MountState.DEAD:
         detach(path, Detach.LAZY)
-    if state(path) is not MountState.FREE:
+        found = state(path)
+    if found is not MountState.FREE:
         raise StartError(f"mount point is busy: {path} has a mount already")
     check_directory(path)
 
@@ -137,11 +141,19 @@ def state(path: Path) -> MountState:
 
 
 def _is_dead(path: Path) -> bool:
-    try:
-        os.statvfs(path)
-    except OSError as error:
-        return error.errno in {errno.ENOTCONN, errno.ECONNABORTED}
-    return False
+    """Whether the kernel says that the daemon is gone; of one that hangs, nobody says anything."""
+    told: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(path)
+        except OSError as error:
+            told.append(error.errno)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(DEAD_SECONDS)
+    return not {errno.ENOTCONN, errno.ECONNABORTED}.isdisjoint(told)
 
 
 def _check_fuse(settings: Settings) -> None:
@@ -189,7 +201,10 @@ def detach(path: Path, how: Detach) -> None:
 
 
 def _detach_command(how: Detach) -> list[str]:
-    """fusermount3 for a user's mounts. For root umount, which takes off anyone's; -i, so that no helper calls us."""
+    """fusermount3 for a user's mounts. For root umount, which takes off anyone's.
+
+    -i, so that no helper calls us; -c, so that it looks into the mount table and does not ask a daemon that may hang.
+    """
     if os.geteuid() == 0:
-        return ["umount", "-i", *(["-l"] if how is Detach.LAZY else [])]
+        return ["umount", "-ic", *(["-l"] if how is Detach.LAZY else [])]
     return ["fusermount3", "-u", *(["-z"] if how is Detach.LAZY else [])]

@@ -89,14 +89,15 @@ def _process(now: Status | None) -> Iterator[Daemon | None]:
 
 
 def _detach(path: Path) -> None:
-    if mountpoint.state(path) is MountState.DEAD:
-        mountpoint.detach(path, Detach.LAZY)
-        return
     deadline = time.monotonic() + BUSY_SECONDS
     while True:
         try:
             mountpoint.detach(path, Detach.WHEN_FREE)
         except OSError as error:
+            # Asked only now: a daemon that hangs would hold the question, and that the mount.
+            if mountpoint.state(path) is MountState.DEAD:
+                mountpoint.detach(path, Detach.LAZY)
+                return
             if error.errno != errno.EBUSY:
                 raise
             found = [str(holder) for holder in holders.of(path)]

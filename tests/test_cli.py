@@ -115,6 +115,16 @@ def desk(tmp_path: Path) -> Iterator[Desk]:
     desk.clear()
 
 
+@contextmanager
+def stopped(pid: int) -> Iterator[int]:
+    """A daemon that answers nothing meanwhile."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
 def watches(pid: int) -> bool:
     """Whether a process waits for the end of another."""
     for entry in Path(f"/proc/{pid}/fd").iterdir():
@@ -262,6 +272,14 @@ class TestMountPoint:
         done = desk.mount()
         assert (done.returncode, done.stderr) == (1, f"sosfs: mount point is busy: {desk.path} has a mount already\n")
         assert desk.pid == first
+
+    def test_busy_with_a_daemon_that_hangs(self, desk: Desk) -> None:
+        desk.mount()
+        with stopped(desk.pid):
+            done = desk.mount()
+        assert done.returncode == 1
+        assert "has a mount already" in done.stderr
+        assert desk.run("umount", desk.path).returncode == 0
 
     @pytest.mark.promise(12)
     def test_a_dead_mount_is_cleared_first(self, desk: Desk) -> None:
@@ -437,6 +455,26 @@ class TestUmount:
         assert done.returncode == 3
         assert "unknown" in done.stderr
         assert not mounted(desk.path)
+
+    def test_a_dead_mount_that_is_in_use_is_cleared_too(self, desk: Desk) -> None:
+        desk.mount()
+        pid = desk.pid
+        with subprocess.Popen(["sleep", "100"], cwd=desk.path) as worker:
+            os.kill(pid, signal.SIGKILL)
+            until(lambda: not alive(pid), "the daemon dies")
+            done = desk.run("umount", desk.path)
+            worker.kill()
+        assert done.returncode == 3
+        assert not mounted(desk.path)
+
+    def test_a_mount_whose_daemon_hangs_is_taken_off_with_3(self, desk: Desk) -> None:
+        desk.mount()
+        with stopped(desk.pid) as pid:
+            done = desk.run("umount", desk.path)
+        assert done.returncode == 3
+        assert "unknown" in done.stderr
+        assert not mounted(desk.path)
+        until(lambda: not alive(pid), "the daemon goes on, and ends")
 
     def test_busy_names_who_holds_it(self, desk: Desk) -> None:
         desk.mount()
