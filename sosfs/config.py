@@ -120,6 +120,7 @@ class Settings:
     umask: int = _option(0o022, values.OCTAL, "Permission bits taken away from files whose metadata holds no mode.")
     allow_other: bool = _option(False, values.FLAG, "Let other users in; the permission bits then decide.")
     read_only: bool = _option(False, values.FLAG, "Refuse every change.")
+    noexec: bool = _option(False, values.FLAG, "Let no program be run from the mount.")
     ttl: float = _option(
         TTL, values.SECONDS, "Seconds for which a listing or an attribute is trusted before the bucket is asked again."
     )
@@ -222,6 +223,8 @@ class Settings:
 TABLE: Mapping[str, Parameter] = {
     item.name: item.metadata["parameter"] for item in dataclasses.fields(Settings) if item.metadata
 }
+# Words of mount(8) for the values of flags.
+_SWITCHES = {"ro": {"read_only": True}, "rw": {"read_only": False}, "exec": {"noexec": False}}
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in dataclasses.fields(Settings)}
 
 
@@ -273,8 +276,8 @@ def from_options(text: str) -> Mapping[str, Any]:
     layer: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
         name, equals, value = item.partition("=")
-        if name in {"ro", "rw"}:
-            layer["read_only"] = name == "ro"
+        if name in _SWITCHES:
+            layer |= _SWITCHES[name]
             continue
         parameter = _parameter(name, "-o")
         if not equals and parameter.kind is not values.FLAG:

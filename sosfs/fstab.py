@@ -20,7 +20,7 @@ GENERIC = frozenset(
     {
         "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "async",
         "sync", "dirsync", "relatime", "norelatime", "strictatime", "nostrictatime", "atime", "noatime",
-        "diratime", "nodiratime", "lazytime", "nolazytime", "suid", "nosuid", "dev", "nodev", "exec", "noexec",
+        "diratime", "nodiratime", "lazytime", "nolazytime", "suid", "nosuid", "dev", "nodev",
         "iversion", "noiversion", "silent", "loud", "fail",
     }
 )

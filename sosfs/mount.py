@@ -146,6 +146,8 @@ class _Mount:
             options.add("allow_other")
         if settings.read_only:
             options.add("ro")
+        if settings.noexec:
+            options.add("noexec")
         return options
 
     async def _await_signals(self) -> None:

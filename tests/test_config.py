@@ -29,6 +29,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "umask": ("027", 0o027),
     "allow_other": ("yes", True),
     "read_only": ("true", True),
+    "noexec": ("yes", True),
     "ttl": ("2.5", 2.5),
     "cache_dir": ("/var/tmp/c", Path("/var/tmp/c")),
     "durability": ("journal", Durability.JOURNAL),
@@ -144,9 +145,9 @@ def test_bad_options_are_refused_with_a_reason(text: str, complaint: str) -> Non
         config.from_options(text)
 
 
-def test_ro_and_rw() -> None:
-    assert config.from_options("ro") == {"read_only": True}
-    assert config.from_options("ro,rw,") == {"read_only": False}
+def test_what_mount_calls_them() -> None:
+    assert config.from_options("ro,noexec") == {"read_only": True, "noexec": True}
+    assert config.from_options("ro,noexec,rw,exec,") == {"read_only": False, "noexec": False}
 
 
 @pytest.mark.parametrize(

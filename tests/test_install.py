@@ -199,7 +199,7 @@ def test_mount_and_umount_use_the_helpers(
 ) -> None:
     """In a mount namespace of its own where /sbin has them; `umount` returns when the daemon has ended."""
     path = Path(environ["MOUNTPOINT"])
-    options = f"_netdev,nofail,noatime,x-systemd.automount,endpoint={moto.endpoint},cache_dir={tmp_path}/cache"
+    options = f"_netdev,nofail,noatime,noexec,x-systemd.automount,endpoint={moto.endpoint},cache_dir={tmp_path}/cache"
     table = tmp_path / "fstab"
     table.write_text(f"{environ['BUCKET']} {path} sosfs {options} 0 0\n")
     script = f"""
@@ -207,6 +207,8 @@ def test_mount_and_umount_use_the_helpers(
         mount -T {table} {path}
         cat {path}/dir/hello.txt
         echo written > {path}/by-fstab.txt
+        cp /bin/true {path}/program
+        {path}/program 2>/dev/null || echo $? $(stat -c %A {path}/program)
         {installed.prefix}/bin/sosfs status {path} | grep -o 'mounted, pid .*'
         umount {path}
     """
@@ -219,8 +221,9 @@ def test_mount_and_umount_use_the_helpers(
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    hello, state = done.stdout.splitlines()
+    hello, run, state = done.stdout.splitlines()
     assert hello.encode() == BODY.strip()
+    assert run == "126 -rwxr-xr-x"
     assert not alive(int(state.split()[-1])), "umount did not wait for the daemon"
     assert stored(moto, environ, "by-fstab.txt") == b"written\n"
     assert status.fetch(path) is None
