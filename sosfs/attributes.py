@@ -9,7 +9,6 @@ Concurrency: trio thread only; one question for an inode at a time, others wait 
 
 from __future__ import annotations
 
-import errno
 import logging
 
 import trio
@@ -29,8 +28,9 @@ from .learning import Learning
 from .listing import Listings
 from .refusals import Refusals
 from .saved import SavedAttributes
-from .store import METADATA_MAX, Canned, Guard, ObjectStore, Properties, Right, Version
+from .store import Canned, Guard, ObjectStore, Properties, Right, Version
 from .tasks import each
+from .wire import check_properties
 
 log = logging.getLogger(__name__)
 
@@ -94,9 +94,7 @@ class Attributes(Learning):
 
     def changed(self, inode: Inode) -> None:
         """The user changed attributes. Raises ENOSPC when they would not fit into 2 kB of metadata."""
-        now = self.properties(inode).metadata
-        if sum(len(name) + len(value.encode()) for name, value in now.items()) > METADATA_MAX:
-            raise OSError(errno.ENOSPC, "an object has at most 2 kB of metadata")
+        check_properties(self.properties(inode))
         draft = inode.content.draft if inode.content is not None else None
         if inode.parent is None or (draft is not None and draft.is_dirty):
             return  # the commit carries them

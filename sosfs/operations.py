@@ -133,7 +133,7 @@ class Operations(pyfuse3.Operations):
         await self._attributes.refusals.require_write(found)
         if fields.update_size:
             await self._contents.truncate(found, attr.st_size)
-        before = found.posix
+        before = found.mode, found.uid, found.gid, found.mtime_ns
         if fields.update_mode:
             found.mode = stat.S_IFMT(found.mode) | stat.S_IMODE(attr.st_mode)
         found.uid = attr.st_uid if fields.update_uid else found.uid
@@ -143,9 +143,13 @@ class Operations(pyfuse3.Operations):
         if fields.update_mtime:
             found.mtime_ns = attr.st_mtime_ns
             self._contents.time_given(found)
-        if found.posix != before:
+        if (found.mode, found.uid, found.gid, found.mtime_ns) != before:
+            try:
+                self._attributes.changed(found)
+            except OSError:
+                found.mode, found.uid, found.gid, found.mtime_ns = before
+                raise
             found.ctime_ns = time.time_ns()
-            self._attributes.changed(found)
         return self._entry(found)
 
     @answered

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 import time
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,16 @@ def test_size_limit_of_metadata_is_an_error_and_loses_nothing(drive: Drive) -> N
         os.setxattr(path, "user.large", b"x" * 3000)
     assert path.read_bytes() == b"body"
     assert drive.stored(path) == b"body"
+
+
+def test_a_chmod_for_which_the_metadata_have_no_room_fails_at_once(drive: Drive) -> None:
+    path = drive.here / "file"
+    word = f"=?UTF-8?B?{b64encode(('ä' * 750).encode()).decode()}?="  # 1,500 bytes for us, 2,012 on their way
+    drive.foreign.put(drive.key(path), b"body", {"note": word})
+    drive.mount.remount()
+    for _ in range(2):  # the first has changed nothing
+        with fails(errno.ENOSPC):
+            path.chmod(0o600)
 
 
 @pytest.mark.parametrize(
