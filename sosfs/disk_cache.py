@@ -111,15 +111,18 @@ class DiskCache:
 
     async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
         """As `keep`, however many are being written; whether it is here now."""
-        name = _name(key, etag, size)
+        try:
+            return await self._store(_name(key, etag, size), first, body)
+        except OSError as error:
+            log.warning("the disk cache cannot be written: %s", error)
+            return False
+
+    async def _store(self, name: str, first: int, body: memoryview) -> bool:
         if not self._make_room(name, len(body)):
             return False
         self._writing += 1
         try:
             await LOCAL.run(self._write, name, first, body)
-        except OSError as error:
-            log.warning("the disk cache cannot be written: %s", error)
-            return False
         finally:
             self._writing -= 1
             if name not in self._index:  # evicted or forgotten meanwhile

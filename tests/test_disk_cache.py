@@ -81,6 +81,13 @@ def test_the_limit_holds_and_the_least_recently_used_goes(tmp_path: Path) -> Non
     assert disk.used <= 10 * BLOCK
 
 
+def test_a_directory_that_is_gone_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None:
+    disk = cache(tmp_path / "blocks")
+    (tmp_path / "blocks").rmdir()
+    keep(disk, 0, 4)
+    assert read(disk, 0, 4) is None
+
+
 def test_what_is_missing_is_told_block_by_block_and_what_is_forgotten_is_gone(tmp_path: Path) -> None:
     keep(cache(tmp_path), 2, 4)
     keep(cache(tmp_path), 7, 8)
