@@ -10,6 +10,7 @@ Concurrency: trio thread only; one question for an inode at a time, others wait 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import trio
 
@@ -68,6 +69,7 @@ class Attributes(Learning):
         self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
         self._settlers = trio.CapacityLimiter(SETTLERS)
         self.dirty: set[Inode] = set()
+        self.carried_later: Callable[[Inode], None] = lambda inode: None  # is told what a commit has to carry
 
     def known(self, inode: Inode) -> Properties:
         """What is known of the object's headers and metadata, with the user's edits."""
@@ -96,8 +98,11 @@ class Attributes(Learning):
         """The user changed attributes. Raises ENOSPC when they would not fit into 2 kB of metadata."""
         check_properties(self.properties(inode))
         draft = inode.content.draft if inode.content is not None else None
-        if inode.parent is None or (draft is not None and draft.is_dirty):
-            return  # the commit carries them
+        if inode.parent is None:
+            return
+        if draft is not None and draft.is_dirty:
+            self.carried_later(inode)
+            return
         self._mark(inode)
 
     def _mark(self, inode: Inode) -> None:

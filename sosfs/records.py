@@ -31,6 +31,7 @@ class Records:
         self._inodes = inodes
         self._attributes = attributes
         self._journal = journal
+        attributes.carried_later = self.changed
 
     async def save(self, inode: Inode, content: Content, draft: Draft) -> None:
         """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
@@ -67,8 +68,9 @@ class Records:
             properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
             sums=draft.sums if draft.recorded == draft.serial else (),
-            going=(content.going[0], content.going[1] == draft.serial) if content.going is not None else None,
+            going=_going(content, draft),
             body=draft.spool.body,
+            edits=inode.edits,
         )
         content.row = self._journal.save_draft(content.row, saved)
 
@@ -99,6 +101,20 @@ class Records:
             self.moved(inode)
         else:
             self.forget(content)
+
+    def changed(self, inode: Inode) -> None:
+        """The user changed attributes: the record has them from now on, and says nothing new of the bytes."""
+        content = inode.content
+        if content is None or content.draft is None or not content.row:
+            return  # not recorded yet, as where they are set before the close (cp -p)
+        change = partial(
+            replace,
+            posix=inode.posix,
+            properties=self._attributes.known(inode),
+            edits=inode.edits,
+            going=_going(content, content.draft),
+        )
+        self._journal.alter_draft(content.row, change)
 
     def goes(self, content: Content, token: str) -> None:
         """A request is about to make the object with this token: should its answer get lost, the record tells of it."""
@@ -144,3 +160,7 @@ def _common(one: Ranges, other: Ranges) -> Ranges:
     for start, stop in other:
         held.add(start, stop)
     return tuple((a, b) for start, stop in one for a, b, is_held in held.within(start, stop) if is_held)
+
+
+def _going(content: Content, draft: Draft) -> tuple[str, bool] | None:
+    return (content.going[0], content.going[1] == draft.serial) if content.going is not None else None

@@ -275,6 +275,7 @@ class Adoption:
         inode.mode, inode.uid, inode.gid = said.mode or inode.mode, said.uid or 0, said.gid or 0
         inode.rdev, inode.mtime_ns = said.rdev or 0, said.mtime_ns or inode.mtime_ns
         inode.version, inode.properties, inode.size = saved.version, saved.properties, saved.size
+        inode.edits = saved.edits  # the properties have them, but are read again before they are written
         inode.known = Known.ALL
         directory.put(inode)
         return inode

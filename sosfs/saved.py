@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .edits import NO_EDITS, Edits
 from .metadata import Posix
 from .store import Guard, Headers, Properties, Version
 
@@ -16,7 +17,7 @@ class SavedDraft:
 
     `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
     of the spool, empty for a spool that was written to since. `going` is the ETag that the object gets by the
-    request under way, and whether it then has all of the draft.
+    request under way, and whether it then has all of the draft. `properties` have the `edits`.
     """
 
     key: str
@@ -33,6 +34,7 @@ class SavedDraft:
     sums: tuple[int, ...]
     going: tuple[str, bool] | None = None
     body: bytes = b""
+    edits: Edits = NO_EDITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,11 +91,12 @@ def draft_record(saved: SavedDraft) -> dict[str, object]:
         "spool": saved.spool,
         "sums": saved.sums,
         "going": saved.going,
+        "edits": [dict(saved.edits.headers), dict(saved.edits.metadata)],
     }
 
 
 def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
-    """The draft again."""
+    """The draft again; older records have no edits."""
     known = dict(record)
     expected, base, going = known.pop("expected"), known.pop("base"), known.pop("going")
     return SavedDraft(
@@ -107,5 +110,6 @@ def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
         properties=properties_back(known.pop("properties")),  # type: ignore[arg-type]
         sums=tuple(known.pop("sums")),  # type: ignore[arg-type]
         body=body,
+        edits=Edits(*known.pop("edits", ())),  # type: ignore[misc]
         **known,  # type: ignore[arg-type]
     )

@@ -9,11 +9,13 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import trio
 
+from sosfs.edits import Edits
 from sosfs.journal import Journal
 from sosfs.metadata import Posix
 from sosfs.saved import SavedAttributes, SavedDraft
@@ -38,6 +40,7 @@ DRAFT = SavedDraft(
     spool="1-2.spool",
     sums=(1, 2),
     going=("etag-2", True),
+    edits=Edits({"cache_control": "", "expires": "never"}, {"a": "b", "gone": None}),
 )
 SMALL = SavedDraft(
     key="b",
@@ -127,6 +130,17 @@ def test_a_spool_that_is_written_to_is_vouched_for_no_more(journal: Journal) -> 
     assert saved.going == ("etag-2", False), "what is on its way is not all of it"
     journal.save_draft(row, DRAFT)
     assert list(journal.drafts()) == [(row, DRAFT)]
+
+
+@pytest.mark.parametrize("draft", [DRAFT, SMALL])
+def test_a_row_that_is_altered_keeps_its_bytes_and_that_they_change(journal: Journal, draft: SavedDraft) -> None:
+    row = journal.save_draft(0, draft)
+    journal.alter_draft(row, lambda saved: replace(saved, key="new"))
+    assert list(journal.drafts()) == [(row, replace(draft, key="new"))]
+    journal.reopen_draft(row)
+    journal.alter_draft(row, lambda saved: replace(saved, key="newer"))
+    ((_, saved),) = journal.drafts()
+    assert (saved.key, saved.sums, saved.body) == ("newer", (), draft.body)
 
 
 def test_a_request_is_remembered_until_the_row_is_another(journal: Journal) -> None:

@@ -1,16 +1,27 @@
-"""Changed attributes on their way into the bucket: sent once, by whoever waits for them, and again after a refusal."""
+"""Changed attributes on their way into the bucket: sent once, again after a refusal, and not lost in a crash."""
 
 from __future__ import annotations
 
+import os
+import stat
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from sosfs.config import Durability
 from sosfs.errors import from_s3
 from sosfs.fake import FakeStore
+from sosfs.inodes import Inode
+from sosfs.metadata import Posix
 from sosfs.store import Properties
-from tests.composed import LONG, composed
+from tests.composed import LONG, Composed, composed
+from tests.held import Held, bodies, closed, opened
+
+MIB = 1 << 20
+NEW = Posix(stat.S_IFREG | 0o600, 1000, 33, 1_000_000_000_000_000_001, None)
 
 
 def test_two_who_settle_one_file_send_one_request(tmp_path: Path) -> None:
@@ -52,3 +63,90 @@ def test_a_chmod_waits_until_the_key_is_valid_again(tmp_path: Path, code: str) -
         mount.loop.passes(LONG)
         assert refused == ["file"] * 2
         assert mount.loop.run(lambda: store.head("file")).properties.metadata["mode"] == str(0o100600)
+
+
+def change(mount: Composed, inode: Inode) -> None:
+    """chmod, chown, utimensat and setxattr."""
+    inode.mode, inode.uid, inode.gid, inode.mtime_ns = NEW.mode or 0, NEW.uid or 0, NEW.gid or 0, NEW.mtime_ns or 0
+    inode.edits = inode.edits.with_metadata("color", "red").with_header("cache_control", "no-cache")
+    mount.parts.attributes.changed(inode)
+
+
+async def require_changed(mount: Composed) -> None:
+    """What `change` did is there."""
+    inode = await mount._walk("file")
+    known = mount.parts.attributes.known(inode)
+    assert inode.posix == NEW
+    assert (known.metadata.get("color"), known.headers.cache_control) == ("red", "no-cache")
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("before", [{}, {"file": b"as it was"}], ids=["new", "rewritten"])
+@pytest.mark.parametrize("size", [100, MIB], ids=["in the row", "in a spool"])
+def test_attributes_of_what_waits_for_its_upload_outlive_a_crash(
+    tmp_path: Path, size: int, before: dict[str, bytes]
+) -> None:
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        for key, body in before.items():
+            await store.put(key, body, Properties())
+        await mount.write("file", b"n" * size, flags=os.O_CREAT)
+        change(mount, await mount._walk("file"))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == before
+        mount.crash()
+        mount.start()
+        mount.loop.run(partial(require_changed, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"n" * size}
+        mount.loop.run(partial(require_changed, mount))
+        assert store._stored["file"].object.properties.metadata["color"] == "red"
+
+
+@pytest.mark.promise(3)
+def test_attributes_changed_while_the_upload_is_under_way_outlive_a_crash(tmp_path: Path) -> None:
+    """The object is there, with the attributes of when the upload began, and nobody was told."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"as it was", Properties())
+        await mount.write("file", b"new")
+        store.after["put"] = trio.Event()
+
+    async def later(mount: Composed) -> None:
+        change(mount, await mount._walk("file"))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"newit was"}
+        mount.loop.run(partial(later, mount))
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        mount.loop.run(partial(require_changed, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"newit was"}, "and no copy of a loser"
+        assert store._stored["file"].object.properties.metadata["color"] == "red"
+
+
+@pytest.mark.parametrize("size", [100, MIB], ids=["in the row", "in a spool"])
+def test_a_record_of_attributes_vouches_for_no_bytes_that_came_since(tmp_path: Path, size: int) -> None:
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", bytes(size), flags=os.O_CREAT)
+        ((_, before),) = mount._journal.drafts()
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, size, b"not recorded")
+        change(mount, handle.inode)
+        ((_, after),) = mount._journal.drafts()
+        assert after == replace(before, posix=NEW, properties=after.properties, edits=handle.inode.edits, sums=())
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
