@@ -135,14 +135,10 @@ class Commits:
         key = self._inodes.key(inode)
         await self._deletions.settle(key)
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
-        if content.going is not None and await self.recognise(inode, draft, content.going[0]) is not None:
+        if content.going is not None and await self.recognise(inode, draft, content.going[0], *content.late):
             self.records.moved(inode)
         posix, serial = inode.posix, draft.commit_begins()
-
-        def announce(token: str) -> None:
-            content.going = (token, serial)
-            self.records.goes(content, token)
-
+        announce = partial(self.records.goes, content, serial)
         try:
             properties, acl = await self.carry(inode)
             version = await self._send(content, draft, key, properties, acl, announce)
@@ -151,6 +147,11 @@ class Commits:
             if error.cause is Cause.DENIED:
                 self._attributes.refusals.add([Right.WRITE])
             if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
+                if content.late and await self.recognise(inode, draft, *content.late):
+                    content.going, content.late = None, ()
+                    self.records.moved(inode)
+                    await self._commit(inode, content, draft)
+                    return
                 await self._lost(inode, content, draft, error)
                 raise OSError(errno.ESTALE, error.strerror) from error
             raise
@@ -161,13 +162,13 @@ class Commits:
         inode.pages = version.etag if inode.pages in ("", before) else inode.pages
         draft.commit_landed(Source(key, version.etag, version.size), version, serial)
         used = content.upload.properties if content.upload is not None else properties
-        content.upload = content.going = None
+        content.upload, content.going, content.late = None, None, ()
         with self._journal.together():
             self._landed(inode, content, draft, version)
             self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
 
-    async def recognise(self, inode: Inode, draft: Draft, token: str) -> Object | None:
+    async def recognise(self, inode: Inode, draft: Draft, *tokens: str) -> Object | None:
         """The object that a request of ours made whose answer was lost, if it is there; the draft stands on it."""
         key = self._inodes.key(inode)
         try:
@@ -176,7 +177,7 @@ class Commits:
             if error.cause is not Cause.ABSENT:
                 raise
             return None
-        if not landing.is_ours(token, found, instead_of=draft.expected):
+        if not any(landing.is_ours(token, found, instead_of=draft.expected) for token in tokens):
             return None
         inode.version, inode.properties, inode.checked = found.version, found.properties, trio.current_time()
         draft.stand_on(Source(key, found.version.etag, found.version.size), found.version)

@@ -12,11 +12,13 @@ from .store import Version
 from .turns import Turns
 from .upload import Upload
 
+LATE_MAX = 64  # different ones that are remembered of the requests without an answer
+
 
 class Content:
     """The bytes side of an inode that is open or not yet in the bucket."""
 
-    __slots__ = ("draft", "going", "lock", "row", "sending", "source", "times_given", "upload", "writers")
+    __slots__ = ("draft", "going", "late", "lock", "row", "sending", "source", "times_given", "upload", "writers")
 
     def __init__(self) -> None:
         self.draft: Draft | None = None
@@ -28,6 +30,13 @@ class Content:
         self.sending = False  # a task is bringing it into the bucket
         self.row = 0  # of the draft in the journal; 0: none
         self.going: tuple[str, int] | None = None  # ETag and serial of what a request under way stores
+        self.late: tuple[str, ...] = ()  # ETags of what earlier ones may store yet: they got no answer
+
+    def goes(self, token: str, serial: int) -> None:
+        """A request is about to be sent; those before it that got no answer may take effect yet."""
+        if self.going is not None:
+            self.late = tuple(dict.fromkeys((*self.late, self.going[0])))[-LATE_MAX:]
+        self.going = (token, serial)
 
     def rebase(self, source: Source, version: Version) -> None:
         """The object became another version with the same bytes, or under another key, by our own doing."""

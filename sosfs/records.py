@@ -116,8 +116,12 @@ class Records:
         )
         self._journal.alter_draft(content.row, change)
 
-    def goes(self, content: Content, token: str) -> None:
-        """A request is about to make the object with this token: should its answer get lost, the record tells of it."""
+    def goes(self, content: Content, serial: int, token: str) -> None:
+        """A request is about to make the object with this token, of the draft as of `serial`.
+
+        Should its answer get lost, the record tells of it.
+        """
+        content.goes(token, serial)
         if content.row:
             self._journal.draft_goes(content.row, token)
 

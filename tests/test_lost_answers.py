@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import random
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sosfs.errors import StoreError
+from sosfs.fake import FakeStore
+from sosfs.store import Properties
+from tests.composed import Composed, composed
 from tests.conftest import LARGE
 from tests.drive import Drive, attempt, digest, eventually, fails, names, sync
 from tests.faults import FAILED, LOST, PASSING, Action, Hang, Moment
 from tests.foreign import Foreign
+from tests.held import bodies, closed
 from tests.proxy import Proxy
 from tests.traffic import on
 
@@ -107,6 +118,73 @@ def test_no_answer_at_all_to_a_rename(frail: Drive, foreign: Foreign, proxy: Pro
     assert foreign.get("d/moved") == b"small" * 1000
 
 
+class Late(FakeStore):
+    """As many writes as `silent` says get no answer; they take effect just before the next that gets one."""
+
+    def __init__(self, *, hashes: bool) -> None:
+        super().__init__(hashes=hashes)
+        self.silent = 0
+        self._late: list[tuple[Any, Any]] = []
+
+    async def put(self, *arguments: Any, **options: Any) -> Any:
+        if self.silent:
+            self.silent -= 1
+            self._late.append((arguments, options))
+            raise StoreError(errno.ETIMEDOUT, "put", detail="made by the test")
+        while self._late:
+            before, its_options = self._late.pop(0)
+            with contextlib.suppress(StoreError):
+                await super().put(*before, **its_options)
+        return await super().put(*arguments, **options)
+
+
+@pytest.mark.parametrize("texts", [(b"one", b"one"), (b"one", b"two"), (b"one", b"two", b"three")])
+@pytest.mark.parametrize("before", [{}, {"file": b"old"}], ids=["new", "rewritten"])
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_write_that_takes_effect_late_is_no_conflict(
+    tmp_path: Path, texts: tuple[bytes, ...], before: dict[str, bytes], hashes: bool
+) -> None:
+    """The server stood still: what it was asked meanwhile is done when it goes on, after the retry has looked."""
+    store = Late(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        for key, body in before.items():
+            await store.put(key, body, Properties())
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        store.silent = len(texts) - 1
+        for text in texts[:-1]:
+            await mount.parts.contents.write(handle, 0, text)
+            with fails(errno.ETIMEDOUT):
+                await mount.parts.contents.flush(handle)
+        if texts[-1] != texts[-2]:
+            await mount.parts.contents.write(handle, 0, texts[-1])
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"file": texts[-1]}
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_conflict_after_a_write_without_an_answer_is_one(tmp_path: Path, hashes: bool) -> None:
+    store = Late(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        store.silent = 1
+        with fails(errno.ETIMEDOUT):
+            await mount.write("file", b"our")
+        await FakeStore.put(store, "file", b"foreign", Properties())
+        with fails(errno.ESTALE):
+            await mount.parts.commits.commit(await mount._walk("file"))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        found = bodies(store)
+        assert found.pop("file") == b"foreign"
+        assert list(found.values()) == [b"our"]
+
+
 @pytest.mark.parametrize("seed", range(2))
 def test_in_a_storm_what_was_acknowledged_is_true(frail: Drive, foreign: Foreign, proxy: Proxy, seed: int) -> None:
     dice = random.Random(seed)
@@ -127,11 +205,11 @@ def test_in_a_storm_what_was_acknowledged_is_true(frail: Drive, foreign: Foreign
         attempt(lambda path=path, seen=seen: seen.append(path.read_bytes()))  # type: ignore[misc]
         assert possible[name].issuperset(seen)
     proxy.heal()
-    for name, bodies in possible.items():
+    for name, texts in possible.items():
         if (frail.here / "d" / name).exists():
-            assert (frail.here / "d" / name).read_bytes() in bodies
+            assert (frail.here / "d" / name).read_bytes() in texts
     frail.mount.stop()
-    for name, bodies in possible.items():
-        if len(bodies) == 1:
-            assert foreign.get(f"d/{name}") in bodies, name
+    for name, texts in possible.items():
+        if len(texts) == 1:
+            assert foreign.get(f"d/{name}") in texts, name
     assert [key for key in foreign.files() if "conflict" in key] == []
