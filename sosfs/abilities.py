@@ -2,9 +2,10 @@
 
 Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
 takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
-and the pins of copies. Until the probe has run nothing counts as honoured. What a limited key may not do is
-found out before anything is stored, so that nothing stays behind; what the server would not take from this mount
-at all, its encryption or its storage class, shows here too. Blocks; runs in a thread.
+and the pins of copies. From when on a bucket keeps versions it refuses If-Match on PUT whatever is there: `S3Store`
+sees that, and counts it as not honoured. Until the probe has run nothing counts as honoured. What a limited key may
+not do is found out before anything is stored, so that nothing stays behind; what the server would not take from this
+mount at all, its encryption or its storage class, shows here too. Blocks; runs in a thread.
 """
 
 from __future__ import annotations

@@ -59,12 +59,17 @@ async def header_for(
         return {}
     elif absent:
         return {"If-None-Match": "*"}
-    found = await _present(head, key)
-    if found is None and condition is Guard.ABSENT:
-        return {}
-    if found is not None and isinstance(condition, Version) and found.version.same_as(condition):
+    if await holds(head, key, condition):
         return {}
     raise stale(request, "the condition does not hold")
+
+
+async def holds(head: Head, key: str, condition: Condition) -> bool:
+    """Whether `condition` holds at this moment."""
+    found = await _present(head, key)
+    if isinstance(condition, Version):
+        return found is not None and found.version.same_as(condition)
+    return condition is Guard.NONE or found is None
 
 
 async def landed(

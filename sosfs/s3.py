@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sosfs import landing, reasons
 from sosfs.abilities import Abilities, Quoting, probe
 from sosfs.errors import Cause, StoreError, unanswered
-from sosfs.guards import check_etag, check_still, header_for, landed, look, stale
+from sosfs.guards import check_etag, check_still, header_for, holds, landed, look, stale
 from sosfs.removal import remove_all
 from sosfs.sender import Limits, Sender
 from sosfs.store import (
@@ -186,9 +186,12 @@ class S3Store:
                 raise
             ours = landing.token(md5(body, usedforsecurity=False).hexdigest(), size, properties, hashes=self.hashes)
             there = await landed(self._look, key, ours, properties, instead_of=condition) if error.repeated else None
-            if there is None:
+            if there is not None:
+                return there
+            if "If-Match" not in guard or error.status != 412 or not await holds(self._look, key, condition):
                 raise stale(request, "the condition does not hold", error) from error
-            return there
+        self.abilities = replace(self.abilities, match=None)
+        return await self.put(key, body, properties, condition=condition, acl=acl)
 
     async def copy(
         self,

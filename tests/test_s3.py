@@ -293,6 +293,32 @@ async def test_a_conflict_without_a_lost_answer_costs_no_head(broken: Broken) ->
 
 
 @trio_test
+async def test_a_version_is_replaced_also_where_the_server_refuses_the_right_condition(broken: Broken) -> None:
+    """So does Ceph 16 from the moment on at which a bucket keeps versions; until then it honours the condition."""
+    await broken.store.probe_conditions(".probe")
+    first = newest = await broken.store.put("key", b"1", NONE)
+    broken.bucket.client.put_bucket_versioning(Bucket=broken.bucket.name, VersioningConfiguration={"Status": "Enabled"})
+    for text in (b"2", b"3"):
+        newest = await broken.store.put("key", text, NONE, condition=newest)
+        assert broken.body("key") == text
+    with pytest.raises(StoreError) as caught:
+        await broken.store.put("key", b"4", NONE, condition=first)
+    assert caught.value.errno == errno.ESTALE
+    assert broken.body("key") == b"3"
+
+
+@trio_test
+async def test_a_conflict_does_not_put_the_condition_in_doubt(broken: Broken) -> None:
+    before = await broken.store.probe_conditions(".probe")
+    first = await broken.store.put("key", b"1", NONE)
+    await broken.store.put("key", b"2", NONE)
+    with pytest.raises(StoreError) as caught:
+        await broken.store.put("key", b"3", NONE, condition=first)
+    assert caught.value.errno == errno.ESTALE
+    assert broken.store.conditions is before is Conditions.HONOURED
+
+
+@trio_test
 async def test_a_lost_answer_to_a_complete_is_no_failure(broken: Broken) -> None:
     upload = await broken.store.create_multipart("key", NONE)
     parts = [
