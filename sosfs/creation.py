@@ -72,7 +72,10 @@ class Creations:
         return self._namespace.directory(parent), parsed
 
     def new_file(self, directory: Directory, parsed: keys.Parsed, mode: int, uid: int, gid: int) -> Inode:
-        """An inode for what is not in the bucket yet."""
+        """An inode for what is not in the bucket yet; its group is that of a set-group-ID directory (inode(7))."""
+        if directory.inode.mode & stat.S_ISGID:
+            gid = directory.inode.gid
+            mode |= stat.S_ISGID if stat.S_ISDIR(mode) else 0
         inode = self._inodes.make(directory.inode, parsed.segment, parsed.form, mode=mode)
         inode.uid, inode.gid = uid, gid
         inode.mtime_ns = inode.ctime_ns = inode.atime_ns = time.time_ns()

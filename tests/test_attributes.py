@@ -74,6 +74,26 @@ def test_mode_at_creation_obeys_the_umask(drive: Drive) -> None:
     assert stat.S_IMODE((drive.here / "d").stat().st_mode) == 0o750
 
 
+def test_a_set_group_id_directory_hands_its_group_down(drive: Drive) -> None:
+    top = drive.here / "top"
+    top.mkdir()
+    os.chown(top, 1234, 5678)
+    top.chmod(0o2770)
+    (top / "file").write_bytes(b"content")
+    os.close(os.open(top / "file.lock", os.O_CREAT | os.O_EXCL))
+    (top / "link").symlink_to("file")
+    os.mkfifo(top / "fifo")
+    (top / "d" / "deep").mkdir(parents=True)
+    drive.mount.remount()
+    (top / "d" / "later").mkdir()
+    below = sorted(top.rglob("*"))
+    assert {path.lstat().st_gid for path in below} == {5678}
+    assert {path.lstat().st_uid for path in below} == {os.getuid()}
+    bits = {path.name: bool(path.lstat().st_mode & stat.S_ISGID) for path in below}
+    directories = {"d", "deep", "later"}
+    assert bits == {name: name in directories for name in (*directories, "file", "file.lock", "link", "fifo")}
+
+
 def test_writing_moves_mtime_and_closing_does_not(drive: Drive) -> None:
     path = drive.here / "file"
     path.write_bytes(b"one")
