@@ -116,7 +116,7 @@ class Routing(pyfuse3.Operations):
 
 def _settable(inode: int, name: bytes) -> int:
     if inode >= control.FIRST or not name.startswith(USER):
-        raise OSError(errno.EOPNOTSUPP, "only user attributes of files can be set")
+        raise pyfuse3.FUSEError(errno.EOPNOTSUPP)  # no line in the log: `cp -a` tries it with each file
     return inode
 
 
