@@ -321,6 +321,8 @@ DK, VIE = "https://sos-ch-dk-2.exo.io", "https://sos-at-vie-1.exo.io"
         (NOWHERE, {"EXOSCALE_ZONE": "at-vie-1"}, Place(zone="ch-gva-2"), Place(VIE, "at-vie-1")),
         (NOWHERE, {"EXOSCALE_SOS_ENDPOINT": "https://s-{zone}.x/"}, Place(zone="z"), Place("https://s-z.x", "z")),
         (Place(zone="at-vie-1"), {}, Place("http://fixed.x"), Place(VIE, "at-vie-1")),
+        (Place(zone="at-vie-1"), {"EXOSCALE_SOS_ENDPOINT": "http://fixed.x"}, NOWHERE, Place(VIE, "at-vie-1")),
+        (Place("http://b.x", "z"), {"EXOSCALE_SOS_ENDPOINT": "http://{zone}.x"}, NOWHERE, Place("http://b.x", "z")),
         (Place(zone="at-vie-1"), {}, Place("http://{zone}.x"), Place("http://at-vie-1.x", "at-vie-1")),
         (NOWHERE, {}, Place("http://fixed.x", "eu-west-1"), Place("http://fixed.x", "eu-west-1")),
         (Place("https://{zone}.x", "z"), {}, NOWHERE, Place("https://z.x", "z")),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.drive import Drive, digest, eventually
+from tests.drive import Drive, digest, eventually, fails
 
 KIB, MIB = 1 << 10, 1 << 20
 PART = 8 * MIB  # the default part size, where a single PUT becomes a multipart upload
@@ -215,3 +216,9 @@ def test_filesystem_figures(drive: Drive) -> None:
     assert figures.f_namemax == 255
     assert figures.f_bavail * figures.f_frsize > 1 << 40  # no program shall believe it is full
     drive.run("df", ".")
+
+
+def test_what_is_not_supported_says_so(drive: Drive) -> None:
+    with fails(errno.EOPNOTSUPP):
+        os.open(drive.here, os.O_TMPFILE | os.O_RDWR)
+    drive.shell("! fallocate --length 1M file 2> told; grep -q 'not supported' told")
