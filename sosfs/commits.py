@@ -183,6 +183,11 @@ class Commits:
         draft.stand_on(Source(key, found.version.etag, found.version.size), found.version)
         return found
 
+    async def ascertain(self, inode: Inode) -> None:
+        """Whether the bucket has a new file is known afterwards, though the answer to its request was lost."""
+        if (content := inode.content) and content.draft and content.going and inode.version is None:
+            await self.recognise(inode, content.draft, content.going[0], *content.late)
+
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
         inode.version, inode.known, inode.whole = version, Known.ALL, True
         inode.checked = trio.current_time()

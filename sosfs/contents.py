@@ -290,6 +290,10 @@ class Contents:
 
     # Moving and leaving the tree
 
+    async def ascertain(self, inode: Inode) -> None:
+        """Whether the bucket has a file is known afterwards. Raises what prevents it."""
+        await self._commits.ascertain(inode)
+
     def moved(self, inode: Inode) -> None:
         """A rename gave the inode another key, and its object there a new version with the same bytes."""
         content = inode.content
@@ -317,6 +321,7 @@ class Contents:
             yield
             return
         async with content.lock:
+            await self._commits.ascertain(inode)  # what is there goes too, or would come back
             if inode.opens and inode.version is not None and inode.size <= DETACH_MAX:
                 await self._filling.whole(inode, content, self._begin(inode))
             yield

@@ -129,6 +129,7 @@ class Renames:
         old_key = self._inodes.key(inode)
         await self._deletions.settle(key)
         await self._deletions.settle(old_key)
+        await self._contents.ascertain(inode)
         if inode.version is None:
             self._move_unsent(inode, target, parent, segment, form)
             return

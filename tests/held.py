@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ import trio
 import trio.testing
 
 from sosfs.content import Handle
+from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
 from sosfs.store import Properties
 from tests.composed import TASK, Composed
@@ -28,6 +30,7 @@ class Held(FakeStore):
         self.before: dict[str | tuple[str, str], trio.Event] = {}
         self.after: dict[str | tuple[str, str], trio.Event] = {}
         self.errors: dict[tuple[str, str], list[OSError]] = {}
+        self.lost: set[str] = set()  # keys whose next put takes effect and gets no answer
         self.reached: set[tuple[str, str]] = set()
 
     def __getattribute__(self, name: str) -> Any:
@@ -41,6 +44,9 @@ class Held(FakeStore):
             if self.errors.get(what):
                 raise self.errors[what].pop(0)
             answer = await method(key, *arguments, **options)
+            if name == "put" and key in self.lost:
+                self.lost.remove(key)
+                raise StoreError(errno.EIO, f"put {key!r}", detail="no answer")
             await self._passing(self.after, what)
             return answer
 

@@ -23,7 +23,7 @@ from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
 from sosfs.keys import name_of
 from sosfs.store import Headers, Page, Properties
-from tests.composed import TASK, Composed, composed
+from tests.composed import LONG, TASK, Composed, composed
 from tests.drive import fails
 from tests.held import Held, begun, bodies, put_all
 
@@ -574,3 +574,23 @@ def test_a_directory_that_is_listed_while_its_old_keys_go_shows_all_its_files(mo
         assert len((await listings.complete(directory)).names) == 5
 
     mount.loop.run(go_on)
+
+
+@pytest.mark.parametrize("then", ["rm", "mv", "mv over"])
+def test_a_file_whose_upload_got_no_answer_does_not_come_back(mount: Composed, store: Held, then: str) -> None:
+    async def go_on() -> None:
+        await put_all(store, {"other": b"other"})
+        store.lost.add("file")
+        with fails(errno.EIO):
+            await mount.write("file", b"new", flags=os.O_CREAT)
+        if then == "rm":
+            await mount.unlink("file")
+        elif then == "mv":
+            await mount.rename("file", "name")
+        else:
+            await mount.rename("other", "file")
+
+    mount.loop.run(go_on)
+    mount.loop.passes(LONG)
+    expected = {"rm": {"other": b"other"}, "mv": {"other": b"other", "name": b"new"}, "mv over": {"file": b"other"}}
+    assert bodies(store) == expected[then]
