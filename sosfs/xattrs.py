@@ -238,6 +238,8 @@ class Xattrs:
             raise OSError(errno.EOPNOTSUPP, f"there is no attribute {name.decode(errors='replace')}")
         if inode is self._inodes.root:
             raise OSError(errno.EOPNOTSUPP, "the root of a mount is no object")
+        if inode.is_left_behind:
+            raise OSError(errno.ESTALE, "another client replaced or removed it")
         await self._attributes.refusals.require_write(inode)
 
 
