@@ -230,12 +230,14 @@ class Contents:
 
     async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
         """Lets full parts go up behind the writer."""
-        if draft.state is State.COMMITTING:
+        if draft.is_committing:
             return
         key = self._inodes.key(inode)
         if content.upload is None or content.upload.key != key:
             await self._commits.drop_upload(content)
             properties, acl = await self._commits.carry(inode)
+            if content.draft is not draft or draft.is_committing:
+                return  # a commit has begun meanwhile, and takes care of all
             content.upload = content.upload or Upload(self._uploader, draft, key, properties, acl)
         content.upload.follow(offset)
 

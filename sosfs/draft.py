@@ -80,6 +80,11 @@ class Draft:
         """Whether the bucket lacks something of it."""
         return self.saved != self.serial and self.state is not State.ORPHAN
 
+    @property
+    def is_committing(self) -> bool:
+        """Whether a commit is under way."""
+        return self.state is State.COMMITTING
+
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full."""
         stop = offset + len(data)
