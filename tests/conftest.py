@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -27,6 +29,7 @@ LARGE = random.Random(16).randbytes(20 << 20)
 FRAIL = {"d/small": b"small" * 1000, "d/other": b"other", "d/large": LARGE}
 FAILED = pytest.StashKey[bool]()
 Mounter = Callable[..., Drive]
+MOUNTING = frozenset({"mounter", "shared", "drive"})
 SLOW = frozenset({"test_crash", "test_memory", "test_tools", "test_peers"})
 
 
@@ -46,9 +49,35 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begins with the files whose few tests take minutes: at the end one worker would be alone with each."""
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves each test that mounts to one server, and begins with the files whose few tests take minutes.
+
+    A mount costs a second of CPU, and what the servers do otherwise is tested without one: so half of these tests
+    runs on each, chosen by their names, unless `SOSFS_SERVERS=all` or a selection asks for more. At the end one
+    worker would be alone with a slow file.
+    """
+    if os.environ.get("SOSFS_SERVERS") != "all":
+        spared = _spared(items)
+        config.hook.pytest_deselected(items=[item for item in items if item in spared])
+        items[:] = [item for item in items if item not in spared]
     items.sort(key=lambda item: item.path.stem not in SLOW)
+
+
+def _spared(items: list[pytest.Item]) -> set[pytest.Item]:
+    """Of tests that mount and are there once for each server, those of all servers but one."""
+    same: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        server = item.callspec.params.get("server") if isinstance(item, pytest.Function) and _has(item) else None
+        if server is not None:
+            same.setdefault(item.nodeid.replace(str(server), ""), []).append(item)
+    return {
+        item for name, group in same.items() for item in group if item is not group[crc32(name.encode()) % len(group)]
+    }
+
+
+def _has(item: pytest.Function) -> bool:
+    return hasattr(item, "callspec") and not MOUNTING.isdisjoint(item.fixturenames)
 
 
 @pytest.fixture(scope="session")
