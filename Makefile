@@ -21,7 +21,7 @@ TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd rados
 
 help:
 	@echo "make demo       try it: a bucket on a small S3 server, mounted until Ctrl-C"
-	@echo "make test       run all tests"
+	@echo "make test       run all tests; with SOSFS_SERVERS=all those that mount on each server"
 	@echo "make fuzz       kill and break it for hours"
 	@echo "make check      linter, formatter, types"
 	@echo "make bench      sosfs beside s3fs and rclone, hours; make bench-quick: some ten minutes"
