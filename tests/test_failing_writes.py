@@ -89,10 +89,11 @@ def test_a_large_upload_that_fails_at_any_step(
 ) -> None:
     body = random.Random(18).randbytes(20 * MIB)
     file = (frail.here / "big").open("wb", buffering=0)
-    with proxy.broken(Answer(status, "InternalError"), on(step)), fails(*FAILED):
-        file.write(body)
-        file.close()
-    assert not foreign.exists("big")
+    with proxy.broken(Answer(status, "InternalError"), on(step)):
+        with fails(*FAILED):
+            file.write(body)
+            file.close()
+        assert not foreign.exists("big")
     sync(frail.here / "big")
     assert digest(foreign.get("big")) == digest(body)
     assert foreign.uploads() == []
