@@ -80,12 +80,16 @@ def _background(settings: Settings, source: CredentialSource, serve: Serve) -> i
     reader, writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
+    # A Ctrl-C while it forks would be lost in what Python does after a fork, or leave the child without a parent.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     child = os.fork()
     if child == 0:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(reader)
         os._exit(_daemon(settings, source, serve, writer))
     os.close(writer)
     try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with os.fdopen(reader, encoding="utf-8") as pipe:
             answer = pipe.read()
     except KeyboardInterrupt:

@@ -42,6 +42,12 @@ class Orders:
     gate: str = ""  # drain as long as this file exists
     left: int = 0  # files that are left at the end
     silent: bool = False  # end without a last status
+    interrupt: bool = False  # the program, while it forks
+
+
+def ordered() -> Orders:
+    """What this run is to do."""
+    return Orders(**json.loads(os.environ.get("STANDIN", "{}")))
 
 
 class Empty(pyfuse3.Operations):
@@ -110,7 +116,7 @@ class Mounted:
 def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], None]) -> int:
     """Stands in for `sosfs.mount.serve`."""
     signal.alarm(LIFE_SECONDS)
-    orders = Orders(**json.loads(os.environ.get("STANDIN", "{}")))
+    orders = ordered()
     source.current()
     if orders.hang:
         Path(orders.hang).write_text(str(os.getpid()))
@@ -133,5 +139,7 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
 
 if __name__ == "__main__":
     daemon.run = functools.partial(daemon.run, serve=serve)
+    if ordered().interrupt:
+        os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
     program, *arguments = sys.argv
     sys.exit(fstab.main(arguments[1:]) if arguments[:1] == ["mount.sosfs"] else cli.main(arguments))

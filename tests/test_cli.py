@@ -218,6 +218,12 @@ class TestMount:
         assert process.wait(SECONDS) == 130
         assert not alive(int(pids.read_text()))
 
+    def test_interrupt_while_it_forks_is_heeded(self, desk: Desk) -> None:
+        pids = desk.base / "pid"
+        process = desk.begin("mount", "bucket", desk.path, orders={"hang": str(pids), "interrupt": True})
+        assert process.wait(SECONDS) == 130
+        assert not pids.exists() or not alive(int(pids.read_text()))
+
     def test_no_key_is_one_line(self, desk: Desk) -> None:
         del desk.environ["EXOSCALE_API_KEY"]
         done = desk.mount()
