@@ -19,7 +19,7 @@ from .attribute_cache import AttributeCache
 from .blocks import Blocks, Source, Spawn
 from .config import Durability
 from .copying import copy_object
-from .directory import Merger
+from .directory import Merger, stored
 from .edits import NO_EDITS
 from .errors import Cause, StoreError
 from .gate import Gate
@@ -266,6 +266,7 @@ class Attributes(Learning):
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()
         inode.properties = used
+        stored(inode)
         self._remember(inode)
         if inode.posix == posix and self._holds_edits(inode, used):
             self._clear(inode)

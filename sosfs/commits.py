@@ -28,6 +28,7 @@ from .config import Durability
 from .conflict import Conflicts
 from .content import Content
 from .deletions import Deletions
+from .directory import stored
 from .draft import Draft, State
 from .errors import Cause, StoreError
 from .gate import Gate
@@ -191,8 +192,7 @@ class Commits:
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
         inode.version, inode.known, inode.whole = version, Known.ALL, True
         inode.checked = trio.current_time()
-        if inode.parent is not None and inode.parent.directory is not None:
-            inode.parent.directory.settled(inode.name)
+        stored(inode)
         content.source = draft.base
         self.records.landed(inode, content, draft)
 

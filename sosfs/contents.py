@@ -173,7 +173,14 @@ class Contents:
             return await reading
         if handle.writes:
             self._filling.around(start, handle.inode, handle.content, draft)
-        body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
+        try:
+            body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT or not await self._attributes.has_moved(handle.inode, base.key):
+                raise
+            if handle.content.draft is not None and handle.content.draft.base == base:
+                raise
+            return await self.read(handle, start, stop - start)  # a rename goes on with the same bytes
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
         return body
 

@@ -81,6 +81,13 @@ class Pass:
             self.names.append(name)
 
 
+def ended() -> Pass:
+    """A pass of a directory that has been removed: there is nothing in it."""
+    walk = Pass("")
+    walk.done = True
+    return walk
+
+
 class Directory:
     """What is known of a directory's entries."""
 
@@ -142,6 +149,13 @@ class Directory:
     def live(self) -> Iterator[Inode]:
         """The entries that somebody holds."""
         return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
+
+
+def stored(inode: Inode) -> None:
+    """An object was stored here, and with it the prefixes that it is in: listings on their way know nothing of it."""
+    while inode.parent is not None and inode.parent.directory is not None:
+        inode.parent.directory.settled(inode.name)
+        inode = inode.parent
 
 
 def is_unsent(inode: Inode) -> bool:

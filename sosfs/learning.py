@@ -245,7 +245,9 @@ class Learning:
 
     def _gone(self, inode: Inode, error: StoreError) -> None:
         parent = inode.parent
-        if error.cause is Cause.ABSENT and parent is not None and parent.directory is not None and not inode.pins:
+        if error.cause is not Cause.ABSENT or parent is None or parent.directory is None or inode.pins:
+            return
+        if parent.directory.entries.get(inode.name) is inode:  # else it says nothing of who has its name by now
             self._merger.remove(parent.directory, inode.name)
 
     async def learn_whole(self, inode: Inode) -> None:

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -158,6 +160,23 @@ class Namespace:
         inode.version = None
         self._merger.seen(inode, version, trio.current_time())
 
+    @contextmanager
+    def moving(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form
+    ) -> Iterator[None]:
+        """Within, no listing and no answer about one name says what the old and the new name lead to."""
+        assert inode.parent is not None
+        name = target.name if target is not None else keys.name_of(segment, form)
+        places = (self.directory(inode.parent), inode.name), (self.directory(parent), name)
+        for directory, one in places:
+            directory.touched[one] = PENDING
+        try:
+            yield
+        except BaseException:
+            for directory, one in places:
+                directory.settled(one)
+            raise
+
     # Removing
 
     async def unlink(self, parent: Inode, name: bytes) -> None:
@@ -172,7 +191,8 @@ class Namespace:
     async def remove(self, inode: Inode) -> None:
         """Takes an inode out of the tree and its object out of the bucket. Raises what refuses it."""
         parent = inode.parent
-        assert parent is not None
+        if parent is None:
+            raise refuse(errno.ESTALE)  # a listing has shown it meanwhile: the kernel looks the name up again
         directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
         version = inode.version
         self._attributes.discard(inode)
@@ -272,6 +292,5 @@ class Namespace:
         if directory.readers or any(child.directory is not None for child in directory.entries.values()):
             return
         for child in directory.entries.values():
-            child.parent = None  # what is still asked of it says nothing of who has its name by then
             self.inodes.drop(child)
         inode.directory = None

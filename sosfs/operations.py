@@ -29,7 +29,7 @@ from .content import Handle
 from .contents import Contents
 from .creation import Creations
 from .deletions import Deletions
-from .directory import Reading
+from .directory import Directory, Reading, ended
 from .entries import absent_from, entry_of, room
 from .guesses import Guesses
 from .inodes import Inode, Inodes
@@ -230,11 +230,17 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
-        self._attributes.foresight.entered(self._listings.directory(self._inodes[inode]))
+        here = self._inodes[inode]
+        if here.parent is None and here is not self._inodes.root and not here.is_left_behind:
+            return self._reading(Reading(here.directory or Directory(here), ended()))  # removed here: it is empty
+        self._attributes.foresight.entered(self._listings.directory(here))
         await self._listings.scanned(self._inodes[inode])
         directory, walk = self._listings.walk(self._inodes[inode])
+        return self._reading(Reading(directory, walk))
+
+    def _reading(self, reading: Reading) -> int:
         handle = self._handle()
-        self._readings[handle] = Reading(directory, walk)
+        self._readings[handle] = reading
         return handle
 
     @answered
@@ -275,7 +281,8 @@ class Operations(pyfuse3.Operations):
         """Everything below is in the bucket afterwards."""
         top = self._readings[fh].directory.inode
         await self._commits.settle_under(top)
-        await self._deletions.settle_under(self._inodes.key(top))
+        if top.parent is not None or top is self._inodes.root:  # else nothing is below it
+            await self._deletions.settle_under(self._inodes.key(top))
 
     # Files
 

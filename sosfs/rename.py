@@ -136,8 +136,9 @@ class Renames:
         await self._attributes.refusals.require_remove(old_key)
         row = self._journal.add_rename(old_key, key)
         try:
-            version, used = await self._copy(inode, old_key, key)
-            await self._retire(inode, old_key, key, replaced=target is not None)
+            with self._namespace.moving(inode, target, parent, segment, form):
+                version, used = await self._copy(inode, old_key, key)
+                await self._retire(inode, old_key, key, replaced=target is not None)
         except Exception:
             self._journal.drop_rename(row)
             raise
@@ -233,8 +234,9 @@ class Renames:
         row = self._journal.add_rename(old_prefix, prefix)
         try:
             spared = "" if target is None else prefix  # the marker of an empty directory stays if this fails
-            copies = await self._copy_all(listed, old_prefix, prefix, known, spared)
-            await self._delete_all(listed, [key for key in copies if key != spared])
+            with self._namespace.moving(inode, target, parent, segment, keys.Form.PLAIN):
+                copies = await self._copy_all(listed, old_prefix, prefix, known, spared)
+                await self._delete_all(listed, [key for key in copies if key != spared])
         except Exception:
             self._journal.drop_rename(row)
             raise

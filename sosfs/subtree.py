@@ -105,6 +105,9 @@ class Scan:
             if at.directory is None:
                 at.directory = Directory(at)
             here = at.directory.entries.get(name_of(segment))
+            begun = self._folders[self._inodes.key(at) + segment + "/"].begun
+            if at.directory.touched.get(name_of(segment), -1.0) >= begun:
+                return None  # made or renamed here since: what was shown may be half of it
             if here is None:
                 folder = self._folders[self._inodes.key(at) + segment + "/"]
                 here = self._merger.folder(at.directory, segment, folder.begun)

@@ -174,12 +174,14 @@ class _Call:
             await self._attributes.ask_ahead(inode)
 
     async def _file(self, inode: Inode) -> None:
+        key = self._inodes.key(inode)
         try:
             await self._bytes(inode)
         except StoreError as error:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            inode = await self._refreshed(inode)
+            if not await self._attributes.has_moved(inode, key):
+                inode = await self._refreshed(inode)
             await self._bytes(inode)
         await self._ask(inode)
 

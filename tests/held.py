@@ -92,3 +92,11 @@ async def begun(mount: Composed, work: Callable[[], Awaitable[Any]]) -> None:
     """Starts work, and returns when it waits for something."""
     mount.nursery.start_soon(work)
     await trio.testing.wait_all_tasks_blocked()
+
+
+async def told(outcomes: dict[str, Any], what: str, work: Callable[[], Awaitable[Any]]) -> None:
+    """Notes under `what` what work returns, or its error."""
+    try:
+        outcomes[what] = await work()
+    except Exception as error:  # noqa: BLE001
+        outcomes[what] = repr(error)

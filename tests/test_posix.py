@@ -222,3 +222,16 @@ def test_what_is_not_supported_says_so(drive: Drive) -> None:
     with fails(errno.EOPNOTSUPP):
         os.open(drive.here, os.O_TMPFILE | os.O_RDWR)
     drive.shell("! fallocate --length 1M file 2> told; grep -q 'not supported' told")
+
+
+def test_a_removed_directory_that_is_open_is_empty(drive: Drive) -> None:
+    for name in ("gone", "old", "new"):
+        (drive.here / name).mkdir()
+    gone, old = (os.open(drive.here / name, os.O_RDONLY | os.O_DIRECTORY) for name in ("gone", "old"))
+    (drive.here / "gone").rmdir()
+    (drive.here / "new").rename(drive.here / "old")  # over the one that is open
+    for directory in (gone, old):
+        os.fsync(directory)
+        assert os.listdir(directory) == []
+        os.close(os.open(".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=directory))
+        os.close(directory)
