@@ -116,7 +116,7 @@ class Attributes(Learning):
             self._spawn(lambda: self._settle_later(inode))
 
     def keep(self, inode: Inode) -> None:
-        """A directory that is about to lose its last entry gets a marker soon, unless it is removed before."""
+        """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes."""
         self._mark(inode)
 
     def made(self, inode: Inode) -> None:

@@ -185,8 +185,8 @@ class Commits:
         return found
 
     async def ascertain(self, inode: Inode) -> None:
-        """Whether the bucket has a new file is known afterwards, though the answer to its request was lost."""
-        if (content := inode.content) and content.draft and content.going and inode.version is None:
+        """Which version the bucket has of a file is known afterwards, though the answer to our request was lost."""
+        if (content := inode.content) and content.draft and content.going:
             await self.recognise(inode, content.draft, content.going[0], *content.late)
 
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:

@@ -78,11 +78,11 @@ class Contents:
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
             self._truncate(inode, 0)
-        inode.opens += 1
-        handle.content.writers += handle.writes
         if handle.content.draft is None and inode.version is not None:
             handle.source = handle.content.source or self._source(inode)
             handle.is_unread = inode.pages != inode.version.etag  # else the kernel may have handed out pages of it
+        inode.opens += 1
+        handle.content.writers += handle.writes
         return handle
 
     async def create(self, inode: Inode, flags: int, task: int) -> Handle:
@@ -136,9 +136,10 @@ class Contents:
         except StoreError as error:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            moved = await self._attributes.has_moved(handle.inode, source.key)
-            if moved and handle.content.source not in (None, source):
-                return await self.read(handle, start, size)  # a rename goes on with the same bytes
+            await self._attributes.has_moved(handle.inode, source.key)
+            await self._attributes.rewritten(handle.inode)
+            if handle.content.source not in (None, source):
+                return await self.read(handle, start, size)  # a rename or a rewrite goes on with the same bytes
             if handle.inode.parent is not None:
                 await self._refresh(handle)
             if not handle.is_unread or handle.inode.parent is None:
@@ -242,7 +243,10 @@ class Contents:
         key = self._inodes.key(inode)
         if content.upload is None or content.upload.key != key:
             await self._commits.drop_upload(content)
-            properties, acl = await self._commits.carry(inode)
+            try:
+                properties, acl = await self._commits.carry(inode)
+            except OSError:
+                return  # what the writer wrote is here; the commit asks again, and says what is wrong
             if content.draft is not draft or draft.is_committing:
                 return  # a commit has begun meanwhile, and takes care of all
             content.upload = content.upload or Upload(self._uploader, draft, key, properties, acl)

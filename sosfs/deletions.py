@@ -238,9 +238,12 @@ class Deletions:
                 self._unanswered.add(key)
             else:
                 answered.append((key, error))
-        with self._journal.together():  # one write to the log, not one for each key
-            for key, _ in answered:
-                self._journal.drop_delete(key)
+        try:
+            with self._journal.together():  # one write to the log, not one for each key
+                for key, _ in answered:
+                    self._journal.drop_delete(key)
+        except OSError as failure:
+            log.error("the journal cannot be written: %s", failure)  # who waits for these keys must go on
         if answered:
             await self._journal.settled()
         for key, error in answered:

@@ -194,7 +194,7 @@ class Namespace:
         if parent is None:
             raise refuse(errno.ESTALE)  # a listing has shown it meanwhile: the kernel looks the name up again
         directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
-        version = inode.version
+        version, was_changed = inode.version, inode.attributes_dirty
         self._attributes.discard(inode)
         self._leave(directory, inode, None if version is None else PENDING)
 
@@ -211,6 +211,8 @@ class Namespace:
             except OSError:
                 directory.put(inode)
                 inode.parent = parent
+                if was_changed:
+                    self._attributes.keep(inode)
                 raise
         parent.touch()
 

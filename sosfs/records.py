@@ -40,8 +40,9 @@ class Records:
             content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
             try:
                 serial, absorbed = draft.serial, draft.absorbed
-                await draft.spool.sync()
-                draft.sums = await draft.spool.sums(draft.size)
+                with draft.spool.held():
+                    await draft.spool.sync()
+                    draft.sums = await draft.spool.sums(draft.size)
                 if draft.absorbed != absorbed:
                     draft.sums = ()  # they may be of the spool as it was before, or after
             finally:
@@ -122,7 +123,11 @@ class Records:
         Should its answer get lost, the record tells of it.
         """
         content.goes(token, serial)
-        if content.row:
+        if not content.row:
+            return
+        if content.draft is not None and content.draft.safe > serial:  # recorded since the commit began
+            self._journal.alter_draft(content.row, partial(replace, going=(token, False)))
+        else:
             self._journal.draft_goes(content.row, token)
 
     def touched(self, inode: Inode) -> None:
@@ -140,7 +145,8 @@ class Records:
         """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
         content = inode.content
         if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
-            self._journal.alter_draft(content.row, partial(_cut, content.draft.size))
+            change = partial(_cut, content.draft.size, _going(content, content.draft))
+            self._journal.alter_draft(content.row, change)
 
     def forget(self, content: Content) -> None:
         """The draft is in the bucket, or nobody wants it."""
@@ -149,8 +155,9 @@ class Records:
             content.row = 0
 
 
-def _cut(size: int, saved: SavedDraft) -> SavedDraft:
+def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedDraft:
     """A record without what lies above `size`; one that holds the bytes itself needs no spool for them."""
+    saved = replace(saved, going=going)
     if not saved.spool or saved.size <= size:
         return saved
     below = ((0, size),)
