@@ -39,7 +39,8 @@ test: debian-test $(VENV)/.dev
 # The same tests as in `make test`, many more rounds, with other dice each time.
 fuzz: debian-test $(VENV)/.dev
 	SOSFS_CRASH_ROUNDS=300 SOSFS_CRASH_SEED=$$(date +%s) SOSFS_MODEL_EXAMPLES=3000 \
-		$(BIN)/python -m pytest -n 2 --timeout 7200 tests/test_crash.py tests/test_model.py $(ARGS)
+	SOSFS_FUZZ_RUNS=5000 SOSFS_FUZZ_SEED=$$(date +%s) \
+		$(BIN)/python -m pytest -n 2 --timeout 7200 tests/test_crash.py tests/test_model.py tests/test_turmoil.py $(ARGS)
 
 check: debian-run $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -16,7 +16,8 @@ from sosfs.fake import FakeStore
 from sosfs.store import Properties
 from tests.composed import TASK, Composed
 
-HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"})
+PARTS = frozenset({"create_multipart", "upload_part", "copy_part", "complete_multipart"})
+HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}) | PARTS
 
 
 class Held(FakeStore):
