@@ -121,8 +121,7 @@ class Commits:
 
     async def commit(self, inode: Inode) -> None:
         """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then."""
-        content = inode.content
-        if content is None:
+        if (content := inode.content) is None:
             return
         async with content.lock:
             draft = content.draft
@@ -138,6 +137,7 @@ class Commits:
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
         if content.going is not None and await self.recognise(inode, draft, content.going[0], *content.late):
             self.records.moved(inode)
+            await self.drop_upload(content)  # the object may be made of it: it is no more then
         posix, serial = inode.posix, draft.commit_begins()
         announce = partial(self.records.goes, content, serial)
         try:

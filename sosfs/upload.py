@@ -153,6 +153,9 @@ class Upload:
         except OSError as error:
             self._writer, self._frontier = 0, 0
             log.info("part %d of %s will be sent again at close: %s", part.number, self.key, error)
+        except trio.Cancelled:
+            self._writer = 0  # the mount ends: nothing follows
+            raise
         finally:
             self._behind.discard(part.number)
             if self._writer:
@@ -260,10 +263,13 @@ class Upload:
         await self._ensure()
         serial = self._draft.serial
         self._made.add(job.number)
-        if self._draft.is_untouched(job.start, job.stop):
-            part = await self._copy(job)
-        else:
-            part = await self._send(job)
+        upload_id, make = self._id, self._copy if self._draft.is_untouched(job.start, job.stop) else self._send
+        try:
+            part = await make(job)
+        except StoreError as error:
+            if error.errno == errno.ENXIO and self._id == upload_id:
+                self._forget()  # the server knows it no more: it is begun anew by the next try
+            raise
         sent = _Sent(part, job, serial)
         if self._changed.get(job.number, -1) <= serial:
             self._sent[job.number] = sent

@@ -31,7 +31,7 @@ class Held(FakeStore):
         self.before: dict[str | tuple[str, str], trio.Event] = {}
         self.after: dict[str | tuple[str, str], trio.Event] = {}
         self.errors: dict[tuple[str, str], list[OSError]] = {}
-        self.lost: set[str] = set()  # keys whose next put takes effect and gets no answer
+        self.lost: set[str] = set()  # keys whose next object is made without an answer
         self.reached: set[tuple[str, str]] = set()
 
     def __getattribute__(self, name: str) -> Any:
@@ -45,9 +45,9 @@ class Held(FakeStore):
             if self.errors.get(what):
                 raise self.errors[what].pop(0)
             answer = await method(key, *arguments, **options)
-            if name == "put" and key in self.lost:
+            if name in {"put", "complete_multipart"} and key in self.lost:
                 self.lost.remove(key)
-                raise StoreError(errno.EIO, f"put {key!r}", detail="no answer")
+                raise StoreError(errno.EIO, f"{name} {key!r}", detail="no answer")
             await self._passing(self.after, what)
             return answer
 
