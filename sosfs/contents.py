@@ -61,10 +61,11 @@ class Contents:
         self._uploader = uploader
         self._attributes = attributes
         self._commits = commits
+        self.records = commits.records
         self._pages = pages
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
-        self._filling = Filling(blocks, spools, commits.records, spawn, room=dirty_limit // 2)
+        self._filling = Filling(blocks, spools, self.records, spawn, room=dirty_limit // 2)
         self._succession = Succession(inodes, listings, attributes, blocks, spawn)
 
     # Opening and closing
@@ -177,9 +178,8 @@ class Contents:
         try:
             body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
         except StoreError as error:
-            if error.cause is not Cause.ABSENT or not await self._attributes.has_moved(handle.inode, base.key):
-                raise
-            if handle.content.draft is not None and handle.content.draft.base == base:
+            moved = error.cause is Cause.ABSENT and await self._attributes.has_moved(handle.inode, base.key)
+            if not moved or (handle.content.draft is not None and handle.content.draft.base == base):
                 raise
             return await self.read(handle, start, stop - start)  # a rename goes on with the same bytes
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
@@ -208,7 +208,7 @@ class Contents:
         if draft.local.total > self._dirty_limit or (draft.local.total > RELIEF and self._spools.is_short):
             await self._relieve(inode, draft)
             draft = self._begin(inode)
-        self._commits.records.touched(inode)
+        self.records.touched(inode)
         try:
             await draft.write(offset, data)
         except OSError as error:
@@ -271,11 +271,11 @@ class Contents:
         content = content_of(inode)
         draft = self._begin(inode)
         low, high = sorted((size, draft.size))
-        self._commits.records.touched(inode)
+        self.records.touched(inode)
         draft.truncate(size)
         if content.upload is not None and low < high:
             content.upload.written(low, high)
-        self._commits.records.cut(inode)
+        self.records.cut(inode)
         draft.trim()
         inode.size = size
         content.times_given = False
@@ -314,14 +314,14 @@ class Contents:
             return
         if inode.version is not None:
             content.rebase(self._source(inode), inode.version)
-        self._commits.records.moved(inode)
+        self.records.moved(inode)
 
     def replaces(self, inode: Inode, version: Version) -> None:
         """A rename put a file that is not in the bucket yet over one that is."""
         inode.version = version
         if inode.content is not None and inode.content.draft is not None:
             inode.content.draft.expected = version
-        self._commits.records.moved(inode)
+        self.records.moved(inode)
 
     @asynccontextmanager
     async def leaving(self, inode: Inode) -> AsyncIterator[None]:
@@ -347,4 +347,4 @@ class Contents:
         content = inode.content
         if content is not None and content.draft is not None:
             content.draft.state = State.ORPHAN
-            self._commits.records.forget(content)
+            self.records.forget(content)

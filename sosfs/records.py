@@ -53,6 +53,12 @@ class Records:
             draft.safe = draft.recorded
         await self._journal.sync()
 
+    async def displaces(self, inode: Inode, target: Inode) -> None:
+        """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError."""
+        content = inode.content
+        if content is not None and content.draft is not None and target.content is not None and target.content.row:
+            await self.save(inode, content, content.draft)
+
     def _write(self, inode: Inode, content: Content, draft: Draft, *, size: int, synced: Ranges) -> None:
         """Records what was in the spool when it was synced, and still is: a power loss may leave no more of it."""
         base = draft.base

@@ -131,6 +131,8 @@ class Renames:
         await self._deletions.settle(old_key)
         await self._contents.ascertain(inode)
         if inode.version is None:
+            if target is not None:
+                await self._contents.records.displaces(inode, target)
             self._move_unsent(inode, target, parent, segment, form)
             return
         await self._attributes.refusals.require_remove(old_key)

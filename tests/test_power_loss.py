@@ -166,3 +166,22 @@ def test_a_removal_that_was_done_is_not_done_again_when_the_power_goes(
         mount.start()
         mount.loop.passes(5)
         assert stored(store) == b"bytes"
+
+
+def test_a_rename_before_the_close_over_a_file_that_waits_leaves_one_of_both(tmp_path: Path) -> None:
+    """The record of the one that is replaced goes, so the other one has to have its own by then."""
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"old", flags=os.O_CREAT)
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_WRONLY)
+        await mount.parts.contents.write(handle, 0, b"new")
+        await mount.rename("new", "file")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"new"}
