@@ -200,7 +200,7 @@ class Attributes(Learning):
             await self.rewritten(inode)  # a second rewrite beside it would find another version than it knows
             if _has_commit(inode):
                 return  # one that came while this waited
-            if inode.attributes_dirty and (inode.parent is not None or inode is self._inodes.root):
+            if inode.attributes_dirty and self._inodes.has_name(inode):
                 done = self._rewriting[inode] = trio.Event()
                 try:
                     await self._rewrite(inode)

@@ -249,6 +249,10 @@ class Inodes:
             key += "/"
         return key
 
+    def has_name(self, inode: Inode) -> bool:
+        """Whether an inode is in the tree: the root, or below a directory."""
+        return inode.parent is not None or inode is self.root
+
     def has_key(self, inode: Inode, key: str) -> bool:
         """Whether this is the inode's key now; never for one that no name leads to any more."""
         try:

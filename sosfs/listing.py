@@ -50,7 +50,7 @@ class Listings:
         """The entries of a directory. Raises OSError ENOTDIR, ESTALE for one that is not in the tree any more."""
         if not inode.is_directory:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if inode.parent is None and inode is not self._inodes.root:
+        if not self._inodes.has_name(inode):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # it has no key; the kernel looks its name up again
         if inode.directory is None:
             inode.directory = Directory(inode)
@@ -114,7 +114,7 @@ class Listings:
 
         While a directory is renamed its keys go one after the other, so that is waited for.
         """
-        while inode.parent is not None or inode is self._inodes.root:
+        while self._inodes.has_name(inode):
             await self._gate.opened(inode)
             walk.follow(self._inodes.key(inode))
             page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)

@@ -231,12 +231,11 @@ class Operations(pyfuse3.Operations):
     @answered
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         here = self._inodes[inode]
-        if here.parent is None and here is not self._inodes.root and not here.is_left_behind:
+        if not self._inodes.has_name(here) and not here.is_left_behind:
             return self._reading(Reading(here.directory or Directory(here), ended()))  # removed here: it is empty
         self._attributes.foresight.entered(self._listings.directory(here))
-        await self._listings.scanned(self._inodes[inode])
-        directory, walk = self._listings.walk(self._inodes[inode])
-        return self._reading(Reading(directory, walk))
+        await self._listings.scanned(here)
+        return self._reading(Reading(*self._listings.walk(here)))
 
     def _reading(self, reading: Reading) -> int:
         handle = self._handle()
@@ -281,7 +280,7 @@ class Operations(pyfuse3.Operations):
         """Everything below is in the bucket afterwards."""
         top = self._readings[fh].directory.inode
         await self._commits.settle_under(top)
-        if top.parent is not None or top is self._inodes.root:  # else nothing is below it
+        if self._inodes.has_name(top):  # else nothing is below it
             await self._deletions.settle_under(self._inodes.key(top))
 
     # Files
