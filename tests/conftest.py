@@ -21,7 +21,7 @@ from tests.proxy import Proxy
 from tests.servers import Server, client_of
 from tests.watchdog import Watchdog
 
-pytest_plugins = ["tests.servers"]
+pytest_plugins = ["tests.servers", "tests.held"]
 
 PATIENCE = 100.0  # seconds a test may take before its mounts are cleared away under it; below pytest's own limit
 HURRY = ("--patience", "1", "--timeout", "2")

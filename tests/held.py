@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 
@@ -14,7 +16,7 @@ from sosfs.content import Handle
 from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
 from sosfs.store import Properties
-from tests.composed import TASK, Composed
+from tests.composed import TASK, Composed, composed
 
 PARTS = frozenset({"create_multipart", "upload_part", "copy_part", "complete_multipart"})
 HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}) | PARTS
@@ -58,6 +60,19 @@ class Held(FakeStore):
         if event is not None:
             self.reached.add(what)
             await event.wait()
+
+
+@pytest.fixture
+def store() -> Held:
+    """The store of `mount`."""
+    return Held()
+
+
+@pytest.fixture
+def mount(tmp_path: Path, store: Held) -> Iterator[Composed]:
+    """A mount without a kernel whose requests can be held back."""
+    with composed(store, tmp_path) as mount:
+        yield mount
 
 
 def stored(store: FakeStore, key: str = "file") -> bytes:

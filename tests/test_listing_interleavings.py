@@ -6,8 +6,6 @@ In one process and without a kernel, for only so can each order be had.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,21 +15,10 @@ import trio.testing
 from sosfs.config import TTL
 from sosfs.content import Handle
 from sosfs.store import Properties
-from tests.composed import Composed, composed
+from tests.composed import Composed
 from tests.held import Held, bodies, closed, opened, put_all, told
 
 BIG = bytes(range(256)) * 4096  # 1 MiB
-
-
-@pytest.fixture
-def store() -> Held:
-    return Held()
-
-
-@pytest.fixture
-def mount(tmp_path: Path, store: Held) -> Iterator[Composed]:
-    with composed(store, tmp_path) as mount:
-        yield mount
 
 
 @pytest.mark.parametrize("what", ["file", "directory"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +28,6 @@ from tests.drive import fails
 from tests.held import Held, begun, bodies, put_all
 
 OURS, THEIRS = b"ours!", b"theirs, longer"
-
-
-@pytest.fixture
-def store() -> Held:
-    return Held()
-
-
-@pytest.fixture
-def mount(tmp_path: Path, store: Held) -> Iterator[Composed]:
-    with composed(store, tmp_path) as mount:
-        yield mount
 
 
 def test_a_delete_that_is_tried_again_does_not_take_what_was_renamed_there(mount: Composed, store: Held) -> None:
