@@ -14,8 +14,8 @@ INTRODUCTION = """\
 
 Written by `python -m bench` ({scale} sizes). Time runs until the bytes are in the bucket, whatever the system promises
 at close; "returned" is when its last call came back. Caches are cold unless the row says otherwise. A ratio above 1
-means faster, and is the median over rounds in which the systems ran one after the other. The floor is a bare S3
-client with the same work.
+means faster, and is the median over rounds in which the systems ran one after the other. A peer that took five times
+as long as another ran once. The floor is a bare S3 client with the same work.
 """
 
 

@@ -2,7 +2,8 @@
 
 In each round every system runs the workload once, the order turned by one from round to round, so that what
 the machine does meanwhile strikes them alike. A system that fails or hangs is ended, its cell says why, and
-it sits out the workload's other rounds. Requests are counted in a run of its own, behind a proxy.
+it sits out the workload's other rounds; so does a peer that was far behind another, whom alone the ratios are to.
+Requests are counted in a run of its own, behind a proxy.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from tests.watchdog import Watchdog
 Report = Callable[[Cell], None]
 FAILURES = (OSError, subprocess.SubprocessError, BotoCoreError, ClientError, BaseError)
 START = 20.0  # seconds for the delaying relay
+SLOW = 5  # a peer that takes so many times as long as another once will not overtake it
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,12 @@ def delayed(server: Server, rtt: int, base: Path) -> Iterator[Server]:
         yield replace(server, endpoint=f"http://127.0.0.1:{port}")
     finally:
         relay.end()
+
+
+def beaten(cell: Cell, cells: Sequence[Cell]) -> bool:
+    """Whether a peer of this workload was so far behind another that more rounds of it would tell nothing."""
+    peers = [other for other in cells if other.is_peer and other.measures and not other.failure]
+    return cell in peers and cell.seconds > SLOW * min(other.seconds for other in peers)
 
 
 class Session:
@@ -107,7 +115,7 @@ class Session:
         for number in range(self._plan.rounds):
             first = number % len(cells)
             for cell in [*cells[first:], *cells[:first]]:
-                if not cell.failure:
+                if not cell.failure and not beaten(cell, cells):
                     self._attempt(turn, workload, cell)
         for cell in cells:
             if cell.system in self._plan.counted and not cell.failure:
