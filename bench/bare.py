@@ -74,6 +74,10 @@ class Bare:
         """Reads a range and gives its length."""
         return len(obstore.get_range(self._store, key, start=start, length=length))
 
+    def holds(self, key: str, data: bytes, *, at: int) -> bool:
+        """Whether these bytes stand in the object at this offset."""
+        return bytes(obstore.get_range(self._store, key, start=at, length=len(data))) == data
+
     def head(self, key: str) -> None:
         obstore.head(self._store, key)
 

@@ -103,14 +103,19 @@ class Material:
         return root
 
     @functools.cached_property
+    def change(self) -> tuple[int, bytes]:
+        """Where `big` is unlike the file in the bucket, and what stands there."""
+        return self._scale.big // 2 // CHUNK * CHUNK, random.Random(-7).randbytes(CHUNK)
+
+    @functools.cached_property
     def big(self) -> Path:
         """A local big file with 1 MiB in its middle unlike that of the bucket's."""
-        path = self._base / "big"
+        path, (offset, change) = self._base / "big", self.change
         with path.open("wb") as out:
             for chunk in unlike_chunks(self._scale.big):
                 out.write(chunk)
-            out.seek(self._scale.big // 2 // CHUNK * CHUNK)
-            out.write(random.Random(-7).randbytes(CHUNK))
+            out.seek(offset)
+            out.write(change)
         return path
 
 

@@ -110,6 +110,11 @@ class Stage:
         if (len(found), sum(found.values())) != (files, size):
             raise Incomplete(f"in the bucket: {len(found)} files of {files}, {sum(found.values())} bytes of {size}")
 
+    def expect_bytes(self, name: str, data: bytes, *, at: int) -> None:
+        """Raises `Incomplete` unless the bucket's file has these bytes there: of a change inside, no size tells."""
+        if not self.dataset.bare.holds(f"{self.prefix}/{name}", data, at=at):
+            raise Incomplete(f"in the bucket: {name} without what was written at {at}")
+
     def _counted(self) -> Counted | None:
         if self._proxy is None:
             return None

@@ -124,7 +124,10 @@ def _rclone(*options: str, name: str, durability: str) -> System:
 
 
 def _rclone_settle(place: Place) -> None:
-    """Waits until its upload queue is empty, twice in a row: a file enters the queue a moment after its close."""
+    """Waits until it uploads nothing and no file of its cache is changed, twice in a row.
+
+    A file enters its queue a moment after the close, and much later where it is first fetched to the end.
+    """
     deadline, idle = time.monotonic() + DEADLINE, 0
     while idle < 2:
         if time.monotonic() > deadline:
@@ -132,7 +135,21 @@ def _rclone_settle(place: Place) -> None:
         time.sleep(POLL)
         cache = _rclone_call(place, "vfs/stats").get("diskCache", {})
         waiting = cache.get("uploadsInProgress", 0) + cache.get("uploadsQueued", 0)
-        idle = 0 if waiting else idle + 1
+        idle = 0 if waiting or _rclone_changed(place) else idle + 1
+
+
+def _rclone_changed(place: Place) -> bool:
+    """Whether its cache has a file that is not in the bucket as it is here; asked only once its queue is empty."""
+    return any(_rclone_says_dirty(path) for path in (place.cache / "vfsMeta").rglob("*") if path.is_file())
+
+
+def _rclone_says_dirty(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_bytes())["Dirty"])
+    except FileNotFoundError:
+        return False  # left its cache
+    except ValueError:
+        return True  # is being written
 
 
 def _rclone_call(place: Place, name: str) -> dict[str, dict[str, int]]:

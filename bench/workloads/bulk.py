@@ -14,6 +14,7 @@ from bench.stage import Stage
 from bench.workloads.workload import Unit, Workload, parallel
 
 SEED = 70_30
+CHANGE = BLOCK[1 : 1 + 4 * KIB]  # begins at no multiple of 4 KiB of a big file
 
 
 def write_file(path: Path, size: int) -> None:
@@ -99,7 +100,7 @@ def mix(stage: Stage) -> None:
     key, size, block = f"{stage.prefix}/mixed", stage.scale.mixed, 4 * KIB
     stage.bare.put_directory(stage.prefix)
     stage.bare.put_parts(key, chunks(size))
-    draw = random.Random(SEED)
+    draw, last = random.Random(SEED), 0
     with stage.clock():
         file = os.open(stage.top / key, os.O_RDWR)
         try:
@@ -108,10 +109,12 @@ def mix(stage: Stage) -> None:
                 if draw.random() < 0.7:
                     os.pread(file, block, offset)
                 else:
-                    os.pwrite(file, BLOCK[:block], offset)
+                    os.pwrite(file, CHANGE, offset)
+                    last = offset
         finally:
             os.close(file)
     stage.expect(1, size)
+    stage.expect_bytes("mixed", CHANGE, at=last)
 
 
 def _random_reads(scale: Scale, *, block: int) -> float:

@@ -103,6 +103,8 @@ def rsync_inplace(stage: Stage) -> None:
     with stage.clock():
         tool("rsync", "--inplace", "--no-whole-file", "--ignore-times", source, stage.top / key)
     stage.expect(1, stage.scale.big)
+    offset, change = stage.material.change
+    stage.expect_bytes("big", change, at=offset)
 
 
 def huge_first(stage: Stage) -> None:
