@@ -162,6 +162,15 @@ class Blocks:
             self._cached[source, 0] = run
             self._to_disk(source, run)
 
+    def offer_end(self, source: Source, start: int, body: memoryview) -> None:
+        """Keeps in memory the blocks from the byte `start` to the object's end, which came as a by-product."""
+        if start % BLOCK == 0 and 0 < len(body) == source.size - start:
+            run = Run(start // BLOCK, -(-source.size // BLOCK))
+            run.body = body
+            run.done.set()
+            for at in range(run.first, run.last):
+                self._cached[source, at] = run
+
     async def lay_up(self, source: Source, first: int, last: int) -> Object:
         """Fetches the blocks `[first, last)` onto the disk, past the memory; what the answer tells of the object.
 

@@ -22,7 +22,7 @@ import trio
 
 from . import landing
 from .attributes import Attributes
-from .blocks import Blocks, Source, Spawn
+from .blocks import Source, Spawn
 from .budget import Backlog
 from .config import Durability
 from .conflict import Conflicts
@@ -56,7 +56,6 @@ class Commits:
     def __init__(
         self,
         inodes: Inodes,
-        blocks: Blocks,
         uploader: Uploader,
         attributes: Attributes,
         deletions: Deletions,
@@ -73,7 +72,6 @@ class Commits:
         self._backlog = backlog  # of the drafts that tasks are sending
         self.records = Records(inodes, attributes, journal)
         self._inodes = inodes
-        self._blocks = blocks
         self._uploader = uploader
         self._attributes = attributes
         self._deletions = deletions
@@ -211,7 +209,7 @@ class Commits:
                 announce(landing.token(hashed, size, properties, hashes=store.hashes))
                 version = await store.put(key, body, properties, condition=draft.expected, acl=acl)
                 self._uploader.sent_bytes += len(body)
-            self._blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
+            self._uploader.blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version
         if content.upload is None:
             content.upload = Upload(self._uploader, draft, key, properties, acl)

@@ -120,6 +120,7 @@ def assemble(
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger, gate = Merger(inodes, cache), Gate(inodes)
+    blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk)
     ground = _Ground(
         settings=settings,
         store=store,
@@ -127,12 +128,12 @@ def assemble(
         spawn=spawn,
         inodes=inodes,
         gate=gate,
-        blocks=Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk),
+        blocks=blocks,
         cache=cache,
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
-        uploader=Uploader(store, spawn, share.uploads, PartPlan(settings.part_size), journal),
+        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(settings.part_size), journal),
         spools=SpoolArea(settings.state_dir / "spool", share.drafts),
         pages=Pages(inodes, spawn, kernel),
         share=share,
@@ -179,7 +180,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
 def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Contents]:
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
-        on.inodes, on.blocks, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
+        on.inodes, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
         on.share.backlog, durability=on.settings.durability
     )  # fmt: skip
     contents = Contents(

@@ -28,6 +28,7 @@ from sosfs.store import (
     Acl,
     Body,
     Canned,
+    Check,
     Condition,
     Detail,
     Failure,
@@ -281,9 +282,10 @@ class FakeStore:
         return self._add(self._upload("upload_part", key, upload_id), number, bytes(body))
 
     async def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int
-    ) -> Part:
-        """As `ObjectStore.copy_part`. ESTALE for a range past the source's end."""
+        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int,
+        *, check: Check = Check.AT_ONCE,
+    ) -> Part:  # fmt: skip
+        """As `ObjectStore.copy_part`, always with the check at once. ESTALE for a range past the source's end."""
         await self._begin("copy_part", key)
         upload = self._upload("copy_part", key, upload_id)
         found = self._pinned("copy_part", source, version)

@@ -27,6 +27,7 @@ from sosfs.store import (
     Acl,
     Body,
     Canned,
+    Check,
     Condition,
     Conditions,
     Detail,
@@ -250,9 +251,8 @@ class S3Store:
         """Begins a multipart upload and returns its id."""
         check_key(key)
         check_properties(properties)
-        granted = acl or self._new_acl
         return await self._send(
-            "CreateMultipartUpload", lambda lanes: lanes.signed.create_multipart(key, properties, granted)
+            "CreateMultipartUpload", lambda lanes: lanes.signed.create_multipart(key, properties, acl or self._new_acl)
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
@@ -262,17 +262,17 @@ class S3Store:
         )
 
     async def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int
-    ) -> Part:
+        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,
+        check: Check = Check.AT_ONCE,
+    ) -> Part:  # fmt: skip
         """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server."""
-        request = f"UploadPartCopy {source!r} to {key!r}"
-        pin = Quoting.QUOTED.of(version.etag)
+        request, pin = f"UploadPartCopy {source!r} to {key!r}", Quoting.QUOTED.of(version.etag)
         part = await self._send(
             "UploadPartCopy",
             lambda lanes: lanes.signed.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
             size=stop - start,
         )
-        if not self.abilities.part_pin:
+        if not self.abilities.part_pin and check is Check.AT_ONCE:
             await check_still(self.head, request, source, version)  # after the copy: so it was this one all along
         return part
 

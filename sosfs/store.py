@@ -179,6 +179,13 @@ class Guard(Enum):
     ABSENT = "absent"  # If-None-Match: *
 
 
+class Check(Enum):
+    """When it is found out that a part was copied of the version that was meant, where the server does not heed it."""
+
+    AT_ONCE = "at once"
+    AT_COMPLETION = "at completion"  # the copy is of the upload's own key, completed on condition of that version
+
+
 Condition = Guard | Version  # a Version: the object must still be that one (If-Match)
 
 
@@ -294,9 +301,21 @@ class ObjectStore(Protocol):
         """Sends part `number` (1 to 10,000); again replaces it."""
 
     async def copy_part(
-        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: str,
+        version: Version,
+        start: int,
+        stop: int,
+        *,
+        check: Check = Check.AT_ONCE,
     ) -> Part:
-        """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server."""
+        """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server.
+
+        ESTALE where it is at another one; with `AT_COMPLETION` it may also be `complete_multipart` that raises it.
+        """
 
     async def complete_multipart(
         self,

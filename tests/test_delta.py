@@ -5,16 +5,18 @@ On Ceph alone: moto copies a whole object to serve a range of it.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Mounter
-from tests.drive import Drive, digest, eventually, names
-from tests.faults import Hang
+from tests.drive import Drive, digest, eventually, fails, names
+from tests.faults import Delay, Hang
 from tests.foreign import Foreign
 from tests.proxy import Proxy
 from tests.servers import Server
@@ -89,6 +91,41 @@ def test_an_append_moves_at_most_one_part(mounter: Mounter, proxy: Proxy, foreig
     assert traffic.sent(*BODIES) <= PART, traffic.tally()
     assert traffic.received("GET") <= PART, traffic.tally()
     assert digest(foreign.get("large")) == digest(large + b"a" * KIB)
+
+
+def test_each_append_asks_for_what_makes_it_and_once_whether_it_may(
+    mounter: Mounter, proxy: Proxy, foreign: Foreign, large: bytes
+) -> None:
+    drive = mounter(proxy.endpoint, "--ttl", "300")
+    log = drive.here / "large"
+    with log.open("ab", buffering=0) as file:  # fetches the end that is there
+        file.write(b"a" * KIB)
+    with proxy.recording() as traffic:
+        for _ in range(3):
+            with log.open("ab", buffering=0) as file:
+                file.write(b"b" * KIB)
+    once = {"CREATE_MULTIPART": 3, "COPY_PART": 3 * 5, "UPLOAD_PART": 3, "HEAD": 3, "COMPLETE": 3}
+    assert traffic.tally() == once, str(traffic)
+    assert digest(foreign.get("large")) == digest(large + b"a" * KIB + 3 * (b"b" * KIB))
+
+
+def test_what_another_puts_while_the_old_is_copied_is_not_mixed_in(
+    mounter: Mounter, proxy: Proxy, foreign: Foreign, large: bytes
+) -> None:
+    drive = mounter(proxy.endpoint, "--ttl", "300")
+    names(drive.here)
+    drive.mount.allow_log("changed by another client|not in the bucket|are lost with")
+    proxy.inject(Delay(2), lambda request: request.op is Op.COPY_PART and request.key == "large")
+    theirs = large[::-1]
+    file = (drive.here / "large").open("ab", buffering=0)
+    file.write(b"a" * KIB)
+    with ThreadPoolExecutor(1) as aside:
+        closing = aside.submit(file.close)
+        until(lambda: [r for r in proxy.traffic.of("COPY_PART") if r.key == "large"], "the copy is under way")
+        foreign.put("large", theirs)
+        with fails(errno.ESTALE):
+            closing.result()
+    assert digest(foreign.get("large")) == digest(theirs)
 
 
 @pytest.mark.promise(6)

@@ -24,6 +24,7 @@ from sosfs.store import (
     PART_MIN,
     Acl,
     Canned,
+    Check,
     Conditions,
     Detail,
     Grant,
@@ -511,6 +512,20 @@ async def test_copy_of_another_version_is_refused(store: ObjectStore, probed: Ca
     upload = await store.create_multipart("target", Properties())
     with refused(errno.ESTALE):
         await store.copy_part("target", upload, 1, "source", first, 0, 3)
+
+
+@trio_test
+async def test_part_of_another_version_never_becomes_an_object(
+    store: ObjectStore, probed: Callable[[], Awaitable[None]]
+) -> None:
+    await probed()
+    first = await store.put("key", b"one", Properties())
+    upload = await store.create_multipart("key", Properties())
+    await store.put("key", b"two", Properties())
+    with refused(errno.ESTALE):
+        part = await store.copy_part("key", upload, 1, "key", first, 0, 3, check=Check.AT_COMPLETION)
+        await store.complete_multipart("key", upload, [part], condition=first)
+    assert (await store.get("key", 0, 99)).body.tobytes() == b"two"
 
 
 @trio_test
