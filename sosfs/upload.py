@@ -24,7 +24,7 @@ from hashlib import md5
 import trio
 
 from . import landing
-from .blocks import BLOCK, Blocks, Source, Spawn
+from .blocks import Blocks, Source, Spawn
 from .budget import Budget
 from .draft import Draft
 from .errors import StoreError
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 16  # parts of one upload; a copy of the whole is shared among as many, 1.3x as fast at 32 MiB on Ceph
 COPY_MAX = 1 << 30  # bytes of one UploadPartCopy; up to 5 GiB is legal
+END_MAX = 1 << 20  # bytes that stay at hand of the last part; more of it is fetched while the rest is copied
 BEHIND = 4  # parts of one file under way behind its writer
 _TIERS = ((1000, 1), (1000, 4), (PARTS_MAX - 2000, 65))  # how many parts, of how many times the first size
 
@@ -91,6 +92,7 @@ class _Sent:
     range: Range
     serial: int  # of the draft, when its bytes were read
     check: Check = Check.AT_ONCE  # whether it may be used by another `finish` than the one that made it
+    body: bytes | memoryview = b""  # of a short part, which can only be the last one
 
 
 class Uploader:
@@ -121,7 +123,6 @@ class Upload:
         self._begin = trio.Lock()
         self._condition: Condition = Guard.NONE  # under which the object will be made
         self._sent: dict[int, _Sent] = {}
-        self._end: tuple[int, memoryview] = (0, memoryview(b""))  # offset and bytes of the last part, if it was sent
         self._made: set[int] = set()  # parts that the server has, up to date or not
         self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
         self._behind: set[int] = set()
@@ -201,8 +202,9 @@ class Upload:
             if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:
                 self._forget()  # begun anew by the next try
             raise
-        if self._draft.base is not None:
-            shared.blocks.offer_end(Source(self.key, version.etag, size), *self._end)
+        if parts and self._draft.base is not None:
+            end = parts[-1]
+            shared.blocks.offer_end(Source(self.key, version.etag, size), end.range.start, memoryview(end.body))
         self._forget()
         return version
 
@@ -248,7 +250,6 @@ class Upload:
         self._id = ""
         self._sent.clear()
         self._made.clear()
-        self._end = (0, memoryview(b""))
 
     def _has(self, job: Range) -> bool:
         sent = self._sent.get(job.number)
@@ -274,26 +275,19 @@ class Upload:
             yield run
 
     async def _make(self, job: Range) -> _Sent:
-        serial, check = self._draft.serial, Check.AT_ONCE
-        if self._draft.is_untouched(job.start, job.stop):
-            check = self._check()
-            part = await self._copy(job, check)
-        else:
-            part = await self._send(job)
-        sent = _Sent(part, job, serial, check)
-        if self._changed.get(job.number, -1) <= serial:
+        make = self._copy if self._draft.is_untouched(job.start, job.stop) else self._send
+        sent = await make(job, self._draft.serial)
+        if self._changed.get(job.number, -1) <= sent.serial:
             self._sent[job.number] = sent
         return sent
 
-    async def _send(self, job: Range) -> Part:
+    async def _send(self, job: Range, serial: int) -> _Sent:
         async with self._shared.budget.holding(job.stop - job.start):
             body = await self._draft.read(job.start, job.stop)
-            if job.stop % BLOCK:
-                self._end = (job.start, memoryview(body))
             async with self._begun_for(job) as upload_id:
                 part = await self._shared.store.upload_part(self.key, upload_id, job.number, body)
             self._shared.sent_bytes += len(body)
-        return part
+        return _Sent(part, job, serial, body=body if len(body) <= END_MAX else b"")
 
     def _check(self) -> Check:
         """Whether the condition on the whole tells of what is copied, so that no request needs to."""
@@ -302,14 +296,15 @@ class Upload:
         is_tied = isinstance(condition, Version) and (base.key, base.etag) == (self.key, condition.etag)
         return Check.AT_COMPLETION if is_tied else Check.AT_ONCE
 
-    async def _copy(self, job: Range, check: Check) -> Part:
-        base = self._draft.base
+    async def _copy(self, job: Range, serial: int) -> _Sent:
+        base, check = self._draft.base, self._check()
         assert base is not None
         version = Version(base.etag, base.size)
         async with self._begun_for(job) as upload_id:
-            return await self._shared.store.copy_part(
+            part = await self._shared.store.copy_part(
                 self.key, upload_id, job.number, base.key, version, job.start, job.stop, check=check
             )
+        return _Sent(part, job, serial, check)
 
     @asynccontextmanager
     async def _begun_for(self, job: Range) -> AsyncIterator[str]:
