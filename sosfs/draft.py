@@ -64,11 +64,7 @@ class Draft:
     @property
     def unsent(self) -> tuple[tuple[int, int], ...]:
         """The ranges that the base does not have."""
-        both = Extents()
-        for extents in (self.dirty, self._flying):
-            for start, stop in extents:
-                both.add(start, stop)
-        return tuple(both)
+        return tuple(Extents((*self.dirty, *self._flying)))
 
     @property
     def is_blank(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 
 class Extents:
@@ -11,10 +11,12 @@ class Extents:
 
     __slots__ = ("_starts", "_stops", "total")
 
-    def __init__(self) -> None:
+    def __init__(self, ranges: Iterable[tuple[int, int]] = ()) -> None:
         self._starts: list[int] = []
         self._stops: list[int] = []
         self.total = 0  # bytes in the set; asked for with every write
+        for start, stop in ranges:
+            self.add(start, stop)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         return iter(zip(self._starts, self._stops, strict=True))
@@ -80,3 +82,7 @@ class Extents:
             yield start, end, True
             start = end
             at += 1
+
+    def common(self, ranges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+        """What the set has of these ranges."""
+        return tuple((a, b) for start, stop in ranges for a, b, is_in in self.within(start, stop) if is_in)

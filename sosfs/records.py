@@ -69,8 +69,8 @@ class Records:
             base_stop=draft.base_stop,
             expected=draft.expected,
             version=inode.version,
-            local=_common(synced, tuple(draft.local)),
-            dirty=_common(synced, draft.unsent),
+            local=draft.local.common(synced),
+            dirty=Extents(draft.unsent).common(synced),
             posix=inode.posix,
             properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
@@ -167,16 +167,8 @@ def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedD
     if not saved.spool or saved.size <= size:
         return saved
     below = ((0, size),)
-    local, dirty = _common(below, saved.local), _common(below, saved.dirty)
+    local, dirty = Extents(saved.local).common(below), Extents(saved.dirty).common(below)
     return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
-
-
-def _common(one: Ranges, other: Ranges) -> Ranges:
-    """What is in both."""
-    held = Extents()
-    for start, stop in other:
-        held.add(start, stop)
-    return tuple((a, b) for start, stop in one for a, b, is_held in held.within(start, stop) if is_held)
 
 
 def _going(content: Content, draft: Draft) -> tuple[str, bool] | None:
