@@ -302,13 +302,13 @@ class FakeStore:
         condition: Condition = Guard.NONE,
         begun_with: Properties = NOTHING,
     ) -> Version:
-        """As `ObjectStore.complete_multipart`. EINVAL for no parts, wrong ones, or small ones before the last."""
+        """As `ObjectStore.complete_multipart`. EINVAL for no parts, wrong or small ones, or not all (as Ceph 16)."""
         await self._begin("complete_multipart", key)
         request = "complete_multipart"
         upload = self._upload(request, key, upload_id)
         self._require(request, key, condition)
         ordered = sorted(parts, key=lambda part: part.number)
-        if not ordered or any(upload.parts.get(part.number, (None,))[0] != part for part in ordered):
+        if not ordered or ordered != [upload.parts[number][0] for number in sorted(upload.parts)]:
             raise StoreError(errno.EINVAL, f"{request} {key!r}", code="InvalidPart", status=400)
         if any(part.size < PART_MIN for part in ordered[:-1]):
             raise StoreError(errno.EINVAL, f"{request} {key!r}", code="EntityTooSmall", status=400)

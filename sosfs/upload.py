@@ -256,16 +256,19 @@ class Upload:
         return sent is not None and sent.range == job
 
     def _jobs(self, size: int) -> Iterator[Range]:
-        """The parts to make: grid parts to send, and runs of untouched ones merged into one copy."""
+        """The parts to make: grid parts to send, and runs of untouched ones merged into one copy.
+
+        Runs end at fixed places, so that what is written meanwhile adds jobs and leaves out no part that was made.
+        """
         run: Range | None = None
-        most = min(COPY_MAX, self._draft.base.size // AT_ONCE) if self._draft.base else 0
+        most = max(1, min(COPY_MAX, self._draft.base.size // AT_ONCE if self._draft.base else 0))
         for part in self._shared.plan.ranges(size):
             if not self._draft.is_untouched(part.start, part.stop):
                 if run is not None:
                     yield run
                     run = None
                 yield part
-            elif run is not None and part.stop - run.start <= most:
+            elif run is not None and part.start // most == run.start // most:
                 run = Range(run.number, run.start, part.stop)
             else:
                 if run is not None:

@@ -25,7 +25,7 @@ import trio
 import trio.testing
 
 from sosfs.composition import Parts, assemble
-from sosfs.config import Durability, Settings
+from sosfs.config import Settings
 from sosfs.content import Handle
 from sosfs.errors import StoreError
 from sosfs.fake import FakeStore
@@ -315,11 +315,11 @@ class Composed:
 
 
 @contextmanager
-def composed(store: FakeStore, base: Path, *, durability: Durability = Durability.BUCKET) -> Iterator[Composed]:
-    """A mount of `store` with the default settings, its state below `base`."""
+def composed(store: FakeStore, base: Path, **options: Any) -> Iterator[Composed]:
+    """A mount of `store` with the default settings but for these, its state below `base`."""
     loop = Loop()
     with inline_threads():
-        settings = Settings("bucket", "", Path("/"), cache_dir=state_in(base), durability=durability)
+        settings = Settings("bucket", "", Path("/"), cache_dir=state_in(base), **options)
         mount = Composed(loop, store, settings)
         mount.start()
         yield mount

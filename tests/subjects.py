@@ -26,6 +26,7 @@ DEFECTS = {
     ("moto", "control character in an upload's key"): "echoes it raw, which is no XML",
     ("ceph", "a storage class"): "has none but STANDARD unless its administrator makes others",
     ("ceph", "a part left out"): "InvalidPart unless all parts are named",
+    ("fake", "a part left out"): "as Ceph: what holds there holds everywhere",
     ("moto", "signature"): "takes any key and secret",
     ("moto", "second user"): "all keys are one account",
 }

@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+import sosfs.fake
 import sosfs.spool
 import sosfs.threads
 from sosfs.config import Durability
@@ -53,6 +54,40 @@ def test_a_reader_under_way_when_the_writer_closes_gets_no_zeros(tmp_path: Path)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+def test_a_file_that_is_written_to_while_its_old_parts_are_copied_still_goes_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neighbours are copied together, and which they are changes meanwhile: none may be left over."""
+    monkeypatch.setattr(sosfs.fake, "PART_MIN", 1)
+    store, part, count = Held(), 4096, 66
+    body = b"".join(bytes([number]) * part for number in range(count))
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", body, Properties())
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, (count - 1) * part, b"!")
+        store.after["copy_part"] = trio.Event()
+
+        async def commit() -> None:
+            await mount.parts.commits.commit(handle.inode)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(commit)
+            await trio.testing.wait_all_tasks_blocked()
+            for number in (0, 7, 21, 22, 50):
+                await mount.parts.contents.write(handle, number * part, b"?")
+            store.after.pop("copy_part").set()
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=part) as mount:
+        mount.loop.run(partial(main, mount))
+    changed = bytearray(body)
+    changed[(count - 1) * part : (count - 1) * part + 1] = b"!"
+    for number in (0, 7, 21, 22, 50):
+        changed[number * part : number * part + 1] = b"?"
+    assert stored(store) == changed
 
 
 def test_a_read_that_waits_for_a_thread_does_not_read_another_file(tmp_path: Path) -> None:
