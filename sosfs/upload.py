@@ -119,6 +119,7 @@ class Upload:
         self.acl = acl
         self._shared = uploader
         self._draft = draft
+        self._piece = max(1, min(COPY_MAX, draft.base.size // AT_ONCE if draft.base else 0))  # bytes copied together
         self._id = ""
         self._begin = trio.Lock()
         self._condition: Condition = Guard.NONE  # under which the object will be made
@@ -261,14 +262,13 @@ class Upload:
         Runs end at fixed places, so that what is written meanwhile adds jobs and leaves out no part that was made.
         """
         run: Range | None = None
-        most = max(1, min(COPY_MAX, self._draft.base.size // AT_ONCE if self._draft.base else 0))
         for part in self._shared.plan.ranges(size):
             if not self._draft.is_untouched(part.start, part.stop):
                 if run is not None:
                     yield run
                     run = None
                 yield part
-            elif run is not None and part.start // most == run.start // most:
+            elif run is not None and part.start // self._piece == run.start // self._piece:
                 run = Range(run.number, run.start, part.stop)
             else:
                 if run is not None:
