@@ -18,6 +18,7 @@ from pathlib import Path
 
 from sosfs import acl, control, location, mountpoint
 from sosfs.daemon import Exit
+from sosfs.printable import printable
 
 AT_ONCE = 32  # as many small requests as the mount sends side by side
 TOLD = 20  # failures that are named one by one
@@ -54,7 +55,7 @@ def get(paths: Sequence[str], *, recursive: bool) -> int:
             failed.append(outcome)
             continue
         lines = [line for line in outcome.text.splitlines() if not line.startswith("#")]
-        head = [f"# file: {outcome.target.path}"] if headed else []
+        head = [f"# file: {printable(str(outcome.target.path))}"] if headed else []
         print("\n".join([*head, *lines, *([""] if headed else [])]))
     return _told(failed, len(targets), "read")
 
@@ -142,7 +143,7 @@ def _told(failed: Sequence[Outcome], total: int, done: str) -> int:
     """Tells what failed, and returns the exit code."""
     for outcome in failed[:TOLD]:
         reason = outcome.error.strerror if outcome.error else ""
-        print(f"sosfs: {outcome.target.path}: {reason}", file=sys.stderr)
+        print(f"sosfs: {printable(str(outcome.target.path))}: {reason}", file=sys.stderr)
     if len(failed) > TOLD:
         print(f"sosfs: and {len(failed) - TOLD} more", file=sys.stderr)
     if failed:

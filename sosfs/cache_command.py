@@ -19,6 +19,7 @@ from sosfs.daemon import Exit
 from sosfs.errands import Names, Tell, Told
 from sosfs.location import Location
 from sosfs.mountpoint import Mount
+from sosfs.printable import printable
 
 TOLD = 20  # files that are named one by one
 
@@ -111,7 +112,7 @@ def _tell_dropped(outcome: Told) -> None:
 
 def _name(lines: Sequence[str], total: int, mount: Mount) -> None:
     for line in lines[:TOLD]:
-        print(f"  {mount.mountpoint}/{line}", file=sys.stderr)
+        print(f"  {printable(f'{mount.mountpoint}/{line}')}", file=sys.stderr)
     if total > len(lines[:TOLD]):
         print(f"  and {total - len(lines[:TOLD])} more", file=sys.stderr)
 
@@ -121,4 +122,4 @@ def _files(count: int) -> str:
 
 
 def _say(text: str) -> None:
-    print(f"sosfs: {text}", file=sys.stderr)
+    print(f"sosfs: {printable(text)}", file=sys.stderr)

@@ -21,6 +21,7 @@ import itertools
 import os
 import time
 from collections.abc import Hashable, Mapping
+from enum import Enum
 
 from . import keys
 
@@ -80,6 +81,13 @@ class Fixed(Folder):
         return self._entries
 
 
+class Audience(Enum):
+    """Who reads a text."""
+
+    OWNER = "owner"  # whoever mounted, or root
+    OTHERS = "others"  # let in by `--allow-other`
+
+
 class TextFile(Node, abc.ABC):
     """A text that is read whole when it is opened and applied whole when it is closed."""
 
@@ -90,6 +98,10 @@ class TextFile(Node, abc.ABC):
     @abc.abstractmethod
     async def read(self) -> str:
         """The text as it is now. Raises OSError."""
+
+    async def shown_to(self, audience: Audience) -> str:
+        """What `read` gives, less what is not for this audience. Raises OSError."""
+        return await self.read()
 
     async def write(self, text: bytes) -> None:
         """Applies a text. Raises `rejected.BadText` before anything is sent, and what the server answers."""

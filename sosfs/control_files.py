@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from . import acl, cors, metrics
 from .bucket_settings import BucketSettings, Versioning
-from .control import Fixed, Folder, Node, TextFile
+from .control import Audience, Fixed, Folder, Node, TextFile
 from .inodes import Inode
 from .namespace import Namespace
 from .rejected import BadText, Rejections
@@ -31,6 +31,20 @@ class Report(TextFile):
     async def read(self) -> str:
         """The text as it is now."""
         return self._tell()
+
+
+class StatusReport(Report):
+    """The mount's status. Other users are told no names: errors speak of files that modes may keep from them."""
+
+    def __init__(self, status: Callable[[], Status]) -> None:
+        super().__init__("status", lambda: status().to_json() + "\n", permissions=0o444)
+        self._status = status
+
+    async def shown_to(self, audience: Audience) -> str:
+        """All of it for the owner, numbers for others."""
+        if audience is Audience.OWNER:
+            return await self.read()
+        return self._status().without_names().to_json() + "\n"
 
 
 class Setting(TextFile):
@@ -227,7 +241,7 @@ class AclFolder(Folder):
 
 def _reports(rejections: Rejections, status: Callable[[], Status]) -> dict[bytes, Node]:
     return {
-        b"status": Report("status", lambda: status().to_json() + "\n", permissions=0o444),
+        b"status": StatusReport(status),
         b"metrics": Report("metrics", lambda: metrics.text(status()), permissions=0o444),
         b"errors": Report("errors", rejections.text, permissions=0o400),
     }

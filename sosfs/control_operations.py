@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import pyfuse3
 import trio
 
-from .control import BytesFile, Folder, Node, TextFile, Tree
+from .control import Audience, BytesFile, Folder, Node, TextFile, Tree
 
 TEXT_MAX = 1 << 20  # bytes; a bucket policy has at most 20 kB
 
@@ -72,10 +72,9 @@ class Text:
 class ControlOperations:
     """What the kernel asks of the control tree. Raises OSError; `routing` makes errnos of it."""
 
-    def __init__(self, tree: Tree, *, uid: int, gid: int) -> None:
+    def __init__(self, tree: Tree) -> None:
         self.tree = tree
-        self._uid = uid
-        self._gid = gid
+        self._uid, self._gid = os.geteuid(), os.getegid()  # whoever mounted, whose key it works with: never `--uid`
         self._opened: dict[int, Text | BytesFile | list[tuple[bytes, Node]]] = {}
         self._locks: WeakKeyDictionary[Node, trio.Lock] = WeakKeyDictionary()
         self._next = tree.root.number  # of handles: in the range of the nodes' numbers, for the same reason
@@ -182,9 +181,12 @@ class ControlOperations:
         if not isinstance(node, TextFile) or (writes and not _is_writable(node)):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         async with self._lock(node):
-            loaded = (await node.read()).encode()
+            loaded = (await node.shown_to(self._audience(ctx))).encode()
         node.size = len(loaded)
         return pyfuse3.FileInfo(fh=self._handle(Text(node, loaded, flags if writes else 0)), direct_io=True)
+
+    def _audience(self, ctx: pyfuse3.RequestContext) -> Audience:
+        return Audience.OWNER if ctx.uid in (0, self._uid) else Audience.OTHERS
 
     def _lock(self, node: Node) -> trio.Lock:
         return self._locks.setdefault(node, trio.Lock())

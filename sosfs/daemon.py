@@ -23,18 +23,29 @@ import sys
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from sosfs import readiness, status
 from sosfs.config import Settings
 from sosfs.credentials import CredentialSource
 from sosfs.mountpoint import StartError
+from sosfs.printable import printable, printable_lines
 
 log = logging.getLogger(__name__)
 
 SYSTEM_LOG = Path("/dev/log")
 FALLBACK_LOG_BYTES = 1 << 20  # it lies in memory (/run), so it is kept short
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+class _Lines(logging.Formatter):
+    """One line a record, whatever names it speaks of; a traceback follows in lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return printable_lines(super().formatException(ei))
 
 
 class Exit(IntEnum):
@@ -155,7 +166,7 @@ def _file(path: Path) -> logging.Handler:
 
 
 def _log_to(handler: logging.Handler, form: str, settings: Settings) -> None:
-    handler.setFormatter(logging.Formatter(form))
+    handler.setFormatter(_Lines(form))
     logging.basicConfig(handlers=[handler], level=settings.log_level.name, force=True)
     for library in ("boto3", "botocore", "urllib3"):  # at info they tell of each connection
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
@@ -177,9 +188,9 @@ def _summary(settings: Settings) -> str:
 def one_line(error: BaseException) -> str:
     """An error as one line for the user: without an errno's number, with the file it speaks of."""
     if not isinstance(error, OSError) or error.strerror is None:
-        return " ".join(str(error).split()) or type(error).__name__
+        return printable(" ".join(str(error).split())) or type(error).__name__
     named = f"{error.filename}: " if error.filename else ""
-    return " ".join(f"{named}{error.strerror}".split())
+    return printable(" ".join(f"{named}{error.strerror}".split()))
 
 
 def report(error: BaseException) -> Exit:

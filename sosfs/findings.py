@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sosfs.printable import printable, printable_lines
+
 
 class Verdict(Enum):
     """What a check says of a mount."""
@@ -77,7 +79,7 @@ def display(form: Form) -> Iterator[Tell]:
             yield tell
         console.print(table(told))
     else:
-        yield lambda finding: print(finding, flush=True)
+        yield lambda finding: print(printable_lines(str(finding)), flush=True)
 
 
 def document(findings: Sequence[Finding]) -> str:
@@ -96,9 +98,9 @@ def table(findings: Sequence[Finding]) -> Table:
     shown.add_column(no_wrap=True)
     shown.add_column(overflow="fold")
     for each in findings:
-        said = Text(each.detail)
+        said = Text(printable(each.detail))
         if each.advice:
-            said.append(f"\n-> {each.advice}", style="italic")
+            said.append(f"\n-> {printable(each.advice)}", style="italic")
         shown.add_row(Text(_word(each.verdict), style=_COLOURS[each.verdict]), Text(each.what), said)
     return shown
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyfuse3
 import trio
 
-from . import allocator, bucket_zone, errands, listening, readiness, status
+from . import allocator, bucket_zone, errands, listening, private, readiness, status
 from .config import Settings
 from .credentials import CredentialSource
 from .errors import StoreError
@@ -41,6 +41,8 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
 
     Raises `StartError` or OSError when the mount could not begin.
     """
+    private.protect_process()
+    private.require_own(settings.state_dir)
     allocator.keep_few_heaps()
     allocator.collect_seldom()
     if settings.bucket:

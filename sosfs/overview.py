@@ -10,6 +10,7 @@ from rich import filesize
 
 from sosfs import mountpoint, status
 from sosfs.daemon import Exit
+from sosfs.printable import printable
 from sosfs.status import Status
 
 
@@ -21,7 +22,7 @@ def run(path: Path, *, json: bool) -> int:
         dead = mount is not None and mountpoint.state(path) is mountpoint.MountState.DEAD
         reason = "its daemon is gone; 'sosfs umount' clears it" if dead else "nothing of sosfs is mounted there"
         raise OSError(errno.ENOTCONN if dead else errno.EINVAL, reason, str(path))
-    print(now.to_json() if json else "\n".join(f"{name:<10} {value}" for name, value in lines(now)))
+    print(now.to_json() if json else "\n".join(f"{name:<10} {printable(value)}" for name, value in lines(now)))
     return Exit.OK
 
 

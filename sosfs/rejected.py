@@ -11,6 +11,8 @@ import logging
 import time
 from collections import deque
 
+from .printable import printable
+
 log = logging.getLogger(__name__)
 
 KEPT = 20
@@ -35,7 +37,7 @@ class Rejections:
         """Remembers that the text for `what` was refused, and logs it with its outcome."""
         reason = " ".join((error.strerror or str(error)).split())
         log.info("%s %s: %s", what, outcome, reason)
-        self._last.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {what}: {reason}\n")
+        self._last.append(f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} {printable(what)}: {printable(reason)}\n")
 
     def text(self) -> str:
         """One line each, the newest last."""

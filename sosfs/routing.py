@@ -93,13 +93,13 @@ class Routing(pyfuse3.Operations):
             # Asked before each write, for the capabilities that writing takes away, and by `ls -l` for each file,
             # until it is told that there are none of the kind.
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
-        return await self._getxattr(inode, name)
+        return await self._getxattr(inode, name, ctx.uid)
 
     @answered
-    async def _getxattr(self, inode: int, name: bytes) -> bytes:
+    async def _getxattr(self, inode: int, name: bytes, uid: int) -> bytes:
         if inode >= control.FIRST:
             raise OSError(errno.EOPNOTSUPP, "the control tree has no attributes")
-        return await self._xattrs.get(self._inodes[inode], name)
+        return await self._xattrs.get(self._inodes[inode], name, uid=uid)
 
     @answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
@@ -107,7 +107,7 @@ class Routing(pyfuse3.Operations):
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._xattrs.set(self._inodes[_settable(inode, name)], name, value)
+        await self._xattrs.set(self._inodes[_settable(inode, name)], name, value, uid=ctx.uid)
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:

@@ -171,7 +171,7 @@ class Served:
             rejections,
             kept=parts.conflicts.kept,
         )
-        return Routing(files, ControlOperations(tree, uid=settings.uid, gid=settings.gid), parts.inodes, xattrs)
+        return Routing(files, ControlOperations(tree), parts.inodes, xattrs)
 
     def _do_errands(self, files: Operations) -> None:
         parts = self.parts

@@ -84,6 +84,6 @@ def service_of(settings: Settings, source: CredentialSource, moment: Callable[[]
     rejections = Rejections()
     defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
     top = TopOperations(buckets, defaults, rejections, ttl=settings.ttl)
-    tree = ControlOperations(Tree(account_tree_of(rejections, buckets.status)), uid=settings.uid, gid=settings.gid)
+    tree = ControlOperations(Tree(account_tree_of(rejections, buckets.status)))
     buckets.operations = BucketRouting(buckets, top, tree)
     return buckets

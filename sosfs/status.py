@@ -66,6 +66,10 @@ class Status:
         """One line of JSON."""
         return json.dumps({**dataclasses.asdict(self), "state": self.state.value})
 
+    def without_names(self) -> Status:
+        """What any user may know: no errors, which name files, and no buckets."""
+        return dataclasses.replace(self, errors=(), buckets={})
+
     @classmethod
     def from_json(cls, text: str) -> Status:
         """The status again; names that a newer daemon tells and this program does not know are left out.
@@ -89,9 +93,7 @@ def runtime_dir() -> Path:
     """The directory of this user's sockets, made if need be. Raises PermissionError when others may write to it."""
     directory = next(_runtime_dirs(os.geteuid()))
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = directory.lstat()
-    # In /tmp anyone could have made it first, and would then read and answer for us.
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+    if _is_foreign(directory, os.geteuid()):
         raise PermissionError(errno.EACCES, "not a directory of yours alone", str(directory))
     return directory
 
@@ -126,10 +128,23 @@ def log_path(mountpoint: Path) -> Path:
 
 
 def candidates(mountpoint: Path, owner: int, suffix: str) -> Iterator[Path]:
-    """Where the file or socket of a daemon may be, which `owner` (a uid) or this user has started."""
+    """Where the file or socket of a daemon may be, which `owner` (a uid) or this user has started.
+
+    Directories that somebody else has made in that user's name are passed over: what is in them would answer for him.
+    """
     for uid in dict.fromkeys((owner, os.geteuid())):
         for directory in _runtime_dirs(uid):
-            yield directory / f"{_name(mountpoint)}{suffix}"
+            if not _is_foreign(directory, uid):
+                yield directory / f"{_name(mountpoint)}{suffix}"
+
+
+def _is_foreign(directory: Path, uid: int) -> bool:
+    """Whether others than `uid` decide what is in a directory. In /tmp anyone could have made it first."""
+    try:
+        found = directory.lstat()
+    except OSError:  # not there, or not to be reached: opening what is in it says so
+        return False
+    return not stat.S_ISDIR(found.st_mode) or found.st_uid != uid or bool(found.st_mode & 0o022)
 
 
 def fetch(mountpoint: Path, *, owner: int | None = None) -> Status | None:

@@ -23,6 +23,7 @@ from typing import Protocol
 from sosfs import daemon, holders, mountpoint, status
 from sosfs.daemon import Exit
 from sosfs.mountpoint import Detach, Mount, MountState
+from sosfs.printable import printable_lines
 from sosfs.status import Status
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
@@ -184,4 +185,4 @@ def _told(text: str) -> int:
 
 
 def _say(text: str) -> None:
-    print(f"sosfs: {text}", file=sys.stderr)
+    print(f"sosfs: {printable_lines(text)}", file=sys.stderr)

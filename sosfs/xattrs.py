@@ -18,6 +18,7 @@ Concurrency: trio thread only.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 
@@ -36,6 +37,7 @@ SOS = USER + xattr_names.RESERVED
 MIME_TYPE = USER + xattr_names.MIME_TYPE
 ACL = SOS + b"acl"
 EXPIRES = SOS + b"expires"
+LINK = SOS + b"presigned-url"
 HEADERS: Mapping[bytes, str] = {
     SOS + b"cache-control": "cache_control",
     SOS + b"content-disposition": "content_disposition",
@@ -81,14 +83,19 @@ class Xattrs:
             SOS + b"storage-class": self._storage_class,
             SOS + b"sha256": self._sha256,
             SOS + b"url": self._url,
-            SOS + b"presigned-url": self._presigned_url,
+            LINK: self._presigned_url,
             SOS + b"state": self._state,
         }
 
     # Reading
 
-    async def get(self, inode: Inode, name: bytes) -> bytes:
-        """The value of a `user.` attribute. Raises ENODATA, and what the bucket answers."""
+    async def get(self, inode: Inode, name: bytes, *, uid: int) -> bytes:
+        """The value of a `user.` attribute, for a process of this user.
+
+        Raises ENODATA, EPERM for a link to what is another's, and what the bucket answers.
+        """
+        if name == LINK:
+            await self._require_owner(inode, uid)
         if name in self._readers:
             return (await self._readers[name](inode)).encode()
         known = await self._known(inode, whole=name == EXPIRES)
@@ -187,13 +194,14 @@ class Xattrs:
 
     # Changing
 
-    async def set(self, inode: Inode, name: bytes, value: bytes) -> None:
-        """Sets a `user.` attribute.
+    async def set(self, inode: Inode, name: bytes, value: bytes, *, uid: int) -> None:
+        """Sets a `user.` attribute, for a process of this user.
 
-        Raises EPERM for what is read-only, EINVAL for what a header or an ACL cannot be, ENOSPC over 2 kB of
-        metadata, EOPNOTSUPP for the root of the mount, which is no object.
+        Raises EPERM for what is read-only and for the ACL of what is another's, EINVAL for what a header or an ACL
+        cannot be, ENOSPC over 2 kB of metadata, EOPNOTSUPP for the root of the mount, which is no object.
         """
         if name == ACL:
+            await self._require_owner(inode, uid)
             await self._set_acl(inode, value)
             return
         await self._require_settable(inode, name)
@@ -230,6 +238,15 @@ class Xattrs:
         except OSError as error:
             self._rejections.add(f"ACL of {inode.name.decode(errors='replace')}", error)
             raise
+
+    async def _require_owner(self, inode: Inode, uid: int) -> None:
+        """EPERM for users who may not change the file's mode either: the kernel asks for write permission only.
+
+        Whoever mounted may: the key that could do it with any other tool is his.
+        """
+        await self._learn(inode)
+        if uid not in (0, inode.uid, os.geteuid()):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
 
     async def _require_settable(self, inode: Inode, name: bytes) -> None:
         if name in self._readers:

@@ -64,9 +64,9 @@ ROWS = (
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "errands", "listening", "status", "readiness", "location"),
-    ("holders", "mountpoint", "kernel", "allocator"),
+    ("holders", "mountpoint", "kernel", "allocator", "private"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
-    ("tasks", "threads", "turns", "store", "errors", "__init__"),
+    ("tasks", "threads", "turns", "store", "errors", "printable", "__init__"),
 )
 
 # Libraries that only these modules may import.
