@@ -25,7 +25,7 @@ from sosfs.target import S3Target
 from sosfs.zone import Place
 
 if TYPE_CHECKING:
-    from sosfs.lanes import Lanes
+    from sosfs.lane_signed import SignedLane
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{1,62})[a-z0-9]")  # SOS: 64 characters, "DNS compatible"
 MISPLACED = frozenset({"IllegalLocationConstraintException", "InvalidLocationConstraint"})
@@ -67,7 +67,7 @@ class Account:
             query = {"continuation-token": token} if token else {}
             answer = await self._send("ListBuckets", "GET", "", query=query, at=at)
             try:
-                owner, page, token = answers.buckets_of(answer.body)
+                owner, page, token = answers.buckets_of(answer.document)
             except (answers.ParseError, LookupError, ValueError) as error:
                 raise unanswered("ListBuckets", f"answer not understood: {error!r}") from error
             found += page
@@ -116,10 +116,10 @@ class Account:
         name: str,
         query: Mapping[str, str],
         body: bytes,
-        lanes: Lanes,
+        lane: SignedLane,
     ) -> Answer:
         with self._lock:
-            if (target, lanes.key) not in self._opened:
-                self._opened[target, lanes.key] = SignedHttp(target, lanes.key)
-            http = self._opened[target, lanes.key]
+            if (target, lane.key) not in self._opened:
+                self._opened[target, lane.key] = SignedHttp(target, lane.key)
+            http = self._opened[target, lane.key]
         return http.send(operation, method, name, query=query, body=body)

@@ -75,6 +75,14 @@ def error_of(body: bytes) -> tuple[str, str]:
     return found.get("Code", ""), found.get("Message", "")
 
 
+def endpoint_of(body: bytes) -> str:
+    """The host that the error answer of a redirect names (PermanentRedirect, TemporaryRedirect); "" for none."""
+    try:
+        return _fields(_tree(body)).get("Endpoint", "")
+    except ParseError:
+        return ""
+
+
 def page_of(body: bytes) -> Page:
     """One page of ListObjectsV2, asked with `encoding-type=url`."""
     root = _root(body, "ListBucketResult")

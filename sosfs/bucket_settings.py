@@ -15,9 +15,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
+from . import trust
 from .credentials import Credentials
 from .errors import from_s3, unanswered
+from .proxies import proxy_for
 from .sender import Sender
 from .store import Acl, Canned, Slice
 from .target import S3Target
@@ -26,7 +29,7 @@ from .wire import bare_etag
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from .lanes import Lanes
+    from .lane_signed import SignedLane
 
 T = TypeVar("T")
 
@@ -63,11 +66,11 @@ class BucketSettings:
 
     async def acl(self) -> Acl:
         """The bucket's ACL."""
-        return await self._sender.send("GetBucketAcl", lambda lanes: lanes.signed.get_acl(""))
+        return await self._sender.send("GetBucketAcl", lambda lane: lane.get_acl(""))
 
     async def put_acl(self, acl: Acl | Canned) -> None:
         """Replaces the bucket's ACL."""
-        await self._sender.send("PutBucketAcl", lambda lanes: lanes.signed.put_acl("", acl))
+        await self._sender.send("PutBucketAcl", lambda lane: lane.put_acl("", acl))
 
     async def cors(self) -> list[dict[str, Any]]:
         """The CORS rules, none where there are none."""
@@ -160,18 +163,18 @@ class BucketSettings:
         """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""
         return await self._sender.send(
             "GetObject",
-            lambda lanes: lanes.signed.get(key, start, stop, "", version_id=version_id),
+            lambda lane: lane.get(key, start, stop, "", version_id=version_id),
             size=stop - start,
         )
 
     async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
         """Does `work` in a thread; None where the server says that nothing is set."""
 
-        def call(lanes: Lanes) -> T | None:
+        def call(lane: SignedLane) -> T | None:
             from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - not before the fork
 
             try:
-                return work(self._client(lanes.key), self._target.bucket)
+                return work(self._client(lane.key), self._target.bucket)
             except ClientError as error:
                 said = error.response.get("Error", {})
                 code = said.get("Code", "")
@@ -194,6 +197,8 @@ class BucketSettings:
         from botocore.config import Config  # noqa: PLC0415 - not before the daemon has forked
         from botocore.session import Session  # noqa: PLC0415
 
+        endpoint = self._target.endpoint
+        proxy = proxy_for(endpoint)
         config = Config(
             signature_version="s3v4",
             s3={"addressing_style": "path"},
@@ -202,12 +207,14 @@ class BucketSettings:
             connect_timeout=self._target.connect_timeout,
             read_timeout=self._target.read_timeout,
             retries={"mode": "standard"},
+            proxies={urlsplit(endpoint).scheme: proxy.url} if proxy else {},
         )
         # The user's AWS files must not have a say: their settings are for other endpoints.
         nothing: Any = {"profile": (None, [], None, None), "config_file": (None, [], os.devnull, None)}
         client: S3Client = Session(nothing).create_client(  # type: ignore[assignment]
             "s3",
-            endpoint_url=self._target.endpoint,
+            endpoint_url=endpoint,
+            verify=self._target.ca_bundle or trust.of_system().path,
             region_name=self._target.region,
             aws_access_key_id=key.access_key,
             aws_secret_access_key=key.secret_key,

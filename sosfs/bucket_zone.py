@@ -17,9 +17,10 @@ from __future__ import annotations
 import logging
 from urllib.parse import quote
 
-from . import unsigned_http
+from . import trust, unsigned_http
 from .config import Settings
 from .errors import StoreError
+from .trust import Bundle
 from .unsigned_http import Told
 from .zone import Naming, Place
 
@@ -30,12 +31,12 @@ SERVER_FAILED = 500  # an HTTP status from which on an answer says nothing of th
 MISPLACED = frozenset({301, 307, 400})  # what S3 answers in the wrong region, or for a signature for another one
 
 
-def ask(place: Place, bucket: str) -> Place | None:
+def ask(place: Place, bucket: str, bundle: Bundle) -> Place | None:
     """The place where the server at `place` says the bucket is; None where it does not tell, or nonsense.
 
     Raises `StoreError` where no answer came.
     """
-    return named_in(unsigned_http.head(f"{place.url}/{quote(bucket)}"), place)
+    return named_in(unsigned_http.head(f"{place.url}/{quote(bucket)}", bundle), place)
 
 
 def named_in(answer: Told, place: Place) -> Place | None:
@@ -52,7 +53,7 @@ def located(settings: Settings) -> Settings:
     if settings.naming is Naming.STATED or not place.has_zones:
         return settings
     try:
-        found = ask(place, settings.bucket)
+        found = ask(place, settings.bucket, trust.bundle_of(settings))
     except StoreError as error:
         log.info("zone %s is assumed: %s", place.zone, error.strerror)
         return settings
@@ -70,7 +71,7 @@ def elsewhere(settings: Settings, error: StoreError) -> str:
     if not misled:
         return ""
     try:
-        found = ask(place, settings.bucket)
+        found = ask(place, settings.bucket, trust.bundle_of(settings))
     except StoreError:
         return ""
     if found is None or found.region == settings.region:

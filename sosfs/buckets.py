@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from . import bucket_zone, reasons
+from . import bucket_zone, reasons, trust
 from .abilities import Abilities
 from .account import Account
 from .bucket_errands import works
@@ -273,7 +273,7 @@ class Buckets:
 
     async def _asked(self, here: Place, name: str) -> Place | None:
         self._count("HeadBucket")
-        return await self._limits.small.run(bucket_zone.ask, here, name)
+        return await self._limits.small.run(bucket_zone.ask, here, name, trust.bundle_of(self.settings))
 
     async def remove(self, member: Member) -> None:
         """Removes an empty bucket. ENOTEMPTY where it holds anything, here or there."""

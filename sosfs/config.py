@@ -179,6 +179,9 @@ class Settings:
         values.LIFETIME,
         "Seconds for which a link read from `user.sos.presigned-url` is good; a week at most.",
     )
+    ca_bundle: Path | None = _option(
+        None, values.CERTIFICATES, "Certificate authorities (PEM) to trust, not the system's.", shown="`AWS_CA_BUNDLE`"
+    )
     timeout: float = _option(
         60.0, values.SECONDS, "Seconds without a word from the server after which a request has failed."
     )

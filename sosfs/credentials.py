@@ -1,4 +1,4 @@
-"""What a key is, and what gives the store lanes theirs. Where keys are looked for is `keysearch`'s to decide.
+"""What a key is, and what gives the store its own. Where keys are looked for is `keysearch`'s to decide.
 
 Values are immutable and safe from any thread. None of them shows a secret in its repr.
 """
@@ -25,7 +25,7 @@ class Credentials:
 
 
 class CredentialSource(Protocol):
-    """What gives the store lanes their key. May be called from any thread."""
+    """What gives the store its key. May be called from any thread."""
 
     def current(self) -> Credentials:
         """The key as last read, without blocking."""

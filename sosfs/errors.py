@@ -1,6 +1,6 @@
 """Which errno an S3 answer becomes: decided here and only here.
 
-`OSError` is the error vocabulary of the whole program. The lanes turn what their library raises into a
+`OSError` is the error vocabulary of the whole program. The lane turns what its library tells into a
 `StoreError` with `from_s3`, once, at the place where it happens; nobody above looks at HTTP again, and
 `operations` turns the errno into the answer of the system call.
 

@@ -18,7 +18,7 @@ from sosfs.store import DELETE_MAX, Failure
 from sosfs.tasks import each
 
 if TYPE_CHECKING:
-    from sosfs.lanes import Lanes
+    from sosfs.lane_signed import SignedLane
 
 AT_ONCE = 32
 
@@ -45,5 +45,5 @@ async def remove_all(sender: Sender, delete: Callable[[str], Awaitable[None]], k
     return failures
 
 
-def _batch(keys: Sequence[str], lanes: Lanes) -> list[Failure]:
-    return lanes.signed.delete_many(keys)
+def _batch(keys: Sequence[str], lane: SignedLane) -> list[Failure]:
+    return lane.delete_many(keys)

@@ -46,7 +46,7 @@ from sosfs.target import S3Target
 from sosfs.wire import check_key, check_properties, joined_etag
 
 if TYPE_CHECKING:
-    from sosfs.lanes import Lanes
+    from sosfs.lane_signed import SignedLane
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -107,10 +107,9 @@ class S3Store:
 
         One LIST of one key: a limited key may do no more (neither ListBuckets nor HeadBucket).
         """
-        quick = replace(self._target, patience=min(REACH_PATIENCE, self._target.patience))
 
-        def ask(lanes: Lanes) -> None:
-            type(lanes).opened(quick, lanes.key).signed.list(prefix, delimiter="", after="", token="", limit=1)
+        def ask(lane: SignedLane) -> None:
+            lane.within(REACH_PATIENCE).list(prefix, delimiter="", after="", token="", limit=1)
 
         try:
             await self._send("ListObjectsV2", ask)
@@ -124,18 +123,18 @@ class S3Store:
         does not encrypt as asked; it may refuse the encryption or the storage class in its own words.
         """
         self.abilities = await self._send(
-            "ProbeConditions", lambda lanes: probe(lanes.signed, scratch_key, storage_class=storage_class)
+            "ProbeConditions", lambda lane: probe(lane, scratch_key, storage_class=storage_class)
         )
         return self.conditions
 
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
         """The object's version and properties. ENOENT only after a 404."""
         check_key(key)
-        return await self._send("HeadObject", lambda lanes: lanes.head(key, detail))
+        return await self._send("HeadObject", lambda lane: lane.head(key, detail))
 
     async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
         """What `head` tells of each key, or its error."""
-        return await self.sender.send_each("HeadObject", lambda lanes, key: lanes.head(key, Detail.USUAL), keys)
+        return await self.sender.send_each("HeadObject", lambda lane, key: lane.head(key, Detail.USUAL), keys)
 
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
         """The bytes `[start, stop)`, all of one version: the one with `etag` where it is given, else ESTALE."""
@@ -144,7 +143,7 @@ class S3Store:
         if start < stop:
             pin = Quoting.QUOTED.of(etag) if etag else ""
             try:
-                found = await self._send("GetObject", lambda lanes: lanes.get(key, start, stop, pin), size=stop - start)
+                found = await self._send("GetObject", lambda lane: lane.get(key, start, stop, pin), size=stop - start)
             except StoreError as error:
                 if error.status != 416:
                     raise
@@ -166,7 +165,7 @@ class S3Store:
         """One page of the keys that begin with `prefix`, those with `delimiter` after it folded."""
         return await self._send(
             "ListObjectsV2",
-            lambda lanes: lanes.signed.list(prefix, delimiter=delimiter, after=after, token=token, limit=limit),
+            lambda lane: lane.list(prefix, delimiter=delimiter, after=after, token=token, limit=limit),
         )
 
     async def put(
@@ -180,7 +179,7 @@ class S3Store:
         guard = await header_for(self._look, request, key, condition, absent=able.absent, match=able.match)
         try:
             return await self._send(
-                "PutObject", lambda lanes: lanes.put(key, body, properties, granted, guard), size=size
+                "PutObject", lambda lane: lane.put(key, body, properties, granted, guard), size=size
             )
         except StoreError as error:
             if condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
@@ -217,9 +216,9 @@ class S3Store:
         if not self._copies:
             raise StoreError(errno.EOPNOTSUPP, request)
 
-        def ask(lanes: Lanes) -> str:
+        def ask(lane: SignedLane) -> str:
             kept = storage_class
-            return lanes.signed.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
+            return lane.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
 
         try:
             etag = await self._send("CopyObject", ask, size=version.size if version else 0)
@@ -236,7 +235,7 @@ class S3Store:
         """Removes the key; one that is not there is removed already."""
         check_key(key)
         try:
-            await self._send("DeleteObject", lambda lanes: lanes.signed.delete(key))
+            await self._send("DeleteObject", lambda lane: lane.delete(key))
         except StoreError as error:
             if error.cause is not Cause.ABSENT:
                 raise
@@ -252,13 +251,13 @@ class S3Store:
         check_key(key)
         check_properties(properties)
         return await self._send(
-            "CreateMultipartUpload", lambda lanes: lanes.signed.create_multipart(key, properties, acl or self._new_acl)
+            "CreateMultipartUpload", lambda lane: lane.create_multipart(key, properties, acl or self._new_acl)
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it."""
         return await self._send(
-            "UploadPart", lambda lanes: lanes.signed.upload_part(key, upload_id, number, body), size=len(body)
+            "UploadPart", lambda lane: lane.upload_part(key, upload_id, number, body), size=len(body)
         )
 
     async def copy_part(
@@ -269,7 +268,7 @@ class S3Store:
         request, pin = f"UploadPartCopy {source!r} to {key!r}", Quoting.QUOTED.of(version.etag)
         part = await self._send(
             "UploadPartCopy",
-            lambda lanes: lanes.signed.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
+            lambda lane: lane.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
             size=stop - start,
         )
         if not self.abilities.part_pin and check is Check.AT_ONCE:
@@ -291,7 +290,7 @@ class S3Store:
         guard = await header_for(self._look, request, key, condition, absent=able.complete, match=match)
         try:
             etag = await self._send(
-                "CompleteMultipartUpload", lambda lanes: lanes.signed.complete_multipart(key, upload_id, parts, guard)
+                "CompleteMultipartUpload", lambda lane: lane.complete_multipart(key, upload_id, parts, guard)
             )
         except StoreError as error:
             unsure = error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ENXIO)
@@ -310,26 +309,26 @@ class S3Store:
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """Drops an upload and its parts; one that is gone is dropped already."""
         try:
-            await self._send("AbortMultipartUpload", lambda lanes: lanes.signed.abort_multipart(key, upload_id))
+            await self._send("AbortMultipartUpload", lambda lane: lane.abort_multipart(key, upload_id))
         except StoreError as error:
             if error.errno != errno.ENXIO:
                 raise
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
         """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
-        return await self._pages("ListParts", lambda lanes, after: lanes.signed.list_parts(key, upload_id, after or ""))
+        return await self._pages("ListParts", lambda lane, after: lane.list_parts(key, upload_id, after or ""))
 
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
-        return await self._pages("ListMultipartUploads", lambda lanes, after: lanes.signed.list_uploads(prefix, after))
+        return await self._pages("ListMultipartUploads", lambda lane, after: lane.list_uploads(prefix, after))
 
     async def _pages(
-        self, operation: str, ask: Callable[[Lanes, M | None], tuple[builtins.list[T], M | None]]
+        self, operation: str, ask: Callable[[SignedLane, M | None], tuple[builtins.list[T], M | None]]
     ) -> builtins.list[T]:
         """All that a listing has, page by page; each page tells after what the next one begins."""
 
-        def page_after(marker: M | None, lanes: Lanes) -> tuple[builtins.list[T], M | None]:
-            return ask(lanes, marker)
+        def page_after(marker: M | None, lane: SignedLane) -> tuple[builtins.list[T], M | None]:
+            return ask(lane, marker)
 
         found: builtins.list[T] = []
         marker: M | None = None
@@ -342,9 +341,9 @@ class S3Store:
     async def get_acl(self, key: str) -> Acl:
         """The object's ACL."""
         check_key(key)
-        return await self._send("GetObjectAcl", lambda lanes: lanes.signed.get_acl(key))
+        return await self._send("GetObjectAcl", lambda lane: lane.get_acl(key))
 
     async def put_acl(self, key: str, acl: Acl | Canned) -> None:
         """Replaces the object's ACL."""
         check_key(key)
-        await self._send("PutObjectAcl", lambda lanes: lanes.signed.put_acl(key, acl))
+        await self._send("PutObjectAcl", lambda lane: lane.put_acl(key, acl))

@@ -4,8 +4,8 @@ Requests block threads, bulk data other ones than all else, so that it never sta
 began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again
 from its source, and the request made once more.
 
-Concurrency: state changes in the trio thread only, between awaits. The lanes are imported with the first
-request: they start threads, which must not be before the daemon has forked.
+Concurrency: state changes in the trio thread only, between awaits. The lane is imported with the first
+request: what it sends with starts threads, which must not be before the daemon has forked.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ import trio
 
 from sosfs.customer_key import explain
 from sosfs.errors import KEY_REFUSED, StoreError
+from sosfs.interrupt import Interrupt
 from sosfs.target import S3Target
 from sosfs.threads import Threads
 
 if TYPE_CHECKING:
-    from sosfs.lanes import Lanes
+    from sosfs.lane_signed import SignedLane
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Sender:
         self._on_request = on_request
         self._limits = limits or Limits()
         self._is_alone = limits is None
-        self._lanes: Lanes | None = None
+        self._lane: SignedLane | None = None
         self._renewal = trio.Lock()
         self._muted_until = -math.inf
 
@@ -62,56 +63,71 @@ class Sender:
         """Closes idle connections; no request may be under way or follow."""
         if self._is_alone:
             self._limits.close()
-        if self._lanes:
-            self._lanes.signed.close()
-            self._lanes = None
+        if self._lane:
+            self._lane.close()
+            self._lane = None
 
-    async def send(self, operation: str, work: Callable[[Lanes], T], *, size: int = 0) -> T:
-        """Does `work` in a thread, once more where the key was refused and its source has another one."""
-        used = self._lanes = self._lanes or self._opened(operation)
+    async def send(
+        self,
+        operation: str,
+        work: Callable[[SignedLane], T],
+        *,
+        size: int = 0,
+        interrupt: Interrupt | None = None,
+    ) -> T:
+        """Does `work` in a thread, once more where the key was refused and its source has another one.
+
+        EINTR within two seconds after `interrupt` was set.
+        """
+        used = self._lane = self._lane or self._opened(operation)
         threads = self._limits.bulk if size >= BULK else self._limits.small
         self._on_request(operation)
         try:
-            return await threads.run(work, used)
+            return await threads.run(work, used.under(interrupt) if interrupt else used)
         except StoreError as error:
             renewed = await self._renewed(used, error)
             if renewed is None:
                 explain(operation, error)
                 raise
         self._on_request(operation)
-        return await threads.run(work, renewed)
+        return await threads.run(work, renewed.under(interrupt) if interrupt else renewed)
 
     async def send_each(
-        self, operation: str, work: Callable[[Lanes, str], T], keys: Sequence[str]
+        self,
+        operation: str,
+        work: Callable[[SignedLane, str], T],
+        keys: Sequence[str],
+        *,
+        interrupt: Interrupt | None = None,
     ) -> list[T | StoreError]:
         """Does `work` with one key after the other in one thread; the place of one that failed has its error.
 
         This costs one hop instead of one a key. After the first that got no answer the others have its error,
         unasked. A key that the server no longer takes is not read again: who has to know asks once more, alone.
         """
-        used = self._lanes = self._lanes or self._opened(operation)
-        ends = await self._limits.small.run(_each, work, used, keys)
+        used = self._lane = self._lane or self._opened(operation)
+        ends = await self._limits.small.run(_each, work, used.under(interrupt) if interrupt else used, keys)
         for _ in ends:
             self._on_request(operation)
         return ends + ends[-1:] * (len(keys) - len(ends))
 
-    def _opened(self, operation: str) -> Lanes:
-        from sosfs.lanes import Lanes  # noqa: PLC0415  # starts threads: not before the fork
+    def _opened(self, operation: str) -> SignedLane:
+        from sosfs.lane_signed import SignedLane  # noqa: PLC0415  # starts threads: not before the fork
 
         try:
             key = self._target.credentials.current()
         except OSError as error:
             raise StoreError(errno.EACCES, operation, detail=str(error)) from error
-        return Lanes.opened(self._target, key)
+        return SignedLane(self._target, key)
 
-    async def _renewed(self, used: Lanes, error: StoreError) -> Lanes | None:
-        """Lanes with another key than `used`, if its refusal is the matter and the source has one."""
+    async def _renewed(self, used: SignedLane, error: StoreError) -> SignedLane | None:
+        """A lane with another key than `used`, if its refusal is the matter and the source has one."""
         mute = error.status == 403 and not error.code  # a HEAD's: it may mean any refusal
         if error.code not in KEY_REFUSED and not mute:
             return None
         async with self._renewal:
-            if self._lanes is not used:
-                return self._lanes  # renewed by another call, while this one waited
+            if self._lane is not used:
+                return self._lane  # renewed by another call, while this one waited
             if mute:
                 if trio.current_time() < self._muted_until:
                     return None
@@ -122,16 +138,16 @@ class Sender:
                 raise StoreError(errno.EACCES, error.request, code=error.code, detail=str(failure)) from failure
             if key == used.key:
                 return None
-            self._lanes = used.opened(self._target, key)
-            return self._lanes
+            self._lane = type(used)(self._target, key)
+            return self._lane
 
 
-def _each(work: Callable[[Lanes, str], T], lanes: Lanes, keys: Sequence[str]) -> list[T | StoreError]:
+def _each(work: Callable[[SignedLane, str], T], lane: SignedLane, keys: Sequence[str]) -> list[T | StoreError]:
     """Ends after the first that got no answer."""
     ends: list[T | StoreError] = []
     for key in keys:
         try:
-            ends.append(work(lanes, key))
+            ends.append(work(lane, key))
         except StoreError as error:
             ends.append(error)
             if not error.status:

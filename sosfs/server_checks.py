@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from urllib.parse import quote
 
-from . import bucket_zone, reasons, scratch, unsigned_http
+from . import bucket_zone, proxies, reasons, scratch, trust, unsigned_http
 from .abilities import Quoting, probe
 from .config import Settings
 from .credentials import CredentialSource
@@ -20,6 +20,7 @@ from .findings import Finding, Verdict
 from .lane_signed import SignedLane
 from .store import Listed
 from .target import S3Target
+from .trust import Bundle
 from .unsigned_http import Told
 from .zone import Naming
 
@@ -52,8 +53,10 @@ def opened(settings: Settings, source: CredentialSource) -> closing[SignedLane]:
 def reached(settings: Settings) -> Generator[Finding, None, tuple[Settings, bool]]:
     """Whether the endpoint answers, and by which clock. Returns the settings in the bucket's zone, and if to go on."""
     url = f"{settings.endpoint}/{quote(settings.bucket)}"
+    bundle = trust.bundle_of(settings)
+    yield from _route(settings.endpoint, bundle)
     try:
-        told = unsigned_http.head(url)
+        told = unsigned_http.head(url, bundle)
     except StoreError as error:
         advice = "check the network, --endpoint and --zone"
         yield Finding("endpoint", Verdict.FAIL, f"{settings.endpoint} does not answer: {error.detail}", advice)
@@ -65,6 +68,14 @@ def reached(settings: Settings) -> Generator[Finding, None, tuple[Settings, bool
         settings, zone = _zone(settings, told)
         yield zone
     return settings, clock.verdict is not Verdict.FAIL
+
+
+def _route(endpoint: str, bundle: Bundle) -> Iterator[Finding]:
+    """What lies on the way to the server, and who says so."""
+    proxy = proxies.proxy_for(endpoint)
+    yield Finding("proxy", Verdict.NOTE, f"{proxy.shown} ({proxy.variable})" if proxy else "none")
+    if endpoint.startswith("https:"):
+        yield Finding("certificates", Verdict.NOTE, f"{bundle.path} ({bundle.where})")
 
 
 def _clock(told: Told) -> Finding:

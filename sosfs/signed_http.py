@@ -1,47 +1,45 @@
-"""One signed HTTP request to S3 and its whole answer: how it is sent and when it is tried again, decided here only.
+"""One S3 request and its whole answer: how it is signed, what counts as an answer, and what is made of its refusal.
 
-botocore's signer signs (60 µs) and urllib3 sends, pools and retries; a small request costs 0.6 ms of CPU here
-where a boto3 client takes 1.6. A try that failed on the way or with 429 or 5xx is made again, backing off, until
-`S3Target.patience` is over: each request S3 knows may be sent twice. Only of a conditional one the second
-answer may speak of the first, and so an error tells that it was `repeated`.
+libcurl signs (`transport`), 0.08 ms of CPU a small request; botocore's signer what libcurl cannot: a path with `.`
+or `..` in it, and all where libcurl is older than the one that was seen to sign every key, query and header right.
+A try that failed on the way, or that the server did not want now, is made again as `retries` says: each request S3
+knows may be sent twice. Only of a conditional one the second answer may speak of the first, and so an error tells
+that it was `repeated`.
 
 Safe from any thread; blocks its thread, releases the GIL while it waits.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
-import time
-from collections.abc import Mapping, Sequence
+import math
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from types import TracebackType
-from typing import Any, Self
+from hashlib import sha256
 from urllib.parse import quote, urlencode, urlsplit
 
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
-from botocore.config import Config
-from botocore.credentials import Credentials as SigningKey
-from urllib3 import BaseHTTPResponse, Retry, Timeout, connection_from_url
-from urllib3.connectionpool import ConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, TimeoutError
-
-from sosfs.answers import error_of
+from sosfs import retries, transport, trust
+from sosfs.answers import endpoint_of, error_of
 from sosfs.credentials import Credentials
-from sosfs.errors import from_s3, unanswered
+from sosfs.errors import StoreError, from_s3, unanswered
+from sosfs.interrupt import Interrupt
+from sosfs.messages import Fault, Fields, Reply, Request, Room, Signing, TransferError, document_room
+from sosfs.retries import Clock, Patience
 from sosfs.store import Body
 from sosfs.target import S3Target
+from sosfs.transport import Transport
 from sosfs.wire import path_of
 
 log = logging.getLogger(__name__)
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each try, without saying of what
 
-CONNECTIONS = 64  # kept open; more than both limiters of the facade let run at once
-CHUNK = 1 << 18  # bytes a send; the socket's time-out counts for each, so that a slow line may take its time
-TRIES = 8
-PASSING = frozenset({429, 500, 502, 503, 504})
-PASSING_CODES = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"})
+SIGNS_RIGHT = (8, 23, 0)  # libcurl; older ones sort queries, encode paths or fold blanks in their own ways
+SHOWN = 60  # characters of what came in place of an answer
+_DOTS = re.compile(r"(?:^|/)\.{1,2}(?:[/?]|$)")
+_LINE_END = re.compile(rb"[\r\n\0]")
+_TAGS = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>|\s+", re.DOTALL | re.IGNORECASE)
 
 
 class Pace(Enum):
@@ -53,53 +51,44 @@ class Pace(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A 2xx answer, read wholly."""
+    """A 2xx answer, whole. `repeated`: the request went out more than once, and an earlier one may have done it."""
 
-    headers: Mapping[str, str]
-    body: bytes
+    headers: Fields
+    body: memoryview
+    status: int = 200
+    repeated: bool = False
 
-
-class _Patience(Retry):
-    """urllib3's Retry, that begins no further try after `deadline` (on the monotonic clock)."""
-
-    deadline = float("inf")
-
-    def new(self, **kw: Any) -> Self:
-        fresh = super().new(**kw)
-        fresh.deadline = self.deadline
-        return fresh
-
-    def increment(
-        self,
-        method: str | None = None,
-        url: str | None = None,
-        response: BaseHTTPResponse | None = None,
-        error: Exception | None = None,
-        _pool: ConnectionPool | None = None,
-        _stacktrace: TracebackType | None = None,
-    ) -> Self:
-        if time.monotonic() > self.deadline:
-            self.total = 0
-        return super().increment(method, url, response, error, _pool, _stacktrace)
+    @property
+    def document(self) -> bytes:
+        """The body, where it is one to be read."""
+        return self.body.tobytes()
 
 
 class SignedHttp:
-    """A pool of connections to one endpoint, and one key that signs.
+    """Requests to one endpoint, signed with one key.
 
     For a target without a bucket the keys are the names of buckets, and "" is the account.
     """
 
-    def __init__(self, target: S3Target, credentials: Credentials) -> None:
+    def __init__(self, target: S3Target, credentials: Credentials, clock: Clock = retries.CLOCK) -> None:
         url = urlsplit(target.endpoint)
         self._target = target
+        self._key = credentials
+        self._clock = clock
         self._origin = f"{url.scheme}://{url.netloc}"
         self._standing = target.payer.headers
+        if credentials.token:
+            self._standing["x-amz-security-token"] = credentials.token
         self._base = f"{url.path.rstrip('/')}/{target.bucket}".rstrip("/")
-        self._pool = connection_from_url(self._origin, maxsize=CONNECTIONS)
-        key = SigningKey(credentials.access_key, credentials.secret_key, credentials.token or None)
-        self._signer = S3SigV4Auth(key, "s3", target.region)
+        self._signing = Signing(target.region, credentials.access_key, credentials.secret_key)
         # TLS keeps the body whole already; in the clear its hash is signed (0.6 s of CPU a GB).
-        self._signing = Config(s3={"payload_signing_enabled": url.scheme != "https"})
+        self._is_clear = url.scheme != "https"
+        bundle = target.ca_bundle or trust.of_system().path
+        self._transport = Transport(self._origin, ca_bundle=bundle, connect_timeout=target.connect_timeout)
+
+    def close(self) -> None:
+        """Closes the idle connections."""
+        self._transport.close()
 
     def send(
         self,
@@ -111,91 +100,130 @@ class SignedHttp:
         headers: Mapping[str, str] | None = None,
         body: Body = b"",
         pace: Pace = Pace.USUAL,
+        room: Callable[[int, Fields], Room] = document_room,
+        patience: float = math.inf,
+        interrupt: Interrupt | None = None,
     ) -> Answer:
-        """The 2xx answer to one request on `key`, or on the bucket where it is ""; all else is a StoreError."""
+        """The 2xx answer to one request on `key`, or on the bucket where it is ""; all else is a StoreError.
+
+        `room` tells how long the answer may be, or raises for one that is not taken (`messages.Request`). A `patience`
+        below the target's own holds instead. EINTR once `interrupt` is set.
+        """
         path = f"{self._base}/{path_of(key)}" if key else self._base or "/"
         if query:
             path = f"{path}?{urlencode(query, quote_via=quote, safe='~')}"
-        signed = self._sign(method, path, {**self._standing, **(headers or {})}, body)
         request = f"{operation} {key!r}" if key else operation
-        try:
-            answer = self._exchange(method, path, signed, body, pace)
-        except HTTPError as error:
-            reason = (error.reason if isinstance(error, MaxRetryError) else None) or error
-            silent = isinstance(reason, TimeoutError) and not isinstance(reason, NewConnectionError)
-            raise unanswered(request, str(reason), timed_out=silent) from error
-        if answer.retries and answer.retries.history:
-            log.info("%s was tried %d times", request, len(answer.retries.history) + 1)
-        code, message = _late_error(method, answer) if answer.status < 300 else error_of(answer.data)
-        if code or answer.status >= 300:
-            refusal = from_s3(request, code=code, status=answer.status, detail=message)
-            refusal.repeated = _repeated(answer)
-            raise refusal
-        return Answer(answer.headers, answer.data)
+        digest = sha256(body).hexdigest() if self._is_clear else "UNSIGNED-PAYLOAD"
+        told = {"x-amz-content-sha256": digest, **self._standing, **(headers or {})}
 
-    def _sign(self, method: str, path: str, headers: Mapping[str, str], body: Body) -> dict[str, bytes]:
-        """The headers with the signature. As bytes: what is not ASCII is signed and sent as UTF-8."""
-        request = AWSRequest(method=method, url=self._origin + path, headers=dict(headers), data=body)
-        request.context["client_config"] = self._signing
-        self._signer.add_auth(request)
-        signed = {name: value.encode() for name, value in request.headers.items()}
-        if body or method in ("PUT", "POST"):
-            signed["Content-Length"] = str(len(body)).encode()
-        return signed
+        def attempt() -> Reply:
+            return self._transport.exchange(self._signed(request, method, path, told, body, pace, room), interrupt)
 
-    def _exchange(self, method: str, path: str, headers: dict[str, bytes], body: Body, pace: Pace) -> BaseHTTPResponse:
-        retries: Retry = self._retries()
+        return self._persist(request, method, attempt, min(patience, self._target.patience), interrupt)
+
+    def _persist(
+        self, request: str, method: str, attempt: Callable[[], Reply], seconds: float, interrupt: Interrupt | None
+    ) -> Answer:
+        """Tries until there is an answer that stands, or `seconds` are over."""
+        patience = Patience(seconds, self._clock)
+        repeated = False
         while True:
-            answer = self._pool.urlopen(  # not PoolManager: it would resolve the `..` of a key
-                method,
-                path,
-                body=_chunks(body) if body else None,  # type: ignore[arg-type]  # of buffers: http.client takes them
-                headers=headers,  # type: ignore[arg-type]  # urllib3 passes bytes on to http.client, which takes them
-                retries=retries,
-                redirect=False,
-                decode_content=False,  # an object with Content-Encoding is its encoded bytes
-                timeout=Timeout(connect=self._target.connect_timeout, read=self._target.read_timeout * pace.value),
-            )
-            if _late_error(method, answer)[0] not in PASSING_CODES:
-                return answer
-            retries = (answer.retries or retries).increment(method, path, response=answer)
-            retries.sleep(answer)
+            if interrupt:
+                interrupt.check(request)
+            pause = 0.0
+            try:
+                reply = attempt()
+            except TransferError as fault:
+                refusal, passes, sends = _failure(request, fault), fault.fault.passes, fault.sends
+            else:
+                repeated, sends = repeated or reply.sends > 1, reply.sends
+                answer = refusal_of(request, method, reply)
+                if answer is None:
+                    if patience.tries > 1:
+                        log.info("%s was tried %d times", request, patience.tries)
+                    return Answer(reply.headers, reply.body, reply.status, repeated)
+                refusal, passes = answer, retries.passes(answer.status, answer.code)
+                pause = retries.retry_after(reply.headers)
+            refusal.repeated = repeated
+            if not passes or not patience.wait(pause, interrupt):
+                raise refusal
+            repeated = repeated or sends > 0
 
-    def _retries(self) -> Retry:
-        retries = _Patience(
-            total=TRIES,
-            allowed_methods=None,
-            status_forcelist=PASSING,
-            backoff_factor=0.1,
-            backoff_max=5.0,
-            backoff_jitter=0.2,
-            raise_on_status=False,
-            retry_after_max=5,
-        )
-        retries.deadline = time.monotonic() + self._target.patience
-        return retries
+    def _signed(
+        self,
+        request: str,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Body,
+        pace: Pace,
+        room: Callable[[int, Fields], Room],
+    ) -> Request:
+        ours = transport.VERSION < SIGNS_RIGHT or _DOTS.search(path) is not None
+        if ours:
+            headers = self._signed_by_botocore(method, path, headers, body)
+        lines = [f"{name}: {value}".encode() if value else f"{name};".encode() for name, value in headers.items()]
+        if any(map(_LINE_END.search, lines)):
+            raise StoreError(errno.EINVAL, request, detail="a line end in a header")
+        silence = self._target.read_timeout * pace.value
+        return Request(method, path, lines, body, silence, None if ours else self._signing, room)
 
-    def close(self) -> None:
-        """Closes the idle connections."""
-        self._pool.close()
+    def _signed_by_botocore(self, method: str, path: str, headers: Mapping[str, str], body: Body) -> dict[str, str]:
+        from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - 0.2 s, for keys that few people have
+        from botocore.awsrequest import AWSRequest  # noqa: PLC0415
+        from botocore.config import Config  # noqa: PLC0415
+        from botocore.credentials import Credentials as SigningKey  # noqa: PLC0415
+
+        # It sets the token itself, from the key.
+        given = {name: value for name, value in headers.items() if name != "x-amz-security-token"}
+        request = AWSRequest(method=method, url=self._origin + path, headers=given, data=body)
+        request.context["client_config"] = Config(s3={"payload_signing_enabled": self._is_clear})
+        key = SigningKey(self._key.access_key, self._key.secret_key, self._key.token or None)
+        S3SigV4Auth(key, "s3", self._target.region).add_auth(request)
+        return dict(request.headers.items())
 
 
-def _chunks(body: Body) -> Sequence[memoryview]:
-    view = memoryview(body)
-    return [view[at : at + CHUNK] for at in range(0, len(view), CHUNK)]
+def _failure(request: str, fault: TransferError) -> StoreError:
+    if fault.fault is Fault.INTERRUPTED:
+        return StoreError(errno.EINTR, request)
+    return unanswered(request, str(fault), timed_out=fault.fault is Fault.SILENT)
 
 
-def _late_error(method: str, answer: BaseHTTPResponse) -> tuple[str, str]:
+def refusal_of(request: str, method: str, reply: Reply) -> StoreError | None:
+    """The error that an answer is; None for a good one."""
+    status, body = reply.status, bytes(reply.body) if reply.status >= 300 else b""
+    if 200 <= status < 300:
+        code, message = _late_error(method, reply)
+        return from_s3(request, code=code, status=status, detail=message) if code else None
+    code, message = error_of(body)
+    if status < 400:
+        return StoreError(errno.EIO, request, code=code, status=status, detail=_elsewhere(reply, body))
+    if status == 407:
+        return StoreError(errno.EIO, request, status=status, detail="the proxy asks for a name and a password (407)")
+    return from_s3(request, code=code, status=status, detail=message or shown(reply.headers, body))
+
+
+def _late_error(method: str, reply: Reply) -> tuple[str, str]:
     """Code and message of the error in a 200: CopyObject and CompleteMultipartUpload answer before they are done.
 
     Never looked for in the answer to a GET, whose body may be the user's.
     """
-    if answer.status != 200 or method not in ("PUT", "POST") or b"<Error" not in answer.data[:512]:
+    if reply.status != 200 or method not in ("PUT", "POST") or b"<Error" not in bytes(reply.body[:512]):
         return "", ""
-    return error_of(answer.data)
+    return error_of(reply.body.tobytes())
 
 
-def _repeated(answer: BaseHTTPResponse) -> bool:
-    """Whether a try before this answer may have reached the server: any but those that found no connection."""
-    history = answer.retries.history if answer.retries else ()
-    return any(not isinstance(past.error, NewConnectionError | ConnectTimeoutError) for past in history)
+def _elsewhere(reply: Reply, body: bytes) -> str:
+    """Where a redirect would lead: the host of its Location, or the endpoint in the answer's XML."""
+    host = urlsplit(reply.headers.get("Location", "")).netloc or endpoint_of(body)
+    place = f" to {host!r}" if host else ""
+    return f"the server sends elsewhere{place}, where sosfs does not follow (HTTP {reply.status})"
+
+
+def shown(headers: Fields, body: bytes = b"") -> str:
+    """What came in place of what was asked for: its type and first words; "" for nothing."""
+    text = _TAGS.sub(" ", body[:4096].decode(errors="replace"))
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    kind = headers.get("Content-Type", "").partition(";")[0].strip()
+    words = f"{text[:SHOWN]!r}" if text else ""
+    return " ".join(filter(None, (kind, words)))

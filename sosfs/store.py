@@ -1,6 +1,6 @@
 """What an object store can do, as sosfs needs it: the protocol and its values, decided here and only here.
 
-Whoever implements it (`s3.S3Store` over its lanes, `fake.FakeStore` in memory) passes one contract suite.
+Whoever implements it (`s3.S3Store` over HTTP, `fake.FakeStore` in memory) passes one contract suite.
 Keys are whole S3 keys as `str` (any legal key: `a//b`, `../x`, control characters), ranges half-open
 bytes `[start, stop)`, times seconds since the epoch, ETags without their quotes. Every call raises
 `errors.StoreError` and nothing else; what is absent raises ENOENT and is never returned as None or empty.
@@ -147,7 +147,7 @@ class Page:
 class Detail(Enum):
     """How much a `head` must know."""
 
-    USUAL = "usual"  # all but `expires` and the storage class, which the fast lane cannot see
+    USUAL = "usual"  # what `stat` needs: a store may leave out `expires` and the storage class
     WHOLE = "whole"  # everything: for rewriting an object's properties
     CHECKSUM = "checksum"  # everything, and the checksum that the server has recorded
 

@@ -1,10 +1,11 @@
-"""Where a bucket is and how long its server may take to answer: the values that all lanes share. Immutable."""
+"""Where a bucket is, whom to trust on the way, and how long its server may take to answer. Immutable."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
 
+from sosfs import trust
 from sosfs.config import Settings
 from sosfs.credentials import CredentialSource
 from sosfs.customer_key import CustomerKey
@@ -28,6 +29,7 @@ class S3Target:
 
     Times are seconds. `patience` is how long after a request's start a further try of it may begin; after
     that a server that fails is EIO, one that says nothing ETIMEDOUT. `customer_key` encrypts every object.
+    `ca_bundle` is a file of trusted certificates, "" for those of the system.
     """
 
     bucket: str
@@ -39,6 +41,7 @@ class S3Target:
     patience: float = 25.0
     customer_key: CustomerKey | None = None
     payer: Payer = Payer.OWNER
+    ca_bundle: str = ""
 
     @classmethod
     def of(cls, settings: Settings, source: CredentialSource) -> S3Target:
@@ -52,4 +55,5 @@ class S3Target:
             patience=settings.patience,
             customer_key=CustomerKey.read(settings.sse_c_key) if settings.sse_c_key else None,
             payer=Payer.REQUESTER if settings.requester_pays else Payer.OWNER,
+            ca_bundle=trust.bundle_of(settings).path,
         )

@@ -1,25 +1,24 @@
-"""What a server tells anybody: one HEAD request without a signature. Decided here and only here.
+"""What a server tells anybody: one HEAD request without a signature.
 
 No key is sent and no redirect is followed, so nothing can be led astray by an answer. Safe from any thread;
-blocks its thread. Imports urllib3 and so must not be imported before the daemon has forked.
+blocks its thread. Imports libcurl and so must not be imported before the daemon has forked.
 """
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-
-import urllib3
-from urllib3.exceptions import HTTPError, MaxRetryError
+from urllib.parse import urlsplit
 
 from .errors import unanswered
+from .messages import Fault, Request, TransferError
+from .transport import Transport
+from .trust import Bundle
 
-logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)  # it warns of each try, without saying of what
-
-TRIES_AGAIN = 1  # for a connection that was lost; who waits sits at a terminal
+TRIES = 2  # where a connection was lost; who waits sits at a terminal
 ANSWER_SECONDS = 5.0
 
 
@@ -42,21 +41,19 @@ class Told:
         return there + 0.5 - (self.began + self.seconds / 2)  # a Date drops the fraction
 
 
-def head(url: str, *, seconds: float = ANSWER_SECONDS) -> Told:
+def head(url: str, bundle: Bundle, *, seconds: float = ANSWER_SECONDS) -> Told:
     """The answer to a HEAD of `url`, whatever its status. Raises `StoreError` where none came in time."""
-    pool = urllib3.PoolManager(retries=urllib3.Retry(TRIES_AGAIN, redirect=0, status=0, raise_on_redirect=False))
-    began, clock = time.time(), time.monotonic()
-    try:
-        answer = pool.request("HEAD", url, redirect=False, timeout=seconds)
-    except HTTPError as error:
-        raise unanswered(url, _why(error)) from error
-    finally:
-        pool.clear()
-    return Told(answer.status, answer.headers, began, time.monotonic() - clock)
-
-
-def _why(error: HTTPError) -> str:
-    """The reason at the bottom, without the names of classes and pools."""
-    reason: BaseException = (error.reason if isinstance(error, MaxRetryError) else None) or error
-    cause = reason.__cause__
-    return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(reason)
+    parts = urlsplit(url)
+    request = Request("HEAD", parts.path or "/", silence=seconds)
+    origin = f"{parts.scheme}://{parts.netloc}"
+    with closing(Transport(origin, ca_bundle=bundle.path, connect_timeout=seconds)) as transport:
+        for left in reversed(range(TRIES)):
+            began, clock = time.time(), time.monotonic()
+            try:
+                answer = transport.exchange(request)
+            except TransferError as error:
+                if left and error.fault is Fault.LOST:
+                    continue
+                raise unanswered(url, str(error), timed_out=error.fault is Fault.SILENT) from error
+            return Told(answer.status, answer.headers, began, time.monotonic() - clock)
+    raise AssertionError("the last try returns or raises")

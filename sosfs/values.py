@@ -133,6 +133,19 @@ def _path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def _certificates(text: str) -> Path:
+    import ssl  # noqa: PLC0415 - 10 ms that only who names a file shall wait
+
+    path = _path(text)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"{path} holds no certificate in PEM form") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    return path
+
+
 def _storage_class(text: str) -> str:
     if re.fullmatch(r"[A-Za-z0-9_.-]+", text) is None:
         raise ValueError(f"{text!r} is no storage class; write it as STANDARD_IA")
@@ -155,6 +168,7 @@ TEXT: Kind[str] = Kind("TEXT", str)
 STORAGE_CLASS: Kind[str] = Kind("NAME", _storage_class)
 URL: Kind[str] = Kind("URL", _url)
 PATH: Kind[Path] = Kind("PATH", _path)
+CERTIFICATES: Kind[Path] = Kind("FILE", _certificates)
 FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool,))
 SIZE: Kind[int] = Kind("SIZE", _size, shown_size, (int,))
 PART: Kind[int] = Kind("SIZE", _part, shown_size, (int,))

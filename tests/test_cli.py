@@ -170,7 +170,7 @@ class TestUsage:
         out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
         threads, *modules = out.split()
         assert threads == "1"
-        assert not {"boto3", "botocore", "obstore", "pyfuse3", "rich", "sosfs.mount", "sosfs.s3"} & set(modules)
+        assert not {"boto3", "botocore", "pycurl", "pyfuse3", "rich", "sosfs.mount", "sosfs.s3"} & set(modules)
 
 
 class TestMount:

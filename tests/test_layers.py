@@ -58,14 +58,14 @@ ROWS = (
     ("s3", "account", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings", "sender", "fake"),
     ("links",),
     (
-        *("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire"),
-        *("target", "customer_key"),
+        *("lane_signed", "object_answers", "signed_http", "unsigned_http", "transport", "retries"),
+        *("answers", "wire", "target", "customer_key", "messages", "interrupt"),
     ),
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "errands", "listening", "status", "readiness", "location"),
     ("holders", "mountpoint", "kernel", "allocator", "private"),
-    ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
+    ("option_table", "trust", "proxies", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
     ("tasks", "threads", "turns", "store", "errors", "printable", "__init__"),
 )
 
@@ -83,15 +83,14 @@ ONLY = {
         "top_operations",
         "kernel_cache",
     },
-    "obstore": {"lane_obstore"},
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},
-    "urllib3": {"signed_http", "unsigned_http"},
+    "pycurl": {"transport"},
     "sqlite3": {"journal", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks; trio neither,
 # half of whose 0.2 s a command that answers at once would be.
-AFTER_FORK = {"boto3", "botocore", "obstore", "urllib3", "pyfuse3", "_obstore", "trio"}
+AFTER_FORK = {"boto3", "botocore", "urllib3", "pycurl", "pyfuse3", "trio"}
 
 
 @dataclass

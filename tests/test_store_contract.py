@@ -1,6 +1,6 @@
 """What every object store promises (`sosfs.store`), on the fake, on moto and on Ceph: one suite, one wording.
 
-The same bodies run over ordinary keys and over those obstore can't send: a caller can't tell the lanes apart.
+The same bodies run over ordinary keys and over those that need care on the way.
 """
 
 from __future__ import annotations

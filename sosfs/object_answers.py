@@ -1,0 +1,76 @@
+"""What an answer to a HEAD or a GET must have to be an object: decided before the first byte of its body is read.
+
+A login page, an empty answer, an error that came with 200 are no objects, however well they look. An object has an
+ETag, a length, and a time that can be read; a range says which one it is and of how many bytes. What lacks one of
+them is EIO, and the error says what came instead. Pure functions, safe from any thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from sosfs.errors import StoreError, unanswered
+from sosfs.messages import Fields, Room, document_room
+from sosfs.signed_http import shown
+from sosfs.store import Object
+from sosfs.wire import object_of
+
+SIZE_MAX = 1 << 50  # bytes; no S3 server takes an object of a twentieth of that
+WHOLE_MAX = 64 << 20  # bytes of an object that a server which knows no ranges sends whole for each of them
+
+_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
+
+
+def described(request: str, key: str, headers: Mapping[str, str], *, size: int | None = None) -> Object:
+    """The object that an answer's headers tell of; `size` where Content-Length counts a range only.
+
+    EIO for headers that are no object's.
+    """
+    told = headers.get("Content-Length", "") if size is None else str(size)
+    if not headers.get("ETag", "").strip('"'):
+        raise _no_object(request, headers, "it has no ETag")
+    if not (told.isascii() and told.isdigit() and int(told[:20]) <= SIZE_MAX):
+        raise _no_object(request, headers, f"its length is {told!r}" if told else "it has no Content-Length")
+    try:
+        return object_of(key, headers, size=int(told))
+    except (ValueError, OverflowError) as error:
+        raise _no_object(request, headers, f"its Last-Modified is {headers['Last-Modified']!r}") from error
+
+
+def told_range(headers: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """Begin, end and the object's size that Content-Range tells, half-open; None for none."""
+    found = _RANGE.fullmatch(headers.get("Content-Range", ""))
+    return (int(found[1]), int(found[2]) + 1, int(found[3])) if found else None
+
+
+def range_room(request: str, start: int, stop: int, status: int, headers: Fields) -> Room:
+    """The room for the answer to a GET of `[start, stop)`: the bytes of the range, or of a small object whole.
+
+    EIO for a 2xx answer that is neither.
+    """
+    if not 200 <= status < 300:
+        return document_room(status, headers)
+    if status == 206:
+        told = told_range(headers)
+        if told is None:
+            came = headers.get("Content-Range", "")
+            raise _no_object(request, headers, f"its Content-Range is {came!r}" if came else "it has no Content-Range")
+        begin, end, size = told
+        due = min(stop, size)
+        if begin != start or not begin < end <= due:
+            words = f"bytes {begin} to {end} of {size} came where {start} to {due} were asked for"
+            raise unanswered(request, words)
+        described(request, "", headers, size=size)
+        return Room(due - start, due - start)
+    size = described(request, "", headers).version.size
+    if status != 200 or "Transfer-Encoding" in headers:
+        raise _no_object(request, headers, f"HTTP {status} where a range was asked for")
+    if size > WHOLE_MAX:
+        raise unanswered(request, f"the server knows no ranges, and would send all {size} bytes for each")
+    return Room(size, size)
+
+
+def _no_object(request: str, headers: Mapping[str, str], why: str) -> StoreError:
+    came = shown(Fields([f"Content-Type: {headers.get('Content-Type', '')}".encode("latin-1", "replace")]))
+    return unanswered(request, f"the answer is no object: {why}" + (f", it is {came}" if came else ""))
