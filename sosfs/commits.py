@@ -40,7 +40,7 @@ from .spool import INLINE
 from .store import Acl, Detail, Guard, Object, Properties, Right, Version
 from .tasks import each
 from .threads import LOCAL
-from .upload import Announce, Upload, Uploader, etag_of
+from .upload import Announce, Truncated, Upload, Uploader, etag_of
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,9 @@ class Commits:
         if self.durability is Durability.BUCKET:
             try:
                 await self.commit(inode)
-            except OSError:
+            except OSError as error:
+                if isinstance(error, StoreError) and error.errno == errno.EINVAL:
+                    log.error("the store refuses %s: %s", inode.name.decode(errors="replace"), error)  # a fault of ours
                 await self._keep(inode)
                 raise
             return
@@ -141,6 +143,10 @@ class Commits:
         try:
             properties, acl = await self.carry(inode)
             version = await self._send(content, draft, key, properties, acl, announce)
+        except Truncated:
+            draft.commit_failed()
+            await self._commit(inode, content, draft)  # as it is now
+            return
         except StoreError as error:
             draft.commit_failed()
             if error.cause is Cause.DENIED:
@@ -203,6 +209,8 @@ class Commits:
         if size <= plan.single:
             async with self._uploader.budget.holding(size):
                 body = await draft.read(0, size)
+                if draft.size < size:
+                    raise Truncated(key)
                 store, hashed = self._uploader.store, ""
                 if store.hashes:
                     hashed = etag_of(body) if size <= INLINE else await LOCAL.run(etag_of, body)

@@ -183,7 +183,7 @@ class Settings:
         None, values.CERTIFICATES, "Certificate authorities (PEM) to trust, not the system's.", shown="`AWS_CA_BUNDLE`"
     )
     timeout: float = _option(
-        60.0, values.SECONDS, "Seconds without a word from the server after which a request has failed."
+        60.0, values.PERIOD, "Seconds without a word from the server after which a request has failed."
     )
     patience: float = _option(
         25.0, values.SECONDS, "Seconds for which a failing request is tried again before the error is passed on."

@@ -71,7 +71,10 @@ class Contents:
     # Opening and closing
 
     async def open(self, inode: Inode, flags: int, task: int) -> Handle:
-        """Opens a file; O_TRUNC empties it. Raises OSError EISDIR."""
+        """Opens a file; O_TRUNC empties it, for a reader too: at once, since no close of a writer follows (open(2)).
+
+        Raises OSError EISDIR, and for a reader what truncating raises.
+        """
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         await self._pages.settle(inode)
@@ -79,6 +82,9 @@ class Contents:
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
             self._truncate(inode, 0)
+        elif flags & os.O_TRUNC:
+            await self.truncate(inode, 0)
+            handle = Handle(inode, content_of(inode), flags, task)
         if handle.content.draft is None and inode.version is not None:
             handle.source = handle.content.source or self._source(inode)
             handle.is_unread = inode.pages != inode.version.etag  # else the kernel may have handed out pages of it

@@ -51,7 +51,7 @@ class Creations:
     async def vacant(self, parent: Inode, name: bytes, *, after: str = "") -> tuple[Directory, keys.Parsed]:
         """Makes sure that a name can be created, of a key that ends in `after`.
 
-        Raises EEXIST, EINVAL, ENAMETOOLONG, EILSEQ.
+        Raises EEXIST, EINVAL, ENAMETOOLONG.
         """
         parsed = keys.parse(name)
         if parsed.form is keys.Form.FOLDED:

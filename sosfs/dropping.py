@@ -99,8 +99,9 @@ class Dropping:
 
     # What is known of a path, without asking
 
-    def _find(self, path: Names, found: _Found) -> None:
+    def _find(self, path: Sequence[bytes], found: _Found) -> None:
         at, prefix = self._inodes.root, self._inodes.prefix
+        path = keys.meant_path(path)
         for depth, name in enumerate(path):
             below = at.directory.entries.get(name) if at.directory is not None else None
             if depth == len(path) - 1 or below is None:

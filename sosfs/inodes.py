@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from . import metadata
 from .edits import NO_EDITS
-from .keys import Form, name_of
+from .keys import BEHIND_CONTROL, CONTROL, Form, name_of
 from .store import Properties, Version
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ class Inodes:
         while inode.parent is not None:
             names.append(os.fsdecode(inode.name))
             inode = inode.parent
+        if names and names[-1] == CONTROL:
+            names[-1] = BEHIND_CONTROL
         return os.path.join(mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
 
     def key(self, inode: Inode) -> str:

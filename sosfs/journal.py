@@ -97,6 +97,12 @@ class Journal:
         self._db.close()
         os.close(self._lock)
 
+    def withdraw(self) -> None:
+        """Closes it for a mount that never began: a journal that nobody had before is no bucket's afterwards."""
+        self.close()
+        for suffix in ("", "-wal", "-shm") if self.is_new else ():
+            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+
     async def sync(self) -> None:
         """All that was written before is on the disk afterwards. Raises OSError when the disk refuses."""
         wanted = self._written

@@ -1,4 +1,4 @@
-"""How a key's segments become file names and back: decided here and only here.
+"""How a key's segments become file names and back.
 
 A key is cut at every `/`; a segment is shown as it is, unless Linux or the tree cannot carry it. Then its
 name begins with `%~`, and the escape round-trips:
@@ -7,25 +7,39 @@ name begins with `%~`, and the escape round-trips:
 |--------------------------------------------------|-----------------------------------|
 | empty (`a//b`, a leading `/`, an object `a/`)    | `%~-`                             |
 | `.` and `..`                                     | `%~.` and `%~..`                  |
-| begins with `%~`, or is `.sosfs`                 | `%~=` and the segment             |
+| begins with `%~`                                 | `%~=` and the segment             |
 | an object `a` beside keys `a/...`                | `%~f` and the name; `a` is the directory |
 | over 255 bytes                                   | `%~#`, 16 hex digits, `~`, its head |
 
 Control characters need no escape: Linux carries every byte but `/` and NUL, and no XML listing can name
-a key with NUL. Pure functions, safe from any thread.
+a key with NUL.
+
+A key is UTF-8, a file name is any bytes. A byte that is no UTF-8 stands in the key as rclone writes it: U+201B and
+two hex digits, so that the Latin-1 name `caf\\xe9` is the segment `caf‛E9`. A name that has such a text itself
+gets the `‛` doubled; a segment that no name would give (`‛C3‛A9` is `é`) is shown as `%~=` and the segment.
+
+Pure functions, safe from any thread.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
 NAME_MAX = 255  # bytes, Linux
 ESCAPE = "%~"
-CONTROL = ".sosfs"
+_ESCAPE = ESCAPE.encode()
+CONTROL = ".sosfs"  # in the root of a mount, the control tree
+BEHIND_CONTROL = f"{ESCAPE}={CONTROL}"  # in the root of a mount, what the bucket has of that name
 _DIGITS = 16  # of SHA-256: 64 bits, so that siblings with one head stay apart
+QUOTE = "‛"
+_AMBIGUOUS = re.compile(f"{QUOTE}(?=[{QUOTE}\udc80-\udcff]|[89A-F][0-9A-F])")  # read back as something else
+_QUOTED = re.compile(f"{QUOTE}(?:{QUOTE}|([89A-F][0-9A-F]))")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")  # bytes as `surrogateescape` decodes them
 
 
 class Form(Enum):
@@ -47,21 +61,44 @@ class Parsed:
 
 def name_of(segment: str, form: Form = Form.PLAIN) -> bytes:
     """The file name of a key's segment."""
-    shown = _escaped(segment)
+    name = _escaped(segment)
     if form is Form.BESIDE:
-        shown = f"{ESCAPE}f{shown}"
-    name = shown.encode()
+        name = b"%sf%s" % (_ESCAPE, name)
     return name if len(name) <= NAME_MAX else _folded(segment, form)
 
 
-def _escaped(segment: str) -> str:
+def _escaped(segment: str) -> bytes:
     if segment == "":
-        return f"{ESCAPE}-"
+        return b"%s-" % _ESCAPE
     if segment in (".", ".."):
-        return ESCAPE + segment
-    if segment.startswith(ESCAPE) or segment == CONTROL:
-        return f"{ESCAPE}={segment}"
-    return segment
+        return _ESCAPE + segment.encode()
+    if segment.startswith(ESCAPE):
+        return b"%s=%s" % (_ESCAPE, segment.encode())
+    if QUOTE not in segment:
+        return segment.encode()
+    name = _unquoted(segment)
+    return name if _is_name(name) and _quoted(name) == segment else b"%s=%s" % (_ESCAPE, segment.encode())
+
+
+def _is_name(name: bytes) -> bool:
+    """Whether nothing but a segment with quoted bytes can have this name."""
+    return name not in (b"", b".", b"..") and not name.startswith(_ESCAPE)
+
+
+def _quoted(name: bytes) -> str:
+    """The segment of a name without escape: what is no UTF-8 quoted."""
+    text = name.decode("utf-8", "surrogateescape")
+    if text.isascii():
+        return text
+    text = _AMBIGUOUS.sub(QUOTE * 2, text)
+    return _NO_UTF8.sub(lambda found: f"{QUOTE}{ord(found[0]) - 0xDC00:02X}", text)
+
+
+def _unquoted(segment: str) -> bytes:
+    def meant(found: re.Match[str]) -> str:
+        return chr(0xDC00 + int(found[1], 16)) if found[1] else QUOTE
+
+    return _QUOTED.sub(meant, segment).encode("utf-8", "surrogateescape")
 
 
 def digest_of(segment: str) -> str:
@@ -80,34 +117,44 @@ def _folded(segment: str, form: Form) -> bytes:
 def parse(name: bytes) -> Parsed:
     """The segment a name stands for.
 
-    Raises OSError: ENAMETOOLONG over 255 bytes, EILSEQ for what is not UTF-8 (no S3 key can hold it),
-    EINVAL for an escape that `name_of` never makes, so that no object has two names.
+    Raises OSError: ENAMETOOLONG over 255 bytes, EINVAL for an escape that `name_of` never makes, so that no object
+    has two names.
     """
     if len(name) > NAME_MAX:
         raise OSError(errno.ENAMETOOLONG, "a name has at most 255 bytes")
-    try:
-        text = name.decode()
-    except UnicodeDecodeError:
-        raise OSError(errno.EILSEQ, "a key is UTF-8, this name is not") from None
-    parsed = _unescaped(text)
+    parsed = _unescaped(name)
     if parsed.form is not Form.FOLDED and name_of(parsed.segment, parsed.form) != name:
-        raise OSError(errno.EINVAL, f"not a name sosfs gives: {text!r}")
+        raise OSError(errno.EINVAL, f"not a name sosfs gives: {name!r}")
     return parsed
 
 
-def _unescaped(text: str) -> Parsed:
-    if not text.startswith(ESCAPE):
-        return Parsed(text, Form.PLAIN)
-    tag, rest = text[2:3], text[3:]
-    if tag == "#":
-        return Parsed(rest[_DIGITS + 1 :], Form.FOLDED, rest[:_DIGITS])
-    if tag == "f":
+def _unescaped(name: bytes) -> Parsed:
+    if not name.startswith(_ESCAPE):
+        return Parsed(_quoted(name), Form.PLAIN)
+    tag, rest = name[2:3], name[3:]
+    if tag == b"f":
         inner = _unescaped(rest)
-        if inner.form is Form.PLAIN:
-            return Parsed(inner.segment, Form.BESIDE)
-        return inner
-    literal = {"-": "", "=": rest}
-    return Parsed(literal.get(tag, text[2:]), Form.PLAIN)
+        return Parsed(inner.segment, Form.BESIDE) if inner.form is Form.PLAIN else inner
+    text = rest.decode(errors="replace")  # an escape is UTF-8 all through; what is not is no name sosfs gives
+    if tag == b"#":
+        return Parsed(text[_DIGITS + 1 :], Form.FOLDED, text[:_DIGITS])
+    literal = {b"-": "", b"=": text}
+    return Parsed(literal.get(tag, name[2:].decode(errors="replace")), Form.PLAIN)
+
+
+def meant_in_root(name: bytes) -> bytes:
+    """The name among the real files of a mount's root of what is shown there as `name`."""
+    return CONTROL.encode() if name == BEHIND_CONTROL.encode() else name
+
+
+def meant_path(names: Sequence[bytes]) -> Sequence[bytes]:
+    """As `meant_in_root`, for a path below the root of a mount, name by name."""
+    return [meant_in_root(names[0]), *names[1:]] if names else names
+
+
+def shown_in_root(name: bytes) -> bytes:
+    """The reverse of `meant_in_root`."""
+    return BEHIND_CONTROL.encode() if name == CONTROL.encode() else name
 
 
 def matches(parsed: Parsed, segment: str) -> bool:

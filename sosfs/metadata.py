@@ -13,6 +13,8 @@ noted md5 is the same for unchanged. Pure functions, safe from any thread.
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 import stat
 from collections.abc import Mapping
@@ -26,7 +28,8 @@ _HASHES = frozenset({"md5chksum"})
 _KINDS = frozenset({stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK})
 _NUMBER = re.compile(r"\d{1,10}")
 _MODE = re.compile(r"[0-9]{1,7}")
-_MTIME = re.compile(r"(-?\d+)(?:\.(\d+))?")
+_MTIME = re.compile(r"(-?\d{1,18})(?:\.(\d+))?")  # seconds that a time_t holds
+_TIME_MAX = 10**18 * NS
 _NOTHING_NOTED: Mapping[str, str] = {}
 
 
@@ -60,13 +63,20 @@ def write(metadata: Mapping[str, str], posix: Posix) -> dict[str, str]:
         if (value := getattr(posix, name)) is not None:
             out[name] = str(value)
     if posix.mtime_ns is not None:
-        seconds, rest = divmod(posix.mtime_ns, NS)
-        out["mtime"] = f"{seconds}.{rest:09d}"
+        seconds, rest = divmod(abs(posix.mtime_ns), NS)  # the decimal number, as it is read back, also before 1970
+        out["mtime"] = f"{'-' if posix.mtime_ns < 0 else ''}{seconds}.{rest:09d}"
     if posix.rdev:
         out["rdev"] = str(posix.rdev)
     if _S3CMD in out:
         out[_S3CMD] = _followed(out[_S3CMD], out)
     return out
+
+
+def storable(mtime_ns: int) -> int:
+    """The time, if metadata can say it. Raises OSError EOVERFLOW beyond what `read` understands, 31 billion years."""
+    if abs(mtime_ns) >= _TIME_MAX:
+        raise OSError(errno.EOVERFLOW, os.strerror(errno.EOVERFLOW))
+    return mtime_ns
 
 
 def without_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -126,5 +136,4 @@ def _time(text: str) -> int | None:
         return None
     seconds, fraction = int(found[1]), (found[2] or "")
     rest = int(fraction[:9].ljust(9, "0")) if fraction else 0
-    value = seconds * NS + (-rest if text.startswith("-") else rest)
-    return value if abs(value) < 1 << 63 else None
+    return seconds * NS + (-rest if text.startswith("-") else rest)

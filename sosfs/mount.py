@@ -142,8 +142,9 @@ class _Mount:
 
     def _options(self) -> set[str]:
         settings = self._settings
+        # As fstab has it: by that mount(8) knows what `mount -a` has mounted already.
         name = settings.source.rstrip("/") if settings.bucket else settings.source
-        options = set(pyfuse3.default_options) | {f"fsname=sosfs:{name}", "subtype=sosfs", "default_permissions"}
+        options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=sosfs", "default_permissions"}
         if settings.allow_other:
             options.add("allow_other")
         if settings.read_only:

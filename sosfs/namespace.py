@@ -69,7 +69,7 @@ class Namespace:
     # Looking up
 
     async def lookup(self, parent: Inode, name: bytes) -> Inode:
-        """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, EILSEQ, and what the bucket answers."""
+        """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, and what the bucket answers."""
         directory = self.directory(parent)
         parsed = keys.parse(name)
         inode = directory.entries.get(name)

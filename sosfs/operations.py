@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 
+from . import keys
 from .absences import Absences
 from .answered import answered
 from .attributes import Attributes
@@ -32,7 +33,8 @@ from .deletions import Deletions
 from .directory import Directory, Reading, ended
 from .entries import absent_from, entry_of, room
 from .guesses import Guesses
-from .inodes import Inode, Inodes
+from .inodes import Inode, Inodes, Known
+from .metadata import storable
 from .namespace import Namespace, refuse
 from .pages import Pages
 from .rename import Renames
@@ -84,7 +86,10 @@ class Operations(pyfuse3.Operations):
     # Attributes
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        return entry_of(inode, ttl=self._ttl, guess=self._guesses.hold)
+        entry = entry_of(inode, ttl=self._ttl, guess=self._guesses.hold)
+        if not self._inodes.has_name(inode):
+            entry.st_nlink = 0  # removed, here or by another client; whoever has it open keeps it
+        return entry
 
     def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
         inode.lookups += 1
@@ -113,7 +118,10 @@ class Operations(pyfuse3.Operations):
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         found = self._inodes[inode]
-        await self._guesses.asked(found)
+        # The kernel asks before each read(2) where attributes are not trusted for any time. What is open shows one
+        # version; whether its name leads to another by now is asked by the lookup of whoever opens or stats that.
+        if not found.opens or found.known is not Known.ALL:
+            await self._guesses.asked(found)
         return self._entry(found)
 
     @answered
@@ -141,7 +149,7 @@ class Operations(pyfuse3.Operations):
         if fields.update_atime:
             found.atime_ns = attr.st_atime_ns
         if fields.update_mtime:
-            found.mtime_ns = attr.st_mtime_ns
+            found.mtime_ns = storable(attr.st_mtime_ns)
             self._contents.time_given(found)
         if (found.mode, found.uid, found.gid, found.mtime_ns) != before:
             try:
@@ -266,7 +274,8 @@ class Operations(pyfuse3.Operations):
             inode = reading.directory.entries.get(name)
             if inode is None:
                 continue  # it went meanwhile
-            if not pyfuse3.readdir_reply(token, name, self._entry(inode), at + len(DOTS)):
+            shown = keys.shown_in_root(name) if here is self._inodes.root else name
+            if not pyfuse3.readdir_reply(token, shown, self._entry(inode), at + len(DOTS)):
                 return
             inode.lookups += 1
             self._guesses.listed(inode)
@@ -290,7 +299,7 @@ class Operations(pyfuse3.Operations):
         return await self._open(self._inodes[inode], flags, ctx)
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             await self._attributes.refusals.require_write(inode)
         await self._guesses.opened(inode)
         handle = await self._contents.open(inode, flags, ctx.pid)

@@ -14,9 +14,10 @@ from __future__ import annotations
 import errno
 import logging
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import NamedTuple
 
-from . import keys
+from . import headers, keys
 from .attributes import Attributes
 from .contents import Contents
 from .copying import copy_object
@@ -67,7 +68,7 @@ class Renames:
     async def rename(self, old_parent: Inode, old_name: bytes, parent: Inode, name: bytes, *, replace: bool) -> None:
         """Gives a file or directory another name, over an existing one only with `replace`.
 
-        Raises OSError ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself), ENAMETOOLONG, EILSEQ.
+        Raises OSError ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself), ENAMETOOLONG.
         """
         inode = await self._namespace.lookup(old_parent, old_name)
         parsed = keys.parse(name)
@@ -139,7 +140,7 @@ class Renames:
         row = self._journal.add_rename(old_key, key)
         try:
             with self._namespace.moving(inode, target, parent, segment, form):
-                version, used = await self._copy(inode, old_key, key)
+                version, used = await self._copy(inode, old_key, key, segment)
                 await self._retire(inode, old_key, key, replaced=target is not None)
         except Exception:
             self._journal.drop_rename(row)
@@ -162,15 +163,16 @@ class Renames:
             else:
                 self._contents.moved(inode)
 
-    async def _copy(self, inode: Inode, old_key: str, key: str) -> tuple[Version, Properties | None]:
+    async def _copy(self, inode: Inode, old_key: str, key: str, segment: str) -> tuple[Version, Properties | None]:
         """Copies the object; returns the new version, and the properties it got where they are not those it had."""
         assert inode.version is not None
-        used: Properties | None = None
         acl = await self._attributes.acl(inode)
-        if inode.attributes_dirty or inode.properties.storage_class is None:
+        may_retype = inode.is_regular and headers.for_name(segment) != headers.for_name(inode.segment)
+        if inode.attributes_dirty or inode.properties.storage_class is None or (may_retype and not inode.whole):
             await self._attributes.learn_whole(inode)
-        if inode.attributes_dirty:
-            used = self._attributes.properties(inode)
+        used = self._attributes.properties(inode) if inode.attributes_dirty else None
+        if may_retype:
+            used = self._retyped(inode, segment, used)
         try:
             kept = inode.properties.storage_class
             version = await copy_object(
@@ -186,6 +188,14 @@ class Renames:
             kept = inode.properties.storage_class
             version = await copy_object(self._store, old_key, key, inode.version, storage_class=kept, acl=acl)
         return version, used
+
+    def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:
+        """`used`, or what the object has, with the Content-Type of the new name where only the old one told it."""
+        had = used or self._attributes.properties(inode)
+        kind = headers.renamed(had.headers.content_type, inode.segment, segment)
+        if kind == had.headers.content_type or not inode.whole:
+            return used
+        return replace(had, headers=replace(had.headers, content_type=kind))
 
     async def _retire(self, inode: Inode, old_key: str, key: str, *, replaced: bool) -> None:
         """Removes the old key. A refusal takes the copy back, unless that has `replaced` a file, which is gone."""

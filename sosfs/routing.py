@@ -1,8 +1,9 @@
 """Which of the kernel's requests are for real files and which for the control tree: decided here and only here.
 
 Numbers of nodes and of open handles say it: the control tree's begin at `control.FIRST`. Its root is the name `.sosfs`
-in the root of the mount, which no listing shows. Extended attributes of real files come in here too, so that
-the one that the kernel asks for with each write (`security.capability`) is answered at once.
+in the root of the mount, which no listing shows; what the bucket has there of that name is shown under another one
+(`keys.meant_in_root`). Extended attributes of real files come in here too, so that the one that the kernel asks for
+with each write (`security.capability`) is answered at once.
 
 Concurrency: as `operations`.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import pyfuse3
 
-from . import control
+from . import control, keys
 from .answered import answered
 from .control_operations import ControlOperations
 from .inodes import Inodes
@@ -53,7 +54,10 @@ class Routing(pyfuse3.Operations):
             return self._tree.root()
         if parent_inode >= control.FIRST:
             return await self._tree.lookup(parent_inode, name, ctx)
-        return await self._files.lookup(parent_inode, name, ctx)
+        return await self._files.lookup(parent_inode, self._meant(parent_inode, name), ctx)
+
+    def _meant(self, parent: int, name: bytes) -> bytes:
+        return keys.meant_in_root(name) if parent == self._root else name
 
     @answered
     async def rename(
@@ -69,6 +73,7 @@ class Routing(pyfuse3.Operations):
             await self._tree.refused()
         if control.NAME in self._in_root((parent_inode_old, name_old), (parent_inode_new, name_new)):
             await self._tree.refused()
+        name_old, name_new = self._meant(parent_inode_old, name_old), self._meant(parent_inode_new, name_new)
         await self._files.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx)
 
     def _in_root(self, *places: tuple[int, bytes]) -> list[bytes]:
@@ -127,6 +132,10 @@ def in_tree(number: int, rest: tuple[Any, ...], root: int) -> bool:
 
 def _routed(files: Any, tree: Any, root: int) -> Any:
     async def handler(number: int, *rest: Any) -> Any:
-        return await (tree if in_tree(number, rest, root) else files)(number, *rest)
+        if in_tree(number, rest, root):
+            return await tree(number, *rest)
+        if number == root and rest and isinstance(rest[0], bytes):
+            rest = (keys.meant_in_root(rest[0]), *rest[1:])
+        return await files(number, *rest)
 
     return handler

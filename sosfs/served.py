@@ -228,9 +228,11 @@ class Served:
 
     def close(self) -> None:
         """Lets others have the journal; no request may be under way or follow."""
-        if self._begun:
-            self.parts.cache.close()
         self.store.close()
+        if not self._begun:
+            self._journal.withdraw()
+            return
+        self.parts.cache.close()
         self._journal.close()
 
     @property

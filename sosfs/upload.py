@@ -86,6 +86,13 @@ def etag_of(body: bytes | memoryview) -> str:
     return md5(body, usedforsecurity=False).hexdigest()
 
 
+class Truncated(OSError):
+    """The file was cut, by another process, below what was being sent: what was begun must not be finished."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(errno.EAGAIN, f"{key} was truncated while it was sent")
+
+
 @dataclass(frozen=True, slots=True)
 class _Sent:
     part: Part
@@ -177,7 +184,8 @@ class Upload:
     async def finish(self, size: int, condition: Condition, announce: Announce = lambda token: None) -> Version:
         """Sends what is missing of the first `size` bytes and makes the object; `announce` is told its token before.
 
-        Raises StoreError; what was sent stays for the next try. ESTALE when another version won.
+        Raises StoreError; what was sent stays for the next try. ESTALE when another version won. `Truncated` where
+        there are no `size` bytes any more.
         """
         self._writer, self._condition = 0, condition
         await self._idle.wait()
@@ -192,6 +200,8 @@ class Upload:
         # A writer that never rests must not keep fsync from returning: what came later is dirty again.
         parts = [self._sent[job.number] if self._has(job) else await self._make(job) for job in self._jobs(size)]
         await self._ensure()
+        if self._draft.size < size:
+            raise Truncated(self.key)
         shared = self._shared
         made = [sent.part for sent in parts]
         announce(landing.token(joined_etag(made), size, self.properties, hashes=shared.store.hashes))
@@ -287,6 +297,8 @@ class Upload:
     async def _send(self, job: Range, serial: int) -> _Sent:
         async with self._shared.budget.holding(job.stop - job.start):
             body = await self._draft.read(job.start, job.stop)
+            if len(body) < job.stop - job.start:
+                raise Truncated(self.key)  # else an empty part, or a short one in the middle: EINVAL of the store
             async with self._begun_for(job) as upload_id:
                 part = await self._shared.store.upload_part(self.key, upload_id, job.number, body)
             self._shared.sent_bytes += len(body)

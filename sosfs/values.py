@@ -89,6 +89,13 @@ def _lifetime(text: str) -> float:
     return seconds
 
 
+def _period(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise ValueError("no answer could come within 0 seconds")
+    return seconds
+
+
 def _octal(text: str) -> int:
     if re.fullmatch(r"(0o)?[0-7]{1,4}", text) is None or int(text, 8) > 0o777:
         raise ValueError(f"{text!r} is no set of permission bits; write it as 022")
@@ -173,6 +180,7 @@ FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool
 SIZE: Kind[int] = Kind("SIZE", _size, shown_size, (int,))
 PART: Kind[int] = Kind("SIZE", _part, shown_size, (int,))
 SECONDS: Kind[float] = Kind("SECONDS", _seconds, "{:g}".format, (int, float))
+PERIOD: Kind[float] = dataclasses.replace(SECONDS, parse=_period)
 LIFETIME: Kind[float] = dataclasses.replace(SECONDS, parse=_lifetime)
 OCTAL: Kind[int] = Kind("BITS", _octal, "{:03o}".format, (int,))
 USER: Kind[int] = Kind("USER", _user, str, (int,))

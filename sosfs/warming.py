@@ -23,6 +23,7 @@ from .budget import Budget
 from .errands import Names, Tell, Told
 from .errors import Cause, StoreError
 from .inodes import Inode, Inodes, Known
+from .keys import meant_path
 from .namespace import Namespace
 from .tasks import each
 
@@ -94,7 +95,7 @@ class Warming:
 
     async def _at(self, path: Names) -> Inode:
         at = self._inodes.root
-        for name in path:
+        for name in meant_path(path):
             try:
                 at = await self._namespace.lookup(at, name)
             except OSError as error:

@@ -46,8 +46,6 @@ HEADERS: Mapping[bytes, str] = {
     EXPIRES: "expires",
     MIME_TYPE: "content_type",
 }
-# What servers say of an object that was stored without a type.
-UNTYPED = frozenset({"", "binary/octet-stream", "application/binary", headers.UNKNOWN, headers.DIRECTORY})
 Reader = Callable[[Inode], Awaitable[str]]
 
 
@@ -117,7 +115,7 @@ class Xattrs:
         shown = [xattr_names.shown(entry) for entry in known.metadata]
         listed = [USER + name for name in shown if name is not None]
         listed += [name for name, field in HEADERS.items() if name != MIME_TYPE and getattr(known.headers, field)]
-        if known.headers.content_type not in UNTYPED | {self._own_type(inode)}:
+        if known.headers.content_type not in headers.UNTYPED | {headers.DIRECTORY, self._own_type(inode)}:
             listed.append(MIME_TYPE)
         return listed
 

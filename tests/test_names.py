@@ -130,20 +130,6 @@ def test_a_key_over_1024_bytes_is_refused_when_it_is_made(drive: Drive) -> None:
     assert names(directory) == ["f" * room]
 
 
-def test_bytes_that_are_not_utf8_are_refused(drive: Drive) -> None:
-    path = drive.here / os.fsdecode(b"\xff\xfe")
-    with fails(errno.EILSEQ):
-        path.touch()
-    with fails(errno.EILSEQ):
-        path.mkdir()
-    with fails(errno.EILSEQ, errno.ENOENT):
-        path.stat()
-    (drive.here / "a").touch()
-    with fails(errno.EILSEQ):
-        (drive.here / "a").rename(path)
-    assert names(drive.here) == ["a"]
-
-
 def test_deep_directories(drive: Drive) -> None:
     deep = drive.here.joinpath(*[f"level{number}" for number in range(40)])
     deep.mkdir(parents=True)
