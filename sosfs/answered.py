@@ -9,9 +9,13 @@ import errno
 import functools
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 import pyfuse3
+
+from .callers import CALLERS, NOTHING, Opened
+from .interrupt import CURRENT
 
 log = logging.getLogger(__name__)
 
@@ -22,26 +26,49 @@ QUIET = frozenset(
     getattr(errno, name)
     for name in (
         *("ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR"),
-        *("ENAMETOOLONG", "EILSEQ", "EINVAL", "EPERM", "ENODATA", "EXDEV"),
+        *("ENAMETOOLONG", "EINVAL", "EPERM", "ENODATA", "EXDEV", "EINTR"),
     )
 )
 
 
+# What is done to its end whoever waits, and what is answered at once or has nobody to be told.
+APART = frozenset({"rename", "unlink", "rmdir", "mkdir", "mknod", "symlink"})
+UNWATCHED = frozenset({"forget", "release", "releasedir", "statfs"})
+
+
 def answered(handler: F) -> F:
-    """Makes a handler raise nothing but FUSEError."""
+    """Makes a handler raise nothing but FUSEError, EINTR among them where its caller is gone (`callers`)."""
+    name = handler.__name__
 
     @functools.wraps(handler)
     async def guarded(*args: Any) -> Any:
         try:
-            return await handler(*args)
+            if CURRENT.get() is not None or name in UNWATCHED:
+                return await handler(*args)
+            caller = args[-1].pid if isinstance(args[-1], pyfuse3.RequestContext) else 0
+            if name in APART:
+                return await CALLERS.apart(name, caller, lambda: handler(*args), partial(_unmade, args[0]))
+            return await CALLERS.serve(name, caller, partial(_opened, *args[:2]), lambda: handler(*args))
         except pyfuse3.FUSEError:
             raise
         except OSError as error:
             level = logging.DEBUG if error.errno in QUIET else logging.INFO
-            log.log(level, "%s: %s", handler.__name__, error)
+            log.log(level, "%s: %s", name, error)
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
         except Exception as error:
-            log.exception("%s failed: this is a bug in sosfs", handler.__name__)
+            log.exception("%s failed: this is a bug in sosfs", name)
             raise pyfuse3.FUSEError(errno.EIO) from error
 
     return guarded  # type: ignore[return-value]
+
+
+async def _unmade(operations: Any, entry: Any) -> None:
+    """The kernel was not told of the inode that was made for it."""
+    if isinstance(entry, pyfuse3.EntryAttributes):
+        await operations.forget([(entry.st_ino, 1)])
+
+
+def _opened(operations: Any, handle: int = 0) -> Opened:
+    """What the request on a handle is about, where these operations know."""
+    opened = getattr(operations, "opened", None)
+    return opened(handle) if opened else NOTHING

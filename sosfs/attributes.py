@@ -24,6 +24,7 @@ from .edits import NO_EDITS
 from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
+from .interrupt import waited
 from .journal import Journal
 from .learning import Learning
 from .listing import Listings
@@ -213,7 +214,7 @@ class Attributes(Learning):
     async def rewritten(self, inode: Inode) -> None:
         """No request that stores the inode's attributes is under way afterwards."""
         while inode in self._rewriting:
-            await self._rewriting[inode].wait()
+            await waited(self._rewriting[inode].wait)
 
     async def settle_directories(self, top: Inode) -> None:
         """As `settle`, for the directories at and below `top`: those without marker are in the bucket then."""

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import trio
 from cachetools import LRUCache
 
+from .interrupt import waited
 from .store import Object, ObjectStore
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
@@ -201,7 +202,7 @@ class Blocks:
         pieces: list[memoryview] = []
         for run, until in self._runs(source, start, stop, []):
             if not run.done.is_set():
-                await run.done.wait()
+                await waited(run.done.wait)
             if run.error is not None:
                 raise run.error
             end = min(stop, until * BLOCK)

@@ -11,6 +11,7 @@ from functools import partial
 
 import trio
 
+from .interrupt import waited
 from .turns import Between
 
 
@@ -34,8 +35,8 @@ class Budget:
         entry = (size, trio.Event())
         self._waiting.append(entry)
         try:
-            await entry[1].wait()
-        except trio.Cancelled:
+            await waited(entry[1].wait)
+        except (trio.Cancelled, OSError):
             if entry in self._waiting:
                 self._waiting.remove(entry)
             else:
@@ -84,4 +85,4 @@ class Backlog:
     async def is_under(self, limit: int) -> None:
         """Returns when no more than `limit` bytes wait."""
         while self.waiting > limit:
-            await self._changed.park()
+            await waited(self._changed.park)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import sosfs
-from sosfs import config, daemon, keysearch, mountpoint, option_table, values, zone
+from sosfs import config, daemon, keysearch, log_level, mountpoint, option_table, values, zone
 from sosfs.config import SettingError, Settings
 from sosfs.credentials import Surroundings
 from sosfs.daemon import Exit
@@ -197,7 +197,12 @@ def mount(source: str, directory: str, layers: Sequence[Any]) -> int:
     """Mounts with these layers of parameters above those of the files: the common end of `sosfs mount` and fstab's."""
     bucket, prefix = config.split_source(source)
     path = mountpoint.canonical(directory)
-    settings = config.settle(bucket, prefix, path, [*layers, *config.from_files(bucket, config.files())])
+
+    def read() -> Settings:
+        return config.settle(bucket, prefix, path, [*layers, *config.from_files(bucket, config.files())])
+
+    settings = read()
+    log_level.follow(lambda: read().log_level)
     finder = Finder(lambda: Surroundings.of_process(settings.profile))
     settings = located(settings, finder)
     mountpoint.prepare(settings)

@@ -119,7 +119,7 @@ class Contents:
         draft = handle.content.draft
         if draft is None or not handle.writes:
             return
-        if draft.is_blank and descriptors.holds(handle.task, self._inodes.path(handle.inode, self._mountpoint)):
+        if draft.is_blank and descriptors.holds(handle.task, self.path(handle.inode)):
             return  # a duplicate was closed before anything was written
         await self._commits.save(handle.inode)
 
@@ -127,6 +127,10 @@ class Contents:
         """The file's bytes and attributes are safe afterwards."""
         await self._commits.save(inode)
         await self._attributes.fsync(inode, durability=self._commits.durability)
+
+    def path(self, inode: Inode) -> str:
+        """Where a user finds a file."""
+        return self._inodes.path(inode, self._mountpoint)
 
     # Reading
 

@@ -37,6 +37,7 @@ class Node:
     """
 
     permissions = 0o400
+    is_lasting = False  # whether its name leads to it as long as the mount is there
 
     def __init__(self, identity: Hashable) -> None:
         self.identity = identity
@@ -70,6 +71,8 @@ class Folder(Node, abc.ABC):
 
 class Fixed(Folder):
     """A directory whose entries never change."""
+
+    is_lasting = True
 
     def __init__(self, identity: Hashable, entries: Mapping[bytes, Node], *, permissions: int = 0o700) -> None:
         super().__init__(identity)

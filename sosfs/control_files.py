@@ -23,6 +23,8 @@ from .store import Acl
 class Report(TextFile):
     """What the mount says of itself."""
 
+    is_lasting = True
+
     def __init__(self, name: str, tell: Callable[[], str], *, permissions: int) -> None:
         super().__init__(("report", name))
         self.permissions = permissions

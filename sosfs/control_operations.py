@@ -18,10 +18,11 @@ from typing import NoReturn
 from weakref import WeakKeyDictionary
 
 import pyfuse3
-import trio
 
 from .control import Audience, BytesFile, Folder, Node, TextFile, Tree
+from .turns import Turns
 
+LASTING = 1e6  # seconds for which the kernel may keep a name that never goes
 TEXT_MAX = 1 << 20  # bytes; a bucket policy has at most 20 kB
 
 
@@ -76,7 +77,7 @@ class ControlOperations:
         self.tree = tree
         self._uid, self._gid = os.geteuid(), os.getegid()  # whoever mounted, whose key it works with: never `--uid`
         self._opened: dict[int, Text | BytesFile | list[tuple[bytes, Node]]] = {}
-        self._locks: WeakKeyDictionary[Node, trio.Lock] = WeakKeyDictionary()
+        self._locks: WeakKeyDictionary[Node, Turns] = WeakKeyDictionary()
         self._next = tree.root.number  # of handles: in the range of the nodes' numbers, for the same reason
 
     # Attributes and names
@@ -90,7 +91,9 @@ class ControlOperations:
         entry.st_uid, entry.st_gid = self._uid, self._gid
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = node.time_ns
         entry.st_blksize, entry.st_blocks = 4096, -(-entry.st_size // 512)
-        entry.entry_timeout = entry.attr_timeout = 0
+        entry.attr_timeout = 0
+        # What is always there needs no lookup, which would wait while another one in the mount's root hangs.
+        entry.entry_timeout = LASTING if node.is_lasting else 0
         return entry
 
     def root(self) -> pyfuse3.EntryAttributes:
@@ -188,8 +191,8 @@ class ControlOperations:
     def _audience(self, ctx: pyfuse3.RequestContext) -> Audience:
         return Audience.OWNER if ctx.uid in (0, self._uid) else Audience.OTHERS
 
-    def _lock(self, node: Node) -> trio.Lock:
-        return self._locks.setdefault(node, trio.Lock())
+    def _lock(self, node: Node) -> Turns:
+        return self._locks.setdefault(node, Turns())
 
     def _text(self, fh: int) -> Text:
         opened = self._opened[fh]

@@ -25,7 +25,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
 
-from sosfs import readiness, status
+from sosfs import log_level, readiness, status
 from sosfs.config import Settings
 from sosfs.credentials import CredentialSource
 from sosfs.mountpoint import StartError
@@ -167,9 +167,8 @@ def _file(path: Path) -> logging.Handler:
 
 def _log_to(handler: logging.Handler, form: str, settings: Settings) -> None:
     handler.setFormatter(_Lines(form))
-    logging.basicConfig(handlers=[handler], level=settings.log_level.name, force=True)
-    for library in ("boto3", "botocore", "urllib3"):  # at info they tell of each connection
-        logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.basicConfig(handlers=[handler], force=True)
+    log_level.put(settings.log_level)
 
 
 def log_place(settings: Settings) -> str:

@@ -22,6 +22,7 @@ import trio
 from .blocks import Spawn
 from .errors import Cause, StoreError
 from .guards import look
+from .interrupt import waited
 from .journal import Journal
 from .store import DELETE_MAX, ObjectStore, Version
 from .tasks import each
@@ -178,7 +179,7 @@ class Deletions:
     async def _answered(self) -> None:
         """Waits until the store has answered for one of the batches under way, of which there must be one."""
         async with self._settled:
-            await self._settled.wait()
+            await waited(self._settled.wait)
 
     async def _gathered(self) -> bool:
         """Waits while the queue grows towards a full batch; whether there is anything in it."""

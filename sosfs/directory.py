@@ -23,6 +23,7 @@ from .inodes import SYMLINK_MAX, Inode, Inodes, Known
 from .keys import Form, name_of
 from .metadata import NS, read
 from .store import NOTHING, Page, Properties, Version
+from .turns import Turns
 
 PENDING = math.inf
 
@@ -101,7 +102,7 @@ class Directory:
         self.readers = 0  # open `Reading`s
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
-        self.lock = trio.Lock()
+        self.lock = Turns()
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""

@@ -16,6 +16,7 @@ from functools import partial
 import trio
 
 from .inodes import Inode, Inodes
+from .interrupt import waited
 from .turns import Between
 
 
@@ -39,7 +40,7 @@ class Gate:
     async def opened(self, inode: Inode) -> None:
         """No rename of the inode is under way afterwards; unlike `passing` this keeps none from beginning."""
         while self.is_closed(inode):
-            await self._changed.park()
+            await waited(self._changed.park)
 
     async def _enter(self, inode: Inode) -> None:
         await self.opened(inode)
@@ -56,7 +57,7 @@ class Gate:
     async def closed(self, *subtrees: Inode) -> AsyncIterator[None]:
         """For one rename: within it no commit is under way in the subtrees."""
         while self._is_busy(subtrees):
-            await self._changed.park()
+            await waited(self._changed.park)
         self._closed.extend(subtrees)
         try:
             yield

@@ -6,6 +6,7 @@ state.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -35,6 +36,31 @@ def of(path: Path) -> list[Holder]:
         if directory.name.isdigit() and (how := next(_holds(directory, path), "")):
             holders.append(Holder(int(directory.name), _command(directory), how))
     return sorted(holders, key=lambda holder: holder.pid)
+
+
+def namespace_of(device: str, daemon: int) -> str:
+    """A process, in words, in whose mount namespace `device` (major:minor) is still mounted; "" for none.
+
+    The `daemon`'s own does not count: it is that of whoever asks.
+    """
+    own = _namespace(PROC / str(daemon))
+    seen = {own, None}
+    for process in PROC.iterdir():
+        if not process.name.isdigit() or (namespace := _namespace(process)) in seen:
+            continue
+        seen.add(namespace)
+        with contextlib.suppress(OSError):
+            mounts = (process / "mountinfo").read_text(errors="replace").splitlines()
+            if any(line.split()[2] == device for line in mounts):
+                return f"{_command(process)} (pid {process.name})"
+    return ""
+
+
+def _namespace(process: Path) -> str | None:
+    try:
+        return str((process / "ns" / "mnt").readlink())
+    except OSError:  # another user's, or it has ended
+        return None
 
 
 def mounts_below(path: Path) -> list[Path]:

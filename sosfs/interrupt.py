@@ -1,38 +1,82 @@
 """The sign that nobody waits for a request any more.
 
-Whoever waits for a request sets it, in any thread; the thread that makes the request sees it within a second, in
-the middle of a transfer or asleep between two tries, and ends with EINTR. Whether the server had done the request
-by then nobody knows.
+Whoever watches the callers sets it, in the trio thread. A thread that makes an HTTP request for it sees that within
+a second, in the middle of a transfer or asleep between two tries, and ends with EINTR: whether the server had done
+it by then nobody knows, as after a lost answer. A task that waits for its turn, or for what others fetch, ends with
+EINTR at once (`waited`), with nothing begun.
+
+The sign goes with the task that serves a kernel request and those it starts side by side, in a context variable;
+tasks of the background have none.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import threading
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sosfs.errors import StoreError
+
+if TYPE_CHECKING:
+    import trio
+
+T = TypeVar("T")
 
 
 class Interrupt:
     """Set once, for good. One may stand for any number of requests."""
 
+    __slots__ = ("_event", "_scopes")
+
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._scopes: list[trio.CancelScope] = []
 
     def set(self) -> None:
-        """Ends the requests it was given to, and those that begin with it later."""
+        """Ends what it was given to, and what begins with it later."""
         self._event.set()
+        for scope in self._scopes:
+            scope.cancel()
 
     @property
     def is_set(self) -> bool:
-        """Whether the requests are to end."""
+        """Whether what has this is to end."""
         return self._event.is_set()
 
     def sleep(self, seconds: float) -> None:
-        """Sleeps until the time is over or this is set."""
+        """Sleeps until the time is over or this is set; for threads."""
         self._event.wait(seconds)
 
     def check(self, request: str) -> None:
         """Raises EINTR for `request` once this is set."""
         if self._event.is_set():
             raise StoreError(errno.EINTR, request)
+
+    async def ends(self, wait: Callable[[], Awaitable[T]]) -> T:
+        """What `wait` returns; it is cancelled when this is set, and EINTR raised then."""
+        from trio import CancelScope  # noqa: PLC0415 - not loaded by commands that answer at once
+
+        with CancelScope() as scope:
+            if self.is_set:
+                scope.cancel()
+            self._scopes.append(scope)
+            try:
+                return await wait()
+            finally:
+                self._scopes.remove(scope)
+        raise OSError(errno.EINTR, os.strerror(errno.EINTR))
+
+
+CURRENT: ContextVar[Interrupt | None] = ContextVar("interrupt", default=None)
+
+
+async def waited(wait: Callable[[], Awaitable[T]]) -> T:
+    """What `wait` returns. Raises EINTR when nobody waits any more for the request this is done for.
+
+    Only for waits that change nothing when they are cancelled: for a turn, or for what somebody else does.
+    """
+    interrupt = CURRENT.get()
+    return await (wait() if interrupt is None else interrupt.ends(wait))

@@ -21,6 +21,7 @@ from .errors import Cause, StoreError
 from .foresight import Foresight
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
+from .interrupt import waited
 from .listing import Listings
 from .store import Acl, Canned, Detail, Object, ObjectStore, Properties, Version
 
@@ -91,7 +92,7 @@ class Learning:
             return inode
         if inode in self._asking:
             question = self._asking[inode]
-            await question.done.wait()
+            await waited(question.done.wait)
             if question.answer is None and inode.parent is None:
                 raise OSError(errno.ENOENT, "it is gone from the bucket")
             return question.answer or await self.learn(inode)

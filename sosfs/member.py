@@ -18,6 +18,7 @@ from .inodes import ROOT
 from .served import Served
 from .store import Bucket
 from .tasks import Background
+from .turns import Turns
 from .zone import Place
 
 SHIFT = 40  # bits of a number below the index: 10,000 new inodes a second for three years
@@ -39,7 +40,7 @@ class Member:
     served: Served | None = None
     background: Background | None = None
     is_gone: bool = False
-    lock: trio.Lock = field(default_factory=trio.Lock)  # entering and removing
+    lock: Turns = field(default_factory=Turns)  # entering and removing
 
     _busy: int = 0  # requests under way
     _was_busy: trio.Event | None = None

@@ -8,24 +8,38 @@ Concurrency: the one place that opens the mount's nursery; everything runs in it
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pyfuse3
 import trio
 
-from . import allocator, bucket_zone, errands, listening, private, readiness, status
-from .config import Settings
+from . import (
+    allocator,
+    bucket_zone,
+    control,
+    errands,
+    listening,
+    log_level,
+    private,
+    readiness,
+    status,
+    under_way,
+)
+from .callers import CALLERS
+from .config import SettingError, Settings
 from .credentials import CredentialSource
 from .errors import StoreError
 from .kernel import raise_read_ahead
 from .mountpoint import StartError
 from .service import Service, service_of
 from .tasks import Background
+from .threads import LOCAL
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +61,8 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
     allocator.collect_seldom()
     if settings.bucket:
         settings = bucket_zone.located(settings)
-    return trio.run(_Mount(settings, source).run, ready)
+    mount = _Mount(settings, source)
+    return trio.run(mount.run, ready, instruments=[mount.ages])
 
 
 def _in_words(error: StoreError, settings: Settings) -> str:
@@ -59,6 +74,11 @@ def _in_words(error: StoreError, settings: Settings) -> str:
     if error.status == 0:
         return f"cannot reach {settings.endpoint}: {error.strerror}"
     return error.strerror or str(error)
+
+
+def _look_at(path: Path) -> None:
+    with contextlib.suppress(OSError):  # unmounted already
+        path.stat()
 
 
 def _only(group: BaseExceptionGroup[OSError | StartError]) -> OSError | StartError:
@@ -91,6 +111,8 @@ class _Mount:
 
     def __init__(self, settings: Settings, source: CredentialSource) -> None:
         self._settings = settings
+        self._source = source
+        self.ages = under_way.Ages()
         self._errors = _Errors()
         self._state = status.State.MOUNTING
         self._draining = trio.CancelScope()
@@ -121,12 +143,17 @@ class _Mount:
         """Serves the kernel until the mount point is gone, then drains; returns how many changes are left."""
         mountpoint = self._settings.mountpoint
         async with trio.open_nursery() as nursery:
-            await self._service.begin(Background(nursery))
+            background = Background(nursery)
+            await self._service.begin(background)
+            CALLERS.attach(background)
             await nursery.start(listening.tell, status.socket_path(mountpoint), self._service.status)
             _attach(self._service.operations, mountpoint, self._options())
-            await nursery.start(errands.serve, errands.socket_path(mountpoint), self._service.errands)
+            works = {**self._service.errands, "store": self._store}
+            await nursery.start(errands.serve, errands.socket_path(mountpoint), works)
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
+            nursery.start_soon(CALLERS.watch)
+            nursery.start_soon(self._prime)
             nursery.start_soon(raise_read_ahead, mountpoint)
             self._state = status.State.MOUNTED
             ready()
@@ -154,13 +181,40 @@ class _Mount:
         return options
 
     async def _await_signals(self) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        heeded = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
+        with trio.open_signal_receiver(*heeded) as received:
             async for number in received:
+                if number == signal.SIGHUP:
+                    await self._reread()
+                    continue
+                if number == signal.SIGUSR1:
+                    for line in under_way.lines(self.ages):
+                        log.warning("%s", line)
+                    continue
                 log.info("%s: unmounting", signal.Signals(number).name)
                 if self._state is status.State.DRAINING:
                     self._draining.cancel()  # the rest stays in the journal, for the next mount
                 else:
                     pyfuse3.terminate()
+
+    async def _reread(self) -> None:
+        """SIGHUP: the key and the log level are read again; what cannot be read stays as it was."""
+        try:
+            await LOCAL.run(self._source.refresh)
+            level = await LOCAL.run(log_level.again)
+        except (OSError, SettingError) as error:
+            log.error("not read again: %s", error)
+            return
+        log.info("the key was read again, and the log level%s", f": {level.value}" if level else "")
+
+    async def _prime(self) -> None:
+        """Lets the kernel know the names that it need not ask for again, before a server can hang."""
+        await LOCAL.run(_look_at, self._settings.mountpoint / control.NAME.decode() / "status")
+
+    async def _store(self, paths: Sequence[errands.Names], tell: errands.Tell) -> errands.Told:
+        """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""
+        await self._service.settle()
+        return {"pending": self._service.pending}
 
     async def _sweep(self) -> None:
         while True:

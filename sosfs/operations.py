@@ -25,6 +25,7 @@ from . import keys
 from .absences import Absences
 from .answered import answered
 from .attributes import Attributes
+from .callers import NOTHING, Opened
 from .commits import Commits
 from .content import Handle
 from .contents import Contents
@@ -82,6 +83,13 @@ class Operations(pyfuse3.Operations):
         self._readings: dict[int, Reading] = {}
         self._next_handle = inodes.root.number  # in the range of the inodes' numbers
         self.absences = Absences(ttl)
+
+    def opened(self, handle: int) -> Opened:
+        """What a handle has open."""
+        if found := self._files.get(handle):
+            return Opened(self._contents.path(found.inode), found.task)
+        reading = self._readings.get(handle)
+        return Opened(self._contents.path(reading.directory.inode), 0) if reading else NOTHING
 
     # Attributes
 

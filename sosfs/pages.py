@@ -24,6 +24,7 @@ import trio
 
 from .blocks import BLOCK, Run, Source, Spawn
 from .inodes import Inode, Inodes
+from .interrupt import waited
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Pages:
     async def settle(self, inode: Inode) -> None:
         """Waits until nothing is being given to this inode: from then to the next wait it may be changed."""
         while events := self._giving.get(inode.number):
-            await next(iter(events)).wait()
+            await waited(next(iter(events)).wait)
 
     async def doubt(self, inode: Inode) -> None:
         """Another version of a file is there than the kernel was told of: it asks for the size before it trusts it."""

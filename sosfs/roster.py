@@ -17,6 +17,7 @@ import trio
 from . import control
 from .account import Account
 from .store import Bucket
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class Roster:
         self._account = account
         self._ttl = ttl
         self._at = -math.inf  # trio time at which the listing was asked for
-        self._asking = trio.Lock()
+        self._asking = Turns()
         self._own: dict[str, tuple[Bucket | None, float]] = {}  # made or (None) removed here; until when that counts
 
     @property

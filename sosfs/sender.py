@@ -13,15 +13,17 @@ from __future__ import annotations
 import errno
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
 from sosfs.customer_key import explain
 from sosfs.errors import KEY_REFUSED, StoreError
-from sosfs.interrupt import Interrupt
+from sosfs.interrupt import CURRENT, Interrupt, waited
 from sosfs.target import S3Target
 from sosfs.threads import Threads
+from sosfs.turns import Turns
 
 if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
@@ -56,7 +58,7 @@ class Sender:
         self._limits = limits or Limits()
         self._is_alone = limits is None
         self._lane: SignedLane | None = None
-        self._renewal = trio.Lock()
+        self._renewal = Turns()
         self._muted_until = -math.inf
 
     def close(self) -> None:
@@ -77,20 +79,21 @@ class Sender:
     ) -> T:
         """Does `work` in a thread, once more where the key was refused and its source has another one.
 
-        EINTR within two seconds after `interrupt` was set.
+        EINTR within two seconds after `interrupt` was set, or that of the kernel request this is done for.
         """
-        used = self._lane = self._lane or self._opened(operation)
+        interrupt = interrupt or CURRENT.get()
+        used = self._lane = self._current(operation)
         threads = self._limits.bulk if size >= BULK else self._limits.small
         self._on_request(operation)
         try:
-            return await threads.run(work, used.under(interrupt) if interrupt else used)
+            return await waited(partial(threads.run, work, used.under(interrupt) if interrupt else used))
         except StoreError as error:
             renewed = await self._renewed(used, error)
             if renewed is None:
                 explain(operation, error)
                 raise
         self._on_request(operation)
-        return await threads.run(work, renewed.under(interrupt) if interrupt else renewed)
+        return await waited(partial(threads.run, work, renewed.under(interrupt) if interrupt else renewed))
 
     async def send_each(
         self,
@@ -105,20 +108,24 @@ class Sender:
         This costs one hop instead of one a key. After the first that got no answer the others have its error,
         unasked. A key that the server no longer takes is not read again: who has to know asks once more, alone.
         """
-        used = self._lane = self._lane or self._opened(operation)
+        interrupt = interrupt or CURRENT.get()
+        used = self._lane = self._current(operation)
         ends = await self._limits.small.run(_each, work, used.under(interrupt) if interrupt else used, keys)
         for _ in ends:
             self._on_request(operation)
         return ends + ends[-1:] * (len(keys) - len(ends))
 
-    def _opened(self, operation: str) -> SignedLane:
-        from sosfs.lane_signed import SignedLane  # noqa: PLC0415  # starts threads: not before the fork
-
+    def _current(self, operation: str) -> SignedLane:
+        """A lane with the source's key of now: another part of the mount may have read it again."""
         try:
             key = self._target.credentials.current()
         except OSError as error:
             raise StoreError(errno.EACCES, operation, detail=str(error)) from error
-        return SignedLane(self._target, key)
+        if self._lane is None:
+            from sosfs.lane_signed import SignedLane  # noqa: PLC0415  # starts threads: not before the fork
+
+            return SignedLane(self._target, key)
+        return self._lane if self._lane.key == key else type(self._lane)(self._target, key)
 
     async def _renewed(self, used: SignedLane, error: StoreError) -> SignedLane | None:
         """A lane with another key than `used`, if its refusal is the matter and the source has one."""

@@ -60,6 +60,9 @@ class Service(Protocol):
     def sweep(self) -> None:
         """Frees what nobody needs any more."""
 
+    async def settle(self) -> None:
+        """Everything is stored afterwards. Raises what is not."""
+
     async def let_go(self) -> None:
         """Nothing more is said to the kernel unasked; its connection may then go."""
 

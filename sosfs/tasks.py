@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 
 import trio
 
+from .interrupt import CURRENT
+
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -99,6 +101,7 @@ class Background:
         self._nursery.start_soon(self._guarded, task)
 
     async def _guarded(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        CURRENT.set(None)  # it outlives the request that has started it
         try:
             await task()
         except Exception:

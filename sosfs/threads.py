@@ -22,7 +22,9 @@ T = TypeVar("T")
 
 
 class _Job(NamedTuple):
-    """What one task waits for."""
+    """What one task waits for. Whoever takes the `claim` out of its list decides: the thread does it, or nobody."""
+
+    claim: list[None]
 
     work: Callable[..., Any]
     arguments: tuple[Any, ...]
@@ -41,16 +43,24 @@ class Threads:
         self._ended: deque[tuple[trio.lowlevel.Task, outcome.Outcome[Any]]] = deque()
 
     async def run(self, work: Callable[..., T], *arguments: Any) -> T:
-        """What `work(*arguments)` returns or raises. Once it has begun it is waited for, by a cancelled task too."""
+        """What `work(*arguments)` returns or raises. Once it has begun it is waited for, by a cancelled task too.
+
+        Cancelled before, while all threads are busy, it is never done.
+        """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._under_way += 1
         if self._begun < min(self._most, self._under_way):
             self._begun += 1
             threading.Thread(target=self._serve, name="waiting", daemon=True).start()
         task, loop = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
-        self._jobs.put(_Job(work, arguments, task, loop))
+        claim: list[None] = [None]
+        self._jobs.put(_Job(claim, work, arguments, task, loop))
+
+        def withdraw(_: Callable[[], None]) -> trio.lowlevel.Abort:
+            return trio.lowlevel.Abort.SUCCEEDED if _claimed(claim) else trio.lowlevel.Abort.FAILED
+
         try:
-            return cast(T, await trio.lowlevel.wait_task_rescheduled(_to_the_end))
+            return cast(T, await trio.lowlevel.wait_task_rescheduled(withdraw))
         finally:
             self._under_way -= 1
 
@@ -61,6 +71,8 @@ class Threads:
 
     def _serve(self) -> None:
         while job := self._jobs.get():
+            if not _claimed(job.claim):
+                continue
             self._ended.append((job.task, outcome.capture(job.work, *job.arguments)))
             with contextlib.suppress(trio.RunFinishedError):  # nobody is left to be told
                 job.loop.run_sync_soon(self._tell, idempotent=True)
@@ -74,5 +86,10 @@ class Threads:
 LOCAL = Threads(16)  # of the process: for the disk, and for hashes; never closed, they end with it
 
 
-def _to_the_end(_: Callable[[], None]) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
+def _claimed(claim: list[None]) -> bool:
+    """Whether the job is this caller's now; atomic, as `list.pop` is."""
+    try:
+        claim.pop()
+    except IndexError:
+        return False
+    return True

@@ -13,6 +13,8 @@ from types import TracebackType
 
 import trio
 
+from .interrupt import waited
+
 
 class Between:
     """A block that `enter` waits for and `leave` ends: what `asynccontextmanager` makes, without its generator."""
@@ -43,7 +45,7 @@ class Turns:
 
     async def __aenter__(self) -> None:
         if self.taken:
-            await self._waiting.park()  # who leaves hands it on
+            await waited(self._waiting.park)  # who leaves hands it on
         self.taken = True
 
     async def __aexit__(

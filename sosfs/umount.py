@@ -24,7 +24,7 @@ from sosfs import daemon, holders, mountpoint, status
 from sosfs.daemon import Exit
 from sosfs.mountpoint import Detach, Mount, MountState
 from sosfs.printable import printable_lines
-from sosfs.status import Status
+from sosfs.status import State, Status
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
 BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is waited for this long
@@ -122,12 +122,29 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             # None: it has closed its socket and is about to end.
             now = status.fetch(path, owner=owner) or now
             show(now)
+            is_served = now.state is State.MOUNTED
+            if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
+                return _stored(path, owner, elsewhere)
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
     if last.pending_files:
         return _told(f"{_pending(last)} not in the bucket" + "".join(f"\n  {error}" for error in last.errors))
     status.forget_last(path, owner=owner)
+    return Exit.OK
+
+
+def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
+    """Another mount namespace keeps the mount, and so the daemon: what is waited for is that all is in the bucket."""
+    from sosfs import errands  # noqa: PLC0415 - trio with it
+
+    try:
+        left = errands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
+    except OSError as error:
+        return _told(f"not everything is in the bucket: {daemon.one_line(error)}")
+    if left["pending"]:
+        return _told(f"{left['pending']} changes are not in the bucket")
+    _say(f"all is in the bucket; the mount stays in the mount namespace of {elsewhere}, and its daemon with it")
     return Exit.OK
 
 

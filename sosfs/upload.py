@@ -28,9 +28,11 @@ from .blocks import Blocks, Source, Spawn
 from .budget import Budget
 from .draft import Draft
 from .errors import StoreError
+from .interrupt import waited
 from .journal import Journal
 from .store import PARTS_MAX, Acl, Check, Condition, Guard, ObjectStore, Part, Properties, Version
 from .tasks import each
+from .turns import Turns
 from .wire import joined_etag
 
 log = logging.getLogger(__name__)
@@ -128,7 +130,7 @@ class Upload:
         self._draft = draft
         self._piece = max(1, min(COPY_MAX, draft.base.size // AT_ONCE if draft.base else 0))  # bytes copied together
         self._id = ""
-        self._begin = trio.Lock()
+        self._begin = Turns()
         self._condition: Condition = Guard.NONE  # under which the object will be made
         self._sent: dict[int, _Sent] = {}
         self._made: set[int] = set()  # parts that the server has, up to date or not
@@ -188,7 +190,7 @@ class Upload:
         there are no `size` bytes any more.
         """
         self._writer, self._condition = 0, condition
-        await self._idle.wait()
+        await waited(self._idle.wait)
         self._sent = {number: sent for number, sent in self._sent.items() if sent.check is Check.AT_ONCE}
         if self._made - {job.number for job in self._jobs(size)}:
             await self.abort()  # Ceph 16 completes an upload with all its parts or not at all
