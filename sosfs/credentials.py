@@ -6,7 +6,9 @@ Values are immutable and safe from any thread. None of them shows a secret in it
 from __future__ import annotations
 
 import errno
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +16,25 @@ from typing import Protocol
 
 from sosfs.zone import NOWHERE, Place
 
+ENDING = 60.0  # seconds before its end from which on a key is read again
+
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """An access key with its secret, and a session token ("" for none)."""
+    """An access key with its secret, and a session token ("" for none).
+
+    `expires` is when it ends, in seconds since the epoch; infinite where nobody has said that it does.
+    """
 
     access_key: str
     secret_key: str = field(repr=False)
     token: str = field(default="", repr=False)
+    expires: float = math.inf
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is time for another one."""
+        return time.time() > self.expires - ENDING
 
 
 class CredentialSource(Protocol):

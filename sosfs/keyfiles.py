@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sosfs import zone
+from sosfs import aws_resolver, zone
 from sosfs.credentials import Absent, CredentialError, Credentials, Found, Surroundings
 from sosfs.zone import NOWHERE, Place
 
@@ -141,12 +141,19 @@ def from_profile(around: Surroundings) -> Found | Absent:
     where = f"{shown[0] if name in secrets else shown[1]}, profile {name}"
     if not values:
         return Absent(f"{shown[0]}, profile {name}", f"no such profile there or in {shown[1]}")
-    key, secret = values.get("aws_access_key_id", ""), values.get("aws_secret_access_key", "")
-    if not (key and secret):
+    credentials = _of_values(around, values, name, where)
+    if credentials is None:
         return Absent(where, "no aws_access_key_id or no aws_secret_access_key")
     region = around.first(("AWS_REGION", "AWS_DEFAULT_REGION")) or values.get("region", "")
-    token = values.get("aws_session_token", "")
-    return Found(Credentials(key, secret, token), where, aws_place(_aws_endpoint(around, values, settings), region))
+    return Found(credentials, where, aws_place(_aws_endpoint(around, values, settings), region))
+
+
+def _of_values(around: Surroundings, values: Mapping[str, str], profile: str, where: str) -> Credentials | None:
+    """The key that the lines of a profile are or name."""
+    if aws_resolver.is_for(values):
+        return aws_resolver.resolve(around, profile, where)
+    key, secret = values.get("aws_access_key_id", ""), values.get("aws_secret_access_key", "")
+    return Credentials(key, secret, values.get("aws_session_token", "")) if key and secret else None
 
 
 def aws_place(endpoint: str, region: str) -> Place:

@@ -11,6 +11,7 @@ request: what it sends with starts threads, which must not be before the daemon 
 from __future__ import annotations
 
 import errno
+import logging
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -28,11 +29,13 @@ from sosfs.turns import Turns
 if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SMALL_REQUESTS = 32  # at once
 BULK_REQUESTS = 16
 BULK = 256 << 10  # bytes from which a request is bulk
+ENDING_PAUSE = 10.0  # seconds between two looks for the key that follows one about to end
 MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
 
 
@@ -60,6 +63,7 @@ class Sender:
         self._lane: SignedLane | None = None
         self._renewal = Turns()
         self._muted_until = -math.inf
+        self._ending_until = -math.inf
 
     def close(self) -> None:
         """Closes idle connections; no request may be under way or follow."""
@@ -83,6 +87,8 @@ class Sender:
         """
         interrupt = interrupt or CURRENT.get()
         used = self._lane = self._current(operation)
+        if used.key.is_ending:
+            used = self._lane = await self._followed(used, operation)
         threads = self._limits.bulk if size >= BULK else self._limits.small
         self._on_request(operation)
         try:
@@ -126,6 +132,19 @@ class Sender:
 
             return SignedLane(self._target, key)
         return self._lane if self._lane.key == key else type(self._lane)(self._target, key)
+
+    async def _followed(self, used: SignedLane, operation: str) -> SignedLane:
+        """A lane with the key that follows one which is about to end; the same one where there is none yet."""
+        async with self._renewal:
+            if not self._current(operation).key.is_ending:
+                return self._current(operation)  # read again by another call, while this one waited
+            if trio.current_time() >= self._ending_until:
+                self._ending_until = trio.current_time() + ENDING_PAUSE
+                try:
+                    await self._limits.small.run(self._target.credentials.refresh)
+                except OSError as failure:
+                    log.warning("the key that is about to end could not be read again: %s", failure)
+            return self._current(operation)
 
     async def _renewed(self, used: SignedLane, error: StoreError) -> SignedLane | None:
         """A lane with another key than `used`, if its refusal is the matter and the source has one."""

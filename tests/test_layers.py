@@ -66,7 +66,7 @@ ROWS = (
     # the machine and its settings
     ("metrics", "errands", "listening", "status", "readiness", "location"),
     ("holders", "mountpoint", "kernel", "allocator", "private"),
-    ("option_table", "trust", "proxies", "keysearch", "keyfiles", "credentials"),
+    ("option_table", "trust", "proxies", "keysearch", "keyfiles", "aws_resolver", "credentials"),
     ("log_level", "config", "values", "zone"),
     ("tasks", "threads", "turns", "interrupt", "store", "errors", "printable", "__init__"),
 )
@@ -86,7 +86,7 @@ ONLY = {
         "kernel_cache",
     },
     "boto3": set[str](),
-    "botocore": {"signed_http", "bucket_settings", "links"},
+    "botocore": {"signed_http", "bucket_settings", "links", "aws_resolver"},
     "pycurl": {"transport"},
     "sqlite3": {"journal", "attribute_cache"},
 }
