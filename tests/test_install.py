@@ -205,6 +205,9 @@ def test_mount_and_umount_use_the_helpers(
     script = f"""
         mount -t overlay overlay -o lowerdir={installed.prefix}/sbin:/usr/sbin /usr/sbin
         mount -T {table} {path}
+        mount -T {table} -a
+        mount -T {table} -a
+        findmnt -no SOURCE {path}
         cat {path}/dir/hello.txt
         echo written > {path}/by-fstab.txt
         cp /bin/true {path}/program
@@ -221,7 +224,8 @@ def test_mount_and_umount_use_the_helpers(
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    hello, run, state = done.stdout.splitlines()
+    source, hello, run, state = done.stdout.splitlines()
+    assert source == environ["BUCKET"], "as fstab has it, which is how `mount -a` knows what is mounted"
     assert hello.encode() == BODY.strip()
     assert run == "126 -rwxr-xr-x"
     assert not alive(int(state.split()[-1])), "umount did not wait for the daemon"
