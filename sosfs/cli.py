@@ -33,6 +33,7 @@ EXAMINED = (
     "durability",
     "sse_c_key",
     "requester_pays",
+    "ca_bundle",
 )
 
 

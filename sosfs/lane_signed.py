@@ -26,6 +26,7 @@ from sosfs.customer_key import ALGORITHM, require_encrypted
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.interrupt import Interrupt
 from sosfs.object_answers import described, range_room, told_range
+from sosfs.retries import CLOCK, Clock
 from sosfs.signed_http import Answer, Pace, SignedHttp
 from sosfs.store import Acl, Body, Canned, Detail, Failure, Object, Page, Part, Properties, Slice, Upload, Version
 from sosfs.target import S3Target
@@ -40,10 +41,10 @@ _UNSAYABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML 1.
 class SignedLane:
     """The calls on one bucket, signed with `key`."""
 
-    def __init__(self, target: S3Target, key: Credentials) -> None:
+    def __init__(self, target: S3Target, key: Credentials, clock: Clock = CLOCK) -> None:
         self.key = key
         self._bucket = target.bucket
-        self._http = SignedHttp(target, key)
+        self._http = SignedHttp(target, key, clock)
         self._send: Callable[..., Answer] = self._http.send
         secret = target.customer_key
         self._encrypted = secret.headers if secret else {}

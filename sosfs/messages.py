@@ -107,9 +107,10 @@ class Fault(Enum):
 
 
 class TransferError(Exception):
-    """No whole answer, in words for the user. `sends` is how often the request had gone out."""
+    """No whole answer, in words for the user. `sends` is how often the request had gone out, `status` what began."""
 
-    def __init__(self, fault: Fault, words: str, sends: int) -> None:
+    def __init__(self, fault: Fault, words: str, sends: int, status: int = 0) -> None:
         super().__init__(words)
         self.fault = fault
         self.sends = sends
+        self.status = status

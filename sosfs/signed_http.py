@@ -27,10 +27,10 @@ from sosfs.credentials import Credentials
 from sosfs.errors import StoreError, from_s3, unanswered
 from sosfs.interrupt import Interrupt
 from sosfs.messages import Fault, Fields, Reply, Request, Room, Signing, TransferError, document_room
-from sosfs.retries import Clock, Patience
+from sosfs.retries import CLOCK, Clock, Patience
 from sosfs.store import Body
 from sosfs.target import S3Target
-from sosfs.transport import Transport
+from sosfs.transport import PROXY_LOGIN, Transport
 from sosfs.wire import path_of
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class SignedHttp:
     For a target without a bucket the keys are the names of buckets, and "" is the account.
     """
 
-    def __init__(self, target: S3Target, credentials: Credentials, clock: Clock = retries.CLOCK) -> None:
+    def __init__(self, target: S3Target, credentials: Credentials, clock: Clock = CLOCK) -> None:
         url = urlsplit(target.endpoint)
         self._target = target
         self._key = credentials
@@ -134,10 +134,11 @@ class SignedHttp:
             try:
                 reply = attempt()
             except TransferError as fault:
-                refusal, passes, sends = _failure(request, fault), fault.fault.passes, fault.sends
+                refusal, sends = _failure(request, fault), fault.sends
+                passes = fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
             else:
                 repeated, sends = repeated or reply.sends > 1, reply.sends
-                answer = refusal_of(request, method, reply)
+                answer = refusal_of(request, method, reply, proxy=self._transport.proxy)
                 if answer is None:
                     if patience.tries > 1:
                         log.info("%s was tried %d times", request, patience.tries)
@@ -189,8 +190,8 @@ def _failure(request: str, fault: TransferError) -> StoreError:
     return unanswered(request, str(fault), timed_out=fault.fault is Fault.SILENT)
 
 
-def refusal_of(request: str, method: str, reply: Reply) -> StoreError | None:
-    """The error that an answer is; None for a good one."""
+def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "") -> StoreError | None:
+    """The error that an answer is, which came through `proxy`; None for a good one."""
     status, body = reply.status, bytes(reply.body) if reply.status >= 300 else b""
     if 200 <= status < 300:
         code, message = _late_error(method, reply)
@@ -199,8 +200,10 @@ def refusal_of(request: str, method: str, reply: Reply) -> StoreError | None:
     if status < 400:
         return StoreError(errno.EIO, request, code=code, status=status, detail=_elsewhere(reply, body))
     if status == 407:
-        return StoreError(errno.EIO, request, status=status, detail="the proxy asks for a name and a password (407)")
-    return from_s3(request, code=code, status=status, detail=message or shown(reply.headers, body))
+        return StoreError(errno.EIO, request, status=status, detail=f"proxy {proxy}: {PROXY_LOGIN}")
+    came = message or shown(reply.headers, body)
+    through = f" through proxy {proxy}" if proxy and not code else ""
+    return from_s3(request, code=code, status=status, detail=f"{came}{through}".strip())
 
 
 def _late_error(method: str, reply: Reply) -> tuple[str, str]:

@@ -34,6 +34,7 @@ from sosfs.proxies import proxy_for
 CHUNK = 512 << 10  # bytes that libcurl reads or sends at once; 64 KiB cost a third more CPU
 REQUEST_SECONDS = 3600  # of a whole request: for what trickles
 PROXY_FAILED = 97  # CURLE_PROXY, for which pycurl has no name
+PROXY_LOGIN = "it asks for a name and a password (407)"
 VERSION: tuple[int, ...] = tuple(int(part) for part in pycurl.version_info()[1].split("-")[0].split("."))
 
 
@@ -60,11 +61,16 @@ class Transport:
 
     def __init__(self, origin: str, *, ca_bundle: str, connect_timeout: float) -> None:
         self._origin = origin
-        self._host = urlsplit(origin).netloc
         self._proxy = proxy_for(origin)
+        self._host = urlsplit(origin).netloc
         self._ca_bundle = ca_bundle
         self._connect_timeout = connect_timeout
         self._idle: deque[pycurl.Curl] = deque()  # its appends and pops are atomic
+
+    @property
+    def proxy(self) -> str:
+        """The proxy that requests go through, for the user to see; "" for none."""
+        return self._proxy.shown if self._proxy else ""
 
     def close(self) -> None:
         """Closes the idle connections."""
@@ -92,8 +98,8 @@ class Transport:
         except pycurl.error as error:
             if attempt.raised:
                 raise attempt.raised from None
-            fault, words = attempt.fault or self._fault(handle, error)
-            raise TransferError(fault, words, attempt.sends) from error
+            fault, words = attempt.fault or self._fault(handle, error, attempt.sends)
+            raise TransferError(fault, words, attempt.sends, attempt.status) from error
         return attempt.reply()
 
     def _set_route(self, handle: pycurl.Curl) -> None:
@@ -114,27 +120,25 @@ class Transport:
             handle.setopt(pycurl.CAINFO, self._ca_bundle)
             handle.setopt(pycurl.PROXY_CAINFO, self._ca_bundle)
 
-    def _fault(self, handle: pycurl.Curl, error: pycurl.error) -> tuple[Fault, str]:
+    def _fault(self, handle: pycurl.Curl, error: pycurl.error, sends: int) -> tuple[Fault, str]:
         """What libcurl's error is, in words."""
         number, told = int(error.args[0]), handle.errstr()
         fault = _FAULTS.get(number, Fault.LOST)
-        system = handle.getinfo(pycurl.OS_ERRNO)
-        connect = handle.getinfo(pycurl.HTTP_CONNECTCODE)
-        if self._proxy and (number in (pycurl.E_COULDNT_RESOLVE_PROXY, PROXY_FAILED) or connect // 100 not in (0, 2)):
-            why = _status_words(connect) if connect else told
-            return Fault.UNREACHED, f"proxy {self._proxy.shown}: {why}"
         if number == pycurl.E_SSL_CACERT_BADFILE:
             return fault, f"CA bundle {self._ca_bundle} cannot be read, or holds no certificate"
         if fault is Fault.UNTRUSTED:
             return fault, f"certificate of {self._host} not trusted: {told.removeprefix('SSL certificate problem: ')}"
-        if number == pycurl.E_COULDNT_CONNECT and system:
-            via = f"proxy {self._proxy.shown}" if self._proxy else self._host
-            return fault, f"{via}: {os.strerror(system)}"
-        return fault, told
-
-
-def _status_words(status: int) -> str:
-    return "it asks for a name and a password (407)" if status == 407 else f"no tunnel, it answers {status}"
+        if number == pycurl.E_COULDNT_CONNECT and (system := handle.getinfo(pycurl.OS_ERRNO)):
+            told = os.strerror(system)
+        if sends or self._proxy is None:
+            return fault, told
+        refused = handle.getinfo(pycurl.HTTP_CONNECTCODE)
+        if refused // 100 in (4, 5):
+            fault, told = (
+                Fault.UNREACHED,
+                PROXY_LOGIN if refused == 407 else f"it answers {refused} and opens no tunnel",
+            )
+        return fault, f"proxy {self._proxy.shown}: {told}"
 
 
 def _set_request(handle: pycurl.Curl, origin: str, request: Request) -> None:
@@ -200,11 +204,12 @@ class _Try:
             words = f"{self._filled} bytes where {self._room.least} were due"
             raise TransferError(Fault.LOST, words, self.sends)
         body = memoryview(self._body)[: self._filled].toreadonly()
-        return Reply(self._status, self._headers, body, self.sends)
+        return Reply(self.status, self._headers, body, self.sends)
 
     @property
-    def _status(self) -> int:
-        return int(self._lines[0].split()[1])
+    def status(self) -> int:
+        """The status that was told last; 0 for none."""
+        return int(self._lines[0].split()[1]) if self._lines else 0
 
     def _about_to_send(self, *_: object) -> int:
         self.sends += 1
@@ -222,14 +227,16 @@ class _Try:
         self._uploaded = offset
         return int(pycurl.SEEKFUNC_OK)
 
-    def _header(self, line: bytes) -> None:
+    def _header(self, line: bytes) -> int:
         if line.startswith(b"HTTP/"):  # of an interim answer, of a proxy's tunnel, or the real one
             self._lines.clear()
         self._lines.append(line)
+        is_end = line in (b"\r\n", b"\n") and self._headers is None
+        if is_end and self.sends and self.status >= 200 and not self._begin():
+            return -1
+        return len(line)
 
     def _write(self, chunk: bytes) -> int:
-        if self._headers is None and not self._begin():
-            return -1
         end = self._filled + len(chunk)
         if end > self._room.most:
             self.fault = (Fault.OVERLONG, f"more than the {self._room.most} bytes that were due")
@@ -245,7 +252,7 @@ class _Try:
         """Reads the headers and makes the room that they allow; False for an answer that is not taken."""
         try:
             headers = Fields(self._lines[1:])
-            self._room = room = self._request.room(self._status, headers)
+            self._room = room = self._request.room(self.status, headers)
         except StoreError as error:
             self.raised = error
             return False

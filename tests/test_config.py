@@ -9,6 +9,7 @@ import pwd
 from pathlib import Path
 from typing import Any
 
+import botocore
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from sosfs import config, option_table, values
 from sosfs.config import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 from sosfs.store import Canned
 
+CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 # For each parameter a text, and the value that it must come to by every way.
@@ -43,6 +45,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "storage_class": ("STANDARD_IA", "STANDARD_IA"),
     "sse_c_key": ("/var/tmp/k", Path("/var/tmp/k")),
     "requester_pays": ("yes", True),
+    "ca_bundle": (str(CERTIFICATES), CERTIFICATES),
     "link_lifetime": ("600", 600.0),
     "timeout": ("7", 7.0),
     "patience": ("9", 9.0),
