@@ -25,7 +25,7 @@ from sosfs.credentials import Credentials
 from sosfs.customer_key import ALGORITHM, require_encrypted
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.interrupt import Interrupt
-from sosfs.object_answers import described, range_room, told_range
+from sosfs.object_answers import RangeAnswer, described
 from sosfs.retries import CLOCK, Clock
 from sosfs.signed_http import Answer, Pace, SignedHttp
 from sosfs.store import Acl, Body, Canned, Detail, Failure, Object, Page, Part, Properties, Slice, Upload, Version
@@ -79,12 +79,8 @@ class SignedLane:
         if if_match:
             headers["If-Match"] = if_match
         query = {"versionId": version_id} if version_id else {}
-        request = f"GetObject {key!r}"
-        room = partial(range_room, request, start, stop)
-        answer = self._send("GetObject", "GET", key, query=query, headers=headers, room=room)
-        if answer.status == 206 and (told := told_range(answer.headers)):
-            return Slice(described(request, key, answer.headers, size=told[2]), answer.body)
-        return Slice(described(request, key, answer.headers), answer.body[start:stop])  # the server knows no ranges
+        due = RangeAnswer(f"GetObject {key!r}", key, start, stop)
+        return due.slice(self._send("GetObject", "GET", key, query=query, headers=headers, room=due.room).body)
 
     def list(self, prefix: str, *, delimiter: str, after: str, token: str, limit: int) -> Page:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix, "max-keys": str(limit)}

@@ -5,10 +5,10 @@ All are immutable and safe from any thread. None shows a secret in its repr.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sosfs.store import Body
 
@@ -16,29 +16,27 @@ DOCUMENT_MAX = 64 << 20  # bytes; a page of 1,000 keys of 1 KiB, each byte escap
 REFUSAL_MAX = 64 << 10  # bytes of the body of an answer that is an error
 
 
-class Fields(Mapping[str, str]):
+class Fields(dict[str, str]):
     """An answer's header fields by name, in any case. What came twice is one value, as RFC 9110 (5.2) has it."""
 
     def __init__(self, lines: Sequence[bytes]) -> None:
-        self._values: dict[str, str] = {}
-        for line in lines:
-            name, colon, value = line.decode("latin-1").partition(":")
-            if not colon:
-                continue
-            name, value = name.strip().lower(), value.strip()
-            self._values[name] = f"{self._values[name]}, {value}" if name in self._values else value
+        super().__init__()
+        plain = super().__contains__
+        for line in b"".join(lines).decode("latin-1").split("\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                name, value = name.strip().lower(), value.strip()
+                self[name] = f"{self[name]}, {value}" if plain(name) else value
 
     def __getitem__(self, name: str) -> str:
-        return self._values[name.lower()]
+        return dict.__getitem__(self, name.lower())
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name.lower() in self._values
+        return isinstance(name, str) and dict.__contains__(self, name.lower())
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value, else `default`."""
+        return dict.get(self, name.lower(), default)
 
 
 class Room(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from sosfs.errors import StoreError, unanswered
 from sosfs.messages import Fields, Room, document_room
 from sosfs.signed_http import shown
-from sosfs.store import Object
+from sosfs.store import Object, Slice
 from sosfs.wire import object_of
 
 SIZE_MAX = 1 << 50  # bytes; no S3 server takes an object of a twentieth of that
@@ -38,37 +38,52 @@ def described(request: str, key: str, headers: Mapping[str, str], *, size: int |
         raise _no_object(request, headers, f"its Last-Modified is {headers['Last-Modified']!r}") from error
 
 
-def told_range(headers: Mapping[str, str]) -> tuple[int, int, int] | None:
-    """Begin, end and the object's size that Content-Range tells, half-open; None for none."""
-    found = _RANGE.fullmatch(headers.get("Content-Range", ""))
-    return (int(found[1]), int(found[2]) + 1, int(found[3])) if found else None
+class RangeAnswer:
+    """The answer to a GET of `[start, stop)`, judged as its headers come."""
 
+    def __init__(self, request: str, key: str, start: int, stop: int) -> None:
+        self._request = request
+        self._key = key
+        self._start = start
+        self._stop = stop
+        self._object: Object | None = None
+        self._is_whole = False
 
-def range_room(request: str, start: int, stop: int, status: int, headers: Fields) -> Room:
-    """The room for the answer to a GET of `[start, stop)`: the bytes of the range, or of a small object whole.
+    def room(self, status: int, headers: Fields) -> Room:
+        """The room for the bytes of the range, or for a small object whole. EIO for a 2xx answer that is neither."""
+        if not 200 <= status < 300:
+            return document_room(status, headers)
+        if status == 206:
+            size = self._size_told(headers)
+            self._object = described(self._request, self._key, headers, size=size)
+            due = min(self._stop, size) - self._start
+            return Room(due, due)
+        self._object = described(self._request, self._key, headers)
+        size, self._is_whole = self._object.version.size, True
+        if status != 200 or "Transfer-Encoding" in headers:
+            raise _no_object(self._request, headers, f"HTTP {status} where a range was asked for")
+        if size > WHOLE_MAX:
+            raise unanswered(self._request, f"the server knows no ranges, and would send all {size} bytes for each")
+        return Room(size, size)
 
-    EIO for a 2xx answer that is neither.
-    """
-    if not 200 <= status < 300:
-        return document_room(status, headers)
-    if status == 206:
-        told = told_range(headers)
-        if told is None:
-            came = headers.get("Content-Range", "")
-            raise _no_object(request, headers, f"its Content-Range is {came!r}" if came else "it has no Content-Range")
-        begin, end, size = told
-        due = min(stop, size)
-        if begin != start or not begin < end <= due:
-            words = f"bytes {begin} to {end} of {size} came where {start} to {due} were asked for"
-            raise unanswered(request, words)
-        described(request, "", headers, size=size)
-        return Room(due - start, due - start)
-    size = described(request, "", headers).version.size
-    if status != 200 or "Transfer-Encoding" in headers:
-        raise _no_object(request, headers, f"HTTP {status} where a range was asked for")
-    if size > WHOLE_MAX:
-        raise unanswered(request, f"the server knows no ranges, and would send all {size} bytes for each")
-    return Room(size, size)
+    def _size_told(self, headers: Fields) -> int:
+        """The object's size in an answer with the range that was asked for."""
+        told = headers.get("Content-Range", "")
+        found = _RANGE.fullmatch(told)
+        if found is None:
+            why = f"its Content-Range is {told!r}" if told else "it has no Content-Range"
+            raise _no_object(self._request, headers, why)
+        begin, last, size = map(int, found.groups())
+        due = min(self._stop, size)
+        if begin != self._start or not begin <= last < due:
+            words = f"bytes {begin} to {last + 1} of {size} came where {self._start} to {due} were asked for"
+            raise unanswered(self._request, words)
+        return size
+
+    def slice(self, body: memoryview) -> Slice:
+        """What was asked for, of the body for which there was room."""
+        assert self._object is not None
+        return Slice(self._object, body[self._start : self._stop] if self._is_whole else body)
 
 
 def _no_object(request: str, headers: Mapping[str, str], why: str) -> StoreError:

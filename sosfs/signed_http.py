@@ -164,7 +164,7 @@ class SignedHttp:
         if ours:
             headers = self._signed_by_botocore(method, path, headers, body)
         lines = [f"{name}: {value}".encode() if value else f"{name};".encode() for name, value in headers.items()]
-        if any(map(_LINE_END.search, lines)):
+        if _LINE_END.search(b"".join(lines)):
             raise StoreError(errno.EINVAL, request, detail="a line end in a header")
         silence = self._target.read_timeout * pace.value
         return Request(method, path, lines, body, silence, None if ours else self._signing, room)

@@ -2,7 +2,8 @@
 
 Nothing here knows S3, but that libcurl itself can sign for it (`Signing`). What holds for every request:
 
-- No redirect is followed: whoever answers 3xx gets neither key, token nor body, and names no host to go to.
+- No redirect is followed, which libcurl would do only if it were told: who answers 3xx names no host that gets
+  key, token or body.
 - An answer has room for so many bytes as the request says, by status and headers, before the first byte of its
   body is read; one more ends the transfer. So no server decides how much memory it takes.
 - The proxy is what `proxies` says, the trusted certificates are `trust`'s, names and passwords come from no file.
@@ -105,12 +106,9 @@ class Transport:
     def _set_route(self, handle: pycurl.Curl) -> None:
         handle.setopt(pycurl.NOSIGNAL, 1)
         handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
-        handle.setopt(pycurl.FOLLOWLOCATION, 0)
         handle.setopt(pycurl.HTTP_CONTENT_DECODING, 0)  # an object with Content-Encoding is its encoded bytes
-        handle.setopt(pycurl.TCP_NODELAY, 1)
         handle.setopt(pycurl.TCP_KEEPALIVE, 1)
         handle.setopt(pycurl.BUFFERSIZE, CHUNK)
-        handle.setopt(pycurl.UPLOAD_BUFFERSIZE, CHUNK)
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(self._connect_timeout * 1000)))
         handle.setopt(pycurl.TIMEOUT, REQUEST_SECONDS)
         handle.setopt(pycurl.USERAGENT, f"sosfs/{__version__}")
@@ -156,6 +154,7 @@ def _set_request(handle: pycurl.Curl, origin: str, request: Request) -> None:
     elif request.method in ("PUT", "POST"):
         handle.setopt(pycurl.UPLOAD, 1)
         handle.setopt(pycurl.INFILESIZE_LARGE, len(request.body))
+        handle.setopt(pycurl.UPLOAD_BUFFERSIZE, CHUNK)
     if request.method not in ("HEAD", "GET", "PUT"):
         handle.setopt(pycurl.CUSTOMREQUEST, request.method)
     handle.setopt(pycurl.HTTPHEADER, headers)
@@ -186,7 +185,7 @@ class _Try:
 
     def attach(self, handle: pycurl.Curl) -> None:
         """Has the handle tell this object of its transfer."""
-        handle.setopt(pycurl.HEADERFUNCTION, self._header)
+        handle.setopt(pycurl.HEADERFUNCTION, self._lines.append)
         handle.setopt(pycurl.WRITEFUNCTION, self._write)
         handle.setopt(pycurl.PREREQFUNCTION, self._about_to_send)
         handle.setopt(pycurl.XFERINFOFUNCTION, self._progress)
@@ -209,7 +208,12 @@ class _Try:
     @property
     def status(self) -> int:
         """The status that was told last; 0 for none."""
-        return int(self._lines[0].split()[1]) if self._lines else 0
+        return int(self._lines[self._last].split()[1]) if self._lines else 0
+
+    @property
+    def _last(self) -> int:
+        """Where the last head begins; before it are those of interim answers and of a proxy's tunnel."""
+        return max((at for at, line in enumerate(self._lines) if line.startswith(b"HTTP/")), default=0)
 
     def _about_to_send(self, *_: object) -> int:
         self.sends += 1
@@ -227,16 +231,9 @@ class _Try:
         self._uploaded = offset
         return int(pycurl.SEEKFUNC_OK)
 
-    def _header(self, line: bytes) -> int:
-        if line.startswith(b"HTTP/"):  # of an interim answer, of a proxy's tunnel, or the real one
-            self._lines.clear()
-        self._lines.append(line)
-        is_end = line in (b"\r\n", b"\n") and self._headers is None
-        if is_end and self.sends and self.status >= 200 and not self._begin():
-            return -1
-        return len(line)
-
     def _write(self, chunk: bytes) -> int:
+        if self._headers is None and not self._begin():
+            return -1
         end = self._filled + len(chunk)
         if end > self._room.most:
             self.fault = (Fault.OVERLONG, f"more than the {self._room.most} bytes that were due")
@@ -251,7 +248,7 @@ class _Try:
     def _begin(self) -> bool:
         """Reads the headers and makes the room that they allow; False for an answer that is not taken."""
         try:
-            headers = Fields(self._lines[1:])
+            headers = Fields(self._lines[self._last + 1 :])
             self._room = room = self._request.room(self.status, headers)
         except StoreError as error:
             self.raised = error

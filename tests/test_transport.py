@@ -34,10 +34,11 @@ from sosfs.store import Detail, Part, Properties, Version
 from sosfs.target import S3Target
 from tests.conftest import access_to
 from tests.foreign import Foreign
-from tests.mounting import Access, run_sosfs
+from tests.mounting import Access, Mount, run_sosfs
 from tests.scripted import Script, Scripted, Seen, answer, authority, relay
 from tests.servers import Bucket, Server
 from tests.subjects import Fixed, target_of
+from tests.watchdog import Watchdog
 
 TOKEN = "session-token-of-the-test"
 KEY = Credentials("AKTEST", "secret/of+the=test", TOKEN)
@@ -236,7 +237,7 @@ NO_OBJECTS: dict[str, tuple[bytes, str]] = {
     "no time": (answer(206, BODY, OBJECT[0], "Last-Modified: yesterday", "Content-Range: bytes 0-9/10"), "yesterday"),
     "204": (answer(204, b"", *OBJECT, length=-1), "Content-Length"),
     "whole, no length": (b"HTTP/1.1 200 OK\r\n" + "\r\n".join(OBJECT).encode() + b"\r\n\r\n" + BODY, "Content-Length"),
-    "whole, too large": (answer(200, b"", *OBJECT, length=65 * MEBIBYTE), "ranges"),
+    "whole, too large": (answer(200, BODY, *OBJECT, length=65 * MEBIBYTE), "ranges"),
 }
 
 
@@ -706,10 +707,9 @@ def test_what_a_user_sees_of_it(foreign: Foreign, server: Server, own_authority:
         refused = run_sosfs(asked, environment)
         assert refused.returncode == 1
         assert "not trusted" in refused.stdout
-        assert run_sosfs([*asked, "--ca-bundle", str(bundle)], environment).returncode == 0
-        found = run_sosfs(asked, {**environment, "AWS_CA_BUNDLE": str(bundle)})
+        found = run_sosfs([*asked, "--ca-bundle", str(bundle)], environment)
         assert found.returncode == 0
-        assert f"{bundle} (AWS_CA_BUNDLE)" in " ".join(found.stdout.split())
+        assert f"{bundle} (--ca-bundle)" in " ".join(found.stdout.split())
         wrong = run_sosfs([*asked, "--ca-bundle", "/etc/hostname"], environment)
         assert wrong.returncode == 2
         assert "/etc/hostname holds no certificate" in wrong.stderr
@@ -836,3 +836,48 @@ def test_many_at_once_have_a_connection_each() -> None:
                 thread.join(20)
         assert (len(server.seen), server.connections) == (16, 8)
         lane.close()
+
+
+# --- a mount
+
+
+@ON_MOTO
+def test_a_mount_behind_a_proxy_is_led_nowhere_and_fed_no_more_than_it_asks_for(
+    foreign: Foreign, server: Server, watchdog: Watchdog, tmp_path: Path
+) -> None:
+    """All goes through the proxy; then what answers there redirects, floods, or shows a page in place of files."""
+    through = relay(server.endpoint)
+    bend: list[Script] = []
+    foreign.put_all({"d/file": b"theirs", "d/large": b"x" * (3 * MEBIBYTE)})
+
+    def script(seen: Seen) -> Any:
+        told = bend[0](seen) if bend and seen.method == "GET" and "/d/" in seen.target else None
+        return through(seen) if told is None else told
+
+    with Scripted(lambda _: answer(200, b"stolen", *OBJECT)) as thief, Scripted(script) as proxy:
+        options = ("--patience", "1", "--ttl", "0")
+        mount = Mount(access_to(server, NOWHERE), foreign.bucket, tmp_path / "m", watchdog, options)
+        mount.environment |= {"HTTP_PROXY": proxy.endpoint, "NO_PROXY": "169.254.0.0/16"}
+        with mount:
+            mount.allow_log("WARNING")
+            assert (mount.path / "d/file").read_bytes() == b"theirs"
+            (mount.path / "ours").write_bytes(b"ours")
+            assert foreign.get("ours") == b"ours"
+            before = mount.peak_memory()
+            for fault in (
+                lambda _: answer(307, b"", f"Location: {thief.endpoint}/bucket/d/large"),
+                flood(answer(206, b"", *OBJECT, "Content-Range: bytes 0-1048575/3145728", length=-1)),
+                flood(answer(200, b"", *OBJECT, length=HUGE)),
+                lambda _: answer(200, b"<html>Please log in</html>", "Content-Type: text/html"),
+            ):
+                bend[:] = [fault]
+                with pytest.raises(OSError) as caught:
+                    (mount.path / "d/large").read_bytes()
+                assert caught.value.errno == errno.EIO
+            bend.clear()
+            assert mount.peak_memory() < before + 64 * MEBIBYTE
+            assert (mount.path / "d/large").read_bytes() == b"x" * (3 * MEBIBYTE)
+            assert thief.host in mount.log
+            assert "text/html" in mount.log
+        assert thief.seen == []
+        assert {urlsplit(seen.target).netloc for seen in proxy.seen} == {urlsplit(NOWHERE).netloc}
