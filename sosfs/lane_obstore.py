@@ -18,9 +18,9 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from sosfs.answers import error_of
+from sosfs.answers import refusal_of
 from sosfs.credentials import Credentials
-from sosfs.errors import StoreError, from_s3, unanswered
+from sosfs.errors import StoreError, unanswered
 from sosfs.store import Body, Detail, Headers, Object, Properties, Slice, Version
 from sosfs.target import Payer, S3Target
 from sosfs.wire import META, STORAGE_CLASS, bare_etag, decoded, modified, property_headers
@@ -164,8 +164,7 @@ def _refusal(operation: str, key: str, error: Exception) -> StoreError | Unfit:
     """obstore tells status and body of a refusal only inside its message, and so they are read from there."""
     text, request = str(error), f"{operation} {key!r}"
     if found := _STATUS.search(text):
-        code, message = error_of(found[2].encode())
-        return from_s3(request, code=code, status=int(found[1]), detail=message)
+        return refusal_of(request, "GET", int(found[1]), {}, found[2].encode()) or Unfit(text)
     if "Error performing" not in text and "error decoding response body" not in text:
         return Unfit(text)
     detail = text.partition("\n\nDebug source:")[0]

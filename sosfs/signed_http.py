@@ -27,9 +27,9 @@ from urllib3 import BaseHTTPResponse, Retry, Timeout, connection_from_url
 from urllib3.connectionpool import ConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, TimeoutError
 
-from sosfs.answers import error_of
+from sosfs.answers import late_error, refusal_of
 from sosfs.credentials import Credentials
-from sosfs.errors import from_s3, unanswered
+from sosfs.errors import unanswered
 from sosfs.store import Body
 from sosfs.target import S3Target
 from sosfs.wire import path_of
@@ -126,9 +126,8 @@ class SignedHttp:
             raise unanswered(request, str(reason), timed_out=silent) from error
         if answer.retries and answer.retries.history:
             log.info("%s was tried %d times", request, len(answer.retries.history) + 1)
-        code, message = _late_error(method, answer) if answer.status < 300 else error_of(answer.data)
-        if code or answer.status >= 300:
-            refusal = from_s3(request, code=code, status=answer.status, detail=message)
+        refusal = refusal_of(request, method, answer.status, answer.headers, answer.data)
+        if refusal is not None:
             refusal.repeated = _repeated(answer)
             raise refusal
         return Answer(answer.headers, answer.data)
@@ -156,7 +155,7 @@ class SignedHttp:
                 decode_content=False,  # an object with Content-Encoding is its encoded bytes
                 timeout=Timeout(connect=self._target.connect_timeout, read=self._target.read_timeout * pace.value),
             )
-            if _late_error(method, answer)[0] not in PASSING_CODES:
+            if late_error(method, answer.status, answer.data)[0] not in PASSING_CODES:
                 return answer
             retries = (answer.retries or retries).increment(method, path, response=answer)
             retries.sleep(answer)
@@ -183,16 +182,6 @@ class SignedHttp:
 def _chunks(body: Body) -> Sequence[memoryview]:
     view = memoryview(body)
     return [view[at : at + CHUNK] for at in range(0, len(view), CHUNK)]
-
-
-def _late_error(method: str, answer: BaseHTTPResponse) -> tuple[str, str]:
-    """Code and message of the error in a 200: CopyObject and CompleteMultipartUpload answer before they are done.
-
-    Never looked for in the answer to a GET, whose body may be the user's.
-    """
-    if answer.status != 200 or method not in ("PUT", "POST") or b"<Error" not in answer.data[:512]:
-        return "", ""
-    return error_of(answer.data)
 
 
 def _repeated(answer: BaseHTTPResponse) -> bool:
