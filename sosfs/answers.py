@@ -27,7 +27,7 @@ INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 REQUEST_IDS = ("x-amz-request-id", "x-amz-id-2", "x-amzn-requestid")  # the last is moto's, and of some services of AWS
 LATE_MAX = 1 << 16  # bytes; a copy of 5 GiB takes minutes, with a blank every few seconds
 _OF_XML = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN})  # what a HEAD is told by servers without ids, too
-_TOLD_BY_STATUS = ("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutBucketAcl", "DeleteBucket")
+_TOLD_BY_STATUS = ("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutBucket", "DeleteBucket", "CreateBucket")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]?\d|0*3[01]);", re.IGNORECASE)
 
 __all__ = ["ParseError"]
@@ -86,7 +86,7 @@ def late_error(method: str, status: int, body: bytes) -> tuple[str, str]:
 
     Never looked for in the answer to a GET, whose body may be the user's.
     """
-    if status != HTTPStatus.OK or method not in ("PUT", "POST") or b"<Error" not in body[:LATE_MAX]:
+    if status != HTTPStatus.OK or method in ("GET", "HEAD") or b"<Error" not in body[:LATE_MAX]:
         return "", ""
     return error_of(body)
 
@@ -113,13 +113,16 @@ def refusal_of(request: str, method: str, status: int, headers: Mapping[str, str
 def _no_success(request: str, method: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError | None:
     """What a gateway answers that has done nothing: a page, or nothing, with a status that means success.
 
-    An answer with a body that is read as XML, or with an ETag, shows by that who gave it; here are the others.
+    An answer whose body is read as XML, or with an ETag, shows by that who gave it. Of the others that of an S3 server
+    has its request id, or is the 204 of a removal.
     """
     if method in ("GET", "HEAD"):
         return None
-    is_page = "html" in headers.get("Content-Type", "") and bool(body.strip())
-    is_mute = status == HTTPStatus.OK and not body and request.startswith(_TOLD_BY_STATUS)
-    if status in (HTTPStatus.OK, HTTPStatus.NO_CONTENT) and not is_page and not (is_mute and not _has_id(headers)):
+    if request.startswith(_TOLD_BY_STATUS):
+        is_good = _has_id(headers) or (method == "DELETE" and status == HTTPStatus.NO_CONTENT)
+    else:
+        is_good = status == HTTPStatus.OK
+    if is_good:
         return None
     return from_elsewhere(request, status=status, detail=f"{status} that is no S3 server's: {_kind(headers, body)}")
 

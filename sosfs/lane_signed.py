@@ -52,7 +52,7 @@ class SignedLane:
 
     def head(self, key: str, detail: Detail = Detail.WHOLE) -> Object:
         mode = {"x-amz-checksum-mode": "ENABLED"} if detail is Detail.CHECKSUM else {}
-        return object_of(key, self._http.send("HeadObject", "HEAD", key, headers=mode | self._encrypted).headers)
+        return _object(key, self._http.send("HeadObject", "HEAD", key, headers=mode | self._encrypted))
 
     def get(self, key: str, start: int, stop: int, if_match: str, *, version_id: str = "") -> Slice:
         """The bytes of the range; `if_match` is an If-Match header's value, "" for none, `version_id` likewise."""
@@ -63,8 +63,8 @@ class SignedLane:
         answer = self._http.send("GetObject", "GET", key, query=query, headers=headers)
         total = _TOTAL.fullmatch(answer.headers.get("Content-Range", ""))
         if total:
-            return Slice(object_of(key, answer.headers, size=int(total[1])), memoryview(answer.body))
-        found = object_of(key, answer.headers)  # a 200: the server knows no ranges and sent all
+            return Slice(_object(key, answer, size=int(total[1])), memoryview(answer.body))
+        found = _object(key, answer)  # a 200: the server knows no ranges and sent all
         return Slice(found, memoryview(answer.body)[start:stop])
 
     def list(self, prefix: str, *, delimiter: str, after: str, token: str, limit: int) -> Page:
@@ -255,6 +255,17 @@ def _upload_known() -> Iterator[None]:
         if error.cause is Cause.ABSENT:
             error.errno = errno.ENXIO
         raise
+
+
+def _object(key: str, answer: Answer, *, size: int | None = None) -> Object:
+    """The object that an answer describes; EIO for one that describes none, such as a page for people."""
+    try:
+        found = object_of(key, answer.headers, size=int(answer.headers["Content-Length"]) if size is None else size)
+    except (LookupError, ValueError, TypeError, OverflowError) as error:
+        raise unanswered(f"object {key!r}", f"answer not understood: {error!r}") from error
+    if not found.version.etag or found.version.modified is None:
+        raise unanswered(f"object {key!r}", "the answer describes none")
+    return found
 
 
 def _etag(request: str, answer: Answer) -> str:

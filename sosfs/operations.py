@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import pyfuse3
 
 from .absences import Absences
-from .answered import answered
+from .answered import answered, listing
 from .attributes import Attributes
 from .commits import Commits
 from .content import Handle
@@ -228,7 +228,7 @@ class Operations(pyfuse3.Operations):
         self._next_handle += 1
         return self._next_handle
 
-    @answered
+    @listing
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         here = self._inodes[inode]
         if not self._inodes.has_name(here) and not here.is_left_behind:
@@ -242,7 +242,7 @@ class Operations(pyfuse3.Operations):
         self._readings[handle] = reading
         return handle
 
-    @answered
+    @listing
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         reading = self._readings[fh]
         if start_id == 0 and not reading.directory.is_young(self._ttl):

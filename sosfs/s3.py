@@ -324,7 +324,7 @@ class S3Store:
         try:
             await self._send("AbortMultipartUpload", lambda lanes: lanes.signed.abort_multipart(key, upload_id))
         except StoreError as error:
-            if error.errno != errno.ENXIO:
+            if error.errno != errno.ENXIO or error.code == "NoSuchBucket":
                 raise
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
