@@ -7,9 +7,12 @@ programs of a user. What the kinds have in common: an S3 server did not do what 
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from hashlib import md5
+from pathlib import Path
 
 import pytest
 import trio
@@ -17,6 +20,8 @@ import trio
 from sosfs.errors import Cause, StoreError
 from sosfs.s3 import S3Store
 from sosfs.store import Acl, Canned, Conditions, Failure, Grant, Guard, Properties, Version
+from tests.conftest import Mounter
+from tests.drive import sync, tree
 from tests.faults import INGRESS, LOGIN, Action, Answer, CutResponse, Page, Reset
 from tests.foreign import Foreign
 from tests.proxy import Proxy
@@ -205,3 +210,76 @@ def test_no_answer_but_an_s3_server_s_counts(opened: S3Store, foreign: Foreign, 
             await ask(opened, prepared)
 
     trio.run(round_)
+
+
+class Directory:
+    """A directory in the mount that is worked in while answers are wrong, and what is right afterwards."""
+
+    FILES: Mapping[str, bytes] = {"a": BODY, "old": OTHER, "grows": b"first\n", "moves": b"moved", "goes": b"gone"}
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.new: dict[str, tuple[bytes | None, ...]] = {}
+
+    def attempt(self, name: str, action: Callable[[], object], **outcome: bytes | None) -> None:
+        """Does something that makes files what `outcome` says, or fails and may have made them so."""
+        try:
+            action()
+        except OSError as error:
+            assert error.errno in AMONG, (name, error)
+            self.new |= {key: (self.FILES.get(key), body) for key, body in outcome.items()}
+        else:
+            self.new |= {key: (body,) for key, body in outcome.items()}
+
+    def work(self) -> None:
+        """Looks, reads and changes; nothing that is seen is wrong."""
+        here = self.path
+        self.attempt("ls", lambda: _equal(set(os.listdir(here)), set(self.FILES)))
+        self.attempt("stat", lambda: _equal((here / "a").stat().st_size, len(BODY)))
+        self.attempt("cat", lambda: _equal((here / "a").read_bytes(), BODY))
+        self.attempt("cp", lambda: shutil.copyfile(here / "old", here / "copy"), copy=OTHER)
+        self.attempt("append", lambda: _append(here / "grows", b"second\n"), grows=b"first\nsecond\n")
+        self.attempt("mv", lambda: os.rename(here / "moves", here / "moved"), moves=None, moved=b"moved")
+        self.attempt("rm", lambda: os.unlink(here / "goes"), goes=None)
+
+    def check(self, found: Mapping[str, bytes]) -> None:
+        """What is there now is what it was or what it was made to be."""
+        assert not any("conflict" in name for name in found)
+        for name in {*self.FILES, *self.new, *found}:
+            assert found.get(name) in self.new.get(name, (self.FILES.get(name),)), name
+        assert ("moves" in found) != ("moved" in found)
+
+
+def _equal(found: object, wanted: object) -> None:
+    assert found == wanted
+
+
+def _append(path: Path, data: bytes) -> None:
+    with path.open("ab", buffering=0) as file:
+        file.write(data)
+
+
+CHANGING = frozenset(
+    {Op.PUT, Op.COPY, Op.DELETE, Op.DELETE_MANY, Op.CREATE_MULTIPART, Op.UPLOAD_PART, Op.COPY_PART, Op.COMPLETE}
+)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+@pytest.mark.parametrize("broken", [frozenset(Op), CHANGING], ids=["all", "changes"])
+def test_programs_see_what_is_true_or_an_error(
+    mounter: Mounter, foreign: Foreign, proxy: Proxy, broken: frozenset[Op]
+) -> None:
+    """Where looking works, what is to change is reached."""
+    for number in range(len(KINDS)):
+        foreign.put_all({f"{number}/{name}": body for name, body in Directory.FILES.items()})
+    drive = mounter(proxy.endpoint, "--patience", "0", "--timeout", "2", "--ttl", "0.1")
+    drive.mount.allow_log(r"WARNING|ERROR")
+    for number, (name, action) in enumerate(KINDS.items()):
+        print(name)
+        here = Directory(drive.here / str(number))
+        with proxy.broken(action, on(*(broken - SPARED.get(name, frozenset())))):
+            here.work()
+        sync(here.path)
+        here.check(tree(here.path))
+        here.check({key.partition("/")[2]: foreign.get(key) for key in foreign.keys(f"{number}/")})
