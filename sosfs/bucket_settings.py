@@ -40,10 +40,10 @@ log = logging.getLogger(__name__)
 PASSING = 429  # and all from 500 on: what botocore tries again
 # What answers a question: the root of the XML, and what must be in it.
 ROOTS = {
-    "GetBucketCors": ("CORSConfiguration", ""),
-    "GetBucketVersioning": ("VersioningConfiguration", ""),
-    "GetBucketLifecycleConfiguration": ("LifecycleConfiguration", ""),
-    "ListObjectVersions": ("ListVersionsResult", "IsTruncated"),
+    "GetBucketCors": (("CORSConfiguration",), ""),
+    "GetBucketVersioning": (("VersioningConfiguration", "GetBucketVersioningResponse"), ""),  # the second is moto's
+    "GetBucketLifecycleConfiguration": (("LifecycleConfiguration",), ""),
+    "ListObjectVersions": (("ListVersionsResult",), "IsTruncated"),
 }
 NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"})
 
@@ -250,8 +250,8 @@ def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> 
         raise refusal
     try:
         if request in ROOTS:
-            root, needed = ROOTS[request]
-            if needed not in {"": "", **fields(root_of(body, root))}:
+            roots, needed = ROOTS[request]
+            if needed not in {"": "", **fields(root_of(body, *roots))}:
                 raise ParseError(f"no {needed}")
         elif request == "GetBucketPolicy" and not isinstance(json.loads(body), dict):
             raise ParseError("no policy")

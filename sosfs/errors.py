@@ -177,7 +177,8 @@ def from_s3(request: str, *, code: str, status: int, detail: str = "") -> StoreE
         number = errno.EIO
     if number in (errno.ENOENT, errno.ESTALE) and status >= SERVER_FAILED:
         number = errno.EIO  # it failed, whatever it found out before
-    return StoreError(number, request, code=code, status=status, detail=detail or _EXPLAINED.get(code, ""))
+    detail = "; ".join(filter(None, (detail, _EXPLAINED.get(code))))
+    return StoreError(number, request, code=code, status=status, detail=detail)
 
 
 def from_elsewhere(request: str, *, status: int, detail: str) -> StoreError:

@@ -235,7 +235,7 @@ class SignedLane:
     def get_acl(self, key: str) -> Acl:
         operation = "GetObjectAcl" if key else "GetBucketAcl"
         answer = self._http.send(operation, "GET", key, query={"acl": ""})
-        return _read(f"GetObjectAcl {key!r}", answers.acl_of, answer)
+        return _read(f"{operation} {key!r}" if key else operation, answers.acl_of, answer)
 
     def put_acl(self, key: str, acl: Acl | Canned) -> None:
         operation = "PutObjectAcl" if key else "PutBucketAcl"
