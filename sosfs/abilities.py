@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+CLEARING = 3.0  # seconds for which what fails is tried again: who mounts waits
+PAUSE = 0.1
 _BODY = b"sosfs"
 _OTHER = "0" * 32  # the ETag of nothing that anybody has stored
 _ABSENT = {"If-None-Match": "*"}
@@ -123,13 +126,20 @@ def _probe(lane: SignedLane, key: str, storage_class: str) -> Abilities:
 def _clear(lane: SignedLane, key: str) -> None:
     """Removes all that is under the scratch key, also what a request made whose answer was lost.
 
-    What fails does not keep the rest from being tried, and is told in the log: it is not what the mount is about.
+    What fails is tried again for a moment, does not keep the rest from being tried, and is told in the log: it is not
+    what the mount is about.
     """
+    until = time.monotonic() + CLEARING
     for step in (_abort_all, _purge):
-        try:
-            step(lane, key)
-        except StoreError as error:
-            log.warning("something may be left of the scratch key %s: %s", key, error)
+        while True:
+            try:
+                step(lane, key)
+            except StoreError as error:
+                if time.monotonic() < until:
+                    time.sleep(PAUSE)
+                    continue
+                log.warning("something may be left of the scratch key %s: %s", key, error)
+            break
 
 
 def _abort_all(lane: SignedLane, key: str) -> None:
