@@ -15,15 +15,14 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import partial
 from hashlib import md5
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
-from sosfs.store import NO_UPLOAD, Conditions, Properties, Right
+from sosfs.store import NO_UPLOAD, Conditions, Part, Properties, Right
 
 if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
@@ -77,6 +76,15 @@ def probe(lane: SignedLane, key: str, *, storage_class: str = "") -> Abilities:
     refusal of the storage class.
     """
     try:
+        found = _find_out(lane, key, storage_class)
+    except StoreError:
+        _clear(lane, key)
+        raise
+    return found
+
+
+def _find_out(lane: SignedLane, key: str, storage_class: str) -> Abilities:
+    try:
         marker = lane.delete(key)
     except StoreError as error:
         if error.cause is not Cause.DENIED:
@@ -85,10 +93,8 @@ def probe(lane: SignedLane, key: str, *, storage_class: str = "") -> Abilities:
         return Abilities(denied=frozenset({Right.DELETE, writes}))
     if marker and not _is_removable(lane, key, marker):
         return Abilities(markers=True)
-    try:
-        found = _probe(lane, key, storage_class)
-    finally:
-        _clear(lane, key)
+    found = _probe(lane, key, storage_class)
+    _clear(lane, key)
     return replace(found, markers=bool(marker))
 
 
@@ -97,12 +103,22 @@ def _is_removable(lane: SignedLane, key: str, marker: str) -> bool:
     if _denied(lambda: lane.delete(key, version_id=marker)):
         log.info("a marker of the deletion of %s stays: this key may not remove versions", key)
         return False
+    if not locks(lane):
+        return True
+    for version_id in lane.version_ids(key):  # of a delete whose answer was lost
+        lane.delete(key, version_id=version_id)
+    return False
+
+
+def locks(lane: SignedLane) -> bool:
+    """Whether the bucket locks what is stored (Object Lock), or may do so: not every key is told."""
     try:
-        return not lane.retention()
+        return lane.retention()
     except StoreError as error:
         if error.cause is not Cause.DENIED:
             raise
-        return False  # nobody can tell
+        log.info("this key may not know whether the bucket locks what is stored: what the server honours is not tried")
+        return True
 
 
 def _probe(lane: SignedLane, key: str, storage_class: str) -> Abilities:
@@ -123,13 +139,13 @@ def _probe(lane: SignedLane, key: str, storage_class: str) -> Abilities:
     return Abilities(True, absent, match, complete, copy_pin, part_pin, hashes)
 
 
-def _clear(lane: SignedLane, key: str) -> None:
+def clear(lane: SignedLane, key: str) -> list[StoreError]:
     """Removes all that is under the scratch key, also what a request made whose answer was lost.
 
-    What fails is tried again for a moment, does not keep the rest from being tried, and is told in the log: it is not
-    what the mount is about.
+    What fails is tried again for a moment, and does not keep the rest from being tried. Returns what failed for good.
     """
     until = time.monotonic() + CLEARING
+    failed: list[StoreError] = []
     for step in (_abort_all, _purge):
         while True:
             try:
@@ -138,8 +154,15 @@ def _clear(lane: SignedLane, key: str) -> None:
                 if time.monotonic() < until:
                     time.sleep(PAUSE)
                     continue
-                log.warning("something may be left of the scratch key %s: %s", key, error)
+                failed.append(error)
             break
+    return failed
+
+
+def _clear(lane: SignedLane, key: str) -> None:
+    """As `clear`; what failed is told in the log, for it is not what the mount is about."""
+    for error in clear(lane, key):
+        log.warning("something may be left of the scratch key %s: %s", key, error)
 
 
 def _abort_all(lane: SignedLane, key: str) -> None:
@@ -151,10 +174,14 @@ def _abort_all(lane: SignedLane, key: str) -> None:
             raise
         return
     for upload in uploads:
-        if upload.key == key and _denied(partial(lane.abort_multipart, key, upload.upload_id)):
-            # As an object of one part it can be removed.
-            parts = [lane.upload_part(key, upload.upload_id, 1, _BODY)]
-            lane.complete_multipart(key, upload.upload_id, parts, {})
+        if upload.key == key:
+            _abort(lane, key, upload.upload_id)
+
+
+def _abort(lane: SignedLane, key: str, upload_id: str) -> None:
+    """Ends an upload; where that is not allowed it becomes an object, which can be removed."""
+    if _denied(lambda: lane.abort_multipart(key, upload_id)):
+        lane.complete_multipart(key, upload_id, [lane.upload_part(key, upload_id, 1, _BODY)], {})
 
 
 def _purge(lane: SignedLane, key: str) -> None:
@@ -173,20 +200,26 @@ def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:
 def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
     """Whether UploadPartCopy honours its pin, and CompleteMultipartUpload If-None-Match and If-Match."""
     upload = lane.create_multipart(key, Properties(), None)
-    parts = [lane.upload_part(key, upload, 1, _BODY)]
-    pin = Quoting.QUOTED.of(_OTHER)
-    part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
-    parts = [lane.upload_part(key, upload, 1, _BODY)]
+    try:
+        parts = [lane.upload_part(key, upload, 1, _BODY)]
+        pin = Quoting.QUOTED.of(_OTHER)
+        part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
+        parts = [lane.upload_part(key, upload, 1, _BODY)]
+        complete = _is_kept_open(lane, key, upload, parts, _ABSENT)
+        complete = complete and _is_kept_open(lane, key, upload, parts, {"If-Match": pin})
+    finally:
+        _abort(lane, key, upload)
+    return part_pin, complete
 
-    def is_refused(condition: dict[str, str]) -> bool:
-        try:
-            return _refused(lambda: lane.complete_multipart(key, upload, parts, condition))
-        except StoreError as error:
-            if error.errno != errno.ENXIO:
-                raise
-            return False  # it was joined, and the answer lost
 
-    return part_pin, is_refused(_ABSENT) and is_refused({"If-Match": pin})
+def _is_kept_open(lane: SignedLane, key: str, upload: str, parts: list[Part], condition: Mapping[str, str]) -> bool:
+    """Whether an upload is not completed under a condition that does not hold."""
+    try:
+        return _refused(lambda: lane.complete_multipart(key, upload, parts, condition))
+    except StoreError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False  # it was, and the answer lost
 
 
 def _refused(call: Callable[[], object]) -> bool:

@@ -128,16 +128,17 @@ class SignedLane:
         listed = self._http.send("ListObjectVersions", "GET", query={"versions": "", "prefix": key})
         return _read("ListObjectVersions", partial(listing_answers.version_ids, key=key), listed)
 
-    def purge(self, key: str) -> None:
-        """Deletes the key with its versions, where the bucket keeps them and our key may remove them."""
+    def purge(self, key: str) -> bool:
+        """Deletes the key with its versions, where the bucket keeps them (True) and our key may remove them."""
         if not self.delete(key):
-            return
+            return False
         try:
             for version_id in self.version_ids(key):
                 self.delete(key, version_id=version_id)
         except StoreError as error:
             if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
                 raise
+        return True
 
     def retention(self) -> bool:
         """Whether what is stored in the bucket is locked for a time by itself (Object Lock)."""
