@@ -79,8 +79,10 @@ def nth(number: int) -> Callable[[Request], bool]:
 
 
 @MOTO
-@pytest.mark.parametrize("fault", FAULTS)
-@pytest.mark.parametrize("versions", ["no versions", "versions"])
+@pytest.mark.parametrize(
+    ("fault", "versions"),
+    [*((fault, "no versions") for fault in FAULTS), ("reset after", "versions"), ("page after", "versions")],
+)
 def test_nothing_is_left_whichever_answer_is_lost(
     opened: Opener, foreign: Foreign, proxy: Proxy, fault: str, versions: str
 ) -> None:
