@@ -15,9 +15,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sosfs import answers
+from sosfs import answers, listing_answers
 from sosfs.credentials import Credentials
 from sosfs.errors import StoreError, unanswered
+from sosfs.paging import check_progress
 from sosfs.sender import Limits, Sender
 from sosfs.signed_http import Answer, SignedHttp
 from sosfs.store import Bucket
@@ -63,16 +64,18 @@ class Account:
         """All buckets that the server lists. EACCES for a key that may not list them."""
         at = replace(self._target, patience=min(patience, self._target.patience))
         owner, found, token = "", list[Bucket](), ""
+        seen = {token}
         while True:
             query = {"continuation-token": token} if token else {}
             answer = await self._send("ListBuckets", "GET", "", query=query, at=at)
             try:
-                owner, page, token = answers.buckets_of(answer.document)
+                owner, page, token = listing_answers.buckets_of(answer.document)
             except (answers.ParseError, LookupError, ValueError) as error:
                 raise unanswered("ListBuckets", f"answer not understood: {error!r}") from error
             found += page
             if not token:
                 return Owned(owner, {bucket.name: bucket for bucket in found})
+            check_progress("ListBuckets", token, seen)
 
     async def create(self, name: str) -> None:
         """Makes a bucket. EEXIST for a name that is taken, EINVAL for one that cannot be, EDQUOT for one too many."""

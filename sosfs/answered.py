@@ -72,3 +72,31 @@ def _opened(operations: Any, handle: int = 0) -> Opened:
     """What the request on a handle is about, where these operations know."""
     opened = getattr(operations, "opened", None)
     return opened(handle) if opened else NOTHING
+
+
+def listing(handler: F) -> F:
+    """As `answered`, for what reads a directory: ENOENT there is taken for its end (getdents(2)), so it is EIO.
+
+    A directory that was removed here while it is read is empty, which is an answer and no error.
+    """
+    inner = answered(handler)
+
+    @functools.wraps(handler)
+    async def guarded(*args: Any) -> Any:
+        try:
+            return await inner(*args)
+        except pyfuse3.FUSEError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            log.info("%s: an absence is no end of a directory", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+LISTING = frozenset({"opendir", "readdir"})
+
+
+def guard_of(name: str) -> Callable[[F], F]:
+    """What makes a handler of this name raise only what the kernel may be told."""
+    return listing if name in LISTING else answered

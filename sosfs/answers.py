@@ -1,28 +1,33 @@
-"""The XML of S3: what bodies of requests and answers look like, decided here and only here.
+"""The XML of S3: what bodies of requests and answers look like; and which answers are errors. Listings: `listed`.
 
-Read with the C parser of the standard library: 5 ms of CPU for a page of 1,000 keys, where boto3 takes 57.
-Namespaces are passed over, because servers disagree about them. An answer that is not the XML it should be
-raises `ParseError`, which the lane makes an EIO. Pure functions, safe from any thread.
+An answer is good only where it can be an S3 server's answer to what was asked (`refusal_of`): a 200 may carry an
+error, and a gateway's page may come with any status. Namespaces are passed over, because servers disagree about them.
+A body that is not the XML it should be raises `ParseError`, which the lane makes an EIO. Pure functions, safe from
+any thread.
 """
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from urllib.parse import unquote_plus
+from http import HTTPStatus
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, ParseError, SubElement
 
-from sosfs.errors import StoreError, from_s3
-from sosfs.store import Acl, Bucket, Failure, Grant, Listed, Page, Part, Upload, Version
-from sosfs.wire import bare_etag, class_of, modified
+from sosfs.errors import StoreError, from_elsewhere, from_s3
+from sosfs.store import Acl, Failure, Grant, Part
+from sosfs.wire import bare_etag
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
+JOINED = "CompleteMultipartUploadResult"
 INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 
+REQUEST_IDS = ("x-amz-request-id", "x-amz-id-2", "x-amzn-requestid")  # the last is moto's, and of some services of AWS
+LATE_MAX = 1 << 16  # bytes; a copy of 5 GiB takes minutes, with a blank every few seconds
+_OF_XML = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN})  # what a HEAD is told by servers without ids, too
+_TOLD_BY_STATUS = ("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutBucket", "DeleteBucket", "CreateBucket")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]?\d|0*3[01]);", re.IGNORECASE)
 
 __all__ = ["ParseError"]
@@ -33,31 +38,32 @@ def _bare(tag: str) -> str:
     return tag.rpartition("}")[2]
 
 
-def _name(element: Element) -> str:
+def name_of(element: Element) -> str:
     return _bare(element.tag)
 
 
-def _fields(element: Element) -> dict[str, str]:
+def fields(element: Element) -> dict[str, str]:
     """The texts of an element's children by their names, the last of each name."""
     return {_bare(child.tag): child.text or "" for child in element}
 
 
-def _each(root: Element, *names: str) -> Iterator[Element]:
-    return (element for element in root.iter() if _name(element) in names)
+def each(root: Element, *names: str) -> Iterator[Element]:
+    return (element for element in root.iter() if name_of(element) in names)
 
 
-def _tree(body: bytes) -> Element:
+def tree(body: bytes) -> Element:
     """The document; servers echo the key, and one with control characters makes it no XML unless they go."""
+    body = body.lstrip()  # what a server sends to keep the connection while it copies
     try:
         return ElementTree.fromstring(body)
     except ParseError:
         return ElementTree.fromstring(_CONTROLS.sub(b"?", body))
 
 
-def _root(body: bytes, *names: str) -> Element:
-    root = _tree(body)
-    if _name(root) not in names:
-        raise ParseError(f"{_name(root)} where {names[0]} was due")
+def root_of(body: bytes, *names: str) -> Element:
+    root = tree(body)
+    if name_of(root) not in names:
+        raise ParseError(f"{name_of(root)} where {names[0]} was due")
     return root
 
 
@@ -68,55 +74,81 @@ def _said(root: Element) -> bytes:
 def error_of(body: bytes) -> tuple[str, str]:
     """Code and message of an error answer; ("", "") for a body that is none, such as a proxy's page."""
     try:
-        root = _tree(body)
+        root = tree(body)
     except ParseError:
         return "", ""
-    found = _fields(root) if _name(root) == "Error" else {}
-    return found.get("Code", ""), found.get("Message", "")
+    found = fields(root) if name_of(root) == "Error" else {}
+    return found.get("Code", "").strip(), found.get("Message", "")
 
 
 def endpoint_of(body: bytes) -> str:
     """The host that the error answer of a redirect names (PermanentRedirect, TemporaryRedirect); "" for none."""
     try:
-        return _fields(_tree(body)).get("Endpoint", "")
+        return fields(tree(body)).get("Endpoint", "")
     except ParseError:
         return ""
 
 
-def page_of(body: bytes) -> Page:
-    """One page of ListObjectsV2, asked with `encoding-type=url`."""
-    root = _root(body, "ListBucketResult")
-    told = _fields(root)
-    plain = _unquoted if told.get("EncodingType") == "url" else str
-    objects: list[Listed] = []
-    prefixes: list[str] = []
-    for element in root:
-        if (name := _name(element)) == "Contents":
-            found = _fields(element)
-            when = modified(datetime.fromisoformat(found["LastModified"]))
-            version = Version(bare_etag(found["ETag"]), int(found["Size"]), when)
-            objects.append(Listed(plain(found["Key"]), version, class_of(found.get("StorageClass", ""))))
-        elif name == "CommonPrefixes":
-            prefixes.append(plain(_fields(element)["Prefix"]))
-    more = told.get("IsTruncated") == "true"
-    return Page(tuple(objects), tuple(prefixes), told["NextContinuationToken"] if more else "")
+def late_error(method: str, status: int, body: bytes) -> tuple[str, str]:
+    """Code and message of the error in a 200: CopyObject and CompleteMultipartUpload answer before they are done.
+
+    Never looked for in the answer to a GET, whose body may be the user's.
+    """
+    if status != HTTPStatus.OK or method in ("GET", "HEAD") or b"<Error" not in body[:LATE_MAX]:
+        return "", ""
+    return error_of(body)
 
 
-def _unquoted(text: str) -> str:
-    text = text.replace("%2F", "/")  # in all keys but those at the top, most have nothing else: 1 us instead of 9
-    return unquote_plus(text) if "%" in text or "+" in text else text
+def refusal_of(request: str, method: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError | None:
+    """The error that an answer is; None for a good one, whose body is still to be read as what was asked for.
+
+    `request` begins with the name of the operation, names in `headers` are of any case, and `body` may be left out
+    (b"") for a good answer to a GET.
+    """
+    if status < HTTPStatus.MULTIPLE_CHOICES:
+        code, message = late_error(method, status, body)
+        if code:
+            return from_s3(request, code=code, status=status, detail=message)
+        return _no_success(request, method, status, headers, body)
+    code, message = error_of(body)
+    if code:
+        return from_s3(request, code=code, status=status, detail=message)
+    if not body and _is_of_s3(status, headers):  # that to a HEAD has none; nor has moto's of a copy of nothing
+        return from_s3(request, code="", status=status)
+    return from_elsewhere(request, status=status, detail=f"{status} that is no S3 server's: {_kind(headers, body)}")
 
 
-def buckets_of(body: bytes) -> tuple[str, list[Bucket], str]:
-    """One page of ListBuckets: the owner's id, the buckets, and the token of the next page ("" after the last)."""
-    root = _root(body, "ListAllMyBucketsResult")
-    owner = next((_fields(element).get("ID", "") for element in _each(root, "Owner")), "")
-    buckets = []
-    for element in _each(root, "Bucket"):
-        found = _fields(element)
-        created = datetime.fromisoformat(found["CreationDate"]).timestamp()
-        buckets.append(Bucket(found["Name"], created, found.get("BucketRegion", "")))
-    return owner, buckets, _fields(root).get("ContinuationToken", "")
+def _no_success(request: str, method: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError | None:
+    """What a gateway answers that has done nothing: a page, or nothing, with a status that means success.
+
+    An answer whose body is read as XML, or with an ETag, shows by that who gave it. Of the others that of an S3 server
+    has its request id, or is the 204 of a removal.
+    """
+    if method in ("GET", "HEAD"):
+        return None
+    if request.startswith(_TOLD_BY_STATUS):
+        is_good = _has_id(headers) or (method == "DELETE" and status == HTTPStatus.NO_CONTENT)
+    else:
+        is_good = status == HTTPStatus.OK
+    if is_good:
+        return None
+    return from_elsewhere(request, status=status, detail=f"{status} that is no S3 server's: {_kind(headers, body)}")
+
+
+def _is_of_s3(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an answer without a body is an S3 server's."""
+    return _has_id(headers) or (status in _OF_XML and "xml" in headers.get("Content-Type", ""))
+
+
+def _has_id(headers: Mapping[str, str]) -> bool:
+    return any(name in headers for name in REQUEST_IDS)
+
+
+def _kind(headers: Mapping[str, str], body: bytes) -> str:
+    """What a gateway has sent, for the log."""
+    media = headers.get("Content-Type", "").partition(";")[0] or "something"
+    server = f" from {headers['Server']!r}" if "Server" in headers else ""
+    return f"{media}{server}" if body else f"no body{server}"
 
 
 def location_body(region: str) -> bytes:
@@ -127,62 +159,35 @@ def location_body(region: str) -> bytes:
 
 
 def copied_etag(body: bytes, name: str) -> str:
-    """The ETag in a CopyObjectResult, CopyPartResult or CompleteMultipartUploadResult."""
-    return bare_etag(_fields(_root(body, name))["ETag"])
+    """The ETag in a CopyObjectResult, CopyPartResult or CompleteMultipartUploadResult; only the last may be empty."""
+    etag = bare_etag(fields(root_of(body, name))["ETag"])
+    if not etag and name != JOINED:
+        raise ParseError(f"no ETag in a {name}")
+    return etag
 
 
 def upload_id(body: bytes) -> str:
     """The id in an InitiateMultipartUploadResult."""
-    return _fields(_root(body, "InitiateMultipartUploadResult"))["UploadId"]
+    found = fields(root_of(body, "InitiateMultipartUploadResult"))["UploadId"]
+    if not found:
+        raise ParseError("no UploadId")
+    return found
 
 
-def parts_of(body: bytes) -> tuple[list[Part], str]:
-    """One page of ListParts, and the marker of the next ("" after the last)."""
-    root = _root(body, "ListPartsResult", "ListPartsResponse")  # the second is moto's
-    told = _fields(root)
-    parts = []
-    for element in _each(root, "Part"):
-        found = _fields(element)
-        parts.append(Part(int(found["PartNumber"]), bare_etag(found["ETag"]), int(found["Size"])))
-    return parts, told["NextPartNumberMarker"] if told.get("IsTruncated") == "true" else ""
-
-
-def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tuple[str, str] | None]:
-    """One page of ListMultipartUploads, and key and id after which the next begins (None after the last).
-
-    `encoded`: asked with `encoding-type=url`, which Ceph 16 obeys without saying so. Else ParseError where a
-    key has what XML cannot say.
-    """
-    root = _tree(body) if encoded else ElementTree.fromstring(body)
-    if _name(root) != "ListMultipartUploadsResult":
-        raise ParseError(_name(root))
-    told = _fields(root)
-    plain = _unquoted if encoded else str
-    uploads = []
-    for element in _each(root, "Upload"):
-        found = _fields(element)
-        started = modified(datetime.fromisoformat(found["Initiated"]))
-        uploads.append(Upload(plain(found["Key"]), found["UploadId"], started))
-    if told.get("IsTruncated") != "true":
-        return uploads, None
-    return uploads, (plain(told["NextKeyMarker"]), told["NextUploadIdMarker"])
-
-
-def version_ids(body: bytes, *, key: str) -> list[str]:
-    """The ids of all versions and delete markers of one key in a page of ListObjectVersions."""
-    told = [_fields(element) for element in _each(_root(body, "ListVersionsResult"), "Version", "DeleteMarker")]
-    return [found["VersionId"] for found in told if found["Key"] == key]
+def retention_of(body: bytes) -> bool:
+    """Whether an ObjectLockConfiguration locks each new object."""
+    return any(each(root_of(body, "ObjectLockConfiguration"), "DefaultRetention"))
 
 
 def acl_of(body: bytes) -> Acl:
     """The AccessControlPolicy of an object or a bucket."""
-    root = _root(body, "AccessControlPolicy")
+    root = root_of(body, "AccessControlPolicy")
     grants = []
-    for element in _each(root, "Grant"):
-        grantee = next(_each(element, "Grantee"))
-        who = _fields(grantee)
-        grants.append(Grant(who.get("URI") or who.get("ID") or who["EmailAddress"], _fields(element)["Permission"]))
-    return Acl(_fields(next(_each(root, "Owner")))["ID"], tuple(grants))
+    for element in each(root, "Grant"):
+        grantee = next(each(element, "Grantee"))
+        who = fields(grantee)
+        grants.append(Grant(who.get("URI") or who.get("ID") or who["EmailAddress"], fields(element)["Permission"]))
+    return Acl(fields(next(each(root, "Owner")))["ID"], tuple(grants))
 
 
 def acl_body(acl: Acl) -> bytes:
@@ -214,8 +219,8 @@ def delete_body(keys: Iterable[str]) -> bytes:
 def failures_of(body: bytes) -> list[Failure]:
     """The keys that a DeleteObjects could not delete."""
     failures = []
-    for element in _each(_root(body, "DeleteResult"), "Error"):
-        found = _fields(element)
+    for element in each(root_of(body, "DeleteResult"), "Error"):
+        found = fields(element)
         code = found.get("Code", "")
         if code in ("NoSuchKey", "NoSuchVersion"):
             continue

@@ -17,7 +17,7 @@ from typing import Any
 import pyfuse3
 
 from . import control
-from .answered import answered
+from .answered import answered, guard_of
 from .buckets import Buckets
 from .control_operations import ControlOperations
 from .entries import room
@@ -48,13 +48,12 @@ class BucketRouting(pyfuse3.Operations):
     def _routed(self, name: str) -> Any:
         top, tree = getattr(self._top, name), getattr(self._tree, name)
 
-        @answered
         async def handler(number: int, *rest: Any) -> Any:
             if index_of(number):
                 return await self._pass(name, number, *rest)
             return await (tree if in_tree(number, rest, ROOT) else top)(number, *rest)
 
-        return handler
+        return guard_of(name)(handler)
 
     async def _pass(self, name: str, number: int, *rest: Any) -> Any:
         """Lets the bucket that a number belongs to answer, entering it first if need be."""

@@ -1,30 +1,35 @@
 """The lane for what is set for a whole bucket, and for versions: botocore, whose 2 ms of CPU a call do not matter here.
 
 What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
-`StoreError`. botocore is imported with the first call, not before the daemon has forked.
+`StoreError`. botocore takes an answer that it does not know for one in which nothing is set, and follows a server to
+another: so each answer is looked at before it parses it. It is imported with the first call, not before the daemon
+has forked.
 
 Concurrency: calls are made from the trio thread and run in threads of the `Sender`, which renews the key.
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from . import trust
+from .answers import ParseError, fields, refusal_of, root_of
 from .credentials import Credentials
-from .errors import from_s3, unanswered
+from .errors import SERVER_FAILED, StoreError, from_s3, unanswered
+from .listing_answers import SIZE_MAX
 from .proxies import proxy_for
 from .sender import Sender
 from .store import Acl, Canned, Slice
 from .target import S3Target
-from .wire import bare_etag
+from .wire import bare_etag, modified
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -33,6 +38,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
+PASSING = 429  # and all from 500 on: what botocore tries again
+# What answers a question: the root of the XML, and what must be in it.
+ROOTS = {
+    "GetBucketCors": (("CORSConfiguration",), ""),
+    "GetBucketVersioning": (("VersioningConfiguration", "GetBucketVersioningResponse"), ""),  # the second is moto's
+    "GetBucketLifecycleConfiguration": (("LifecycleConfiguration",), ""),
+    "ListObjectVersions": (("ListVersionsResult",), "IsTruncated"),
+}
 NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"})
 
 
@@ -130,7 +145,7 @@ class BucketSettings:
             for page in client.get_paginator("list_object_versions").paginate(
                 Bucket=name, Prefix=prefix, Delimiter="/"
             ):
-                kept += [_kept(found) for found in page.get("Versions", ())]
+                kept += _kept(page, prefix)
                 folded |= {found["Prefix"]: None for found in page.get("CommonPrefixes", ())}
             return kept, list(folded)
 
@@ -142,7 +157,7 @@ class BucketSettings:
         def ask(client: S3Client, name: str) -> list[Kept]:
             kept: list[Kept] = []
             for page in client.get_paginator("list_object_versions").paginate(Bucket=name, Prefix=key):
-                kept += [_kept(found) for found in page.get("Versions", ()) if found["Key"] == key]
+                kept += [one for one in _kept(page, key) if one.key == key]
                 # In the order of keys it is the first that begins with itself.
                 if any(found["Key"] != key for found in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))):
                     break
@@ -175,15 +190,17 @@ class BucketSettings:
 
             try:
                 return work(self._client(lane.key), self._target.bucket)
+            except StoreError as error:
+                if error.code in NOT_SET:
+                    return None
+                raise
             except ClientError as error:
                 said = error.response.get("Error", {})
-                code = said.get("Code", "")
-                if code in NOT_SET:
-                    return None
                 status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                raise from_s3(request, code=code, status=status, detail=said.get("Message", "")) from error
-            except BotoCoreError as error:
-                raise unanswered(request, str(error)) from error
+                detail = said.get("Message", "")
+                raise from_s3(request, code=said.get("Code", ""), status=status, detail=detail) from error
+            except (BotoCoreError, LookupError, ValueError, TypeError, OverflowError) as error:
+                raise unanswered(request, f"answer not understood: {error!r}") from error
 
         return await self._sender.send(request.partition(" ")[0], call, size=size)
 
@@ -222,13 +239,46 @@ class BucketSettings:
             config=config,
         )
         client.meta.events.register("before-call.s3", self._pay)
+        client.meta.events.register("before-parse.s3", _check)
         return client
 
     def _pay(self, params: dict[str, Any], **_: object) -> None:
         params["headers"].update(self._target.payer.headers)
 
 
-def _kept(found: Any) -> Kept:
-    modified: datetime = found["LastModified"]
-    etag = bare_etag(found["ETag"])
-    return Kept(found["Key"], found["VersionId"], etag, found["Size"], modified.timestamp())
+def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> None:
+    """Raises the StoreError that an answer is, also one that botocore would take for a good one."""
+    request, method = operation_model.name, operation_model.http["method"]
+    status, body = response_dict["status_code"], response_dict["body"]
+    if status == PASSING or status >= SERVER_FAILED:
+        return
+    refusal = refusal_of(request, method, status, response_dict["headers"], body)
+    if refusal is not None:
+        raise refusal
+    try:
+        if request in ROOTS:
+            roots, needed = ROOTS[request]
+            if needed not in {"": "", **fields(root_of(body, *roots))}:
+                raise ParseError(f"no {needed}")
+        elif request == "GetBucketPolicy" and not isinstance(json.loads(body), dict):
+            raise ParseError("no policy")
+    except (ParseError, ValueError) as error:
+        raise unanswered(request, f"answer not understood: {error!r}") from error
+
+
+def _kept(page: Any, prefix: str) -> list[Kept]:
+    """The versions on a page; one of which nonsense is told is left out. EIO for a page of another prefix."""
+    kept = []
+    for found in page.get("Versions", ()):
+        key = found["Key"]
+        if not key.startswith(prefix):
+            raise unanswered("ListObjectVersions", f"{key!r} in a listing of {prefix!r}")
+        try:
+            etag, size, moment = bare_etag(found["ETag"]), found["Size"], found["LastModified"]
+            modified(moment)
+            if not 0 <= size <= SIZE_MAX:
+                raise ValueError(f"a size of {size}")
+            kept.append(Kept(key, found["VersionId"], etag, size, moment.timestamp()))
+        except (LookupError, ValueError, OverflowError) as error:
+            log.info("a listing tells nonsense of a version of %r: %r", key, error)
+    return kept

@@ -36,8 +36,8 @@ from .errors import StoreError
 from .journal import LeftOver, left_over, locked
 from .kernel_cache import KernelCache
 from .member import MOST, Member, index_of
+from .reasons import REACH_PATIENCE
 from .roster import Roster
-from .s3 import REACH_PATIENCE
 from .sender import Limits
 from .served import Served, memory_limit
 from .shares import Shares

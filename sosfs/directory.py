@@ -22,7 +22,8 @@ from .attribute_cache import AttributeCache, Remembered
 from .inodes import SYMLINK_MAX, Inode, Inodes, Known
 from .keys import Form, name_of
 from .metadata import NS, read
-from .store import NOTHING, Page, Properties, Version
+from .paging import is_ordered
+from .store import NOTHING, UNKNOWN, Page, Properties, Version
 from .turns import Turns
 
 PENDING = math.inf
@@ -56,13 +57,14 @@ def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("after", "done", "edge", "names", "places", "prefix", "reach", "started", "token")
+    __slots__ = ("after", "done", "edge", "names", "places", "prefix", "reach", "started", "token", "tokens")
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix  # the directory's key
         self.names: list[bytes] = []
         self.places: dict[bytes, int] = {}  # of the names in `names`
         self.token = ""  # that the next page begins with, or, after a rename, the key
+        self.tokens: set[str] = set()  # all that pages had: none comes twice
         self.after = ""
         self.reach = ""  # every key up to this one has been shown
         self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
@@ -195,7 +197,8 @@ class Merger:
             if here is not None:
                 walk.show(here.name)
         self._objects(directory, walk, prefix, page)
-        walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
+        if is_ordered(page):
+            walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
         walk.token, walk.after = page.token, ""
         if not page.token:
             walk.done = True
@@ -269,9 +272,11 @@ class Merger:
             return None
         if here is None:
             here = self._new_file(directory, segment, name)
-        _doubt(here, version, known)
-        self.seen(here, version, walk.started)
+        if version != UNKNOWN or here.version is None:
+            _doubt(here, version, known)
+            self.seen(here, version, walk.started)
         here = directory.entries[name]
+        here.checked = 0.0 if version == UNKNOWN else here.checked  # it is asked for alone
         walk.show(name)
         return here
 

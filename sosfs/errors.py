@@ -1,11 +1,14 @@
-"""Which errno an S3 answer becomes: decided here and only here.
+"""Which errno an S3 answer becomes.
 
-`OSError` is the error vocabulary of the whole program. The lane turns what its library tells into a
-`StoreError` with `from_s3`, once, at the place where it happens; nobody above looks at HTTP again, and
-`operations` turns the errno into the answer of the system call.
+`OSError` is the error vocabulary of the whole program. A bad answer becomes a `StoreError` once, at the place where
+it arrives (`answers.refusal_of`): with `from_s3` where an S3 server spoke, with `from_elsewhere` where a gateway, a
+load balancer or a firewall did. Nobody above looks at HTTP again, and `operations` turns the errno into the answer
+of the system call.
 
-Only a 404 is an absence: ENOENT is answered for NoSuchKey and NoSuchVersion, and for a HEAD whose 404
-has no body. Everything that is not understood is EIO. Pure values, safe from any thread.
+What follows from an answer depends on who gave it. An S3 server names an error in XML; only a HEAD has no body, and
+then the server's request id tells. Without that a 404 is no absence, a 412 no lost race and a 403 no lack of a right:
+they are failures, after which what is pending stays pending. Also an S3 server's NoSuchKey counts only where an
+object was asked for: to a listing it says nothing. What is not understood is EIO. Pure values, safe from any thread.
 """
 
 import errno
@@ -50,6 +53,11 @@ BY_CODE: dict[str, int] = {
     "MalformedPolicy": errno.EINVAL,
     "InvalidObjectName": errno.EINVAL,
     "XMinioInvalidResourceName": errno.EINVAL,
+    # Servers that keep keys as paths of files.
+    "ExistingObjectIsFile": errno.ENOTDIR,
+    "ExistingObjectIsDirectory": errno.EISDIR,
+    "XMinioParentIsObject": errno.ENOTDIR,
+    "XMinioObjectExistsAsDirectory": errno.EISDIR,
     "BucketAlreadyExists": errno.EEXIST,
     "BucketAlreadyOwnedByYou": errno.EEXIST,
     "BucketNotEmpty": errno.ENOTEMPTY,
@@ -58,6 +66,7 @@ BY_CODE: dict[str, int] = {
     "OperationAborted": errno.EBUSY,  # another request makes or removes the same bucket
     "QuotaExceeded": errno.EDQUOT,
     "InvalidObjectState": errno.EREMOTEIO,
+    "ObjectNotInActiveTierError": errno.EREMOTEIO,
     "InvalidRange": errno.ESTALE,
     "BadDigest": errno.EIO,
     "SlowDown": errno.EIO,
@@ -66,7 +75,7 @@ BY_CODE: dict[str, int] = {
     "RequestTimeout": errno.ETIMEDOUT,
 }
 
-# For an answer without a code that the table knows: a HEAD has no body, proxies invent codes.
+# For an S3 server's answer without a code that the table knows: that to a HEAD has none.
 BY_STATUS: dict[int, int] = {
     400: errno.EINVAL,
     401: errno.EACCES,
@@ -80,6 +89,28 @@ BY_STATUS: dict[int, int] = {
     416: errno.ESTALE,
     501: errno.EOPNOTSUPP,
     504: errno.ETIMEDOUT,
+}
+
+# For an answer that is no S3 server's, where it tells a program more than EIO would.
+BY_STATUS_ELSEWHERE: dict[int, int] = {
+    401: errno.EACCES,
+    403: errno.EACCES,
+    408: errno.ETIMEDOUT,
+    413: errno.EFBIG,  # the limit of a proxy on bodies
+    501: errno.EOPNOTSUPP,
+    504: errno.ETIMEDOUT,
+}
+
+# Requests that ask for no object, so that NoSuchKey does not answer them.
+_OF_NO_OBJECT = (
+    *("ListBuckets", "ListObjects", "ListObjectVersions", "ListMultipartUploads"),
+    *("CreateBucket", "DeleteBucket", "GetBucket", "PutBucket", "GetObjectLockConfiguration"),
+    *("CreateMultipartUpload", "DeleteObjects"),
+)
+# What the program that reads the log should know beside the code.
+_EXPLAINED = {
+    "InvalidObjectState": "the object is archived: it has to be restored before it can be read or copied",
+    "ObjectNotInActiveTierError": "the object is archived: it has to be restored before it can be read or copied",
 }
 
 
@@ -99,7 +130,8 @@ class StoreError(OSError):
 
     `code` is the S3 error code ("" where there is none), `status` the HTTP status (0 where no answer
     came), `request` what was asked, for the log: operation and key, `detail` what was said of it.
-    `repeated`: an earlier try may have taken effect, so that a conflict may be with ourselves.
+    `repeated`: an earlier try may have taken effect, so that a conflict may be with ourselves. `elsewhere`: the
+    answer is not an S3 server's.
     """
 
     def __init__(self, number: int, request: str, *, code: str = "", status: int = 0, detail: str = "") -> None:
@@ -110,10 +142,13 @@ class StoreError(OSError):
         self.request = request
         self.detail = detail
         self.repeated = False
+        self.elsewhere = False
 
     @property
     def cause(self) -> Cause:
-        """Which of the few reactions fits; a lost answer, a 5xx and a time-out are all FAILED."""
+        """Which of the few reactions fits; a lost answer, a 5xx, a time-out and a gateway's page are all FAILED."""
+        if self.elsewhere:
+            return Cause.FAILED
         if self.code in _UNAUTHENTICATED:
             return Cause.UNAUTHENTICATED
         return _CAUSES.get(self.errno or errno.EIO, Cause.FAILED)
@@ -121,6 +156,10 @@ class StoreError(OSError):
 
 KEY_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 _UNAUTHENTICATED = KEY_REFUSED | {"RequestTimeTooSkewed"}
+SERVER_FAILED = 500  # from this status on
+_NEEDS_CODE = frozenset(
+    {404, 409, 412, 416}
+)  # with a code that the table has not they are neither absence nor conflict
 _CAUSES = {
     errno.ENOENT: Cause.ABSENT,
     errno.ESTALE: Cause.CONFLICT,
@@ -133,8 +172,20 @@ def from_s3(request: str, *, code: str, status: int, detail: str = "") -> StoreE
     """The error for one S3 answer: by its code where the table has it, else by its HTTP status, else EIO."""
     number = BY_CODE.get(code)
     if number is None:
-        number = BY_STATUS.get(status, errno.EIO)
+        number = errno.EIO if code and status in _NEEDS_CODE else BY_STATUS.get(status, errno.EIO)
+    if number == errno.ENOENT and request.startswith(_OF_NO_OBJECT):
+        number = errno.EIO
+    if number in (errno.ENOENT, errno.ESTALE) and status >= SERVER_FAILED:
+        number = errno.EIO  # it failed, whatever it found out before
+    detail = "; ".join(filter(None, (detail, _EXPLAINED.get(code))))
     return StoreError(number, request, code=code, status=status, detail=detail)
+
+
+def from_elsewhere(request: str, *, status: int, detail: str) -> StoreError:
+    """The error for an answer that no S3 server gave: never an absence and never a conflict, mostly EIO."""
+    error = StoreError(BY_STATUS_ELSEWHERE.get(status, errno.EIO), request, status=status, detail=detail)
+    error.elsewhere = True
+    return error
 
 
 def unanswered(request: str, detail: str, *, timed_out: bool = False) -> StoreError:

@@ -7,15 +7,17 @@ an absence from a refusal. Each function asks through the `head` it is given and
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from http import HTTPStatus
+from typing import Protocol, TypeVar
 
 from sosfs import landing
 from sosfs.abilities import Quoting
-from sosfs.errors import Cause, StoreError
-from sosfs.store import Condition, Detail, Guard, Object, Page, Properties, Version
+from sosfs.errors import Cause, StoreError, unanswered
+from sosfs.store import Condition, Detail, Guard, Object, Page, Properties, Slice, Version
 
+T = TypeVar("T")
 Head = Callable[[str], Awaitable[Object]]
 
 
@@ -38,11 +40,31 @@ def check_etag(request: str, found: Version, etag: str) -> None:
         raise stale(request, f"{found.etag} is there, not {etag}")
 
 
+def checked(request: str, found: Slice, start: int, stop: int, etag: str) -> Slice:
+    """The bytes `[start, stop)`, if they are all there are, else EIO. ESTALE where they are not of `etag`, if given."""
+    check_etag(request, found.object.version, etag)
+    due = max(0, min(stop, found.object.version.size) - start)
+    if len(found.body) != due:
+        raise unanswered(request, f"{len(found.body)} bytes where {due} were due")
+    return found
+
+
 async def check_still(head: Head, request: str, key: str, version: Version) -> None:
     """ESTALE where `key` is not at `version` any more."""
     here = (await head(key)).version
-    if not here.same_as(version):
+    if not _is(here, version, request):
         raise stale(request, f"{here} is there, not {version}")
+
+
+def _is(here: Version, version: Version, request: str) -> bool:
+    """Whether this version is there. EIO where two sizes are told of the same bytes, which nobody can have changed."""
+    if here.etag == version.etag and here.size != version.size and not _is_later(here, version):
+        raise StoreError(errno.EIO, request, detail=f"{here} is there, which cannot be if {version} was")
+    return here.same_as(version)
+
+
+def _is_later(here: Version, version: Version) -> bool:
+    return here.modified is not None and version.modified is not None and here.modified > version.modified
 
 
 async def header_for(
@@ -68,8 +90,44 @@ async def holds(head: Head, key: str, condition: Condition) -> bool:
     """Whether `condition` holds at this moment."""
     found = await _present(head, key)
     if isinstance(condition, Version):
-        return found is not None and found.version.same_as(condition)
+        return found is not None and _is(found.version, condition, f"HeadObject {key!r}")
     return condition is Guard.NONE or found is None
+
+
+async def keeping(
+    head: Head,
+    request: str,
+    key: str,
+    condition: Condition,
+    send: Callable[[Mapping[str, str]], Awaitable[T]],
+    ours: Callable[[StoreError], Awaitable[T | None]],
+    *,
+    absent: bool,
+    match: Quoting | None,
+    markers: bool,
+) -> T:
+    """What `send` returns, called with the header for `condition` (`header_for`), or what `ours` finds after an error.
+
+    It is called again, without the header, where the server refused what holds all the same: Ceph 16 refuses
+    If-Match where versions are kept, and If-None-Match where a marker of deletion stands (`markers`: there may be
+    one). ESTALE where another version is there, or none; EIO where nobody but the server knows why it refused.
+    """
+    sent = await header_for(head, request, key, condition, absent=absent, match=match)
+    try:
+        return await send(sent)
+    except StoreError as error:
+        there = await ours(error)
+        if there is not None:
+            return there
+        if condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+            raise
+        is_sure = "If-None-Match" in sent and error.status == HTTPStatus.PRECONDITION_FAILED and not markers
+        if is_sure or not await holds(head, key, condition):
+            raise stale(request, "the condition does not hold", error) from error
+        if not sent or error.status != HTTPStatus.PRECONDITION_FAILED:
+            detail = "refused, although nobody has changed it"
+            raise StoreError(errno.EIO, request, code=error.code, status=error.status, detail=detail) from error
+    return await send({})
 
 
 async def landed(

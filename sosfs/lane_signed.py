@@ -12,29 +12,29 @@ import builtins
 import copy
 import errno
 import re
-from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from hashlib import md5
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
-from sosfs import answers
+from sosfs import answers, listing_answers
 from sosfs.credentials import Credentials
 from sosfs.customer_key import ALGORITHM, require_encrypted
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.interrupt import Interrupt
+from sosfs.listing_answers import MARKER
 from sosfs.object_answers import RangeAnswer, described
 from sosfs.retries import CLOCK, Clock
 from sosfs.signed_http import Answer, Pace, SignedHttp
 from sosfs.store import Acl, Body, Canned, Detail, Failure, Object, Page, Part, Properties, Slice, Upload, Version
 from sosfs.target import S3Target
-from sosfs.wire import bare_etag, class_header, grant_headers, path_of, property_headers
+from sosfs.wire import bare_etag, class_header, content_md5, grant_headers, path_of, property_headers
 
 T = TypeVar("T")
 
-NO_CONDITION: Mapping[str, str] = MappingProxyType({})
+NO_LOCK = "ObjectLockConfigurationNotFoundError"
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _UNSAYABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML 1.0, so not in a DeleteObjects
 
 
@@ -86,11 +86,14 @@ class SignedLane:
         query = {"list-type": "2", "encoding-type": "url", "prefix": prefix, "max-keys": str(limit)}
         if delimiter:
             query["delimiter"] = delimiter
-        if token:
+        if token.startswith(MARKER):
+            query["marker"] = token.removeprefix(MARKER)
+        elif token:
             query["continuation-token"] = token
         elif after:
             query["start-after"] = after
-        return _read(f"ListObjectsV2 {prefix!r}", answers.page_of, self._send("ListObjectsV2", "GET", query=query))
+        parse = partial(listing_answers.page_of, prefix=prefix, delimiter=delimiter)
+        return _read(f"ListObjectsV2 {prefix!r}", parse, self._send("ListObjectsV2", "GET", query=query))
 
     def put(
         self,
@@ -98,7 +101,7 @@ class SignedLane:
         body: Body,
         properties: Properties,
         acl: Acl | Canned | None,
-        condition: Mapping[str, str] = NO_CONDITION,
+        condition: Mapping[str, str] = NO_HEADERS,
     ) -> Version:
         """Stores the object, under the header `condition`."""
         headers = property_headers(properties) | grant_headers(acl) | dict(condition) | self._encrypted
@@ -133,21 +136,40 @@ class SignedLane:
             headers["x-amz-copy-source-if-match"] = pin
         return headers
 
-    def delete(self, key: str) -> None:
-        self._send("DeleteObject", "DELETE", key)
+    def delete(self, key: str, *, version_id: str = "") -> str:
+        """Deletes a key, or one version of it; the id of the marker that this leaves, "" where it leaves none."""
+        query = {"versionId": version_id} if version_id else {}
+        told = self._send("DeleteObject", "DELETE", key, query=query).headers
+        left = "x-amz-delete-marker" in told and not version_id
+        return told.get("x-amz-version-id", "null") if left else ""
 
-    def purge(self, key: str) -> None:
-        """Deletes the key with its versions, where the bucket keeps them and our key may remove them."""
-        answer = self._send("DeleteObject", "DELETE", key)
-        if "x-amz-delete-marker" not in answer.headers:
-            return
+    def version_ids(self, key: str) -> builtins.list[str]:
+        """The ids of all versions and markers of a key, up to a thousand."""
+        listed = self._send("ListObjectVersions", "GET", query={"versions": "", "prefix": key})
+        return _read("ListObjectVersions", partial(listing_answers.version_ids, key=key), listed)
+
+    def purge(self, key: str) -> bool:
+        """Deletes the key with its versions, where the bucket keeps them (True) and our key may remove them."""
+        if not self.delete(key):
+            return False
         try:
-            listed = self._send("ListObjectVersions", "GET", query={"versions": "", "prefix": key})
-            for version_id in _read("ListObjectVersions", partial(answers.version_ids, key=key), listed):
-                self._send("DeleteObject", "DELETE", key, query={"versionId": version_id})
+            for version_id in self.version_ids(key):
+                self.delete(key, version_id=version_id)
         except StoreError as error:
             if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
                 raise
+        return True
+
+    def retention(self) -> bool:
+        """Whether what is stored in the bucket is locked for a time by itself (Object Lock)."""
+        request = "GetObjectLockConfiguration"
+        try:
+            answer = self._send(request, "GET", query={"object-lock": ""})
+        except StoreError as error:
+            if error.code == NO_LOCK or error.cause is Cause.UNSUPPORTED:
+                return False
+            raise
+        return _read(request, answers.retention_of, answer)
 
     def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Up to 1,000 keys in one request, but for those that XML cannot say: one each."""
@@ -160,7 +182,7 @@ class SignedLane:
                 failures.append(Failure(key, error))
         if said:
             body = answers.delete_body(said)
-            answer = self._send("DeleteObjects", "POST", query={"delete": ""}, headers=_digest(body), body=body)
+            answer = self._send("DeleteObjects", "POST", query={"delete": ""}, headers=content_md5(body), body=body)
             failures += _read("DeleteObjects", answers.failures_of, answer)
         return failures
 
@@ -169,10 +191,14 @@ class SignedLane:
         answer = self._send("CreateMultipartUpload", "POST", key, query={"uploads": ""}, headers=headers)
         return _read(f"CreateMultipartUpload {key!r}", answers.upload_id, answer)
 
-    def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+    def upload_part(
+        self, key: str, upload_id: str, number: int, body: Body, digest: Mapping[str, str] = NO_HEADERS
+    ) -> Part:
         query = {"partNumber": str(number), "uploadId": upload_id}
         with _upload_known():
-            answer = self._send("UploadPart", "PUT", key, query=query, headers=self._encrypted, body=body)
+            answer = self._send(
+                "UploadPart", "PUT", key, query=query, headers=dict(digest) | self._encrypted, body=body
+            )
         return Part(number, _etag(f"UploadPart {key!r}", answer), len(body))
 
     def copy_part(self, key: str, upload_id: str, number: int, source: str, *, pin: str, start: int, stop: int) -> Part:
@@ -196,7 +222,7 @@ class SignedLane:
             )
         return _read(
             f"CompleteMultipartUpload {key!r}",
-            lambda body: answers.copied_etag(body, "CompleteMultipartUploadResult"),
+            lambda body: answers.copied_etag(body, answers.JOINED),
             answer,
         )
 
@@ -209,7 +235,7 @@ class SignedLane:
         query = {"uploadId": upload_id} | ({"part-number-marker": after} if after else {})
         with _upload_known():
             answer = self._send("ListParts", "GET", key, query=query)
-        return _read(f"ListParts {key!r}", answers.parts_of, answer)
+        return _read(f"ListParts {key!r}", listing_answers.parts_of, answer)
 
     def list_uploads(
         self, prefix: str, after: tuple[str, str] | None
@@ -220,21 +246,23 @@ class SignedLane:
             query |= {"key-marker": after[0], "upload-id-marker": after[1]}
         answer = self._send("ListMultipartUploads", "GET", query=query)
         try:
-            return answers.uploads_of(answer.document)
+            return listing_answers.uploads_of(answer.document)
         except answers.ParseError:
             answer = self._send("ListMultipartUploads", "GET", query=query | {"encoding-type": "url"})
-            return _read("ListMultipartUploads", partial(answers.uploads_of, encoded=True), answer)
+            return _read("ListMultipartUploads", partial(listing_answers.uploads_of, encoded=True), answer)
 
     def get_acl(self, key: str) -> Acl:
-        answer = self._send("GetObjectAcl", "GET", key, query={"acl": ""})
-        return _read(f"GetObjectAcl {key!r}", answers.acl_of, answer)
+        operation = "GetObjectAcl" if key else "GetBucketAcl"
+        answer = self._send(operation, "GET", key, query={"acl": ""})
+        return _read(f"{operation} {key!r}" if key else operation, answers.acl_of, answer)
 
     def put_acl(self, key: str, acl: Acl | Canned) -> None:
+        operation = "PutObjectAcl" if key else "PutBucketAcl"
         if isinstance(acl, Canned):
-            self._send("PutObjectAcl", "PUT", key, query={"acl": ""}, headers=grant_headers(acl))
+            self._send(operation, "PUT", key, query={"acl": ""}, headers=grant_headers(acl))
             return
         body = answers.acl_body(acl)
-        self._send("PutObjectAcl", "PUT", key, query={"acl": ""}, headers=_digest(body), body=body)
+        self._send(operation, "PUT", key, query={"acl": ""}, headers=content_md5(body), body=body)
 
 
 @contextmanager
@@ -246,11 +274,6 @@ def _upload_known() -> Iterator[None]:
         if error.cause is Cause.ABSENT:
             error.errno = errno.ENXIO
         raise
-
-
-def _digest(body: bytes) -> dict[str, str]:
-    """The Content-MD5 that S3 demands with the documents of a few calls; also where nothing else is signed."""
-    return {"Content-MD5": b64encode(md5(body, usedforsecurity=False).digest()).decode()}
 
 
 def _etag(request: str, answer: Answer) -> str:

@@ -148,12 +148,7 @@ class Learning:
         size = before.size if before is not None else 0
         try:
             if size and with_bytes and inode.known is not Known.ALL:
-                # The kernel asks before it opens a file, and after it finds a link: a GET tells as much as a
-                # HEAD, and the bytes are asked for next.
-                answer = await self._store.get(key, 0, min(size, BLOCK))
-                found = answer.object
-                self._blocks.received_bytes += len(answer.body)
-                self._blocks.offer(Source(key, found.version.etag, found.version.size), answer.body)
+                found = await self._began(key, min(size, BLOCK))
             else:
                 found = await self._store.head(key)
         except StoreError as error:
@@ -166,6 +161,23 @@ class Learning:
             return self.take(inode, found)
         # Written or renamed here meanwhile, which is newer.
         return inode if inode.known is Known.ALL else await self._ask_file(inode, with_bytes=with_bytes)
+
+    async def _began(self, key: str, size: int) -> Object:
+        """What HEAD would tell, and the first bytes for the cache.
+
+        The kernel asks before it opens a file, and after it finds a link: the bytes are asked for next. Of an archived
+        object there are none to be had, and all else is.
+        """
+        try:
+            answer = await self._store.get(key, 0, size)
+        except StoreError as error:
+            if error.errno != errno.EREMOTEIO:
+                raise
+            return await self._store.head(key)
+        found = answer.object
+        self._blocks.received_bytes += len(answer.body)
+        self._blocks.offer(Source(key, found.version.etag, found.version.size), answer.body)
+        return found
 
     async def has_moved(self, inode: Inode, key: str) -> bool:
         """Whether an inode has another key by now. While it is renamed its old one goes before the tree says so."""

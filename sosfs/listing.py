@@ -23,6 +23,7 @@ from .blocks import Spawn
 from .directory import Directory, Merger, Pass, Reading
 from .gate import Gate
 from .inodes import Inode, Inodes
+from .paging import check_progress
 from .store import ObjectStore, Page
 from .subtree import Scan
 
@@ -119,6 +120,8 @@ class Listings:
             walk.follow(self._inodes.key(inode))
             page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
             if self._inodes.has_key(inode, walk.prefix) and not self._gate.is_closed(inode):
+                if page.token:
+                    check_progress(f"ListObjectsV2 {walk.prefix!r}", page.token, walk.tokens)
                 return page
         walk.done = True
         return None

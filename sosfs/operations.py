@@ -23,7 +23,7 @@ import pyfuse3
 
 from . import keys
 from .absences import Absences
-from .answered import answered
+from .answered import answered, listing
 from .attributes import Attributes
 from .callers import NOTHING, Opened
 from .commits import Commits
@@ -244,7 +244,7 @@ class Operations(pyfuse3.Operations):
         self._next_handle += 1
         return self._next_handle
 
-    @answered
+    @listing
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         here = self._inodes[inode]
         if not self._inodes.has_name(here) and not here.is_left_behind:
@@ -258,7 +258,7 @@ class Operations(pyfuse3.Operations):
         self._readings[handle] = reading
         return handle
 
-    @answered
+    @listing
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         reading = self._readings[fh]
         if start_id == 0 and not reading.directory.is_young(self._ttl):

@@ -33,6 +33,7 @@ from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
 from .namespace import Namespace
+from .paging import check_progress
 from .saved import SavedAttributes, SavedDraft
 from .spool import Spool, SpoolArea
 from .store import Detail, Listed, Object, ObjectStore, Properties, Version
@@ -69,7 +70,7 @@ class Replay:
                 await self._move(Listed(old, found.version, found.properties.storage_class), new)
                 await self._store.delete(old)
             return
-        token, more = "", True
+        token, more, tokens = "", True, {""}
         while more:
             page = await self._store.list(old, delimiter="", token=token)
             await each(lambda one: self._move(one, new + one.key[len(old) :]), page.objects, at_once=AT_ONCE)
@@ -77,6 +78,8 @@ class Replay:
             if failures:
                 raise failures[0].error
             token, more = page.token, bool(page.token)
+            if more:
+                check_progress(f"ListObjectsV2 {old!r}", token, tokens)
 
     async def _move(self, one: Listed, new_key: str) -> None:
         acl = await self._attributes.acl_of(one.key)

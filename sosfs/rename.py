@@ -28,6 +28,7 @@ from .gate import Gate
 from .inodes import Inode
 from .journal import Journal
 from .namespace import Namespace, refuse
+from .paging import check_progress
 from .store import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
 
@@ -282,11 +283,13 @@ class Renames:
 
     async def _list(self, prefix: str) -> list[Listed]:
         found: list[Listed] = []
-        token, more = "", True
+        token, more, tokens = "", True, {""}
         while more:
             page = await self._store.list(prefix, delimiter="", token=token)
             found.extend(page.objects)
             token, more = page.token, bool(page.token)
+            if more:
+                check_progress(f"ListObjectsV2 {prefix!r}", token, tokens)
         return found
 
     async def _copy_all(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from . import scratch
+from . import abilities, scratch
 from .acl import AUTHENTICATED_USERS, same
 from .config import Settings
 from .errors import Cause, StoreError
@@ -56,13 +56,21 @@ def tried(
         yield Finding("right: put", Verdict.NOTE, "not tried: you asked for --read-only")
         return False
     deleting = _asked(DELETE, lambda: lane.purge(key))
-    if deleting.verdict is not Verdict.OK:
+    if deleting.verdict is not Verdict.OK or _stays(lane, key):
         yield from (reading, deleting)
         yield Finding("right: put", Verdict.UNKNOWN, "not tried: what was written could not be removed again")
         return False
     findings = _written(lane, key, reading)
     yield from findings
     return any(each.what == "right: put" and each.verdict is Verdict.OK for each in findings)
+
+
+def _stays(lane: SignedLane, key: str) -> bool:
+    """Whether what is stored may stay for good: only where versions are kept can it be locked."""
+    try:
+        return lane.purge(key) and abilities.locks(lane)
+    except StoreError:
+        return True  # nobody can tell
 
 
 def _reading(lane: SignedLane, key: str, *, may_list: bool) -> Finding:
@@ -102,10 +110,8 @@ def _written(lane: SignedLane, key: str, reading: Finding) -> list[Finding]:
         else:
             findings += (reading, _allowed(DELETE), putting)
     finally:
-        try:
-            lane.purge(key)
-        except StoreError as error:
-            detail = f"the scratch key {key!r} is left: {error.strerror}"
+        for error in abilities.clear(lane, key):
+            detail = f"something of the scratch key {key!r} may be left: {error.strerror}"
             findings.append(Finding("scratch key", Verdict.WARNING, detail, "remove it"))
     return findings
 

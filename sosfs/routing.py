@@ -18,7 +18,7 @@ from typing import Any
 import pyfuse3
 
 from . import control, keys
-from .answered import answered
+from .answered import answered, guard_of
 from .control_operations import ControlOperations
 from .inodes import Inodes
 from .operations import Operations
@@ -46,7 +46,7 @@ class Routing(pyfuse3.Operations):
         self._root = inodes.root.number
         self._xattrs = xattrs
         for name in BY_NUMBER:
-            setattr(self, name, _routed(getattr(files, name), answered(getattr(tree, name)), self._root))
+            setattr(self, name, _routed(getattr(files, name), guard_of(name)(getattr(tree, name)), self._root))
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

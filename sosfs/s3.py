@@ -10,20 +10,24 @@ from __future__ import annotations
 
 import builtins
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import md5
+from http import HTTPStatus
 from typing import TYPE_CHECKING, TypeVar
 
 from sosfs import landing, reasons
 from sosfs.abilities import Abilities, Quoting, probe
+from sosfs.digests import Digests
 from sosfs.errors import Cause, StoreError, unanswered
-from sosfs.guards import check_etag, check_still, header_for, holds, landed, look, stale
+from sosfs.guards import check_still, checked, keeping, landed, look, stale
+from sosfs.paging import all_pages, check_progress
 from sosfs.removal import remove_all
 from sosfs.sender import Limits, Sender
 from sosfs.store import (
     NOTHING,
+    UNKNOWN,
     Acl,
     Body,
     Canned,
@@ -49,11 +53,8 @@ if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
 
 T = TypeVar("T")
-M = TypeVar("M")
 
 __all__ = ["S3Store", "S3Target"]
-
-REACH_PATIENCE = 3.0  # seconds: who mounts waits at a terminal
 
 
 class S3Store:
@@ -76,6 +77,8 @@ class S3Store:
         self._send = self.sender.send
         self._look = partial(look, self)
         self.abilities = Abilities()  # until `probe_conditions` found out, or somebody who knows the server tells
+        self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
+        self._digests = Digests()
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
 
     @property
@@ -105,16 +108,9 @@ class S3Store:
     async def reach(self, prefix: str = "") -> None:
         """Returns if objects under `prefix` can be listed; else a StoreError that says in words why not, soon.
 
-        One LIST of one key: a limited key may do no more (neither ListBuckets nor HeadBucket).
+        One LIST of one key: a limited key may do no more.
         """
-
-        def ask(lane: SignedLane) -> None:
-            lane.within(REACH_PATIENCE).list(prefix, delimiter="", after="", token="", limit=1)
-
-        try:
-            await self._send("ListObjectsV2", ask)
-        except StoreError as error:
-            raise reasons.unreachable(error, f"bucket {self.bucket!r} at {self._target.endpoint}") from error
+        await reasons.reach(self.sender, self._target, prefix)
 
     async def probe_conditions(self, scratch_key: str, *, storage_class: str = "") -> Conditions:
         """Finds out what the server honours, on a key that must be nobody's and is removed again.
@@ -125,12 +121,18 @@ class S3Store:
         self.abilities = await self._send(
             "ProbeConditions", lambda lane: probe(lane, scratch_key, storage_class=storage_class)
         )
+        self._markers = self.abilities.markers
         return self.conditions
 
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
         """The object's version and properties. ENOENT only after a 404."""
         check_key(key)
-        return await self._send("HeadObject", lambda lane: lane.head(key, detail))
+        try:
+            return await self._send("HeadObject", lambda lane: lane.head(key, detail))
+        except StoreError as error:
+            if error.elsewhere and error.status == HTTPStatus.NOT_FOUND:  # a GET's refusal says whose it is
+                await self._send("GetObject", lambda lane: lane.get(key, 0, 1, ""))
+            raise
 
     async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
         """What `head` tells of each key, or its error."""
@@ -145,28 +147,24 @@ class S3Store:
             try:
                 found = await self._send("GetObject", lambda lane: lane.get(key, start, stop, pin), size=stop - start)
             except StoreError as error:
-                if error.status != 416:
+                if error.code != "InvalidRange":
                     raise
             else:
-                check_etag(request, found.object.version, etag)
-                due = max(0, min(stop, found.object.version.size) - start)
-                if len(found.body) != due:
-                    raise unanswered(request, f"{len(found.body)} bytes where {due} were due")
-                return found
+                return checked(request, found, start, stop, etag)
         here = await self.head(key)  # the range is empty, or begins past the object's end
-        check_etag(request, here.version, etag)
-        if start < min(stop, here.version.size):
-            raise stale(request, "it grew meanwhile")
-        return Slice(here, memoryview(b""))
+        return checked(request, Slice(here, memoryview(b"")), start, stop, etag)
 
     async def list(
         self, prefix: str, *, delimiter: str = "/", after: str = "", token: str = "", limit: int = 1000
     ) -> Page:
         """One page of the keys that begin with `prefix`, those with `delimiter` after it folded."""
-        return await self._send(
+        page = await self._send(
             "ListObjectsV2",
             lambda lane: lane.list(prefix, delimiter=delimiter, after=after, token=token, limit=limit),
         )
+        if page.token:
+            check_progress(f"ListObjectsV2 {prefix!r}", page.token, {token})
+        return page
 
     async def put(
         self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE, acl: Acl | None = None
@@ -174,24 +172,21 @@ class S3Store:
         """Stores the object whole or not at all. ESTALE when `condition` does not hold."""
         check_key(key)
         check_properties(properties)
-        request, size, granted = f"PutObject {key!r}", len(body), acl or self._new_acl
-        able = self.abilities
-        guard = await header_for(self._look, request, key, condition, absent=able.absent, match=able.match)
-        try:
-            return await self._send(
-                "PutObject", lambda lane: lane.put(key, body, properties, granted, guard), size=size
-            )
-        except StoreError as error:
-            if condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
-                raise
-            ours = landing.token(md5(body, usedforsecurity=False).hexdigest(), size, properties, hashes=self.hashes)
-            there = await landed(self._look, key, ours, properties, instead_of=condition) if error.repeated else None
-            if there is not None:
-                return there
-            if "If-Match" not in guard or error.status != 412 or not await holds(self._look, key, condition):
-                raise stale(request, "the condition does not hold", error) from error
-        self.abilities = replace(self.abilities, match=None)
-        return await self.put(key, body, properties, condition=condition, acl=acl)
+        request, size, able, own = f"PutObject {key!r}", len(body), self.abilities, acl or self._new_acl
+
+        async def store(sent: Mapping[str, str]) -> Version:
+            if able.match and isinstance(condition, Version) and "If-Match" not in sent:  # it was refused, and holds
+                self.abilities = replace(self.abilities, match=None)
+            return await self._send("PutObject", lambda lane: lane.put(key, body, properties, own, sent), size=size)
+
+        async def ours(error: StoreError) -> Version | None:
+            if not error.repeated or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                return None
+            token = landing.token(md5(body, usedforsecurity=False).hexdigest(), size, properties, hashes=self.hashes)
+            return await landed(self._look, key, token, properties, instead_of=condition)
+
+        kept = partial(keeping, absent=able.absent, match=able.match, markers=self._markers is not False)
+        return await kept(self._look, request, key, condition, partial(self._digests.stored, body, store), ours)
 
     async def copy(
         self,
@@ -211,6 +206,8 @@ class S3Store:
         pin = Quoting.QUOTED.of(version.etag) if version else ""
         # The copy of a multipart object has another ETag, and so has that of an encrypted one on some servers.
         hashed = version is not None and "-" not in version.etag and self.hashes
+        if version == UNKNOWN:
+            raise unanswered(request, "the listing does not tell which version")
         if version and not (self.abilities.copy_pin or hashed):
             await check_still(self.head, request, source, version)
         if not self._copies:
@@ -235,10 +232,12 @@ class S3Store:
         """Removes the key; one that is not there is removed already."""
         check_key(key)
         try:
-            await self._send("DeleteObject", lambda lane: lane.delete(key))
+            left = await self._send("DeleteObject", lambda lane: lane.delete(key))
         except StoreError as error:
             if error.cause is not Cause.ABSENT:
                 raise
+        else:
+            self._markers = True if left else self._markers
 
     async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
@@ -256,9 +255,15 @@ class S3Store:
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it."""
-        return await self._send(
-            "UploadPart", lambda lane: lane.upload_part(key, upload_id, number, body), size=len(body)
-        )
+
+        async def store(headers: Mapping[str, str]) -> Part:
+            return await self._send(
+                "UploadPart",
+                lambda lane: lane.upload_part(key, upload_id, number, body, headers),
+                size=len(body),
+            )
+
+        return await self._digests.stored(body, store, {})
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,
@@ -266,11 +271,17 @@ class S3Store:
     ) -> Part:  # fmt: skip
         """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server."""
         request, pin = f"UploadPartCopy {source!r} to {key!r}", Quoting.QUOTED.of(version.etag)
-        part = await self._send(
-            "UploadPartCopy",
-            lambda lane: lane.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
-            size=stop - start,
-        )
+        try:
+            part = await self._send(
+                "UploadPartCopy",
+                lambda lane: lane.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
+                size=stop - start,
+            )
+        except StoreError as error:
+            if error.code == "InvalidRange":
+                await check_still(self.head, request, source, version)
+                error.errno = errno.EIO  # nobody has cut it off
+            raise
         if not self.abilities.part_pin and check is Check.AT_ONCE:
             await check_still(self.head, request, source, version)  # after the copy: so it was this one all along
         return part
@@ -287,21 +298,23 @@ class S3Store:
         """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
         able, request, size = self.abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
         match = Quoting.QUOTED if able.complete else None
-        guard = await header_for(self._look, request, key, condition, absent=able.complete, match=match)
-        try:
-            etag = await self._send(
-                "CompleteMultipartUpload", lambda lane: lane.complete_multipart(key, upload_id, parts, guard)
+
+        async def join(headers: Mapping[str, str]) -> str:
+            return await self._send(
+                "CompleteMultipartUpload", lambda lane: lane.complete_multipart(key, upload_id, parts, headers)
             )
-        except StoreError as error:
+
+        async def ours(error: StoreError) -> str | None:
+            """Joined before, the answer lost; Ceph 16 calls that InternalError."""
             unsure = error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ENXIO)
-            if unsure or (error.repeated and error.cause is Cause.CONFLICT):
-                ours = landing.token(joined_etag(parts), size, begun_with, hashes=self.hashes)
-                there = await landed(self._look, key, ours, None, instead_of=condition)
-                if there is not None:
-                    return there  # joined before, the answer lost; Ceph 16 calls that InternalError
-            if guard and error.code == "NoSuchKey":  # If-Match where nothing is
-                raise stale(request, "the condition does not hold", error) from error
-            raise
+            if not unsure and not (error.repeated and error.cause is Cause.CONFLICT):
+                return None
+            token = landing.token(joined_etag(parts), size, begun_with, hashes=self.hashes)
+            there = await landed(self._look, key, token, None, instead_of=condition)
+            return there.etag if there else None
+
+        kept = partial(keeping, absent=able.complete, match=match, markers=self._markers is not False)
+        etag = await kept(self._look, request, key, condition, join, ours)
         if not etag:  # Ceph 16 leaves it out
             etag = (joined_etag(parts) if self.hashes else "") or (await self.head(key)).version.etag
         return Version(etag, size)
@@ -311,32 +324,20 @@ class S3Store:
         try:
             await self._send("AbortMultipartUpload", lambda lane: lane.abort_multipart(key, upload_id))
         except StoreError as error:
-            if error.errno != errno.ENXIO:
+            if error.errno != errno.ENXIO or error.code == "NoSuchBucket":
                 raise
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
         """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
-        return await self._pages("ListParts", lambda lane, after: lane.list_parts(key, upload_id, after or ""))
+        return await all_pages(
+            self.sender, "ListParts", lambda lane, after: lane.list_parts(key, upload_id, after or "")
+        )
 
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
-        return await self._pages("ListMultipartUploads", lambda lane, after: lane.list_uploads(prefix, after))
-
-    async def _pages(
-        self, operation: str, ask: Callable[[SignedLane, M | None], tuple[builtins.list[T], M | None]]
-    ) -> builtins.list[T]:
-        """All that a listing has, page by page; each page tells after what the next one begins."""
-
-        def page_after(marker: M | None, lane: SignedLane) -> tuple[builtins.list[T], M | None]:
-            return ask(lane, marker)
-
-        found: builtins.list[T] = []
-        marker: M | None = None
-        while True:
-            page, marker = await self._send(operation, partial(page_after, marker))
-            found += page
-            if not marker:
-                return found
+        return await all_pages(
+            self.sender, "ListMultipartUploads", lambda lane, after: lane.list_uploads(prefix, after)
+        )
 
     async def get_acl(self, key: str) -> Acl:
         """The object's ACL."""

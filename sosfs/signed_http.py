@@ -21,10 +21,9 @@ from enum import Enum
 from hashlib import sha256
 from urllib.parse import quote, urlencode, urlsplit
 
-from sosfs import retries, transport, trust
-from sosfs.answers import endpoint_of, error_of
+from sosfs import answers, retries, transport, trust
 from sosfs.credentials import Credentials
-from sosfs.errors import StoreError, from_s3, unanswered
+from sosfs.errors import StoreError, from_elsewhere, unanswered
 from sosfs.interrupt import Interrupt
 from sosfs.messages import Fault, Fields, Reply, Request, Room, Signing, TransferError, document_room
 from sosfs.retries import CLOCK, Clock, Patience
@@ -192,33 +191,24 @@ def _failure(request: str, fault: TransferError) -> StoreError:
 
 def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "") -> StoreError | None:
     """The error that an answer is, which came through `proxy`; None for a good one."""
-    status, body = reply.status, bytes(reply.body) if reply.status >= 300 else b""
-    if 200 <= status < 300:
-        code, message = _late_error(method, reply)
-        return from_s3(request, code=code, status=status, detail=message) if code else None
-    code, message = error_of(body)
-    if status < 400:
+    status = reply.status
+    body = b"" if status < 300 and method in ("GET", "HEAD") else bytes(reply.body)
+    if 300 <= status < 400:
+        code, _ = answers.error_of(body)
         return StoreError(errno.EIO, request, code=code, status=status, detail=_elsewhere(reply, body))
     if status == 407:
-        return StoreError(errno.EIO, request, status=status, detail=f"proxy {proxy}: {PROXY_LOGIN}")
-    came = message or shown(reply.headers, body)
-    through = f" through proxy {proxy}" if proxy and not code else ""
-    return from_s3(request, code=code, status=status, detail=f"{came}{through}".strip())
-
-
-def _late_error(method: str, reply: Reply) -> tuple[str, str]:
-    """Code and message of the error in a 200: CopyObject and CompleteMultipartUpload answer before they are done.
-
-    Never looked for in the answer to a GET, whose body may be the user's.
-    """
-    if reply.status != 200 or method not in ("PUT", "POST") or b"<Error" not in bytes(reply.body[:512]):
-        return "", ""
-    return error_of(reply.body.tobytes())
+        return from_elsewhere(request, status=status, detail=f"proxy {proxy}: {PROXY_LOGIN}")
+    refusal = answers.refusal_of(request, method, status, reply.headers, body)
+    if refusal is None or not refusal.elsewhere:
+        return refusal
+    came = shown(reply.headers, body)
+    through = f" through proxy {proxy}" if proxy else ""
+    return from_elsewhere(request, status=status, detail=f"{refusal.detail} {came}{through}".strip())
 
 
 def _elsewhere(reply: Reply, body: bytes) -> str:
     """Where a redirect would lead: the host of its Location, or the endpoint in the answer's XML."""
-    host = urlsplit(reply.headers.get("Location", "")).netloc or endpoint_of(body)
+    host = urlsplit(reply.headers.get("Location", "")).netloc or answers.endpoint_of(body)
     place = f" to {host!r}" if host else ""
     return f"the server sends elsewhere{place}, where sosfs does not follow (HTTP {reply.status})"
 

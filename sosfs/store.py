@@ -57,6 +57,9 @@ class Version:
         return self.modified is None or other.modified is None or self.modified == other.modified
 
 
+UNKNOWN = Version("", 0)  # what a listing that tells nonsense of an object leaves to be asked
+
+
 @dataclass(frozen=True, slots=True)
 class Headers:
     """The six system headers a user may set (SOS "headers"); "" is not set."""
@@ -128,7 +131,7 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """An object as a listing shows it: no metadata."""
+    """An object as a listing shows it: no metadata. Its version may be `UNKNOWN`."""
 
     key: str
     version: Version

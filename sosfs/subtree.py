@@ -17,6 +17,7 @@ import trio
 from .directory import Directory, Merger
 from .inodes import Inode, Inodes
 from .keys import name_of
+from .paging import check_progress
 from .store import Listed, ObjectStore, Page
 
 PAGES = 20  # of 1,000 keys: what a walk gets ahead by, and about 10 MB of memory
@@ -43,17 +44,20 @@ class Scan:
         self._prefix = inodes.key(top)
         self._folders: dict[str, _Folder] = {}
         self._last = ""
+        self._is_ordered = True
 
     async def run(self) -> list[Directory]:
         """Scans and returns the directories that are known now, the upper ones first. Raises StoreError."""
         try:
-            token, pages, ended = "", 0, False
+            token, pages, ended, tokens = "", 0, False, set[str]()
             while not ended and pages < PAGES:
                 when = trio.current_time()
                 page = await self._store.list(self._prefix, delimiter="", token=token)
                 for listed in page.objects:
                     self._show(listed, when)
                 token, pages, ended = page.token, pages + 1, not page.token
+                if token:
+                    check_progress(f"ListObjectsV2 {self._prefix!r}", token, tokens)
             if not self._inodes.has_key(self.top, self._prefix):
                 return []  # renamed meanwhile
             return self._merge(ended=ended)
@@ -61,6 +65,7 @@ class Scan:
             self.done.set()
 
     def _show(self, listed: Listed, when: float) -> None:
+        self._is_ordered = self._is_ordered and self._last < listed.key
         self._last = listed.key
         folder = self._prefix
         self._folders.setdefault(folder, _Folder(when))
@@ -75,8 +80,13 @@ class Scan:
         self._folders[folder].objects.append(listed)
 
     def _merge(self, *, ended: bool) -> list[Directory]:
-        """Makes a pass of each directory that was shown whole; one that is the scan's last may have more."""
-        found = []
+        """Makes a pass of each directory that was shown whole; one that is the scan's last may have more.
+
+        Only the order of the keys tells that; where they have none, no part of them is whole.
+        """
+        found: list[Directory] = []
+        if not ended and not self._is_ordered:
+            return found
         for prefix in sorted(self._folders):
             if not ended and self._last.startswith(prefix):
                 continue

@@ -20,10 +20,11 @@ from hashlib import md5
 from urllib.parse import quote
 
 from sosfs.errors import StoreError
-from sosfs.store import KEY_MAX, METADATA_MAX, Acl, Canned, Headers, Object, Part, Properties, Version
+from sosfs.store import KEY_MAX, METADATA_MAX, Acl, Body, Canned, Headers, Object, Part, Properties, Version
 
 META = "x-amz-meta-"
 STORAGE_CLASS = "x-amz-storage-class"
+TIME_END = 1 << 33  # seconds: the year 2242
 STANDARD = "STANDARD"  # the class of what is stored without naming one
 SYSTEM = {
     "content_type": "Content-Type",
@@ -68,6 +69,11 @@ def path_of(key: str) -> str:
 def bare_etag(text: str) -> str:
     """An ETag without its quotes and without the mark of a weak one."""
     return text.removeprefix("W/").strip('"')
+
+
+def content_md5(body: Body) -> dict[str, str]:
+    """The Content-MD5 that S3 demands with the documents of a few calls, and with what it is to lock."""
+    return {"Content-MD5": b64encode(md5(body, usedforsecurity=False).digest()).decode()}
 
 
 def joined_etag(parts: Sequence[Part]) -> str:
@@ -212,7 +218,13 @@ def _http_date(text: str) -> int:
 
 
 def modified(moment: datetime) -> int:
-    """Last-Modified as a `Version` carries it: a listing's fractions are dropped, since HEAD has none."""
+    """Last-Modified as a `Version` carries it: a listing's fractions are dropped, since HEAD has none.
+
+    ValueError for a time that no object has, and that would not fit into 64 bits of nanoseconds.
+    """
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp())
+    seconds = int(moment.timestamp())
+    if not 0 <= seconds < TIME_END:
+        raise ValueError(f"changed at {moment}")
+    return seconds

@@ -49,6 +49,28 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Page(Answer):
+    """What somebody between the client and the server answers: `body`, of a media type, with any status.
+
+    Or what a server answers that is no S3 error: `Page(200, body=..., media="application/xml")`.
+    """
+
+    body: bytes = b""
+    media: str = "text/html"
+
+    def encode(self, request: Request) -> bytes:
+        """The answer as bytes on the wire."""
+        kind = (f"Content-Type: {self.media}",) if self.media else ()
+        lines = (*kind, f"Content-Length: {len(self.body)}", *self.headers)
+        head = "\r\n".join((f"HTTP/1.1 {self.status} Injected", *lines, "", ""))
+        return head.encode() + (b"" if request.method == "HEAD" or self.status in (204, 304) else self.body)
+
+
+INGRESS = b"<html><head><title>default backend</title></head><body><h1>404 Not Found</h1></body></html>"
+LOGIN = b"<!DOCTYPE html><html><head><title>Sign in</title></head><body><form>password</form></body></html>"
+
+
+@dataclass(frozen=True, slots=True)
 class Reset:
     """The connection is reset (RST)."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sosfs import answers
+from sosfs import listing_answers
 from sosfs.store import Bucket
 from tests.conftest import FAILED, access_to, new_bucket
 from tests.drive import eventually, fails, names, tree
@@ -450,7 +450,7 @@ def test_a_listing_of_buckets_that_comes_in_pages() -> None:
     <Buckets><Bucket><Name>one</Name><CreationDate>2026-01-02T03:04:05.000Z</CreationDate>
     <BucketRegion>ch-gva-2</BucketRegion></Bucket></Buckets><ContinuationToken>t</ContinuationToken>
     </ListAllMyBucketsResult>"""
-    assert answers.buckets_of(body) == ("me", [Bucket("one", 1767323045.0, "ch-gva-2")], "t")
+    assert listing_answers.buckets_of(body) == ("me", [Bucket("one", 1767323045.0, "ch-gva-2")], "t")
 
 
 def test_warm_and_drop_reach_into_every_bucket(

@@ -56,11 +56,24 @@ ROWS = (
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
-    ("s3", "account", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings", "sender", "fake"),
+    (
+        "s3",
+        "account",
+        "reasons",
+        "digests",
+        "removal",
+        "paging",
+        "guards",
+        "landing",
+        "abilities",
+        "bucket_settings",
+        "sender",
+        "fake",
+    ),
     ("links",),
     (
         *("lane_signed", "object_answers", "signed_http", "unsigned_http", "transport", "retries"),
-        *("answers", "wire", "target", "customer_key", "messages", "interrupt"),
+        *("listing_answers", "answers", "wire", "target", "customer_key", "messages", "interrupt"),
     ),
     ("acl", "cors", "rejected"),
     # the machine and its settings
