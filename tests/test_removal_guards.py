@@ -80,7 +80,9 @@ def test_a_commit_waits_for_the_delete_of_its_key(mount: Composed, store: Held) 
 @pytest.mark.parametrize("again", ["write", "mkdir", "rename", "rename directory"])
 def test_a_name_that_is_used_again_waits_for_its_delete(mount: Composed, store: Held, again: str) -> None:
     held = trio.Event()
-    mount.loop.run(lambda: put_all(store, {"name": b"old", "other": b"moved", "d/x": b"in d", "e/x": b"in e", "e/": b""}))
+    mount.loop.run(
+        lambda: put_all(store, {"name": b"old", "other": b"moved", "d/x": b"in d", "e/x": b"in e", "e/": b""})
+    )
 
     async def remove() -> None:
         await _proved(mount, store)
