@@ -25,6 +25,7 @@ from sosfs.dropping import Dropping
 from sosfs.fake import FakeStore
 from sosfs.pages import Kernel
 from sosfs.store import Properties
+from sosfs.threads import LOCAL
 from tests.composed import Composed, composed
 from tests.held import Held, begun, opened, put_all
 
@@ -266,7 +267,7 @@ def test_the_floor_of_free_disk_is_left_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, total: int, fits: bool
 ) -> None:
     disk = cache(tmp_path)
-    monkeypatch.setattr(disk_cache.os, "statvfs", state(free, total))
+    monkeypatch.setattr(os, "statvfs", state(free, total))
     keep(disk, 0, 4)
     assert (read(disk, 0, 4) == BODY[: 4 * SMALL]) == fits
     assert bool(list(tmp_path.glob("*.data"))) == fits
@@ -275,7 +276,7 @@ def test_the_floor_of_free_disk_is_left_to_others(
 
 def test_reading_goes_on_where_the_disk_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FakeStore()
-    monkeypatch.setattr(disk_cache.os, "statvfs", state(100, 10 * GIB))
+    monkeypatch.setattr(os, "statvfs", state(100, 10 * GIB))
 
     async def main(mount: Composed) -> None:
         await store.put("file", b"A" * MIB, Properties())
@@ -327,7 +328,7 @@ def test_what_is_forgotten_while_it_is_written_does_not_stay(tmp_path: Path, mon
         return work(*arguments)
 
     async def main() -> None:
-        monkeypatch.setattr(disk_cache.LOCAL, "run", run)
+        monkeypatch.setattr(LOCAL, "run", run)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(disk.keep, "k", "e", len(BODY), 0, memoryview(BODY)[: 4 * SMALL])
             await trio.testing.wait_all_tasks_blocked()
@@ -349,7 +350,7 @@ def test_no_more_than_a_few_fetches_wait_for_the_disk(tmp_path: Path, monkeypatc
         return work(*arguments)
 
     async def main() -> None:
-        monkeypatch.setattr(disk_cache.LOCAL, "run", run)
+        monkeypatch.setattr(LOCAL, "run", run)
         async with trio.open_nursery() as nursery:
             for number in range(3 * disk_cache.WRITES):
                 nursery.start_soon(disk.keep, f"k{number}", "e", len(BODY), 0, memoryview(BODY)[:SMALL])

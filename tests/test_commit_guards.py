@@ -534,7 +534,7 @@ def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
             under_way -= 1
             return await upload_part(*arguments)
 
-        store.upload_part = counted  # type: ignore[method-assign]
+        store.upload_part = counted  # type: ignore[assignment, method-assign]
         await begun(mount, partial(mount.parts.contents.flush, handle))
         assert under_way == 3
         await _set(held)

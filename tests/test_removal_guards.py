@@ -246,7 +246,7 @@ def test_one_key_that_is_refused_keeps_no_other_back(mount: Composed, store: Hel
             raise DENIED
 
     async def main() -> None:
-        await put_all(store, {name: b"x" for name in "abc"})
+        await put_all(store, dict.fromkeys("abc", b"x"))
         await _proved(mount, store)
         store.fault = fault
         for name in "abc":
@@ -266,7 +266,7 @@ def test_a_removal_without_an_answer_is_tried_until_it_has_one(mount: Composed, 
     names = [f"f{number}" for number in range(count)]
 
     async def main() -> None:
-        await put_all(store, {name: b"x" for name in names})
+        await put_all(store, dict.fromkeys(names, b"x"))
         await _proved(mount, store)
         store.fault = _down
         for name in names:
