@@ -55,6 +55,9 @@ def _mode(store: Held, key: str = "file") -> int:
 def test_a_chmod_resets_nothing(mount: Composed, store: Held, key: str) -> None:
     async def main() -> None:
         await store.put(key, b"bytes" if key == "file" else b"", CARRIED, acl=FRIEND)
+        if key == "file":
+            inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+            await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
         await _chmod(mount, key.rstrip("/"), 0o600)
 
     mount.loop.run(main)

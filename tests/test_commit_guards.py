@@ -18,6 +18,7 @@ import trio.testing
 import sosfs.contents
 import sosfs.fake
 from sosfs.config import Durability
+from sosfs.draft import Draft
 from sosfs.errors import StoreError
 from sosfs.store import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
 from tests.composed import LONG, Composed, composed
@@ -64,6 +65,8 @@ def test_a_rewrite_keeps_the_acl_the_headers_and_the_class(tmp_path: Path, size:
 
     async def main(mount: Composed) -> None:
         await store.put("file", b"o" * size, CARRIED, acl=FRIEND)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
         await mount.write("file", b"n", at=1)
 
     with composed(store, tmp_path, part_size=PART) as mount:
@@ -308,6 +311,32 @@ def test_what_could_not_be_sent_is_told_tried_again_and_outlives_the_process(tmp
         assert not store._uploads
 
 
+@sizes
+def test_a_commit_that_the_local_disk_fails_is_done_again_with_all_that_was_changed(tmp_path: Path, size: int) -> None:
+    """No request failed: what was on its way is still not in the bucket, and not as it was."""
+    store = Held()
+    read, failures = Draft.read, [OSError(errno.EIO, "the disk")]
+
+    async def failing(draft: Draft, start: int, stop: int) -> bytes | memoryview:
+        if failures:
+            raise failures.pop()
+        return await read(draft, start, stop)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Draft, "read", failing)
+            with pytest.raises(OSError, match="the disk"):
+                await mount.parts.contents.flush(handle)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"n" + b"o" * (size - 1)
+
+
 def test_an_unmount_that_cannot_send_says_so_and_the_next_mount_sends(tmp_path: Path) -> None:
     store = Held()
 
@@ -454,9 +483,10 @@ def test_what_is_written_while_its_part_is_on_the_way_is_not_lost(tmp_path: Path
         assert not store._uploads
 
 
+@pytest.mark.parametrize("request_", ["create_multipart", "upload_part"])
 @pytest.mark.parametrize("how", ["close", "over", "cut", "unlink", "rename"])
 def test_parts_that_go_up_behind_the_writer_are_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, request_: str
 ) -> None:
     monkeypatch.setattr(sosfs.contents, "STREAM_MIN", 40 * PART)
     store, held = Held(), trio.Event()
@@ -464,7 +494,7 @@ def test_parts_that_go_up_behind_the_writer_are_waited_for(
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        store.before["upload_part"] = held
+        (store.before if request_ == "upload_part" else store.after)[request_] = held
         for at in range(0, len(body), PART):
             await mount.parts.contents.write(handle, at, body[at : at + PART])
         await trio.testing.wait_all_tasks_blocked()

@@ -67,6 +67,10 @@ def test_a_rename_keeps_all_that_an_object_has(
 ) -> None:
     async def main() -> None:
         await store.put(old, b"bytes", CARRIED, acl=FRIEND)
+        *folders, name = old.split("/")
+        parent = await mount._walk("/".join(folders))
+        inode = await mount.parts.namespace.lookup(parent, name.encode())
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
         if is_dirty:
             inode = await mount._walk(old)
             inode.mode = stat.S_IFREG | 0o600
