@@ -546,6 +546,30 @@ def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, mo
         assert bodies(store) == {"file": body}
 
 
+def test_parts_behind_the_writer_are_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sosfs.contents, "STREAM_MIN", 40 * PART)
+    store, body = Held(), b"x" * (60 * PART)
+
+    def down(operation: str, key: str) -> None:
+        if operation == "upload_part":
+            raise silence(operation)
+
+    async def main(mount: Composed) -> None:
+        store.fault = down
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        for at in range(0, len(body), PART):
+            await mount.parts.contents.write(handle, at, body[at : at + PART])
+        with trio.move_on_after(1):
+            await trio.testing.wait_all_tasks_blocked()
+        assert store.calls["upload_part"] <= 4 * 60, "each write tries once, a resting writer does not"
+        store.fault = None
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"file": body}
+
+
 def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
     store, held = Held(), trio.Event()
 

@@ -90,6 +90,20 @@ def test_a_rename_keeps_all_that_an_object_has(
     assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600 if is_dirty else 0o644)
 
 
+def test_what_nobody_has_looked_at_keeps_all_that_it_has_when_its_directory_is_renamed(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        await store.put("d/below/file", b"bytes", CARRIED, acl=FRIEND)
+        await mount.rename("d", "e")
+        assert bodies(store) == {"e/below/file": b"bytes"}
+
+    mount.loop.run(main)
+    found = store._stored["e/below/file"].object.properties
+    assert (found.headers, found.storage_class, found.metadata["colour"]) == (CARRIED.headers, "COLD", "blue")
+    assert "friend" in _readers(store, "e/below/file")
+
+
 @both
 def test_attributes_that_change_while_a_rename_copies_are_not_lost(
     mount: Composed, store: Held, old: str, new: str
