@@ -128,6 +128,50 @@ def test_attributes_that_change_while_a_rename_copies_are_not_lost(
 
 
 @both
+def test_attributes_that_changed_while_a_rename_copied_outlive_a_crash(tmp_path: Path, old: str, new: str) -> None:
+    """Their record names the new key as soon as the tree does."""
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {old: b"bytes"})
+        inode = await mount._walk(old)
+        inode.mode = stat.S_IFREG | 0o640
+        mount.parts.attributes.changed(inode)
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, *tops(old, new)))
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        del store.before["copy"]
+        await _set(held)
+        assert bodies(store) == {new: b"bytes"}
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600)
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_attributes_that_a_rename_took_along_are_not_written_again(tmp_path: Path, durability: Durability) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount.rename("file", "moved")
+        assert mount.parts.pending == 0
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert store.calls["copy"] == 1
+        assert store._stored["moved"].object.properties.metadata["mode"] == str(0o100600)
+
+
+@both
 @pytest.mark.parametrize("theirs", [b"theirs, longer", b"BYTES"])
 def test_what_another_client_stored_meanwhile_is_what_is_renamed(
     mount: Composed, store: Held, old: str, new: str, theirs: bytes
