@@ -23,6 +23,7 @@ help:
 	@echo "make demo       try it: a bucket on a small S3 server, mounted until Ctrl-C"
 	@echo "make test       run all tests; with SOSFS_SERVERS=all those that mount on each server"
 	@echo "make fuzz       kill and break it for hours"
+	@echo "make mutants    small slips in the code, and whether the tests notice; PART=commits for one part, half an hour"
 	@echo "make check      linter, formatter, types"
 	@echo "make bench      sosfs beside s3fs and rclone, hours; make bench-quick: some ten minutes"
 	@echo "make options    write the option table of the README anew"
@@ -109,6 +110,17 @@ uninstall:
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find sosfs tests bench -name __pycache__ -prune -exec rm -rf {} +
+
+# The results go to build/mutants; a later run goes on. ARGS=--report tells what was found.
+.PHONY: mutants
+
+mutants: debian-run $(VENV)/.mutants
+	nice $(BIN)/python tests/mutants.py $(PART) $(ARGS)
+
+$(VENV)/.mutants: pyproject.toml | debian-run
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
+	touch $(VENV)/.demo $(VENV)/.dev $@
 
 # The results go to bench/results. ARGS="--help" tells what can be chosen. As root the page cache is dropped too.
 .PHONY: bench bench-quick debian-bench

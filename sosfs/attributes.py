@@ -255,7 +255,10 @@ class Attributes(Learning):
         self._written(inode, used, posix)
 
     async def _rewrite_marker(self, inode: Inode, key: str) -> None:
-        acl = await self.acl(inode) if inode.version is not None else None
+        acl = None
+        if inode.version is not None:
+            await self._learn_marker(inode)
+            acl = await self.acl(inode)
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
         condition = Guard.ABSENT if inode in self._made else Guard.NONE
@@ -263,6 +266,14 @@ class Attributes(Learning):
         if inode.directory is not None:
             inode.directory.marker = inode.version
         self._written(inode, used, posix)
+
+    async def _learn_marker(self, inode: Inode) -> None:
+        """As `learn_whole`; one that is gone, or that may not be read, is written with what is known of it."""
+        try:
+            await self.learn_whole(inode)
+        except StoreError as error:
+            if error.cause not in (Cause.ABSENT, Cause.DENIED):
+                raise
 
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()
