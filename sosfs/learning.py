@@ -255,9 +255,12 @@ class Learning:
         if inode.whole and trio.current_time() < inode.checked + self.ttl:
             return
         found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
-        if inode.version is None or not found.version.same_as(inode.version):
-            return  # the condition on the write will tell
-        inode.properties, inode.whole = found.properties, True
+        self.take_whole(inode, found)
+
+    def take_whole(self, inode: Inode, found: Object) -> None:
+        """Takes over all properties; of another version none: the condition on the write will tell."""
+        if inode.version is not None and found.version.same_as(inode.version):
+            inode.properties, inode.whole = found.properties, True
 
     async def acl(self, inode: Inode) -> Acl | None:
         """The object's ACL where it is not the default one; None too where the key may not read it."""

@@ -57,6 +57,7 @@ class Sender:
         self._lanes: Lanes | None = None
         self._renewal = trio.Lock()
         self._muted_until = -math.inf
+        self.on_new_key: Callable[[], None] = lambda: None  # is told that the server may let us do more now
 
     def close(self) -> None:
         """Closes idle connections; no request may be under way or follow."""
@@ -123,6 +124,7 @@ class Sender:
             if key == used.key:
                 return None
             self._lanes = used.opened(self._target, key)
+            self.on_new_key()
             return self._lanes
 
 

@@ -43,11 +43,12 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "abandoned", "creation", "rename", "warming", "dropping", "shedding"),
+    ("guesses", "recovery", "attribute_replay", "resumption", "places", "abandoned"),
+    ("creation", "rename", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "filling", "succession", "pages", "commits", "records", "content"),
-    ("attributes", "learning", "foresight", "listing", "subtree"),
+    ("contents", "filling", "succession", "pages", "commits", "records", "unsent", "content"),
+    ("attributes", "changes", "doubts", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
@@ -66,7 +67,7 @@ ROWS = (
     ("metrics", "errands", "listening", "status", "readiness", "location"),
     ("holders", "mountpoint", "kernel", "allocator"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
-    ("tasks", "threads", "turns", "store", "errors", "__init__"),
+    ("tasks", "threads", "turns", "retries", "store", "errors", "__init__"),
 )
 
 # Libraries that only these modules may import.
