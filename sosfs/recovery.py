@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from dataclasses import replace
 
 from .attribute_replay import AttributeReplay, find, is_refusal
@@ -65,7 +66,7 @@ class Replay:
             except StoreError as error:
                 what, said = f"the rename of {old} to {new} cannot be finished", error.strerror or ""
                 raise StoreError(error.errno or errno.EIO, what, status=error.status, detail=said) from error
-        await each(self._delete, self._journal.deletes(), at_once=AT_ONCE)
+        await self._delete_all()
         self._drop_carried()
         await each(self._attribute_replay.write, self._journal.attributes(), at_once=AT_ONCE)
 
@@ -111,6 +112,18 @@ class Replay:
                 self._journal.save_attributes(at, moved)
             self._journal.drop_rename(row)
 
+    async def _delete_all(self) -> None:
+        """A directory goes after what is below it: its name stays away as long as anything is left of it."""
+        gone = self._journal.deletes()
+        for depth in sorted({_depth(key) for key, _ in gone}, reverse=True):
+            left = [key for key, _ in self._journal.deletes()]
+            free = [
+                (key, version)
+                for key, version in gone
+                if _depth(key) == depth and not any(_is_below(other, key) for other in left)
+            ]
+            await each(self._delete, free, at_once=AT_ONCE)
+
     async def _delete(self, item: tuple[str, Version]) -> None:
         key, version = item
         try:
@@ -136,6 +149,15 @@ class Replay:
         for row, saved in self._journal.attributes():
             if saved.key in changed:
                 self._journal.drop_attributes(row)
+
+
+def _depth(key: str) -> float:
+    """How deep a directory is; files, whose order does not matter, are deeper than any."""
+    return key.count("/") if key.endswith("/") else math.inf
+
+
+def _is_below(key: str, directory: str) -> bool:
+    return key != directory and directory.endswith("/") and key.startswith(directory)
 
 
 def _is_at(key: str, old: str) -> bool:

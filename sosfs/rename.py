@@ -247,15 +247,14 @@ class Renames:
     def _remove_later(self, left: list[Listed], inode: Inode) -> None:
         """The old name stays hidden until what is left under it is gone."""
         assert inode.parent is not None
-        directory, name, keys_left = self._namespace.directory(inode.parent), inode.name, {one.key for one in left}
-
-        def outcome(key: str) -> None:
-            keys_left.discard(key)
-            if not keys_left:
-                directory.settled(name)
-
+        top = self._inodes.key(inode)
         for one in left:
-            self._deletions.later(one.key, one.version, partial(outcome, one.key))
+            if one.key != top:
+                self._deletions.later(one.key, one.version, lambda: None)
+        if left:  # of a directory the marker goes last, be there one or not
+            marker = next((one.version for one in left if one.key == top), Version("", 0))
+            settled = partial(self._namespace.directory(inode.parent).settled, inode.name)
+            self._deletions.later(top, marker, settled)
 
     def _moved(self, inode: Inode, copy: _Copy | None) -> None:
         """An inode has its new key, and its object there is this copy."""
