@@ -5,6 +5,7 @@ The copy is held where it is to be, so that what happens meanwhile does so each 
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from collections.abc import Awaitable, Callable
@@ -31,7 +32,14 @@ BEFORE = Properties(Headers("text/x-test"), {"kept": "as it was", "mtime": "1.00
 MTIME = 123_456_789_000_000_001
 
 
-class Parted(Held):
+class Timed(Held):
+    """Each write has a Last-Modified of its own."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__(clock=partial(next, itertools.count(1_700_000_000)), **options)
+
+
+class Parted(Timed):
     """Its objects were stored in parts: a copy has another ETag."""
 
     async def begin(self, body: bytes, properties: Properties, acl: Acl) -> None:
@@ -40,7 +48,7 @@ class Parted(Held):
         await self.complete_multipart("file", upload, [part])
 
 
-class Whole(Held):
+class Whole(Timed):
     """Its objects were stored by one PUT."""
 
     async def begin(self, body: bytes, properties: Properties, acl: Acl) -> None:
