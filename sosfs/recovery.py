@@ -100,9 +100,12 @@ class Replay:
             for key in {saved.key for _, saved in drafts} | {saved.key for _, saved in attributes}
         }
         displaced = [at for at, saved in self._journal.drafts() if saved.key == new]
+        voided = [at for at, saved in self._journal.attributes() if saved.key == new]
         with self._journal.together():
             for at in displaced:
                 self._journal.drop_draft(at)
+            for at in voided:
+                self._journal.drop_attributes(at)
             for at, draft in drafts:
                 self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], found[draft.key]))
             for at, saved in attributes:
