@@ -14,9 +14,9 @@ import pytest
 from sosfs.config import TTL, Durability
 from sosfs.deletions import PROVEN
 from sosfs.errors import from_s3
-from sosfs.fake import FakeStore
+from sosfs.fake import ANYONE, OWNER, FakeStore
 from sosfs.inodes import Inode
-from sosfs.store import Properties
+from sosfs.store import Acl, Grant, Properties
 from tests.composed import LONG, Composed, composed
 from tests.conftest import Mounter
 from tests.drive import Drive, eventually, fails, names, status
@@ -296,6 +296,31 @@ def test_with_a_new_key_all_that_waits_is_tried_at_once(tmp_path: Path) -> None:
         mount.loop.passes(1)
         assert (mount.parts.pending, mount.parts.waiting) == (0, [])
         assert sorted(store._stored) == ["file", "new"]
+
+
+def test_a_passing_refusal_to_read_an_acl_does_not_reset_it(tmp_path: Path) -> None:
+    acl = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
+    left = [1]
+
+    async def begin(mount: Composed, store: FakeStore) -> None:
+        for key in ("file", "other"):
+            await store.put(key, b"body", Properties(), acl=acl)
+        change(mount, await mount._walk("other"))
+        await mount.parts.attributes.drain()
+        change(mount, await mount._walk("file"))
+
+    def refuse_once(operation: str, key: str) -> None:
+        if (operation, key) == ("get_acl", "file") and left:
+            left.pop()
+            raise from_s3(f"{operation} {key!r}", code="AccessDenied", status=403)
+
+    with refusing(tmp_path) as (mount, store):
+        store.fault = refuse_once
+        mount.loop.run(partial(begin, mount, store))
+        mount.loop.passes(LONG)
+        assert left == []
+        assert (mount.parts.pending, store._stored["file"].acl) == (0, acl)
+        require_stored(store)
 
 
 # On a real mount
