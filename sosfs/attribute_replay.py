@@ -58,13 +58,13 @@ class AttributeReplay:
             kept = saved.properties if saved.properties.headers.content_type else Properties(headers.for_directory())
             used = Properties(kept.headers, metadata.write(saved.properties.metadata, saved.posix))
             await self._store.put(saved.key, b"", used)
-        elif found is None or not _stands_on(saved, found):
+        elif found is None or not (_is_uploaded(saved, found) or _stands_on(saved, found)):
             self._say_lost(saved, found)
         elif late := tuple(one for one in saved.sent if not is_made_by(one, found)):
             self._journal.save_attributes(row, replace(saved, version=found.version, sent=late, tokens=()))
             return False
         else:
-            await self._copy(row, saved, found)
+            await self._copy(row, saved.uploaded() if _is_uploaded(saved, found) else saved, found)
         return True
 
     async def _copy(self, row: int, saved: SavedAttributes, found: Object) -> None:
@@ -85,11 +85,14 @@ class AttributeReplay:
         log.error("what was changed of the attributes of %s is lost: another client %s it", saved.key, why)
 
 
-def _stands_on(saved: SavedAttributes, found: Object) -> bool:
-    """Whether an object has the bytes of which the attributes were changed: whoever copied it, or our own upload."""
+def _is_uploaded(saved: SavedAttributes, found: Object) -> bool:
+    """Whether an upload of the dead process has made an object, after the change was recorded or before."""
     instead_of = saved.version or Guard.ABSENT
-    if any(landing.is_ours(token, found, instead_of=instead_of) for token in saved.tokens):
-        return True
+    return any(landing.is_ours(token, found, instead_of=instead_of) for token in saved.tokens)
+
+
+def _stands_on(saved: SavedAttributes, found: Object) -> bool:
+    """Whether an object has the bytes of which the attributes were changed, whoever has copied it."""
     if saved.version is None:
         return saved.key.endswith("/")
     if found.version.size != saved.version.size:

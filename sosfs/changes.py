@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import trio
 
@@ -62,6 +63,7 @@ class Changes(Learning):
         self._rows: dict[Inode, int] = {}
         self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
         self._doubts = Doubts()
+        self._times: dict[Inode, int] = {}  # the mtime that was set, of those whose edits have one
         self.dirty: set[Inode] = set()
         self.failed: dict[Inode, OSError] = {}  # what the last try to write it ended with
         self.marked: Callable[[Inode], None] = lambda inode: None  # is told of each that becomes dirty
@@ -99,6 +101,8 @@ class Changes(Learning):
         if inode.parent is None:
             return
         inode.edits = inode.edits.with_posix(posix)
+        if "mtime_ns" in inode.edits.posix.intersection(posix):
+            self._times[inode] = inode.mtime_ns
         content = inode.content
         if content is not None and content.draft is not None and content.draft.is_dirty:
             self.carried_later(inode)
@@ -110,17 +114,18 @@ class Changes(Learning):
         version = None if inode.is_directory else inode.version
         content = inode.content
         tokens = (content.going[0], *content.late) if content is not None and content.going is not None else ()
-        saved = SavedAttributes(
-            self._inodes.key(inode),
-            version,
-            inode.posix,
-            self.known(inode),
-            inode.edits,
-            self._doubts.sent(inode),
-            tokens,
-        )
+        posix, is_written = inode.posix, self._is_written(inode)
+        if is_written:  # a kill may leave it without those bytes
+            posix = replace(posix, mtime_ns=self._times[inode])
+        key, known, sent = self._inodes.key(inode), self.known(inode), self._doubts.sent(inode)
+        saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
         self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved)
         self._is_dirty(inode)
+
+    def _is_written(self, inode: Inode) -> bool:
+        """Whether bytes that the bucket lacks have given an inode another time than the one that was set."""
+        draft = inode.content.draft if inode.content is not None else None
+        return draft is not None and draft.is_dirty and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
 
     def _is_dirty(self, inode: Inode) -> None:
         if not inode.attributes_dirty:
@@ -161,6 +166,7 @@ class Changes(Learning):
     def _clear(self, inode: Inode) -> None:
         self._made.discard(inode)
         self._doubts.forget(inode)
+        self._times.pop(inode, None)
         self.failed.pop(inode, None)
         if inode.attributes_dirty:
             inode.attributes_dirty = False
@@ -184,10 +190,16 @@ class Changes(Learning):
     def _stored_all_or_mark(self, inode: Inode, used: Properties) -> None:
         """`used` is in the bucket: what the inode has beyond that is yet to be written."""
         stored, now = metadata.read(used.metadata), inode.posix
-        if stored == now and self._holds_edits(inode, used):
+        differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
+        draft = inode.content.draft if inode.content is not None else None
+        if draft is not None and draft.is_dirty and self._times.get(inode) != now.mtime_ns:
+            differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
+            if inode in self._times:
+                self._times[inode] = stored.mtime_ns or self._times[inode]
+        if not differing and self._holds_edits(inode, used):
             self._clear(inode)
             return
-        inode.edits = inode.edits.with_posix(name for name in POSIX if getattr(stored, name) != getattr(now, name))
+        inode.edits = inode.edits.with_posix(differing)
         self._mark(inode)
 
     def _holds_edits(self, inode: Inode, used: Properties) -> bool:

@@ -58,7 +58,7 @@ class Resumption:
         if inode is not None and not inode.pins:  # what has a draft has its attributes in that one's record
             listed = inode.version
             if listed is not None and (saved.version is None or listed.etag in saved.tokens):
-                saved = replace(saved, version=listed)  # our upload has made it
+                saved = replace(saved.uploaded(), version=listed)
             self._attributes.take_up(inode, row, saved)
             return
         if inode is None:

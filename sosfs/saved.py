@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .edits import NO_EDITS, POSIX, Edits
 from .metadata import POSIX_NAMES, Posix
@@ -43,6 +43,7 @@ class SavedAttributes:
 
     The user has set what `edits` names; the rest is what was known of the object, `properties` with the edits.
     `sent` are the properties of copies that may have been made of it since, `tokens` (`landing`) those of uploads.
+    `is_written`: the file has been written to since its time was set, which then is that of the bytes before.
     """
 
     key: str
@@ -52,6 +53,13 @@ class SavedAttributes:
     edits: Edits = NO_EDITS
     sent: tuple[Properties, ...] = ()
     tokens: tuple[str, ...] = ()
+    is_written: bool = False
+
+    def uploaded(self) -> SavedAttributes:
+        """The change of what one of the uploads has made: the bytes that were written have the time of then."""
+        if not self.is_written:
+            return self
+        return replace(self, edits=replace(self.edits, posix=self.edits.posix - {"mtime_ns"}), is_written=False)
 
 
 def version_record(version: Version | None) -> list[object] | None:
@@ -94,14 +102,15 @@ def edits_back(headers: dict[str, str], metadata: dict[str, str | None], posix: 
 def attributes_record(saved: SavedAttributes) -> list[object]:
     """An attribute change as JSON."""
     what = [saved.key, version_record(saved.version), posix_record(saved.posix), properties_record(saved.properties)]
-    return [*what, edits_record(saved.edits), [properties_record(one) for one in saved.sent], saved.tokens]
+    sent = [properties_record(one) for one in saved.sent]
+    return [*what, edits_record(saved.edits), sent, saved.tokens, saved.is_written]
 
 
 def attributes_back(record: list[object]) -> SavedAttributes:
     """The attribute change again; for older records all that was known of the object is what the user has set."""
     key, version, posix, properties, *more = record
     known = properties_back(properties)  # type: ignore[arg-type]
-    edits, sent, tokens = more or (_all_of(known), [], [])
+    edits, sent, tokens, is_written = more or (_all_of(known), [], [], False)
     return SavedAttributes(
         key,  # type: ignore[arg-type]
         version_back(version),  # type: ignore[arg-type]
@@ -110,6 +119,7 @@ def attributes_back(record: list[object]) -> SavedAttributes:
         edits if isinstance(edits, Edits) else edits_back(*edits),  # type: ignore[misc]
         tuple(properties_back(one) for one in sent),  # type: ignore[attr-defined]
         tuple(tokens),  # type: ignore[arg-type]
+        bool(is_written),
     )
 
 

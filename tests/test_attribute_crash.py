@@ -8,12 +8,14 @@ from __future__ import annotations
 import itertools
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config import Durability
 from sosfs.content import Handle
@@ -22,7 +24,12 @@ from sosfs.fake import ANYONE, OWNER, FakeStore
 from sosfs.inodes import Inode
 from sosfs.store import Acl, Grant, Headers, Properties
 from tests.composed import LONG, Composed, composed
+from tests.conftest import Mounter
+from tests.drive import eventually
+from tests.faults import Delay, Hang, Moment
 from tests.held import Held, begun, closed, opened, stored
+from tests.proxy import Proxy
+from tests.traffic import on
 
 pytestmark = pytest.mark.promise(3)
 both_modes = pytest.mark.parametrize("durability", Durability)
@@ -323,6 +330,42 @@ def test_a_change_of_a_file_that_is_being_written_outlives_the_bytes(tmp_path: P
         assert stored(store) == b"body"
 
 
+@both_modes
+@pytest.mark.parametrize("where", ["not sent", "under way", "landed"])
+def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Durability, where: str) -> None:
+    """Who writes after it makes another time, which must not be left without those bytes."""
+    store = Whole()
+
+    async def work() -> None:
+        await set_rest(mount)
+        handle = await opened(mount)
+        if where == "landed":
+            store.after["put"] = trio.Event()
+        else:
+            store.before["put"] = trio.Event()
+        await mount.parts.contents.write(handle, 0, b"new")
+        await set_mode(mount, 0o600)
+        if where != "not sent":
+            mount.nursery.start_soon(mount.parts.commits.commit, handle.inode)
+            await trio.testing.wait_all_tasks_blocked()
+            assert ("put", "file") in store.reached
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        store.before.clear()
+        store.after.clear()
+        mount.start()
+        if where != "landed":
+            require(mount, store, (0o600, 9, MTIME, "red"))
+        else:
+            mount.loop.passes(LONG)
+            assert stored(store) == b"newy"
+            assert shown(mount)[::3] == in_bucket(store)[::3] == (0o600, "red")
+            assert in_bucket(store)[2] > MTIME, "the bytes that were written have the time of then"
+
+
 def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path) -> None:
     """The copy has made another version of the same bytes: the commit that follows must not take it for another's."""
     store = Whole()
@@ -357,3 +400,43 @@ def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path) ->
         mount.loop.passes(LONG)
         assert mount.loop.run(mount.tree) == {"file": (b"newy", 0o600)}
         assert mount.parts.conflicts.kept == []
+
+
+# On a real mount
+
+
+@both_modes
+def test_kill_9_while_a_real_server_copies(mounter: Mounter, proxy: Proxy, durability: Durability) -> None:
+    """One copy is made and its answer lost; the other is made seconds after its process has died."""
+    drive = mounter(proxy.endpoint, "--durability", durability.value)
+    paths = [drive.here / name for name in ("made", "late")]
+    for path in paths:
+        path.write_bytes(b"body")
+        os.setxattr(path, "user.sos.acl", b"public-read")
+    proxy.reset()
+    proxy.inject(Hang(Moment.AFTER), on("COPY", key=drive.key(paths[0])), times=1)
+    proxy.inject(Delay(4.0), on("COPY", key=drive.key(paths[1])), times=1)
+    for path in paths:
+        path.chmod(0o600)
+    eventually(lambda: proxy.count("COPY") == 2)
+    for path in paths:
+        os.utime(path, ns=(MTIME, MTIME))
+        os.setxattr(path, "user.color", b"red")
+    time.sleep(0.5)  # the first is made, and would tell
+    drive.mount.kill()
+    drive.mount.start()
+
+    def require_all() -> None:
+        for path in paths:
+            found = path.stat()
+            assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o600, MTIME)
+            assert os.getxattr(path, "user.color") == b"red"
+
+    require_all()
+    late = next(one for one in proxy.requests if one.op == "COPY" and one.key == drive.key(paths[1]))
+    eventually(lambda: late.ended is not None)
+    drive.mount.remount()
+    require_all()
+    for path in paths:
+        assert drive.foreign.metadata(drive.key(path))["color"] == "red"
+        assert "all-users READ" in os.getxattr(path, "user.sos.acl").decode()
