@@ -1,38 +1,40 @@
-"""Bringing changed attributes into the bucket. What attributes are is in `learning`.
+"""Bringing changed attributes into the bucket. Which those are is in `changes`.
 
 chmod, chown and utimens change the object by a copy onto itself. They wait a moment for
 company, so that three calls cost one request, and ride along with a commit or rename that comes first.
 Everything else an object has goes with them: headers, metadata, ACL.
 
-Concurrency: trio thread only; one question for an inode at a time, others wait for its answer.
+What the server refuses, does not answer or has no room for is tried again for ever, with growing pauses. A change is
+given up only where another client's bytes, or none, are found in the place of those it was made to.
+
+Concurrency: trio thread only; one copy of an inode at a time.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 
 import trio
 
-from . import headers, metadata
+from . import metadata
 from .attribute_cache import AttributeCache
 from .blocks import Blocks, Source, Spawn
+from .changes import Changes
 from .config import Durability
 from .copying import copy_object
 from .directory import Merger, stored
 from .edits import NO_EDITS
 from .errors import Cause, StoreError
 from .gate import Gate
-from .inodes import Inode, Inodes, Known
+from .guards import look, stale
+from .inodes import Inode, Inodes
 from .interrupt import waited
 from .journal import Journal
-from .learning import Learning
 from .listing import Listings
+from .pauses import Retries
 from .refusals import Refusals
-from .saved import SavedAttributes
-from .store import Canned, Guard, ObjectStore, Properties, Right, Version
+from .store import Acl, Canned, Detail, Guard, ObjectStore, Properties, Right, Version
 from .tasks import each
-from .wire import check_properties
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ RETRY_MAX = 120.0  # seconds between tries to write what could not be written
 SETTLERS = 16  # changes that are written side by side
 
 
-class Attributes(Learning):
+class Attributes(Changes):
     """The attributes of all inodes of a mount, and their way into the bucket."""
 
     def __init__(
@@ -56,125 +58,27 @@ class Attributes(Learning):
         journal: Journal,
         spawn: Spawn,
         refusals: Refusals,
+        retries: Retries,
         *,
         ttl: float,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
-        super().__init__(inodes, store, blocks, merger, listings, cache, gate, spawn, ttl=ttl, new_acl=new_acl)
-        self.refusals = refusals
-        self._new_class = new_class
-        self._journal = journal
-        self._rows: dict[Inode, int] = {}
+        super().__init__(
+            inodes, store, blocks, merger, listings, cache, gate, journal, spawn, refusals,
+            ttl=ttl, new_acl=new_acl, new_class=new_class
+        )  # fmt: skip
+        self._retries = retries
         self._rewriting: dict[Inode, trio.Event] = {}
-        self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
         self._settlers = trio.CapacityLimiter(SETTLERS)
-        self.dirty: set[Inode] = set()
-        self.carried_later: Callable[[Inode], None] = lambda inode: None  # is told what a commit has to carry
-
-    def known(self, inode: Inode) -> Properties:
-        """What is known of the object's headers and metadata, with the user's edits."""
-        return inode.edits.applied(inode.properties)
-
-    def properties(self, inode: Inode) -> Properties:
-        """What the object has to carry now: its headers and metadata with the attributes put in."""
-        return self._stored(inode, self.known(inode))
-
-    def renewed(self, inode: Inode) -> Properties:
-        """As `properties`, for an object that gets other bytes."""
-        had = inode.properties
-        return self._stored(inode, inode.edits.applied(Properties(had.headers, metadata.without_hashes(had.metadata))))
-
-    def _stored(self, inode: Inode, known: Properties) -> Properties:
-        kept = known.headers
-        if not kept.content_type and inode.version is None:
-            kept = headers.for_name(inode.segment)
-        return Properties(kept, metadata.write(known.metadata, inode.posix), self._class_of(inode))
-
-    def _class_of(self, inode: Inode) -> str | None:
-        """The storage class: what is in the bucket keeps its own, which S3 resets with each write and copy."""
-        return self._new_class if inode.version is None else inode.properties.storage_class
-
-    def changed(self, inode: Inode) -> None:
-        """The user changed attributes. Raises ENOSPC when they would not fit into 2 kB of metadata."""
-        check_properties(self.properties(inode))
-        draft = inode.content.draft if inode.content is not None else None
-        if inode.parent is None:
-            return
-        if draft is not None and draft.is_dirty:
-            self.carried_later(inode)
-            return
-        self._mark(inode)
-
-    def _mark(self, inode: Inode) -> None:
-        version = None if inode.is_directory else inode.version
-        saved = SavedAttributes(self._inodes.key(inode), version, inode.posix, self.known(inode))
-        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved)
-        if not inode.attributes_dirty:
-            inode.attributes_dirty = True
-            inode.pins += 1
-            self.dirty.add(inode)
-            self._spawn(lambda: self._settle_later(inode))
-
-    def keep(self, inode: Inode) -> None:
-        """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes."""
-        self._mark(inode)
-
-    def made(self, inode: Inode) -> None:
-        """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""
-        self._mark(inode)
-        self._made.add(inode)
-
-    def _clear(self, inode: Inode) -> None:
-        self._made.discard(inode)
-        if inode.attributes_dirty:
-            inode.attributes_dirty = False
-            self._journal.drop_attributes(self._rows.pop(inode))
-            inode.pins -= 1
-            self.dirty.discard(inode)
-
-    def wrote(self, inode: Inode, used: Properties, posix: metadata.Posix, *, adopt_time: bool) -> None:
-        """A commit stored `used` for an inode whose attributes were `posix` when it began.
-
-        A multipart upload fixes its metadata at its beginning. When only the time differs, and nobody set it, the
-        file takes the stored one; whatever else differs is written afterwards.
-        """
-        inode.properties = used
-        self._remember(inode)
-        stored = metadata.read(used.metadata)
-        if adopt_time and inode.posix == posix and stored.mtime_ns is not None:
-            inode.mtime_ns = stored.mtime_ns
-        if stored == inode.posix and self._holds_edits(inode, used):
-            self._clear(inode)
-        else:
-            self._mark(inode)
-
-    def _holds_edits(self, inode: Inode, used: Properties) -> bool:
-        """Whether `used`, just stored, has all that the user changed of headers and metadata; it is done then."""
-        if inode.edits.applied(used) != used:
-            return False
-        inode.edits = NO_EDITS
-        return True
-
-    def _remember(self, inode: Inode) -> None:
-        if inode.version is not None and inode.parent is not None and inode.known is Known.ALL:
-            self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
-
-    def forget(self, key: str) -> None:
-        """The object's metadata are about to be rewritten: what was remembered of it is void."""
-        self._cache.drop(key)
-
-    def created(self, inode: Inode, used: Properties) -> None:
-        """A new object was stored with these properties."""
-        inode.properties, inode.checked = used, trio.current_time()
-        inode.acl_private_until = inode.checked + self.ttl
-        self._remember(inode)
+        self._draining = False
+        self.marked = lambda inode: spawn(lambda: self._settle_later(inode))
 
     async def _settle_later(self, inode: Inode) -> None:
         pause = DELAY
         while inode.attributes_dirty:
-            await trio.sleep(pause)
-            pause = min(2 * pause + 4, RETRY_MAX)
+            hurried = await self._retries.pause(pause)
+            pause = DELAY if hurried else min(2 * pause + 4, RETRY_MAX)
             async with self._settlers:
                 await self._tried(inode)
 
@@ -221,38 +125,90 @@ class Attributes(Learning):
         below = [one for one in self.dirty if one.is_directory and self._inodes.is_under(one, top)]
         await each(self.settle, below, at_once=SETTLERS)
 
+    async def ascertain(self, inode: Inode) -> None:
+        """Which version the bucket has of a file is known afterwards, though a copy of ours got no answer.
+
+        Raises what prevents it. Another client's version is left to the condition of the next write.
+        """
+        if not self.in_doubt(inode):
+            return
+        try:
+            found = await look(self._store, self._inodes.key(inode), detail=Detail.WHOLE)
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT:
+                raise
+        else:
+            self._stands_on(inode, found)
+
     async def _rewrite(self, inode: Inode) -> None:
-        key, is_new = self._inodes.key(inode), inode in self._made
+        key = self._inodes.key(inode)
         try:
             if inode.is_directory and key and (inode.version is None or inode.version.size == 0):
                 await self._rewrite_marker(inode, key)
             elif inode.version is not None:
-                await self._rewrite_object(inode, key, inode.version)
+                await self._rewrite_object(inode, key)
             else:
                 self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
         except StoreError as error:
             if error.cause is Cause.DENIED:
                 self.refusals.add([Right.WRITE])
-            if error.cause in (Cause.CONFLICT, Cause.ABSENT, Cause.DENIED):
-                self._clear(inode)  # no later try can succeed
-                inode.edits = NO_EDITS
-                inode.checked = 0.0
-                inode.known = min(inode.known, Known.SIZE)
-            if not is_new or error.cause is not Cause.CONFLICT:
-                raise
-            if inode.directory is not None:
-                inode.directory.now = None  # another host made it meanwhile: theirs stays, and what is in it
+            if inode.attributes_dirty:
+                self.failed[inode] = error
+            raise
 
-    async def _rewrite_object(self, inode: Inode, key: str, version: Version) -> None:
-        await self.learn_whole(inode)
-        acl = await self.acl(inode)
-        posix, used = inode.posix, self.properties(inode)
+    async def _rewrite_object(self, inode: Inode, key: str) -> None:
+        for again in (False, True):
+            looked = await self._look(inode, key, again=again)
+            acl = await self.acl(inode)
+            posix, used = inode.posix, self.properties(inode)
+            if not looked or used != inode.properties:
+                try:
+                    await self._copy(inode, key, used, acl)
+                except StoreError as error:
+                    if looked or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                        raise
+                    continue  # another version than was known: it tells whose
+            self._written(inode, used, posix)
+            return
+
+    async def _look(self, inode: Inode, key: str, *, again: bool) -> bool:
+        """Makes sure that all of the object is known, `again` whatever is; whether the bucket was asked.
+
+        Raises ESTALE or ENOENT, and gives the change up, where its bytes are no longer there.
+        """
+        is_recent = inode.whole and trio.current_time() < inode.checked + self.ttl
+        if is_recent and not again and not self.in_doubt(inode) and inode not in self.failed:
+            return False
+        try:
+            found = await look(self._store, key, detail=Detail.WHOLE)
+        except StoreError as error:
+            if error.cause is Cause.ABSENT:
+                self._give_up(inode, "has removed")
+            raise
+        if not self._stands_on(inode, found):
+            self._give_up(inode, "has replaced")
+            raise stale(f"HeadObject {key!r}", "another client has replaced it")
+        return True
+
+    async def _copy(self, inode: Inode, key: str, used: Properties, acl: Acl | None) -> None:
+        """Copies the object onto itself. The journal knows of it before, for it makes another version."""
+        before = inode.version
+        assert before is not None
         self.forget(key)
-        inode.version = await copy_object(self._store, key, key, inode.version or version, properties=used, acl=acl)
+        self._doubts.begin(inode, used)
+        self._mark(inode)
+        if "-" in before.etag or not self._store.hashes:
+            await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
+        try:
+            made = await copy_object(self._store, key, key, before, properties=used, acl=acl)
+        except StoreError as error:
+            self._doubts.failed(inode, used, error)
+            raise
+        self._doubts.end(inode, used)
+        inode.version = made
         if inode.content is not None:
-            inode.content.rebase(Source(key, inode.version.etag, inode.version.size), inode.version)
+            inode.content.rebase(Source(key, made.etag, made.size), made)
         inode.whole = True
-        self._written(inode, used, posix)
 
     async def _rewrite_marker(self, inode: Inode, key: str) -> None:
         acl = None
@@ -262,9 +218,14 @@ class Attributes(Learning):
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
         condition = Guard.ABSENT if inode in self._made else Guard.NONE
-        inode.version = await self._store.put(key, b"", used, condition=condition, acl=acl)
-        if inode.directory is not None:
-            inode.directory.marker = inode.version
+        try:
+            version = await self._store.put(key, b"", used, condition=condition, acl=acl)
+        except StoreError as error:
+            if condition is Guard.NONE or error.cause is not Cause.CONFLICT:
+                raise
+            await self._found_made(inode, key)
+            return
+        self._marker_is(inode, version)
         self._written(inode, used, posix)
 
     async def _learn_marker(self, inode: Inode) -> None:
@@ -275,40 +236,39 @@ class Attributes(Learning):
             if error.cause not in (Cause.ABSENT, Cause.DENIED):
                 raise
 
+    async def _found_made(self, inode: Inode, key: str) -> None:
+        """A new directory was there: another host made it, or we without an answer. It stays, and what is in it."""
+        if inode.directory is not None:
+            inode.directory.now = None
+        if inode.edits == NO_EDITS:
+            self._let_go(inode)
+            return
+        found = await look(self._store, key, detail=Detail.WHOLE)
+        self._made.discard(inode)
+        self._marker_is(inode, found.version)
+        inode.follow(found.properties)
+        await self._rewrite_marker(inode, key)  # with what was changed of it since
+
+    def _marker_is(self, inode: Inode, version: Version) -> None:
+        inode.version = version
+        if inode.directory is not None:
+            inode.directory.marker = version
+
     def _written(self, inode: Inode, used: Properties, posix: metadata.Posix) -> None:
         inode.checked = trio.current_time()
         inode.properties = used
+        self.failed.pop(inode, None)
         stored(inode)
         self._remember(inode)
-        if inode.posix == posix and self._holds_edits(inode, used):
+        is_last = self._draining or self._doubts.is_over(inode)
+        if inode.posix == posix and is_last and self._holds_edits(inode, used):
             self._clear(inode)
-
-    def marker_properties(self, inode: Inode) -> Properties:
-        """What a directory's marker carries."""
-        known = self.known(inode)
-        kept = known.headers if known.headers.content_type else headers.for_directory()
-        return Properties(kept, metadata.write(known.metadata, inode.posix), self._class_of(inode))
-
-    def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
-        """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""
-        was_dirty = inode.attributes_dirty
-        inode.properties, inode.whole = used, whole
-        self._remember(inode)
-        self._clear(inode)
-        if was_dirty and not (metadata.read(used.metadata) == inode.posix and self._holds_edits(inode, used)):
+        else:
             self._mark(inode)
-
-    def moved(self, inode: Inode) -> None:
-        """A rename gave the inode another key, and the bucket has nothing of it: its record follows."""
-        if inode.attributes_dirty:
-            self._mark(inode)
-
-    def discard(self, inode: Inode) -> None:
-        """The object is gone, and with it what was to be written."""
-        self._clear(inode)
 
     async def drain(self) -> None:
         """Writes all changed attributes; what could not be written is logged, and stays `dirty`."""
+        self._draining = True
         await each(self._tried, list(self.dirty), at_once=SETTLERS)
 
 

@@ -41,7 +41,7 @@ from .roster import Roster
 from .sender import Limits
 from .served import Served, memory_limit
 from .shares import Shares
-from .status import Status
+from .status import Status, few
 from .store import Bucket, Conditions
 from .target import S3Target
 from .tasks import Background, each
@@ -317,6 +317,7 @@ class Buckets:
             self._moment(),
             pending_files=self.pending,
             pending_bytes=sum(one.pending_bytes for one in each_of),
+            waiting=few([f"{one.bucket}: {what}" for one in each_of for what in one.waiting]),
             sent_bytes=sum(one.sent_bytes for one in each_of),
             received_bytes=sum(one.received_bytes for one in each_of),
             conditions=known.pop() if len(known) == 1 else Conditions.UNKNOWN.value,

@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from . import landing
+from . import landing, unsent
 from .attributes import Attributes
 from .blocks import Source, Spawn
 from .budget import Backlog
@@ -35,6 +35,7 @@ from .gate import Gate
 from .guards import look
 from .inodes import Inode, Inodes, Known
 from .journal import Journal
+from .pauses import Retries
 from .records import Records
 from .spool import INLINE
 from .store import Acl, Detail, Guard, Object, Properties, Right, Version
@@ -64,6 +65,7 @@ class Commits:
         journal: Journal,
         spawn: Spawn,
         backlog: Backlog,
+        retries: Retries,
         *,
         durability: Durability,
     ) -> None:
@@ -79,6 +81,7 @@ class Commits:
         self._conflicts = conflicts
         self._journal = journal
         self._spawn = spawn
+        self._retries = retries
         self._senders = trio.CapacityLimiter(SENDERS)
         self._resting: deque[tuple[float, Callable[[], Coroutine[Any, Any, None]]]] = deque()  # by their trio times
         self._hurry = False  # the drain has begun: nothing waits for company any more
@@ -128,18 +131,21 @@ class Commits:
             if draft is None or not draft.is_dirty or inode.parent is None:
                 return
             async with self._gate.passing(inode):
-                if inode.parent is not None:
+                if inode.parent is None:
+                    return
+                with content.committing():
                     await self._commit(inode, content, draft)
 
     async def _commit(self, inode: Inode, content: Content, draft: Draft) -> None:
         key = self._inodes.key(inode)
         await self._deletions.settle(key)
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
+        await self._attributes.ascertain(inode)
         if content.going is not None and await self.recognise(inode, draft, content.going[0], *content.late):
             self.records.moved(inode)
             await self.drop_upload(content)  # the object may be made of it: it is no more then
         posix, serial = inode.posix, draft.commit_begins()
-        announce = partial(self.records.goes, content, serial)
+        announce = partial(self.records.goes, inode, content, serial)
         try:
             properties, acl = await self.carry(inode)
             version = await self._send(content, draft, key, properties, acl, announce)
@@ -297,7 +303,7 @@ class Commits:
         try:
             while content.draft is not None and content.draft.is_dirty and inode.parent is not None:
                 if pause:
-                    await trio.sleep(0 if self._hurry else pause)
+                    await self._retries.pause(0 if self._hurry else pause)
                 pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
                 try:
                     async with self._senders:
@@ -347,10 +353,4 @@ class Commits:
     @property
     def pending(self) -> tuple[int, int]:
         """Files and bytes that the bucket lacks."""
-        drafts = [
-            inode.content.draft
-            for inode in self.drafts
-            if inode.parent is not None and inode.content is not None and inode.content.draft is not None
-        ]
-        waiting = [draft for draft in drafts if draft.is_dirty]
-        return len(waiting), sum(stop - start for draft in waiting for start, stop in draft.unsent)
+        return unsent.pending(self.drafts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+from . import unsent
 from .abandoned import Abandoned
 from .attribute_cache import AttributeCache
 from .attributes import Attributes
@@ -26,9 +27,12 @@ from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
 from .pages import Kernel, Pages
+from .pauses import Retries
+from .places import Places
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
+from .resumption import Resumption
 from .shares import Share, whole
 from .shedding import Shedding
 from .spool import SpoolArea
@@ -59,12 +63,16 @@ class Parts:
     gate: Gate
     replay: Replay
     adoption: Adoption
+    resumption: Resumption
+    retries: Retries
     abandoned: Abandoned
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
         await self.replay.run()
-        await self.abandoned.abort(keep=await self.adoption.run())
+        going_on = await self.adoption.run()
+        await self.resumption.run()
+        await self.abandoned.abort(keep=going_on)
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
@@ -77,6 +85,11 @@ class Parts:
     def pending(self) -> int:
         """How many changes the bucket lacks."""
         return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending
+
+    @property
+    def waiting(self) -> list[str]:
+        """What the last try did not bring into the bucket, and why."""
+        return [*unsent.waiting(self.commits.drafts), *self.attributes.waiting, *self.deletions.waiting]
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +111,7 @@ class _Ground:
     spools: SpoolArea
     pages: Pages
     share: Share
+    retries: Retries
 
 
 def assemble(
@@ -119,7 +133,7 @@ def assemble(
     inodes = Inodes(settings.prefix, defaults, first=first)
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
-    merger, gate = Merger(inodes, cache), Gate(inodes)
+    merger, gate, retries = Merger(inodes, cache), Gate(inodes), Retries()
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk)
     ground = _Ground(
         settings=settings,
@@ -132,11 +146,12 @@ def assemble(
         cache=cache,
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
-        deletions=Deletions(store, spawn, journal),
+        deletions=Deletions(store, spawn, journal, retries),
         uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(settings.part_size), journal),
         spools=SpoolArea(settings.state_dir / "spool", share.drafts),
         pages=Pages(inodes, spawn, kernel),
         share=share,
+        retries=retries,
     )
     return _halves(ground, kernel)
 
@@ -146,10 +161,11 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     ttl, lists = on.settings.ttl, on.listings
     attributes = Attributes(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
-        Refusals(on.inodes, on.store), ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
+        Refusals(on.inodes, on.store), on.retries, ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
     conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
+    places = Places(namespace, on.merger)
     claims = Claims(on.settings.exclusive, on.settings.durability)
     return Parts(
         store=on.store,
@@ -171,8 +187,10 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),
         adoption=Adoption(
-            on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
+            on.journal, namespace, places, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
         ),
+        resumption=Resumption(on.journal, namespace, places, attributes, on.deletions),
+        retries=on.retries,
         abandoned=Abandoned(on.journal, on.store),
     )
 
@@ -181,7 +199,7 @@ def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Con
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
         on.inodes, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
-        on.share.backlog, durability=on.settings.durability
+        on.share.backlog, on.retries, durability=on.settings.durability
     )  # fmt: skip
     contents = Contents(
         on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn,

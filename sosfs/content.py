@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from .blocks import Source
 from .draft import Draft
@@ -18,7 +20,10 @@ LATE_MAX = 64  # different ones that are remembered of the requests without an a
 class Content:
     """The bytes side of an inode that is open or not yet in the bucket."""
 
-    __slots__ = ("draft", "going", "late", "lock", "row", "sending", "source", "times_given", "upload", "writers")
+    __slots__ = (
+        *("draft", "failed", "going", "late", "lock", "row"),
+        *("sending", "source", "times_given", "upload", "writers"),
+    )
 
     def __init__(self) -> None:
         self.draft: Draft | None = None
@@ -31,6 +36,17 @@ class Content:
         self.row = 0  # of the draft in the journal; 0: none
         self.going: tuple[str, int] | None = None  # ETag and serial of what a request under way stores
         self.late: tuple[str, ...] = ()  # ETags of what earlier ones may store yet: they got no answer
+        self.failed: OSError | None = None  # what the last commit ended with
+
+    @contextmanager
+    def committing(self) -> Iterator[None]:
+        """For one commit: how it ends is remembered."""
+        try:
+            yield
+        except OSError as error:
+            self.failed = error
+            raise
+        self.failed = None
 
     def goes(self, token: str, serial: int) -> None:
         """A request is about to be sent; those before it that got no answer may take effect yet."""

@@ -2,12 +2,14 @@
 
     delete(key) --first of a burst--> sent and awaited
         `------while that succeeded lately--> QUEUED --batch--> gone
-                                                 ^---- the store is out of reach: tried again, for ever
-                                                 `---- refused: the name comes back, the error is logged
+                                                 ^ `-- the store is out of reach: QUEUED again
+                                                 |  `- refused: HELD
+                                                 `---- some time later, or with a new key
 
 `rm -rf` asks for one key at a time and waits for each answer, so batches form only where the answer comes
 before the request: the first delete of a burst proves that the key may delete here, those that follow
-within `PROVEN` seconds are answered from the queue. Whoever is about to use a key awaits `settle`.
+within `PROVEN` seconds are answered from the queue. What was answered from it stays removed: a refusal that comes
+after that is tried again for ever, and keeps nothing else waiting. Whoever is about to use a key awaits `settle`.
 
 Concurrency: trio thread only; up to 4 batches under way.
 """
@@ -15,7 +17,7 @@ Concurrency: trio thread only; up to 4 batches under way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import trio
 
@@ -24,6 +26,7 @@ from .errors import Cause, StoreError
 from .guards import look
 from .interrupt import waited
 from .journal import Journal
+from .pauses import Retries
 from .store import DELETE_MAX, ObjectStore, Version
 from .tasks import each
 
@@ -36,21 +39,26 @@ BATCHES = 4
 AT_ONCE = 16  # looks at keys that are tried again
 CROWD = 250  # keys of a full batch; four of these side by side are faster than one of a thousand
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
+HELD_FIRST, HELD_MAX = 5.0, 120.0  # seconds between tries of what was refused
 
-Outcome = Callable[[OSError | None], None]
+Outcome = Callable[[], None]
 
 
 class Deletions:
     """The delete queue of a mount."""
 
-    def __init__(self, store: ObjectStore, spawn: Spawn, journal: Journal) -> None:
+    def __init__(self, store: ObjectStore, spawn: Spawn, journal: Journal, retries: Retries) -> None:
         self._store = store
         self._journal = journal
         self._spawn = spawn
+        self._retries = retries
         self._queued: dict[str, Outcome] = {}
         self._flying: dict[str, Outcome] = {}
+        self._held: dict[str, Outcome] = {}
         self._versions: dict[str, Version] = {}  # what is to be removed
-        self._unanswered: set[str] = set()  # keys of which a delete was sent, and nobody knows what became of it
+        self._tried: set[str] = set()  # keys that wait since a try: another client may have stored something there
+        self._failed: dict[str, OSError] = {}  # what the last try ended with
+        self._is_holding = False  # a task tries again what is held
         self._proven_until = 0.0
         self._workers = 0
         self._pause = PAUSE_FIRST
@@ -59,15 +67,20 @@ class Deletions:
     @property
     def pending(self) -> int:
         """Keys not yet removed."""
-        return len(self._queued) + len(self._flying)
+        return len(self._queued) + len(self._flying) + len(self._held)
+
+    @property
+    def waiting(self) -> list[str]:
+        """What could not be removed at the last try, and why."""
+        return [f"removal of {key}: {error.strerror or error}" for key, error in self._failed.items()]
 
     def is_pending(self, key: str) -> bool:
         """Whether a delete of this key is outstanding."""
-        return key in self._queued or key in self._flying
+        return key in self._queued or key in self._flying or key in self._held
 
     def under(self, prefix: str) -> set[str]:
         """The keys under a prefix whose delete is outstanding."""
-        return {key for keys in (self._queued, self._flying) for key in keys if key.startswith(prefix)}
+        return {key for keys in (self._queued, self._flying, self._held) for key in keys if key.startswith(prefix)}
 
     async def delete(self, key: str, version: Version, outcome: Outcome) -> None:
         """Removes a key now or soon; `outcome` is called when the store has answered for it.
@@ -89,7 +102,7 @@ class Deletions:
         self._proven_until = trio.current_time() + PROVEN
         self._journal.drop_delete(key)
         await self._journal.settled()
-        outcome(None)
+        outcome()
 
     async def retire(self, key: str, version: Version, outcome: Outcome) -> None:
         """As `delete`, for a key whose bytes are under another one by now: without an answer it is tried for ever.
@@ -108,6 +121,15 @@ class Deletions:
         """Removes a key soon, however often it takes."""
         self._journal.add_delete(key, version)
         self._queued[key], self._versions[key] = outcome, version
+        self._begin_work()
+
+    def take_up(self, key: str, version: Version, outcome: Outcome, error: OSError) -> None:
+        """Goes on with what an earlier mount was refused, and has in the journal."""
+        self._versions[key] = version
+        self._tried.add(key)
+        self._hold(key, outcome, error)
+
+    def _begin_work(self) -> None:
         if self._workers < min(BATCHES, 1 + len(self._queued) // CROWD):
             self._workers += 1
             self._spawn(self._work)
@@ -118,7 +140,7 @@ class Deletions:
             await self.settle_under(key)
             return
         while self.is_pending(key):
-            outcome = self._queued.pop(key, None)
+            outcome = self._queued.pop(key, None) or self._held.pop(key, None)
             if outcome is None:
                 await self._answered()  # a batch that gets no answer is queued again, so this looks once more
             else:
@@ -128,18 +150,59 @@ class Deletions:
     async def settle_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
         while self.under(prefix):
+            self._recall(prefix)
             if batch := self._batch(DELETE_MAX, prefix):
                 await self._send(batch)
             else:
                 await self._answered()
 
     async def drain(self) -> int:
-        """Sends all that is queued; returns how many keys are left."""
-        try:
-            await self.settle_under("")
-        except OSError as error:
-            log.error("%d deletes could not be sent: %s", self.pending, error)
+        """Sends all that is queued, and what was refused once more; returns how many keys are left."""
+        self._recall("")
+        while self._queued or self._flying:
+            batch = self._batch(DELETE_MAX)
+            if not batch:
+                await self._answered()
+                continue
+            try:
+                await self._send(batch)
+            except OSError as error:
+                log.error("%d deletes could not be sent: %s", self.pending, error)
+                if not self._queued.keys().isdisjoint(batch):
+                    break  # the store is out of reach
         return self.pending
+
+    # What was refused
+
+    def _hold(self, key: str, outcome: Outcome, error: OSError) -> None:
+        self._held[key], self._failed[key] = outcome, error
+        if not self._is_holding:
+            self._is_holding = True
+            self._spawn(self._try_held)
+
+    def _recall(self, prefix: str) -> None:
+        """What is held under a prefix is queued again, and not tried in vain once more before it is sent."""
+        for key in [key for key in self._held if key.startswith(prefix)]:
+            self._queued[key] = self._held.pop(key)
+
+    async def _try_held(self) -> None:
+        pause = HELD_FIRST
+        try:
+            while self._held:
+                hurried = await self._retries.pause(pause)
+                pause = HELD_FIRST if hurried else min(2 * pause, HELD_MAX)
+                self._recall("")
+                while batch := self._batch(DELETE_MAX):
+                    try:
+                        await self._send(batch)
+                    except OSError as error:
+                        log.warning("%d deletes wait for the store: %s", self.pending, error)
+                        if not self._queued.keys().isdisjoint(batch):
+                            break  # it is out of reach
+                if self._queued:
+                    self._begin_work()
+        finally:
+            self._is_holding = False
 
     async def _work(self) -> None:
         try:
@@ -153,8 +216,9 @@ class Deletions:
                     self._pause = PAUSE_FIRST
                 except OSError as error:
                     log.warning("%d deletes wait for the store: %s", self.pending, error)
-                    await trio.sleep(self._pause)
-                    self._pause = min(2 * self._pause, PAUSE_MAX)
+                    if not self._queued.keys().isdisjoint(batch):
+                        hurried = await self._retries.pause(self._pause)
+                        self._pause = PAUSE_FIRST if hurried else min(2 * self._pause, PAUSE_MAX)
         finally:
             self._workers -= 1
 
@@ -167,19 +231,21 @@ class Deletions:
         for key in self._queued:
             if len(batch) == most:
                 break
-            if key.startswith(prefix) and not (key.endswith("/") and self._is_flying_below(key)):
+            if key.startswith(prefix) and not (key.endswith("/") and _is_below(self._flying, key)):
                 batch.append(key)
+        for key in [key for key in batch if key.endswith("/")]:
+            if below := next((held for held in self._held if held.startswith(key)), ""):
+                batch.remove(key)
+                self._hold(key, self._queued.pop(key), self._failed[below])
         for key in batch:
             self._flying[key] = self._queued.pop(key)
         return batch
 
-    def _is_flying_below(self, directory: str) -> bool:
-        return any(key.startswith(directory) for key in self._flying)
-
     async def _answered(self) -> None:
-        """Waits until the store has answered for one of the batches under way, of which there must be one."""
-        async with self._settled:
-            await waited(self._settled.wait)
+        """Waits until the store has answered for one of the batches under way, if there is one."""
+        if self._flying:
+            async with self._settled:
+                await waited(self._settled.wait)
 
     async def _gathered(self) -> bool:
         """Waits while the queue grows towards a full batch; whether there is anything in it."""
@@ -190,7 +256,7 @@ class Deletions:
         return bool(self._queued)
 
     async def _send(self, batch: list[str]) -> None:
-        """Sends keys that are in `_flying`; puts back those that got no answer, and raises then."""
+        """Sends keys that are in `_flying`; puts back those that are not removed, and raises why."""
         if not batch:
             return
         refused: dict[str, OSError] = {}
@@ -207,11 +273,10 @@ class Deletions:
                 refused = dict.fromkeys(batch, error)
             else:
                 unanswered = error
-        for refusal in refused.values():
-            unanswered = unanswered if is_refusal(refusal) else refusal
-        await self._answer(batch, refused, everything=unanswered is not None and not refused)
-        if unanswered is not None:
-            raise unanswered
+        await self._answer(batch, refused if unanswered is None else dict.fromkeys(batch, unanswered))
+        for failure in (unanswered, *refused.values()):
+            if failure is not None:
+                raise failure
 
     async def _overwritten(self, batch: list[str]) -> set[str]:
         """Those of a batch that are tried again, and under which another client has stored something meanwhile."""
@@ -225,40 +290,47 @@ class Deletions:
                     raise
             else:
                 if not here.version.same_as(self._versions[key]):
+                    log.warning("%s was removed here, and another client has replaced it since: theirs stays", key)
                     found.add(key)
 
-        await each(ask, [key for key in batch if key in self._unanswered], at_once=AT_ONCE)
+        await each(ask, [key for key in batch if key in self._tried], at_once=AT_ONCE)
         return found
 
-    async def _answer(self, batch: list[str], refused: dict[str, OSError], *, everything: bool) -> None:
-        answered: list[tuple[str, OSError | None]] = []
-        for key in batch:
-            error = refused.get(key)
-            if everything or (error is not None and not is_refusal(error)):
-                self._queued[key] = self._flying.pop(key)
-                self._unanswered.add(key)
+    async def _answer(self, batch: list[str], failed: dict[str, OSError]) -> None:
+        for key in [key for key in batch if key.endswith("/") and key not in failed]:
+            if below := next((other for other in failed if other.startswith(key)), ""):
+                failed[key] = failed[below]  # its name is not free before what was below it is gone
+        answered = [key for key in batch if key not in failed]
+        for key, error in failed.items():
+            outcome = self._flying.pop(key)
+            self._tried.add(key)
+            if is_refusal(error):
+                self._proven_until = 0.0
+                self._hold(key, outcome, error)
             else:
-                answered.append((key, error))
+                self._queued[key], self._failed[key] = outcome, error
         try:
             with self._journal.together():  # one write to the log, not one for each key
-                for key, _ in answered:
+                for key in answered:
                     self._journal.drop_delete(key)
         except OSError as failure:
             log.error("the journal cannot be written: %s", failure)  # who waits for these keys must go on
         if answered:
             await self._journal.settled()
-        for key, error in answered:
+        for key in answered:
             outcome = self._flying.pop(key)
             self._versions.pop(key, None)
-            self._unanswered.discard(key)
-            if error is not None:
-                self._proven_until = 0.0
-                log.error("%s was not removed, its name comes back: %s", key, error)
-            outcome(error)
+            self._failed.pop(key, None)
+            self._tried.discard(key)
+            outcome()
         async with self._settled:
             self._settled.notify_all()
 
 
+def _is_below(keys: Iterable[str], directory: str) -> bool:
+    return any(key.startswith(directory) for key in keys)
+
+
 def is_refusal(error: OSError) -> bool:
-    """Whether the store said no, for good: the key is still there."""
+    """Whether the store said no: the key is still there."""
     return isinstance(error, StoreError) and error.cause in (Cause.DENIED, Cause.UNSUPPORTED)

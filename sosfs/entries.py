@@ -59,3 +59,14 @@ def room() -> pyfuse3.StatvfsData:
     data.f_files = data.f_ffree = data.f_favail = 1 << 40
     data.f_namemax = 255
     return data
+
+
+def set_by(fields: pyfuse3.SetattrFields) -> list[str]:
+    """The fields of `metadata.Posix` that a request sets."""
+    given = {
+        "mode": fields.update_mode,
+        "uid": fields.update_uid,
+        "gid": fields.update_gid,
+        "mtime_ns": fields.update_mtime,
+    }
+    return [name for name, is_given in given.items() if is_given]

@@ -106,7 +106,7 @@ class Inode:
         self.known = Known.ALL
         self.version: Version | None = None  # in the bucket; None: not there (yet), or a directory without marker
         self.properties = Properties()  # as last read or written
-        self.edits = NO_EDITS  # of `properties`, by the user, not in the bucket yet; owned by `attributes`
+        self.edits = NO_EDITS  # by the user, not in the bucket yet; owned by `attributes`
         self.whole = True  # whether `properties` is complete (the fast HEAD cannot see `expires`)
         self.acl_private_until = 0.0  # trio time until which our own write is trusted to have its default ACL
         self.checked = 0.0  # trio time at which the bucket last said so
@@ -162,6 +162,14 @@ class Inode:
             properties = replace(properties, storage_class=self.properties.storage_class)
         self.properties, self.whole, self.known = properties, whole, Known.ALL
         self.edits = NO_EDITS  # whoever has some is pinned and learns nothing
+
+    def follow(self, properties: Properties) -> None:
+        """Another client has changed the metadata of the same bytes: takes over all but what the user has set here."""
+        found = metadata.read(properties.metadata, kind=stat.S_IFMT(self.mode))
+        now = self.edits.merged(self.posix, found)
+        self.mode, self.uid, self.gid = now.mode or self.mode, now.uid or 0, now.gid or 0
+        self.mtime_ns = self.mtime_ns if now.mtime_ns is None else now.mtime_ns
+        self.properties, self.whole, self.known = properties, True, Known.ALL
 
     def touch(self) -> None:
         """Its bytes or entries changed now."""

@@ -27,16 +27,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from .metadata import Posix
 from .saved import (
     SavedAttributes,
     SavedDraft,
+    attributes_back,
+    attributes_record,
     draft_back,
     draft_record,
-    posix_record,
     properties_back,
     properties_record,
-    version_back,
     version_record,
 )
 from .store import Properties, Version
@@ -208,8 +207,7 @@ class Journal:
 
     def save_attributes(self, row: int, saved: SavedAttributes) -> int:
         """Stores an attribute change in its row, or in a new one for 0; returns the row."""
-        what = [saved.key, version_record(saved.version), posix_record(saved.posix)]
-        record = json.dumps([*what, properties_record(saved.properties)])
+        record = json.dumps(attributes_record(saved))
         if row:
             self._write("update attributes set record = ? where id = ?", (record, row))
             return row
@@ -221,11 +219,8 @@ class Journal:
 
     def attributes(self) -> list[tuple[int, SavedAttributes]]:
         """What is to be written, oldest first."""
-        found = []
-        for row, record in self._db.execute("select id, record from attributes order by id").fetchall():
-            key, version, posix, properties = json.loads(record)
-            found.append((row, SavedAttributes(key, version_back(version), Posix(*posix), properties_back(properties))))
-        return found
+        rows = self._db.execute("select id, record from attributes order by id").fetchall()
+        return [(row, attributes_back(json.loads(record))) for row, record in rows]
 
     # Renames and uploads
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 
 import trio
@@ -27,6 +28,7 @@ from .store import Acl, Canned, Detail, Object, ObjectStore, Properties, Version
 
 log = logging.getLogger(__name__)
 
+DIRECTORIES_MAX = 10_000  # of which it is remembered that ACLs could be read in them
 DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
 
 
@@ -70,8 +72,9 @@ class Learning:
         self.foresight = Foresight(listings, self.ask_ahead, self.ask_files, spawn)
         listings.watchers.append(self.foresight.listed)
         self._asking: dict[Inode, _Question] = {}
-        self._acl_answers = 0
+        self._acl_answered: set[str] = set()  # directories in which ACLs could be read
         self._acl_denials = 0
+        self._acl_refused: Counter[str] = Counter()  # by key, of those directories
 
     async def learn(self, inode: Inode) -> Inode:
         """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone, ESTALE for an inode
@@ -268,9 +271,12 @@ class Learning:
         if inode.whole and trio.current_time() < inode.checked + self.ttl:
             return
         found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
-        if inode.version is None or not found.version.same_as(inode.version):
-            return  # the condition on the write will tell
-        inode.properties, inode.whole = found.properties, True
+        self.take_whole(inode, found)
+
+    def take_whole(self, inode: Inode, found: Object) -> None:
+        """Takes over all properties; of another version none: the condition on the write will tell."""
+        if inode.version is not None and found.version.same_as(inode.version):
+            inode.properties, inode.whole = found.properties, True
 
     async def acl(self, inode: Inode) -> Acl | None:
         """The object's ACL where it is not the default one; None too where the key may not read it."""
@@ -279,17 +285,28 @@ class Learning:
         return await self.acl_of(self._inodes.key(inode))
 
     async def acl_of(self, key: str) -> Acl | None:
-        """As `acl`, for a key."""
-        if self._acl_denials >= DENIALS and not self._acl_answers:
+        """As `acl`, for a key.
+
+        Raises EACCES where ACLs could be read beside it: that may pass, and who went on without would reset it. One
+        that is refused again and again is its owner's, and not for us to read.
+        """
+        if self._acl_denials >= DENIALS and not self._acl_answered:
             return None
+        directory = key[: key.rfind("/") + 1]
         try:
             acl = await self._store.get_acl(key)
         except StoreError as error:
+            if error.cause is Cause.DENIED and directory in self._acl_answered:
+                self._acl_refused[key] += 1
+                if self._acl_refused[key] <= DENIALS:
+                    raise
             if error.cause in (Cause.DENIED, Cause.UNSUPPORTED):
                 self._acl_denials += 1
                 return None
             if error.cause is Cause.ABSENT:
                 return None
             raise
-        self._acl_answers += 1
+        if len(self._acl_answered) < DIRECTORIES_MAX:
+            self._acl_answered.add(directory)
+        self._acl_refused.pop(key, None)
         return None if acl.is_private and self._new_acl is Canned.PRIVATE else acl

@@ -14,6 +14,7 @@ import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import trio
 
@@ -186,6 +187,7 @@ class Namespace:
             raise refuse(errno.EISDIR)
         await self.keep_parent(parent, inode)
         async with self._contents.leaving(inode), self._gate.passing(parent):
+            await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
             await self.remove(inode)
 
     async def remove(self, inode: Inode) -> None:
@@ -195,15 +197,14 @@ class Namespace:
             raise refuse(errno.ESTALE)  # a listing has shown it meanwhile: the kernel looks the name up again
         directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
         version, was_changed = inode.version, inode.attributes_dirty
+        if version is not None and self._attributes.in_doubt(inode):
+            version = replace(version, modified=None)  # a copy of ours may have made it anew
         self._attributes.discard(inode)
         self._leave(directory, inode, None if version is None else PENDING)
 
-        def outcome(error: OSError | None) -> None:
+        def outcome() -> None:
             directory.settled(name)
-            if error is not None:
-                directory.now = None
-            else:
-                self._contents.left(inode)
+            self._contents.left(inode)
 
         if version is not None:
             try:
@@ -293,6 +294,8 @@ class Namespace:
         assert directory is not None
         if directory.readers or any(child.directory is not None for child in directory.entries.values()):
             return
+        if PENDING in directory.touched.values():
+            return  # what was removed here would be listed again until the bucket has let it go
         for child in directory.entries.values():
             self.inodes.drop(child)
         inode.directory = None

@@ -32,7 +32,7 @@ from .contents import Contents
 from .creation import Creations
 from .deletions import Deletions
 from .directory import Directory, Reading, ended
-from .entries import absent_from, entry_of, room
+from .entries import absent_from, entry_of, room, set_by
 from .guesses import Guesses
 from .inodes import Inode, Inodes, Known
 from .metadata import storable
@@ -161,7 +161,7 @@ class Operations(pyfuse3.Operations):
             self._contents.time_given(found)
         if (found.mode, found.uid, found.gid, found.mtime_ns) != before:
             try:
-                self._attributes.changed(found)
+                self._attributes.changed(found, posix=set_by(fields))
             except OSError:
                 found.mode, found.uid, found.gid, found.mtime_ns = before
                 raise

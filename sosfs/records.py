@@ -123,13 +123,14 @@ class Records:
         )
         self._journal.alter_draft(content.row, change)
 
-    def goes(self, content: Content, serial: int, token: str) -> None:
+    def goes(self, inode: Inode, content: Content, serial: int, token: str) -> None:
         """A request is about to make the object with this token, of the draft as of `serial`.
 
         Should its answer get lost, the record tells of it.
         """
         content.goes(token, serial)
         if not content.row:
+            self._attributes.goes(inode)
             return
         if content.draft is not None and content.draft.safe > serial:  # recorded since the commit began
             self._journal.alter_draft(content.row, partial(replace, going=(token, False)))

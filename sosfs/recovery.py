@@ -2,7 +2,7 @@
 
     renames under way   -> finished: whatever the old prefix still holds is copied, then removed
     deletes             -> sent, where the object is still the version that was removed
-    attribute changes   -> written, where the object is still the version that was changed
+    attribute changes   -> written, where the object still has the bytes whose attributes were changed
     drafts              -> back in the tree at once, and sent as before; a multipart upload goes on
 
 Then `abandoned` has the uploads that no draft goes on with.
@@ -16,27 +16,27 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from dataclasses import replace
 
-from . import headers, metadata
+from .attribute_replay import AttributeReplay, find, is_refusal
 from .attributes import Attributes
 from .blocks import Blocks, Source
 from .commits import Commits
 from .conflict import Conflicts
 from .content import content_of
 from .copying import copy_object
-from .directory import Merger
 from .draft import Draft, State
-from .errors import Cause, StoreError
-from .guards import look
+from .errors import StoreError
 from .inodes import Inode, Known
 from .journal import Journal
-from .keys import Form, name_of
+from .keys import Form
 from .namespace import Namespace
 from .paging import check_progress
-from .saved import SavedAttributes, SavedDraft
+from .places import Places
+from .saved import SavedDraft
 from .spool import Spool, SpoolArea
-from .store import Detail, Listed, Object, ObjectStore, Properties, Version
+from .store import Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
 from .upload import Upload, Uploader
 
@@ -52,20 +52,28 @@ class Replay:
         self._journal = journal
         self._store = store
         self._attributes = attributes
+        self._attribute_replay = AttributeReplay(journal, store, attributes)
 
     async def run(self) -> None:
-        """Does it all. Raises StoreError when the bucket cannot be asked; the journal then keeps the rest."""
+        """Does what the server lets it; deletes and attributes that it refuses stay in the journal (`resumption`).
+
+        Raises StoreError when the bucket cannot be asked, or a rename cannot be finished; the journal keeps the rest.
+        """
         for row, old, new in self._journal.renames():
             log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
-            await self._finish_rename(old, new)
-            await self._follow_rename(row, old, new)
-        await each(self._delete, self._journal.deletes(), at_once=AT_ONCE)
+            try:
+                await self._finish_rename(old, new)
+                await self._follow_rename(row, old, new)
+            except StoreError as error:
+                what, said = f"the rename of {old} to {new} cannot be finished", error.strerror or ""
+                raise StoreError(error.errno or errno.EIO, what, status=error.status, detail=said) from error
+        await self._delete_all()
         self._drop_carried()
-        await each(self._write_attributes, self._journal.attributes(), at_once=AT_ONCE)
+        await each(self._attribute_replay.write, self._journal.attributes(), at_once=AT_ONCE)
 
     async def _finish_rename(self, old: str, new: str) -> None:
         if not old.endswith("/"):
-            found = await _find(self._store, old)
+            found = await find(self._store, old)
             if found is not None:
                 await self._move(Listed(old, found.version, found.properties.storage_class), new)
                 await self._store.delete(old)
@@ -91,26 +99,50 @@ class Replay:
         drafts = [(at, saved) for at, saved in self._journal.drafts() if _is_at(saved.key, old)]
         attributes = [(at, saved) for at, saved in self._journal.attributes() if _is_at(saved.key, old)]
         found = {
-            key: await _find(self._store, new + key[len(old) :])
+            key: await find(self._store, new + key[len(old) :])
             for key in {saved.key for _, saved in drafts} | {saved.key for _, saved in attributes}
         }
         displaced = [at for at, saved in self._journal.drafts() if saved.key == new]
+        voided = [at for at, saved in self._journal.attributes() if saved.key == new]
         with self._journal.together():
             for at in displaced:
                 self._journal.drop_draft(at)
+            for at in voided:
+                self._journal.drop_attributes(at)
             for at, draft in drafts:
                 self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], found[draft.key]))
             for at, saved in attributes:
                 here = found[saved.key]
                 version = here.version if here is not None and saved.version is not None else saved.version
-                self._journal.save_attributes(at, replace(saved, key=new + saved.key[len(old) :], version=version))
+                moved = replace(saved, key=new + saved.key[len(old) :], version=version, sent=(), tokens=())
+                self._journal.save_attributes(at, moved)
             self._journal.drop_rename(row)
+
+    async def _delete_all(self) -> None:
+        """A directory goes after what is below it: its name stays away as long as anything is left of it."""
+        gone = self._journal.deletes()
+        for depth in sorted({_depth(key) for key, _ in gone}, reverse=True):
+            left = [key for key, _ in self._journal.deletes()]
+            free = [
+                (key, version)
+                for key, version in gone
+                if _depth(key) == depth and not any(_is_below(other, key) for other in left)
+            ]
+            await each(self._delete, free, at_once=AT_ONCE)
 
     async def _delete(self, item: tuple[str, Version]) -> None:
         key, version = item
-        found = await _find(self._store, key)
-        if found is not None and found.version.same_as(version):
-            await self._store.delete(key)
+        try:
+            found = await find(self._store, key)
+            if found is not None and found.version.same_as(version):
+                await self._store.delete(key)
+        except StoreError as error:
+            if not is_refusal(error):
+                raise
+            log.warning("%s is removed and still in the bucket: %s", key, error)
+            return
+        if found is not None and not found.version.same_as(version):
+            log.error("%s was removed here, and another client has replaced it since: theirs stays", key)
         with self._journal.together():
             for row, saved in self._journal.drafts():
                 if saved.key == key:  # what was removed had changes that were not sent
@@ -124,37 +156,14 @@ class Replay:
             if saved.key in changed:
                 self._journal.drop_attributes(row)
 
-    async def _write_attributes(self, item: tuple[int, SavedAttributes]) -> None:
-        row, saved = item
-        self._attributes.forget(saved.key)
-        found = await _find(self._store, saved.key)
-        if saved.key.endswith("/") and saved.version is None:
-            await self._write_marker(saved, found)
-        elif found is not None and saved.version is not None and found.version.same_as(saved.version):
-            used = _carried(saved, found.properties)
-            acl = await self._attributes.acl_of(saved.key)
-            await copy_object(self._store, saved.key, saved.key, found.version, properties=used, acl=acl)
-        self._journal.drop_attributes(row)
 
-    async def _write_marker(self, saved: SavedAttributes, found: Object | None) -> None:
-        if found is not None and found.version.size:
-            return
-        used = _carried(saved, found.properties if found is not None else Properties(headers.for_directory()))
-        acl = await self._attributes.acl_of(saved.key) if found is not None else None
-        await self._store.put(saved.key, b"", used, acl=acl)
+def _depth(key: str) -> float:
+    """How deep a directory is; files, whose order does not matter, are deeper than any."""
+    return key.count("/") if key.endswith("/") else math.inf
 
 
-def _carried(saved: SavedAttributes, found: Properties) -> Properties:
-    """What the object is to have: all that was known of it when it was changed, for it still is that version.
-
-    But `expires` may not have been known: the one that is `found` stays, and so does the storage class.
-    """
-    kept = saved.properties.headers if saved.properties.headers.content_type else found.headers
-    return Properties(
-        replace(kept, expires=kept.expires or found.headers.expires),
-        metadata.write(saved.properties.metadata, saved.posix),
-        found.storage_class,
-    )
+def _is_below(key: str, directory: str) -> bool:
+    return key != directory and directory.endswith("/") and key.startswith(directory)
 
 
 def _is_at(key: str, old: str) -> bool:
@@ -169,15 +178,6 @@ def _moved(saved: SavedDraft, key: str, found: Object | None) -> SavedDraft:
     return replace(saved, key=key, base=(key, version.etag, version.size), expected=version, version=version)
 
 
-async def _find(store: ObjectStore, key: str) -> Object | None:
-    try:
-        return await look(store, key, detail=Detail.WHOLE)
-    except StoreError as error:
-        if error.cause is not Cause.ABSENT:
-            raise
-        return None
-
-
 class Adoption:
     """Puts the drafts of an earlier mount back into the tree."""
 
@@ -185,7 +185,7 @@ class Adoption:
         self,
         journal: Journal,
         namespace: Namespace,
-        merger: Merger,
+        places: Places,
         commits: Commits,
         conflicts: Conflicts,
         attributes: Attributes,
@@ -196,7 +196,7 @@ class Adoption:
         self._journal = journal
         self._namespace = namespace
         self._inodes = namespace.inodes
-        self._merger = merger
+        self._places = places
         self._commits = commits
         self._conflicts = conflicts
         self._attributes = attributes
@@ -261,16 +261,9 @@ class Adoption:
 
     async def _place(self, saved: SavedDraft) -> Inode:
         """The inode of a key, with its directories, whatever of them the bucket has."""
-        *folders, segment = saved.key[len(self._inodes.prefix) :].split("/")
-        parent = self._inodes.root
-        for folder in folders:
-            parent = await self._folder(parent, folder)
+        parent, segment = await self._places.parent_of(saved.key)
         directory = self._namespace.directory(parent)
-        name = name_of(segment)
-        try:
-            inode = await self._namespace.lookup(parent, name)
-        except FileNotFoundError:
-            inode = None
+        inode = await self._places.find(parent, segment)
         if inode is None or inode.is_directory:
             form = Form.PLAIN if inode is None else Form.BESIDE
             inode = self._inodes.make(parent, segment, form, mode=self._inodes.defaults.file_mode)
@@ -282,21 +275,6 @@ class Adoption:
         inode.known = Known.ALL
         directory.put(inode)
         return inode
-
-    async def _folder(self, parent: Inode, segment: str) -> Inode:
-        try:
-            found = await self._namespace.lookup(parent, name_of(segment))
-        except FileNotFoundError:
-            found = None
-        if found is None or not found.is_directory:
-            directory = self._namespace.directory(parent)
-            if found is not None:
-                del directory.entries[found.name]
-                found.form = Form.BESIDE
-                directory.put(found)
-            found = self._merger.new_directory(parent, segment)
-            directory.put(found)
-        return found
 
     async def _is_there(self, inode: Inode, draft: Draft, going: tuple[str, bool] | None) -> bool:
         """Whether the object in the bucket is this draft, sent just before the crash."""

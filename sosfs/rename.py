@@ -12,9 +12,9 @@ Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhi
 from __future__ import annotations
 
 import errno
-import logging
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from . import headers, keys
@@ -31,8 +31,6 @@ from .namespace import Namespace, refuse
 from .paging import check_progress
 from .store import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
-
-log = logging.getLogger(__name__)
 
 AT_ONCE = 32
 
@@ -202,14 +200,8 @@ class Renames:
         """Removes the old key. A refusal takes the copy back, unless that has `replaced` a file, which is gone."""
         assert inode.version is not None and inode.parent is not None
         directory, name = self._namespace.directory(inode.parent), inode.name
-
-        def outcome(error: OSError | None) -> None:
-            directory.settled(name)
-            if error is not None:
-                directory.now = None
-
         try:
-            await self._deletions.retire(old_key, inode.version, outcome)
+            await self._deletions.retire(old_key, inode.version, partial(directory.settled, name))
         except OSError:
             if not replaced:
                 await self._store.delete(key)
@@ -249,32 +241,51 @@ class Renames:
             spared = "" if target is None else prefix  # the marker of an empty directory stays if this fails
             with self._namespace.moving(inode, target, parent, segment, keys.Form.PLAIN):
                 copies = await self._copy_all(listed, old_prefix, prefix, known, spared)
-                await self._delete_all(listed, [key for key in copies if key != spared])
+                left = await self._delete_all(listed, [key for key in copies if key != spared])
         except Exception:
             self._journal.drop_rename(row)
             raise
         known = self._inodes.below(inode)  # with what came meanwhile and is in no bucket yet
         with self._journal.together():
             self._journal.drop_rename(row)
+            self._remove_later(left, inode)
             self._end_passes(inode)
-            self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=None)
+            self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=PENDING if left else None)
             for old_key, moved in known.items():
                 self._moved(moved, copies.get(prefix + old_key[len(old_prefix) :]))
         await self._journal.settled()
+
+    def _remove_later(self, left: list[Listed], inode: Inode) -> None:
+        """The old name stays hidden until what is left under it is gone."""
+        assert inode.parent is not None
+        top = self._inodes.key(inode)
+        for one in left:
+            if one.key != top:
+                self._deletions.later(one.key, one.version, lambda: None)
+        if left:  # of a directory the marker goes last, be there one or not
+            marker = next((one.version for one in left if one.key == top), Version("", 0))
+            settled = partial(self._namespace.directory(inode.parent).settled, inode.name)
+            self._deletions.later(top, marker, settled)
 
     def _moved(self, inode: Inode, copy: _Copy | None) -> None:
         """An inode has its new key, and its object there is this copy."""
         if copy is None:
             self._attributes.moved(inode)
-        elif inode.is_directory or (inode.version is not None and copy.of.same_as(inode.version)):
+        elif inode.is_directory or self._is_of(copy, inode):
             inode.version = copy.version
             self._attributes.carried(inode, inode.properties, whole=inode.whole)
         elif inode.content is None or inode.content.draft is None:
             # Another client had replaced it before it was copied: nothing that is known of ours holds for it.
-            self._attributes.discard(inode)
+            self._attributes.replaced(inode)
             self._namespace.replaced(inode, copy.version)
             return
         self._contents.moved(inode)  # a draft still expects ours: where theirs was copied its commit loses
+
+    def _is_of(self, copy: _Copy, inode: Inode) -> bool:
+        """Whether it was made of the version that is known; with our attributes, whatever was done to those there."""
+        if inode.version is None:
+            return False
+        return copy.of.same_as(inode.version) or (inode.attributes_dirty and copy.of.same_bytes(inode.version))
 
     def _end_passes(self, top: Inode) -> None:
         for inode in self._inodes.below(top).values():
@@ -337,19 +348,15 @@ class Renames:
             return await self._attributes.acl(inode)
         return await self._attributes.acl_of(one.key)
 
-    async def _delete_all(self, old: list[Listed], new: list[str]) -> None:
+    async def _delete_all(self, old: list[Listed], new: list[str]) -> list[Listed]:
         """Removes the old keys; when none may be removed, the copies go again and the rename fails.
 
-        A key whose delete got no answer may be gone: its copy stays, and the delete is tried until it is answered.
+        Returns what is left otherwise: of a key whose delete got no answer nobody knows whether it is there.
         """
         failures = await self._store.delete_many([one.key for one in old])
         refused = [failure for failure in failures if is_refusal(failure.error)]
         if refused and len(refused) == len(old):
             await self._store.delete_many(new)
             raise refused[0].error
-        for failure in refused:
-            log.error("renamed, but its old name stays: %s: %s", failure.key, failure.error)
-        unanswered = {failure.key for failure in failures} - {failure.key for failure in refused}
-        for one in old:
-            if one.key in unanswered:
-                self._deletions.later(one.key, one.version, lambda error: None)
+        left = {failure.key for failure in failures}
+        return [one for one in old if one.key in left]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .edits import NO_EDITS, Edits
-from .metadata import Posix
+from .edits import NO_EDITS, POSIX, Edits
+from .metadata import POSIX_NAMES, Posix
 from .store import Guard, Headers, Properties, Version
 
 Ranges = tuple[tuple[int, int], ...]
@@ -39,12 +39,27 @@ class SavedDraft:
 
 @dataclass(frozen=True, slots=True)
 class SavedAttributes:
-    """Attributes to be written to an object that still has this version (a directory's marker: any)."""
+    """Attributes to be written to an object that still has this version (a directory's marker: any).
+
+    The user has set what `edits` names; the rest is what was known of the object, `properties` with the edits.
+    `sent` are the properties of copies that may have been made of it since, `tokens` (`landing`) those of uploads.
+    `is_written`: the file has been written to since its time was set, which then is that of the bytes before.
+    """
 
     key: str
     version: Version | None
     posix: Posix
     properties: Properties
+    edits: Edits = NO_EDITS
+    sent: tuple[Properties, ...] = ()
+    tokens: tuple[str, ...] = ()
+    is_written: bool = False
+
+    def uploaded(self) -> SavedAttributes:
+        """The change of what one of the uploads has made: the bytes that were written have the time of then."""
+        if not self.is_written:
+            return self
+        return replace(self, edits=replace(self.edits, posix=self.edits.posix - {"mtime_ns"}), is_written=False)
 
 
 def version_record(version: Version | None) -> list[object] | None:
@@ -74,6 +89,45 @@ def properties_back(value: list[object]) -> Properties:
     return Properties(Headers(*headers), metadata, *rest)  # type: ignore[misc, arg-type]
 
 
+def edits_record(edits: Edits) -> list[object]:
+    """Edits as JSON."""
+    return [dict(edits.headers), dict(edits.metadata), sorted(edits.posix)]
+
+
+def edits_back(headers: dict[str, str], metadata: dict[str, str | None], posix: list[str] | None = None) -> Edits:
+    """The edits again; older records name no POSIX fields, and may mean any of them."""
+    return Edits(headers, metadata, POSIX if posix is None else frozenset(posix))
+
+
+def attributes_record(saved: SavedAttributes) -> list[object]:
+    """An attribute change as JSON."""
+    what = [saved.key, version_record(saved.version), posix_record(saved.posix), properties_record(saved.properties)]
+    sent = [properties_record(one) for one in saved.sent]
+    return [*what, edits_record(saved.edits), sent, saved.tokens, saved.is_written]
+
+
+def attributes_back(record: list[object]) -> SavedAttributes:
+    """The attribute change again; for older records all that was known of the object is what the user has set."""
+    key, version, posix, properties, *more = record
+    known = properties_back(properties)  # type: ignore[arg-type]
+    edits, sent, tokens, is_written = more or (_all_of(known), [], [], False)
+    return SavedAttributes(
+        key,  # type: ignore[arg-type]
+        version_back(version),  # type: ignore[arg-type]
+        Posix(*posix),  # type: ignore[misc]
+        known,
+        edits if isinstance(edits, Edits) else edits_back(*edits),  # type: ignore[misc]
+        tuple(properties_back(one) for one in sent),  # type: ignore[attr-defined]
+        tuple(tokens),  # type: ignore[arg-type]
+        bool(is_written),
+    )
+
+
+def _all_of(known: Properties) -> Edits:
+    headers = {name: value for name in known.headers.__slots__ if (value := getattr(known.headers, name))}
+    return Edits(headers, {name: known.metadata[name] for name in known.metadata if name not in POSIX_NAMES}, POSIX)
+
+
 def draft_record(saved: SavedDraft) -> dict[str, object]:
     """A draft as JSON, but for its bytes."""
     expected = saved.expected.value if isinstance(saved.expected, Guard) else version_record(saved.expected)
@@ -91,7 +145,7 @@ def draft_record(saved: SavedDraft) -> dict[str, object]:
         "spool": saved.spool,
         "sums": saved.sums,
         "going": saved.going,
-        "edits": [dict(saved.edits.headers), dict(saved.edits.metadata)],
+        "edits": edits_record(saved.edits),
     }
 
 
@@ -110,6 +164,6 @@ def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
         properties=properties_back(known.pop("properties")),  # type: ignore[arg-type]
         sums=tuple(known.pop("sums")),  # type: ignore[arg-type]
         body=body,
-        edits=Edits(*known.pop("edits", ())),  # type: ignore[misc]
+        edits=edits_back(*known.pop("edits", ({}, {}))),  # type: ignore[misc]
         **known,  # type: ignore[arg-type]
     )

@@ -64,6 +64,7 @@ class Sender:
         self._renewal = Turns()
         self._muted_until = -math.inf
         self._ending_until = -math.inf
+        self.on_new_key: Callable[[], None] = lambda: None  # is told that the server may let us do more now
 
     def close(self) -> None:
         """Closes idle connections; no request may be under way or follow."""
@@ -165,6 +166,7 @@ class Sender:
             if key == used.key:
                 return None
             self._lane = type(used)(self._target, key)
+            self.on_new_key()
             return self._lane
 
 

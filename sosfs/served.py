@@ -41,7 +41,7 @@ from .s3 import S3Store
 from .sender import Limits
 from .shares import NAME, NAMES, UPLOADS, Share
 from .sharing import Sharing
-from .status import Status
+from .status import Status, few
 from .store import Conditions
 from .target import S3Target
 from .tasks import Background
@@ -139,6 +139,7 @@ class Served:
             kernel=self._kernel,
         )
         self._begun = True
+        self.store.sender.on_new_key = self.parts.retries.hurry
         self.parts.attributes.refusals.add(self.store.denied)
         self.operations = self._routing(spawn)
         await self.parts.recover()
@@ -260,6 +261,7 @@ class Served:
             endpoint=settings.endpoint,
             pending_files=parts.pending,
             pending_bytes=parts.commits.pending[1],
+            waiting=few(parts.waiting),
             sent_bytes=parts.uploader.sent_bytes,
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,

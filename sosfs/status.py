@@ -17,12 +17,13 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 ANSWER_SECONDS = 5.0
+WAITING = 10  # lines that tell what waits, and why
 _NAME_BYTES = 12  # of the hash: short enough for the 107 bytes of a socket's path
 
 
@@ -55,6 +56,7 @@ class Status:
     pending_bytes: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
+    waiting: tuple[str, ...] = ()  # of what is pending, what the last try did not store, and why; the first few
     errors: tuple[str, ...] = ()
     conditions: str = "unknown"
     requests: Mapping[str, int] = field(default_factory=dict)
@@ -82,11 +84,18 @@ class Status:
             raise ValueError("no status")
         values = {name: value for name, value in document.items() if name in known}
         values["state"] = State(values.get("state"))
-        values["errors"] = tuple(values.get("errors", ()))
+        for name in ("waiting", "errors"):
+            values[name] = tuple(values.get(name, ()))
         try:
             return cls(**values)
         except TypeError as error:
             raise ValueError("no status") from error
+
+
+def few(waiting: Sequence[str]) -> tuple[str, ...]:
+    """The first of what waits, and how many more there are."""
+    more = len(waiting) - WAITING
+    return (*waiting[:WAITING], f"and {more} more") if more > 0 else tuple(waiting)
 
 
 def runtime_dir() -> Path:

@@ -129,7 +129,8 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
     if last is None or last.pid != process.pid:
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
     if last.pending_files:
-        return _told(f"{_pending(last)} not in the bucket" + "".join(f"\n  {error}" for error in last.errors))
+        why = dict.fromkeys((*last.waiting, *last.errors))
+        return _told(f"{_pending(last)} not in the bucket" + "".join(f"\n  {text}" for text in why))
     status.forget_last(path, owner=owner)
     return Exit.OK
 

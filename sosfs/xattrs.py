@@ -212,7 +212,7 @@ class Xattrs:
         wanted = edits.applied(inode.properties)
         check_properties(Properties(wanted.headers, metadata.write(wanted.metadata, inode.posix)))
         inode.edits = edits
-        self._attributes.changed(inode)
+        self._attributes.changed(inode, posix=())
 
     async def remove(self, inode: Inode, name: bytes) -> None:
         """Removes a `user.` attribute. Raises ENODATA, and as `set`."""
@@ -228,7 +228,7 @@ class Xattrs:
             if entry not in known.metadata:
                 raise _absent()
             inode.edits = inode.edits.with_metadata(entry, None)
-        self._attributes.changed(inode)
+        self._attributes.changed(inode, posix=())
 
     async def _set_acl(self, inode: Inode, value: bytes) -> None:
         try:

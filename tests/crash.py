@@ -4,8 +4,8 @@ Each `Worker` works by itself in a directory of its own and knows its tree: what
 call that a kill cuts short leaves one of the trees that its `Step` names; the worker goes on with the one that
 is found, so a loss shows in whichever round it happens. Bodies are random, so two of them never pass for each other.
 
-Promised is: a write once close, fsync or truncate returned; mkdir, rmdir, rename, unlink once they returned; mode
-and time once fsync returned after them. In journal mode, where the spool is written in place, a cut write may
+Promised is: a write once close, fsync or truncate returned; all else (mkdir, rmdir, rename, unlink, chmod, utimens,
+setxattr, a new ACL) once it returned. In journal mode, where the spool is written in place, a cut write may
 leave each byte old or new and the file any length between; in bucket mode an object is replaced whole.
 
 Concurrency: one thread a worker; the killer's thread only reads the count of steps and sends the signal.
@@ -19,9 +19,11 @@ import signal
 import stat
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sosfs.config import Durability
 
@@ -30,12 +32,26 @@ SIZES = (0, 1, 700, 5_000, 70_000, 300_000, 2_000_000)  # bytes; around what sta
 LARGE = 17 << 20  # above what goes up in one PUT
 FILES_MAX = 14  # a worker's files, so that rounds stay short
 LARGE_MAX = 2
+MODES = (0o600, 0o640, 0o755, 0o644)
+XATTR = "user.color"
+ACLS = ("public-read", "private")
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A file as it was found: in the mount, and its ACL in the bucket ("" where there is no object)."""
+
+    body: bytes
+    stat: os.stat_result
+    color: str
+    acl: str
 
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """What a file must be; mode and time 0 where nothing was promised.
+    """What a file must be; mode and time 0, xattr and ACL empty, where nothing was promised.
 
+    `color` is the xattr `user.color`, `acl` the name of a canned ACL.
     `other`: of a write cut in place each byte may be of that body instead, and the length any between both.
     """
 
@@ -43,23 +59,31 @@ class File:
     mode: int = 0
     mtime_ns: int = 0
     other: bytes | None = None
+    color: str = ""
+    acl: str = ""
 
     def written(self, body: bytes) -> File:
         """The file with other bytes: its mode stays, its time is whatever the write made it."""
-        return File(body, self.mode)
+        return File(body, self.mode, color=self.color, acl=self.acl)
 
-    def differs(self, body: bytes, found: os.stat_result) -> str:
+    def differs(self, seen: Seen) -> str:
         """What is wrong with what was found, "" if nothing."""
+        body, found = seen.body, seen.stat
         if self.mode and stat.S_IMODE(found.st_mode) != self.mode:
             return f"mode {found.st_mode:o}, not {self.mode:o}"
         if self.mtime_ns and found.st_mtime_ns != self.mtime_ns:
             return f"mtime {found.st_mtime_ns}, not {self.mtime_ns}"
+        if self.color and seen.color != self.color:
+            return f"xattr {seen.color!r}, not {self.color!r}"
+        if self.acl and seen.acl != self.acl:
+            return f"ACL {seen.acl!r}, not {self.acl!r}"
         if body == self.body or (self.other is not None and _is_mixed(body, self.body, self.other)):
             return ""
         return f"{len(body)} bytes, not {len(self.body)}" if len(body) != len(self.body) else "other bytes"
 
 
 Tree = dict[str, File | None]  # None: a directory
+Found = Mapping[str, Seen | None]
 
 
 def _is_mixed(found: bytes, one: bytes, other: bytes) -> bool:
@@ -103,9 +127,13 @@ class Worker:
         self._named = 0
 
     def work(self, killed: threading.Event, count: Callable[[], None]) -> None:
-        """Steps until the daemon dies under one of them. Raises what fails while it lives."""
+        """Steps until the daemon dies under one of them. Raises what fails while it lives.
+
+        They begin with a change of each kind of attribute, so that each round has some.
+        """
+        makers = deque((self._chmod, self._utimens, self._setxattr, self._set_acl) if self._has_files() else ())
         while True:
-            for step in self._next():
+            for step in makers.popleft()() if makers else self._next():
                 self.trail.append(step.what)
                 try:
                     step.run()
@@ -117,7 +145,7 @@ class Worker:
                 self.tree = step.after
                 count()
 
-    def settle(self, found: Mapping[str, tuple[bytes, os.stat_result] | None]) -> None:
+    def settle(self, found: Found) -> None:
         """Finds which of the allowed trees is there, and goes on with that. Raises AssertionError when none is."""
         trees = [self.tree] if self.cut is None else [self.cut.after, self.tree, *self.cut.cut]
         wrongs = [wrong(tree, found) for tree in trees]
@@ -129,7 +157,7 @@ class Worker:
                 + f"\ncut: {self.cut.what if self.cut else 'nothing'}\nlast steps:\n  {last}"
             )
         self.tree = {
-            path: None if file is None else replace(file, body=found[path][0], other=None)  # type: ignore[index]
+            path: None if file is None else replace(file, body=found[path].body, other=None)  # type: ignore[union-attr]
             for path, file in trees[next(at for at, wrong in enumerate(wrongs) if not wrong)].items()
         }
         self.cut = None
@@ -143,6 +171,7 @@ class Worker:
         if files:
             kinds += [(3, self._rewrite), (3, self._append), (3, self._overwrite), (2, self._truncate)]
             kinds += [(3, self._rename), (2, self._attributes), (2, self._synced), (3, self._unlink)]
+            kinds += [(1, self._chmod), (1, self._utimens), (1, self._setxattr), (1, self._set_acl)]
         if len(files) > 1:
             kinds.append((3, self._replace))
         if self._directories():
@@ -152,6 +181,9 @@ class Worker:
 
     def _directories(self) -> list[str]:
         return [path for path, file in self.tree.items() if file is None]
+
+    def _has_files(self) -> bool:
+        return any(file is not None for file in self.tree.values())
 
     def _file(self) -> tuple[str, File]:
         path = self._dice.choice([path for path, file in self.tree.items() if file is not None])
@@ -283,7 +315,7 @@ class Worker:
 
     def _attributes(self) -> list[Step]:
         path, file = self._file()
-        mode, when = self._dice.choice((0o600, 0o640, 0o755, 0o444 | 0o200)), self._dice.randrange(1 << 60)
+        mode, when = self._dice.choice(MODES), self._dice.randrange(1 << 60)
         after = replace(file, mode=mode, mtime_ns=when)
 
         def run() -> None:
@@ -303,6 +335,28 @@ class Worker:
                 (self._with(path, replace(file, mode=mode)), self._with(path, replace(file, mtime_ns=when))),
             )
         ]
+
+    def _set(self, what: str, run: Callable[[Path], object], **changed: Any) -> list[Step]:
+        """One attribute of a file, by one call."""
+        path, file = self._file()
+        after = self._with(path, replace(file, **changed))
+        return [Step(f"{what} {path}", lambda: run(self.base / path), after, ())]
+
+    def _chmod(self) -> list[Step]:
+        mode = self._dice.choice(MODES)
+        return self._set(f"chmod {mode:o}", lambda path: path.chmod(mode), mode=mode)
+
+    def _utimens(self) -> list[Step]:
+        when = self._dice.randrange(1 << 60)
+        return self._set(f"utimens {when}", lambda path: os.utime(path, ns=(when, when)), mtime_ns=when)
+
+    def _setxattr(self) -> list[Step]:
+        color = f"{self._dice.randrange(1 << 32):08x}"
+        return self._set(f"setxattr {color}", lambda path: os.setxattr(path, XATTR, color.encode()), color=color)
+
+    def _set_acl(self) -> list[Step]:
+        acl = self._dice.choice(ACLS)
+        return self._set(f"set ACL {acl}", lambda path: os.setxattr(path, "user.sos.acl", acl.encode()), acl=acl)
 
     def _rename(self) -> list[Step]:
         path, file = self._file()
@@ -373,19 +427,20 @@ def _close(opened: int) -> None:
         return
 
 
-Found = dict[str, tuple[bytes, os.stat_result] | None]
-
-
-def look(base: Path) -> Found:
-    """All that is below a directory, with its bytes."""
-    found: Found = {}
+def look(base: Path, acl: Callable[[str], str]) -> Found:
+    """All that is below a directory, with its bytes and attributes; `acl` tells the ACL of a key of that name."""
+    found: dict[str, Seen | None] = {}
     for path in sorted(base.rglob("*")):
         name = str(path.relative_to(base))
-        found[name] = None if path.is_dir() else (path.read_bytes(), path.stat())
+        if path.is_dir():
+            found[name] = None
+            continue
+        color = os.getxattr(path, XATTR).decode() if XATTR in os.listxattr(path) else ""
+        found[name] = Seen(path.read_bytes(), path.stat(), color, acl(name))
     return found
 
 
-def wrong(tree: Tree, found: Mapping[str, tuple[bytes, os.stat_result] | None]) -> list[str]:
+def wrong(tree: Tree, found: Found) -> list[str]:
     """How what was found differs from a tree."""
     wrongs = [f"{path} is missing" for path in tree if path not in found]
     wrongs += [f"{path} is too much" for path in found if path not in tree]
@@ -395,7 +450,7 @@ def wrong(tree: Tree, found: Mapping[str, tuple[bytes, os.stat_result] | None]) 
             continue
         if file is None or here is None:
             wrongs.append(f"{path} is {'a directory' if here is None else 'a file'}")
-        elif text := file.differs(*here):
+        elif text := file.differs(here):
             wrongs.append(f"{path}: {text}")
     return wrongs
 
@@ -430,4 +485,5 @@ def rounds(seed: int) -> Iterator[tuple[int, float]]:
     """When to kill, round after round: after how many steps, and how many seconds later."""
     dice = random.Random(seed)
     while True:
-        yield dice.randrange(1, 30), dice.choice((0.0, dice.random() * 0.02, dice.random() * 0.3))
+        # The last are so long that attributes which were changed are on their way.
+        yield dice.randrange(1, 30), dice.random() * dice.choice((0.0, 0.02, 0.3, 2.5))

@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
+from sosfs.acl import ALL_USERS
 from sosfs.config import Durability
 from tests.conftest import access_to, new_bucket
 from tests.crash import File, Killer, Worker, look, rounds
@@ -21,10 +24,11 @@ from tests.mounting import Mount
 from tests.servers import Server
 from tests.watchdog import Watchdog
 
-ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "25"))  # of each of the four tests
+ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "20"))  # of each of the four tests
 SEED = int(os.environ.get("SOSFS_CRASH_SEED", "1"))
 UNMOUNT_EVERY = 8  # rounds, after which the bucket is compared
 WORKERS = 3
+NS = 1_000_000_000
 EXPECTED = "finishing the rename|is not in the bucket yet|a crash cut short"
 
 
@@ -40,6 +44,28 @@ def work(mount: Mount, workers: list[Worker], steps: int, seconds: float) -> Non
     thread.join()
 
 
+def acl_of(foreign: Foreign, key: str) -> str:
+    """The canned ACL that an object's own amounts to, "" where there is no object."""
+    try:
+        grants = foreign.client.get_object_acl(Bucket=foreign.bucket, Key=key)["Grants"]
+    except ClientError as error:
+        if error.response["ResponseMetadata"]["HTTPStatusCode"] != 404:
+            raise
+        return ""
+    groups = {(grant["Grantee"].get("URI", ""), grant["Permission"]) for grant in grants}
+    return "public-read" if (ALL_USERS, "READ") in groups else "private"
+
+
+def settle(workers: list[Worker], foreign: Foreign) -> None:
+    """Each worker compares its tree with what is there, and goes on with that."""
+    for worker in workers:
+        worker.settle(look(worker.base, partial(_acl_under, foreign, worker.base.name)))
+
+
+def _acl_under(foreign: Foreign, top: str, name: str) -> str:
+    return acl_of(foreign, f"{top}/{name}")
+
+
 def check_bucket(foreign: Foreign, workers: list[Worker]) -> None:
     """The bucket holds exactly the trees, byte for byte, and nothing half-done."""
     expected: dict[str, File | None] = {}
@@ -52,8 +78,15 @@ def check_bucket(foreign: Foreign, workers: list[Worker]) -> None:
         if file is None:
             continue
         assert foreign.get(key) == file.body, key
+        metadata = foreign.metadata(key)
         if file.mode:
-            assert int(foreign.metadata(key)["mode"]) & 0o7777 == file.mode, key
+            assert int(metadata["mode"]) & 0o7777 == file.mode, key
+        if file.mtime_ns:
+            assert metadata["mtime"] == f"{file.mtime_ns // NS}.{file.mtime_ns % NS:09d}", key
+        if file.color:
+            assert metadata["color"] == file.color, key
+        if file.acl:
+            assert acl_of(foreign, key) == file.acl, key
     assert foreign.uploads() == []
 
 
@@ -63,15 +96,13 @@ def verify(mount: Mount, foreign: Foreign, workers: list[Worker], count: int, se
         work(mount, workers, steps, seconds)
         mount.kill()
         mount.start()
-        for worker in workers:
-            worker.settle(look(worker.base))
+        settle(workers, foreign)
         if number % UNMOUNT_EVERY == 0 or number == count:
             mount.stop()
             check_bucket(foreign, workers)
             assert list((mount.cache / "spool").iterdir()) == []
             mount.start()
-            for worker in workers:
-                worker.settle(look(worker.base))
+            settle(workers, foreign)
     mount.stop()
 
 

@@ -44,11 +44,12 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "abandoned", "creation", "rename", "warming", "dropping", "shedding"),
+    ("guesses", "recovery", "attribute_replay", "resumption", "places", "abandoned"),
+    ("creation", "rename", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "filling", "succession", "pages", "commits", "records", "content"),
-    ("attributes", "learning", "foresight", "listing", "subtree"),
+    ("contents", "filling", "succession", "pages", "commits", "records", "unsent", "content"),
+    ("attributes", "changes", "doubts", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
@@ -81,7 +82,7 @@ ROWS = (
     ("holders", "mountpoint", "kernel", "allocator", "private"),
     ("option_table", "trust", "proxies", "keysearch", "keyfiles", "aws_resolver", "credentials"),
     ("log_level", "config", "values", "zone"),
-    ("tasks", "threads", "turns", "interrupt", "store", "errors", "printable", "__init__"),
+    ("tasks", "threads", "pauses", "turns", "interrupt", "store", "errors", "printable", "__init__"),
 )
 
 # Libraries that only these modules may import.

@@ -65,7 +65,7 @@ def test_a_commit_waits_for_the_delete_of_its_key(mount: Composed, store: Held) 
         await mount.parts.contents.write(handle, 0, b"new")
         version = await store.put("file", b"old", Properties())
         store.before["delete", "file"] = held
-        mount.parts.deletions.later("file", version, lambda error: None)
+        mount.parts.deletions.later("file", version, lambda: None)
         mount.nursery.start_soon(closed, mount, handle)
 
     mount.loop.run(begin)
