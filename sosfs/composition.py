@@ -26,6 +26,7 @@ from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
 from .pages import Kernel, Pages
+from .reclaim import Reclaim
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
@@ -150,6 +151,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     )  # fmt: skip
     conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
+    reclaim = Reclaim(on.journal, on.spools)
     claims = Claims(on.settings.exclusive, on.settings.durability)
     return Parts(
         store=on.store,
@@ -170,9 +172,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),
-        adoption=Adoption(
-            on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
-        ),
+        adoption=Adoption(on.journal, namespace, on.merger, commits, attributes, on.blocks, reclaim, on.uploader),
         abandoned=Abandoned(on.journal, on.store),
     )
 

@@ -14,7 +14,6 @@ Concurrency: trio thread only; runs before the kernel's first request.
 
 from __future__ import annotations
 
-import errno
 import logging
 from dataclasses import replace
 
@@ -22,7 +21,6 @@ from . import headers, metadata
 from .attributes import Attributes
 from .blocks import Blocks, Source
 from .commits import Commits
-from .conflict import Conflicts
 from .content import content_of
 from .copying import copy_object
 from .directory import Merger
@@ -33,8 +31,10 @@ from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
 from .namespace import Namespace
+from .reclaim import Reclaim
+from .salvage import Finding
 from .saved import SavedAttributes, SavedDraft
-from .spool import Spool, SpoolArea
+from .spool import Spool
 from .store import Detail, Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
 from .upload import Upload, Uploader
@@ -54,6 +54,8 @@ class Replay:
 
     async def run(self) -> None:
         """Does it all. Raises StoreError when the bucket cannot be asked; the journal then keeps the rest."""
+        if self._journal.finding is Finding.INCOMPLETE:
+            self._hold_back()
         for row, old, new in self._journal.renames():
             log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
             await self._finish_rename(old, new)
@@ -61,6 +63,16 @@ class Replay:
         await each(self._delete, self._journal.deletes(), at_once=AT_ONCE)
         self._drop_carried()
         await each(self._write_attributes, self._journal.attributes(), at_once=AT_ONCE)
+
+    def _hold_back(self) -> None:
+        """What an incomplete journal has of removals and renames may be done: it is not done again to other files."""
+        damage, why = self._journal.damage, "was not finished, for the journal is not complete and it may be done"
+        for key, version in self._journal.deletes():
+            damage.must_set_aside(f"{key}: its removal {why}", {"key": key, "version": version})
+            self._journal.drop_delete(key)
+        for row, old, new in self._journal.renames():
+            damage.must_set_aside(f"{old}: its rename to {new} {why}", {"old": old, "new": new})
+            self._journal.drop_rename(row)
 
     async def _finish_rename(self, old: str, new: str) -> None:
         if not old.endswith("/"):
@@ -184,10 +196,9 @@ class Adoption:
         namespace: Namespace,
         merger: Merger,
         commits: Commits,
-        conflicts: Conflicts,
         attributes: Attributes,
         blocks: Blocks,
-        spools: SpoolArea,
+        reclaim: Reclaim,
         uploader: Uploader,
     ) -> None:
         self._journal = journal
@@ -195,55 +206,38 @@ class Adoption:
         self._inodes = namespace.inodes
         self._merger = merger
         self._commits = commits
-        self._conflicts = conflicts
         self._attributes = attributes
         self._blocks = blocks
-        self._spools = spools
+        self._reclaim = reclaim
         self._uploader = uploader
 
     async def run(self) -> set[str]:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
         uploads = {key: (upload_id, begun_with) for upload_id, key, begun_with in self._journal.uploads()}
         kept: set[str] = set()
-        names: set[str] = set()
-        for row, saved in self._journal.drafts():
-            names.add(saved.spool)
+        for row, saved in self._reclaim.drafts():
             upload = uploads.get(saved.key)
             if await self._adopt(row, saved, upload) and upload is not None:
                 kept.add(upload[0])
-        if not self._journal.is_new:
-            self._spools.clear(names)
+        self._reclaim.rest()
         return kept
 
     async def _adopt(self, row: int, saved: SavedDraft, upload: tuple[str, Properties] | None) -> bool:
         """Whether the draft goes on, with that upload."""
-        try:
-            spool, is_whole = await self._spool(saved)
-        except FileNotFoundError:
-            log.error("the bytes of %s are not in the spool any more: %s", saved.key, saved.spool)
+        spool = await self._reclaim.spool(row, saved)
+        if spool is None:
             return False
         inode = await self._place(saved)
         content = content_of(inode)
         content.row = row
         content.draft = draft = self._draft(saved, spool)
         self._commits.began(inode)
-        if not is_whole:
-            await self._keep_damaged(inode, draft)
-        elif not await self._is_there(inode, draft, saved.going):
+        if not await self._is_there(inode, draft, saved.going):
             return await self._go_on(inode, draft, upload)
         draft.saved = draft.serial
         await self._commits.let_go(inode, content)
         inode.content = None
         return False
-
-    async def _spool(self, saved: SavedDraft) -> tuple[Spool, bool]:
-        """The draft's bytes, and whether they are those that were recorded."""
-        if not saved.spool:
-            spool = self._spools.new()
-            await spool.write(0, saved.body)
-            return spool, True
-        spool = self._spools.reopen(saved.spool)
-        return spool, not saved.sums or await spool.sums(saved.size) == saved.sums
 
     def _draft(self, saved: SavedDraft, spool: Spool) -> Draft:
         base = Source(*saved.base) if saved.base is not None else None
@@ -315,9 +309,3 @@ class Adoption:
             await content.upload.resume(upload_id)
         self._commits.send_later(inode)
         return content.upload is not None
-
-    async def _keep_damaged(self, inode: Inode, draft: Draft) -> None:
-        """Bytes that are not those that were promised must not replace the object: they are kept beside it."""
-        error = StoreError(errno.EIO, inode.segment, detail="the spool was damaged")
-        await self._conflicts.keep(inode, draft, error)
-        await self._attributes.refresh(inode)
