@@ -38,5 +38,7 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
         yield "in use", f"{name}, {pending} pending"
     yield "conditions", now.conditions
     yield "requests", ", ".join(f"{count} {name}" for name, count in sorted(now.requests.items())) or "none"
+    for one in now.damaged:
+        yield "damaged", one
     for error in now.errors:
         yield "error", error

@@ -178,7 +178,7 @@ def _read(db: sqlite3.Connection, schema: Schema, found: _Found) -> None:
 def _rows(db: sqlite3.Connection, table: str, found: _Found) -> list[Row]:
     """What can be read of a table, from its beginning and, where something is in the way, from its end."""
     rows: dict[Row, None] = {}
-    for order in ("rowid", "rowid desc"):
+    for order in ("1", "1 desc"):
         try:
             rows |= dict.fromkeys(itertools.islice(db.execute(f"select * from {table} order by {order}"), MOST))
             return list(rows)

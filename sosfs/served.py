@@ -258,6 +258,7 @@ class Served:
             endpoint=settings.endpoint,
             pending_files=parts.pending,
             pending_bytes=parts.commits.pending[1],
+            damaged=self._journal.damage.lines,
             sent_bytes=parts.uploader.sent_bytes,
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,

@@ -40,7 +40,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet.
+    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet, `damaged` what never will be.
 
     Where all buckets of an account are mounted, `bucket` is "" and `buckets` are those in use, with their changes.
     """
@@ -55,6 +55,7 @@ class Status:
     pending_bytes: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
+    damaged: tuple[str, ...] = ()  # a line each, with where it is set aside; stays until that is removed
     errors: tuple[str, ...] = ()
     conditions: str = "unknown"
     requests: Mapping[str, int] = field(default_factory=dict)
@@ -78,7 +79,7 @@ class Status:
             raise ValueError("no status")
         values = {name: value for name, value in document.items() if name in known}
         values["state"] = State(values.get("state"))
-        values["errors"] = tuple(values.get("errors", ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("errors", "damaged")}
         try:
             return cls(**values)
         except TypeError as error:

@@ -3,8 +3,8 @@ as clean.
 
     mounted -> detached (the tree is free) -> the daemon drains -> it ends, leaving its last status
 
-Clean is a daemon that has ended and said that nothing is left. Whatever else happens is told and gives exit
-code 3, for then nobody may take it that every change is in the bucket. Blocking; one call a process.
+Clean is a daemon that has ended and said that nothing is left, and nothing damaged. Whatever else happens is told and
+gives exit code 3, for then nobody may take it that every change is in the bucket. Blocking; one call a process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +26,7 @@ from sosfs.mountpoint import Detach, Mount, MountState
 from sosfs.status import Status
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
+NAMED = 20  # lines
 BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is waited for this long
 
 
@@ -125,9 +126,19 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
     if last is None or last.pid != process.pid:
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
     if last.pending_files:
-        return _told(f"{_pending(last)} not in the bucket" + "".join(f"\n  {error}" for error in last.errors))
+        _say(f"{_pending(last)} not in the bucket" + _indented(last.errors))
+    if last.damaged:
+        count = "1 file or change was" if len(last.damaged) == 1 else f"{len(last.damaged)} files and changes were"
+        _say(f"{count} damaged; remove what is set aside to be told no more" + _indented(last.damaged))
+    if last.pending_files or last.damaged:
+        return Exit.LEFT_OVER
     status.forget_last(path, owner=owner)
     return Exit.OK
+
+
+def _indented(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+    return "".join(f"\n  {line}" for line in [*lines[:NAMED], *more])
 
 
 def _left(deadline: float) -> float:
