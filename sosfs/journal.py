@@ -125,6 +125,11 @@ class Journal:
         """How far what it says can be trusted, until the recovery is done."""
         return Finding(self._facts.get(FINDING, Finding.SOUND.value))
 
+    def doubt(self, finding: Finding) -> None:
+        """Something was found in it later that is not right; what is known to be worse stays."""
+        if self.finding is Finding.SOUND:
+            self.note(FINDING, finding.value)
+
     def recovered(self) -> None:
         """What was found was heeded."""
         self.note(FINDING, Finding.SOUND.value)

@@ -12,6 +12,7 @@ Concurrency: trio thread only; runs before the kernel's first request.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -41,15 +42,13 @@ class Reclaim:
             known = frozenset(_beginning(path.name) for path in self._spools.others(frozenset()))
         self._known = known
         self._journal.note_spools(known | self._named | {self._spools.beginning})  # a crash may leave files of either
-        newest: dict[str, int] = {}
+        newest = {saved.key: row for row, saved in drafts}
+        owners = {saved.spool: row for row, saved in drafts if saved.spool}
         for row, saved in drafts:
-            newest[saved.key] = row
-            newest[f"//{saved.spool}"] = row if saved.spool else 0
-        for row, saved in drafts:
-            if newest[saved.key] != row or (saved.spool and newest[f"//{saved.spool}"] != row):
-                shared = Path() if saved.spool else self._path(saved)
-                self._give_up(row, saved, "the journal has a later row for it", [shared])
-        return [(row, saved) for row, saved in self._journal.drafts() if newest[saved.key] == row]
+            if newest[saved.key] != row or owners.get(saved.spool, row) != row:
+                files = [self._path(saved)] if owners.get(saved.spool) == row else []
+                self._give_up(row, saved, "the journal has a later row for it", files)
+        return [one for one in self._journal.drafts() if newest[one[1].key] == one[0]]
 
     def _path(self, saved: SavedDraft) -> Path:
         return self._spools.directory / saved.spool
@@ -95,6 +94,9 @@ class Reclaim:
             "made from version": saved.base,
         }
         bodies: Mapping[str, bytes] = {"bytes": saved.body} if saved.body else {}
+        files = [path for path in files if os.path.lexists(path)]
+        if saved.spool and not files:
+            self._journal.doubt(Finding.ROWS)  # the bytes may be in a file that no row names
         if self._damage.set_aside(f"{saved.key}: {why}", details, files=files, bodies=bodies):
             self._journal.drop_draft(row)
 
