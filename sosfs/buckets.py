@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,8 +32,9 @@ from .account import Account
 from .bucket_errands import works
 from .config import Settings
 from .credentials import CredentialSource
+from .damage import Damage, entries
 from .errors import StoreError
-from .journal import LeftOver, left_over, locked
+from .journal import DAMAGED, LeftOver, left_over, locked
 from .kernel_cache import KernelCache
 from .member import MOST, Member, index_of
 from .reasons import REACH_PATIENCE
@@ -78,6 +79,7 @@ class Buckets:
         self.roster = Roster(self.account, ttl=settings.ttl)
         self._able: dict[str, Abilities] = {}  # by endpoint
         self._waiting: dict[str, LeftOver] = {}  # by state directory
+        self._damage = Damage(self.state_dir / DAMAGED)  # of what is no bucket's
         self._stranded = 0  # changes in journals of buckets that are no longer where they were
         self._lock = -1
 
@@ -107,9 +109,9 @@ class Buckets:
             try:
                 left = left_over(directory)
             except OSError as error:
-                log.error("what an earlier mount left cannot be read: %s", error)
+                self._damage.note(f"what an earlier mount left cannot be read: {error}")
                 continue
-            if left is not None and left.changes + left.uploads:
+            if left is not None and (left.changes + left.uploads or not left.is_whole):
                 self._waiting[directory.name] = left
         if self._waiting:
             background.spawn(self._take_up)
@@ -308,6 +310,15 @@ class Buckets:
         waiting = sum(left.changes for left in self._waiting.values())
         return sum(served.pending for served in self.served) + waiting + self._stranded
 
+    def _damaged(self, each_of: Sequence[Status]) -> tuple[str, ...]:
+        """What is damaged of all buckets, of those that nobody has entered too."""
+        told = [*self._damage.lines, *(line for one in each_of for line in one.damaged)]
+        unread = (left.owner for left in self._waiting.values() if not left.is_whole)
+        told += [f"the journal of {owner} is damaged: it waits for its bucket" for owner in unread]
+        entered = {served.state_dir for served in self.served}
+        others = (path for path in sorted(self.state_dir.iterdir()) if path.is_dir() and path not in entered)
+        return (*told, *(line for path in others for line in entries(path / DAMAGED)))
+
     def status(self) -> Status:
         """This moment of all buckets together."""
         each_of = [served.status() for served in self.served]
@@ -318,6 +329,7 @@ class Buckets:
             pending_files=self.pending,
             pending_bytes=sum(one.pending_bytes for one in each_of),
             waiting=few([f"{one.bucket}: {what}" for one in each_of for what in one.waiting]),
+            damaged=self._damaged(each_of),
             sent_bytes=sum(one.sent_bytes for one in each_of),
             received_bytes=sum(one.received_bytes for one in each_of),
             conditions=known.pop() if len(known) == 1 else Conditions.UNKNOWN.value,
@@ -329,6 +341,6 @@ class Buckets:
 
 
 def _forget(directory: Path) -> None:
-    """Removes the state of a bucket that is gone, unless a damaged journal was put aside there for its user."""
-    if not any(directory.glob("*.damaged-*")):
+    """Removes the state of a bucket that is gone, unless something damaged is set aside there for its user."""
+    if not entries(directory / DAMAGED):
         shutil.rmtree(directory, ignore_errors=True)

@@ -37,7 +37,7 @@ from .inodes import Inode, Inodes, Known
 from .journal import Journal
 from .pauses import Retries
 from .records import Records
-from .spool import INLINE
+from .spool import INLINE, DamagedSpool
 from .store import Acl, Detail, Guard, Object, Properties, Right, Version
 from .tasks import each
 from .threads import LOCAL
@@ -311,6 +311,8 @@ class Commits:
                 except OSError as error:
                     if content.draft is not None:
                         log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
+                    if isinstance(error, DamagedSpool):
+                        self._journal.damage.note(f"{self._inodes.key(inode)}: {error.strerror}")
         finally:
             content.sending = False
             self._backlog.fell(size)

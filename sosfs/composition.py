@@ -29,6 +29,7 @@ from .namespace import Namespace
 from .pages import Kernel, Pages
 from .pauses import Retries
 from .places import Places
+from .reclaim import Reclaim
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
@@ -166,6 +167,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
     places = Places(namespace, on.merger)
+    reclaim = Reclaim(on.journal, on.spools)
     claims = Claims(on.settings.exclusive, on.settings.durability)
     return Parts(
         store=on.store,
@@ -186,9 +188,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),
-        adoption=Adoption(
-            on.journal, namespace, places, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
-        ),
+        adoption=Adoption(on.journal, namespace, places, commits, attributes, on.blocks, reclaim, on.uploader),
         resumption=Resumption(on.journal, namespace, places, attributes, on.deletions),
         retries=on.retries,
         abandoned=Abandoned(on.journal, on.store),

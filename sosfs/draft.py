@@ -19,7 +19,7 @@ from enum import Enum
 
 from .blocks import Blocks, Source
 from .extents import Extents
-from .spool import INLINE, Spool
+from .spool import INLINE, DamagedSpool, Spool
 from .store import OBJECT_MAX, Condition, Guard, Version
 from .tasks import each
 
@@ -129,7 +129,7 @@ class Draft:
         # The spool first: while the bucket is waited for, a commit may end and what is here be freed.
         with self.spool.held():
             found: dict[int, bytes | memoryview] = {
-                begin: await self.spool.read(begin, end) for begin, end, ours in ranges if ours
+                begin: await self._spooled(begin, end) for begin, end, ours in ranges if ours
             }
         found |= await self._fetched([(begin, end) for begin, end, ours in ranges if not ours])
         pieces: list[bytes | memoryview] = []
@@ -139,6 +139,15 @@ class Draft:
             if len(body) < end - begin:
                 pieces.append(bytes(end - begin - len(body)))
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _spooled(self, start: int, stop: int) -> bytes:
+        """Bytes of ours. Raises `DamagedSpool` where the file has fewer, unless they were cut off meanwhile."""
+        while True:
+            body = await self.spool.read(start, stop)
+            if len(body) == stop - start or not self.local.covers(start, stop):
+                return body
+            if self.spool.length < stop:
+                raise DamagedSpool(f"its spool ends at {self.spool.length}, before what was written")
 
     async def _fetched(self, gaps: list[tuple[int, int]]) -> dict[int, bytes | memoryview]:
         """What the base has of each gap, by its beginning."""

@@ -1,12 +1,13 @@
-"""What must outlive a crash, and how it is kept: decided here and only here.
+"""What must outlive a crash, and how it is kept.
 
 One SQLite database in the cache directory holds what was promised and is not in the bucket yet: drafts, deletes,
 attribute changes, directory renames, and the multipart uploads under way. A row is written before the promise
 and removed after the bucket has it, so a replay may find work that is done already, never miss some.
 
-A change survives the death of this process as soon as its statement returns (write-ahead log in the page
-cache), and the death of the machine once `sync` returns (fsync of that log, shared by all who wait).
-Every row carries a checksum; small drafts lie in their row, large ones in the spool, with a checksum of each MiB.
+A change survives the death of this process as soon as its statement returns, and the death of the machine once `sync`
+returns. Every row carries a checksum, and all together a count that a damaged write-ahead log cannot fake (`database`);
+small drafts lie in their row, large ones in the spool, with a checksum of each MiB. What is damaged is set aside and
+told (`salvage`, `damage`), what is not is used.
 
 Concurrency: trio thread only, but for the fsync, which runs in a thread.
 """
@@ -20,13 +21,16 @@ import json
 import logging
 import os
 import sqlite3
-import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
+from . import salvage, watermark
+from .damage import Damage
+from .database import Schema
+from .salvage import FINDING, Finding
 from .saved import (
     SavedAttributes,
     SavedDraft,
@@ -39,28 +43,22 @@ from .saved import (
     version_record,
 )
 from .store import Properties, Version
-from .threads import LOCAL
-from .turns import Turns
+from .watermark import Watermark
 
 log = logging.getLogger(__name__)
 
-FORMAT = "1"
-LOG_LONG = 1000  # statements in the write-ahead log before its content is brought into the database
+FILE, MARK, DAMAGED = "journal.sqlite", "journal.mark", "damaged"
 CHANGES = ("drafts", "deletes", "attributes", "renames")  # the tables of what the bucket lacks
-_TABLES = """
-create table if not exists facts (name text primary key, value text not null);
-create table if not exists drafts (id integer primary key, record text not null, body blob, sum integer not null,
-  open integer not null default 0);
-create table if not exists goings (id integer primary key, token text not null);
-create trigger if not exists draft_renewed after update of record on drafts
-  begin delete from goings where id = new.id; end;
-create trigger if not exists draft_dropped after delete on drafts begin delete from goings where id = old.id; end;
-create table if not exists deletes (key text primary key, version text not null);
-create table if not exists attributes (id integer primary key, record text not null);
-create table if not exists renames (id integer primary key, old text not null, new text not null);
-create table if not exists uploads (upload text primary key, key text not null, properties text not null);
-create table if not exists intents (key text primary key, since integer not null);
-"""
+SCHEMA: Schema = {
+    "facts": ("name text primary key", "value text"),
+    "drafts": ("id integer primary key", "record text", "body blob", "open integer"),
+    "goings": ("id integer primary key", "token text"),
+    "deletes": ("key text primary key", "version text"),
+    "attributes": ("id integer primary key", "record text"),
+    "renames": ("id integer primary key", "old text", "new text"),
+    "uploads": ("upload text primary key", "key text", "properties text"),
+    "intents": ("key text primary key", "since integer"),
+}
 
 
 class Journal:
@@ -72,47 +70,48 @@ class Journal:
         Raises OSError EBUSY when another mount has it, EINVAL when it is another bucket's.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = directory / "journal.sqlite"
-        self._lock = locked(directory)
-        self._db, self.is_new = _opened(self._path)
-        self._require(owner)
-        self._syncing = Turns()
-        self._written = 0
-        self._synced = 0
-        self._checkpointed = 0
+        self._path = directory / FILE
+        self._is_new = not self._path.exists()
+        self.damage = Damage(directory / DAMAGED)
+        with contextlib.ExitStack() as undo:
+            self._lock = locked(directory)
+            undo.callback(os.close, self._lock)
+            self._mark = Watermark(directory / MARK)
+            undo.callback(self._mark.close)
+            self._require(owner, self._mark.found.owner if self._mark.found else owner)
+            self._db = salvage.opened(self._path, SCHEMA, self._mark, self.damage)
+            undo.callback(self._db.close, is_idle=False)
+            self._facts: dict[str, str] = dict(self._db.rows("facts"))
+            self._require(owner, self._facts.get("owner", owner))
+            self._mark.begin(owner, self._db.number)
+            self.note("owner", owner)
+            undo.pop_all()
 
-    def _require(self, owner: str) -> None:
-        found = dict(self._db.execute("select name, value from facts").fetchall())
-        if found.get("owner", owner) != owner:
-            self.close()
-            raise OSError(errno.EINVAL, f"{self._path.parent} holds the journal of another bucket: {found['owner']}")
-        if found.get("format", FORMAT) != FORMAT:
-            self.close()
-            raise OSError(errno.EINVAL, f"{self._path} was written by another version of sosfs")
-        self._db.executemany("insert or ignore into facts values (?, ?)", [("owner", owner), ("format", FORMAT)])
+    def _require(self, owner: str, found: str) -> None:
+        if found != owner:
+            raise OSError(errno.EINVAL, f"{self._path.parent} holds the journal of another bucket: {found}")
 
     def close(self) -> None:
         """Closes the database and lets others have it."""
-        self._db.close()
+        is_idle = self.finding is Finding.SOUND and not any(map(self._db.count, SCHEMA.keys() - {"facts"}))
+        self._db.close(is_idle=is_idle)
+        self._mark.close()
         os.close(self._lock)
 
     def withdraw(self) -> None:
         """Closes it for a mount that never began: a journal that nobody had before is no bucket's afterwards."""
         self.close()
-        for suffix in ("", "-wal", "-shm") if self.is_new else ():
-            self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
+        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", MARK) if self._is_new else ():
+            (self._path.parent / name).unlink(missing_ok=True)
 
     async def sync(self) -> None:
         """All that was written before is on the disk afterwards. Raises OSError when the disk refuses."""
-        wanted = self._written
-        async with self._syncing:
-            if self._synced >= wanted:
-                return
-            upto = self._written
-            is_long = upto - self._checkpointed > LOG_LONG
-            await LOCAL.run(_sync, self._path, is_long)
-            self._checkpointed = upto if is_long else self._checkpointed
-            self._synced = upto
+        try:
+            await self._db.sync()
+        except OSError:
+            if not self._path.exists():
+                self.damage.note(f"the journal in {self._path.parent} was removed while it was in use")
+            raise
 
     async def settled(self) -> None:
         """What was dropped is not done again after a power loss, to what has the name then. Never raises."""
@@ -121,154 +120,170 @@ class Journal:
         except OSError as error:
             log.error("the journal cannot be written: %s", error)
 
-    def _write(self, statement: str, values: Sequence[object]) -> int:
-        self._written += 1
-        try:
-            return self._db.execute(statement, values).lastrowid or 0
-        except sqlite3.Error as error:
-            raise OSError(errno.EIO, f"the journal: {error}") from error
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> AbstractContextManager[None]:
         """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within."""
-        self._write("begin", ())
-        try:
-            yield
-        except BaseException:
-            self._write("rollback", ())
-            raise
-        self._write("commit", ())
+        return self._db.together()
+
+    # What it says of itself
+
+    @property
+    def finding(self) -> Finding:
+        """How far what it says can be trusted, until the recovery is done."""
+        return Finding(self._facts.get(FINDING, Finding.SOUND.value))
+
+    def doubt(self, finding: Finding) -> None:
+        """Something was found in it later that is not right; what is known to be worse stays."""
+        if self.finding is Finding.SOUND:
+            self.note(FINDING, finding.value)
+
+    def recovered(self) -> None:
+        """What was found was heeded."""
+        self.note(FINDING, Finding.SOUND.value)
+
+    @property
+    def spool_names(self) -> frozenset[str] | None:
+        """How names of spool files begin that need no row; None where an older journal does not say so."""
+        known = self._facts.get("spools")
+        return None if known is None else frozenset(json.loads(known))
+
+    def note_spools(self, names: frozenset[str]) -> None:
+        """Sets `spool_names`."""
+        self.note("spools", json.dumps(sorted(names)))
+
+    def note(self, name: str, value: str) -> None:
+        """Sets one of the facts."""
+        if self._facts.get(name) != value:
+            self._db.put("facts", name, value)
+            self._facts[name] = value
 
     # Drafts
 
     def save_draft(self, row: int, saved: SavedDraft) -> int:
         """Stores a draft in its row, or in a new one for 0; returns the row."""
-        record = json.dumps(draft_record(saved))
-        total = zlib.crc32(saved.body, zlib.crc32(record.encode()))
-        body = saved.body if not saved.spool else None
-        if row:
-            change = "update drafts set record = ?, body = ?, sum = ?, open = 0 where id = ?"
-            self._write(change, (record, body, total, row))
-            return row
-        return self._write("insert into drafts (record, body, sum) values (?, ?, ?)", (record, body, total))
+        row = row or self._db.new_id()
+        self._put_draft(row, json.dumps(draft_record(saved)), saved.body if not saved.spool else None, is_open=False)
+        return row
 
     def alter_draft(self, row: int, change: Callable[[SavedDraft], SavedDraft]) -> None:
         """Changes what a row says of a draft; its bytes stay, and whether its spool is being written to."""
-        record, body = self._db.execute("select record, body from drafts where id = ?", (row,)).fetchone()
+        _, record, body, is_open = self._db.row("drafts", row)
         changed = json.dumps(draft_record(change(draft_back(json.loads(record), body or b""))))
-        total = zlib.crc32(body or b"", zlib.crc32(changed.encode()))
-        self._write("update drafts set record = ?, sum = ? where id = ?", (changed, total, row))
+        self._put_draft(row, changed, body, is_open=bool(is_open))
 
     def reopen_draft(self, row: int) -> None:
         """Its spool is being written to: from now on the checksums in the row say nothing."""
-        self._write("update drafts set open = 1 where id = ?", (row,))
+        _, record, body, _ = self._db.row("drafts", row)
+        self._db.put("drafts", row, record, body, 1)
 
     def draft_goes(self, row: int, token: str) -> None:
         """A request is about to make the object with this token (`landing`), from all that the row has or from more.
 
         This has a table of its own, since to change a row is to write the draft's bytes again.
         """
-        self._write("insert or replace into goings values (?, ?)", (row, token))
+        self._db.put("goings", row, token)
 
     def drop_draft(self, row: int) -> None:
         """The bucket has it, or nobody wants it any more."""
-        self._write("delete from drafts where id = ?", (row,))
+        with self.together():
+            self._db.drop("goings", row)
+            self._db.drop("drafts", row)
 
     def drafts(self) -> Iterator[tuple[int, SavedDraft]]:
-        """All drafts, oldest first; a damaged row is logged and left in place."""
-        columns = "id, record, body, sum, open, token"
-        rows = self._db.execute(f"select {columns} from drafts left join goings using (id) order by id").fetchall()
-        for row, record, body, total, is_open, token in rows:
-            if zlib.crc32(body or b"", zlib.crc32(record.encode())) != total:
-                log.error("row %d of the journal is damaged and left alone", row)
-                continue
+        """All drafts, oldest first."""
+        tokens: Mapping[int, str] = dict(self._db.rows("goings"))
+        for row, record, body, is_open in self._db.rows("drafts"):
             known = json.loads(record)
-            known["going"] = [token, True] if token else known["going"]
+            known["going"] = [tokens[row], True] if row in tokens else known["going"]
             if is_open and known["going"]:
                 known["going"][1] = False
             yield row, draft_back({**known, "sums": [] if is_open else known["sums"]}, body or b"")
+
+    def _put_draft(self, row: int, record: str, body: bytes | None, *, is_open: bool) -> None:
+        """Writes the row; a request that went out before is no longer of all that it has."""
+        with self.together():
+            self._db.drop("goings", row)
+            self._db.put("drafts", row, record, body, int(is_open))
 
     # Deletes
 
     def add_delete(self, key: str, version: Version) -> None:
         """A key is to be removed, as long as it has this version."""
-        self._write("insert or replace into deletes values (?, ?)", (key, json.dumps(version_record(version))))
+        self._db.put("deletes", key, json.dumps(version_record(version)))
 
     def drop_delete(self, key: str) -> None:
         """It is gone."""
-        self._write("delete from deletes where key = ?", (key,))
+        self._db.drop("deletes", key)
 
     def deletes(self) -> list[tuple[str, Version]]:
         """What is to be removed."""
-        rows = self._db.execute("select key, version from deletes").fetchall()
+        rows = self._db.rows("deletes")
         return [(key, Version(*json.loads(version))) for key, version in rows]
 
     # Attributes
 
     def save_attributes(self, row: int, saved: SavedAttributes) -> int:
         """Stores an attribute change in its row, or in a new one for 0; returns the row."""
-        record = json.dumps(attributes_record(saved))
-        if row:
-            self._write("update attributes set record = ? where id = ?", (record, row))
-            return row
-        return self._write("insert into attributes (record) values (?)", (record,))
+        row = row or self._db.new_id()
+        self._db.put("attributes", row, json.dumps(attributes_record(saved)))
+        return row
 
     def drop_attributes(self, row: int) -> None:
         """They are written."""
-        self._write("delete from attributes where id = ?", (row,))
+        self._db.drop("attributes", row)
 
     def attributes(self) -> list[tuple[int, SavedAttributes]]:
         """What is to be written, oldest first."""
-        rows = self._db.execute("select id, record from attributes order by id").fetchall()
-        return [(row, attributes_back(json.loads(record))) for row, record in rows]
+        return [(row, attributes_back(json.loads(record))) for row, record in self._db.rows("attributes")]
 
     # Renames and uploads
 
     def add_rename(self, old: str, new: str) -> int:
         """A rename of what the bucket has begins, from key to key or prefix to prefix; returns its row."""
-        return self._write("insert into renames (old, new) values (?, ?)", (old, new))
+        row = self._db.new_id()
+        self._db.put("renames", row, old, new)
+        return row
 
     def drop_rename(self, row: int) -> None:
         """It is done, or undone."""
-        self._write("delete from renames where id = ?", (row,))
+        self._db.drop("renames", row)
 
     def renames(self) -> list[tuple[int, str, str]]:
         """Renames under way, oldest first."""
-        return self._db.execute("select id, old, new from renames order by id").fetchall()
+        return self._db.rows("renames")
 
     def add_intent(self, key: str, since: int) -> None:
         """A multipart upload of this key is about to begin, at `since` (epoch): its id is not known before the answer.
 
         One that is noted already keeps its time.
         """
-        self._write("insert or ignore into intents values (?, ?)", (key, since))
+        if not self._db.has("intents", key):
+            self._db.put("intents", key, since)
 
     def drop_intent(self, key: str) -> None:
         """The store has answered, and no such upload is unknown."""
-        self._write("delete from intents where key = ?", (key,))
+        self._db.drop("intents", key)
 
     def intents(self) -> list[tuple[str, int]]:
         """The beginnings that got no answer, as (key, since)."""
-        return self._db.execute("select key, since from intents").fetchall()
+        return self._db.rows("intents")
 
     def add_upload(self, upload: str, key: str, properties: Properties) -> None:
         """A multipart upload of ours has begun, with the properties that the object will have."""
-        record = json.dumps(properties_record(properties))
-        self._write("insert or replace into uploads values (?, ?, ?)", (upload, key, record))
+        self._db.put("uploads", upload, key, json.dumps(properties_record(properties)))
 
     def drop_upload(self, upload: str) -> None:
         """It is completed or aborted."""
-        self._write("delete from uploads where upload = ?", (upload,))
+        self._db.drop("uploads", upload)
 
     def uploads(self) -> list[tuple[str, str, Properties]]:
         """Uploads that were neither completed nor aborted, as (id, key, properties)."""
-        rows = self._db.execute("select upload, key, properties from uploads").fetchall()
+        rows = self._db.rows("uploads")
         return [(upload, key, properties_back(json.loads(record))) for upload, key, record in rows]
 
     @property
     def rows(self) -> int:
         """How much is pending."""
-        return sum(self._db.execute(f"select count(*) from {table}").fetchone()[0] for table in CHANGES)
+        return sum(self._db.count(table) for table in CHANGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,20 +293,24 @@ class LeftOver:
     owner: str  # as for `Journal`
     changes: int
     uploads: int
+    is_whole: bool  # else it has to be opened to tell what is damaged
 
 
 def left_over(directory: Path) -> LeftOver | None:
-    """What the journal in a directory holds, None where there is none. Raises OSError EIO where it cannot be read."""
-    path = directory / "journal.sqlite"
-    if not path.exists():
+    """What the journal in a directory holds, None where there is none. Raises OSError EIO if nothing says whose."""
+    path, mark = directory / FILE, watermark.read(directory / MARK)
+    if not path.exists() and (mark is None or not mark.least):
         return None
     try:
-        with contextlib.closing(sqlite3.connect(path)) as db:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as db:
             (owner,) = db.execute("select value from facts where name = 'owner'").fetchone()
             counted = [db.execute(f"select count(*) from {table}").fetchone()[0] for table in (*CHANGES, "uploads")]
+            number = db.execute("select number from chain").fetchone()[0] if mark else 0
     except (sqlite3.Error, TypeError) as error:
-        raise OSError(errno.EIO, f"{path}: {error}") from error
-    return LeftOver(owner, sum(counted[:-1]), counted[-1])
+        if mark is None:
+            raise OSError(errno.EIO, f"{path}: {error}") from error
+        return LeftOver(mark.owner, 0, 0, is_whole=False)
+    return LeftOver(owner, sum(counted[:-1]), counted[-1], is_whole=mark is None or number >= mark.least)
 
 
 def locked(directory: Path) -> int:
@@ -304,48 +323,3 @@ def locked(directory: Path) -> int:
         os.close(file)
         raise OSError(errno.EBUSY, f"the cache directory {path.parent} is in use by another mount") from None
     return file
-
-
-def _opened(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """The database, and whether it had to be begun anew; one that SQLite cannot read is put aside."""
-    is_new = not path.exists()
-    try:
-        return _prepared(path), is_new
-    except sqlite3.DatabaseError as error:
-        aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
-        log.error("the journal cannot be read and is kept as %s: %s", aside, error)
-        for suffix in ("", "-wal", "-shm"):
-            source = path.with_name(path.name + suffix)
-            if source.exists():
-                source.rename(aside.with_name(aside.name + suffix))
-        return _prepared(path), True
-
-
-def _prepared(path: Path) -> sqlite3.Connection:
-    # The fsync runs beside, in `sync`; SQLite itself is used from the trio thread alone.
-    db = sqlite3.connect(path, isolation_level=None)
-    db.execute("pragma journal_mode = wal")
-    db.execute("pragma synchronous = normal")
-    # Checkpoints sync the disk, so they run in `_sync`'s thread; here only if nobody ever calls it.
-    db.execute("pragma wal_autocheckpoint = 20000")
-    db.executescript(_TABLES)
-    if db.execute("pragma quick_check").fetchone()[0] != "ok":
-        db.close()
-        raise sqlite3.DatabaseError("quick_check failed")
-    return db
-
-
-def _sync(path: Path, is_long: bool) -> None:
-    """Brings the log to the disk and, when it has grown long, its content into the database."""
-    try:
-        file = os.open(path.with_name(path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # nothing was written since the database was opened
-    try:
-        # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
-        os.fdatasync(file)
-    finally:
-        os.close(file)
-    if is_long:
-        with contextlib.closing(sqlite3.connect(path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
-            db.execute("pragma wal_checkpoint(passive)")

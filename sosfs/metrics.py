@@ -25,6 +25,7 @@ class _Moment(Collector):
         )
         yield GaugeMetricFamily("sosfs_pending_files", "Changes that are not in the bucket yet.", now.pending_files)
         yield GaugeMetricFamily("sosfs_pending_bytes", "Bytes that are not in the bucket yet.", now.pending_bytes)
+        yield GaugeMetricFamily("sosfs_damaged", "Damaged files and changes that were set aside.", len(now.damaged))
         yield GaugeMetricFamily("sosfs_memory_bytes", "Memory for data.", now.memory_bytes)
         yield GaugeMetricFamily("sosfs_memory_limit_bytes", "The most memory for data.", now.memory_limit)
         yield CounterMetricFamily("sosfs_sent_bytes", "Bytes of data sent to the bucket.", now.sent_bytes)

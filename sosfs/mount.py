@@ -51,7 +51,7 @@ LEFT_OVER = 3  # exit code, as `sosfs umount` gives it
 
 
 def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], None]) -> int:
-    """Mounts, serves until unmounted and returns the exit code: 0, or 3 when changes are left over.
+    """Mounts, serves until unmounted and returns the exit code: 0, or 3 when changes are left over or damaged.
 
     Raises `StartError` or OSError when the mount could not begin.
     """
@@ -139,8 +139,8 @@ class _Mount:
                 elsewhere = await trio.to_thread.run_sync(bucket_zone.elsewhere, self._settings, error)
             raise StartError(elsewhere or _in_words(error, self._settings)) from error
 
-    async def _serve(self, ready: Callable[[], None]) -> int:
-        """Serves the kernel until the mount point is gone, then drains; returns how many changes are left."""
+    async def _serve(self, ready: Callable[[], None]) -> bool:
+        """Serves the kernel until the mount point is gone, then drains; returns whether that left anything."""
         mountpoint = self._settings.mountpoint
         async with trio.open_nursery() as nursery:
             background = Background(nursery)
@@ -221,8 +221,8 @@ class _Mount:
             await trio.sleep(SWEEP)
             self._service.sweep()
 
-    async def _drain(self) -> int:
-        """Sends what the bucket lacks; what it cannot send stays in the journal. Returns how much that is."""
+    async def _drain(self) -> bool:
+        """Sends what the bucket lacks; what it cannot send stays in the journal. Returns whether anything is wrong."""
         self._state = status.State.DRAINING
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_manager)
@@ -230,12 +230,14 @@ class _Mount:
                 await self._service.drain()
             nursery.cancel_scope.cancel()
         await self._service.keep()
-        left = self._service.pending
         self._state = status.State.STOPPED
-        status.write_last(self._service.status())
-        if left:
-            log.error("%d changes are not in the bucket; they are in %s", left, self._service.state_dir)
-        return left
+        last = self._service.status()
+        status.write_last(last)
+        if last.pending_files:
+            log.error("%d changes are not in the bucket; they are in %s", last.pending_files, self._service.state_dir)
+        if last.damaged:
+            log.error("%d damaged files and changes are set aside in %s", len(last.damaged), self._service.state_dir)
+        return bool(last.pending_files or last.damaged)
 
     async def _tell_manager(self) -> None:
         """Asks the service manager for time, as long as there is something to send."""

@@ -41,5 +41,7 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     yield "requests", ", ".join(f"{count} {name}" for name, count in sorted(now.requests.items())) or "none"
     for what in now.waiting:
         yield "waiting", what
+    for one in now.damaged:
+        yield "damaged", one
     for error in now.errors:
         yield "error", error

@@ -79,6 +79,7 @@ class Records:
             body=draft.spool.body,
             edits=inode.edits,
         )
+        draft.spool.label(saved.key)
         content.row = self._journal.save_draft(content.row, saved)
 
     def moved(self, inode: Inode) -> None:

@@ -23,7 +23,6 @@ from .attribute_replay import AttributeReplay, find, is_refusal
 from .attributes import Attributes
 from .blocks import Blocks, Source
 from .commits import Commits
-from .conflict import Conflicts
 from .content import content_of
 from .copying import copy_object
 from .draft import Draft, State
@@ -34,8 +33,10 @@ from .keys import Form
 from .namespace import Namespace
 from .paging import check_progress
 from .places import Places
+from .reclaim import Reclaim
+from .salvage import Finding
 from .saved import SavedDraft
-from .spool import Spool, SpoolArea
+from .spool import Spool
 from .store import Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
 from .upload import Upload, Uploader
@@ -59,6 +60,8 @@ class Replay:
 
         Raises StoreError when the bucket cannot be asked, or a rename cannot be finished; the journal keeps the rest.
         """
+        if self._journal.finding is Finding.INCOMPLETE:
+            self._hold_back()
         for row, old, new in self._journal.renames():
             log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
             try:
@@ -70,6 +73,16 @@ class Replay:
         await self._delete_all()
         self._drop_carried()
         await each(self._attribute_replay.write, self._journal.attributes(), at_once=AT_ONCE)
+
+    def _hold_back(self) -> None:
+        """What an incomplete journal has of removals and renames may be done: it is not done again to other files."""
+        damage, why = self._journal.damage, "was not finished, for the journal is not complete and it may be done"
+        for key, version in self._journal.deletes():
+            damage.must_set_aside(f"{key}: its removal {why}", {"key": key, "version": version})
+            self._journal.drop_delete(key)
+        for row, old, new in self._journal.renames():
+            damage.must_set_aside(f"{old}: its rename to {new} {why}", {"old": old, "new": new})
+            self._journal.drop_rename(row)
 
     async def _finish_rename(self, old: str, new: str) -> None:
         if not old.endswith("/"):
@@ -187,10 +200,9 @@ class Adoption:
         namespace: Namespace,
         places: Places,
         commits: Commits,
-        conflicts: Conflicts,
         attributes: Attributes,
         blocks: Blocks,
-        spools: SpoolArea,
+        reclaim: Reclaim,
         uploader: Uploader,
     ) -> None:
         self._journal = journal
@@ -198,55 +210,38 @@ class Adoption:
         self._inodes = namespace.inodes
         self._places = places
         self._commits = commits
-        self._conflicts = conflicts
         self._attributes = attributes
         self._blocks = blocks
-        self._spools = spools
+        self._reclaim = reclaim
         self._uploader = uploader
 
     async def run(self) -> set[str]:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
         uploads = {key: (upload_id, begun_with) for upload_id, key, begun_with in self._journal.uploads()}
         kept: set[str] = set()
-        names: set[str] = set()
-        for row, saved in self._journal.drafts():
-            names.add(saved.spool)
+        for row, saved in self._reclaim.drafts():
             upload = uploads.get(saved.key)
             if await self._adopt(row, saved, upload) and upload is not None:
                 kept.add(upload[0])
-        if not self._journal.is_new:
-            self._spools.clear(names)
+        self._reclaim.rest()
         return kept
 
     async def _adopt(self, row: int, saved: SavedDraft, upload: tuple[str, Properties] | None) -> bool:
         """Whether the draft goes on, with that upload."""
-        try:
-            spool, is_whole = await self._spool(saved)
-        except FileNotFoundError:
-            log.error("the bytes of %s are not in the spool any more: %s", saved.key, saved.spool)
+        spool = await self._reclaim.spool(row, saved)
+        if spool is None:
             return False
         inode = await self._place(saved)
         content = content_of(inode)
         content.row = row
         content.draft = draft = self._draft(saved, spool)
         self._commits.began(inode)
-        if not is_whole:
-            await self._keep_damaged(inode, draft)
-        elif not await self._is_there(inode, draft, saved.going):
+        if not await self._is_there(inode, draft, saved.going):
             return await self._go_on(inode, draft, upload)
         draft.saved = draft.serial
         await self._commits.let_go(inode, content)
         inode.content = None
         return False
-
-    async def _spool(self, saved: SavedDraft) -> tuple[Spool, bool]:
-        """The draft's bytes, and whether they are those that were recorded."""
-        if not saved.spool:
-            spool = self._spools.new()
-            await spool.write(0, saved.body)
-            return spool, True
-        spool = self._spools.reopen(saved.spool)
-        return spool, not saved.sums or await spool.sums(saved.size) == saved.sums
 
     def _draft(self, saved: SavedDraft, spool: Spool) -> Draft:
         base = Source(*saved.base) if saved.base is not None else None
@@ -296,9 +291,3 @@ class Adoption:
             await content.upload.resume(upload_id)
         self._commits.send_later(inode)
         return content.upload is not None
-
-    async def _keep_damaged(self, inode: Inode, draft: Draft) -> None:
-        """Bytes that are not those that were promised must not replace the object: they are kept beside it."""
-        error = StoreError(errno.EIO, inode.segment, detail="the spool was damaged")
-        await self._conflicts.keep(inode, draft, error)
-        await self._attributes.refresh(inode)

@@ -262,6 +262,7 @@ class Served:
             pending_files=parts.pending,
             pending_bytes=parts.commits.pending[1],
             waiting=few(parts.waiting),
+            damaged=self._journal.damage.lines,
             sent_bytes=parts.uploader.sent_bytes,
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,

@@ -8,6 +8,7 @@ disk that throttles writers must not stop the mount.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import time
@@ -28,7 +29,15 @@ SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
 FLOOR = 512 << 20  # bytes of the disk that are left to others
 SUMMED = 1 << 20  # bytes under one checksum
+LABEL = "user.sosfs.key"
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
+
+
+class DamagedSpool(OSError):
+    """Bytes that were written are not in the spool any more."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(errno.EIO, why)
 
 
 class SpoolArea:
@@ -37,7 +46,7 @@ class SpoolArea:
     def __init__(self, directory: Path, memory: Allowance) -> None:
         self.directory = directory
         self.memory = memory
-        self._began = time.time_ns()  # names of an earlier mount's spools are still in its journal
+        self.beginning = f"{time.time_ns():x}-"  # of names: those of an earlier mount are still in its journal
         self._serial = 0
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -50,19 +59,17 @@ class SpoolArea:
     def new(self) -> Spool:
         """An empty spool."""
         self._serial += 1
-        return Spool(self, self.directory / f"{self._began:x}-{self._serial}.spool")
+        return Spool(self, self.directory / f"{self.beginning}{self._serial}.spool")
 
     def reopen(self, name: str) -> Spool:
-        """The spool that a journal names. Raises OSError ENOENT."""
+        """The spool that a journal names. Raises OSError ENOENT and what else keeps it from being opened."""
         spool = Spool(self, self.directory / name)
-        spool.adopt(os.open(spool.path, os.O_RDWR | os.O_CLOEXEC))
+        spool.adopt(os.open(spool.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
         return spool
 
-    def clear(self, keep: Set[str]) -> None:
-        """Removes what a crash left and no journal names."""
-        for path in self.directory.glob("*.spool"):
-            if path.name not in keep:
-                path.unlink(missing_ok=True)
+    def others(self, named: Set[str]) -> list[Path]:
+        """The files that have none of these names."""
+        return sorted(path for path in self.directory.iterdir() if path.name not in named)
 
 
 class Spool:
@@ -75,6 +82,7 @@ class Spool:
         self._file = -1
         self._is_closed = False
         self._busy = 0  # who holds it
+        self._label = ""
         self._rested = trio.lowlevel.ParkingLot()
 
     @property
@@ -96,9 +104,9 @@ class Spool:
             await self._away(_write_all, offset, data)
 
     async def read(self, start: int, stop: int) -> bytes:
-        """The bytes `[start, stop)`; what was never written reads as zeros."""
+        """The bytes `[start, stop)`, fewer where the spool ends; what was never written below reads as zeros."""
         if self._memory is not None:
-            return bytes(self._memory[start:stop]).ljust(stop - start, b"\0")
+            return bytes(self._memory[start:stop])
         if stop - start <= INLINE:
             return _read_all(self._file, start, stop)
         return await self._away(_read_all, start, stop)
@@ -135,9 +143,14 @@ class Spool:
         return bytes(self._memory) if self._memory is not None else b""
 
     async def sync(self) -> None:
-        """The bytes on disk survive a power loss afterwards."""
+        """The bytes on disk survive a power loss afterwards. Raises OSError, `DamagedSpool` for a file that is gone."""
         if self._memory is None:
-            await self._away(os.fsync)
+            await self._away(_sync)
+
+    @property
+    def length(self) -> int:
+        """How many bytes the file has, those that were never written among them."""
+        return os.fstat(self._file).st_size if self._memory is None else len(self._memory)
 
     async def sums(self, size: int) -> tuple[int, ...]:
         """The CRC-32 of each MiB of the first `size` bytes on disk."""
@@ -153,6 +166,18 @@ class Spool:
         elif len(self._memory) > size:
             self._area.memory.used -= len(self._memory) - size
             del self._memory[size:]
+
+    def label(self, key: str) -> None:
+        """Has the file tell its key, should the journal be lost. Where the disk keeps no attributes it cannot."""
+        if self._memory is None and self._label != key:
+            self._label = key
+            with contextlib.suppress(OSError):
+                os.setxattr(self._file, LABEL, key.encode())
+
+    def release(self) -> None:
+        """Closes the file, and leaves it where it is."""
+        self._is_closed = True
+        self._free()
 
     def close(self) -> None:
         """Frees it all."""
@@ -177,7 +202,12 @@ class Spool:
 
     def _spill(self) -> None:
         assert self._memory is not None
-        file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        try:
+            file = os.open(self.path, flags, 0o600)
+        except FileNotFoundError:  # somebody has tidied up; what is open goes on without a name
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file = os.open(self.path, flags, 0o600)
         try:
             _write_all(file, 0, self._memory)
         except OSError:
@@ -189,8 +219,23 @@ class Spool:
         self._memory = None
 
 
+def label(path: Path) -> str:
+    """The key of a spool file, "" where it does not tell."""
+    try:
+        return os.getxattr(path, LABEL, follow_symlinks=False).decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _sync(file: int) -> None:
+    os.fsync(file)
+    if not os.fstat(file).st_nlink:
+        raise DamagedSpool("its spool file was removed: nobody would find the bytes after a crash")
+
+
 def _sums(file: int, size: int) -> tuple[int, ...]:
-    return tuple(zlib.crc32(_read_all(file, at, min(size, at + SUMMED))) for at in range(0, size, SUMMED))
+    pieces = ((at, min(size, at + SUMMED)) for at in range(0, size, SUMMED))
+    return tuple(zlib.crc32(_read_all(file, at, stop).ljust(stop - at, b"\0")) for at, stop in pieces)
 
 
 def _store(memory: bytearray, offset: int, data: bytes | memoryview) -> None:
@@ -213,6 +258,6 @@ def _read_all(file: int, start: int, stop: int) -> bytes:
     while len(data) < stop - start:
         more = os.pread(file, stop - start - len(data), start + len(data))
         if not more:
-            return data.ljust(stop - start, b"\0")
+            break
         data += more
     return data

@@ -41,7 +41,7 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet.
+    """One moment of a mount. Sizes are bytes; `pending` is what is not in the bucket yet, `damaged` what never will be.
 
     Where all buckets of an account are mounted, `bucket` is "" and `buckets` are those in use, with their changes.
     """
@@ -57,6 +57,7 @@ class Status:
     sent_bytes: int = 0
     received_bytes: int = 0
     waiting: tuple[str, ...] = ()  # of what is pending, what the last try did not store, and why; the first few
+    damaged: tuple[str, ...] = ()  # a line each, with where it is set aside; stays until that is removed
     errors: tuple[str, ...] = ()
     conditions: str = "unknown"
     requests: Mapping[str, int] = field(default_factory=dict)
@@ -69,8 +70,8 @@ class Status:
         return json.dumps({**dataclasses.asdict(self), "state": self.state.value})
 
     def without_names(self) -> Status:
-        """What any user may know: no errors, which name files, and no buckets."""
-        return dataclasses.replace(self, errors=(), buckets={})
+        """What any user may know: no lines that name files, and no buckets."""
+        return dataclasses.replace(self, errors=(), waiting=(), damaged=(), buckets={})
 
     @classmethod
     def from_json(cls, text: str) -> Status:
@@ -84,8 +85,7 @@ class Status:
             raise ValueError("no status")
         values = {name: value for name, value in document.items() if name in known}
         values["state"] = State(values.get("state"))
-        for name in ("waiting", "errors"):
-            values[name] = tuple(values.get(name, ()))
+        values |= {name: tuple(values.get(name, ())) for name in ("errors", "waiting", "damaged")}
         try:
             return cls(**values)
         except TypeError as error:

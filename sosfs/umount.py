@@ -3,8 +3,8 @@ as clean.
 
     mounted -> detached (the tree is free) -> the daemon drains -> it ends, leaving its last status
 
-Clean is a daemon that has ended and said that nothing is left. Whatever else happens is told and gives exit
-code 3, for then nobody may take it that every change is in the bucket. Blocking; one call a process.
+Clean is a daemon that has ended and said that nothing is left, and nothing damaged. Whatever else happens is told and
+gives exit code 3, for then nobody may take it that every change is in the bucket. Blocking; one call a process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -27,6 +27,7 @@ from sosfs.printable import printable_lines
 from sosfs.status import State, Status
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
+NAMED = 20  # lines
 BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is waited for this long
 
 
@@ -128,11 +129,20 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
+    code = _verdict(last)
+    if code is Exit.OK:
+        status.forget_last(path, owner=owner)
+    return code
+
+
+def _verdict(last: Status) -> Exit:
+    """Tells what the bucket lacks and what was damaged; the exit code."""
     if last.pending_files:
-        why = dict.fromkeys((*last.waiting, *last.errors))
-        return _told(f"{_pending(last)} not in the bucket" + "".join(f"\n  {text}" for text in why))
-    status.forget_last(path, owner=owner)
-    return Exit.OK
+        _say(f"{_pending(last)} not in the bucket" + _indented(list(dict.fromkeys((*last.waiting, *last.errors)))))
+    if last.damaged:
+        count = "1 file or change was" if len(last.damaged) == 1 else f"{len(last.damaged)} files and changes were"
+        _say(f"{count} damaged; remove what is set aside to be told no more" + _indented(last.damaged))
+    return Exit.LEFT_OVER if last.pending_files or last.damaged else Exit.OK
 
 
 def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
@@ -140,13 +150,19 @@ def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
     from sosfs import errands  # noqa: PLC0415 - trio with it
 
     try:
-        left = errands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
+        errands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
     except OSError as error:
         return _told(f"not everything is in the bucket: {daemon.one_line(error)}")
-    if left["pending"]:
-        return _told(f"{left['pending']} changes are not in the bucket")
+    now = status.fetch(path, owner=owner)
+    if now is not None and _verdict(now) is not Exit.OK:
+        return Exit.LEFT_OVER
     _say(f"all is in the bucket; the mount stays in the mount namespace of {elsewhere}, and its daemon with it")
     return Exit.OK
+
+
+def _indented(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+    return "".join(f"\n  {line}" for line in [*lines[:NAMED], *more])
 
 
 def _left(deadline: float) -> float:

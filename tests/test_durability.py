@@ -239,26 +239,6 @@ def test_the_journal_of_another_bucket_is_refused(
     eventually(lambda: foreign.exists("file"))
 
 
-def test_damaged_bytes_never_replace_an_object(drive: Drive, proxy: Proxy, foreign: Foreign) -> None:
-    """A spool that is not what was recorded (a torn write, a failing disk) is kept beside, not in the file's place."""
-    foreign.put("file", b"as it was")
-    proxy.inject(Hang(), on("PUT"))
-    (drive.here / "file").write_bytes(b"new" * 300_000)
-    drive.mount.kill()
-    recover(proxy)
-    (spool,) = (drive.mount.cache / "spool").iterdir()
-    with spool.open("r+b") as file:
-        file.seek(500_000)
-        file.write(b"damage")
-    drive.mount.allow_log("kept as|damaged")
-    drive.mount.start()
-    assert foreign.get("file") == b"as it was"
-    (kept,) = (key for key in foreign.files() if key != "file")
-    assert kept.startswith("file.conflict-")
-    assert len(foreign.get(kept)) == 900_000
-    assert (drive.here / "file").read_bytes() == b"as it was"
-
-
 def test_a_directory_that_lost_its_last_file_is_there_after_a_crash(
     drive: Drive, proxy: Proxy, foreign: Foreign
 ) -> None:

@@ -44,7 +44,7 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "attribute_replay", "resumption", "places", "abandoned"),
+    ("guesses", "recovery", "attribute_replay", "resumption", "places", "reclaim", "abandoned"),
     ("creation", "rename", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
@@ -54,6 +54,7 @@ ROWS = (
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
+    ("salvage", "database", "watermark", "damage"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
@@ -102,7 +103,7 @@ ONLY = {
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links", "aws_resolver"},
     "pycurl": {"transport"},
-    "sqlite3": {"journal", "attribute_cache"},
+    "sqlite3": {"journal", "salvage", "database", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks; trio neither,
 # half of whose 0.2 s a command that answers at once would be.

@@ -164,6 +164,7 @@ class Model(RuleBasedStateMachine):
         """The process dies and the next one takes over."""
         self.mount.crash()
         self.mount.start()
+        assert self.mount._journal.damage.lines == ()
 
     def files(self) -> list[str]:
         return sorted(path for path, file in self.tree.items() if file is not None)

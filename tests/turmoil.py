@@ -470,7 +470,8 @@ class Turmoil:
         async def left() -> list[object]:
             spools = list((self._mount._settings.state_dir / "spool").glob("*.spool"))
             gate = [parts.gate._passing, parts.gate._closed]
-            return [parts.pending, *gate, parts.commits.drafts, self._mount._journal.rows, spools]
+            journal = self._mount._journal
+            return [parts.pending, *gate, parts.commits.drafts, journal.rows, spools, journal.damage.lines]
 
         if any(rest := self._loop.run(left)):
             raise Wrong(f"there is left {rest}")

@@ -1,0 +1,251 @@
+"""A SQLite database from which nothing vanishes unnoticed.
+
+SQLite has no checksums of what it stores, ends a damaged write-ahead log early without a word, and takes an old page
+for a new one. So there are three:
+
+    sum         of each row, in the row: its bytes are what was written
+    chain       one row, renewed by each transaction: its number, how many rows there are, the sum of their sums
+    watermark   beside the database (`watermark`): the number of the last transaction
+
+`salvage` compares them when the database is opened; here they are kept up. The chain costs 12 us and a page of the
+log a transaction, the watermark 2 us; neither costs an fsync.
+
+A change survives the death of this process as soon as its statement returns (write-ahead log in the page
+cache), and the death of the machine once `sync` returns (fsync of that log, shared by all who wait).
+
+Concurrency: trio thread only, but for the fsync, which runs in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .threads import LOCAL
+from .turns import Turns
+from .watermark import Watermark
+
+LOG_LONG = 1000  # transactions in the write-ahead log before its content is brought into the database
+
+Value = str | bytes | int | None
+Row = tuple[Any, ...]  # of values
+Schema = Mapping[str, Sequence[str]]  # the columns of each table as SQL defines them, the primary key first
+
+CHAIN = "chain (only integer primary key, number integer, rows integer, total integer, sum integer)"
+_MODULUS = 1 << 62  # of the sum of all sums, which SQLite holds as a signed number
+
+
+class Database:
+    """An open database whose rows are those that were written."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path, schema: Schema, mark: Watermark) -> None:
+        """`db` is what `salvage` has found to be sound, or made so."""
+        self._db = db
+        self._path = path
+        self._mark = mark
+        self._schema = schema
+        self._insert = {
+            table: f"insert or replace into {table} values ({', '.join('?' * (len(columns) + 1))})"
+            for table, columns in schema.items()
+        }
+        self._key = {table: columns[0].partition(" ")[0] for table, columns in schema.items()}
+        ((number, self._rows, self._total),) = db.execute("select number, rows, total from chain").fetchall()
+        self.number: int = number  # of the last transaction
+        self._sums: dict[tuple[str, Value], int] = {
+            (table, row[0]): row[-1] for table in schema for row in db.execute(f"select * from {table}")
+        }
+        ids = [key for _, key in self._sums if isinstance(key, int)]
+        self._last_id: int = max([self.number, *ids])
+        self._undo: list[tuple[tuple[str, Value], int | None]] | None = None  # of the transaction that is open
+        self._syncing = Turns()
+        self._log = -1
+        self._synced = self._checkpointed = self.number
+
+    def new_id(self) -> int:
+        """A number for a row that no row of any table has, or ever had."""
+        self._last_id += 1
+        return self._last_id
+
+    # Reading
+
+    def has(self, table: str, key: Value) -> bool:
+        """Whether there is such a row."""
+        return (table, key) in self._sums
+
+    def count(self, table: str) -> int:
+        """How many rows a table has."""
+        return sum(one == table for one, _ in self._sums)
+
+    def rows(self, table: str) -> list[Row]:
+        """All rows of a table by their keys. Raises OSError EIO where the disk or a row fails."""
+        return self._read(f"select * from {table} order by 1", table)
+
+    def row(self, table: str, key: Value) -> Row:
+        """The row with this key, which must be there. Raises OSError EIO."""
+        found = self._read(f"select * from {table} where {self._key[table]} = ?", table, key)
+        if not found:
+            raise OSError(errno.EIO, f"the journal: its row {key!r} of {table} is gone")
+        return found[0]
+
+    def _read(self, statement: str, table: str, *values: Value) -> list[Row]:
+        found = self._execute(statement, values).fetchall()
+        for row in found:
+            if checksum(table, row[:-1]) != row[-1]:
+                raise OSError(errno.EIO, f"the journal: its row {row[0]} of {table} is damaged")
+        return [row[:-1] for row in found]
+
+    # Writing
+
+    def put(self, table: str, *values: Value) -> None:
+        """Writes a row, over the one with the same key. Raises OSError."""
+        total = checksum(table, values)
+        with self.together():
+            self._execute(self._insert[table], (*values, total))
+            self._note((table, values[0]), total)
+
+    def drop(self, table: str, key: Value) -> None:
+        """Removes a row, if there is one. Raises OSError."""
+        if (table, key) not in self._sums:
+            return
+        with self.together():
+            self._execute(f"delete from {table} where {self._key[table]} = ?", (key,))
+            self._note((table, key), None)
+
+    def _note(self, place: tuple[str, Value], total: int | None) -> None:
+        """A row has another checksum now, None where it is gone."""
+        assert self._undo is not None
+        self._undo.append((place, self._set(place, total)))
+
+    def _set(self, place: tuple[str, Value], total: int | None) -> int | None:
+        before = self._sums.pop(place, None)
+        if total is not None:
+            self._sums[place] = total
+        self._rows = len(self._sums)
+        self._total = (self._total + (total or 0) - (before or 0)) % _MODULUS
+        return before
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within."""
+        if self._undo is not None:
+            yield  # part of a larger one
+            return
+        self._execute("begin", ())
+        self._undo = []
+        try:
+            yield
+            if self._undo:
+                self._execute(*chained(self.number + 1, self._rows, self._total))
+            self._execute("commit", ())
+        except BaseException:
+            undo, self._undo = self._undo, None
+            for place, before in reversed(undo):
+                self._set(place, before)
+            if self._db.in_transaction:  # a full disk has ended it already
+                self._execute("rollback", ())
+            raise
+        changed, self._undo = bool(self._undo), None
+        if changed:
+            self.number += 1
+            self._mark.wrote(self.number)
+
+    def _execute(self, statement: str, values: Sequence[Value]) -> sqlite3.Cursor:
+        try:
+            return self._db.execute(statement, values)
+        except sqlite3.Error as error:
+            full = error.sqlite_errorname == "SQLITE_FULL"
+            raise OSError(errno.ENOSPC if full else errno.EIO, f"the journal: {error}") from error
+
+    # The disk
+
+    async def sync(self) -> None:
+        """All that was written before is on the disk afterwards. Raises OSError when the disk refuses."""
+        wanted = self.number
+        async with self._syncing:
+            if self._synced >= wanted:
+                return
+            upto = self.number
+            is_long = upto - self._checkpointed > LOG_LONG
+            await LOCAL.run(self._sync, is_long)
+            self._checkpointed = upto if is_long else self._checkpointed
+            self._synced = upto
+            self._mark.synced(upto)
+
+    def _sync(self, is_long: bool) -> None:
+        """Brings the log to the disk and, when it has grown long, its content into the database."""
+        try:
+            if self._log < 0:
+                self._log = os.open(self._path.with_name(self._path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
+            # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
+            os.fdatasync(self._log)
+            is_there = os.fstat(self._log).st_nlink > 0 and self._path.exists()
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            # SQLite goes on in files that have no name any more: nobody would find there what is promised now.
+            raise OSError(errno.EIO, "the journal was removed", str(self._path))
+        if is_long:
+            with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
+                db.execute("pragma wal_checkpoint(passive)")
+
+    def close(self, *, is_idle: bool) -> None:
+        """Closes it. `is_idle`: nothing in it matters any more, so that it may as well be removed."""
+        if self._log >= 0:
+            os.close(self._log)
+        if is_idle and self._path.exists():
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("pragma wal_checkpoint(truncate)")
+                self._mark.reset()
+        self._db.close()
+
+
+def checksum(table: str, row: Sequence[Value]) -> int:
+    """The CRC-32 of a row as a whole: its table, and type, length and bytes of each value."""
+    total = zlib.crc32(table.encode())
+    for value in row:
+        body = value if isinstance(value, bytes) else str(value).encode("utf-8", "surrogateescape")
+        total = zlib.crc32(body, zlib.crc32(f"{type(value).__name__} {len(body)}:".encode(), total))
+    return total
+
+
+def summed(sums: Sequence[int]) -> int:
+    """What the chain says of rows with these checksums."""
+    return sum(sums) % _MODULUS
+
+
+def chained(number: int, rows: int, total: int) -> tuple[str, Row]:
+    """The statement that renews the chain."""
+    values = (1, number, rows, total)
+    return "insert or replace into chain values (?, ?, ?, ?, ?)", (*values, checksum("chain", values))
+
+
+def tables(schema: Schema) -> list[str]:
+    """The statements that make the tables. None has an index beside it, for which its checksums would not vouch."""
+    made = [
+        f"{table} ({', '.join(columns)}, sum integer not null)" + (" without rowid" if " text " in columns[0] else "")
+        for table, columns in schema.items()
+    ]
+    return [f"create table {one}" for one in [*made, CHAIN]]
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """The database as it is; nothing is written by that. Text that is none comes back with surrogates."""
+    db = sqlite3.connect(path, isolation_level=None)
+    db.text_factory = lambda body: body.decode("utf-8", "surrogateescape")
+    return db
+
+
+def configure(db: sqlite3.Connection) -> None:
+    """Makes a sound database ready for use."""
+    # The fsync runs beside, in `sync`; SQLite itself is used from the trio thread alone.
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = normal")
+    # Checkpoints sync the disk, so they run in `_sync`'s thread; here only if nobody ever calls it.
+    db.execute("pragma wal_autocheckpoint = 20000")
