@@ -15,7 +15,7 @@ import trio
 
 from . import metadata
 from .attribute_cache import AttributeCache
-from .blocks import BLOCK, Blocks, Source, Spawn
+from .blocks import BLOCK, REQUEST, Blocks, Source, Spawn
 from .directory import Merger
 from .errors import Cause, StoreError
 from .foresight import Foresight
@@ -146,13 +146,15 @@ class Learning:
         key, before = self._inodes.key(inode), inode.version
         size = before.size if before is not None else 0
         try:
-            if size and with_bytes and inode.known is not Known.ALL:
+            source = Source(key, before.etag if before is not None else "", size)
+            comes_along = size <= BLOCK or size > REQUEST or not self._blocks.verifier.has_means(source)
+            if size and with_bytes and comes_along and inode.known is not Known.ALL:
                 # The kernel asks before it opens a file, and after it finds a link: a GET tells as much as a
                 # HEAD, and the bytes are asked for next.
                 answer = await self._store.get(key, 0, min(size, BLOCK))
                 found = answer.object
-                self._blocks.received_bytes += len(answer.body)
-                self._blocks.offer(Source(key, found.version.etag, found.version.size), answer.body)
+                source = Source(key, found.version.etag, found.version.size)
+                await self._blocks.offer_answer(source, answer)
             else:
                 found = await self._store.head(key)
         except StoreError as error:

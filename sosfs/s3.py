@@ -14,12 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from hashlib import md5
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sosfs import landing, reasons
 from sosfs.abilities import Abilities, Quoting, probe
+from sosfs.arrival import compared, object_arrived, part_arrived
+from sosfs.checksums import Verify
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.guards import check_etag, check_still, header_for, holds, landed, look, stale
+from sosfs.paging import every_page
 from sosfs.removal import remove_all
 from sosfs.sender import Limits, Sender
 from sosfs.store import (
@@ -48,9 +51,6 @@ from sosfs.wire import check_key, check_properties, joined_etag
 if TYPE_CHECKING:
     from sosfs.lanes import Lanes
 
-T = TypeVar("T")
-M = TypeVar("M")
-
 __all__ = ["S3Store", "S3Target"]
 
 REACH_PATIENCE = 3.0  # seconds: who mounts waits at a terminal
@@ -69,8 +69,10 @@ class S3Store:
         on_request: Callable[[str], None] | None = None,
         new_acl: Canned = Canned.PRIVATE,
         limits: Limits | None = None,
+        verify: Verify = Verify.ALL,
     ) -> None:
         self._target = target
+        self._verify = verify
         self._new_acl = None if new_acl is Canned.PRIVATE else new_acl
         self.sender = Sender(target, on_request or (lambda operation: None), limits)
         self._send = self.sender.send
@@ -87,6 +89,10 @@ class S3Store:
     def hashes(self) -> bool:
         """Whether the ETag that one PUT makes is the MD5 of its bytes."""
         return self.abilities.hashes and (self.abilities.known or self._target.customer_key is None)
+
+    @property
+    def _compares(self) -> bool:
+        return self._verify is Verify.ALL and self.hashes
 
     @property
     def conditions(self) -> Conditions:
@@ -170,29 +176,36 @@ class S3Store:
         )
 
     async def put(
-        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE, acl: Acl | None = None
-    ) -> Version:
-        """Stores the object whole or not at all. ESTALE when `condition` does not hold."""
+        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE,
+        acl: Acl | None = None, digest: str = "",
+    ) -> Version:  # fmt: skip
+        """Stores the object whole or not at all. ESTALE when `condition` does not hold; EIO if other bytes arrived."""
         check_key(key)
         check_properties(properties)
-        request, size, granted = f"PutObject {key!r}", len(body), acl or self._new_acl
-        able = self.abilities
+        put = partial(self._put, key, body, properties, acl or self._new_acl, digest)
+        return await object_arrived(f"PutObject {key!r}", put, condition, partial(self.head, key, detail=Detail.WHOLE))
+
+    async def _put(
+        self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, digest: str, condition: Condition
+    ) -> tuple[Version, bool]:
+        """Stores the object once; whether other bytes arrived."""
+        request, size, able = f"PutObject {key!r}", len(body), self.abilities
         guard = await header_for(self._look, request, key, condition, absent=able.absent, match=able.match)
+        ask = compared(self._compares, lambda lanes: lanes.put(key, body, properties, acl, guard), body, digest)
         try:
-            return await self._send(
-                "PutObject", lambda lanes: lanes.put(key, body, properties, granted, guard), size=size
-            )
+            return await self._send("PutObject", ask, size=size)
         except StoreError as error:
             if condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            ours = landing.token(md5(body, usedforsecurity=False).hexdigest(), size, properties, hashes=self.hashes)
+            hashed = digest or md5(body, usedforsecurity=False).hexdigest()
+            ours = landing.token(hashed, size, properties, hashes=self.hashes)
             there = await landed(self._look, key, ours, properties, instead_of=condition) if error.repeated else None
             if there is not None:
-                return there
+                return there, False
             if "If-Match" not in guard or error.status != 412 or not await holds(self._look, key, condition):
                 raise stale(request, "the condition does not hold", error) from error
         self.abilities = replace(self.abilities, match=None)
-        return await self.put(key, body, properties, condition=condition, acl=acl)
+        return await self._put(key, body, properties, acl, digest, condition)
 
     async def copy(
         self,
@@ -256,10 +269,9 @@ class S3Store:
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
-        """Sends part `number` (1 to 10,000); again replaces it."""
-        return await self._send(
-            "UploadPart", lambda lanes: lanes.signed.upload_part(key, upload_id, number, body), size=len(body)
-        )
+        """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
+        ask = compared(self._compares, lambda lanes: lanes.signed.upload_part(key, upload_id, number, body), body)
+        return await part_arrived(f"UploadPart {key!r}", partial(self._send, "UploadPart", ask, size=len(body)))
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,
@@ -317,27 +329,15 @@ class S3Store:
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
         """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
-        return await self._pages("ListParts", lambda lanes, after: lanes.signed.list_parts(key, upload_id, after or ""))
+        return await every_page(
+            self.sender, "ListParts", lambda lanes, after: lanes.signed.list_parts(key, upload_id, after or "")
+        )
 
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
-        return await self._pages("ListMultipartUploads", lambda lanes, after: lanes.signed.list_uploads(prefix, after))
-
-    async def _pages(
-        self, operation: str, ask: Callable[[Lanes, M | None], tuple[builtins.list[T], M | None]]
-    ) -> builtins.list[T]:
-        """All that a listing has, page by page; each page tells after what the next one begins."""
-
-        def page_after(marker: M | None, lanes: Lanes) -> tuple[builtins.list[T], M | None]:
-            return ask(lanes, marker)
-
-        found: builtins.list[T] = []
-        marker: M | None = None
-        while True:
-            page, marker = await self._send(operation, partial(page_after, marker))
-            found += page
-            if not marker:
-                return found
+        return await every_page(
+            self.sender, "ListMultipartUploads", lambda lanes, after: lanes.signed.list_uploads(prefix, after)
+        )
 
     async def get_acl(self, key: str) -> Acl:
         """The object's ACL."""

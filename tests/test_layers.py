@@ -49,13 +49,15 @@ ROWS = (
     ("contents", "filling", "succession", "pages", "commits", "records", "content"),
     ("attributes", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
-    ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
+    ("shares", "draft", "reader", "spool", "descriptors", "blocks"),
+    ("fetching", "integrity", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
-    ("s3", "account", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings", "sender", "fake"),
+    ("s3", "account", "reasons", "removal", "guards", "landing", "abilities", "bucket_settings"),
+    ("arrival", "paging", "sender", "fake"),
     ("links",),
     (
         *("lanes", "lane_obstore", "lane_signed", "signed_http", "unsigned_http", "answers", "wire"),
@@ -66,7 +68,7 @@ ROWS = (
     ("metrics", "errands", "listening", "status", "readiness", "location"),
     ("holders", "mountpoint", "kernel", "allocator"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
-    ("tasks", "threads", "turns", "store", "errors", "__init__"),
+    ("tasks", "threads", "turns", "store", "checksums", "errors", "__init__"),
 )
 
 # Libraries that only these modules may import.
@@ -84,6 +86,7 @@ ONLY = {
         "kernel_cache",
     },
     "obstore": {"lane_obstore"},
+    "awscrt": {"checksums"},
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},
     "urllib3": {"signed_http", "unsigned_http"},
@@ -91,7 +94,7 @@ ONLY = {
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks; trio neither,
 # half of whose 0.2 s a command that answers at once would be.
-AFTER_FORK = {"boto3", "botocore", "obstore", "urllib3", "pyfuse3", "_obstore", "trio"}
+AFTER_FORK = {"awscrt", "boto3", "botocore", "obstore", "urllib3", "pyfuse3", "_obstore", "trio"}
 
 
 @dataclass
