@@ -25,6 +25,14 @@ class Dataset:
             self.bare.put_parts(key, chunks(size))
         return key
 
+    def big_whole(self, size: int) -> str:
+        """The key of a big file that was put in one request, which a reader can verify."""
+        key = f"data/whole-{size}"
+        if self._missing(key):
+            self._directory("data")
+            self.bare.put_whole(key, chunks(size))
+        return key
+
     def small(self) -> str:
         """A directory of small files."""
         if self._missing("data/small"):

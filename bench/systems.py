@@ -1,8 +1,8 @@
 """The systems side by side: how each is mounted, by default and tuned, and when its writes are in the bucket.
 
 A tuned variant gets what its documentation recommends for speed without loosening what it promises; what it
-then promises stands in its durability point; `sosfs-listed` shows the listing's times at first. To add a system is
-to add a `System` to `SYSTEMS`.
+then promises stands in its durability point; `sosfs-listed` shows the listing's times at first, and
+`sosfs-unverified` compares nothing with the server's checksums. To add a system is to add a `System` to `SYSTEMS`.
 """
 
 from __future__ import annotations
@@ -195,6 +195,7 @@ def _systems() -> dict[str, System]:
         _sosfs(name="sosfs", durability=bucket, settle=_settled),
         _sosfs("--memory", "1G", "--ttl", "60", name="sosfs-tuned", durability=bucket, settle=_settled),
         _sosfs("--attributes", "listed", name="sosfs-listed", durability=bucket, settle=_settled),
+        _sosfs("--verify", "none", name="sosfs-unverified", durability=bucket, settle=_settled),
         _s3fs(name="s3fs"),
         _s3fs(*S3FS_TUNED, name="s3fs-tuned"),
     ]

@@ -5,8 +5,10 @@ are missing are fetched as one range; a block keeps the buffer of its whole fetc
 fetch hands out a slice of it: no byte is copied on the way to the kernel. So the blocks of one fetch go
 together once half of them were driven out, and the buffers are at most twice as large as the blocks.
 
-    ABSENT --want/read--> FETCHING --ok--> CACHED --evicted--> ABSENT
+    ABSENT --want/read--> FETCHING --ok--> CACHED --evicted, or found wrong--> ABSENT
                               `----error--> ABSENT (the readers waiting get the error)
+
+What comes is verified as far as it can be before it is handed out or kept; how far that is, `integrity` says.
 
 Concurrency: trio thread only. A fetch is a task of its own, so a reader that gives up harms no other.
 """
@@ -14,18 +16,23 @@ Concurrency: trio thread only. A fetch is a task of its own, so a reader that gi
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine, Iterable, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 import trio
 from cachetools import LRUCache
 
+from .checksums import Verify
+from .fetching import Disk, Fetching, wrong
+from .integrity import Fetched, Verdict, Verification, Verifier
 from .interrupt import waited
-from .store import Object, ObjectStore
+from .store import ObjectStore, Slice
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
 REQUEST = 8 << 20  # bytes of one GET: beyond it a range gains nothing (measured 1.0-1.1 GB/s from 8 MiB)
+LAG = 4  # the part of the memory for blocks by which who reads in order may be ahead of the hash
 ACTIVE = 1.0  # seconds after which who has not read on is not counted among those who read ahead
 
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
@@ -63,32 +70,6 @@ class Run:
 Cached = MutableMapping[tuple[Source, int], Run]
 
 
-class Disk(Protocol):
-    """Where blocks are kept over restarts: a `DiskCache`, or one bucket's share of it."""
-
-    @property
-    def capacity(self) -> int:
-        """How many bytes fit there."""
-
-    async def read(self, key: str, etag: str, size: int, first: int, last: int) -> memoryview | None:
-        """The blocks `[first, last)` of a version, or None."""
-
-    async def keep(self, key: str, etag: str, size: int, first: int, body: memoryview) -> None:
-        """Stores a fetch that begins with block `first`."""
-
-    async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
-        """As `keep`; whether it is here now."""
-
-    async def missing(self, key: str, etag: str, size: int) -> list[tuple[int, int]]:
-        """The runs of blocks of a version that are not here."""
-
-    async def forget(self, versions: Iterable[tuple[str, str, int]]) -> int:
-        """Forgets versions; how many bytes of them were here."""
-
-    async def forget_all(self, *, but: Iterable[tuple[str, str, int]]) -> int:
-        """Forgets all but these versions; how many bytes were here."""
-
-
 class _Memory(LRUCache[Any, Run]):
     """Blocks by their places, which end in the index of the block."""
 
@@ -115,16 +96,28 @@ class Blocks:
     """The blocks of one bucket. `cached` is where they are kept, `capacity` how many bytes of them fit there."""
 
     def __init__(
-        self, store: ObjectStore, spawn: Spawn, cached: Cached, *, capacity: int, disk: Disk | None = None
+        self,
+        store: ObjectStore,
+        spawn: Spawn,
+        cached: Cached,
+        *,
+        capacity: int,
+        disk: Disk | None = None,
+        verify: Verify = Verify.NONE,
     ) -> None:
-        self._store = store
+        self.verifier = Verifier(store, verify, block=BLOCK, request=REQUEST)
         self.disk = disk
+        self.fetching = Fetching(store, disk, self.verifier, self._forget_version, block=BLOCK, request=REQUEST)
         self._spawn = spawn
         self.capacity = capacity
-        self.received_bytes = 0
         self._cached = cached
         self._fetching: dict[tuple[Source, int], Run] = {}
         self._streams: dict[object, float] = {}  # when each of those who read ahead last did
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that came from the store."""
+        return self.fetching.received_bytes
 
     @property
     def used(self) -> int:
@@ -154,14 +147,29 @@ class Blocks:
         self._runs(source, start, stop, begun)
         return begun
 
+    def want_whole(self, source: Source, start: int) -> None:
+        """Begins to fetch a version in one request, if its byte `start` is not here and it can be verified."""
+        first = (source, start // BLOCK)
+        if first not in self._cached and first not in self._fetching and self.verifier.has_means(source):
+            self._begin(source, 0, -(-source.size // BLOCK))
+
+    async def offer_answer(self, source: Source, answer: Slice) -> None:
+        """Keeps the first block of an object that an answer brought along; a wrong one is asked for again."""
+        self.fetching.received_bytes += len(answer.body)
+        if self.verifier.comes_whole(source) and len(answer.body) < source.size:
+            return
+        if await self.verifier.accepts(source, 0, answer.body, answer.object):
+            self.offer(source, answer.body)
+
     def offer(self, source: Source, body: memoryview) -> None:
-        """Keeps the first block of an object that came as a by-product."""
+        """Keeps the first block of an object that is known to be right."""
         if 0 < len(body) == min(source.size, BLOCK):
             run = Run(0, 1)
             run.body = body
             run.done.set()
             self._cached[source, 0] = run
-            self._to_disk(source, run)
+            if self.disk is not None:
+                self._spawn(partial(self._to_disk, self.disk, source, run))
 
     def offer_end(self, source: Source, start: int, body: memoryview) -> None:
         """Keeps in memory the blocks from the byte `start` to the object's end, which came as a by-product."""
@@ -172,35 +180,32 @@ class Blocks:
             for at in range(run.first, run.last):
                 self._cached[source, at] = run
 
-    async def lay_up(self, source: Source, first: int, last: int) -> Object:
-        """Fetches the blocks `[first, last)` onto the disk, past the memory; what the answer tells of the object.
-
-        Raises ENOSPC where the disk cache has no room for them, and what the fetch raises.
-        """
-        if self.disk is None:
-            raise OSError(errno.ENOSPC, "there is no disk cache")
-        answer = await self._store.get(source.key, first * BLOCK, min(last * BLOCK, source.size), etag=source.etag)
-        self.received_bytes += len(answer.body)
-        if not await self.disk.store(source.key, source.etag, source.size, first, answer.body):
-            raise OSError(errno.ENOSPC, "the disk cache has no room")
-        return answer.object
-
     def forget(self, applies: Callable[[str], bool]) -> int:
         """Forgets what is in memory of the keys to which this applies; returns how many bytes that were."""
-        for (source, _), run in self._fetching.items():
-            run.is_forgotten |= applies(source.key)
-        going = [(source, at) for source, at in self._cached if applies(source.key)]
-        for place in going:
-            del self._cached[place]
+        going = self._forget(lambda source: applies(source.key))
         return sum(min(source.size - at * BLOCK, BLOCK) for source, at in going)
 
+    def _forget_version(self, version: Fetched) -> None:
+        self._forget(lambda source: source == version)
+
+    def _forget(self, applies: Callable[[Source], bool]) -> list[tuple[Source, int]]:
+        for (source, _), run in self._fetching.items():
+            run.is_forgotten |= applies(source)
+        going = [(source, at) for source, at in self._cached if applies(source)]
+        for place in going:
+            self._cached[place].is_forgotten = True  # nor is it written to the disk any more
+            del self._cached[place]
+        return going
+
     async def read(self, source: Source, start: int, stop: int) -> memoryview | bytes:
-        """The bytes `[start, stop)`, cut at the object's end. Raises what the fetch raised."""
+        """The bytes `[start, stop)`, cut at the object's end. Raises what the fetch raised; EIO for wrong ones."""
         stop = min(stop, source.size)
         if start >= stop:
             return b""
         pieces: list[memoryview] = []
-        for run, until in self._runs(source, start, stop, []):
+        runs = self._runs(source, start, stop, [])
+        running = self.verifier.of(source)
+        for run, until in runs:
             if not run.done.is_set():
                 await waited(run.done.wait)
             if run.error is not None:
@@ -208,16 +213,31 @@ class Blocks:
             end = min(stop, until * BLOCK)
             pieces.append(run.slice(start, end))
             start = end
+        if running is not None:
+            while stop == source.size and running.is_busy and stop - running.hashed <= self.capacity // 2:
+                await waited(running.step.wait)
+            if running.verdict is Verdict.WRONG:
+                raise wrong(source)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def keep_pace(self, running: Verification, stop: int) -> None:
+        """Lets one who reads in order, now at `stop`, wait until the hash is not so far behind that blocks may be gone.
+
+        Where it is behind by more than the memory holds, it does not run over what this one reads.
+        """
+        lag = self.capacity // (LAG * max(1, len(self._streams)))
+        while running.is_busy and lag < stop - running.hashed <= self.capacity:
+            await waited(running.step.wait)
 
     def _runs(self, source: Source, start: int, stop: int, begun: list[Run]) -> list[tuple[Run, int]]:
         """The runs that hold `[start, stop)`, each with the index where the next begins; missing ones are `begun`."""
         runs: list[tuple[Run, int]] = []
         index, last = start // BLOCK, -(-min(stop, source.size) // BLOCK)
+        is_whole = self.verifier.comes_whole(source)
         while index < last:
             run = self._cached.get((source, index)) or self._fetching.get((source, index))
             if run is None:
-                run = self._begin(source, index, last)
+                run = self._begin(source, 0, -(-source.size // BLOCK)) if is_whole else self._some(source, index, last)
                 begun.append(run)
             index += 1
             # Each block is touched on the way, for the order of eviction.
@@ -226,52 +246,72 @@ class Blocks:
             runs.append((run, index))
         return runs
 
-    def _begin(self, source: Source, index: int, last: int) -> Run:
+    def _some(self, source: Source, index: int, last: int) -> Run:
+        """Begins to fetch what is missing from `index` on, up to `last`, in one request."""
         stop = index + 1
         while stop < min(last, index + REQUEST // BLOCK):
             if (source, stop) in self._cached or (source, stop) in self._fetching:
                 break
             stop += 1
-        run = Run(index, stop)
-        for at in range(index, stop):
+        return self._begin(source, index, stop)
+
+    def _begin(self, source: Source, first: int, last: int) -> Run:
+        run = Run(first, last)
+        for at in range(first, last):
             self._fetching[source, at] = run
-
-        async def fetch() -> None:
-            await self._fetch(source, run)
-
-        self._spawn(fetch)
+        if (last - first) * BLOCK < source.size:
+            self.verifier.watch(source)
+        self._spawn(partial(self._fetch, source, run))
         return run
 
     async def _fetch(self, source: Source, run: Run) -> None:
-        start, stop = run.first * BLOCK, min(run.last * BLOCK, source.size)
         fetched = False
         try:
-            run.body = await self._from_disk(source, run) or await self._from_store(source, run, start, stop)
+            run.body, is_new = await self.fetching.bring(source, run.first, run.last)
             fetched = True
+            if is_new and self.disk is not None:
+                self._spawn(partial(self._to_disk, self.disk, source, run))
         except OSError as error:
             run.error = error
         finally:
             if not fetched and run.error is None:
-                run.error = OSError(5, "the fetch was cancelled")
+                run.error = OSError(errno.EIO, "the fetch was cancelled")
             for at in range(run.first, run.last):
-                self._fetching.pop((source, at), None)
+                if self._fetching.get((source, at)) is run:
+                    del self._fetching[source, at]
                 if fetched and not run.is_forgotten:
                     self._cached[source, at] = run
+            if fetched:
+                self._hash_on(source)
             run.done.set()
 
-    async def _from_disk(self, source: Source, run: Run) -> memoryview | None:
-        if self.disk is None:
-            return None
-        return await self.disk.read(source.key, source.etag, source.size, run.first, run.last)
+    async def _to_disk(self, disk: Disk, source: Source, run: Run) -> None:
+        if not run.is_forgotten:
+            await disk.keep(source.key, source.etag, source.size, run.first, run.body)
 
-    async def _from_store(self, source: Source, run: Run, start: int, stop: int) -> memoryview:
-        answer = await self._store.get(source.key, start, stop, etag=source.etag)
-        run.body = answer.body
-        self.received_bytes += len(run.body)
-        self._to_disk(source, run)
-        return run.body
+    # Verification of what came in pieces
 
-    def _to_disk(self, source: Source, run: Run) -> None:
-        if self.disk is not None and not run.is_forgotten:
-            disk = self.disk
-            self._spawn(lambda: disk.keep(source.key, source.etag, source.size, run.first, run.body))
+    def _hash_on(self, source: Source) -> None:
+        """Lets the hash of a version run on, if the next block that it needs is here."""
+        running = self.verifier.of(source)
+        if running is None or running.is_busy or running.verdict is not Verdict.OPEN:
+            return
+        if (source, running.hashed // BLOCK) in self._cached:
+            running.is_busy = True
+            self._spawn(partial(self._hash, source, running))
+
+    async def _hash(self, source: Source, running: Verification) -> None:
+        try:
+            if not await self.verifier.begin(source, running):
+                return
+            while run := self._cached.get((source, running.hashed // BLOCK)):
+                await running.add(run.slice(running.hashed, min(run.last * BLOCK, source.size)))
+                if running.hashed == source.size:
+                    await self.verifier.judge(source, running)
+                    break
+            if running.verdict is Verdict.WRONG:
+                await self.fetching.drop(source)
+                running.fail()  # also where the verifier has forgotten it since
+        finally:
+            running.is_busy = False
+            running.moved()

@@ -221,7 +221,8 @@ class Commits:
                 if store.hashes:
                     hashed = etag_of(body) if size <= INLINE else await LOCAL.run(etag_of, body)
                 announce(landing.token(hashed, size, properties, hashes=store.hashes))
-                version = await store.put(key, body, properties, condition=draft.expected, acl=acl)
+                async with draft.outliving(body):
+                    version = await store.put(key, body, properties, condition=draft.expected, acl=acl, digest=hashed)
                 self._uploader.sent_bytes += len(body)
             self._uploader.blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version

@@ -135,7 +135,7 @@ def assemble(
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger, gate, retries = Merger(inodes, cache), Gate(inodes), Retries()
-    blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk)
+    blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
     ground = _Ground(
         settings=settings,
         store=store,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sosfs import values
+from sosfs.checksums import Verify
 from sosfs.store import Canned
 from sosfs.values import Kind
 from sosfs.zone import NOWHERE, Naming, Place
@@ -147,6 +148,9 @@ class Settings:
         MEMORY, values.SIZE, "Memory for blocks that were read; names of files may take twice as much."
     )
     cache_size: int = _option(0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 for none.")
+    verify: Verify = _option(
+        Verify.ALL, values.choice(Verify), "Compare bytes with the server's checksums of them: `all`, or `none`."
+    )
     part_size: int = _option(
         PART_SIZE, values.PART, "Size of the first parts of a multipart upload; later ones grow so that 4 TiB fits."
     )

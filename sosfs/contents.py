@@ -159,8 +159,8 @@ class Contents:
             handle.content.source = None
             handle.source = self._source(handle.inode)
             body = await handle.stream.read(self._blocks, handle.source, start, start + size)
-        handle.reads += 1
-        handle.is_unread = False
+        handle.reads, handle.is_unread = handle.reads + 1, False
+        self._pages.watch(handle.inode, handle.stream.running)
         if handle.stream.begun:
             self._pages.bring(handle.inode, handle.source, handle.stream.begun)
             handle.stream.begun.clear()

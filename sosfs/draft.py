@@ -15,8 +15,11 @@ what came after it.
 from __future__ import annotations
 
 import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import Enum
 
+from .arrival import DamagedWrite
 from .blocks import Blocks, Source
 from .extents import Extents
 from .spool import INLINE, DamagedSpool, Spool
@@ -186,6 +189,9 @@ class Draft:
         """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
         view = memoryview(body)
         self.absorbed += 1
+        running = self._blocks.verifier.of(self.base) if self.base is not None else None
+        if running is not None:
+            running.on_wrong[self] = self._disown
         for begin, end in self._missing(at, min(at + len(view), self.base_stop)):
             # In pieces that are written without a pause, in which a writer could come between.
             for start in range(begin, end, INLINE):
@@ -232,6 +238,27 @@ class Draft:
         self.base_stop = min(base.size, self._lowest)
         if self.state is not State.ORPHAN:
             self.state = State.CLEAN if serial == self.serial else State.DIRTY
+
+    def _disown(self) -> None:
+        """What came into the spool of the base has turned out wrong, and is not here any more."""
+        self.local = Extents((*self.dirty, *self._flying))
+        self.brought.clear()
+
+    @asynccontextmanager
+    async def outliving(self, body: bytes | memoryview) -> AsyncIterator[None]:
+        """Within, all of the draft is sent as `body`; if that arrives damaged, in place of the base, the draft has all.
+
+        The next commit then replaces the damaged object, and needs nothing of the base.
+        """
+        try:
+            yield
+        except DamagedWrite as error:
+            if error.left is not None:
+                await self.absorb(0, body)
+                self.expected, self.base, self.base_stop = error.left, None, 0
+                for start, stop in self.local:
+                    self.dirty.add(start, stop)
+            raise
 
     def close(self) -> None:
         """Frees the spool."""

@@ -69,6 +69,7 @@ BY_CODE: dict[str, int] = {
     "ObjectNotInActiveTierError": errno.EREMOTEIO,
     "InvalidRange": errno.ESTALE,
     "BadDigest": errno.EIO,
+    "XAmzContentSHA256Mismatch": errno.EIO,  # the bytes changed on their way
     "SlowDown": errno.EIO,
     "ServiceUnavailable": errno.EIO,
     "InternalError": errno.EIO,

@@ -192,8 +192,9 @@ class FakeStore:
         return Page(tuple(objects), tuple(prefixes))
 
     async def put(
-        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE, acl: Acl | None = None
-    ) -> Version:
+        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE,
+        acl: Acl | None = None, digest: str = "",
+    ) -> Version:  # fmt: skip
         """As `ObjectStore.put`."""
         check_key(key)
         check_properties(properties)

@@ -75,7 +75,7 @@ class SignedLane:
 
     def get(self, key: str, start: int, stop: int, if_match: str, *, version_id: str = "") -> Slice:
         """The bytes of the range; `if_match` is an If-Match header's value, "" for none, `version_id` likewise."""
-        headers = {"Range": f"bytes={start}-{stop - 1}"} | self._encrypted
+        headers = {"Range": f"bytes={start}-{stop - 1}", "x-amz-checksum-mode": "ENABLED"} | self._encrypted
         if if_match:
             headers["If-Match"] = if_match
         query = {"versionId": version_id} if version_id else {}

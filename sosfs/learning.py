@@ -16,7 +16,7 @@ import trio
 
 from . import metadata
 from .attribute_cache import AttributeCache
-from .blocks import BLOCK, Blocks, Source, Spawn
+from .blocks import BLOCK, REQUEST, Blocks, Source, Spawn
 from .directory import Merger
 from .errors import Cause, StoreError
 from .foresight import Foresight
@@ -150,7 +150,9 @@ class Learning:
         key, before = self._inodes.key(inode), inode.version
         size = before.size if before is not None else 0
         try:
-            if size and with_bytes and inode.known is not Known.ALL:
+            source = Source(key, before.etag if before is not None else "", size)
+            comes_along = size <= BLOCK or size > REQUEST or not self._blocks.verifier.has_means(source)
+            if size and with_bytes and comes_along and inode.known is not Known.ALL:
                 found = await self._began(key, min(size, BLOCK))
             else:
                 found = await self._store.head(key)
@@ -178,8 +180,7 @@ class Learning:
                 raise
             return await self._store.head(key)
         found = answer.object
-        self._blocks.received_bytes += len(answer.body)
-        self._blocks.offer(Source(key, found.version.etag, found.version.size), answer.body)
+        await self._blocks.offer_answer(Source(key, found.version.etag, found.version.size), answer)
         return found
 
     async def has_moved(self, inode: Inode, key: str) -> bool:

@@ -24,10 +24,12 @@ import trio
 
 from .blocks import BLOCK, Run, Source, Spawn
 from .inodes import Inode, Inodes
+from .integrity import Verification
 from .interrupt import waited
 
 log = logging.getLogger(__name__)
 
+WRONG = "?"  # the version of pages that turned out wrong: no ETag
 AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
 
 
@@ -70,6 +72,27 @@ class Pages:
         """Waits until nothing is being given to this inode: from then to the next wait it may be changed."""
         while events := self._giving.get(inode.number):
             await waited(next(iter(events)).wait)
+
+    def watch(self, inode: Inode, running: Verification | None) -> None:
+        """The kernel was given bytes of an inode that are still being verified: it forgets them if they are wrong."""
+        if running is not None and inode not in running.on_wrong:
+            running.on_wrong[inode] = partial(self._distrust, inode)
+
+    def _distrust(self, inode: Inode) -> None:
+        """From the next open on nobody sees these pages; who has the file open may, until the kernel has dropped them.
+
+        That waits for pages which a read under way has locked, so it is not waited for.
+        """
+        inode.pages = WRONG
+        if self._kernel is not None:
+            self._spawn(partial(self._forget, self._kernel, inode))
+
+    async def _forget(self, kernel: Kernel, inode: Inode) -> None:
+        await self.settle(inode)
+        try:
+            await kernel.forget([inode.number], [])
+        except OSError as error:
+            log.warning("the kernel keeps wrong pages of inode %d: %s", inode.number, error)
 
     async def doubt(self, inode: Inode) -> None:
         """Another version of a file is there than the kernel was told of: it asks for the size before it trusts it."""

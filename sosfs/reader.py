@@ -21,6 +21,8 @@ from collections.abc import Awaitable
 import trio
 
 from .blocks import BLOCK, REQUEST, Blocks, Run, Source
+from .fetching import wrong
+from .integrity import Verdict, Verification
 from .kernel import READ_AHEAD
 
 WINDOW_FIRST = 512 << 10
@@ -31,6 +33,7 @@ SLACK = 2 << 20  # bytes out of order that are still one stream
 # runs tasks that became ready together in any order.
 AHEAD, SLACK_AHEAD = 512 << 10, 2 * READ_AHEAD << 10
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
+BULK = BLOCK  # bytes of a read that will likely be followed by all others: cp and cat, but not `file`
 PATIENCE = 2  # jumps before a region is doubled; one, where each waits longer than
 LATE = 0.01  # seconds
 REGION_MAX = 8 << 20  # bytes around a jump
@@ -43,7 +46,8 @@ FILLING = 4  # regions nobody asked for, under way at once
 class Stream:
     """The reading position and window of one handle."""
 
-    __slots__ = ("_ahead", "_begin", "_expected", "_filling", "_jumps", "_regions", "_waited", "_window", "begun")
+    __slots__ = ("_ahead", "_begin", "_expected", "_filling", "_jumps", "_regions", "_waited", "_window", "begun",
+                 "running")  # fmt: skip
 
     def __init__(self) -> None:
         self._begin = 0  # of the run that is being read
@@ -54,6 +58,7 @@ class Stream:
         self._waited = 0.0  # seconds, by the last read
         self._regions: set[int] = set()  # those of `REGION_MAX` that were fetched
         self._filling: list[Run] = []
+        self.running: Verification | None = None  # over what was handed out last
         self.begun: list[Run] = []  # fetches of regions, for the kernel's page cache; whoever takes them empties it
 
     async def read(self, blocks: Blocks, source: Source, start: int, stop: int) -> memoryview | bytes:
@@ -61,6 +66,7 @@ class Stream:
         stop = min(stop, source.size)
         if start >= stop:
             return b""
+        self._require_right(source)
         return await self.foresee(blocks, source, start, stop, blocks.read(source, start, stop))
 
     async def foresee(
@@ -75,10 +81,14 @@ class Stream:
     ) -> memoryview | bytes:
         """What `reading` gives, which needs `[start, stop)` of `source`; sets off what will likely be asked next.
 
+        Raises EIO from when on bytes that were handed out before have turned out wrong: not once, since the kernel
+        swallows what befalls its own read-ahead.
         `room` is how many bytes stay here once they were fetched: of a larger file no regions are.
         """
-        if source.size <= SMALL and start == 0:
+        if start == 0 and source.size <= SMALL:
             blocks.want(source, 0, source.size)
+        elif stop - start >= BULK and source.size <= min(REQUEST, blocks.capacity // 4):
+            blocks.want_whole(source, start)
         self._place(start, stop)
         if self._window:
             self._fetch_ahead(blocks, source, start, stop)
@@ -87,7 +97,15 @@ class Stream:
         began = trio.current_time()
         body = await reading
         self._waited = trio.current_time() - began
+        self._require_right(source)
+        self.running = blocks.verifier.of(source)
+        if self.running is not None and self._begin == 0:
+            await blocks.keep_pace(self.running, stop)
         return body
+
+    def _require_right(self, source: Source) -> None:
+        if self.running is not None and self.running.verdict is Verdict.WRONG:
+            raise wrong(source)
 
     def _place(self, start: int, stop: int) -> None:
         slack = 0 if not self._window else SLACK_AHEAD if stop - start >= AHEAD else SLACK

@@ -15,10 +15,12 @@ from dataclasses import replace
 from functools import partial
 from hashlib import md5
 from http import HTTPStatus
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from sosfs import landing, reasons
 from sosfs.abilities import Abilities, Quoting, probe
+from sosfs.arrival import compared, object_arrived, part_arrived
+from sosfs.checksums import Verify
 from sosfs.digests import Digests
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.guards import check_still, checked, keeping, landed, look, stale
@@ -52,8 +54,6 @@ from sosfs.wire import check_key, check_properties, joined_etag
 if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
 
-T = TypeVar("T")
-
 __all__ = ["S3Store", "S3Target"]
 
 
@@ -70,8 +70,10 @@ class S3Store:
         on_request: Callable[[str], None] | None = None,
         new_acl: Canned = Canned.PRIVATE,
         limits: Limits | None = None,
+        verify: Verify = Verify.ALL,
     ) -> None:
         self._target = target
+        self._verify = verify
         self._new_acl = None if new_acl is Canned.PRIVATE else new_acl
         self.sender = Sender(target, on_request or (lambda operation: None), limits)
         self._send = self.sender.send
@@ -90,6 +92,10 @@ class S3Store:
     def hashes(self) -> bool:
         """Whether the ETag that one PUT makes is the MD5 of its bytes."""
         return self.abilities.hashes and (self.abilities.known or self._target.customer_key is None)
+
+    @property
+    def _compares(self) -> bool:
+        return self._verify is Verify.ALL and self.hashes
 
     @property
     def conditions(self) -> Conditions:
@@ -167,23 +173,34 @@ class S3Store:
         return page
 
     async def put(
-        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE, acl: Acl | None = None
-    ) -> Version:
-        """Stores the object whole or not at all. ESTALE when `condition` does not hold."""
+        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE,
+        acl: Acl | None = None, digest: str = "",
+    ) -> Version:  # fmt: skip
+        """Stores the object whole or not at all. ESTALE when `condition` does not hold; EIO if other bytes arrived."""
         check_key(key)
         check_properties(properties)
-        request, size, able, own = f"PutObject {key!r}", len(body), self.abilities, acl or self._new_acl
+        put = partial(self._put, key, body, properties, acl or self._new_acl, digest)
+        return await object_arrived(f"PutObject {key!r}", put, condition, partial(self.head, key, detail=Detail.WHOLE))
 
-        async def store(sent: Mapping[str, str]) -> Version:
+    async def _put(
+        self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, digest: str, condition: Condition
+    ) -> tuple[Version, bool]:
+        """Stores the object once; whether other bytes arrived."""
+        request, size, able = f"PutObject {key!r}", len(body), self.abilities
+
+        async def store(sent: Mapping[str, str]) -> tuple[Version, bool]:
             if able.match and isinstance(condition, Version) and "If-Match" not in sent:  # it was refused, and holds
                 self.abilities = replace(self.abilities, match=None)
-            return await self._send("PutObject", lambda lane: lane.put(key, body, properties, own, sent), size=size)
+            ask = compared(self._compares, lambda lane: lane.put(key, body, properties, acl, sent), body, digest)
+            return await self._send("PutObject", ask, size=size)
 
-        async def ours(error: StoreError) -> Version | None:
+        async def ours(error: StoreError) -> tuple[Version, bool] | None:
             if not error.repeated or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 return None
-            token = landing.token(md5(body, usedforsecurity=False).hexdigest(), size, properties, hashes=self.hashes)
-            return await landed(self._look, key, token, properties, instead_of=condition)
+            hashed = digest or md5(body, usedforsecurity=False).hexdigest()
+            token = landing.token(hashed, size, properties, hashes=self.hashes)
+            there = await landed(self._look, key, token, properties, instead_of=condition)
+            return None if there is None else (there, False)
 
         kept = partial(keeping, absent=able.absent, match=able.match, markers=self._markers is not False)
         return await kept(self._look, request, key, condition, partial(self._digests.stored, body, store), ours)
@@ -254,16 +271,13 @@ class S3Store:
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
-        """Sends part `number` (1 to 10,000); again replaces it."""
+        """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
 
-        async def store(headers: Mapping[str, str]) -> Part:
-            return await self._send(
-                "UploadPart",
-                lambda lane: lane.upload_part(key, upload_id, number, body, headers),
-                size=len(body),
-            )
+        async def store(headers: Mapping[str, str]) -> tuple[Part, bool]:
+            ask = compared(self._compares, lambda lane: lane.upload_part(key, upload_id, number, body, headers), body)
+            return await self._send("UploadPart", ask, size=len(body))
 
-        return await self._digests.stored(body, store, {})
+        return await part_arrived(f"UploadPart {key!r}", partial(self._digests.stored, body, store, {}))
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,

@@ -86,7 +86,9 @@ class Served:
         self._begun = False
         self._requests: Counter[str] = Counter()
         self._target = S3Target.of(settings, source)
-        self.store = S3Store(self._target, on_request=self._count, new_acl=settings.acl, limits=limits)
+        self.store = S3Store(
+            self._target, on_request=self._count, new_acl=settings.acl, limits=limits, verify=settings.verify
+        )
         self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
 
     @property

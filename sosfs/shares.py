@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .blocks import BLOCK, Cached, Disk, Run, Source, memory_of
+from .blocks import BLOCK, Cached, Run, Source, memory_of
 from .budget import Allowance, Backlog, Budget
 from .config import Settings
 from .disk_cache import DiskCache
+from .fetching import Disk
 from .spool import MEMORY
 
 NAME = 1 << 10  # bytes that a listed name takes; measured 940 in a directory of 100,000

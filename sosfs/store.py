@@ -18,6 +18,7 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Protocol
 
+from sosfs.checksums import Checksum
 from sosfs.errors import StoreError
 
 Body = bytes | bytearray | memoryview
@@ -165,6 +166,8 @@ class Object:
     detail: Detail = Detail.WHOLE
     version_id: str = ""
     sha256: str = ""  # of all its bytes, in hex, where it was asked for and is recorded
+    checksum: Checksum | None = field(default=None, compare=False)  # likewise: the one that costs least to verify
+    is_opaque: bool = field(default=False, compare=False)  # encrypted so that its ETag is no hash of its bytes (KMS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,9 +273,13 @@ class ObjectStore(Protocol):
         """
 
     async def put(
-        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE, acl: Acl | None = None
-    ) -> Version:
-        """Stores the object whole or not at all. ESTALE when `condition` does not hold."""
+        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE,
+        acl: Acl | None = None, digest: str = "",
+    ) -> Version:  # fmt: skip
+        """Stores the object whole or not at all. ESTALE when `condition` does not hold.
+
+        `digest` is the body's MD5 in hex, where the caller has it. `arrival.DamagedWrite` where other bytes arrived.
+        """
 
     async def copy(
         self,
@@ -301,20 +308,12 @@ class ObjectStore(Protocol):
         """Begins a multipart upload and returns its id."""
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
-        """Sends part `number` (1 to 10,000); again replaces it."""
+        """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
 
     async def copy_part(
-        self,
-        key: str,
-        upload_id: str,
-        number: int,
-        source: str,
-        version: Version,
-        start: int,
-        stop: int,
-        *,
+        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,
         check: Check = Check.AT_ONCE,
-    ) -> Part:
+    ) -> Part:  # fmt: skip
         """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server.
 
         ESTALE where it is at another one; with `AT_COMPLETION` it may also be `complete_multipart` that raises it.

@@ -18,10 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .attributes import Attributes
-from .blocks import BLOCK, REQUEST, Blocks, Disk, Source
+from .blocks import BLOCK, REQUEST, Blocks, Source
 from .budget import Budget
 from .errands import Names, Tell, Told
 from .errors import Cause, StoreError
+from .fetching import Disk, wrong
 from .inodes import Inode, Inodes, Known
 from .keys import meant_path
 from .namespace import Namespace
@@ -222,13 +223,16 @@ class _Call:
             first, last = piece
             size = min(last * BLOCK, source.size) - first * BLOCK
             async with self._budget.holding(size):
-                found = await self._blocks.lay_up(source, first, last)
+                found = await self._blocks.fetching.lay_up(source, first, last)
             self.tally.fetched_bytes += size
             self._tell(self.tally.news())
             if inode.known is not Known.ALL:
                 self._attributes.take(inode, found)
 
         await each(fetch, pieces, at_once=OF_ONE)
+        if len(pieces) > 1 and not await self._blocks.fetching.verify_on_disk(source):
+            self.tally.fetched_bytes -= lacking
+            raise wrong(source)
 
     # What is told at the end
 

@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from hashlib import md5
 from urllib.parse import quote
 
+from sosfs import checksums
 from sosfs.errors import StoreError
 from sosfs.store import KEY_MAX, METADATA_MAX, Acl, Body, Canned, Headers, Object, Part, Properties, Version
 
@@ -193,6 +194,8 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
         Properties(Headers(**system), metadata, class_of(headers.get(STORAGE_CLASS, ""))),
         version_id=headers.get("x-amz-version-id", ""),
         sha256="" if "-" in version.etag else _sha256(headers.get("x-amz-checksum-sha256", "")),
+        checksum=checksums.in_headers(headers, version.etag),
+        is_opaque=headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"),
     )
 
 

@@ -112,7 +112,22 @@ class CutRequest:
     keep: int
 
 
-Action = Answer | Reset | Hang | Delay | Throttle | CutResponse | CutRequest
+class Body(Enum):
+    """Whose body."""
+
+    REQUEST = "request"
+    RESPONSE = "response"
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One bit of a body changes on the way: the lowest of the byte at `at`, of a shorter body of its last byte."""
+
+    body: Body
+    at: int = 0
+
+
+Action = Answer | Reset | Hang | Delay | Throttle | CutResponse | CutRequest | Flip
 
 
 @dataclass(slots=True)

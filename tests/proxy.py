@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Self
 from urllib.parse import urlsplit
 
-from tests.faults import Action, Answer, CutRequest, CutResponse, Delay, Hang, Moment, Reset, Rule, Throttle
+from tests.faults import Action, Answer, Body, CutRequest, CutResponse, Delay, Flip, Hang, Moment, Reset, Rule, Throttle
 from tests.traffic import Predicate, Request, Traffic, on
 from tests.wire import Gone, Wire, parse_head, without_expect
 
@@ -92,7 +92,7 @@ class Conversation:
                 time.sleep(seconds)
             case Throttle(rate):
                 pass
-        self._forward(request, head, rate)
+        self._forward(request, head, rate, flip=_flip(action, Body.REQUEST))
         return self._give_answer(request, action, rate)
 
     def _answer(self, request: Request, action: Answer) -> bool:
@@ -115,16 +115,16 @@ class Conversation:
             raise Gone("dropped")
         return self._server
 
-    def _forward(self, request: Request, head: bytes, rate: int) -> None:
+    def _forward(self, request: Request, head: bytes, rate: int, *, flip: int | None) -> None:
         server = self._connect()
         server.send(without_expect(head))
         try:
-            self._take_upload(request, server, rate=rate)
+            self._take_upload(request, server, rate=rate, flip=flip)
         except (BrokenPipeError, ConnectionResetError):
             # A server that refuses early closes its end; its answer may be there all the same.
             self._spent = True
 
-    def _take_upload(self, request: Request, sink: Wire | None, *, rate: int = 0) -> None:
+    def _take_upload(self, request: Request, sink: Wire | None, *, rate: int = 0, flip: int | None = None) -> None:
         headers = request.headers
         if headers.get("expect", "").lower() == "100-continue":
             self._client.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -138,7 +138,7 @@ class Conversation:
             if sink:
                 sink.send(request.document)
             return
-        request.sent = self._client.relay(length, sink, rate=rate)
+        request.sent = self._client.relay(length, sink, rate=rate, flip=flip)
         if request.sent < length:
             raise Gone("upload cut by the client")
 
@@ -169,7 +169,8 @@ class Conversation:
             length = 0 if request.method == "HEAD" else int(headers.get("content-length", 0))
             request.received = server.relay(min(action.keep, length), sink)
             return False
-        whole = self._pass_body(request, headers, sink, rate, has_body=status not in ("204", "304"))
+        flip = _flip(action, Body.RESPONSE)
+        whole = self._pass_body(request, headers, sink, rate, has_body=status not in ("204", "304"), flip=flip)
         closing = "close" in (headers.get("connection", "").lower(), request.headers.get("connection", "").lower())
         goes_on = whole and not closing and not self._spent and version != "HTTP/1.0"
         if not goes_on:
@@ -186,7 +187,14 @@ class Conversation:
         raise Gone("reset")
 
     def _pass_body(
-        self, request: Request, headers: dict[str, str], sink: Wire | None, rate: int, *, has_body: bool
+        self,
+        request: Request,
+        headers: dict[str, str],
+        sink: Wire | None,
+        rate: int,
+        *,
+        has_body: bool,
+        flip: int | None,
     ) -> bool:
         server = self._server
         assert server is not None
@@ -199,10 +207,15 @@ class Conversation:
             request.received = server.relay(EVERYTHING, sink, rate=rate)
             return False
         length = int(headers["content-length"])
-        request.received = server.relay(length, sink, rate=rate)
+        request.received = server.relay(length, sink, rate=rate, flip=flip)
         if request.received < length:
             raise Gone("answer cut by the server")
         return True
+
+
+def _flip(action: Action | None, body: Body) -> int | None:
+    """Which byte of this body is changed; None for none."""
+    return action.at if isinstance(action, Flip) and action.body is body else None
 
 
 class Proxy:

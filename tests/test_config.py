@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sosfs import config, option_table, values
+from sosfs.checksums import Verify
 from sosfs.config import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 from sosfs.store import Canned
 
@@ -38,6 +39,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "dirty_limit": ("2T", 2 << 40),
     "memory": ("1G", 1 << 30),
     "cache_size": ("3G", 3 << 30),
+    "verify": ("none", Verify.NONE),
     "part_size": ("16M", 16 << 20),
     "attributes": ("listed", Shown.LISTED),
     "exclusive": ("always", Exclusive.ALWAYS),

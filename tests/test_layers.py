@@ -51,7 +51,8 @@ ROWS = (
     ("contents", "filling", "succession", "pages", "commits", "records", "unsent", "content"),
     ("attributes", "changes", "doubts", "learning", "foresight", "listing", "subtree"),
     ("refusals", "deletions", "conflict", "upload"),
-    ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
+    ("shares", "draft", "reader", "spool", "descriptors", "blocks"),
+    ("fetching", "integrity", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
     ("salvage", "database", "watermark", "damage"),
@@ -60,6 +61,7 @@ ROWS = (
     ("bucket_zone", "scratch"),
     (
         "s3",
+        "arrival",
         "account",
         "reasons",
         "digests",
@@ -83,7 +85,7 @@ ROWS = (
     ("holders", "mountpoint", "kernel", "allocator", "private"),
     ("option_table", "trust", "proxies", "keysearch", "keyfiles", "aws_resolver", "credentials"),
     ("log_level", "config", "values", "zone"),
-    ("tasks", "threads", "pauses", "turns", "interrupt", "store", "errors", "printable", "__init__"),
+    ("tasks", "threads", "pauses", "turns", "interrupt", "store", "checksums", "errors", "printable", "__init__"),
 )
 
 # Libraries that only these modules may import.
@@ -103,11 +105,12 @@ ONLY = {
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links", "aws_resolver"},
     "pycurl": {"transport"},
+    "awscrt": {"checksums"},
     "sqlite3": {"journal", "salvage", "database", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks; trio neither,
 # half of whose 0.2 s a command that answers at once would be.
-AFTER_FORK = {"boto3", "botocore", "urllib3", "pycurl", "pyfuse3", "trio"}
+AFTER_FORK = {"awscrt", "boto3", "botocore", "urllib3", "pycurl", "pyfuse3", "trio"}
 
 
 @dataclass

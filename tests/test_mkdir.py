@@ -46,11 +46,12 @@ class Slow(FakeStore):
         *,
         condition: Condition = Guard.NONE,
         acl: Acl | None = None,
+        digest: str = "",
     ) -> Version:
         if key.endswith("/"):
             self.asked.set()
             await self.may.wait()
-        return await super().put(key, body, properties, condition=condition, acl=acl)
+        return await super().put(key, body, properties, condition=condition, acl=acl, digest=digest)
 
 
 def test_a_directory_that_is_removed_while_its_marker_is_on_its_way_stays_away(tmp_path: Path) -> None:

@@ -12,9 +12,12 @@ import pytest
 import trio
 import trio.testing
 
-from sosfs.blocks import BLOCK, Blocks, Run, Source
+from sosfs.blocks import BLOCK, REQUEST, Blocks, Run, Source
+from sosfs.checksums import Verify
 from sosfs.content import content_of
+from sosfs.fake import FakeStore
 from sosfs.inodes import Defaults, Inode, Inodes
+from sosfs.integrity import Verifier
 from sosfs.keys import Form
 from sosfs.pages import Pages
 from sosfs.reader import FILLING, REGION_MAX, Stream
@@ -64,6 +67,7 @@ class Fetches:
 
     capacity = 128 * MIB
     is_busy = False
+    verifier = Verifier(FakeStore(), Verify.NONE, block=BLOCK, request=REQUEST)
 
     def __init__(self, *, at_once: bool) -> None:
         self._at_once = at_once

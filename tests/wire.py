@@ -65,9 +65,21 @@ class Wire:
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
 
-    def relay(self, count: int, sink: Wire | None, *, rate: int = 0) -> int:
-        """Moves `count` bytes, or fewer where the connection ends earlier, to `sink` (None drops them)."""
+    def relay(self, count: int, sink: Wire | None, *, rate: int = 0, flip: int | None = None) -> int:
+        """Moves `count` bytes, or fewer where the connection ends earlier, to `sink` (None drops them).
+
+        The lowest bit of the byte at `flip` changes on the way, of the last byte where there are fewer.
+        """
         moved = 0
+        if flip is not None and count:
+            at = min(flip, count - 1)
+            moved = self.relay(at, sink)
+            if moved < at:
+                return moved
+            (byte,) = self.read_exactly(1)
+            if sink:
+                sink.send(bytes([byte ^ 1]))
+            moved += 1
         while moved < count:
             step = min(count - moved, max(1, rate // 20)) if rate else count - moved
             done = self._relay_some(step, sink)

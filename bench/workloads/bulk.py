@@ -70,6 +70,19 @@ def read_bare(stage: Stage, *, streams: int) -> None:
         stage.bare.each(lambda r: stage.bare.get(r[0], r[1], min(PART, size - r[1])), ranges, threads=8)
 
 
+def read_whole(stage: Stage) -> None:
+    """A file whose ETag is its MD5."""
+    key = stage.dataset.big_whole(stage.scale.big)
+    with stage.clock():
+        read_file(stage.top / key, stage.scale.big)
+
+
+def read_whole_bare(stage: Stage) -> None:
+    key, size = stage.dataset.big_whole(stage.scale.big), stage.scale.big
+    with stage.clock():
+        stage.bare.each(lambda at: stage.bare.get(key, at, min(PART, size - at)), range(0, size, PART), threads=8)
+
+
 def _offsets(scale: Scale, block: int) -> list[int]:
     count = scale.small_reads if block == 4 * KIB else scale.large_reads
     draw = random.Random(SEED)
@@ -150,6 +163,7 @@ def _random(block: int) -> Workload:
 BULK = [
     *_streams(1),
     *_streams(4),
+    Workload("seq_read_md5", "sequential read, its MD5 known", Unit.MB, _big, read_whole, read_whole_bare),
     _random(4 * KIB),
     _random(256 * KIB),
     Workload("rand_mix", "random 4 KiB, 70/30", Unit.CALLS, lambda scale: scale.mix_calls, mix),
