@@ -26,7 +26,7 @@ INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 
 REQUEST_IDS = ("x-amz-request-id", "x-amz-id-2", "x-amzn-requestid")  # the last is moto's, and of some services of AWS
 LATE_MAX = 1 << 16  # bytes; a copy of 5 GiB takes minutes, with a blank every few seconds
-_OF_XML = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.FORBIDDEN})  # what a HEAD is told by servers without ids, too
+_OF_XML = frozenset({400, 403, 405, 501})  # what a HEAD is told by servers without ids, too
 _TOLD_BY_STATUS = ("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutBucket", "DeleteBucket", "CreateBucket")
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]?\d|0*3[01]);", re.IGNORECASE)
 
@@ -99,40 +99,40 @@ def late_error(method: str, status: int, body: bytes) -> tuple[str, str]:
     return error_of(body)
 
 
-def refusal_of(request: str, method: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError | None:
+def refusal_of(
+    request: str, method: str, status: int, headers: Mapping[str, str], body: bytes, *, came: str = ""
+) -> StoreError | None:
     """The error that an answer is; None for a good one, whose body is still to be read as what was asked for.
 
     `request` begins with the name of the operation, names in `headers` are of any case, and `body` may be left out
-    (b"") for a good answer to a GET.
+    (b"") for a good answer to a GET. `came` says in words what a gateway sent.
     """
+    words = f"HTTP {status} that is no S3 server's" + (f": {came}" if came else "")
     if status < HTTPStatus.MULTIPLE_CHOICES:
         code, message = late_error(method, status, body)
         if code:
             return from_s3(request, code=code, status=status, detail=message)
-        return _no_success(request, method, status, headers, body)
+        is_good = _is_success(request, method, status, headers)
+        return None if is_good else from_elsewhere(request, status=status, detail=words)
     code, message = error_of(body)
     if code:
         return from_s3(request, code=code, status=status, detail=message)
     if not body and _is_of_s3(status, headers):  # that to a HEAD has none; nor has moto's of a copy of nothing
         return from_s3(request, code="", status=status)
-    return from_elsewhere(request, status=status, detail=f"{status} that is no S3 server's: {_kind(headers, body)}")
+    return from_elsewhere(request, status=status, detail=words)
 
 
-def _no_success(request: str, method: str, status: int, headers: Mapping[str, str], body: bytes) -> StoreError | None:
-    """What a gateway answers that has done nothing: a page, or nothing, with a status that means success.
+def _is_success(request: str, method: str, status: int, headers: Mapping[str, str]) -> bool:
+    """Whether a 2xx may say that it is done, and not come from a gateway that has done nothing.
 
     An answer whose body is read as XML, or with an ETag, shows by that who gave it. Of the others that of an S3 server
     has its request id, or is the 204 of a removal.
     """
     if method in ("GET", "HEAD"):
-        return None
+        return True
     if request.startswith(_TOLD_BY_STATUS):
-        is_good = _has_id(headers) or (method == "DELETE" and status == HTTPStatus.NO_CONTENT)
-    else:
-        is_good = status == HTTPStatus.OK
-    if is_good:
-        return None
-    return from_elsewhere(request, status=status, detail=f"{status} that is no S3 server's: {_kind(headers, body)}")
+        return _has_id(headers) or (method == "DELETE" and status == HTTPStatus.NO_CONTENT)
+    return status == HTTPStatus.OK
 
 
 def _is_of_s3(status: int, headers: Mapping[str, str]) -> bool:
@@ -142,13 +142,6 @@ def _is_of_s3(status: int, headers: Mapping[str, str]) -> bool:
 
 def _has_id(headers: Mapping[str, str]) -> bool:
     return any(name in headers for name in REQUEST_IDS)
-
-
-def _kind(headers: Mapping[str, str], body: bytes) -> str:
-    """What a gateway has sent, for the log."""
-    media = headers.get("Content-Type", "").partition(";")[0] or "something"
-    server = f" from {headers['Server']!r}" if "Server" in headers else ""
-    return f"{media}{server}" if body else f"no body{server}"
 
 
 def location_body(region: str) -> bytes:

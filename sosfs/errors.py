@@ -96,6 +96,7 @@ BY_STATUS: dict[int, int] = {
 BY_STATUS_ELSEWHERE: dict[int, int] = {
     401: errno.EACCES,
     403: errno.EACCES,
+    405: errno.EOPNOTSUPP,
     408: errno.ETIMEDOUT,
     413: errno.EFBIG,  # the limit of a proxy on bodies
     501: errno.EOPNOTSUPP,

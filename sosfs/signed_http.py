@@ -198,12 +198,9 @@ def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "") -> S
         return StoreError(errno.EIO, request, code=code, status=status, detail=_elsewhere(reply, body))
     if status == 407:
         return from_elsewhere(request, status=status, detail=f"proxy {proxy}: {PROXY_LOGIN}")
-    refusal = answers.refusal_of(request, method, status, reply.headers, body)
-    if refusal is None or not refusal.elsewhere:
-        return refusal
-    came = shown(reply.headers, body)
     through = f" through proxy {proxy}" if proxy else ""
-    return from_elsewhere(request, status=status, detail=f"{refusal.detail} {came}{through}".strip())
+    came = f"{shown(reply.headers, body)}{through}".strip()
+    return answers.refusal_of(request, method, status, reply.headers, body, came=came)
 
 
 def _elsewhere(reply: Reply, body: bytes) -> str:

@@ -61,7 +61,7 @@ def test_a_page_is_neither_an_absence_nor_a_conflict_nor_a_lack_of_a_right(metho
     error = refusal_of("GetObject 'key'", method, status, {"Content-Type": "text/html"}, body)
     assert error is not None
     assert error.cause is Cause.FAILED
-    assert error.errno == (errno.EACCES if status in (401, 403) else errno.EIO)
+    assert error.errno == {401: errno.EACCES, 403: errno.EACCES, 405: errno.EOPNOTSUPP}.get(status, errno.EIO)
     assert str(status) in error.detail
 
 
@@ -177,7 +177,7 @@ def test_a_listing_that_is_none_empties_no_backup(
 @MOTO
 def test_the_second_page_of_a_listing_may_not_be_missing(mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
     foreign.put_all({f"many/{number:04}": b"" for number in range(1200)})
-    drive = mounter(proxy.endpoint, *HURRY, "--ttl", "0.1")
+    drive = mounter(proxy.endpoint, "--patience", "1", "--ttl", "0.1")
     drive.mount.allow_log(r"WARNING|ERROR")
     for action in EMPTY.values():
         with (
