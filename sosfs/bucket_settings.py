@@ -20,12 +20,13 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from . import trust
+from . import retries, trust
 from .answers import ParseError, fields, refusal_of, root_of
 from .credentials import Credentials
 from .errors import SERVER_FAILED, StoreError, from_s3, unanswered
 from .listing_answers import SIZE_MAX
 from .proxies import proxy_for
+from .retries import Patience
 from .sender import Sender
 from .store import Acl, Canned, Slice
 from .target import S3Target
@@ -186,23 +187,33 @@ class BucketSettings:
         """Does `work` in a thread; None where the server says that nothing is set."""
 
         def call(lane: SignedLane) -> T | None:
-            from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - not before the fork
-
-            try:
-                return work(self._client(lane.key), self._target.bucket)
-            except StoreError as error:
-                if error.code in NOT_SET:
-                    return None
-                raise
-            except ClientError as error:
-                said = error.response.get("Error", {})
-                status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-                detail = said.get("Message", "")
-                raise from_s3(request, code=said.get("Code", ""), status=status, detail=detail) from error
-            except (BotoCoreError, LookupError, ValueError, TypeError, OverflowError) as error:
-                raise unanswered(request, f"answer not understood: {error!r}") from error
+            patience = Patience(self._target.patience)
+            while True:
+                try:
+                    return self._once(request, work, self._client(lane.key))
+                except StoreError as error:
+                    passes = retries.passes(error.status, error.code) or not error.status
+                    if not passes or not patience.wait():
+                        raise
 
         return await self._sender.send(request.partition(" ")[0], call, size=size)
+
+    def _once(self, request: str, work: Callable[[S3Client, str], T], client: S3Client) -> T | None:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - not before the fork
+
+        try:
+            return work(client, self._target.bucket)
+        except StoreError as error:
+            if error.code in NOT_SET:
+                return None
+            raise
+        except ClientError as error:
+            said = error.response.get("Error", {})
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            detail = said.get("Message", "")
+            raise from_s3(request, code=said.get("Code", ""), status=status, detail=detail) from error
+        except (BotoCoreError, LookupError, ValueError, TypeError, OverflowError) as error:
+            raise unanswered(request, f"answer not understood: {error!r}") from error
 
     def _client(self, key: Credentials) -> S3Client:
         with self._lock:
@@ -223,7 +234,7 @@ class BucketSettings:
             response_checksum_validation="when_required",
             connect_timeout=self._target.connect_timeout,
             read_timeout=self._target.read_timeout,
-            retries={"mode": "standard"},
+            retries={"total_max_attempts": 1},  # `_call` tries again
             proxies={urlsplit(endpoint).scheme: proxy.url} if proxy else {},
         )
         # The user's AWS files must not have a say: their settings are for other endpoints.
@@ -238,12 +249,18 @@ class BucketSettings:
             aws_session_token=key.token or None,
             config=config,
         )
-        client.meta.events.register("before-call.s3", self._pay)
+        client.meta.events.register("before-call.s3", self._prepare)
         client.meta.events.register("before-parse.s3", _check)
         return client
 
-    def _pay(self, params: dict[str, Any], **_: object) -> None:
+    def _prepare(self, params: dict[str, Any], **_: object) -> None:
+        """Says who pays, and that the request was redirected already.
+
+        botocore would ask for the bucket's region after a redirect, by a request that a server which redirects all
+        answers alike: it then recurses until Python ends it.
+        """
         params["headers"].update(self._target.payer.headers)
+        params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> None:

@@ -346,6 +346,28 @@ def test_no_patience_is_one_try() -> None:
         assert len(server.seen) == 1
 
 
+@trio_test
+async def test_settings_of_a_bucket_keep_it_too_and_follow_nobody() -> None:
+    """These few calls go through botocore, by the same rules."""
+    told = iter([answer(503), None, answer(500), answer(404, b"<Error><Code>NoSuchCORSConfiguration</Code></Error>")])
+    with Scripted(lambda _: next(told)) as server:
+        store = S3Store(target_at(server.endpoint, patience=20.0))
+        assert await BucketSettings(target_at(server.endpoint, patience=20.0), store.sender).cors() == []
+        assert len(server.seen) == 4
+    with (
+        Scripted(lambda _: answer()) as thief,
+        Scripted(lambda _: answer(307, b"", f"Location: {thief.endpoint}/")) as s,
+    ):
+        with pytest.raises(StoreError):
+            await BucketSettings(target_at(s.endpoint), store.sender).policy()
+        assert thief.seen == []
+    with Scripted(lambda _: answer(503)) as server:
+        with pytest.raises(StoreError):
+            await BucketSettings(target_at(server.endpoint, patience=0.0), store.sender).policy()
+        assert len(server.seen) == 1
+    store.close()
+
+
 def test_who_is_in_a_hurry_is_told_sooner() -> None:
     with Scripted(lambda _: answer(503)) as server:
         stopped = Stopped()
