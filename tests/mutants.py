@@ -21,11 +21,11 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import libcst as cst
@@ -48,7 +48,7 @@ SETTINGS = {
     "track_dependencies": False,
     "do_not_mutate_patterns": list(TEXTS),
 }
-PYTEST = ["-p", "in_process", "-p", "no:cacheprovider", "--timeout", "60"]
+PYTEST = ["-p", "in_process", "-p", "no:cacheprovider", "--timeout", "30"]
 # Deselects what needs a server: a mutant has a second or two.
 PLUGIN = """
 def pytest_collection_modifyitems(config, items):
@@ -244,11 +244,6 @@ def doubt(part: Part) -> None:
         path.write_text(json.dumps(data, indent=4), encoding="utf-8")
 
 
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """The time of this run is over: mutmut ends as after Ctrl-C, and what was found out stays."""
-    raise KeyboardInterrupt
-
-
 def try_part(part: Part, *, minutes: float, children: int, only: Iterable[str]) -> None:
     """Tries the mutants of a part in this process, which is of no other use afterwards."""
     directory = prepare(part)
@@ -258,9 +253,14 @@ def try_part(part: Part, *, minutes: float, children: int, only: Iterable[str]) 
     install()
     from mutmut.__main__ import _run  # noqa: PLC0415
 
-    signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, minutes * 60)
-    _run(tuple(only), children)
+    # As Ctrl-C: what was found out stays. An alarm would be taken away by the time limit of the tests.
+    ending = threading.Timer(minutes * 60, os.kill, (os.getpid(), signal.SIGINT))
+    ending.daemon = True
+    ending.start()
+    try:
+        _run(tuple(only), children)
+    finally:
+        ending.cancel()
 
 
 # What came of it

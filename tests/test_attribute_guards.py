@@ -218,7 +218,8 @@ def test_what_was_done_is_not_done_again_by_the_next_mount(tmp_path: Path, durab
         assert (store.calls["copy"], store.calls["put"]) == calls
 
 
-def test_attributes_of_what_was_removed_bring_nothing_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0, 5], ids=["at once", "later"])
+def test_attributes_of_what_was_removed_bring_nothing_back(tmp_path: Path, seconds: int) -> None:
     store = Held()
 
     async def main(mount: Composed) -> None:
@@ -231,7 +232,7 @@ def test_attributes_of_what_was_removed_bring_nothing_back(tmp_path: Path) -> No
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
-        mount.loop.passes(5)
+        mount.loop.passes(seconds)
         assert bodies(store) == {"other": b"o"}
         mount.crash()
         mount.start()

@@ -1,0 +1,87 @@
+"""What close and fsync have promised is on the disk when they return: each guard by itself, when the power goes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sosfs.config import Durability
+from sosfs.store import Properties
+from tests.composed import Composed, composed
+from tests.held import Held, bodies, closed, opened, stored
+from tests.test_power_loss import Disk, Log
+
+JOURNAL = Durability.JOURNAL
+sizes = pytest.mark.parametrize("size", [100, 300_000], ids=["in its row", "in the spool"])
+
+
+@sizes
+@pytest.mark.parametrize("how", ["close", "fsync", "truncate"])
+def test_the_record_is_on_the_disk_when_the_call_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, how: str
+) -> None:
+    store = Held()
+    body = b"n" * size
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * (size + 1 if how == "truncate" else 10), Properties())
+        if how == "truncate":
+            return await mount.truncate("file", size)
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, body)
+        if how == "close":
+            return await closed(mount, handle)
+        return await mount.parts.contents.fsync(handle.inode)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        log.written_out()
+        mount.loop.run(partial(main, mount))
+        log.loses_power()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"o" * size if how == "truncate" else body}
+
+
+@sizes
+def test_the_bytes_are_on_the_disk_before_the_record_tells_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    store, disk = Held(), Disk(monkeypatch)
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"n" * size, flags=os.O_CREAT)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        disk.loses_power(mount)
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"n" * size}
+
+
+def test_attributes_are_on_the_disk_when_fsync_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount.parts.contents.fsync(inode)
+        assert store.calls["copy"] == 0
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        log.written_out()
+        mount.loop.run(partial(main, mount))
+        log.loses_power()
+        mount.start()
+        assert stored(store) == b"bytes"
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
