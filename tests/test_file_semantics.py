@@ -73,6 +73,7 @@ def test_a_type_that_somebody_gave_outlasts_a_rename(mounter: Mounter, foreign: 
     assert kind(drive, drive.here / "page.html~") == "text/html", "the new name tells nothing"
 
 
+@pytest.mark.promise(7)
 def test_a_rename_to_another_type_keeps_all_else(drive: Drive) -> None:
     path = drive.here / "page.part"
     path.write_bytes(b"x")
@@ -191,6 +192,7 @@ LATIN = [
 ]
 
 
+@pytest.mark.promise(9)
 def test_names_that_are_no_utf8_are_kept(drive: Drive, tmp_path: Path) -> None:
     """An old Latin-1 tree can be copied there and back."""
     tree = os.fsencode(tmp_path / "tree")

@@ -64,6 +64,7 @@ def test_what_reads_ends(drive: Drive, proxy: Proxy, number: signal.Signals) -> 
     assert (here / "d/large").read_bytes() == LARGE
 
 
+@pytest.mark.promise(11)
 def test_what_writes_ends_and_the_file_comes_later(
     drive: Drive, proxy: Proxy, foreign: Foreign, tmp_path: Path
 ) -> None:
@@ -77,6 +78,7 @@ def test_what_writes_ends_and_the_file_comes_later(
     assert (here / "d/new").read_bytes() == b"new" * 1000
 
 
+@pytest.mark.promise(11)
 def test_what_removes_or_renames_ends_and_is_done_to_its_end(drive: Drive, proxy: Proxy, foreign: Foreign) -> None:
     here = drive.mount.path
     with proxy.broken(Hang(), on("DELETE", "DELETE_MANY")):

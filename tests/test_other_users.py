@@ -64,6 +64,7 @@ def drive(mounter: Mounter, foreign: Foreign, tmp_path: Path) -> Drive:
     return drive
 
 
+@pytest.mark.promise(13)
 def test_the_control_tree_is_of_whoever_mounted(drive: Drive) -> None:
     """`--uid` says whose the files are. The key with which settings are changed is root's."""
     tree = drive.mount.path / ".sosfs"
@@ -76,6 +77,7 @@ def test_the_control_tree_is_of_whoever_mounted(drive: Drive) -> None:
     assert b"Permission denied" in written.stderr
 
 
+@pytest.mark.promise(13)
 def test_an_acl_is_changed_as_a_mode_is_by_the_owner_alone(drive: Drive) -> None:
     """The kernel asks for no more than permission to write, which the mode gives to all."""
     shared = drive.mount.path / "shared"
@@ -110,6 +112,7 @@ def test_status_tells_names_to_whoever_mounted_alone(mounter: Mounter, foreign: 
     assert b'"pending_files"' in as_user(OTHER, ["cat", tree / "status"]).stdout
 
 
+@pytest.mark.promise(13)
 def test_files_in_a_cache_directory_that_others_may_enter_are_the_owners_alone(drive: Drive, tmp_path: Path) -> None:
     (drive.mount.path / "file").write_bytes(b"x" * 100_000)
     with (drive.mount.path / "open").open("wb") as file:
@@ -204,6 +207,7 @@ def test_keys_go_escaped_to_terminals_and_logs(mounter: Mounter, foreign: Foreig
     assert "\nERROR forged" not in drive.mount.log
 
 
+@pytest.mark.promise(13)
 def test_a_debug_log_holds_no_secret(mounter: Mounter, proxy: Proxy) -> None:
     drive = mounter(proxy.endpoint, "--log-level", "debug", "--patience", "1", "--timeout", "2")
     drive.mount.allow_log("WARNING|ERROR")
