@@ -66,7 +66,7 @@ ROWS = (
     ("metrics", "errands", "listening", "status", "readiness", "location"),
     ("holders", "mountpoint", "kernel", "allocator"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
-    ("tasks", "threads", "turns", "store", "errors", "__init__"),
+    ("tasks", "threads", "turns", "disk", "store", "errors", "__init__"),
 )
 
 # Libraries that only these modules may import.
