@@ -29,6 +29,7 @@ from .learning import Learning
 from .listing import Listings
 from .refusals import Refusals
 from .saved import SavedAttributes
+from .statements import Need
 from .store import Canned, Guard, ObjectStore, Properties, Right, Version
 from .tasks import each
 from .wire import check_properties
@@ -105,10 +106,10 @@ class Attributes(Learning):
             return
         self._mark(inode)
 
-    def _mark(self, inode: Inode) -> None:
+    def _mark(self, inode: Inode, need: Need = Need.PROMISE) -> None:
         version = None if inode.is_directory else inode.version
         saved = SavedAttributes(self._inodes.key(inode), version, inode.posix, self.known(inode))
-        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved)
+        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved, need)
         if not inode.attributes_dirty:
             inode.attributes_dirty = True
             inode.pins += 1
@@ -117,7 +118,7 @@ class Attributes(Learning):
 
     def keep(self, inode: Inode) -> None:
         """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes."""
-        self._mark(inode)
+        self._mark(inode, Need.RELIEF)
 
     def made(self, inode: Inode) -> None:
         """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""

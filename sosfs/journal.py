@@ -23,10 +23,11 @@ import sqlite3
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .errors import FULL
 from .metadata import Posix
 from .saved import (
     SavedAttributes,
@@ -39,6 +40,7 @@ from .saved import (
     version_back,
     version_record,
 )
+from .statements import Need, Reserve, Statements, bound_log, is_damage, os_error, sync_log
 from .store import Properties, Version
 from .threads import LOCAL
 from .turns import Turns
@@ -75,10 +77,18 @@ class Journal:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / "journal.sqlite"
         self._lock = locked(directory)
-        self._db, self.is_new = _opened(self._path)
-        self._require(owner)
+        try:
+            self._db, self.is_new = _opened(self._path, reserve := Reserve(directory))
+        except OSError:
+            os.close(self._lock)
+            raise
+        self._statements = Statements(self._db, self._path, reserve)
+        try:
+            self._require(owner)
+        except sqlite3.Error as error:
+            self.close()
+            raise os_error(error, self._path) from error
         self._syncing = Turns()
-        self._written = 0
         self._synced = 0
         self._checkpointed = 0
 
@@ -90,22 +100,25 @@ class Journal:
         if found.get("format", FORMAT) != FORMAT:
             self.close()
             raise OSError(errno.EINVAL, f"{self._path} was written by another version of sosfs")
-        self._db.executemany("insert or ignore into facts values (?, ?)", [("owner", owner), ("format", FORMAT)])
+        for name, value in (("owner", owner), ("format", FORMAT)):
+            if name not in found:
+                self._write("insert into facts values (?, ?)", (name, value))
 
     def close(self) -> None:
         """Closes the database and lets others have it."""
+        self._statements.close()
         self._db.close()
         os.close(self._lock)
 
     async def sync(self) -> None:
         """All that was written before is on the disk afterwards. Raises OSError when the disk refuses."""
-        wanted = self._written
+        wanted = self._statements.count
         async with self._syncing:
             if self._synced >= wanted:
                 return
-            upto = self._written
+            upto = self._statements.count
             is_long = upto - self._checkpointed > LOG_LONG
-            await LOCAL.run(_sync, self._path, is_long)
+            await LOCAL.run(sync_log, self._path, is_long)
             self._checkpointed = upto if is_long else self._checkpointed
             self._synced = upto
 
@@ -116,23 +129,15 @@ class Journal:
         except OSError as error:
             log.error("the journal cannot be written: %s", error)
 
-    def _write(self, statement: str, values: Sequence[object]) -> int:
-        self._written += 1
-        try:
-            return self._db.execute(statement, values).lastrowid or 0
-        except sqlite3.Error as error:
-            raise OSError(errno.EIO, f"the journal: {error}") from error
-
-    @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self) -> AbstractContextManager[None]:
         """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within."""
-        self._write("begin", ())
-        try:
-            yield
-        except BaseException:
-            self._write("rollback", ())
-            raise
-        self._write("commit", ())
+        return self._statements.together()
+
+    def _write(self, statement: str, values: Sequence[object], need: Need = Need.PROMISE) -> int:
+        return self._statements.write(statement, values, need)
+
+    def _drop(self, statement: str, values: Sequence[object]) -> None:
+        self._statements.drop(statement, values)
 
     # Drafts
 
@@ -152,22 +157,22 @@ class Journal:
         record, body = self._db.execute("select record, body from drafts where id = ?", (row,)).fetchone()
         changed = json.dumps(draft_record(change(draft_back(json.loads(record), body or b""))))
         total = zlib.crc32(body or b"", zlib.crc32(changed.encode()))
-        self._write("update drafts set record = ?, sum = ? where id = ?", (changed, total, row))
+        self._write("update drafts set record = ?, sum = ? where id = ?", (changed, total, row), Need.RELIEF)
 
     def reopen_draft(self, row: int) -> None:
         """Its spool is being written to: from now on the checksums in the row say nothing."""
-        self._write("update drafts set open = 1 where id = ?", (row,))
+        self._write("update drafts set open = 1 where id = ?", (row,), Need.RELIEF)
 
     def draft_goes(self, row: int, token: str) -> None:
         """A request is about to make the object with this token (`landing`), from all that the row has or from more.
 
         This has a table of its own, since to change a row is to write the draft's bytes again.
         """
-        self._write("insert or replace into goings values (?, ?)", (row, token))
+        self._write("insert or replace into goings values (?, ?)", (row, token), Need.RELIEF)
 
     def drop_draft(self, row: int) -> None:
         """The bucket has it, or nobody wants it any more."""
-        self._write("delete from drafts where id = ?", (row,))
+        self._drop("delete from drafts where id = ?", (row,))
 
     def drafts(self) -> Iterator[tuple[int, SavedDraft]]:
         """All drafts, oldest first; a damaged row is logged and left in place."""
@@ -187,11 +192,12 @@ class Journal:
 
     def add_delete(self, key: str, version: Version) -> None:
         """A key is to be removed, as long as it has this version."""
-        self._write("insert or replace into deletes values (?, ?)", (key, json.dumps(version_record(version))))
+        values = key, json.dumps(version_record(version))
+        self._write("insert or replace into deletes values (?, ?)", values, Need.RELIEF)
 
     def drop_delete(self, key: str) -> None:
         """It is gone."""
-        self._write("delete from deletes where key = ?", (key,))
+        self._drop("delete from deletes where key = ?", (key,))
 
     def deletes(self) -> list[tuple[str, Version]]:
         """What is to be removed."""
@@ -200,18 +206,18 @@ class Journal:
 
     # Attributes
 
-    def save_attributes(self, row: int, saved: SavedAttributes) -> int:
+    def save_attributes(self, row: int, saved: SavedAttributes, need: Need = Need.PROMISE) -> int:
         """Stores an attribute change in its row, or in a new one for 0; returns the row."""
         what = [saved.key, version_record(saved.version), posix_record(saved.posix)]
         record = json.dumps([*what, properties_record(saved.properties)])
         if row:
-            self._write("update attributes set record = ? where id = ?", (record, row))
+            self._write("update attributes set record = ? where id = ?", (record, row), need)
             return row
-        return self._write("insert into attributes (record) values (?)", (record,))
+        return self._write("insert into attributes (record) values (?)", (record,), need)
 
     def drop_attributes(self, row: int) -> None:
         """They are written."""
-        self._write("delete from attributes where id = ?", (row,))
+        self._drop("delete from attributes where id = ?", (row,))
 
     def attributes(self) -> list[tuple[int, SavedAttributes]]:
         """What is to be written, oldest first."""
@@ -229,7 +235,7 @@ class Journal:
 
     def drop_rename(self, row: int) -> None:
         """It is done, or undone."""
-        self._write("delete from renames where id = ?", (row,))
+        self._drop("delete from renames where id = ?", (row,))
 
     def renames(self) -> list[tuple[int, str, str]]:
         """Renames under way, oldest first."""
@@ -240,11 +246,11 @@ class Journal:
 
         One that is noted already keeps its time.
         """
-        self._write("insert or ignore into intents values (?, ?)", (key, since))
+        self._write("insert or ignore into intents values (?, ?)", (key, since), Need.RELIEF)
 
     def drop_intent(self, key: str) -> None:
         """The store has answered, and no such upload is unknown."""
-        self._write("delete from intents where key = ?", (key,))
+        self._drop("delete from intents where key = ?", (key,))
 
     def intents(self) -> list[tuple[str, int]]:
         """The beginnings that got no answer, as (key, since)."""
@@ -253,11 +259,11 @@ class Journal:
     def add_upload(self, upload: str, key: str, properties: Properties) -> None:
         """A multipart upload of ours has begun, with the properties that the object will have."""
         record = json.dumps(properties_record(properties))
-        self._write("insert or replace into uploads values (?, ?, ?)", (upload, key, record))
+        self._write("insert or replace into uploads values (?, ?, ?)", (upload, key, record), Need.RELIEF)
 
     def drop_upload(self, upload: str) -> None:
         """It is completed or aborted."""
-        self._write("delete from uploads where upload = ?", (upload,))
+        self._drop("delete from uploads where upload = ?", (upload,))
 
     def uploads(self) -> list[tuple[str, str, Properties]]:
         """Uploads that were neither completed nor aborted, as (id, key, properties)."""
@@ -305,12 +311,22 @@ def locked(directory: Path) -> int:
     return file
 
 
-def _opened(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """The database, and whether it had to be begun anew; one that SQLite cannot read is put aside."""
+def _opened(path: Path, reserve: Reserve) -> tuple[sqlite3.Connection, bool]:
+    """The database, and whether it had to be begun anew; one that SQLite cannot read is put aside.
+
+    Raises OSError where the disk is what is wrong.
+    """
     is_new = not path.exists()
     try:
         return _prepared(path), is_new
     except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            failure = os_error(error, path)
+            for suffix in ("", "-wal", "-shm") if is_new else ():
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
+            if failure.errno in FULL and reserve.give_up():
+                return _opened(path, reserve)
+            raise failure from error
         aside = path.with_name(f"{path.name}.damaged-{int(time.time())}")
         log.error("the journal cannot be read and is kept as %s: %s", aside, error)
         for suffix in ("", "-wal", "-shm"):
@@ -325,26 +341,9 @@ def _prepared(path: Path) -> sqlite3.Connection:
     db = sqlite3.connect(path, isolation_level=None)
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = normal")
-    # Checkpoints sync the disk, so they run in `_sync`'s thread; here only if nobody ever calls it.
-    db.execute("pragma wal_autocheckpoint = 20000")
+    bound_log(db, path)
     db.executescript(_TABLES)
     if db.execute("pragma quick_check").fetchone()[0] != "ok":
         db.close()
         raise sqlite3.DatabaseError("quick_check failed")
     return db
-
-
-def _sync(path: Path, is_long: bool) -> None:
-    """Brings the log to the disk and, when it has grown long, its content into the database."""
-    try:
-        file = os.open(path.with_name(path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return  # nothing was written since the database was opened
-    try:
-        # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
-        os.fdatasync(file)
-    finally:
-        os.close(file)
-    if is_long:
-        with contextlib.closing(sqlite3.connect(path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
-            db.execute("pragma wal_checkpoint(passive)")

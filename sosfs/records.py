@@ -12,16 +12,20 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 
 from .attributes import Attributes
 from .content import Content
 from .draft import Draft
+from .errors import FULL
 from .extents import Extents
 from .inodes import Inode, Inodes
 from .journal import Journal
 from .saved import Ranges, SavedDraft
+
+log = logging.getLogger(__name__)
 
 
 class Records:
@@ -131,6 +135,14 @@ class Records:
         content.goes(token, serial)
         if not content.row:
             return
+        try:
+            self._tell_going(content, serial, token)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("the upload of a recorded file is not recorded: %s", error)  # it makes room, so it goes on
+
+    def _tell_going(self, content: Content, serial: int, token: str) -> None:
         if content.draft is not None and content.draft.safe > serial:  # recorded since the commit began
             self._journal.alter_draft(content.row, partial(replace, going=(token, False)))
         else:

@@ -51,7 +51,8 @@ ROWS = (
     ("refusals", "deletions", "conflict", "upload"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
-    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
+    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "statements"),
+    ("saved", "edits", "headers"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
@@ -87,7 +88,7 @@ ONLY = {
     "boto3": set[str](),
     "botocore": {"signed_http", "bucket_settings", "links"},
     "urllib3": {"signed_http", "unsigned_http"},
-    "sqlite3": {"journal", "attribute_cache"},
+    "sqlite3": {"journal", "statements", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks; trio neither,
 # half of whose 0.2 s a command that answers at once would be.
