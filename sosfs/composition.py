@@ -19,6 +19,7 @@ from .contents import Contents
 from .creation import Creations
 from .deletions import Deletions
 from .directory import Merger
+from .discards import Discards
 from .exclusive import Claims
 from .gate import Gate
 from .inodes import ROOT, Defaults, Inodes
@@ -26,6 +27,7 @@ from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
 from .pages import Kernel, Pages
+from .parts import PartPlan, fitting
 from .recovery import Adoption, Replay
 from .refusals import Refusals
 from .rename import Renames
@@ -33,7 +35,7 @@ from .shares import Share, whole
 from .shedding import Shedding
 from .spool import SpoolArea
 from .store import ObjectStore
-from .upload import PartPlan, Uploader
+from .upload import Uploader
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,7 @@ class Parts:
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
+        await self.contents.discards.discard_all()
         await self.commits.drain()
         await self.attributes.drain()
         await self.deletions.drain()
@@ -120,6 +123,7 @@ def assemble(
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger, gate = Merger(inodes, cache), Gate(inodes)
+    spools = SpoolArea(settings.state_dir / "spool", share.drafts)
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk)
     ground = _Ground(
         settings=settings,
@@ -133,12 +137,16 @@ def assemble(
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
-        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(settings.part_size), journal),
-        spools=SpoolArea(settings.state_dir / "spool", share.drafts),
+        uploader=Uploader(store, blocks, spawn, share.uploads, _plan(settings, spools), journal),
+        spools=spools,
         pages=Pages(inodes, spawn, kernel),
         share=share,
     )
     return _halves(ground, kernel)
+
+
+def _plan(settings: Settings, spools: SpoolArea) -> PartPlan:
+    return PartPlan(fitting(settings.part_size, spools.disk.room().size))
 
 
 def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
@@ -170,11 +178,23 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),
-        adoption=Adoption(
-            on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
-        ),
+        adoption=_adoption(on, namespace, commits, conflicts, attributes, contents),
         abandoned=Abandoned(on.journal, on.store),
     )
+
+
+def _adoption(
+    on: _Ground,
+    namespace: Namespace,
+    commits: Commits,
+    conflicts: Conflicts,
+    attributes: Attributes,
+    contents: Contents,
+) -> Adoption:
+    return Adoption(
+        on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader,
+        contents.discards
+    )  # fmt: skip
 
 
 def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Contents]:
@@ -183,8 +203,9 @@ def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Con
         on.inodes, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
         on.share.backlog, durability=on.settings.durability
     )  # fmt: skip
+    discards = Discards(on.inodes, attributes, commits, on.pages)
     contents = Contents(
-        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn,
-        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
+        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn, discards,
+        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit, patience=on.settings.patience
     )  # fmt: skip
     return conflicts, commits, contents

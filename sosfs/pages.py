@@ -78,6 +78,21 @@ class Pages:
             except OSError as error:
                 log.debug("the kernel keeps the attributes of inode %d: %s", inode.number, error)
 
+    async def forget(self, inode: Inode) -> None:
+        """The kernel's pages of a file are not what the bucket has: they go, with its attributes."""
+        await self._forget([inode.number], [])
+
+    async def forget_name(self, parent: Inode, name: bytes) -> None:
+        """The kernel asks again what a name leads to."""
+        await self._forget([], [(parent.number, name)])
+
+    async def _forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
+        if self._kernel is not None:
+            try:
+                await self._kernel.forget(numbers, names)
+            except OSError as error:
+                log.debug("the kernel does not forget: %s", error)
+
     async def close(self) -> None:
         """Gives nothing from now on and waits for what is on its way: the kernel's connection may then go."""
         self._kernel = None

@@ -57,6 +57,19 @@ class Records:
             draft.safe = draft.recorded
         await self._journal.sync()
 
+    async def saved(self, inode: Inode, content: Content, draft: Draft) -> bool:
+        """As `save`; False where this disk has no room for all of it, so that only the bucket can keep it."""
+        if draft.away:
+            return False
+        try:
+            await self.save(inode, content, draft)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("%s goes into the bucket at once: %s", inode.name.decode(errors="replace"), error)
+            return False
+        return True
+
     async def displaces(self, inode: Inode, target: Inode) -> None:
         """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError."""
         content = inode.content
@@ -82,6 +95,7 @@ class Records:
             going=_going(content, draft),
             body=draft.spool.body,
             edits=inode.edits,
+            parts=content.upload.freed if content.upload is not None else (),
         )
         content.row = self._journal.save_draft(content.row, saved)
 

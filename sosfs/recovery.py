@@ -26,6 +26,7 @@ from .conflict import Conflicts
 from .content import content_of
 from .copying import copy_object
 from .directory import Merger
+from .discards import Discards
 from .draft import Draft, State
 from .errors import Cause, StoreError
 from .guards import look
@@ -33,7 +34,7 @@ from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
 from .namespace import Namespace
-from .saved import SavedAttributes, SavedDraft
+from .saved import SavedAttributes, SavedDraft, SavedPart
 from .spool import Spool, SpoolArea
 from .store import Detail, Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
@@ -189,7 +190,9 @@ class Adoption:
         blocks: Blocks,
         spools: SpoolArea,
         uploader: Uploader,
+        discards: Discards,
     ) -> None:
+        self._discards = discards
         self._journal = journal
         self._namespace = namespace
         self._inodes = namespace.inodes
@@ -230,7 +233,7 @@ class Adoption:
         if not is_whole:
             await self._keep_damaged(inode, draft)
         elif not await self._is_there(inode, draft, saved.going):
-            return await self._go_on(inode, draft, upload)
+            return await self._go_on(inode, draft, upload, saved.parts)
         draft.saved = draft.serial
         await self._commits.let_go(inode, content)
         inode.content = None
@@ -254,6 +257,8 @@ class Adoption:
             draft.local.add(start, stop)
         for start, stop in saved.dirty:
             draft.dirty.add(start, stop)
+        for _, _, start, stop in saved.parts:
+            draft.away.add(start, stop)
         return draft
 
     async def _place(self, saved: SavedDraft) -> Inode:
@@ -307,12 +312,20 @@ class Adoption:
         self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
         return True
 
-    async def _go_on(self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None) -> bool:
+    async def _go_on(
+        self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None, freed: tuple[SavedPart, ...]
+    ) -> bool:
         content = content_of(inode)
-        if upload is not None and draft.size > self._uploader.plan.single:
+        if upload is not None and (draft.size > self._uploader.plan.single or freed):
             upload_id, begun_with = upload
             content.upload = Upload(self._uploader, draft, self._inodes.key(inode), begun_with, None)
-            await content.upload.resume(upload_id)
+            await content.upload.resume(upload_id, freed)
+        elif freed:
+            draft.strand()
+        if draft.refused:
+            log.error("%s is lost: parts of it were only in an upload that is gone", self._inodes.key(inode))
+            await self._discards.discard(inode)
+            return False
         self._commits.send_later(inode)
         return content.upload is not None
 

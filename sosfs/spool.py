@@ -112,6 +112,11 @@ class Spool:
         with self.held():
             return await LOCAL.run(work, self._file, *arguments)
 
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds it."""
+        return self._busy > 0
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Within, the file stays open when the spool is closed: its number would be another's, for a thread to use."""

@@ -46,9 +46,9 @@ ROWS = (
     ("guesses", "recovery", "abandoned", "creation", "rename", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "filling", "succession", "pages", "commits", "records", "content"),
+    ("contents", "writeback", "discards", "filling", "succession", "pages", "commits", "resting", "records", "content"),
     ("attributes", "learning", "foresight", "listing", "subtree"),
-    ("refusals", "deletions", "conflict", "upload"),
+    ("refusals", "deletions", "conflict", "upload", "parts"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "statements"),
