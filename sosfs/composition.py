@@ -20,6 +20,7 @@ from .creation import Creations
 from .deletions import Deletions
 from .directory import Merger
 from .discards import Discards
+from .disk import Disk
 from .exclusive import Claims
 from .gate import Gate
 from .inodes import ROOT, Defaults, Inodes
@@ -123,7 +124,8 @@ def assemble(
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger, gate = Merger(inodes, cache), Gate(inodes)
-    spools = SpoolArea(settings.state_dir / "spool", share.drafts)
+    part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
+    spools = SpoolArea(settings.state_dir / "spool", share.drafts, part=part)
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk)
     ground = _Ground(
         settings=settings,
@@ -137,16 +139,12 @@ def assemble(
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
-        uploader=Uploader(store, blocks, spawn, share.uploads, _plan(settings, spools), journal),
+        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), journal),
         spools=spools,
         pages=Pages(inodes, spawn, kernel),
         share=share,
     )
     return _halves(ground, kernel)
-
-
-def _plan(settings: Settings, spools: SpoolArea) -> PartPlan:
-    return PartPlan(fitting(settings.part_size, spools.disk.room().size))
 
 
 def _halves(on: _Ground, kernel: Kernel | None) -> Parts:

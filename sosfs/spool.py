@@ -30,6 +30,8 @@ T = TypeVar("T")
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
 FLOOR, FLOOR_SHARE = 512 << 20, 4  # bytes of the disk that are left to others; of a small one this part
+TIGHT, TIGHT_SHARE = 8 << 20, 4  # bytes that one writer alone goes on with: a part, or this share of a small disk
+JOURNAL, JOURNAL_SHARE = 2 << 20, 16  # bytes that are left to the journal; of a small disk this part
 SUMMED = 1 << 20  # bytes under one checksum
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
 
@@ -37,8 +39,9 @@ INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than
 class SpoolArea:
     """The spool directory of a mount and the memory its small spools share."""
 
-    def __init__(self, directory: Path, memory: Allowance) -> None:
+    def __init__(self, directory: Path, memory: Allowance, *, part: int = TIGHT) -> None:
         self.directory = directory
+        self._part = part  # bytes of the part of an upload
         self.disk = Disk(directory)
         self.memory = memory
         self._began = time.time_ns()  # names of an earlier mount's spools are still in its journal
@@ -50,6 +53,12 @@ class SpoolArea:
         """Whether the disk has less room than is left to others."""
         room = self.disk.room()
         return room.free < min(FLOOR, room.size // FLOOR_SHARE)
+
+    def is_tight(self, more: int, *, alone: bool = False) -> bool:
+        """Whether `more` bytes would leave too little: none for the journal, or for the writer that goes on `alone`."""
+        room = self.disk.room()
+        left = min(JOURNAL, room.size // JOURNAL_SHARE)
+        return room.free - more < (left if alone else left + min(self._part, room.size // TIGHT_SHARE))
 
     def new(self) -> Spool:
         """An empty spool."""
@@ -202,7 +211,7 @@ class Spool:
         more = max(0, stop - self._origin - len(memory)) + max(0, self._origin - offset)
         if more and (stop - self._origin > self._most or not self._area.memory.grant(more)):
             try:
-                self._spill(memory)
+                self._spill(memory, more)
             except OSError as error:
                 if error.errno not in FULL or not self._area.memory.grant(more):
                     raise
@@ -215,7 +224,9 @@ class Spool:
         _store(memory, offset - self._origin, data)
         return True
 
-    def _spill(self, memory: bytearray) -> None:
+    def _spill(self, memory: bytearray, more: int) -> None:
+        if self._area.is_tight(len(memory) + more):
+            raise OSError(errno.ENOSPC, "the disk has no room for another file")
         file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             _write_all(file, self._origin, memory)

@@ -38,9 +38,8 @@ log = logging.getLogger(__name__)
 STREAM_MIN = 64 << 20  # bytes; a smaller file's parts all go up at close, with its final attributes
 PARTS_MIN = 3  # of one draft that the limit leaves room for, however low it is: with less nothing could go up
 RELIEF = 1 << 20  # bytes of changes here and there that are worth a commit while their writer waits
-TIGHT_SHARE = 8  # of a small disk, the part that one writer alone goes on with
 POLL = 0.05  # seconds between looks for room, which other programs may free as well
-IDLE = 1.0  # seconds after which who has not written on is not waited for
+IDLE = 5.0  # seconds after which who has not written on is not waited for
 
 
 class _Waiting:
@@ -128,15 +127,15 @@ class Writeback:
 
     def _refusal(self, inode: Inode, draft: Draft, offset: int, stop: int) -> OSError | None:
         """Why a write has to wait, None where it need not."""
-        if draft.local.covers(offset, stop) or (not draft.spool.on_disk and stop <= SPILL):
+        if draft.local.covers(offset, stop) or not draft.spool.on_disk:
             return None
         if draft.local.total + stop - offset > self._limit:
             return OSError(errno.ENOSPC, "the file may not hold more here")
         if not self._spools.is_short:
             return None
-        now, room = trio.current_time(), self._spools.disk.room()
-        tight = min(self._uploader.plan.first, room.size // TIGHT_SHARE)
-        if room.free - (stop - offset) < tight and not self._goes_on(inode, now):
+        if self._spools.is_tight(stop - offset, alone=True):
+            return OSError(errno.ENOSPC, "the disk is full")
+        if self._spools.is_tight(stop - offset) and not self._goes_on(inode, trio.current_time()):
             return OSError(errno.ENOSPC, "another writer has the room that is left")
         return None
 
@@ -161,8 +160,10 @@ class Writeback:
             waiting.hope = trio.current_time()
             return
         await self._sends()
-        if self._is_under_way():
+        if self._is_under_way(inode):
             waiting.hope = trio.current_time()
+        elif self._frees(first=True):
+            return
         elif self._uploader.failures > waiting.failures:
             raise refusal
         elif draft.local.total >= (RELIEF if draft.base or draft.safe > draft.saved else self._uploader.plan.first):
@@ -172,8 +173,8 @@ class Writeback:
             raise refusal
         await trio.sleep(POLL)
 
-    def _frees(self) -> bool:
-        """Frees what is here and in the bucket too. Whether there was any."""
+    def _frees(self, *, first: bool = False) -> bool:
+        """Frees what is here and in the bucket too, or the `first` parts of files. Whether there was any."""
         freed = False
         for inode in self._commits.drafts:
             content = inode.content
@@ -181,7 +182,7 @@ class Writeback:
             if content is None or draft is None:
                 continue
             if content.upload is not None:
-                freed |= content.upload.free() or content.upload.free(first=True)
+                freed |= content.upload.free(first=first)
             elif draft.state is State.CLEAN and draft.local and not draft.spool.is_held and not content.lock.taken:
                 draft.shed()
                 freed = True
@@ -194,15 +195,16 @@ class Writeback:
             if content is not None and content.draft is not None and content.writers and inode.parent is not None:
                 await self._follow(inode, content, content.draft, content.draft.size)
 
-    def _is_under_way(self) -> bool:
-        """Whether parts, whole files or the bytes of the writer that goes on are on their way off this disk."""
-        for inode in self._commits.drafts:
-            content = inode.content
+    def _is_under_way(self, inode: Inode) -> bool:
+        """Whether parts, whole files or the bytes of another writer that goes on are on their way off this disk."""
+        for other in self._commits.drafts:
+            content = other.content
             if content is not None and content.draft is not None:
                 is_behind = content.upload is not None and content.upload.is_behind
                 if is_behind or content.draft.is_committing:
                     return True
-        return self._last in self._commits.drafts and self._went_on > trio.current_time() - IDLE
+        is_another = self._last is not inode and self._last in self._commits.drafts
+        return is_another and self._went_on > trio.current_time() - IDLE
 
     def _has_company(self, inode: Inode) -> bool:
         """Whether other drafts hold room that may come free."""
@@ -236,7 +238,7 @@ class Writeback:
             content.upload.free()
 
     async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
-        if draft.is_committing or draft.refused or draft.size <= self._uploader.plan.first:
+        if draft.is_committing or draft.refused or draft.size < self._uploader.plan.first:
             return
         key = self._inodes.key(inode)
         if content.upload is None or content.upload.key != key:
