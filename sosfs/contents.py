@@ -98,6 +98,8 @@ class Contents:
         if content.draft is None:
             content.draft = fresh(self._spools.new(), self._blocks)
             self._commits.began(inode)
+            if inode.parent is not None:
+                inode.parent.touch()
         return await self.open(inode, flags & ~os.O_TRUNC, task)
 
     async def release(self, handle: Handle) -> None:

@@ -86,7 +86,9 @@ class Discards:
         self._commits.drafts.discard(inode)
         inode.size, inode.pages = inode.version.size, NO_VERSION
         said = metadata.read(inode.properties.metadata)
-        if said.mtime_ns is not None and not content.times_given:
-            inode.mtime_ns = said.mtime_ns
+        listed = inode.version.modified
+        before = said.mtime_ns if said.mtime_ns is not None or listed is None else listed * metadata.NS
+        if before is not None and not content.times_given:
+            inode.mtime_ns = inode.ctime_ns = before
         if inode.edits != NO_EDITS or said.mode not in (None, inode.mode):
             self._attributes.keep(inode)

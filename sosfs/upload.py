@@ -141,7 +141,8 @@ class Upload:
         """Frees the bytes of parts sent behind the writer; whether any. The `first` one's apart: headers come last."""
         if self._shared.keeping or self._draft.is_committing:
             return False
-        ranges = [self._sent[number].range for number in self._here if number in self._sent and (number != 1) != first]
+        here = sorted(self._here & self._sent.keys())  # memory is freed from below
+        ranges = [self._sent[number].range for number in here if (number != 1) != first]
         gone = [part.number for part in ranges if self._draft.part_with(part.start, part.stop)]
         self._here.difference_update(gone)
         return bool(gone)

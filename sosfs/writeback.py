@@ -159,12 +159,14 @@ class Writeback:
         if self._frees():
             waiting.hope = trio.current_time()
             return
-        await self._sends()
+        has_failed = self._uploader.failures > waiting.failures
+        if not has_failed:
+            await self._sends()
         if self._is_under_way(inode):
             waiting.hope = trio.current_time()
         elif self._frees(first=True):
             return
-        elif self._uploader.failures > waiting.failures:
+        elif has_failed:
             raise refusal
         elif draft.local.total >= (RELIEF if draft.base or draft.safe > draft.saved else self._uploader.plan.first):
             await self._relieve(inode, draft, refusal)
@@ -238,7 +240,7 @@ class Writeback:
             content.upload.free()
 
     async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
-        if draft.is_committing or draft.refused or draft.size < self._uploader.plan.first:
+        if draft.is_committing or draft.size < self._uploader.plan.first:
             return
         key = self._inodes.key(inode)
         if content.upload is None or content.upload.key != key:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tests.watchdog import detach
 
+DISK = 48 << 20  # bytes
 BALLAST = "filled-by-another-program"
 
 

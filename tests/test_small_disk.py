@@ -6,52 +6,20 @@ import os
 import random
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import FAILED, access_to
-from tests.disks import free, small_disk
-from tests.drive import Drive, digest, names, sync
+from tests.conftest import Cramped
+from tests.disks import DISK, free
+from tests.drive import digest, names, sync
 from tests.foreign import Foreign
-from tests.mounting import Mount
-from tests.servers import Server
-from tests.watchdog import Watchdog
 
 MIB = 1 << 20
-DISK = 48 * MIB
 SIZE = 150 * MIB
 PIECE = random.Random(48).randbytes(MIB)
 
-Cramped = Callable[..., Drive]
-
 pytestmark = pytest.mark.parametrize("server", ["moto"], indirect=True)
-
-
-@pytest.fixture
-def cramped(
-    request: pytest.FixtureRequest, server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path
-) -> Iterator[Cramped]:
-    """Mounts the test's bucket with its cache on a small disk: `cramped(size, *options, endpoint=..., inodes=...)`."""
-    with ExitStack() as ending:
-        mounts: list[Mount] = []
-
-        def mount(size: int = DISK, *options: str, endpoint: str = "", inodes: int = 0) -> Drive:
-            base = tmp_path / f"cramped{len(mounts)}"
-            ending.enter_context(small_disk(base / "cache", size, inodes=inodes))
-            mounted = Mount(access_to(server, endpoint), foreign.bucket, base, watchdog, options)
-            ending.callback(mounted.clear)
-            mounted.start()
-            mounts.append(mounted)
-            return Drive(mounted, foreign, mounted.path)
-
-        yield mount
-        for mounted in mounts:
-            if request.node.stash.get(FAILED, True):
-                print(f"log of {mounted.base.name}:\n{mounted.log[-8000:]}")
-            elif mounted.running:
-                mounted.stop()
 
 
 def body_of(size: int, seed: int = 0) -> Iterator[bytes]:
