@@ -155,6 +155,7 @@ def _file(path: Path) -> logging.Handler:
 
 
 def _log_to(handler: logging.Handler, form: str, settings: Settings) -> None:
+    logging.raiseExceptions = False  # a full disk under the log stops nothing, and prints no tracebacks
     handler.setFormatter(logging.Formatter(form))
     logging.basicConfig(handlers=[handler], level=settings.log_level.name, force=True)
     for library in ("boto3", "botocore", "urllib3"):  # at info they tell of each connection

@@ -147,10 +147,9 @@ class Draft:
         return True
 
     def strand(self) -> None:
-        """The upload is gone: what was only there is lost, as if its write had failed."""
+        """The upload is gone: what was only there is lost, as if its write had failed. It is no zeros, though."""
         for start, stop in self.away:
             self.refused.add(start, stop)
-        self.away = Extents()
 
     def require_whole(self) -> None:
         """Raises OSError ENOSPC while bytes are missing that a program has tried to write."""

@@ -240,8 +240,8 @@ class Writeback:
             content.upload.free()
 
     async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
-        if draft.is_committing or draft.size < self._uploader.plan.first:
-            return
+        if draft.is_committing or content.going is not None or draft.size < self._uploader.plan.first:
+            return  # a request without an answer may have completed the upload: the commit finds out
         key = self._inodes.key(inode)
         if content.upload is None or content.upload.key != key:
             await self._commits.drop_upload(content)
