@@ -164,11 +164,15 @@ class Statements:
     def together(self) -> Iterator[None]:
         """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within.
 
-        Where it finds no room in the end, it is owed.
+        Where it finds no room in the end, it is owed, after what is owed already. The rows that it inserts have their
+        ids then, too: nothing else is written before.
         """
-        self.write("begin", (), Need.RELIEF)
+        self._reserve.hold()
+        self._execute("begin", (), Need.RELIEF)
         block = self._block = []
         try:
+            for statement, values in self._owed:
+                self._execute(statement, values, Need.RELIEF)
             yield
             self._commit(block)
         except BaseException:
@@ -195,6 +199,8 @@ class Statements:
             if error.errno not in FULL:
                 raise
             self._owes(block, error)
+        else:
+            self._owed.clear()
 
     def _owes(self, statements: list[_Statement], error: OSError) -> None:
         if not self._owed:
