@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
+from .reserve import is_damage, os_error
 from .store import Headers, Properties, Version
 
 log = logging.getLogger(__name__)
@@ -62,14 +63,19 @@ class AttributeCache:
     """The attribute cache of a mount."""
 
     def __init__(self, path: Path) -> None:
+        """Opens it, or begins it anew. Raises OSError ENOSPC and the like where the disk refuses."""
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._db = _opened(path)
+        self._was_refused = False
         self._fresh: dict[tuple[str, str], Remembered | None] = {}
 
     def close(self) -> None:
-        """Writes what is in memory."""
+        """Writes what is in memory. Never raises for a disk that refuses."""
         self.flush()
-        self._db.execute(f"pragma user_version = {_CLOSED}")
+        try:
+            self._db.execute(f"pragma user_version = {_CLOSED}")
+        except sqlite3.Error as error:
+            log.info("the attribute cache is taken for one of a crash next time: %s", error)
         self._db.close()
 
     def page(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
@@ -124,7 +130,7 @@ class AttributeCache:
                 ).fetchall()
                 self._db.executemany("delete from attributes where folder = ? and name = ?", [row[:2] for row in rows])
         except sqlite3.Error as error:
-            log.warning("the attribute cache cannot be changed: %s", error)
+            self._refused("changed", error)
             return []
         return [(row[0] + row[1], Version(*row[2:])) for row in rows]
 
@@ -144,7 +150,15 @@ class AttributeCache:
                     [(*place, *_row(row)) for place, row in fresh.items() if row is not None],
                 )
         except sqlite3.Error as error:
-            log.warning("the attribute cache cannot be written: %s", error)
+            self._refused("written", error)
+        else:
+            self._was_refused = False
+
+    def _refused(self, what: str, error: sqlite3.Error) -> None:
+        """A full disk is told of once, not with every thousand rows."""
+        level = logging.DEBUG if self._was_refused else logging.WARNING
+        log.log(level, "the attribute cache cannot be %s: %s", what, error)
+        self._was_refused = True
 
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder a row
@@ -174,6 +188,8 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         return _prepared(path)
     except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise os_error(error, path) from error
         log.warning("the attribute cache is begun anew: %s", error)
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):

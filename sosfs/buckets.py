@@ -33,6 +33,7 @@ from .bucket_errands import works
 from .config import Settings
 from .credentials import CredentialSource
 from .damage import Damage, entries
+from .disk import Disk
 from .errors import StoreError
 from .journal import DAMAGED, LeftOver, left_over, locked
 from .kernel_cache import KernelCache
@@ -336,6 +337,9 @@ class Buckets:
             requests=dict(requests),
             memory_bytes=self._shares.uploads.used + sum(served.memory_used for served in self.served),
             memory_limit=memory_limit(self.settings, buckets=len(self.served)),
+            waiting_writers=sum(one.waiting_writers for one in each_of),
+            state_dir=os.fspath(self.state_dir),
+            free_bytes=Disk(self.state_dir).room().free,
             buckets={one.bucket: one.pending_files for one in each_of},
         )
 

@@ -29,6 +29,7 @@ from .journal import Journal
 from .learning import Learning
 from .listing import Listings
 from .refusals import Refusals
+from .reserve import Need
 from .saved import SavedAttributes
 from .store import Canned, Object, ObjectStore, Properties
 from .wire import check_properties
@@ -110,7 +111,7 @@ class Changes(Learning):
                 return
         self._mark(inode)
 
-    def _mark(self, inode: Inode) -> None:
+    def _mark(self, inode: Inode, need: Need = Need.PROMISE) -> None:
         version = None if inode.is_directory else inode.version
         content = inode.content
         tokens = (content.going[0], *content.late) if content is not None and content.going is not None else ()
@@ -119,7 +120,7 @@ class Changes(Learning):
             posix = replace(posix, mtime_ns=self._times[inode])
         key, known, sent = self._inodes.key(inode), self.known(inode), self._doubts.sent(inode)
         saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
-        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved)
+        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved, need)
         self._is_dirty(inode)
 
     def _is_written(self, inode: Inode) -> bool:
@@ -156,7 +157,7 @@ class Changes(Learning):
 
     def keep(self, inode: Inode) -> None:
         """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes."""
-        self._mark(inode)
+        self._mark(inode, Need.RELIEF)
 
     def made(self, inode: Inode) -> None:
         """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""

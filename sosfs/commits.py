@@ -13,10 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections import deque
-from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any
 
 import trio
 
@@ -37,6 +34,7 @@ from .inodes import Inode, Inodes, Known
 from .journal import Journal
 from .pauses import Retries
 from .records import Records
+from .resting import Resting
 from .spool import INLINE, DamagedSpool
 from .store import Acl, Detail, Guard, Object, Properties, Right, Version
 from .tasks import each
@@ -45,8 +43,6 @@ from .upload import Announce, Truncated, Upload, Uploader, etag_of
 
 log = logging.getLogger(__name__)
 
-DELAY = 0.5  # seconds that a recorded draft waits for a rename, a rewrite or an unlink
-COMPANY = 0.05  # seconds that those recorded after it may rest less
 SENDERS = 16  # drafts going up in the background
 RETRY_FIRST, RETRY_MAX = 5.0, 300.0  # seconds between tries
 
@@ -83,7 +79,7 @@ class Commits:
         self._spawn = spawn
         self._retries = retries
         self._senders = trio.CapacityLimiter(SENDERS)
-        self._resting: deque[tuple[float, Callable[[], Coroutine[Any, Any, None]]]] = deque()  # by their trio times
+        self._resting = Resting(spawn)
         self._hurry = False  # the drain has begun: nothing waits for company any more
 
     # What close and fsync do
@@ -93,22 +89,22 @@ class Commits:
         content = inode.content
         if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
             return
-        if self.durability is Durability.BUCKET:
-            try:
-                await self.commit(inode)
-            except OSError as error:
-                if isinstance(error, StoreError) and error.errno == errno.EINVAL:
-                    log.error("the store refuses %s: %s", inode.name.decode(errors="replace"), error)  # a fault of ours
-                await self._keep(inode)
-                raise
+        content.draft.require_whole()
+        if self.durability is Durability.JOURNAL and await self.records.saved(inode, content, content.draft):
+            self.send_later(inode)
             return
-        await self.records.save(inode, content, content.draft)
-        self.send_later(inode)
+        try:
+            await self.commit(inode)
+        except OSError as error:
+            if isinstance(error, StoreError) and error.errno == errno.EINVAL:
+                log.error("the store refuses %s: %s", inode.name.decode(errors="replace"), error)  # a fault of ours
+            await self._keep(inode)
+            raise
 
     async def _keep(self, inode: Inode) -> None:
         """Records a draft that could not be sent, so that it survives this process."""
         content = inode.content
-        if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
+        if content is None or content.draft is None or not content.draft.is_sendable or inode.parent is None:
             return
         try:
             await self.records.save(inode, content, content.draft)
@@ -130,6 +126,7 @@ class Commits:
             draft = content.draft
             if draft is None or not draft.is_dirty or inode.parent is None:
                 return
+            draft.require_whole()
             async with self._gate.passing(inode):
                 if inode.parent is None:
                     return
@@ -210,9 +207,10 @@ class Commits:
         self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce
     ) -> Version:
         size, plan = draft.size, self._uploader.plan
-        if content.upload is not None and (content.upload.key != key or size <= plan.single):
+        is_small = size <= plan.single and not draft.away
+        if content.upload is not None and (content.upload.key != key or is_small):
             await self.drop_upload(content)
-        if size <= plan.single:
+        if is_small:
             async with self._uploader.budget.holding(size):
                 body = await draft.read(0, size)
                 if draft.size < size:
@@ -249,7 +247,10 @@ class Commits:
         draft.state = State.CONFLICT  # takes no more: what came now would be nowhere
         try:
             await draft.spool.rest()  # what is being written will be acknowledged, so it is kept too
-            await self._conflicts.keep(inode, draft, error)
+            if draft.away:
+                log.error("%s: another client's version won, and this disk had no room to keep ours", error.request)
+            else:
+                await self._conflicts.keep(inode, draft, error)
         except BaseException:
             draft.commit_failed()
             raise
@@ -288,21 +289,12 @@ class Commits:
             if self.durability is Durability.BUCKET:
                 self._spawn(sending)
                 return
-            self._resting.append((trio.current_time() + DELAY, sending))
-            if len(self._resting) == 1:
-                self._spawn(self._release)
-
-    async def _release(self) -> None:
-        """Sends what has rested; one alarm for many, since one a file takes 5 % of the CPU of a copy of small files."""
-        while self._resting:
-            await trio.sleep_until(self._resting[0][0])
-            while self._resting and self._resting[0][0] <= trio.current_time() + COMPANY:
-                self._spawn(self._resting.popleft()[1])
+            self._resting.add(sending)
 
     async def _sending(self, inode: Inode, content: Content, size: int) -> None:
         pause = 0.0
         try:
-            while content.draft is not None and content.draft.is_dirty and inode.parent is not None:
+            while content.draft is not None and content.draft.is_sendable and inode.parent is not None:
                 if pause:
                     await self._retries.pause(0 if self._hurry else pause)
                 pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)

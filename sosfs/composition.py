@@ -20,6 +20,8 @@ from .contents import Contents
 from .creation import Creations
 from .deletions import Deletions
 from .directory import Merger
+from .discards import Discards
+from .disk import Disk
 from .exclusive import Claims
 from .gate import Gate
 from .inodes import ROOT, Defaults, Inodes
@@ -27,6 +29,7 @@ from .journal import Journal
 from .listing import Listings
 from .namespace import Namespace
 from .pages import Kernel, Pages
+from .parts import PartPlan, fitting
 from .pauses import Retries
 from .places import Places
 from .reclaim import Reclaim
@@ -38,7 +41,7 @@ from .shares import Share, whole
 from .shedding import Shedding
 from .spool import SpoolArea
 from .store import ObjectStore
-from .upload import PartPlan, Uploader
+from .upload import Uploader
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Parts:
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
+        await self.contents.discards.discard_all()
         await self.commits.drain()
         await self.attributes.drain()
         await self.deletions.drain()
@@ -136,6 +140,8 @@ def assemble(
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
     merger, gate, retries = Merger(inodes, cache), Gate(inodes), Retries()
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
+    part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
+    spools = SpoolArea(settings.state_dir / "spool", share.drafts, part=part)
     ground = _Ground(
         settings=settings,
         store=store,
@@ -148,8 +154,8 @@ def assemble(
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal, retries),
-        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(settings.part_size), journal),
-        spools=SpoolArea(settings.state_dir / "spool", share.drafts),
+        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), journal),
+        spools=spools,
         pages=Pages(inodes, spawn, kernel),
         share=share,
         retries=retries,
@@ -188,7 +194,9 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
         gate=on.gate,
         replay=Replay(on.journal, on.store, attributes),
-        adoption=Adoption(on.journal, namespace, places, commits, attributes, on.blocks, reclaim, on.uploader),
+        adoption=Adoption(
+            on.journal, namespace, places, commits, attributes, on.blocks, reclaim, on.uploader, contents.discards
+        ),
         resumption=Resumption(on.journal, namespace, places, attributes, on.deletions),
         retries=on.retries,
         abandoned=Abandoned(on.journal, on.store),
@@ -201,8 +209,9 @@ def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Con
         on.inodes, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
         on.share.backlog, on.retries, durability=on.settings.durability
     )  # fmt: skip
+    discards = Discards(on.inodes, attributes, commits, on.pages)
     contents = Contents(
-        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn,
-        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit
+        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn, discards,
+        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit, patience=on.settings.patience
     )  # fmt: skip
     return conflicts, commits, contents

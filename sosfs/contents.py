@@ -20,7 +20,8 @@ from . import descriptors
 from .attributes import Attributes
 from .blocks import Blocks, Source, Spawn
 from .commits import Commits
-from .content import Content, Handle, content_of
+from .content import Handle, content_of
+from .discards import Discards
 from .draft import Draft, State, fresh
 from .errors import Cause, StoreError
 from .filling import Filling
@@ -30,11 +31,10 @@ from .pages import Pages
 from .spool import SpoolArea
 from .store import Guard, Version
 from .succession import Succession
-from .upload import Upload, Uploader
+from .upload import Uploader
+from .writeback import Writeback
 
 DETACH_MAX = 256 << 20  # bytes; a larger file that is unlinked while open is ESTALE to its readers
-RELIEF = 64 << 20  # bytes of one draft below which freeing it would help a short disk too little
-STREAM_MIN = 64 << 20  # bytes; a smaller file's parts all go up at close, with its final attributes
 
 
 class Contents:
@@ -51,9 +51,11 @@ class Contents:
         commits: Commits,
         pages: Pages,
         spawn: Spawn,
+        discards: Discards,
         *,
         mountpoint: Path,
         dirty_limit: int,
+        patience: float,
     ) -> None:
         self._inodes = inodes
         self._blocks = blocks
@@ -66,6 +68,10 @@ class Contents:
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
         self._filling = Filling(blocks, spools, self.records, spawn, room=dirty_limit // 2)
+        self.discards = discards
+        self.writeback = Writeback(
+            inodes, spools, uploader, commits, self._begin, dirty_limit=dirty_limit, patience=patience
+        )
         self._succession = Succession(inodes, listings, attributes, blocks, spawn)
 
     # Opening and closing
@@ -98,6 +104,8 @@ class Contents:
         if content.draft is None:
             content.draft = fresh(self._spools.new(), self._blocks)
             self._commits.began(inode)
+            if inode.parent is not None:
+                inode.parent.touch()
         return await self.open(inode, flags & ~os.O_TRUNC, task)
 
     async def release(self, handle: Handle) -> None:
@@ -107,7 +115,9 @@ class Contents:
         content.writers -= handle.writes
         draft = content.draft
         if draft is not None and content.writers == 0:
-            if draft.is_dirty and inode.parent is not None:
+            if draft.refused:
+                await self.discards.discard(inode)
+            elif draft.is_dirty and inode.parent is not None:
                 self._commits.send_later(inode)  # pages of a mapping may come after the last close
             else:
                 await self._commits.let_go(inode, content)
@@ -121,7 +131,11 @@ class Contents:
             return
         if draft.is_blank and descriptors.holds(handle.task, self.path(handle.inode)):
             return  # a duplicate was closed before anything was written
-        await self._commits.save(handle.inode)
+        try:
+            await self._commits.save(handle.inode)
+        except OSError:
+            await self.discards.hide(handle.inode)
+            raise
 
     async def fsync(self, inode: Inode) -> None:
         """The file's bytes and attributes are safe afterwards."""
@@ -179,6 +193,7 @@ class Contents:
 
     async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
         """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""
+        await self.writeback.gather(handle.inode, start, stop)
         base, edge = draft.base, min(stop, draft.base_stop)
         reading = draft.read(start, stop)
         if base is None or draft.local.covers(start, edge):
@@ -210,69 +225,29 @@ class Contents:
     # Writing
 
     async def write(self, handle: Handle, offset: int, data: bytes | memoryview) -> int:
-        """Stores `data` at `offset` in the draft; full parts of large files go up behind the writer."""
+        """Stores `data` at `offset` in the draft, once there is room for it. Raises what `Writeback.write` does."""
         inode, content = handle.inode, handle.content
         await self._commits.wait_for_room(self._dirty_limit)
-        draft = self._begin(inode)
-        before = draft.size
-        if draft.local.total > self._dirty_limit or (draft.local.total > RELIEF and self._spools.is_short):
-            await self._relieve(inode, draft)
-            draft = self._begin(inode)
-        self.records.touched(inode)
-        try:
-            await draft.write(offset, data)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not draft.local:
-                raise
-            await self._relieve(inode, draft)
-            draft = self._begin(inode)
-            await draft.write(offset, data)
-        if content.upload is not None:
-            content.upload.written(min(before, offset), offset + len(data))
+        draft = await self.writeback.write(inode, offset, data)
         inode.size = draft.size
         content.times_given = False
         inode.touch()
-        if draft.size >= STREAM_MIN and draft.base_stop == 0 and inode.parent is not None:
-            await self._follow(inode, content, draft, offset)
+        await self.writeback.follow(inode, content, draft, offset)
         return len(data)
-
-    async def _relieve(self, inode: Inode, draft: Draft) -> None:
-        """Makes room on the disk: the file as it is goes into the bucket, and what it had here is freed.
-
-        The writer waits that long. What does not get through stays here, and the disk's error is the writer's.
-        """
-        await self._commits.commit(inode)
-        await draft.spool.rest()  # pages of a mapping are written, and others read, beside this
-        if draft.state is State.CLEAN:
-            draft.shed()
-
-    async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
-        """Lets full parts go up behind the writer."""
-        if draft.is_committing:
-            return
-        key = self._inodes.key(inode)
-        if content.upload is None or content.upload.key != key:
-            await self._commits.drop_upload(content)
-            try:
-                properties, acl = await self._commits.carry(inode)
-            except OSError:
-                return  # what the writer wrote is here; the commit asks again, and says what is wrong
-            if content.draft is not draft or draft.is_committing:
-                return  # a commit has begun meanwhile, and takes care of all
-            content.upload = content.upload or Upload(self._uploader, draft, key, properties, acl)
-        content.upload.follow(offset)
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Sets a file's length; without an open writer it is safe at once, as after a close."""
         await self._pages.settle(inode)
         content = content_of(inode)
+        if 0 < size < inode.size:
+            await self.writeback.gather(inode, 0, inode.size)  # a part that is cut is sent again
         self._truncate(inode, size)
         if content.writers:
             return
         try:
             await self._commits.save(inode)
         finally:
-            if content.draft is not None and content.draft.is_dirty:
+            if content.draft is not None and content.draft.is_sendable:
                 self._commits.send_later(inode)
             else:
                 await self._commits.let_go(inode, content)
@@ -345,7 +320,7 @@ class Contents:
             return
         async with content.lock:
             await self._commits.ascertain(inode)  # what is there goes too, or would come back
-            if inode.opens and inode.version is not None and inode.size <= DETACH_MAX:
+            if inode.opens and inode.version is not None and self._spools.disk.room().free > inode.size <= DETACH_MAX:
                 await self._filling.whole(inode, content, self._begin(inode))
             yield
             self.left(inode)

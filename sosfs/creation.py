@@ -81,7 +81,6 @@ class Creations:
         inode.mtime_ns = inode.ctime_ns = inode.atime_ns = time.time_ns()
         inode.checked = trio.current_time()
         directory.put(inode)
-        directory.inode.touch()
         return inode
 
     async def make_object(
@@ -123,6 +122,7 @@ class Creations:
         finally:
             inode.pins -= 1
         directory.settled(inode.name)
+        directory.inode.touch()
 
     async def _record_new(self, directory: Directory, inode: Inode) -> None:
         try:
@@ -131,6 +131,7 @@ class Creations:
         except OSError:
             self._unmake(directory, inode)
             raise
+        directory.inode.touch()
 
     def _unmake(self, directory: Directory, inode: Inode) -> None:
         directory.take(inode.name, when=0.0)

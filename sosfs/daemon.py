@@ -166,6 +166,7 @@ def _file(path: Path) -> logging.Handler:
 
 
 def _log_to(handler: logging.Handler, form: str, settings: Settings) -> None:
+    logging.raiseExceptions = False  # a full disk under the log stops nothing, and prints no tracebacks
     handler.setFormatter(_Lines(form))
     logging.basicConfig(handlers=[handler], force=True)
     log_level.put(settings.log_level)

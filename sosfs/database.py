@@ -13,6 +13,14 @@ log a transaction, the watermark 2 us; neither costs an fsync.
 A change survives the death of this process as soon as its statement returns (write-ahead log in the page
 cache), and the death of the machine once `sync` returns (fsync of that log, shared by all who wait).
 
+On a full disk what is new is ENOSPC and changes nothing. What leads to more room (`Need.RELIEF`) gets that of the
+`reserve`, and where even that is too little it is owed: it counts as written, for the bucket has what such rows tell
+of, and goes before anything else is written. Should the process die before, the next mount finds work that is done.
+
+    open -> (put, drop) -> written            room for all
+                        -> owed -> written    no room, and nothing in it is a promise of its own
+                        -> taken back         no room
+
 Concurrency: trio thread only, but for the fsync, which runs in a thread.
 """
 
@@ -20,17 +28,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from .errors import FULL
+from .reserve import Need, Reserve, bound_log, log_size, os_error
 from .threads import LOCAL
 from .turns import Turns
 from .watermark import Watermark
+
+log = logging.getLogger(__name__)
 
 LOG_LONG = 1000  # transactions in the write-ahead log before its content is brought into the database
 
@@ -42,11 +55,24 @@ CHAIN = "chain (only integer primary key, number integer, rows integer, total in
 _MODULUS = 1 << 62  # of the sum of all sums, which SQLite holds as a signed number
 
 
+class _Change(NamedTuple):
+    """A row that is written, or goes (`total` None)."""
+
+    statement: str
+    values: Row
+    place: tuple[str, Value]  # its table and key
+    total: int | None  # its checksum
+
+
 class Database:
     """An open database whose rows are those that were written."""
 
     def __init__(self, db: sqlite3.Connection, path: Path, schema: Schema, mark: Watermark) -> None:
         """`db` is what `salvage` has found to be sound, or made so."""
+        self._reserve = Reserve(path.parent)
+        self._owed: list[_Change] = []
+        self._block: list[_Change] = []  # of the transaction that is open
+        self._finds_no_room = False  # that transaction
         self._db = db
         self._path = path
         self._mark = mark
@@ -67,6 +93,7 @@ class Database:
         self._syncing = Turns()
         self._log = -1
         self._synced = self._checkpointed = self.number
+        self._reserve.hold()
 
     def new_id(self) -> int:
         """A number for a row that no row of any table has, or ever had."""
@@ -89,6 +116,9 @@ class Database:
 
     def row(self, table: str, key: Value) -> Row:
         """The row with this key, which must be there. Raises OSError EIO."""
+        for change in reversed(self._owed):
+            if change.place == (table, key) and change.total is not None:
+                return change.values[:-1]
         found = self._read(f"select * from {table} where {self._key[table]} = ?", table, key)
         if not found:
             raise OSError(errno.EIO, f"the journal: its row {key!r} of {table} is gone")
@@ -103,20 +133,58 @@ class Database:
 
     # Writing
 
-    def put(self, table: str, *values: Value) -> None:
-        """Writes a row, over the one with the same key. Raises OSError."""
+    def put(self, table: str, *values: Value, need: Need = Need.PROMISE) -> None:
+        """Writes a row, over the one with the same key. Raises OSError, which has changed nothing."""
         total = checksum(table, values)
-        with self.together():
-            self._execute(self._insert[table], (*values, total))
-            self._note((table, values[0]), total)
+        self._write(_Change(self._insert[table], (*values, total), (table, values[0]), total), need)
 
     def drop(self, table: str, key: Value) -> None:
-        """Removes a row, if there is one. Raises OSError."""
-        if (table, key) not in self._sums:
-            return
+        """Removes a row, if there is one, now or once there is room. Raises OSError EIO."""
+        if (table, key) in self._sums:
+            statement = f"delete from {table} where {self._key[table]} = ?"
+            self._write(_Change(statement, (key,), (table, key), None), Need.RELIEF)
+
+    def _write(self, change: _Change, need: Need) -> None:
+        is_alone = self._undo is None
         with self.together():
-            self._execute(f"delete from {table} where {self._key[table]} = ?", (key,))
-            self._note((table, key), None)
+            if is_alone and need is Need.PROMISE and self._finds_no_room:
+                raise self._full()  # what is owed cannot be written, and this could not either
+            self._note(change.place, change.total)
+            self._block.append(change)
+            if not self._finds_no_room:
+                self._try(need, change)
+            if self._finds_no_room and need is Need.PROMISE:
+                raise self._full()
+            if is_alone and need is Need.PROMISE:
+                self._commit(need)
+
+    def _full(self) -> OSError:
+        return OSError(errno.ENOSPC, f"the journal: {os.strerror(errno.ENOSPC)}", str(self._path))
+
+    def _try(self, need: Need, *changes: _Change) -> None:
+        """Executes them within the transaction; with the reserve's room if need be, else it finds no room."""
+        try:
+            for change in changes:
+                self._execute(change.statement, change.values)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            if need is Need.RELIEF and self._reserve.give_up():
+                self._again()
+            else:
+                self._finds_no_room = True
+
+    def _again(self) -> None:
+        """Begins the transaction anew: SQLite may have rolled back what came before."""
+        self._roll_back()
+        try:
+            self._execute("begin", ())
+            for change in (*self._owed, *self._block):
+                self._execute(change.statement, change.values)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            self._finds_no_room = True
 
     def _note(self, place: tuple[str, Value], total: int | None) -> None:
         """A row has another checksum now, None where it is gone."""
@@ -132,36 +200,90 @@ class Database:
         return before
 
     @contextmanager
-    def together(self) -> Iterator[None]:
-        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within."""
+    def together(self, need: Need = Need.RELIEF) -> Iterator[None]:
+        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within.
+
+        Where it finds no room in the end, it is owed; where the whole is a promise it is taken back, and ENOSPC.
+        """
         if self._undo is not None:
             yield  # part of a larger one
             return
-        self._execute("begin", ())
-        self._undo = []
+        self._begin()
         try:
             yield
-            if self._undo:
-                self._execute(*chained(self.number + 1, self._rows, self._total))
-            self._execute("commit", ())
+            self._commit(need)
         except BaseException:
-            undo, self._undo = self._undo, None
+            undo: list[tuple[tuple[str, Value], int | None]] = self._undo or []
+            self._undo = None
             for place, before in reversed(undo):
                 self._set(place, before)
-            if self._db.in_transaction:  # a full disk has ended it already
-                self._execute("rollback", ())
+            self._roll_back()
             raise
-        changed, self._undo = bool(self._undo), None
-        if changed:
-            self.number += 1
-            self._mark.wrote(self.number)
+        self._undo = None
+
+    def _begin(self) -> None:
+        self._reserve.hold()
+        self._undo, self._block, self._finds_no_room = [], [], False
+        try:
+            self._execute("begin", ())
+            if self._owed:
+                self._try(Need.PROMISE, *self._owed)
+        except BaseException:
+            self._undo = None
+            self._roll_back()
+            raise
+
+    def _commit(self, need: Need) -> None:
+        """Ends the transaction that is open, if it still is. Raises ENOSPC for a promise that finds no room."""
+        if not self._db.in_transaction and not self._finds_no_room:
+            return  # ended already
+        if not self._block and (self._finds_no_room or not self._owed):
+            self._roll_back()
+            return
+        if not self._finds_no_room:
+            self._try_to_end(need)
+        if self._finds_no_room:
+            if need is Need.PROMISE:
+                raise self._full()
+            self._owe()
+
+    def _try_to_end(self, need: Need) -> None:
+        end = (chained(self.number + 1, self._rows, self._total), ("commit", ()))
+        try:
+            for statement, values in end:
+                self._execute(statement, values)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            if need is Need.PROMISE or not self._reserve.give_up():
+                self._finds_no_room = True
+                return
+            self._again()
+            if not self._finds_no_room:
+                self._try_to_end(Need.PROMISE)
+            return
+        self.number += 1
+        self._mark.wrote(self.number)
+        self._owed.clear()
+        self._block = []
+
+    def _owe(self) -> None:
+        self._roll_back()
+        if not self._owed:
+            log.warning("what is done stays in the journal until there is room: %s", self._path)
+        self._owed += self._block
+        self._block, self._finds_no_room = [], False
+
+    def _roll_back(self) -> None:
+        if self._db.in_transaction:  # a full disk has ended it already
+            self._db.execute("rollback")
 
     def _execute(self, statement: str, values: Sequence[Value]) -> sqlite3.Cursor:
         try:
             return self._db.execute(statement, values)
         except sqlite3.Error as error:
-            full = error.sqlite_errorname == "SQLITE_FULL"
-            raise OSError(errno.ENOSPC if full else errno.EIO, f"the journal: {error}") from error
+            failure = os_error(error, self._path)
+            raise OSError(failure.errno, f"the journal: {error}") from error
 
     # The disk
 
@@ -185,7 +307,9 @@ class Database:
                 self._log = os.open(self._path.with_name(self._path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
             # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
             os.fdatasync(self._log)
-            is_there = os.fstat(self._log).st_nlink > 0 and self._path.exists()
+            state = os.fstat(self._log)
+            is_there = state.st_nlink > 0 and self._path.exists()
+            is_long = is_long or state.st_size > 2 * log_size(self._path)
         except FileNotFoundError:
             is_there = False
         if not is_there:
@@ -197,9 +321,15 @@ class Database:
 
     def close(self, *, is_idle: bool) -> None:
         """Closes it. `is_idle`: nothing in it matters any more, so that it may as well be removed."""
+        self._reserve.give_up()
+        if self._owed:
+            with contextlib.suppress(OSError), self.together():
+                pass  # what is owed goes first
+        if self._owed:
+            log.warning("%d rows of %s tell of what is done: the next mount finds that", len(self._owed), self._path)
         if self._log >= 0:
             os.close(self._log)
-        if is_idle and self._path.exists():
+        if is_idle and not self._owed and self._path.exists():
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("pragma wal_checkpoint(truncate)")
                 self._mark.reset()
@@ -242,10 +372,9 @@ def connect(path: Path) -> sqlite3.Connection:
     return db
 
 
-def configure(db: sqlite3.Connection) -> None:
+def configure(db: sqlite3.Connection, path: Path) -> None:
     """Makes a sound database ready for use."""
     # The fsync runs beside, in `sync`; SQLite itself is used from the trio thread alone.
     db.execute("pragma journal_mode = wal")
     db.execute("pragma synchronous = normal")
-    # Checkpoints sync the disk, so they run in `_sync`'s thread; here only if nobody ever calls it.
-    db.execute("pragma wal_autocheckpoint = 20000")
+    bound_log(db, path)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import trio
 
 from .blocks import Spawn
-from .errors import Cause, StoreError
+from .errors import FULL, Cause, StoreError
 from .guards import look
 from .interrupt import waited
 from .journal import Journal
@@ -89,11 +89,11 @@ class Deletions:
 
         Raises StoreError where the answer was awaited and is a refusal; `outcome` is not called then.
         """
-        if trio.current_time() < self._proven_until:
-            self.later(key, version, outcome)
+        if trio.current_time() < self._proven_until and self._recorded(key, version):
+            self._queue(key, version, outcome)
             return
         await self.settle(key)
-        self._journal.add_delete(key, version)
+        self._recorded(key, version)  # if not, only a crash before the answer would let the name stay
         try:
             await self._store.delete(key)
         except BaseException:
@@ -118,8 +118,22 @@ class Deletions:
             self.later(key, version, outcome)
 
     def later(self, key: str, version: Version, outcome: Outcome) -> None:
-        """Removes a key soon, however often it takes."""
-        self._journal.add_delete(key, version)
+        """Removes a key soon, however often it takes; without a record, should the disk be full, up to a crash."""
+        self._recorded(key, version)
+        self._queue(key, version, outcome)
+
+    def _recorded(self, key: str, version: Version) -> bool:
+        """Notes in the journal what is to be removed. Whether there was room for that."""
+        try:
+            self._journal.add_delete(key, version)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("the delete of %s is not recorded: %s", key, error)
+            return False
+        return True
+
+    def _queue(self, key: str, version: Version, outcome: Outcome) -> None:
         self._queued[key], self._versions[key] = outcome, version
         self._begin_work()
 

@@ -26,6 +26,7 @@ from .threads import LOCAL
 log = logging.getLogger(__name__)
 
 FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 0.05  # free space that is left alone: the larger of the two
+FLOOR_MOST = 0.5  # but of a small disk this part at most
 WRITES = 8
 _ENTRY = struct.Struct("<II")  # length, CRC-32
 
@@ -42,6 +43,7 @@ class DiskCache:
         self._block = block
         self._index: OrderedDict[str, int] = OrderedDict()  # name -> bytes, least recently used first
         self._writing = 0
+        self._was_refused = False
         self._adopt()
 
     def _adopt(self) -> None:
@@ -112,10 +114,15 @@ class DiskCache:
     async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
         """As `keep`, however many are being written; whether it is here now."""
         try:
-            return await self._store(_name(key, etag, size), first, body)
+            is_here = await self._store(_name(key, etag, size), first, body)
         except OSError as error:
-            log.warning("the disk cache cannot be written: %s", error)
+            log.log(
+                logging.DEBUG if self._was_refused else logging.WARNING, "the disk cache cannot be written: %s", error
+            )
+            self._was_refused = True  # a full disk is told of once, not with every fetch
             return False
+        self._was_refused = self._was_refused and not is_here
+        return is_here
 
     async def _store(self, name: str, first: int, body: memoryview) -> bool:
         if not self._make_room(name, len(body)):
@@ -153,7 +160,8 @@ class DiskCache:
         """Counts `more` bytes for a version, after evicting others. Whether they fit."""
         self._evict(more, keep=name)
         state = os.statvfs(self._directory)
-        floor = max(FLOOR_BYTES, int(state.f_blocks * state.f_frsize * FLOOR_SHARE))
+        size = state.f_blocks * state.f_frsize
+        floor = max(min(FLOOR_BYTES, size * FLOOR_MOST), size * FLOOR_SHARE)
         if self.used + more > self.capacity or state.f_bavail * state.f_frsize - more < floor:
             return False
         self._index[name] = self._index.get(name, 0) + more

@@ -6,7 +6,9 @@
     any state --unlinked or replaced while open--> ORPHAN (never sent)
 
 A draft's bytes are, in this order: the ranges written here (`local`, in the spool), the base version's
-bytes below `base_stop`, zeros. Nothing of the base is read before it is needed.
+bytes below `base_stop`, zeros. Nothing of the base is read before it is needed. Where room is short, some are `away`:
+in parts of an upload that is not completed, where nobody can read them. A write that failed leaves its range
+`refused`, and until that is written or cut the draft does not go into the bucket.
 
 Concurrency: trio thread only; each change of bytes raises `serial`, which is how a commit finds out
 what came after it.
@@ -52,6 +54,9 @@ class Draft:
         self.size = self.base_stop
         self.local = Extents()  # in the spool, and valid
         self.dirty = Extents()  # of those, what the base does not have
+        self.away = Extents()  # in parts of the upload under way and nowhere else
+        self.refused = Extents()  # a write failed there, or the bytes that were there are lost
+        self._arriving: list[tuple[int, int]] = []  # being written
         self.serial = 0
         self.saved = -1 if base is None else 0  # the serial that is in the bucket
         self.recorded = -1  # the serial that is in the journal
@@ -80,6 +85,11 @@ class Draft:
         return self.saved != self.serial and self.state is not State.ORPHAN
 
     @property
+    def is_sendable(self) -> bool:
+        """Whether the bucket lacks something of it, and may have it."""
+        return self.is_dirty and not self.refused
+
+    @property
     def is_committing(self) -> bool:
         """Whether a commit is under way."""
         return self.state is State.COMMITTING
@@ -89,7 +99,13 @@ class Draft:
         stop = offset + len(data)
         if stop > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
-        await self.spool.write(offset, data)
+        self._arriving.append((offset, stop))
+        try:
+            await self.spool.write(offset, data)
+        finally:
+            self._arriving.remove((offset, stop))
+        for extents in (self.away, self.refused):
+            extents.remove(offset, stop)
         self.local.add(offset, stop)
         self.dirty.add(offset, stop)
         self.size = max(self.size, stop)
@@ -103,10 +119,11 @@ class Draft:
         if size > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
         if size < self.size:
-            for extents in (self.local, self.dirty, self._flying):
+            for extents in (self.local, self.dirty, self._flying, self.away):
                 extents.remove(size, self.size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
+        self.refused.remove(size, OBJECT_MAX)
         self.size = size
         self._changed()
 
@@ -121,13 +138,36 @@ class Draft:
         self.brought.clear()
         self.spool.truncate(0)
 
+    def part_with(self, start: int, stop: int) -> bool:
+        """Frees the spool of bytes that a part of the upload has. False where they are just written, or recorded."""
+        is_arriving = any(begin < stop and start < end for begin, end in self._arriving)
+        if is_arriving or self.safe > self.saved or not self.local.common(((start, stop),)):
+            return False
+        if not self.spool.free(start, stop):
+            return False
+        self.local.remove(start, stop)
+        self.away.add(start, stop)
+        return True
+
+    def strand(self) -> None:
+        """The upload is gone: what was only there is lost, as if its write had failed. It is no zeros, though."""
+        for start, stop in self.away:
+            self.refused.add(start, stop)
+
+    def require_whole(self) -> None:
+        """Raises OSError ENOSPC while bytes are missing that a program has tried to write."""
+        if self.refused:
+            raise OSError(errno.ENOSPC, "a write to it failed for want of room, and it is not stored without that")
+
     def _changed(self) -> None:
         self.serial += 1
         if self.state in (State.NEW, State.CLEAN):
             self.state = State.DIRTY
 
     async def read(self, start: int, stop: int) -> bytes | memoryview:
-        """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises."""
+        """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises, ESTALE if they are away."""
+        if self.away.common(((start, stop),)):
+            raise OSError(errno.ESTALE, "these bytes are in an upload that is not completed")
         ranges = list(self.local.within(start, min(stop, self.size)))
         # The spool first: while the bucket is waited for, a commit may end and what is here be freed.
         with self.spool.held():
@@ -200,13 +240,17 @@ class Draft:
                 self.local.add(start, stop)
 
     def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """What the spool has not of `[start, stop)`."""
-        return [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
+        """What is the base's of `[start, stop)`."""
+        lacking = [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
+        if not self.away:
+            return lacking
+        return [(a, b) for begin, end in lacking for a, b, is_away in self.away.within(begin, end) if not is_away]
 
     def stand_on(self, base: Source, expected: Version) -> None:
         """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""
         self.base, self.expected = base, expected
-        self.base_stop = min(self.base_stop, base.size)
+        self.base_stop = min(max(self.base_stop, *(stop for _, stop in self.away), 0), base.size)
+        self.away = Extents()
 
     def give_up_base(self) -> int:
         """The base version is gone from the bucket: what is not in the spool are zeros now. Returns how many bytes."""
@@ -230,7 +274,7 @@ class Draft:
 
     def commit_landed(self, base: Source, expected: Condition, serial: int) -> None:
         """The bytes as of `serial` are in the bucket as `base`."""
-        self._flying = Extents()
+        self._flying, self.away = Extents(), Extents()
         self.saved = serial
         self.expected = expected
         self.base = base

@@ -15,6 +15,8 @@ import errno
 import os
 from enum import Enum
 
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})  # this machine's disk has no room, or none for this user
+
 # S3 error code -> errno (API reference, "List of error codes"; SOS adds none that is documented).
 BY_CODE: dict[str, int] = {
     "NoSuchKey": errno.ENOENT,

@@ -30,6 +30,7 @@ from urllib.parse import quote
 from . import salvage, watermark
 from .damage import Damage
 from .database import Schema
+from .reserve import Need
 from .salvage import FINDING, Finding
 from .saved import (
     SavedAttributes,
@@ -76,6 +77,7 @@ class Journal:
         with contextlib.ExitStack() as undo:
             self._lock = locked(directory)
             undo.callback(os.close, self._lock)
+            undo.callback(self._leave_nothing)
             self._mark = Watermark(directory / MARK)
             undo.callback(self._mark.close)
             self._require(owner, self._mark.found.owner if self._mark.found else owner)
@@ -101,6 +103,9 @@ class Journal:
     def withdraw(self) -> None:
         """Closes it for a mount that never began: a journal that nobody had before is no bucket's afterwards."""
         self.close()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
         for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", MARK) if self._is_new else ():
             (self._path.parent / name).unlink(missing_ok=True)
 
@@ -161,26 +166,27 @@ class Journal:
     def save_draft(self, row: int, saved: SavedDraft) -> int:
         """Stores a draft in its row, or in a new one for 0; returns the row."""
         row = row or self._db.new_id()
-        self._put_draft(row, json.dumps(draft_record(saved)), saved.body if not saved.spool else None, is_open=False)
+        body = saved.body if not saved.spool else None
+        self._put_draft(row, json.dumps(draft_record(saved)), body, Need.PROMISE, is_open=False)
         return row
 
     def alter_draft(self, row: int, change: Callable[[SavedDraft], SavedDraft]) -> None:
         """Changes what a row says of a draft; its bytes stay, and whether its spool is being written to."""
         _, record, body, is_open = self._db.row("drafts", row)
         changed = json.dumps(draft_record(change(draft_back(json.loads(record), body or b""))))
-        self._put_draft(row, changed, body, is_open=bool(is_open))
+        self._put_draft(row, changed, body, Need.RELIEF, is_open=bool(is_open))
 
     def reopen_draft(self, row: int) -> None:
         """Its spool is being written to: from now on the checksums in the row say nothing."""
         _, record, body, _ = self._db.row("drafts", row)
-        self._db.put("drafts", row, record, body, 1)
+        self._db.put("drafts", row, record, body, 1, need=Need.RELIEF)
 
     def draft_goes(self, row: int, token: str) -> None:
         """A request is about to make the object with this token (`landing`), from all that the row has or from more.
 
         This has a table of its own, since to change a row is to write the draft's bytes again.
         """
-        self._db.put("goings", row, token)
+        self._db.put("goings", row, token, need=Need.RELIEF)
 
     def drop_draft(self, row: int) -> None:
         """The bucket has it, or nobody wants it any more."""
@@ -198,17 +204,17 @@ class Journal:
                 known["going"][1] = False
             yield row, draft_back({**known, "sums": [] if is_open else known["sums"]}, body or b"")
 
-    def _put_draft(self, row: int, record: str, body: bytes | None, *, is_open: bool) -> None:
+    def _put_draft(self, row: int, record: str, body: bytes | None, need: Need, *, is_open: bool) -> None:
         """Writes the row; a request that went out before is no longer of all that it has."""
-        with self.together():
+        with self._db.together(need):
             self._db.drop("goings", row)
-            self._db.put("drafts", row, record, body, int(is_open))
+            self._db.put("drafts", row, record, body, int(is_open), need=need)
 
     # Deletes
 
     def add_delete(self, key: str, version: Version) -> None:
         """A key is to be removed, as long as it has this version."""
-        self._db.put("deletes", key, json.dumps(version_record(version)))
+        self._db.put("deletes", key, json.dumps(version_record(version)), need=Need.RELIEF)
 
     def drop_delete(self, key: str) -> None:
         """It is gone."""
@@ -221,10 +227,10 @@ class Journal:
 
     # Attributes
 
-    def save_attributes(self, row: int, saved: SavedAttributes) -> int:
+    def save_attributes(self, row: int, saved: SavedAttributes, need: Need = Need.PROMISE) -> int:
         """Stores an attribute change in its row, or in a new one for 0; returns the row."""
         row = row or self._db.new_id()
-        self._db.put("attributes", row, json.dumps(attributes_record(saved)))
+        self._db.put("attributes", row, json.dumps(attributes_record(saved)), need=need)
         return row
 
     def drop_attributes(self, row: int) -> None:
@@ -257,7 +263,7 @@ class Journal:
         One that is noted already keeps its time.
         """
         if not self._db.has("intents", key):
-            self._db.put("intents", key, since)
+            self._db.put("intents", key, since, need=Need.RELIEF)
 
     def drop_intent(self, key: str) -> None:
         """The store has answered, and no such upload is unknown."""
@@ -269,7 +275,7 @@ class Journal:
 
     def add_upload(self, upload: str, key: str, properties: Properties) -> None:
         """A multipart upload of ours has begun, with the properties that the object will have."""
-        self._db.put("uploads", upload, key, json.dumps(properties_record(properties)))
+        self._db.put("uploads", upload, key, json.dumps(properties_record(properties)), need=Need.RELIEF)
 
     def drop_upload(self, upload: str) -> None:
         """It is completed or aborted."""

@@ -33,6 +33,9 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     yield "mounted", now.mountpoint
     yield "state", f"{now.state.value}, pid {now.pid}"
     yield "pending", f"{now.pending_files} files, {filesize.decimal(now.pending_bytes)}"
+    if now.waiting_writers:
+        who = "1 writer waits" if now.waiting_writers == 1 else f"{now.waiting_writers} writers wait"
+        yield "room", f"{who} for room in {now.state_dir}, {filesize.decimal(now.free_bytes)} free"
     yield "moved", f"{filesize.decimal(now.sent_bytes)} sent, {filesize.decimal(now.received_bytes)} received"
     yield "memory", f"{filesize.decimal(now.memory_bytes)} of {filesize.decimal(now.memory_limit)}"
     for name, pending in sorted(now.buckets.items()):

@@ -85,9 +85,9 @@ class Pages:
         """
         inode.pages = WRONG
         if self._kernel is not None:
-            self._spawn(partial(self._forget, self._kernel, inode))
+            self._spawn(partial(self._drop_wrong, self._kernel, inode))
 
-    async def _forget(self, kernel: Kernel, inode: Inode) -> None:
+    async def _drop_wrong(self, kernel: Kernel, inode: Inode) -> None:
         await self.settle(inode)
         try:
             await kernel.forget([inode.number], [])
@@ -101,6 +101,21 @@ class Pages:
                 await self._kernel.forget_attributes(inode.number)
             except OSError as error:
                 log.debug("the kernel keeps the attributes of inode %d: %s", inode.number, error)
+
+    async def forget(self, inode: Inode) -> None:
+        """The kernel's pages of a file are not what the bucket has: they go, with its attributes."""
+        await self._forget([inode.number], [])
+
+    async def forget_name(self, parent: Inode, name: bytes) -> None:
+        """The kernel asks again what a name leads to."""
+        await self._forget([], [(parent.number, name)])
+
+    async def _forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
+        if self._kernel is not None:
+            try:
+                await self._kernel.forget(numbers, names)
+            except OSError as error:
+                log.debug("the kernel does not forget: %s", error)
 
     async def close(self) -> None:
         """Gives nothing from now on and waits for what is on its way: the kernel's connection may then go."""

@@ -21,6 +21,7 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 STATE = (
     "lock",
     "*.sqlite*",
+    "reserve",
     "spool",
     "blocks",
     "damaged",

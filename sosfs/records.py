@@ -12,16 +12,20 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 
 from .attributes import Attributes
 from .content import Content
 from .draft import Draft
+from .errors import FULL
 from .extents import Extents
 from .inodes import Inode, Inodes
 from .journal import Journal
 from .saved import Ranges, SavedDraft
+
+log = logging.getLogger(__name__)
 
 
 class Records:
@@ -53,6 +57,19 @@ class Records:
             draft.safe = draft.recorded
         await self._journal.sync()
 
+    async def saved(self, inode: Inode, content: Content, draft: Draft) -> bool:
+        """As `save`; False where this disk has no room for all of it, so that only the bucket can keep it."""
+        if draft.away:
+            return False
+        try:
+            await self.save(inode, content, draft)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("%s goes into the bucket at once: %s", inode.name.decode(errors="replace"), error)
+            return False
+        return True
+
     async def displaces(self, inode: Inode, target: Inode) -> None:
         """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError."""
         content = inode.content
@@ -78,6 +95,7 @@ class Records:
             going=_going(content, draft),
             body=draft.spool.body,
             edits=inode.edits,
+            parts=content.upload.freed if content.upload is not None else (),
         )
         draft.spool.label(saved.key)
         content.row = self._journal.save_draft(content.row, saved)
@@ -133,6 +151,14 @@ class Records:
         if not content.row:
             self._attributes.goes(inode)
             return
+        try:
+            self._tell_going(content, serial, token)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("the upload of a recorded file is not recorded: %s", error)  # it makes room, so it goes on
+
+    def _tell_going(self, content: Content, serial: int, token: str) -> None:
         if content.draft is not None and content.draft.safe > serial:  # recorded since the commit began
             self._journal.alter_draft(content.row, partial(replace, going=(token, False)))
         else:

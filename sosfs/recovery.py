@@ -25,6 +25,7 @@ from .blocks import Blocks, Source
 from .commits import Commits
 from .content import content_of
 from .copying import copy_object
+from .discards import Discards
 from .draft import Draft, State
 from .errors import StoreError
 from .inodes import Inode, Known
@@ -35,7 +36,7 @@ from .paging import check_progress
 from .places import Places
 from .reclaim import Reclaim
 from .salvage import Finding
-from .saved import SavedDraft
+from .saved import SavedDraft, SavedPart
 from .spool import Spool
 from .store import Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
@@ -204,7 +205,9 @@ class Adoption:
         blocks: Blocks,
         reclaim: Reclaim,
         uploader: Uploader,
+        discards: Discards,
     ) -> None:
+        self._discards = discards
         self._journal = journal
         self._namespace = namespace
         self._inodes = namespace.inodes
@@ -237,7 +240,7 @@ class Adoption:
         content.draft = draft = self._draft(saved, spool)
         self._commits.began(inode)
         if not await self._is_there(inode, draft, saved.going):
-            return await self._go_on(inode, draft, upload)
+            return await self._go_on(inode, draft, upload, saved.parts)
         draft.saved = draft.serial
         await self._commits.let_go(inode, content)
         inode.content = None
@@ -252,6 +255,8 @@ class Adoption:
             draft.local.add(start, stop)
         for start, stop in saved.dirty:
             draft.dirty.add(start, stop)
+        for _, _, start, stop in saved.parts:
+            draft.away.add(start, stop)
         return draft
 
     async def _place(self, saved: SavedDraft) -> Inode:
@@ -283,11 +288,19 @@ class Adoption:
         self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
         return True
 
-    async def _go_on(self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None) -> bool:
+    async def _go_on(
+        self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None, freed: tuple[SavedPart, ...]
+    ) -> bool:
         content = content_of(inode)
-        if upload is not None and draft.size > self._uploader.plan.single:
+        if upload is not None and (draft.size > self._uploader.plan.single or freed):
             upload_id, begun_with = upload
             content.upload = Upload(self._uploader, draft, self._inodes.key(inode), begun_with, None)
-            await content.upload.resume(upload_id)
+            await content.upload.resume(upload_id, freed)
+        elif freed:
+            draft.strand()
+        if draft.refused:
+            log.error("%s is lost: parts of it were only in an upload that is gone", self._inodes.key(inode))
+            await self._discards.discard(inode)
+            return False
         self._commits.send_later(inode)
         return content.upload is not None

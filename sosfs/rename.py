@@ -84,6 +84,7 @@ class Renames:
         await self._attributes.settle_directories(inode)
         await self._namespace.keep_parent(inode.parent, inode)
         async with AsyncExitStack() as held:
+            await held.enter_async_context(self._contents.writeback.gathered(inode))
             if target is not None:
                 await held.enter_async_context(self._contents.leaving(target))
             await held.enter_async_context(self._gate.passing(parent))  # else it could be renamed itself meanwhile

@@ -31,6 +31,8 @@ from pathlib import Path
 
 from .damage import Damage, sync_directory
 from .database import Database, Row, Schema, chained, checksum, configure, connect, summed, tables
+from .errors import FULL
+from .reserve import Reserve, os_error
 from .watermark import Watermark
 
 FORMAT = "2"
@@ -108,14 +110,15 @@ def opened(path: Path, schema: Schema, mark: Watermark, damage: Damage) -> Datab
         assert db is not None
         if found.format != FORMAT:
             _convert(db, schema, found)
-        configure(db)
+        configure(db, path)
         return Database(db, path, schema, mark)
     except (sqlite3.Error, OSError) as error:
         if db is not None:
             db.close()
-        if isinstance(error, OSError):
-            raise
-        raise _refusal(path, error) from error
+        refusal = error if isinstance(error, OSError) else _refusal(path, error)
+        if refusal.errno in FULL and Reserve(path.parent).give_up():
+            return opened(path, schema, mark, damage)
+        raise refusal from error
 
 
 def _begun(path: Path, schema: Schema, mark: Watermark) -> Database:
@@ -126,7 +129,7 @@ def _begun(path: Path, schema: Schema, mark: Watermark) -> Database:
     try:
         db = connect(path)
         _convert(db, schema, found)
-        configure(db)
+        configure(db, path)
         return Database(db, path, schema, mark)
     except sqlite3.Error as error:
         raise _refusal(path, error) from error
@@ -214,7 +217,7 @@ def _code(error: sqlite3.Error) -> int:
 
 
 def _refusal(path: Path, error: sqlite3.Error) -> OSError:
-    number = errno.ENOSPC if _code(error) == sqlite3.SQLITE_FULL else errno.EIO
+    number = os_error(error, path).errno or errno.EIO
     return OSError(number, f"the journal cannot be opened: {error}", str(path))
 
 

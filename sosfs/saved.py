@@ -9,6 +9,7 @@ from .metadata import POSIX_NAMES, Posix
 from .store import Guard, Headers, Properties, Version
 
 Ranges = tuple[tuple[int, int], ...]
+SavedPart = tuple[int, str, int, int]  # of an upload that is not completed: number, ETag, start, stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +18,8 @@ class SavedDraft:
 
     `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
     of the spool, empty for a spool that was written to since. `going` is the ETag that the object gets by the
-    request under way, and whether it then has all of the draft. `properties` have the `edits`.
+    request under way, and whether it then has all of the draft. `properties` have the `edits`. The bytes of `parts`
+    are in a multipart upload of this key alone.
     """
 
     key: str
@@ -35,6 +37,7 @@ class SavedDraft:
     going: tuple[str, bool] | None = None
     body: bytes = b""
     edits: Edits = NO_EDITS
+    parts: tuple[SavedPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,11 +149,12 @@ def draft_record(saved: SavedDraft) -> dict[str, object]:
         "sums": saved.sums,
         "going": saved.going,
         "edits": edits_record(saved.edits),
+        "parts": saved.parts,
     }
 
 
 def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
-    """The draft again; older records have no edits."""
+    """The draft again; older records have no edits and no parts."""
     known = dict(record)
     expected, base, going = known.pop("expected"), known.pop("base"), known.pop("going")
     return SavedDraft(
@@ -165,5 +169,6 @@ def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
         sums=tuple(known.pop("sums")),  # type: ignore[arg-type]
         body=body,
         edits=edits_back(*known.pop("edits", ({}, {}))),  # type: ignore[misc]
+        parts=tuple((a, b, c, d) for a, b, c, d in known.pop("parts", ())),  # type: ignore[attr-defined]
         **known,  # type: ignore[arg-type]
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -26,6 +27,7 @@ from .control import Tree
 from .control_files import tree_of
 from .control_operations import ControlOperations
 from .credentials import CredentialSource
+from .disk import Disk
 from .dropping import Dropping
 from .errands import Work
 from .errors import StoreError
@@ -271,4 +273,7 @@ class Served:
             requests=dict(self._requests),
             memory_bytes=self.memory_used + parts.uploader.budget.used,
             memory_limit=memory_limit(settings, buckets=1),
+            waiting_writers=parts.contents.writeback.waiting,
+            state_dir=os.fspath(self.state_dir),
+            free_bytes=Disk(self.state_dir).room().free,
         )

@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import fetching
 from .blocks import BLOCK, Cached, Run, Source, memory_of
 from .budget import Allowance, Backlog, Budget
-from .config import Settings
+from .config import Durability, Settings
+from .disk import Disk
 from .disk_cache import DiskCache
-from .fetching import Disk
 from .spool import MEMORY
 
 NAME = 1 << 10  # bytes that a listed name takes; measured 940 in a directory of 100,000
 NAMES = 2  # times the memory for blocks: how much names may take, in each bucket
+ROWS_SHARE = 8  # of a small disk, the part that small drafts in the journal may take
 UPLOADS = 64 << 20  # bytes of bodies on their way up
 
 
@@ -31,7 +33,7 @@ class Share:
     """What one bucket has of its mount's memory and disk."""
 
     cached: Cached
-    disk: Disk | None
+    disk: fetching.Disk | None
     uploads: Budget
     drafts: Allowance  # for small ones kept in memory
     backlog: Backlog
@@ -46,13 +48,27 @@ def names_of(settings: Settings) -> int:
 def whole(settings: Settings) -> Share:
     """All of it, for the one bucket of a mount."""
     disk = _disk(settings, settings.state_dir)
-    return Share(memory_of(settings.memory), disk, Budget(UPLOADS), Allowance(MEMORY), Backlog(), names_of(settings))
+    return Share(
+        memory_of(settings.memory),
+        disk,
+        Budget(UPLOADS),
+        _drafts(settings, settings.state_dir),
+        Backlog(),
+        names_of(settings),
+    )
 
 
 def _disk(settings: Settings, directory: Path) -> DiskCache | None:
     if not settings.cache_size:
         return None
     return DiskCache(directory / "blocks", capacity=settings.cache_size, block=BLOCK)
+
+
+def _drafts(settings: Settings, directory: Path) -> Allowance:
+    """Of small drafts in memory. With the journal they go into its rows, and a database never shrinks."""
+    if settings.durability is Durability.BUCKET:
+        return Allowance(MEMORY)
+    return Allowance(min(MEMORY, Disk(directory).room().size // ROWS_SHARE))
 
 
 class Shares:
@@ -62,7 +78,7 @@ class Shares:
         self.uploads = Budget(UPLOADS)
         self._blocks = memory_of(settings.memory)
         self._disk = _disk(settings, directory)
-        self._drafts = Allowance(MEMORY)
+        self._drafts = _drafts(settings, directory)
         self._backlog = Backlog()
         self._names = names_of(settings)
 

@@ -1,7 +1,8 @@
 """Where the bytes of drafts lie until they are in the bucket: decided here and only here.
 
 A small draft stays in memory, for a file of its own costs more than its upload's share of CPU; it moves
-to a sparse file in the cache directory when it grows or when the area's memory is used up. A draft's
+to a sparse file in the cache directory when it grows or when the area's memory is used up. Where the disk has
+no room for that it stays in memory as long as the area has some. A draft's
 spool has one writer at a time (the kernel holds the inode's lock); bulk I/O runs in a thread, since a
 disk that throttles writers must not stop the mount.
 """
@@ -21,13 +22,17 @@ from typing import Any, TypeVar
 import trio
 
 from .budget import Allowance
+from .disk import Disk
+from .errors import FULL
 from .threads import LOCAL
 
 T = TypeVar("T")
 
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
-FLOOR = 512 << 20  # bytes of the disk that are left to others
+FLOOR, FLOOR_SHARE = 512 << 20, 4  # bytes of the disk that are left to others; of a small one this part
+TIGHT, TIGHT_SHARE = 8 << 20, 4  # bytes that one writer alone goes on with: a part, or this share of a small disk
+JOURNAL, JOURNAL_SHARE = 2 << 20, 16  # bytes that are left to the journal; of a small disk this part
 SUMMED = 1 << 20  # bytes under one checksum
 LABEL = "user.sosfs.key"
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
@@ -43,8 +48,10 @@ class DamagedSpool(OSError):
 class SpoolArea:
     """The spool directory of a mount and the memory its small spools share."""
 
-    def __init__(self, directory: Path, memory: Allowance) -> None:
+    def __init__(self, directory: Path, memory: Allowance, *, part: int = TIGHT) -> None:
         self.directory = directory
+        self._part = part  # bytes of the part of an upload
+        self.disk = Disk(directory)
         self.memory = memory
         self.beginning = f"{time.time_ns():x}-"  # of names: those of an earlier mount are still in its journal
         self._serial = 0
@@ -53,8 +60,14 @@ class SpoolArea:
     @property
     def is_short(self) -> bool:
         """Whether the disk has less room than is left to others."""
-        state = os.statvfs(self.directory)
-        return state.f_bavail * state.f_frsize < FLOOR
+        room = self.disk.room()
+        return room.free < min(FLOOR, room.size // FLOOR_SHARE)
+
+    def is_tight(self, more: int, *, alone: bool = False) -> bool:
+        """Whether `more` bytes would leave too little: none for the journal, or for the writer that goes on `alone`."""
+        room = self.disk.room()
+        left = min(JOURNAL, room.size // JOURNAL_SHARE)
+        return room.free - more < (left if alone else left + min(self._part, room.size // TIGHT_SHARE))
 
     def new(self) -> Spool:
         """An empty spool."""
@@ -79,6 +92,8 @@ class Spool:
         self.path = path
         self._area = area
         self._memory: bytearray | None = bytearray()
+        self._origin = 0  # offset of the first byte in memory; what lay before was freed
+        self._most = SPILL  # bytes in memory; grows where the disk is full, or each write would try all anew
         self._file = -1
         self._is_closed = False
         self._busy = 0  # who holds it
@@ -92,12 +107,8 @@ class Spool:
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Stores `data` at `offset`. Raises OSError ENOSPC and the like; what was there before may be gone."""
-        stop = offset + len(data)
-        if self._memory is not None:
-            if self._fits(stop):
-                _store(self._memory, offset, data)
-                return
-            self._spill()
+        if self._memory is not None and self._keeps(self._memory, offset, data):
+            return
         if len(data) <= INLINE:
             _write_all(self._file, offset, data)
         else:
@@ -106,7 +117,9 @@ class Spool:
     async def read(self, start: int, stop: int) -> bytes:
         """The bytes `[start, stop)`, fewer where the spool ends; what was never written below reads as zeros."""
         if self._memory is not None:
-            return bytes(self._memory[start:stop])
+            first = min(max(start, self._origin), stop)
+            body = bytes(first - start) + self._memory[first - self._origin : stop - self._origin]
+            return body.ljust(stop - start, b"\0")
         if stop - start <= INLINE:
             return _read_all(self._file, start, stop)
         return await self._away(_read_all, start, stop)
@@ -115,6 +128,11 @@ class Spool:
         """Does `work` with the file in a thread."""
         with self.held():
             return await LOCAL.run(work, self._file, *arguments)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether somebody holds it."""
+        return self._busy > 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -139,7 +157,9 @@ class Spool:
 
     @property
     def body(self) -> bytes:
-        """The bytes of a spool that is in memory, b"" for one on disk."""
+        """The bytes of a spool that is in memory, b"" for one on disk. Raises ENOSPC where some were freed."""
+        if self._origin:
+            raise OSError(errno.ENOSPC, "the disk has no room for what is in memory")
         return bytes(self._memory) if self._memory is not None else b""
 
     async def sync(self) -> None:
@@ -163,9 +183,24 @@ class Spool:
         if self._memory is None:
             if os.fstat(self._file).st_size > size:
                 os.ftruncate(self._file, size)
-        elif len(self._memory) > size:
-            self._area.memory.used -= len(self._memory) - size
-            del self._memory[size:]
+            return
+        keep = max(0, size - self._origin)
+        self._origin = min(self._origin, size)
+        if len(self._memory) > keep:
+            self._area.memory.used -= len(self._memory) - keep
+            del self._memory[keep:]
+
+    def free(self, start: int, stop: int) -> bool:
+        """Gives back the room of `[start, stop)`, which reads as zeros then. Whether it could: in memory from below."""
+        if self._memory is None:
+            return self._area.disk.punch(self._file, start, stop)
+        gone = min(stop - self._origin, len(self._memory))
+        if start > self._origin or gone <= 0:
+            return False
+        self._area.memory.used -= gone
+        del self._memory[:gone]
+        self._origin += gone
+        return True
 
     def label(self, key: str) -> None:
         """Has the file tell its key, should the journal be lost. Where the disk keeps no attributes it cannot."""
@@ -183,7 +218,7 @@ class Spool:
         """Frees it all."""
         if self._memory is not None:
             self._area.memory.used -= len(self._memory)
-            self._memory = bytearray()
+            self._memory, self._origin = bytearray(), 0
         elif self._file >= 0:
             self.path.unlink(missing_ok=True)
         self._is_closed = True
@@ -195,13 +230,28 @@ class Spool:
             os.close(self._file)
             self._file = -1
 
-    def _fits(self, stop: int) -> bool:
-        assert self._memory is not None
-        more = stop - len(self._memory)
-        return more <= 0 or (stop <= SPILL and self._area.memory.grant(more))
+    def _keeps(self, memory: bytearray, offset: int, data: bytes | memoryview) -> bool:
+        """Stores it in memory where it fits; else the bytes are on disk afterwards, or where that is full in memory."""
+        stop = offset + len(data)
+        more = max(0, stop - self._origin - len(memory)) + max(0, self._origin - offset)
+        if more and (stop - self._origin > self._most or not self._area.memory.grant(more)):
+            try:
+                self._spill(memory, more)
+            except OSError as error:
+                if error.errno not in FULL or not self._area.memory.grant(more):
+                    raise
+                self._most = 2 * (len(memory) + more)
+            else:
+                return False
+        if offset < self._origin:
+            memory[:0] = bytes(self._origin - offset)
+            self._origin = offset
+        _store(memory, offset - self._origin, data)
+        return True
 
-    def _spill(self) -> None:
-        assert self._memory is not None
+    def _spill(self, memory: bytearray, more: int) -> None:
+        if self._area.is_tight(len(memory) + more):
+            raise OSError(errno.ENOSPC, "the disk has no room for another file")
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         try:
             file = os.open(self.path, flags, 0o600)
@@ -209,14 +259,14 @@ class Spool:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = os.open(self.path, flags, 0o600)
         try:
-            _write_all(file, 0, self._memory)
+            _write_all(file, self._origin, memory)
         except OSError:
             os.close(file)
             self.path.unlink()  # the next try, when there may be room, makes it anew
             raise
         self._file = file
-        self._area.memory.used -= len(self._memory)
-        self._memory = None
+        self._area.memory.used -= len(memory)
+        self._memory, self._origin = None, 0
 
 
 def label(path: Path) -> str:
@@ -245,12 +295,14 @@ def _store(memory: bytearray, offset: int, data: bytes | memoryview) -> None:
 
 
 def _write_all(file: int, offset: int, data: bytes | bytearray | memoryview) -> None:
-    view = memoryview(data)
-    while view:
-        done = os.pwrite(file, view, offset)
-        if done == 0:
-            raise OSError(errno.ENOSPC, "the spool took no bytes")
-        view, offset = view[done:], offset + done
+    # The traceback of an error keeps this frame: a view left open there would forbid the bytearray to grow.
+    with memoryview(data) as view:
+        at = 0
+        while at < len(view):
+            done = os.pwrite(file, view[at:], offset + at)
+            if done == 0:
+                raise OSError(errno.ENOSPC, "the spool took no bytes")
+            at += done
 
 
 def _read_all(file: int, start: int, stop: int) -> bytes:

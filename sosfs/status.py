@@ -64,6 +64,9 @@ class Status:
     memory_bytes: int = 0
     memory_limit: int = 0
     buckets: Mapping[str, int] = field(default_factory=dict)
+    waiting_writers: int = 0  # for room in the directory, of which so much is free
+    state_dir: str = ""
+    free_bytes: int = 0
 
     def to_json(self) -> str:
         """One line of JSON."""

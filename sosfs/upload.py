@@ -1,7 +1,7 @@
 """How a draft becomes an object: one PUT, or a multipart upload whose parts may go up while it is written.
 
-Part sizes grow so that 4 TiB fits 10,000 parts: with 8 MiB, 1,000 parts of 8, 1,000 of 32 and 8,000 of
-520 MiB. A part that was written over is sent again. Ranges that are still as in the old version are copied on the
+A part that was written over is sent again. Where room is short the bytes of a part that was sent are freed; they are
+in no other place then, until the whole is completed. Ranges that are still as in the old version are copied on the
 server: neighbours in one request, up to a sixteenth of the file. The condition on the whole then tells that they were
 of this version, and the end of a file that grew stays at hand, since what is appended next is sent with it.
 Part numbers may have gaps (S3 API, UploadPart), so a merged copy takes the number of its first part and the numbers of
@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import md5
@@ -30,7 +30,9 @@ from .draft import Draft
 from .errors import StoreError
 from .interrupt import waited
 from .journal import Journal
-from .store import PARTS_MAX, Acl, Check, Condition, Guard, ObjectStore, Part, Properties, Version
+from .parts import PartPlan, Range
+from .saved import SavedPart
+from .store import Acl, Check, Condition, Guard, ObjectStore, Part, Properties, Version
 from .tasks import each
 from .turns import Turns
 from .wire import joined_etag
@@ -41,46 +43,9 @@ AT_ONCE = 16  # parts of one upload; a copy of the whole is shared among as many
 COPY_MAX = 1 << 30  # bytes of one UploadPartCopy; up to 5 GiB is legal
 END_MAX = 1 << 20  # bytes that stay at hand of the last part; more of it is fetched while the rest is copied
 BEHIND = 4  # parts of one file under way behind its writer
-_TIERS = ((1000, 1), (1000, 4), (PARTS_MAX - 2000, 65))  # how many parts, of how many times the first size
 
 
 Announce = Callable[[str], None]  # is told the token of the object to be (`landing`)
-
-
-@dataclass(frozen=True, slots=True)
-class Range:
-    """The bytes `[start, stop)` that part `number` holds."""
-
-    number: int
-    start: int
-    stop: int
-
-
-class PartPlan:
-    """Which bytes each part number holds, whatever the file's size will be."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-        self.single = 2 * first  # bytes; up to here one PUT is cheaper than three requests
-
-    def at(self, offset: int) -> Range:
-        """The part that holds the byte at `offset`. Raises OSError EFBIG past the last part."""
-        number, start = 1, 0
-        for count, times in _TIERS:
-            size = self.first * times
-            if offset < start + count * size:
-                steps = (offset - start) // size
-                return Range(number + steps, start + steps * size, start + (steps + 1) * size)
-            number, start = number + count, start + count * size
-        raise OSError(errno.EFBIG, "more than 10,000 parts")
-
-    def ranges(self, size: int, *, begin: int = 0) -> Iterator[Range]:
-        """The parts of a file of `size` bytes, from the one that begins at `begin` on."""
-        start = begin
-        while start < size:
-            part = self.at(start)
-            yield Range(part.number, part.start, min(size, part.stop))
-            start = part.stop
 
 
 def etag_of(body: bytes | memoryview) -> str:
@@ -117,6 +82,8 @@ class Uploader:
         self.plan = plan
         self.journal = journal
         self.sent_bytes = 0
+        self.failures = 0  # of parts behind a writer
+        self.keeping = 0  # renames under way: what is freed is bound to the key
 
 
 class Upload:
@@ -136,6 +103,7 @@ class Upload:
         self._made: set[int] = set()  # parts that the server has, up to date or not
         self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
         self._behind: set[int] = set()
+        self._here: set[int] = set()  # of those that were sent behind the writer, whose bytes are here too
         self._frontier = 0  # below it every full part is sent or on its way
         self._writer = 0  # offset behind which full parts may go up; 0 while `finish` sends them itself
         self._idle = trio.Event()
@@ -167,11 +135,34 @@ class Upload:
             if len(self._behind) >= BEHIND:
                 return
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether parts are on their way behind the writer."""
+        return bool(self._behind)
+
+    @property
+    def freed(self) -> tuple[SavedPart, ...]:
+        """The parts whose bytes are nowhere else."""
+        sent = ((one.part.etag, one.range) for one in self._sent.values() if self._draft.away)
+        return tuple((r.number, e, r.start, r.stop) for e, r in sent if self._draft.away.covers(r.start, r.stop))
+
+    def free(self, *, first: bool = False) -> bool:
+        """Frees the bytes of parts sent behind the writer; whether any. The `first` one's apart: headers come last."""
+        if self._shared.keeping or self._draft.is_committing:
+            return False
+        here = sorted(self._here & self._sent.keys())  # memory is freed from below
+        ranges = [self._sent[number].range for number in here if (number != 1) != first]
+        gone = [part.number for part in ranges if self._draft.part_with(part.start, part.stop)]
+        self._here.difference_update(gone)
+        return bool(gone)
+
     async def _send_behind(self, part: Range) -> None:
         try:
             await self._make(part)
+            self._here.add(part.number)
         except OSError as error:
             self._writer, self._frontier = 0, 0
+            self._shared.failures += 1
             log.info("part %d of %s will be sent again at close: %s", part.number, self.key, error)
         except trio.Cancelled:
             self._writer = 0  # the mount ends: nothing follows
@@ -192,7 +183,7 @@ class Upload:
         self._writer, self._condition = 0, condition
         await waited(self._idle.wait)
         self._sent = {number: sent for number, sent in self._sent.items() if sent.check is Check.AT_ONCE}
-        if self._made - {job.number for job in self._jobs(size)}:
+        if self._made - {job.number for job in self._jobs(size)} and not self._draft.away:
             await self.abort()  # Ceph 16 completes an upload with all its parts or not at all
         for _ in range(3):
             jobs = [job for job in self._jobs(size) if not self._has(job)]
@@ -213,7 +204,7 @@ class Upload:
             )
         except StoreError as error:
             if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:
-                self._forget()  # begun anew by the next try
+                self._vanished()
             raise
         if parts and self._draft.base is not None:
             end = parts[-1]
@@ -221,29 +212,37 @@ class Upload:
         self._forget()
         return version
 
-    async def resume(self, upload_id: str) -> None:
+    async def resume(self, upload_id: str, freed: Sequence[SavedPart] = ()) -> None:
         """Goes on with an upload of before a crash: the parts whose hash is that of our bytes need not be sent again.
 
+        Those that were `freed` must be there as they were, else their bytes are lost (`Draft.strand`).
         Raises StoreError; one that the server no longer knows is begun anew.
         """
-        shared = self._shared
+        shared, known = self._shared, {part[0]: part for part in freed}
         try:
             parts = await shared.store.list_parts(self.key, upload_id)
         except StoreError as error:
             if error.errno != errno.ENXIO:
                 raise
             shared.journal.drop_upload(upload_id)
+            self._draft.strand()
             return
         self._id = upload_id
         ranges = {part.number: part for part in shared.plan.ranges(self._draft.size)}
         for part in parts:
             self._made.add(part.number)
             at = ranges.get(part.number)
+            if at is not None and known.get(part.number) == (part.number, part.etag, at.start, at.stop):
+                self._sent[part.number] = _Sent(part, at, self._draft.serial)
+                del known[part.number]
+                continue
             if at is None or at.stop - at.start != part.size or not self._draft.local.covers(at.start, at.stop):
                 continue
             body = await self._draft.read(at.start, at.stop)
             if etag_of(body) == part.etag:
                 self._sent[part.number] = _Sent(part, at, self._draft.serial)
+        if known:
+            self._draft.strand()
 
     async def abort(self) -> None:
         """Drops the upload; a failure leaves parts behind that the next mount sweeps."""
@@ -258,11 +257,16 @@ class Upload:
             return
         self._forget()
 
+    def _vanished(self) -> None:
+        """The server knows the upload no more: the next try begins anew, but for bytes that were only there."""
+        self._forget()
+        self._draft.strand()
+
     def _forget(self) -> None:
         self._shared.journal.drop_upload(self._id)
         self._id = ""
-        self._sent.clear()
-        self._made.clear()
+        for known in (self._sent, self._made, self._here):
+            known.clear()
 
     def _has(self, job: Range) -> bool:
         sent = self._sent.get(job.number)
@@ -332,7 +336,7 @@ class Upload:
             yield upload_id
         except StoreError as error:
             if error.errno == errno.ENXIO and self._id == upload_id:
-                self._forget()
+                self._vanished()
             raise
 
     async def _ensure(self) -> str:

@@ -25,6 +25,7 @@ from email.utils import parsedate_to_datetime
 from . import acl, headers, metadata, xattr_names
 from .attributes import Attributes
 from .draft import State
+from .edits import Edits
 from .inodes import Inode, Inodes
 from .links import Links
 from .rejected import Rejections
@@ -211,8 +212,15 @@ class Xattrs:
             edits = inode.edits.with_metadata(entry, xattr_names.to_text(value))
         wanted = edits.applied(inode.properties)
         check_properties(Properties(wanted.headers, metadata.write(wanted.metadata, inode.posix)))
-        inode.edits = edits
-        self._attributes.changed(inode, posix=())
+        self._change(inode, edits)
+
+    def _change(self, inode: Inode, edits: Edits) -> None:
+        before, inode.edits = inode.edits, edits
+        try:
+            self._attributes.changed(inode, posix=())
+        except OSError:
+            inode.edits = before
+            raise
 
     async def remove(self, inode: Inode, name: bytes) -> None:
         """Removes a `user.` attribute. Raises ENODATA, and as `set`."""
@@ -222,13 +230,13 @@ class Xattrs:
             if not getattr(known.headers, HEADERS[name]):
                 raise _absent()
             left = self._own_type(inode) if name == MIME_TYPE else ""  # S3 has no object without a type
-            inode.edits = inode.edits.with_header(HEADERS[name], left)
+            edits = inode.edits.with_header(HEADERS[name], left)
         else:
             entry = xattr_names.stored(name[len(USER) :], known.metadata)
             if entry not in known.metadata:
                 raise _absent()
-            inode.edits = inode.edits.with_metadata(entry, None)
-        self._attributes.changed(inode, posix=())
+            edits = inode.edits.with_metadata(entry, None)
+        self._change(inode, edits)
 
     async def _set_acl(self, inode: Inode, value: bytes) -> None:
         try:

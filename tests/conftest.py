@@ -14,6 +14,7 @@ from zlib import crc32
 
 import pytest
 
+from tests.disks import DISK, small_disk
 from tests.drive import Drive
 from tests.foreign import Foreign
 from tests.mounting import Access, Mount
@@ -29,6 +30,7 @@ LARGE = random.Random(16).randbytes(20 << 20)
 FRAIL = {"d/small": b"small" * 1000, "d/other": b"other", "d/large": LARGE}
 FAILED = pytest.StashKey[bool]()
 Mounter = Callable[..., Drive]
+Cramped = Callable[..., Drive]
 MOUNTING = frozenset({"mounter", "shared", "drive"})
 SLOW = frozenset({"test_crash", "test_memory", "test_tools", "test_peers"})
 
@@ -185,3 +187,28 @@ def frail(mounter: Mounter, proxy: Proxy, foreign: Foreign) -> Drive:
     drive = mounter(proxy.endpoint, *HURRY)
     drive.mount.allow_log(r"WARNING|ERROR")
     return drive
+
+
+@pytest.fixture
+def cramped(
+    request: pytest.FixtureRequest, server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path
+) -> Iterator[Cramped]:
+    """Mounts the test's bucket with its cache on a small disk: `cramped(size, *options, endpoint=..., inodes=...)`."""
+    with ExitStack() as ending:
+        mounts: list[Mount] = []
+
+        def mount(size: int = DISK, *options: str, endpoint: str = "", inodes: int = 0) -> Drive:
+            base = tmp_path / f"cramped{len(mounts)}"
+            ending.enter_context(small_disk(base / "cache", size, inodes=inodes))
+            mounted = Mount(access_to(server, endpoint), foreign.bucket, base, watchdog, options)
+            ending.callback(mounted.clear)
+            mounted.start()
+            mounts.append(mounted)
+            return Drive(mounted, foreign, mounted.path)
+
+        yield mount
+        for mounted in mounts:
+            if request.node.stash.get(FAILED, True):
+                print(f"log of {mounted.base.name}:\n{mounted.log[-8000:]}")
+            elif mounted.running:
+                mounted.stop()

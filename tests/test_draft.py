@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import cast
@@ -86,7 +87,7 @@ def test_a_disk_that_was_full_takes_the_bytes_later(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "full")
 
     async def main() -> bytes:
-        spool = SpoolArea(tmp_path, Allowance(1 << 30)).new()
+        spool = SpoolArea(tmp_path, Allowance(SPILL)).new()
         await spool.write(0, b"first")
         with monkeypatch.context() as patch:
             patch.setattr(sosfs.spool, "_write_all", full)
@@ -99,3 +100,70 @@ def test_a_disk_that_was_full_takes_the_bytes_later(tmp_path: Path, monkeypatch:
 
     assert trio.run(main) == b"first" + b"n" * SPILL
     assert not list(tmp_path.glob("*.spool"))
+
+
+def test_on_a_full_disk_a_draft_stays_in_memory_while_there_is_some(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries: list[int] = []
+
+    def full(file: int, offset: int, data: bytes | memoryview) -> None:
+        tries.append(len(data))
+        view = memoryview(data)
+        raise OSError(errno.ENOSPC, "full", str(len(view)))
+
+    async def main() -> None:
+        memory = Allowance(8 * SPILL)
+        spool = SpoolArea(tmp_path, memory).new()
+        with monkeypatch.context() as patch:
+            patch.setattr(sosfs.spool, "_write_all", full)
+            for at in range(0, 8 * SPILL, SPILL // 4):
+                await spool.write(at, bytes([at // SPILL]) * (SPILL // 4))
+            with pytest.raises(OSError, match="full"):
+                await spool.write(8 * SPILL, b"n")
+        assert len(tries) <= 6, "not with every write"
+        assert not spool.on_disk
+        # What was sent is freed from below, what is written there again comes back, and it moves once there is room.
+        assert spool.free(0, 2 * SPILL)
+        assert not spool.free(4 * SPILL, 5 * SPILL)
+        assert memory.used == 6 * SPILL
+        assert await spool.read(SPILL, 3 * SPILL) == bytes(SPILL) + b"\2" * SPILL
+        with pytest.raises(OSError, match="no room"):
+            _ = spool.body
+        await spool.write(2 * SPILL - 2, b"ab")
+        assert await spool.read(2 * SPILL - 3, 2 * SPILL + 1) == b"\0ab\2"
+        await spool.write(8 * SPILL, b"n" * 2 * SPILL)
+        assert spool.on_disk
+        assert memory.used == 0
+        assert await spool.read(2 * SPILL - 3, 2 * SPILL + 1) == b"\0ab\2"
+        assert await spool.read(7 * SPILL, 8 * SPILL + 1) == b"\7" * SPILL + b"n"
+        assert spool.free(2 * SPILL, 8 * SPILL)
+        assert spool.path.stat().st_blocks * 512 < 3 * SPILL
+        spool.truncate(0)
+        spool.close()
+
+    trio.run(main)
+
+
+def test_a_spool_that_could_not_move_to_the_disk_can_still_be_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its error is at hand meanwhile, as it is where the writer is about to be answered."""
+
+    def full(file: int, data: object, offset: int) -> int:
+        del data  # the real one holds none either
+        raise OSError(errno.ENOSPC, "full")
+
+    async def main() -> None:
+        spool = SpoolArea(tmp_path, Allowance(SPILL)).new()
+        await spool.write(0, b"first")
+        monkeypatch.setattr(os, "pwrite", full)
+        try:
+            await spool.write(5, b"n" * SPILL)
+        except OSError:
+            spool.truncate(0)
+            await spool.write(0, b"second")
+        assert spool.body == b"second"
+        spool.close()
+
+    trio.run(main)

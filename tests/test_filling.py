@@ -230,7 +230,7 @@ def test_a_late_answer_does_not_bring_back_what_was_shed(tmp_path: Path) -> None
             await mount.parts.contents.write(handle, 0, b"n" * MIB)
             draft = handle.content.draft
             assert draft is not None
-            await mount.parts.contents._relieve(handle.inode, draft)  # as `write` does upon ENOSPC
+            await mount.parts.contents.writeback._relieve(handle.inode, draft, OSError())  # as upon ENOSPC
             assert stored(store) == b"n" * MIB
             store.after.pop("get").set()
         await trio.testing.wait_all_tasks_blocked()

@@ -195,7 +195,7 @@ def test_a_write_beside_one_that_makes_room_is_not_lost(tmp_path: Path) -> None:
                 await trio.testing.wait_all_tasks_blocked()
                 draft = handle.content.draft
                 assert draft is not None
-                nursery.start_soon(mount.parts.contents._relieve, handle.inode, draft)  # as `write` does upon ENOSPC
+                nursery.start_soon(mount.parts.contents.writeback._relieve, handle.inode, draft, OSError())
                 await trio.testing.wait_all_tasks_blocked()
                 told.set()
         assert bytes(await mount.parts.contents.read(handle, 0, 10)) == b"a" * 10

@@ -48,14 +48,15 @@ ROWS = (
     ("creation", "rename", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
-    ("contents", "filling", "succession", "pages", "commits", "records", "unsent", "content"),
+    ("contents", "writeback", "discards", "filling", "succession", "pages", "commits", "resting", "records", "unsent"),
+    ("content",),
     ("attributes", "changes", "doubts", "learning", "foresight", "listing", "subtree"),
-    ("refusals", "deletions", "conflict", "upload"),
+    ("refusals", "deletions", "conflict", "upload", "parts"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks"),
     ("fetching", "integrity", "disk_cache", "budget", "extents"),
     # what both share
     ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
-    ("salvage", "database", "watermark", "damage"),
+    ("salvage", "database", "reserve", "watermark", "damage"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
@@ -85,7 +86,19 @@ ROWS = (
     ("holders", "mountpoint", "kernel", "allocator", "private"),
     ("option_table", "trust", "proxies", "keysearch", "keyfiles", "aws_resolver", "credentials"),
     ("log_level", "config", "values", "zone"),
-    ("tasks", "threads", "pauses", "turns", "interrupt", "store", "checksums", "errors", "printable", "__init__"),
+    (
+        "tasks",
+        "threads",
+        "pauses",
+        "turns",
+        "interrupt",
+        "disk",
+        "store",
+        "checksums",
+        "errors",
+        "printable",
+        "__init__",
+    ),
 )
 
 # Libraries that only these modules may import.
@@ -106,7 +119,7 @@ ONLY = {
     "botocore": {"signed_http", "bucket_settings", "links", "aws_resolver"},
     "pycurl": {"transport"},
     "awscrt": {"checksums"},
-    "sqlite3": {"journal", "salvage", "database", "attribute_cache"},
+    "sqlite3": {"journal", "salvage", "database", "reserve", "attribute_cache"},
 }
 # What starts threads or opens connections when it is loaded must not be there when the daemon forks; trio neither,
 # half of whose 0.2 s a command that answers at once would be.

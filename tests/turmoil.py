@@ -529,7 +529,7 @@ def turmoil(seed: int, durability: Durability, base: Path) -> Iterator[Turmoil]:
         patch.setattr("sosfs.draft.INLINE", 1000)
         patch.setattr("sosfs.spool.FLOOR", 0)  # how full this machine's disk is decides nothing
         patch.setattr("sosfs.fake.PART_MIN", 1)
-        patch.setattr("sosfs.contents.STREAM_MIN", 20_000)
+        patch.setattr("sosfs.writeback.STREAM_MIN", 20_000)
         patch.setattr("sosfs.filling.WINDOW", 8192)
         # Tasks that could run at the same time take turns as these dice say, and not others each time.
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
