@@ -145,18 +145,19 @@ class Database:
             self._write(_Change(statement, (key,), (table, key), None), Need.RELIEF)
 
     def _write(self, change: _Change, need: Need) -> None:
-        is_alone = self._undo is None
+        is_new = change.total is not None
+        must_be = is_new and self._undo is None  # no block of its caller's, which is owed as a whole
         with self.together():
-            if is_alone and need is Need.PROMISE and self._finds_no_room:
-                raise self._full()  # what is owed cannot be written, and this could not either
             self._note(change.place, change.total)
             self._block.append(change)
             if not self._finds_no_room:
                 self._try(need, change)
-            if self._finds_no_room and need is Need.PROMISE:
+            elif must_be and need is Need.RELIEF and self._reserve.give_up():
+                self._again()
+            if self._finds_no_room and (must_be or (is_new and need is Need.PROMISE)):
                 raise self._full()
-            if is_alone and need is Need.PROMISE:
-                self._commit(need)
+            if must_be:
+                self._commit(need, may_owe=False)
 
     def _full(self) -> OSError:
         return OSError(errno.ENOSPC, f"the journal: {os.strerror(errno.ENOSPC)}", str(self._path))
@@ -177,6 +178,7 @@ class Database:
     def _again(self) -> None:
         """Begins the transaction anew: SQLite may have rolled back what came before."""
         self._roll_back()
+        self._finds_no_room = False
         try:
             self._execute("begin", ())
             for change in (*self._owed, *self._block):
@@ -211,7 +213,7 @@ class Database:
         self._begin()
         try:
             yield
-            self._commit(need)
+            self._commit(need, may_owe=need is Need.RELIEF)
         except BaseException:
             undo: list[tuple[tuple[str, Value], int | None]] = self._undo or []
             self._undo = None
@@ -233,8 +235,8 @@ class Database:
             self._roll_back()
             raise
 
-    def _commit(self, need: Need) -> None:
-        """Ends the transaction that is open, if it still is. Raises ENOSPC for a promise that finds no room."""
+    def _commit(self, need: Need, *, may_owe: bool) -> None:
+        """Ends the transaction that is open, if it still is. Raises ENOSPC where there is no room and it may not be owed."""
         if not self._db.in_transaction and not self._finds_no_room:
             return  # ended already
         if not self._block and (self._finds_no_room or not self._owed):
@@ -243,7 +245,7 @@ class Database:
         if not self._finds_no_room:
             self._try_to_end(need)
         if self._finds_no_room:
-            if need is Need.PROMISE:
+            if not may_owe:
                 raise self._full()
             self._owe()
 
