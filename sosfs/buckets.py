@@ -30,10 +30,11 @@ from . import bucket_zone, reasons
 from .abilities import Abilities
 from .account import Account
 from .bucket_errands import works
+from .cache_lock import locked
 from .config import Settings
 from .credentials import CredentialSource
 from .errors import StoreError
-from .journal import LeftOver, left_over, locked
+from .journal import LeftOver, left_over
 from .kernel_cache import KernelCache
 from .member import MOST, Member, index_of
 from .roster import Roster

@@ -24,6 +24,7 @@ from .gate import Gate
 from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
+from .moving import Moves
 from .namespace import Namespace
 from .pages import Kernel, Pages
 from .recovery import Adoption, Replay
@@ -33,6 +34,7 @@ from .shares import Share, whole
 from .shedding import Shedding
 from .spool import SpoolArea
 from .store import ObjectStore
+from .undoing import Undoing
 from .upload import PartPlan, Uploader
 
 
@@ -56,6 +58,7 @@ class Parts:
     shedding: Shedding
     creations: Creations
     renames: Renames
+    undoing: Undoing
     gate: Gate
     replay: Replay
     adoption: Adoption
@@ -70,13 +73,14 @@ class Parts:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
         await self.commits.drain()
         await self.attributes.drain()
+        await self.undoing.drain()
         await self.deletions.drain()
         await self.abandoned.abort_unknown()
 
     @property
     def pending(self) -> int:
         """How many changes the bucket lacks."""
-        return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending
+        return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending + self.undoing.pending
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +154,7 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     )  # fmt: skip
     conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
+    moves, undoing = Moves(on.store, on.journal), Undoing(on.store, on.deletions, on.journal, on.spawn)
     claims = Claims(on.settings.exclusive, on.settings.durability)
     return Parts(
         store=on.store,
@@ -166,10 +171,11 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         contents=contents,
         namespace=namespace,
         shedding=Shedding(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
-        creations=Creations(namespace, on.store, attributes, on.deletions, on.gate, claims),
-        renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
+        creations=Creations(namespace, on.store, attributes, on.deletions, undoing, on.gate, claims),
+        renames=Renames(namespace, on.store, attributes, contents, on.deletions, moves, undoing, on.gate, on.journal),
+        undoing=undoing,
         gate=on.gate,
-        replay=Replay(on.journal, on.store, attributes),
+        replay=Replay(on.journal, on.store, attributes, undoing),
         adoption=Adoption(
             on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
         ),

@@ -8,6 +8,8 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import errno
+
 from .errors import Cause, StoreError
 from .store import PUT_MAX, Acl, Detail, Guard, ObjectStore, Part, Properties, Version
 from .tasks import each
@@ -36,13 +38,30 @@ async def copy_object(
                 source, target, version=version, properties=properties, storage_class=storage_class, acl=acl
             )
         except StoreError as error:
-            if error.cause is not Cause.UNSUPPORTED:
+            if error.cause is not Cause.UNSUPPORTED and (version.size or error.cause is not Cause.ABSENT):
                 raise
+    if not version.size:  # SeaweedFS finds no marker that it is to copy
+        return await store_anew(store, source, target, version, properties=properties, acl=acl)
     if properties is None:
         properties = (await store.head(source, detail=Detail.WHOLE)).properties
-    if not version.size:
-        return await store.put(target, b"", properties, condition=version if source == target else Guard.NONE, acl=acl)
     return await _copy_parts(store, source, target, version, properties, acl)
+
+
+async def store_anew(
+    store: ObjectStore,
+    source: str,
+    target: str,
+    version: Version,
+    *,
+    properties: Properties | None = None,
+    acl: Acl | None = None,
+) -> Version:
+    """As `copy_object`, for an object without bytes and a server that does not copy it."""
+    found = await store.head(source, detail=Detail.WHOLE)
+    if not found.version.same_as(version):
+        raise StoreError(errno.ESTALE, f"copy {source!r}", detail=f"{found.version} is there, not {version}")
+    condition = version if source == target else Guard.NONE
+    return await store.put(target, b"", properties or found.properties, condition=condition, acl=acl)
 
 
 async def _copy_parts(

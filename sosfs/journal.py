@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -27,6 +26,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .cache_lock import locked
 from .metadata import Posix
 from .saved import (
     SavedAttributes,
@@ -59,6 +59,9 @@ create trigger if not exists draft_dropped after delete on drafts begin delete f
 create table if not exists deletes (key text primary key, version text not null);
 create table if not exists attributes (id integer primary key, record text not null);
 create table if not exists renames (id integer primary key, old text not null, new text not null);
+create table if not exists rename_states (id integer primary key, state text not null);
+create trigger if not exists rename_dropped after delete on renames
+  begin delete from rename_states where id = old.id; end;
 create table if not exists uploads (upload text primary key, key text not null, properties text not null);
 create table if not exists intents (key text primary key, since integer not null);
 """
@@ -227,6 +230,14 @@ class Journal:
         """A rename of what the bucket has begins, from key to key or prefix to prefix; returns its row."""
         return self._write("insert into renames (old, new) values (?, ?)", (old, new))
 
+    def set_rename(self, row: int, state: str) -> None:
+        """How far a rename is (`moving`)."""
+        self._write("insert or replace into rename_states values (?, ?)", (row, state))
+
+    def rename_states(self) -> dict[int, str]:
+        """How far each rename is, by row."""
+        return dict(self._db.execute("select id, state from rename_states").fetchall())
+
     def drop_rename(self, row: int) -> None:
         """It is done, or undone."""
         self._write("delete from renames where id = ?", (row,))
@@ -291,18 +302,6 @@ def left_over(directory: Path) -> LeftOver | None:
     except (sqlite3.Error, TypeError) as error:
         raise OSError(errno.EIO, f"{path}: {error}") from error
     return LeftOver(owner, sum(counted[:-1]), counted[-1])
-
-
-def locked(directory: Path) -> int:
-    """Makes a directory this process's alone until the descriptor is closed. Raises OSError EBUSY."""
-    path = directory / "lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise OSError(errno.EBUSY, f"the cache directory {path.parent} is in use by another mount") from None
-    return file
 
 
 def _opened(path: Path) -> tuple[sqlite3.Connection, bool]:

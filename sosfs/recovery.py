@@ -1,6 +1,6 @@
 """What a mount does with the journal that an earlier one left: decided here and only here.
 
-    renames under way   -> finished: whatever the old prefix still holds is copied, then removed
+    renames under way   -> taken back, or finished where all copies were there (`undoing`)
     deletes             -> sent, where the object is still the version that was removed
     attribute changes   -> written, where the object is still the version that was changed
     drafts              -> back in the tree at once, and sent as before; a multipart upload goes on
@@ -25,6 +25,7 @@ from .commits import Commits
 from .conflict import Conflicts
 from .content import content_of
 from .copying import copy_object
+from .deletions import is_refusal
 from .directory import Merger
 from .draft import Draft, State
 from .errors import Cause, StoreError
@@ -32,11 +33,13 @@ from .guards import look
 from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
+from .moving import listed_under
 from .namespace import Namespace
 from .saved import SavedAttributes, SavedDraft
 from .spool import Spool, SpoolArea
 from .store import Detail, Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
+from .undoing import Undoing
 from .upload import Upload, Uploader
 
 log = logging.getLogger(__name__)
@@ -47,36 +50,47 @@ AT_ONCE = 16
 class Replay:
     """Work on objects alone: renames, deletes, attributes, attributes."""
 
-    def __init__(self, journal: Journal, store: ObjectStore, attributes: Attributes) -> None:
+    def __init__(self, journal: Journal, store: ObjectStore, attributes: Attributes, undoing: Undoing) -> None:
         self._journal = journal
         self._store = store
+        self._undoing = undoing
         self._attributes = attributes
 
     async def run(self) -> None:
         """Does it all. Raises StoreError when the bucket cannot be asked; the journal then keeps the rest."""
+        states = self._journal.rename_states()
         for row, old, new in self._journal.renames():
-            log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
-            await self._finish_rename(old, new)
-            await self._follow_rename(row, old, new)
+            if await self._undoing.replay(row, old, new, states.get(row, "")):
+                log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
+                await self._finish_rename(old, new)
+                await self._follow_rename(row, old, new)
         await each(self._delete, self._journal.deletes(), at_once=AT_ONCE)
         self._drop_carried()
         await each(self._write_attributes, self._journal.attributes(), at_once=AT_ONCE)
 
     async def _finish_rename(self, old: str, new: str) -> None:
-        if not old.endswith("/"):
-            found = await _find(self._store, old)
-            if found is not None:
-                await self._move(Listed(old, found.version, found.properties.storage_class), new)
-                await self._store.delete(old)
-            return
-        token, more = "", True
-        while more:
-            page = await self._store.list(old, delimiter="", token=token)
-            await each(lambda one: self._move(one, new + one.key[len(old) :]), page.objects, at_once=AT_ONCE)
-            failures = await self._store.delete_many([one.key for one in page.objects])
-            if failures:
-                raise failures[0].error
-            token, more = page.token, bool(page.token)
+        """Whatever is under an old key, and was not copied or was changed since, is copied; then it is removed."""
+        left = await self._listed(old)
+        copied = {listed.key: listed.version for listed in await self._listed(new)} if left else {}
+
+        async def move(one: Listed) -> None:
+            new_key = new + one.key[len(old) :]
+            if new_key not in copied or not copied[new_key].same_bytes(one.version):
+                await self._move(one, new_key)
+
+        await each(move, left, at_once=AT_ONCE)
+        failures = await self._store.delete_many([one.key for one in left])
+        for failure in failures:
+            if not is_refusal(failure.error):
+                raise failure.error
+            log.error("renamed, but its old name stays: %s: %s", failure.key, failure.error)
+
+    async def _listed(self, key: str) -> list[Listed]:
+        """A file, or all that is below a directory."""
+        if key.endswith("/"):
+            return await listed_under(self._store, key)
+        found = await _find(self._store, key)
+        return [Listed(key, found.version, found.properties.storage_class)] if found is not None else []
 
     async def _move(self, one: Listed, new_key: str) -> None:
         acl = await self._attributes.acl_of(one.key)

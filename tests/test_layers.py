@@ -43,7 +43,7 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "abandoned", "creation", "rename", "warming", "dropping", "shedding"),
+    ("guesses", "recovery", "abandoned", "creation", "rename", "undoing", "moving", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "filling", "succession", "pages", "commits", "records", "content"),
@@ -64,7 +64,7 @@ ROWS = (
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "errands", "listening", "status", "readiness", "location"),
-    ("holders", "mountpoint", "kernel", "allocator"),
+    ("holders", "mountpoint", "kernel", "allocator", "cache_lock"),
     ("option_table", "keysearch", "keyfiles", "credentials", "config", "values", "zone"),
     ("tasks", "threads", "turns", "store", "errors", "__init__"),
 )
