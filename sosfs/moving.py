@@ -11,7 +11,7 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -54,6 +54,7 @@ class Move:
     made: dict[str, Version] = field(default_factory=dict)  # what the store has confirmed
     doubtful: set[str] = field(default_factory=set)  # what it may have made, or may make yet, all the same
     going: int = 0  # copies that are being removed
+    is_copied: bool = False  # all copies are there, and the old keys may be gone
     is_unknown: bool = False  # it is of an earlier process, so any of its copies may be there
     is_pending: bool = False  # what is left of it was not found out yet
     until: float = 0.0  # trio time of the last look
@@ -136,6 +137,7 @@ class Moves:
                 self._store, move.source(key), key, asked.version, properties=asked.properties, acl=asked.acl
             )
         self._journal.set_rename(move.row, State.COPIED)
+        move.is_copied = True
         if move.is_directory:
             await self._journal.sync()  # the next mount would take one for failed of which keys are gone
 
@@ -159,6 +161,10 @@ class Moves:
         await each(ask, doubted, at_once=AT_ONCE)
         return lost
 
+    def refused(self, move: Move) -> None:
+        """The store removes none of the old keys: they all are as they were."""
+        move.is_copied = False
+
     def ended(self, move: Move) -> None:
         """It is done, and the tree says so."""
         self._journal.drop_rename(move.row)
@@ -173,3 +179,11 @@ async def listed_under(store: ObjectStore, prefix: str) -> list[Listed]:
         found.extend(page.objects)
         token, more = page.token, bool(page.token)
     return found
+
+
+def below_first(keys: Iterable[str]) -> list[str]:
+    """The order in which keys are removed: SeaweedFS keeps a directory whose marker goes before what is in it."""
+    files, markers = list[str](), list[str]()
+    for key in keys:
+        (markers if key.endswith("/") else files).append(key)
+    return sorted(files) + sorted(markers, reverse=True)

@@ -33,7 +33,7 @@ from .guards import look
 from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
-from .moving import listed_under
+from .moving import below_first, listed_under
 from .namespace import Namespace
 from .saved import SavedAttributes, SavedDraft
 from .spool import Spool, SpoolArea
@@ -79,7 +79,7 @@ class Replay:
                 await self._move(one, new_key)
 
         await each(move, left, at_once=AT_ONCE)
-        failures = await self._store.delete_many([one.key for one in left])
+        failures = await self._store.delete_many(below_first(one.key for one in left))
         for failure in failures:
             if not is_refusal(failure.error):
                 raise failure.error

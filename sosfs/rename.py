@@ -26,7 +26,7 @@ from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode
 from .journal import Journal
-from .moving import Move, Moves, listed_under
+from .moving import Move, Moves, below_first, listed_under
 from .namespace import Namespace, refuse
 from .store import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
@@ -129,15 +129,7 @@ class Renames:
 
     @asynccontextmanager
     async def _under_way(
-        self,
-        inode: Inode,
-        target: Inode | None,
-        parent: Inode,
-        segment: str,
-        form: keys.Form,
-        *,
-        old: str,
-        new: str,
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, old: str, new: str
     ) -> AsyncIterator[Move]:
         """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
         move = self._moves.begin(old, new, over=target is not None)
@@ -175,7 +167,7 @@ class Renames:
         async with self._under_way(inode, target, parent, segment, form, old=old_key, new=key) as move:
             version, used = await self._copy(inode, move)
             await self._moves.copied(move)
-            await self._retire(inode, old_key)
+            await self._retire(inode, move)
         gone = PENDING if self._deletions.is_pending(old_key) else None
         with self._journal.together():
             self._moves.ended(move)
@@ -219,7 +211,7 @@ class Renames:
             version = await self._moves.copy(move, move.old, inode.version, storage_class=kept, acl=acl)
         return version, used
 
-    async def _retire(self, inode: Inode, old_key: str) -> None:
+    async def _retire(self, inode: Inode, move: Move) -> None:
         """Removes the old key. Raises a refusal."""
         assert inode.version is not None and inode.parent is not None
         directory, name = self._namespace.directory(inode.parent), inode.name
@@ -229,7 +221,11 @@ class Renames:
             if error is not None:
                 directory.now = None
 
-        await self._deletions.retire(old_key, inode.version, outcome)
+        try:
+            await self._deletions.retire(move.old, inode.version, outcome)
+        except StoreError:
+            self._moves.refused(move)
+            raise
 
     def _replace(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
@@ -339,9 +335,10 @@ class Renames:
         A key whose delete got no answer may be gone: its copy stays, and the delete is tried until it is answered.
         """
         old = {move.source(key): copy.of for key, copy in copies.items()}
-        failures = await self._store.delete_many(list(old))
+        failures = await self._store.delete_many(below_first(old))
         refused = [failure for failure in failures if is_refusal(failure.error)]
         if refused and len(refused) == len(old):
+            self._moves.refused(move)
             raise refused[0].error
         for failure in refused:
             log.error("renamed, but its old name stays: %s: %s", failure.key, failure.error)

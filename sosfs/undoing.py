@@ -28,7 +28,7 @@ from .deletions import Deletions
 from .errors import Cause, StoreError
 from .guards import look
 from .journal import Journal
-from .moving import Move, State, listed_under
+from .moving import Move, State, below_first, listed_under
 from .store import Detail, Object, ObjectStore, Version
 from .tasks import each
 
@@ -49,11 +49,12 @@ class Undoing:
         self._spawn = spawn
         self._back: list[Move] = []  # to be looked at
         self._looking = trio.Lock()
+        self._unfinished = 0  # renames of which old keys may be gone, and others not
 
     @property
     def pending(self) -> int:
-        """Renames of which nobody knows yet what is left; copies that are known are pending deletes."""
-        return sum(move.is_pending for move in self._back)
+        """Renames that wait for the next mount, or to be looked at; copies that are known are pending deletes."""
+        return self._unfinished + sum(move.is_pending for move in self._back)
 
     @asynccontextmanager
     async def taking_back(self, move: Move) -> AsyncIterator[None]:
@@ -61,6 +62,9 @@ class Undoing:
         try:
             yield
         except BaseException as error:
+            if move.is_copied:
+                self._unfinished += 1  # it was cut short: the next mount finishes it
+                raise
             self._turn_back(move)
             if isinstance(error, Exception):
                 await self._go_back(move)
@@ -72,8 +76,8 @@ class Undoing:
         made = {key: version for key, version in move.made.items() if not (move.over and key == move.new)}
         move.going, move.is_pending = len(made), bool(move.doubtful)
         with self._journal.together():
-            for key, version in made.items():
-                self._deletions.retract(key, version, lambda error: self._removed(move))
+            for key in below_first(made):
+                self._deletions.retract(key, made[key], lambda error: self._removed(move))
             if move.doubtful:
                 self._journal.set_rename(move.row, State.OVER if move.over else State.COPYING)
             else:
@@ -185,10 +189,10 @@ class Undoing:
             if move not in self._back:
                 return  # something was made there meanwhile
             move.is_pending = False
-            for key, version in ours.items():
+            for key in below_first(ours):
                 if not self._deletions.is_pending(key):
                     move.going += 1
-                    self._deletions.retract(key, version, lambda error: self._removed(move))
+                    self._deletions.retract(key, ours[key], lambda error: self._removed(move))
 
     async def _candidates(self, move: Move) -> list[str]:
         """The new keys where a copy may be that the store has not confirmed."""
