@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from hashlib import md5
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
-from sosfs.store import NO_UPLOAD, Conditions, Properties, Right
+from sosfs.store import NO_UPLOAD, Conditions, Part, Properties, Right
 
 if TYPE_CHECKING:
     from sosfs.lane_signed import SignedLane
@@ -103,9 +104,17 @@ def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:
 
 def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
     """Whether UploadPartCopy honours its pin, and CompleteMultipartUpload If-None-Match and If-Match."""
-    upload = lane.create_multipart(key, Properties(), None)
-    parts = [lane.upload_part(key, upload, 1, _BODY)]
+    repeated: list[str] = []
     try:
+        upload = lane.create_multipart(key, Properties(), None, repeated.append)
+    except StoreError as error:
+        if error.repeated or not 400 <= error.status < 500:
+            with suppress(StoreError):
+                _abort_all(lane, key)
+        raise
+    parts: list[Part] = []
+    try:
+        parts = [lane.upload_part(key, upload, 1, _BODY)]
         pin = Quoting.QUOTED.of(_OTHER)
         part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
         parts = [lane.upload_part(key, upload, 1, _BODY)]
@@ -118,7 +127,21 @@ def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
         except StoreError as error:
             if error.errno != errno.ENXIO:
                 raise
+        if repeated:
+            _abort_all(lane, key)
     return part_pin, complete
+
+
+def _abort_all(lane: SignedLane, key: str) -> None:
+    """Aborts what a try without an answer has begun too: nobody else has uploads of this key."""
+    try:
+        found, _ = lane.list_uploads(key, None)
+        for upload in found:
+            if upload.key == key:
+                lane.abort_multipart(key, upload.upload_id)
+    except StoreError as error:
+        if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED) and error.errno != errno.ENXIO:
+            raise
 
 
 def _refused(call: Callable[[], object]) -> bool:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -28,6 +29,7 @@ from .inodes import Inode, Inodes, Known
 from .journal import Journal
 from .learning import Learning, is_new
 from .listing import Listings
+from .multiparts import Multiparts
 from .refusals import Refusals
 from .saved import SavedAttributes
 from .store import Canned, Guard, ObjectStore, Properties, Right, Version
@@ -55,6 +57,7 @@ class Attributes(Learning):
         gate: Gate,
         journal: Journal,
         spawn: Spawn,
+        multiparts: Multiparts,
         refusals: Refusals,
         *,
         ttl: float,
@@ -63,6 +66,7 @@ class Attributes(Learning):
     ) -> None:
         super().__init__(inodes, store, blocks, merger, listings, cache, gate, spawn, ttl=ttl, new_acl=new_acl)
         self.refusals = refusals
+        self._copy = partial(copy_object, store, multiparts=multiparts)
         self._new_class = new_class
         self._journal = journal
         self._rows: dict[Inode, int] = {}
@@ -248,7 +252,7 @@ class Attributes(Learning):
         acl = await self.acl(inode)
         posix, used = inode.posix, self.properties(inode)
         self.forget(key)
-        inode.version = await copy_object(self._store, key, key, inode.version or version, properties=used, acl=acl)
+        inode.version = await self._copy(key, key, inode.version or version, properties=used, acl=acl)
         if inode.content is not None:
             inode.content.rebase(Source(key, inode.version.etag, inode.version.size), inode.version)
         inode.whole = True

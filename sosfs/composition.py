@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from .abandoned import Abandoned
 from .attribute_cache import AttributeCache
 from .attributes import Attributes
 from .blocks import Blocks, Spawn
@@ -25,6 +24,7 @@ from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
 from .moving import Moves
+from .multiparts import Multiparts
 from .namespace import Namespace
 from .pages import Kernel, Pages
 from .recovery import Adoption, Replay
@@ -62,12 +62,12 @@ class Parts:
     gate: Gate
     replay: Replay
     adoption: Adoption
-    abandoned: Abandoned
+    multiparts: Multiparts
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
         await self.replay.run()
-        await self.abandoned.abort(keep=await self.adoption.run())
+        await self.multiparts.abort_unused(keep=await self.adoption.run())
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
@@ -75,7 +75,7 @@ class Parts:
         await self.attributes.drain()
         await self.undoing.drain()
         await self.deletions.drain()
-        await self.abandoned.abort_unknown()
+        await self.multiparts.abort_unused()
 
     @property
     def pending(self) -> int:
@@ -123,7 +123,7 @@ def assemble(
     inodes = Inodes(settings.prefix, defaults, first=first)
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
-    merger, gate = Merger(inodes, cache), Gate(inodes)
+    merger, gate, multiparts = Merger(inodes, cache), Gate(inodes), Multiparts(store, journal, spawn)
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk)
     ground = _Ground(
         settings=settings,
@@ -137,7 +137,7 @@ def assemble(
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal),
-        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(settings.part_size), journal),
+        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(settings.part_size), multiparts),
         spools=SpoolArea(settings.state_dir / "spool", share.drafts),
         pages=Pages(inodes, spawn, kernel),
         share=share,
@@ -150,11 +150,15 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     ttl, lists = on.settings.ttl, on.listings
     attributes = Attributes(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
+        on.uploader.multiparts,
         Refusals(on.inodes, on.store), ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
     conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
-    moves, undoing = Moves(on.store, on.journal), Undoing(on.store, on.deletions, on.journal, on.spawn)
+    moves, undoing = (
+        Moves(on.store, on.uploader.multiparts, on.journal),
+        Undoing(on.store, on.deletions, on.journal, on.spawn),
+    )
     claims = Claims(on.settings.exclusive, on.settings.durability)
     return Parts(
         store=on.store,
@@ -175,11 +179,11 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         renames=Renames(namespace, on.store, attributes, contents, on.deletions, moves, undoing, on.gate, on.journal),
         undoing=undoing,
         gate=on.gate,
-        replay=Replay(on.journal, on.store, attributes, undoing),
+        replay=Replay(on.journal, on.store, on.uploader.multiparts, attributes, undoing),
         adoption=Adoption(
             on.journal, namespace, on.merger, commits, conflicts, attributes, on.blocks, on.spools, on.uploader
         ),
-        abandoned=Abandoned(on.journal, on.store),
+        multiparts=on.uploader.multiparts,
     )
 
 

@@ -19,6 +19,7 @@ from .copying import copy_object, store_anew
 from .errors import Cause, StoreError, unanswered
 from .guards import look
 from .journal import Journal
+from .multiparts import Multiparts
 from .store import Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
 
@@ -82,8 +83,9 @@ class Move:
 class Moves:
     """The renames of a mount that are under way."""
 
-    def __init__(self, store: ObjectStore, journal: Journal) -> None:
+    def __init__(self, store: ObjectStore, multiparts: Multiparts, journal: Journal) -> None:
         self._store = store
+        self._multiparts = multiparts
         self._journal = journal
 
     def begin(self, old: str, new: str, *, over: bool) -> Move:
@@ -110,7 +112,14 @@ class Moves:
         move.doubtful.add(key)
         try:
             made = await copy_object(
-                self._store, source, key, version, properties=properties, storage_class=storage_class, acl=acl
+                self._store,
+                source,
+                key,
+                version,
+                properties=properties,
+                storage_class=storage_class,
+                acl=acl,
+                multiparts=self._multiparts,
             )
         except StoreError as error:
             if 400 <= error.status < 500 and not error.repeated:

@@ -5,7 +5,7 @@
     attribute changes   -> written, where the object is still the version that was changed
     drafts              -> back in the tree at once, and sent as before; a multipart upload goes on
 
-Then `abandoned` has the uploads that no draft goes on with.
+Then `multiparts` aborts the uploads that no draft goes on with.
 
 All of it may have reached the bucket before the crash, so each step first looks whether it has.
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import errno
 import logging
 from dataclasses import replace
+from functools import partial
 
 from . import headers, metadata
 from .attributes import Attributes
@@ -34,6 +35,7 @@ from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form, name_of
 from .moving import below_first, listed_under
+from .multiparts import Multiparts
 from .namespace import Namespace
 from .saved import SavedAttributes, SavedDraft
 from .spool import Spool, SpoolArea
@@ -50,11 +52,14 @@ AT_ONCE = 16
 class Replay:
     """Work on objects alone: renames, deletes, attributes, attributes."""
 
-    def __init__(self, journal: Journal, store: ObjectStore, attributes: Attributes, undoing: Undoing) -> None:
+    def __init__(
+        self, journal: Journal, store: ObjectStore, multiparts: Multiparts, attributes: Attributes, undoing: Undoing
+    ) -> None:
         self._journal = journal
         self._store = store
         self._undoing = undoing
         self._attributes = attributes
+        self._copy = partial(copy_object, store, multiparts=multiparts)
 
     async def run(self) -> None:
         """Does it all. Raises StoreError when the bucket cannot be asked; the journal then keeps the rest."""
@@ -95,7 +100,7 @@ class Replay:
     async def _move(self, one: Listed, new_key: str) -> None:
         acl = await self._attributes.acl_of(one.key)
         self._attributes.forget(new_key)
-        await copy_object(self._store, one.key, new_key, one.version, storage_class=one.storage_class, acl=acl)
+        await self._copy(one.key, new_key, one.version, storage_class=one.storage_class, acl=acl)
 
     async def _follow_rename(self, row: int, old: str, new: str) -> None:
         """What was changed under the old name and is not sent goes on under the new one, upon the object there."""
@@ -144,7 +149,7 @@ class Replay:
         elif found is not None and saved.version is not None and found.version.same_as(saved.version):
             used = _carried(saved, found.properties)
             acl = await self._attributes.acl_of(saved.key)
-            await copy_object(self._store, saved.key, saved.key, found.version, properties=used, acl=acl)
+            await self._copy(saved.key, saved.key, found.version, properties=used, acl=acl)
         self._journal.drop_attributes(row)
 
     async def _write_marker(self, saved: SavedAttributes, found: Object | None) -> None:

@@ -34,6 +34,7 @@ from sosfs.store import (
     Failure,
     Guard,
     Object,
+    OnRepeat,
     Page,
     Part,
     Properties,
@@ -247,12 +248,15 @@ class S3Store:
             check_key(key)
         return await remove_all(self.sender, self.delete, keys)
 
-    async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
+    async def create_multipart(
+        self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None
+    ) -> str:
         """Begins a multipart upload and returns its id."""
         check_key(key)
         check_properties(properties)
         return await self._send(
-            "CreateMultipartUpload", lambda lanes: lanes.signed.create_multipart(key, properties, acl or self._new_acl)
+            "CreateMultipartUpload",
+            lambda lanes: lanes.signed.create_multipart(key, properties, acl or self._new_acl, on_repeat),
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
@@ -317,24 +321,20 @@ class S3Store:
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
         """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
-        return await self._pages("ListParts", lambda lanes, after: lanes.signed.list_parts(key, upload_id, after or ""))
+        return await self._pages("ListParts", lambda after, lanes: lanes.signed.list_parts(key, upload_id, after or ""))
 
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
-        return await self._pages("ListMultipartUploads", lambda lanes, after: lanes.signed.list_uploads(prefix, after))
+        return await self._pages("ListMultipartUploads", lambda after, lanes: lanes.signed.list_uploads(prefix, after))
 
     async def _pages(
-        self, operation: str, ask: Callable[[Lanes, M | None], tuple[builtins.list[T], M | None]]
+        self, operation: str, ask: Callable[[M | None, Lanes], tuple[builtins.list[T], M | None]]
     ) -> builtins.list[T]:
         """All that a listing has, page by page; each page tells after what the next one begins."""
-
-        def page_after(marker: M | None, lanes: Lanes) -> tuple[builtins.list[T], M | None]:
-            return ask(lanes, marker)
-
         found: builtins.list[T] = []
         marker: M | None = None
         while True:
-            page, marker = await self._send(operation, partial(page_after, marker))
+            page, marker = await self._send(operation, partial(ask, marker))
             found += page
             if not marker:
                 return found

@@ -57,6 +57,7 @@ class Answer:
 
     headers: Mapping[str, str]
     body: bytes
+    repeated: bool = False  # an earlier try may have taken effect
 
 
 class _Patience(Retry):
@@ -131,7 +132,7 @@ class SignedHttp:
             refusal = from_s3(request, code=code, status=answer.status, detail=message)
             refusal.repeated = _repeated(answer)
             raise refusal
-        return Answer(answer.headers, answer.data)
+        return Answer(answer.headers, answer.data, _repeated(answer))
 
     def _sign(self, method: str, path: str, headers: Mapping[str, str], body: Body) -> dict[str, bytes]:
         """The headers with the signature. As bytes: what is not ASCII is signed and sent as UTF-8."""

@@ -43,7 +43,7 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "abandoned", "creation", "rename", "undoing", "moving", "warming", "dropping", "shedding"),
+    ("guesses", "recovery", "creation", "rename", "undoing", "moving", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "filling", "succession", "pages", "commits", "records", "content"),
@@ -51,7 +51,8 @@ ROWS = (
     ("refusals", "deletions", "conflict", "upload"),
     ("shares", "draft", "reader", "spool", "descriptors", "blocks", "disk_cache", "budget", "extents"),
     # what both share
-    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
+    ("copying", "multiparts", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits"),
+    ("headers",),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
