@@ -119,8 +119,13 @@ class Undoing:
         log.warning("taking back the rename of %s to %s that a crash cut short", old, new)
         move.until = trio.current_time() + LATE
         self._back.append(move)
-        await self._look(move)
-        await self._gone(move)
+        try:
+            await self._look(move)
+            await self._gone(move)
+        except StoreError as error:
+            if error.cause is not Cause.DENIED:
+                raise
+            log.error("copies of %s may be left at %s: %s", old, new, error)  # no reason not to mount
         self._spawn(lambda: self._look_on(move))
         return False
 

@@ -230,6 +230,26 @@ def test_a_crash_before_all_copies_are_there_is_taken_back(mount: Composed, stor
     assert mount.loop.run(mount.tree)["a/x"] == (b"x", 0o600)
 
 
+def test_a_refusal_on_the_way_back_does_not_keep_it_from_mounting(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.before["copy", "a/y"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "head" and key.startswith("b/"):
+            raise from_s3(f"head {key!r}", code="AccessDenied", status=403)
+
+    store.fault = refuse
+    mount.start()
+    assert mount.parts.pending == 1
+    store.fault = None
+    mount.loop.passes(100)
+    assert bodies(store) == BEFORE
+    assert mount.parts.pending == 0
+
+
 def test_a_crash_while_the_old_keys_go_is_finished(mount: Composed, store: Flaky) -> None:
     mount.loop.run(lambda: put_all(store, BEFORE))
     store.before["delete_many", "a/sub/z"] = trio.Event()
