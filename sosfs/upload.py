@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from .budget import Budget
 from .draft import Draft
 from .errors import StoreError
 from .interrupt import waited
-from .journal import Journal
+from .multiparts import Multiparts
 from .store import PARTS_MAX, Acl, Check, Condition, Guard, ObjectStore, Part, Properties, Version
 from .tasks import each
 from .turns import Turns
@@ -108,14 +107,14 @@ class Uploader:
     """What all uploads of a mount share."""
 
     def __init__(
-        self, store: ObjectStore, blocks: Blocks, spawn: Spawn, budget: Budget, plan: PartPlan, journal: Journal
+        self, store: ObjectStore, blocks: Blocks, spawn: Spawn, budget: Budget, plan: PartPlan, multiparts: Multiparts
     ) -> None:
         self.store = store
         self.blocks = blocks
         self.spawn = spawn
         self.budget = budget
         self.plan = plan
-        self.journal = journal
+        self.multiparts = multiparts
         self.sent_bytes = 0
 
 
@@ -232,8 +231,9 @@ class Upload:
         except StoreError as error:
             if error.errno != errno.ENXIO:
                 raise
-            shared.journal.drop_upload(upload_id)
+            shared.multiparts.ended(upload_id)
             return
+        shared.multiparts.resumed(upload_id)
         self._id = upload_id
         ranges = {part.number: part for part in shared.plan.ranges(self._draft.size)}
         for part in parts:
@@ -246,20 +246,14 @@ class Upload:
                 self._sent[part.number] = _Sent(part, at, self._draft.serial)
 
     async def abort(self) -> None:
-        """Drops the upload; a failure leaves parts behind that the next mount sweeps."""
+        """Drops the upload; what cannot be aborted now is aborted later (`multiparts`)."""
         self._writer = 0
         await self._idle.wait()
-        if not self._id:
-            return
-        try:
-            await self._shared.store.abort_multipart(self.key, self._id)
-        except OSError as error:
-            log.info("an unfinished upload of %s stays until the next mount: %s", self.key, error)
-            return
-        self._forget()
+        if self._id and await self._shared.multiparts.abort(self.key, self._id):
+            self._forget()
 
     def _forget(self) -> None:
-        self._shared.journal.drop_upload(self._id)
+        self._shared.multiparts.ended(self._id)
         self._id = ""
         self._sent.clear()
         self._made.clear()
@@ -338,22 +332,5 @@ class Upload:
     async def _ensure(self) -> str:
         async with self._begin:
             if not self._id:
-                self._id = await self._begun()
+                self._id = await self._shared.multiparts.begin(self.key, self.properties, acl=self.acl)
         return self._id
-
-    async def _begun(self) -> str:
-        """The id of a new upload. One that nobody was told stays in the journal, for `Abandoned`."""
-        journal, key = self._shared.journal, self.key
-        is_lost = any(key == lost for lost, _ in journal.intents())
-        journal.add_intent(key, int(time.time()))
-        try:
-            upload_id = await self._shared.store.create_multipart(key, self.properties, acl=self.acl)
-        except StoreError as error:
-            if not is_lost and 400 <= error.status < 500:
-                journal.drop_intent(key)
-            raise
-        with journal.together():
-            journal.add_upload(upload_id, key, self.properties)
-            if not is_lost:
-                journal.drop_intent(key)
-        return upload_id
