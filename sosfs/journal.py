@@ -249,7 +249,7 @@ class Journal:
 
     def set_rename(self, row: int, state: str) -> None:
         """How far a rename is (`moving`)."""
-        self._db.put("rename_states", row, state)
+        self._db.put("rename_states", row, str(state))  # a plain one: the checksum is of the type too
 
     def rename_states(self) -> dict[int, str]:
         """How far each rename is, by row."""
