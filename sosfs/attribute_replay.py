@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import stat
 from dataclasses import replace
+from functools import partial
 
 from . import headers, landing, metadata
 from .attributes import Attributes
@@ -20,6 +21,7 @@ from .doubts import is_made_by
 from .errors import Cause, StoreError
 from .guards import look
 from .journal import Journal
+from .multiparts import Multiparts
 from .saved import SavedAttributes
 from .store import Detail, Guard, Object, ObjectStore, Properties
 
@@ -29,10 +31,11 @@ log = logging.getLogger(__name__)
 class AttributeReplay:
     """Writes what was changed."""
 
-    def __init__(self, journal: Journal, store: ObjectStore, attributes: Attributes) -> None:
+    def __init__(self, journal: Journal, store: ObjectStore, multiparts: Multiparts, attributes: Attributes) -> None:
         self._journal = journal
         self._store = store
         self._attributes = attributes
+        self._copy_object = partial(copy_object, store, multiparts=multiparts)
 
     async def write(self, item: tuple[int, SavedAttributes]) -> None:
         """One row; what the server refuses stays in the journal. Raises StoreError where it cannot be asked."""
@@ -76,7 +79,7 @@ class AttributeReplay:
             await self._store.put(saved.key, b"", used, acl=acl)  # not every server copies a marker
             return
         self._journal.save_attributes(row, replace(saved, sent=(*saved.sent, used)))
-        await copy_object(self._store, saved.key, saved.key, found.version, properties=used, acl=acl)
+        await self._copy_object(saved.key, saved.key, found.version, properties=used, acl=acl)
 
     def _say_lost(self, saved: SavedAttributes, found: Object | None) -> None:
         if saved.version is None and found is None:

@@ -13,6 +13,7 @@ Concurrency: trio thread only; one copy of an inode at a time.
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import trio
 
@@ -31,6 +32,7 @@ from .inodes import Inode, Inodes
 from .interrupt import waited
 from .journal import Journal
 from .listing import Listings
+from .multiparts import Multiparts
 from .pauses import Retries
 from .refusals import Refusals
 from .store import Acl, Canned, Detail, Guard, ObjectStore, Properties, Right, Version
@@ -57,6 +59,7 @@ class Attributes(Changes):
         gate: Gate,
         journal: Journal,
         spawn: Spawn,
+        multiparts: Multiparts,
         refusals: Refusals,
         retries: Retries,
         *,
@@ -68,6 +71,7 @@ class Attributes(Changes):
             inodes, store, blocks, merger, listings, cache, gate, journal, spawn, refusals,
             ttl=ttl, new_acl=new_acl, new_class=new_class
         )  # fmt: skip
+        self._copy_object = partial(copy_object, store, multiparts=multiparts)
         self._retries = retries
         self._rewriting: dict[Inode, trio.Event] = {}
         self._settlers = trio.CapacityLimiter(SETTLERS)
@@ -200,7 +204,7 @@ class Attributes(Changes):
         if "-" in before.etag or not self._store.hashes:
             await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
         try:
-            made = await copy_object(self._store, key, key, before, properties=used, acl=acl)
+            made = await self._copy_object(key, key, before, properties=used, acl=acl)
         except StoreError as error:
             self._doubts.failed(inode, used, error)
             raise

@@ -30,12 +30,13 @@ from . import bucket_zone, reasons, trust
 from .abilities import Abilities
 from .account import Account
 from .bucket_errands import works
+from .cache_lock import locked
 from .config import Settings
 from .credentials import CredentialSource
 from .damage import Damage, entries
 from .disk import Disk
 from .errors import StoreError
-from .journal import DAMAGED, LeftOver, left_over, locked
+from .journal import DAMAGED, LeftOver, left_over
 from .kernel_cache import KernelCache
 from .member import MOST, Member, index_of
 from .reasons import REACH_PATIENCE

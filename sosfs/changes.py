@@ -26,7 +26,7 @@ from .edits import NO_EDITS, POSIX
 from .gate import Gate
 from .inodes import Inode, Inodes, Known
 from .journal import Journal
-from .learning import Learning
+from .learning import Learning, is_new
 from .listing import Listings
 from .refusals import Refusals
 from .reserve import Need
@@ -85,13 +85,13 @@ class Changes(Learning):
 
     def _stored(self, inode: Inode, known: Properties) -> Properties:
         kept = known.headers
-        if not kept.content_type and inode.version is None:
-            kept = headers.for_name(inode.segment)
+        if not kept.content_type and is_new(inode):
+            kept = replace(kept, content_type=headers.for_name(inode.segment).content_type)
         return Properties(kept, metadata.write(known.metadata, inode.posix), self._class_of(inode))
 
     def _class_of(self, inode: Inode) -> str | None:
         """The storage class: what is in the bucket keeps its own, which S3 resets with each write and copy."""
-        return self._new_class if inode.version is None else inode.properties.storage_class
+        return self._new_class if is_new(inode) else inode.properties.storage_class
 
     def changed(self, inode: Inode, *, posix: Iterable[str] = POSIX) -> None:
         """The user changed attributes: `inode.edits`, and of `inode.posix` these fields.

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 
 from . import unsent
-from .abandoned import Abandoned
 from .attribute_cache import AttributeCache
 from .attributes import Attributes
 from .blocks import Blocks, Spawn
@@ -27,6 +26,8 @@ from .gate import Gate
 from .inodes import ROOT, Defaults, Inodes
 from .journal import Journal
 from .listing import Listings
+from .moving import Moves
+from .multiparts import Multiparts
 from .namespace import Namespace
 from .pages import Kernel, Pages
 from .parts import PartPlan, fitting
@@ -41,6 +42,7 @@ from .shares import Share, whole
 from .shedding import Shedding
 from .spool import SpoolArea
 from .store import ObjectStore
+from .undoing import Undoing
 from .upload import Uploader
 
 
@@ -64,37 +66,40 @@ class Parts:
     shedding: Shedding
     creations: Creations
     renames: Renames
+    undoing: Undoing
     gate: Gate
     replay: Replay
     adoption: Adoption
     resumption: Resumption
     retries: Retries
-    abandoned: Abandoned
+    multiparts: Multiparts
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
         await self.replay.run()
         going_on = await self.adoption.run()
         await self.resumption.run()
-        await self.abandoned.abort(keep=going_on)
+        await self.multiparts.abort_unused(keep=going_on)
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
         await self.contents.discards.discard_all()
         await self.commits.drain()
         await self.attributes.drain()
+        await self.undoing.drain()
         await self.deletions.drain()
-        await self.abandoned.abort_unknown()
+        await self.multiparts.abort_unused()
 
     @property
     def pending(self) -> int:
         """How many changes the bucket lacks."""
-        return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending
+        return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending + self.undoing.pending
 
     @property
     def waiting(self) -> list[str]:
         """What the last try did not bring into the bucket, and why."""
-        return [*unsent.waiting(self.commits.drafts), *self.attributes.waiting, *self.deletions.waiting]
+        drafts = unsent.waiting(self.commits.drafts)
+        return [*drafts, *self.attributes.waiting, *self.deletions.waiting, *self.undoing.waiting]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,7 @@ class _Ground:
     merger: Merger
     listings: Listings
     deletions: Deletions
+    multiparts: Multiparts
     uploader: Uploader
     spools: SpoolArea
     pages: Pages
@@ -142,6 +148,7 @@ def assemble(
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
     part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
     spools = SpoolArea(settings.state_dir / "spool", share.drafts, part=part)
+    multiparts = Multiparts(store, journal, spawn)
     ground = _Ground(
         settings=settings,
         store=store,
@@ -154,7 +161,8 @@ def assemble(
         merger=merger,
         listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal, retries),
-        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), journal),
+        multiparts=multiparts,
+        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts),
         spools=spools,
         pages=Pages(inodes, spawn, kernel),
         share=share,
@@ -168,10 +176,13 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
     ttl, lists = on.settings.ttl, on.listings
     attributes = Attributes(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
-        Refusals(on.inodes, on.store), on.retries, ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
+        on.multiparts, Refusals(on.inodes, on.store), on.retries,
+        ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
     conflicts, commits, contents = _bytes(on, attributes)
     namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
+    moves = Moves(on.store, on.multiparts, on.journal)
+    undoing = Undoing(on.store, on.deletions, on.journal, on.spawn, on.retries)
     places = Places(namespace, on.merger)
     reclaim = Reclaim(on.journal, on.spools)
     claims = Claims(on.settings.exclusive, on.settings.durability)
@@ -190,16 +201,17 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         contents=contents,
         namespace=namespace,
         shedding=Shedding(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
-        creations=Creations(namespace, on.store, attributes, on.deletions, on.gate, claims),
-        renames=Renames(namespace, on.store, attributes, contents, on.deletions, on.gate, on.journal),
+        creations=Creations(namespace, on.store, attributes, on.deletions, undoing, on.gate, claims),
+        renames=Renames(namespace, on.store, attributes, contents, on.deletions, moves, undoing, on.gate, on.journal),
+        undoing=undoing,
         gate=on.gate,
-        replay=Replay(on.journal, on.store, attributes),
+        replay=Replay(on.journal, on.store, on.multiparts, attributes, undoing),
         adoption=Adoption(
             on.journal, namespace, places, commits, attributes, on.blocks, reclaim, on.uploader, contents.discards
         ),
         resumption=Resumption(on.journal, namespace, places, attributes, on.deletions),
         retries=on.retries,
-        abandoned=Abandoned(on.journal, on.store),
+        multiparts=on.multiparts,
     )
 
 

@@ -57,4 +57,8 @@ class Conflicts:
             body = await draft.read(0, draft.size)
             return await self._uploader.store.put(key, body, properties, condition=Guard.ABSENT)
         upload = Upload(self._uploader, draft, key, properties, None)
-        return await upload.finish(draft.size, Guard.ABSENT)
+        try:
+            return await upload.finish(draft.size, Guard.ABSENT)
+        except OSError:
+            await upload.abort()  # the next try has another name
+            raise

@@ -8,7 +8,10 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import errno
+
 from .errors import Cause, StoreError
+from .multiparts import Multiparts
 from .store import PUT_MAX, Acl, Detail, Guard, ObjectStore, Part, Properties, Version
 from .tasks import each
 
@@ -25,10 +28,12 @@ async def copy_object(
     properties: Properties | None = None,
     storage_class: str | None = None,
     acl: Acl | None = None,
+    multiparts: Multiparts | None = None,
 ) -> Version:
     """Copies `version` of `source`; the target gets `acl` and `properties` (None: the source's, in `storage_class`).
 
-    Raises StoreError: ESTALE when the source is no longer that version.
+    `multiparts` sees to it that no upload stays, whatever happens. Raises StoreError: ESTALE when the source is no
+    longer that version.
     """
     if version.size <= PUT_MAX:
         try:
@@ -36,19 +41,44 @@ async def copy_object(
                 source, target, version=version, properties=properties, storage_class=storage_class, acl=acl
             )
         except StoreError as error:
-            if error.cause is not Cause.UNSUPPORTED:
+            if error.cause is not Cause.UNSUPPORTED and (version.size or error.cause is not Cause.ABSENT):
                 raise
+    if not version.size:  # SeaweedFS finds no marker that it is to copy
+        return await store_anew(store, source, target, version, properties=properties, acl=acl)
     if properties is None:
         properties = (await store.head(source, detail=Detail.WHOLE)).properties
-    if not version.size:
-        return await store.put(target, b"", properties, condition=version if source == target else Guard.NONE, acl=acl)
-    return await _copy_parts(store, source, target, version, properties, acl)
+    return await _copy_parts(store, source, target, version, properties, acl, multiparts)
+
+
+async def store_anew(
+    store: ObjectStore,
+    source: str,
+    target: str,
+    version: Version,
+    *,
+    properties: Properties | None = None,
+    acl: Acl | None = None,
+) -> Version:
+    """As `copy_object`, for an object without bytes and a server that does not copy it."""
+    found = await store.head(source, detail=Detail.WHOLE)
+    if not found.version.same_as(version):
+        raise StoreError(errno.ESTALE, f"copy {source!r}", detail=f"{found.version} is there, not {version}")
+    condition = version if source == target else Guard.NONE
+    return await store.put(target, b"", properties or found.properties, condition=condition, acl=acl)
 
 
 async def _copy_parts(
-    store: ObjectStore, source: str, target: str, version: Version, properties: Properties, acl: Acl | None
+    store: ObjectStore,
+    source: str,
+    target: str,
+    version: Version,
+    properties: Properties,
+    acl: Acl | None,
+    multiparts: Multiparts | None,
 ) -> Version:
-    upload_id = await store.create_multipart(target, properties, acl=acl)
+    begin = multiparts.begin if multiparts is not None else store.create_multipart
+    abort = multiparts.abort if multiparts is not None else store.abort_multipart
+    upload_id = await begin(target, properties, acl=acl)
     parts: list[Part] = []
 
     async def copy(number: int) -> None:
@@ -60,7 +90,10 @@ async def _copy_parts(
         await each(copy, range(1, -(-version.size // PART) + 1), at_once=AT_ONCE)
         parts.sort(key=lambda part: part.number)
         condition = version if source == target else Guard.NONE  # what came meanwhile is not to be undone
-        return await store.complete_multipart(target, upload_id, parts, condition=condition, begun_with=properties)
+        made = await store.complete_multipart(target, upload_id, parts, condition=condition, begun_with=properties)
     except OSError:
-        await store.abort_multipart(target, upload_id)
+        await abort(target, upload_id)
         raise
+    if multiparts is not None:
+        multiparts.ended(upload_id)
+    return made

@@ -26,6 +26,7 @@ from .gate import Gate
 from .inodes import SYMLINK_MAX, Inode
 from .namespace import Namespace, refuse
 from .store import KEY_MAX, Guard, ObjectStore
+from .undoing import Undoing
 
 
 class Creations:
@@ -37,6 +38,7 @@ class Creations:
         store: ObjectStore,
         attributes: Attributes,
         deletions: Deletions,
+        undoing: Undoing,
         gate: Gate,
         claims: Claims,
     ) -> None:
@@ -45,6 +47,7 @@ class Creations:
         self._store = store
         self._attributes = attributes
         self._deletions = deletions
+        self._undoing = undoing
         self._gate = gate
         self.claims = claims
 
@@ -67,6 +70,7 @@ class Creations:
         else:
             raise refuse(errno.EEXIST)
         await self._attributes.refusals.require_store(key)
+        await self._undoing.settle(key)
         await self._deletions.settle(key)
         await self._deletions.settle(key + "/")
         return self._namespace.directory(parent), parsed

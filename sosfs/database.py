@@ -236,7 +236,7 @@ class Database:
             raise
 
     def _commit(self, need: Need, *, may_owe: bool) -> None:
-        """Ends the transaction that is open, if it still is. Raises ENOSPC where there is no room and it may not be owed."""
+        """Ends the transaction that is open, if it still is. Raises ENOSPC where there is no room, if not owed."""
         if not self._db.in_transaction and not self._finds_no_room:
             return  # ended already
         if not self._block and (self._finds_no_room or not self._owed):

@@ -148,6 +148,11 @@ class Deletions:
             self._workers += 1
             self._spawn(self._work)
 
+    def retract(self, key: str, version: Version, outcome: Outcome) -> None:
+        """As `later`, for a copy that nobody needs: looked at first, since another client may have replaced it."""
+        self._tried.add(key)
+        self.later(key, version, outcome)
+
     async def settle(self, key: str) -> None:
         """Returns when no delete of this key is outstanding, nor below a directory's. Raises what keeps it back."""
         if key.endswith("/") and self.is_pending(key):

@@ -5,7 +5,11 @@ number of hosts one wins. Usually that happens with its bytes, at the first clos
 all their files with O_EXCL, and a request more for each would double their cost. A lock, however, must be
 known to be won before close: where the name says that it is one, the empty object is created at open.
 
-mkdir is as exclusive, and done before it returns; in journal mode only that of a lock is.
+With the journal the first close only records the file on this machine, so each of several hosts is told that it has
+the name. The first upload wins; the bytes of the others are kept beside it, after their programs have gone on. Who
+needs one winner for plain names too takes `--exclusive always`, which holds in both modes.
+
+mkdir is as exclusive, and done before it returns; in journal mode only that of a lock is, or with `always` each.
 """
 
 from __future__ import annotations

@@ -254,7 +254,7 @@ class FakeStore:
                     self._stored.pop(key, None)
         return failures
 
-    async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
+    async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None, **_: object) -> str:
         """As `ObjectStore.create_multipart`."""
         check_key(key)
         check_properties(properties)

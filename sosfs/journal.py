@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from . import salvage, watermark
+from .cache_lock import locked
 from .damage import Damage
 from .database import Schema
 from .reserve import Need
@@ -57,6 +57,7 @@ SCHEMA: Schema = {
     "deletes": ("key text primary key", "version text"),
     "attributes": ("id integer primary key", "record text"),
     "renames": ("id integer primary key", "old text", "new text"),
+    "rename_states": ("id integer primary key", "state text"),
     "uploads": ("upload text primary key", "key text", "properties text"),
     "intents": ("key text primary key", "since integer"),
 }
@@ -143,7 +144,10 @@ class Journal:
 
     def recovered(self) -> None:
         """What was found was heeded."""
-        self.note(FINDING, Finding.SOUND.value)
+        with self.together():
+            for row in self.rename_states().keys() - {row for row, _, _ in self.renames()}:
+                self._db.drop("rename_states", row)
+            self.note(FINDING, Finding.SOUND.value)
 
     @property
     def spool_names(self) -> frozenset[str] | None:
@@ -249,9 +253,19 @@ class Journal:
         self._db.put("renames", row, old, new)
         return row
 
+    def set_rename(self, row: int, state: str) -> None:
+        """How far a rename is (`moving`)."""
+        self._db.put("rename_states", row, str(state))  # a plain one: the checksum is of the type too
+
+    def rename_states(self) -> dict[int, str]:
+        """How far each rename is, by row."""
+        return dict(self._db.rows("rename_states"))
+
     def drop_rename(self, row: int) -> None:
         """It is done, or undone."""
-        self._db.drop("renames", row)
+        with self.together():
+            self._db.drop("rename_states", row)
+            self._db.drop("renames", row)
 
     def renames(self) -> list[tuple[int, str, str]]:
         """Renames under way, oldest first."""
@@ -317,15 +331,3 @@ def left_over(directory: Path) -> LeftOver | None:
             raise OSError(errno.EIO, f"{path}: {error}") from error
         return LeftOver(mark.owner, 0, 0, is_whole=False)
     return LeftOver(owner, sum(counted[:-1]), counted[-1], is_whole=mark is None or number >= mark.least)
-
-
-def locked(directory: Path) -> int:
-    """Makes a directory this process's alone until the descriptor is closed. Raises OSError EBUSY."""
-    path = directory / "lock"
-    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise OSError(errno.EBUSY, f"the cache directory {path.parent} is in use by another mount") from None
-    return file

@@ -27,7 +27,21 @@ from sosfs.listing_answers import MARKER
 from sosfs.object_answers import RangeAnswer, described
 from sosfs.retries import CLOCK, Clock
 from sosfs.signed_http import Answer, Pace, SignedHttp
-from sosfs.store import Acl, Body, Canned, Detail, Failure, Object, Page, Part, Properties, Slice, Upload, Version
+from sosfs.store import (
+    Acl,
+    Body,
+    Canned,
+    Detail,
+    Failure,
+    Object,
+    OnRepeat,
+    Page,
+    Part,
+    Properties,
+    Slice,
+    Upload,
+    Version,
+)
 from sosfs.target import S3Target
 from sosfs.wire import bare_etag, class_header, content_md5, grant_headers, path_of, property_headers
 
@@ -186,10 +200,16 @@ class SignedLane:
             failures += _read("DeleteObjects", answers.failures_of, answer)
         return failures
 
-    def create_multipart(self, key: str, properties: Properties, acl: Acl | Canned | None) -> str:
+    def create_multipart(
+        self, key: str, properties: Properties, acl: Acl | Canned | None, on_repeat: OnRepeat | None = None
+    ) -> str:
+        """Begins an upload; where an earlier try may have begun another one, `on_repeat` is told the id of this one."""
         headers = property_headers(properties) | grant_headers(acl) | self._encrypted
         answer = self._send("CreateMultipartUpload", "POST", key, query={"uploads": ""}, headers=headers)
-        return _read(f"CreateMultipartUpload {key!r}", answers.upload_id, answer)
+        upload_id = _read(f"CreateMultipartUpload {key!r}", answers.upload_id, answer)
+        if answer.repeated and on_repeat is not None:
+            on_repeat(upload_id)
+        return upload_id
 
     def upload_part(
         self, key: str, upload_id: str, number: int, body: Body, digest: Mapping[str, str] = NO_HEADERS

@@ -269,7 +269,7 @@ class Learning:
 
     async def learn_whole(self, inode: Inode) -> None:
         """Makes sure the properties are complete, for rewriting them."""
-        if inode.whole and trio.current_time() < inode.checked + self.ttl:
+        if is_new(inode) or (inode.whole and trio.current_time() < inode.checked + self.ttl):
             return
         found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
         self.take_whole(inode, found)
@@ -311,3 +311,9 @@ class Learning:
             self._acl_answered.add(directory)
         self._acl_refused.pop(key, None)
         return None if acl.is_private and self._new_acl is Canned.PRIVATE else acl
+
+
+def is_new(inode: Inode) -> bool:
+    """Whether the bucket has nothing of an inode: at most another file under its name, which it will replace."""
+    draft = inode.content.draft if inode.content is not None else None
+    return inode.version is None or (draft is not None and draft.base is None)

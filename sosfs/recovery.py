@@ -1,11 +1,11 @@
 """What a mount does with the journal that an earlier one left: decided here and only here.
 
-    renames under way   -> finished: whatever the old prefix still holds is copied, then removed
+    renames under way   -> taken back, or finished where all copies were there (`undoing`)
     deletes             -> sent, where the object is still the version that was removed
     attribute changes   -> written, where the object still has the bytes whose attributes were changed
     drafts              -> back in the tree at once, and sent as before; a multipart upload goes on
 
-Then `abandoned` has the uploads that no draft goes on with.
+Then `multiparts` aborts the uploads that no draft goes on with.
 
 All of it may have reached the bucket before the crash, so each step first looks whether it has.
 
@@ -18,7 +18,9 @@ import errno
 import logging
 import math
 from dataclasses import replace
+from functools import partial
 
+from . import deletions
 from .attribute_replay import AttributeReplay, find, is_refusal
 from .attributes import Attributes
 from .blocks import Blocks, Source
@@ -31,8 +33,9 @@ from .errors import StoreError
 from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form
+from .moving import below_first, listed_under
+from .multiparts import Multiparts
 from .namespace import Namespace
-from .paging import check_progress
 from .places import Places
 from .reclaim import Reclaim
 from .salvage import Finding
@@ -40,6 +43,7 @@ from .saved import SavedDraft, SavedPart
 from .spool import Spool
 from .store import Listed, Object, ObjectStore, Properties, Version
 from .tasks import each
+from .undoing import Undoing
 from .upload import Upload, Uploader
 
 log = logging.getLogger(__name__)
@@ -50,11 +54,15 @@ AT_ONCE = 16
 class Replay:
     """Work on objects alone: renames, deletes, attributes, attributes."""
 
-    def __init__(self, journal: Journal, store: ObjectStore, attributes: Attributes) -> None:
+    def __init__(
+        self, journal: Journal, store: ObjectStore, multiparts: Multiparts, attributes: Attributes, undoing: Undoing
+    ) -> None:
         self._journal = journal
         self._store = store
+        self._undoing = undoing
         self._attributes = attributes
-        self._attribute_replay = AttributeReplay(journal, store, attributes)
+        self._attribute_replay = AttributeReplay(journal, store, multiparts, attributes)
+        self._copy = partial(copy_object, store, multiparts=multiparts)
 
     async def run(self) -> None:
         """Does what the server lets it; deletes and attributes that it refuses stay in the journal (`resumption`).
@@ -63,11 +71,12 @@ class Replay:
         """
         if self._journal.finding is Finding.INCOMPLETE:
             self._hold_back()
+        states = self._journal.rename_states()
         for row, old, new in self._journal.renames():
-            log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
             try:
-                await self._finish_rename(old, new)
-                await self._follow_rename(row, old, new)
+                if await self._undoing.replay(row, old, new, states.get(row, "")):
+                    log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
+                    await self._follow_rename(row, old, new, await self._finish_rename(old, new))
             except StoreError as error:
                 what, said = f"the rename of {old} to {new} cannot be finished", error.strerror or ""
                 raise StoreError(error.errno or errno.EIO, what, status=error.status, detail=said) from error
@@ -85,31 +94,44 @@ class Replay:
             damage.must_set_aside(f"{old}: its rename to {new} {why}", {"old": old, "new": new})
             self._journal.drop_rename(row)
 
-    async def _finish_rename(self, old: str, new: str) -> None:
-        if not old.endswith("/"):
-            found = await find(self._store, old)
-            if found is not None:
-                await self._move(Listed(old, found.version, found.properties.storage_class), new)
-                await self._store.delete(old)
-            return
-        token, more, tokens = "", True, {""}
-        while more:
-            page = await self._store.list(old, delimiter="", token=token)
-            await each(lambda one: self._move(one, new + one.key[len(old) :]), page.objects, at_once=AT_ONCE)
-            failures = await self._store.delete_many([one.key for one in page.objects])
-            if failures:
-                raise failures[0].error
-            token, more = page.token, bool(page.token)
-            if more:
-                check_progress(f"ListObjectsV2 {old!r}", token, tokens)
+    async def _finish_rename(self, old: str, new: str) -> dict[str, Version]:
+        """Whatever is under an old key, and was not copied or was changed since, is copied; then it is removed.
+
+        Returns what the server refuses to remove.
+        """
+        left = await self._listed(old)
+        copied = {listed.key: listed.version for listed in await self._listed(new)} if left else {}
+
+        async def move(one: Listed) -> None:
+            new_key = new + one.key[len(old) :]
+            if new_key not in copied or not copied[new_key].same_bytes(one.version):
+                await self._move(one, new_key)
+
+        await each(move, left, at_once=AT_ONCE)
+        failures = await self._store.delete_many(below_first(one.key for one in left))
+        for failure in failures:
+            if not deletions.is_refusal(failure.error):
+                raise failure.error
+        refused = {failure.key for failure in failures}
+        return {one.key: one.version for one in left if one.key in refused}
+
+    async def _listed(self, key: str) -> list[Listed]:
+        """A file, or all that is below a directory."""
+        if key.endswith("/"):
+            return await listed_under(self._store, key)
+        found = await find(self._store, key)
+        return [Listed(key, found.version, found.properties.storage_class)] if found is not None else []
 
     async def _move(self, one: Listed, new_key: str) -> None:
         acl = await self._attributes.acl_of(one.key)
         self._attributes.forget(new_key)
-        await copy_object(self._store, one.key, new_key, one.version, storage_class=one.storage_class, acl=acl)
+        await self._copy(one.key, new_key, one.version, storage_class=one.storage_class, acl=acl)
 
-    async def _follow_rename(self, row: int, old: str, new: str) -> None:
-        """What was changed under the old name and is not sent goes on under the new one, upon the object there."""
+    async def _follow_rename(self, row: int, old: str, new: str, left: dict[str, Version]) -> None:
+        """What was changed under the old name and is not sent goes on under the new one, upon the object there.
+
+        What is `left` of the old name is yet to be removed; its name stays away until then, as that of a directory.
+        """
         drafts = [(at, saved) for at, saved in self._journal.drafts() if _is_at(saved.key, old)]
         attributes = [(at, saved) for at, saved in self._journal.attributes() if _is_at(saved.key, old)]
         found = {
@@ -130,6 +152,8 @@ class Replay:
                 version = here.version if here is not None and saved.version is not None else saved.version
                 moved = replace(saved, key=new + saved.key[len(old) :], version=version, sent=(), tokens=())
                 self._journal.save_attributes(at, moved)
+            for key, version in ({old: Version("", 0)} | left if left else {}).items():
+                self._journal.add_delete(key, version)
             self._journal.drop_rename(row)
 
     async def _delete_all(self) -> None:

@@ -2,9 +2,9 @@
 
 A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
 (headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
-key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was;
-what goes wrong after it leaves twins, never losses. A directory's objects are copied side by side and
-deleted in batches.
+key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was, and the copies
+go again (`undoing`); what goes wrong after it leaves twins, never losses. A directory's objects are copied side by
+side and deleted in batches.
 
 Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
 """
@@ -12,7 +12,8 @@ Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhi
 from __future__ import annotations
 
 import errno
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -20,17 +21,17 @@ from typing import NamedTuple
 from . import headers, keys
 from .attributes import Attributes
 from .contents import Contents
-from .copying import copy_object
 from .deletions import Deletions, is_refusal
 from .directory import PENDING
 from .errors import Cause, StoreError
 from .gate import Gate
 from .inodes import Inode
 from .journal import Journal
+from .moving import Move, Moves, below_first, listed_under
 from .namespace import Namespace, refuse
-from .paging import check_progress
 from .store import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
+from .undoing import Undoing
 
 AT_ONCE = 32
 
@@ -52,6 +53,8 @@ class Renames:
         attributes: Attributes,
         contents: Contents,
         deletions: Deletions,
+        moves: Moves,
+        undoing: Undoing,
         gate: Gate,
         journal: Journal,
     ) -> None:
@@ -61,6 +64,8 @@ class Renames:
         self._attributes = attributes
         self._contents = contents
         self._deletions = deletions
+        self._moves = moves
+        self._undoing = undoing
         self._gate = gate
         self._journal = journal
 
@@ -122,12 +127,34 @@ class Renames:
             await self._namespace.require_empty(target)
         return target
 
+    @asynccontextmanager
+    async def _under_way(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, old: str, new: str
+    ) -> AsyncIterator[Move]:
+        """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
+        move = self._moves.begin(old, new, over=target is not None)
+        try:
+            with self._namespace.moving(inode, target, parent, segment, form):
+                async with self._undoing.taking_back(move):
+                    yield move
+        except BaseException:
+            directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
+
+            def gone() -> None:
+                directory.settled(name)
+                directory.now = None
+
+            if self._undoing.watch(move, gone) and target is None:
+                directory.touched[name] = PENDING
+            raise
+
     # Files
 
     async def _move_file(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
     ) -> None:
         old_key = self._inodes.key(inode)
+        await self._undoing.settle(key)
         await self._deletions.settle(key)
         await self._deletions.settle(old_key)
         await self._contents.ascertain(inode)
@@ -137,17 +164,13 @@ class Renames:
             self._move_unsent(inode, target, parent, segment, form)
             return
         await self._attributes.refusals.require_remove(old_key)
-        row = self._journal.add_rename(old_key, key)
-        try:
-            with self._namespace.moving(inode, target, parent, segment, form):
-                version, used = await self._copy(inode, old_key, key, segment)
-                await self._retire(inode, old_key, key, replaced=target is not None)
-        except Exception:
-            self._journal.drop_rename(row)
-            raise
+        async with self._under_way(inode, target, parent, segment, form, old=old_key, new=key) as move:
+            version, used = await self._copy(inode, move, segment)
+            await self._moves.copied(move)
+            await self._retire(inode, move)
         gone = PENDING if self._deletions.is_pending(old_key) else None
         with self._journal.together():
-            self._journal.drop_rename(row)
+            self._moves.ended(move)
             self._replace(inode, target, parent, segment, form, gone=gone)
             inode.version = version
             self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
@@ -163,7 +186,7 @@ class Renames:
             else:
                 self._contents.moved(inode)
 
-    async def _copy(self, inode: Inode, old_key: str, key: str, segment: str) -> tuple[Version, Properties | None]:
+    async def _copy(self, inode: Inode, move: Move, segment: str) -> tuple[Version, Properties | None]:
         """Copies the object; returns the new version, and the properties it got where they are not those it had."""
         assert inode.version is not None
         acl = await self._attributes.acl(inode)
@@ -175,8 +198,8 @@ class Renames:
             used = self._retyped(inode, segment, used)
         try:
             kept = inode.properties.storage_class
-            version = await copy_object(
-                self._store, old_key, key, inode.version, properties=used, storage_class=kept, acl=acl
+            version = await self._moves.copy(
+                move, move.old, inode.version, properties=used, storage_class=kept, acl=acl
             )
         except StoreError as error:
             if error.cause is not Cause.CONFLICT or used is not None or inode.pins:
@@ -186,7 +209,7 @@ class Renames:
             if inode.version is None or inode.parent is None:
                 raise  # it is gone, or has an inode of its own: the kernel looks the name up again
             kept = inode.properties.storage_class
-            version = await copy_object(self._store, old_key, key, inode.version, storage_class=kept, acl=acl)
+            version = await self._moves.copy(move, move.old, inode.version, storage_class=kept, acl=acl)
         return version, used
 
     def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:
@@ -197,15 +220,14 @@ class Renames:
             return used
         return replace(had, headers=replace(had.headers, content_type=kind))
 
-    async def _retire(self, inode: Inode, old_key: str, key: str, *, replaced: bool) -> None:
-        """Removes the old key. A refusal takes the copy back, unless that has `replaced` a file, which is gone."""
+    async def _retire(self, inode: Inode, move: Move) -> None:
+        """Removes the old key. Raises a refusal."""
         assert inode.version is not None and inode.parent is not None
         directory, name = self._namespace.directory(inode.parent), inode.name
         try:
-            await self._deletions.retire(old_key, inode.version, partial(directory.settled, name))
-        except OSError:
-            if not replaced:
-                await self._store.delete(key)
+            await self._deletions.retire(move.old, inode.version, partial(directory.settled, name))
+        except StoreError:
+            self._moves.refused(move)
             raise
 
     def _replace(
@@ -229,44 +251,41 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
     ) -> None:
         old_prefix = self._inodes.key(inode)
+        await self._undoing.settle(prefix)
         await self._deletions.settle_under(old_prefix)
         await self._deletions.settle_under(prefix)
         known = self._inodes.below(inode)
-        listed = await self._list(old_prefix)
+        listed = await listed_under(self._store, old_prefix)
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
         if any(len(one.key.encode()) > room for one in listed):
             raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
         await self._attributes.refusals.require_remove(old_prefix)
-        row = self._journal.add_rename(old_prefix, prefix)
-        try:
-            spared = "" if target is None else prefix  # the marker of an empty directory stays if this fails
-            with self._namespace.moving(inode, target, parent, segment, keys.Form.PLAIN):
-                copies = await self._copy_all(listed, old_prefix, prefix, known, spared)
-                left = await self._delete_all(listed, [key for key in copies if key != spared])
-        except Exception:
-            self._journal.drop_rename(row)
-            raise
+        plain = keys.Form.PLAIN
+        async with self._under_way(inode, target, parent, segment, plain, old=old_prefix, new=prefix) as move:
+            await self._journal.sync()
+            copies = await self._copy_all(listed, move, known)
+            await self._moves.copied(move)
+            left = await self._delete_all(copies, move)
         known = self._inodes.below(inode)  # with what came meanwhile and is in no bucket yet
         with self._journal.together():
-            self._journal.drop_rename(row)
+            self._moves.ended(move)
             self._remove_later(left, inode)
             self._end_passes(inode)
-            self._replace(inode, target, parent, segment, keys.Form.PLAIN, gone=PENDING if left else None)
+            self._replace(inode, target, parent, segment, plain, gone=PENDING if left else None)
             for old_key, moved in known.items():
-                self._moved(moved, copies.get(prefix + old_key[len(old_prefix) :]))
+                self._moved(moved, copies.get(move.target(old_key)))
         await self._journal.settled()
 
-    def _remove_later(self, left: list[Listed], inode: Inode) -> None:
+    def _remove_later(self, left: Mapping[str, Version], inode: Inode) -> None:
         """The old name stays hidden until what is left under it is gone."""
         assert inode.parent is not None
         top = self._inodes.key(inode)
-        for one in left:
-            if one.key != top:
-                self._deletions.later(one.key, one.version, lambda: None)
+        for key in below_first(left):
+            if key != top:
+                self._deletions.later(key, left[key], lambda: None)
         if left:  # of a directory the marker goes last, be there one or not
-            marker = next((one.version for one in left if one.key == top), Version("", 0))
             settled = partial(self._namespace.directory(inode.parent).settled, inode.name)
-            self._deletions.later(top, marker, settled)
+            self._deletions.later(top, left.get(top, Version("", 0)), settled)
 
     def _moved(self, inode: Inode, copy: _Copy | None) -> None:
         """An inode has its new key, and its object there is this copy."""
@@ -293,36 +312,18 @@ class Renames:
             if inode.directory is not None and inode.directory.now is not None and not inode.directory.now.done:
                 inode.directory.now = None
 
-    async def _list(self, prefix: str) -> list[Listed]:
-        found: list[Listed] = []
-        token, more, tokens = "", True, {""}
-        while more:
-            page = await self._store.list(prefix, delimiter="", token=token)
-            found.extend(page.objects)
-            token, more = page.token, bool(page.token)
-            if more:
-                check_progress(f"ListObjectsV2 {prefix!r}", token, tokens)
-        return found
-
-    async def _copy_all(
-        self, listed: list[Listed], old_prefix: str, prefix: str, known: dict[str, Inode], spared: str
-    ) -> dict[str, _Copy]:
+    async def _copy_all(self, listed: list[Listed], move: Move, known: dict[str, Inode]) -> dict[str, _Copy]:
         copies: dict[str, _Copy] = {}
 
         async def copy(one: Listed) -> None:
-            new_key = prefix + one.key[len(old_prefix) :]
-            made = await self._copy_one(one, new_key, known.get(one.key))
+            made = await self._copy_one(one, move, known.get(one.key))
             if made is not None:
-                copies[new_key] = made
+                copies[move.target(one.key)] = made
 
-        try:
-            await each(copy, listed, at_once=AT_ONCE)
-        except OSError:
-            await self._store.delete_many([key for key in copies if key != spared])
-            raise
+        await each(copy, listed, at_once=AT_ONCE)
         return copies
 
-    async def _copy_one(self, one: Listed, new_key: str, inode: Inode | None) -> _Copy | None:
+    async def _copy_one(self, one: Listed, move: Move, inode: Inode | None) -> _Copy | None:
         used: Properties | None = None
         if inode is not None and inode.attributes_dirty:
             await self._attributes.learn_whole(inode)
@@ -332,8 +333,8 @@ class Renames:
         acl, version = await self._acl(one, inode), one.version
         for last in (False, True):
             try:
-                made = await copy_object(
-                    self._store, one.key, new_key, version, properties=used, storage_class=one.storage_class, acl=acl
+                made = await self._moves.copy(
+                    move, one.key, version, properties=used, storage_class=one.storage_class, acl=acl
                 )
                 return _Copy(version, made)
             except StoreError as error:
@@ -349,15 +350,15 @@ class Renames:
             return await self._attributes.acl(inode)
         return await self._attributes.acl_of(one.key)
 
-    async def _delete_all(self, old: list[Listed], new: list[str]) -> list[Listed]:
-        """Removes the old keys; when none may be removed, the copies go again and the rename fails.
+    async def _delete_all(self, copies: dict[str, _Copy], move: Move) -> dict[str, Version]:
+        """Removes the old keys. Raises the refusal when none may be removed.
 
         Returns what is left otherwise: of a key whose delete got no answer nobody knows whether it is there.
         """
-        failures = await self._store.delete_many([one.key for one in old])
+        old = {move.source(key): copy.of for key, copy in copies.items()}
+        failures = await self._store.delete_many(below_first(old))
         refused = [failure for failure in failures if is_refusal(failure.error)]
         if refused and len(refused) == len(old):
-            await self._store.delete_many(new)
+            self._moves.refused(move)
             raise refused[0].error
-        left = {failure.key for failure in failures}
-        return [one for one in old if one.key in left]
+        return {failure.key: old[failure.key] for failure in failures}

@@ -40,6 +40,7 @@ from sosfs.store import (
     Failure,
     Guard,
     Object,
+    OnRepeat,
     Page,
     Part,
     Properties,
@@ -262,12 +263,15 @@ class S3Store:
             check_key(key)
         return await remove_all(self.sender, self.delete, keys)
 
-    async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
+    async def create_multipart(
+        self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None
+    ) -> str:
         """Begins a multipart upload and returns its id."""
         check_key(key)
         check_properties(properties)
         return await self._send(
-            "CreateMultipartUpload", lambda lane: lane.create_multipart(key, properties, acl or self._new_acl)
+            "CreateMultipartUpload",
+            lambda lane: lane.create_multipart(key, properties, acl or self._new_acl, on_repeat),
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:

@@ -49,6 +49,7 @@ WORDS = {
     "attributes": "attributes of {}",
     "deletes": "the removal of {}",
     "renames": "the rename of {}",
+    "rename_states": "how far a rename is",
     "uploads": "an unfinished upload of {}",
     "intents": "an unfinished upload of {}",
     "facts": "what the journal says of itself",
@@ -70,6 +71,7 @@ class _Found:
     number: int = 0
     trouble: str = ""  # why it is not complete
     format: str = FORMAT
+    is_short: bool = False  # it has fewer tables than there are by now
     rows: dict[str, list[Row]] = field(default_factory=dict)
     bad: list[tuple[str, Row]] = field(default_factory=list)
 
@@ -108,8 +110,8 @@ def opened(path: Path, schema: Schema, mark: Watermark, damage: Damage) -> Datab
             _replace(path, new)
             db = connect(path)
         assert db is not None
-        if found.format != FORMAT:
-            _convert(db, schema, found)
+        if found.format != FORMAT or found.is_short:
+            _convert(db, schema, found, number=found.number)
         configure(db, path)
         return Database(db, path, schema, mark)
     except (sqlite3.Error, OSError) as error:
@@ -154,18 +156,19 @@ def _examined(db: sqlite3.Connection, schema: Schema) -> _Found:
     elif "facts" in names and "chain" not in names and not found.trouble:
         _read_format_1(db, schema, names, found)
     else:
-        _read(db, schema, found)
+        _read(db, schema, names, found)
     formats = {str(row[1]) for row in found.rows.get("facts", []) if row[0] == "format"}
     if formats and formats != {found.format}:
         raise OSError(errno.EINVAL, "the journal was written by another version of sosfs")
     return found
 
 
-def _read(db: sqlite3.Connection, schema: Schema, found: _Found) -> None:
+def _read(db: sqlite3.Connection, schema: Schema, names: set[str], found: _Found) -> None:
     sums = []
+    found.is_short = not names.issuperset(schema)
     for table in schema:
         found.rows[table] = []
-        for row in _rows(db, table, found):
+        for row in _rows(db, table, found) if table in names else ():
             sums.append(row[-1] if isinstance(row[-1], int) else 0)
             is_whole = len(row) == len(schema[table]) + 1 and checksum(table, row[:-1]) == row[-1]
             found.add(table, row[:-1] if is_whole else row, is_whole=is_whole)
@@ -267,7 +270,7 @@ def _build(new: Path, schema: Schema, found: _Found, number: int) -> None:
         _convert(db, schema, found, number=number)
     draft.rename(new)
     sync_directory(new.parent)
-    found.format = FORMAT
+    found.format, found.is_short = FORMAT, False
 
 
 def _convert(db: sqlite3.Connection, schema: Schema, found: _Found, *, number: int = 0) -> None:

@@ -12,7 +12,7 @@ are read-only; bodies handed in must not change until the call returns.
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from sosfs.checksums import Checksum
 from sosfs.errors import StoreError
 
 Body = bytes | bytearray | memoryview
+OnRepeat = Callable[[str], object]
 
 PART_MIN = 5 << 20  # bytes; every part but the last (S3 and SOS limits)
 PART_MAX = 5 << 30
@@ -304,8 +305,10 @@ class ObjectStore(Protocol):
     async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Removes any number of keys in batches; what could not be removed is returned, key by key."""
 
-    async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
-        """Begins a multipart upload and returns its id."""
+    async def create_multipart(
+        self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None
+    ) -> str:
+        """Begins a multipart upload and returns its id; `on_repeat` is told it if a lost try may have begun one too."""
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""

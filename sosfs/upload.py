@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from .budget import Budget
 from .draft import Draft
 from .errors import StoreError
 from .interrupt import waited
-from .journal import Journal
+from .multiparts import Multiparts
 from .parts import PartPlan, Range
 from .saved import SavedPart
 from .store import Acl, Check, Condition, Guard, ObjectStore, Part, Properties, Version
@@ -73,14 +72,14 @@ class Uploader:
     """What all uploads of a mount share."""
 
     def __init__(
-        self, store: ObjectStore, blocks: Blocks, spawn: Spawn, budget: Budget, plan: PartPlan, journal: Journal
+        self, store: ObjectStore, blocks: Blocks, spawn: Spawn, budget: Budget, plan: PartPlan, multiparts: Multiparts
     ) -> None:
         self.store = store
         self.blocks = blocks
         self.spawn = spawn
         self.budget = budget
         self.plan = plan
-        self.journal = journal
+        self.multiparts = multiparts
         self.sent_bytes = 0
         self.failures = 0  # of parts behind a writer
         self.keeping = 0  # renames under way: what is freed is bound to the key
@@ -224,9 +223,10 @@ class Upload:
         except StoreError as error:
             if error.errno != errno.ENXIO:
                 raise
-            shared.journal.drop_upload(upload_id)
+            shared.multiparts.ended(upload_id)
             self._draft.strand()
             return
+        shared.multiparts.resumed(upload_id)
         self._id = upload_id
         ranges = {part.number: part for part in shared.plan.ranges(self._draft.size)}
         for part in parts:
@@ -245,17 +245,11 @@ class Upload:
             self._draft.strand()
 
     async def abort(self) -> None:
-        """Drops the upload; a failure leaves parts behind that the next mount sweeps."""
+        """Drops the upload; what cannot be aborted now is aborted later (`multiparts`)."""
         self._writer = 0
         await self._idle.wait()
-        if not self._id:
-            return
-        try:
-            await self._shared.store.abort_multipart(self.key, self._id)
-        except OSError as error:
-            log.info("an unfinished upload of %s stays until the next mount: %s", self.key, error)
-            return
-        self._forget()
+        if self._id and await self._shared.multiparts.abort(self.key, self._id):
+            self._forget()
 
     def _vanished(self) -> None:
         """The server knows the upload no more: the next try begins anew, but for bytes that were only there."""
@@ -263,7 +257,7 @@ class Upload:
         self._draft.strand()
 
     def _forget(self) -> None:
-        self._shared.journal.drop_upload(self._id)
+        self._shared.multiparts.ended(self._id)
         self._id = ""
         for known in (self._sent, self._made, self._here):
             known.clear()
@@ -342,22 +336,5 @@ class Upload:
     async def _ensure(self) -> str:
         async with self._begin:
             if not self._id:
-                self._id = await self._begun()
+                self._id = await self._shared.multiparts.begin(self.key, self.properties, acl=self.acl)
         return self._id
-
-    async def _begun(self) -> str:
-        """The id of a new upload. One that nobody was told stays in the journal, for `Abandoned`."""
-        journal, key = self._shared.journal, self.key
-        is_lost = any(key == lost for lost, _ in journal.intents())
-        journal.add_intent(key, int(time.time()))
-        try:
-            upload_id = await self._shared.store.create_multipart(key, self.properties, acl=self.acl)
-        except StoreError as error:
-            if not is_lost and 400 <= error.status < 500:
-                journal.drop_intent(key)
-            raise
-        with journal.together():
-            journal.add_upload(upload_id, key, self.properties)
-            if not is_lost:
-                journal.drop_intent(key)
-        return upload_id

@@ -27,6 +27,7 @@ from .attributes import Attributes
 from .draft import State
 from .edits import Edits
 from .inodes import Inode, Inodes
+from .learning import is_new
 from .links import Links
 from .rejected import Rejections
 from .sharing import Sharing
@@ -127,6 +128,8 @@ class Xattrs:
             await self._attributes.learn_whole(inode)
         if not inode.is_directory:
             return self._attributes.properties(inode)
+        if inode.attributes_dirty:
+            return self._attributes.marker_properties(inode)  # a marker is on its way
         return self._attributes.known(inode)
 
     async def _learn(self, inode: Inode) -> None:
@@ -227,9 +230,10 @@ class Xattrs:
         await self._require_settable(inode, name)
         known = await self._known(inode, whole=name == EXPIRES)
         if name in HEADERS:
+            # S3 has no object without a type; a new one gets that of the name that it will have then.
             if not getattr(known.headers, HEADERS[name]):
                 raise _absent()
-            left = self._own_type(inode) if name == MIME_TYPE else ""  # S3 has no object without a type
+            left = self._own_type(inode) if name == MIME_TYPE and not is_new(inode) else ""
             edits = inode.edits.with_header(HEADERS[name], left)
         else:
             entry = xattr_names.stored(name[len(USER) :], known.metadata)

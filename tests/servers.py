@@ -1,4 +1,4 @@
-"""The S3 servers of the tests, as fixtures: moto (opaque keys, any secret) and Ceph (everything enforced).
+"""The S3 servers of the tests, as fixtures: moto (opaque keys, any secret), Ceph (everything enforced) and SeaweedFS.
 
 Each is started once a test run, by the first test that asks for it, on a free port with its state in a
 temporary directory. One that can't be started fails the tests; none is ever skipped.
@@ -20,6 +20,7 @@ from botocore.config import Config
 
 from tests.ceph import USERS, Ceph
 from tests.processes import Process, free_port, listening
+from tests.weed import Weed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -87,6 +88,17 @@ def ceph() -> Iterator[Server]:
         running = Ceph(Path(base))
         try:
             yield Server("ceph", f"http://127.0.0.1:{running.port}")
+        finally:
+            running.stop()
+
+
+@pytest.fixture(scope="session")
+def weed() -> Iterator[Server]:
+    """SeaweedFS, for what it does otherwise."""
+    with tempfile.TemporaryDirectory(prefix="sosfs-weed-", ignore_cleanup_errors=True) as base:
+        running = Weed(Path(base))
+        try:
+            yield Server("weed", f"http://127.0.0.1:{running.port}")
         finally:
             running.stop()
 

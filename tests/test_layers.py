@@ -44,8 +44,8 @@ ROWS = (
         "kernel_cache",
     ),
     # names
-    ("guesses", "recovery", "attribute_replay", "resumption", "places", "reclaim", "abandoned"),
-    ("creation", "rename", "warming", "dropping", "shedding"),
+    ("guesses", "recovery", "attribute_replay", "resumption", "places", "reclaim"),
+    ("creation", "rename", "undoing", "moving", "warming", "dropping", "shedding"),
     ("namespace", "sharing", "versions", "exclusive"),
     # bytes
     ("contents", "writeback", "discards", "filling", "succession", "pages", "commits", "resting", "records", "unsent"),
@@ -55,8 +55,8 @@ ROWS = (
     ("shares", "draft", "reader", "spool", "descriptors", "blocks"),
     ("fetching", "integrity", "disk_cache", "budget", "extents"),
     # what both share
-    ("copying", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits", "headers"),
-    ("salvage", "database", "reserve", "watermark", "damage"),
+    ("copying", "multiparts", "directory", "attribute_cache", "gate", "streak", "inodes", "journal", "saved", "edits"),
+    ("headers", "salvage", "database", "reserve", "watermark", "damage"),
     ("absences", "xattr_names", "control", "keys", "metadata"),
     # the store
     ("bucket_zone", "scratch"),
@@ -83,7 +83,7 @@ ROWS = (
     ("acl", "cors", "rejected"),
     # the machine and its settings
     ("metrics", "errands", "listening", "status", "readiness", "location"),
-    ("holders", "mountpoint", "kernel", "allocator", "private"),
+    ("holders", "mountpoint", "kernel", "allocator", "private", "cache_lock"),
     ("option_table", "trust", "proxies", "keysearch", "keyfiles", "aws_resolver", "credentials"),
     ("log_level", "config", "values", "zone"),
     (

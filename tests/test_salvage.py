@@ -56,7 +56,7 @@ class Left:
         one.save_draft(0, SMALL)
         one.add_delete("gone", Version("e", 1, 2))
         one.save_attributes(0, SavedAttributes("c", Version("e", 4), POSIX, PROPERTIES))
-        one.add_rename("old/", "new/")
+        one.set_rename(one.add_rename("old/", "new/"), "copied")
         one.add_upload("id", "part", PROPERTIES)
         one.add_intent("begun", 7)
 
@@ -72,6 +72,7 @@ def contents(one: Journal) -> dict[str, list[object]]:
         "deletes": list(one.deletes()),
         "attributes": [saved for _, saved in one.attributes()],
         "renames": [row[1:] for row in one.renames()],
+        "rename_states": list(one.rename_states().values()),
         "uploads": list(one.uploads()),
         "intents": list(one.intents()),
     }
@@ -501,7 +502,7 @@ def written_before(left: Left, directory: Path, change: Callable[[sqlite3.Connec
     rows = {
         table: [row[:-1] for row in left.journal._db._db.execute(f"select * from {table}")]
         for table in SCHEMA
-        if table not in ("facts", "drafts")
+        if table not in ("facts", "drafts", "rename_states")
     }
     with contextlib.closing(sqlite3.connect(directory / "journal.sqlite")) as database, database:
         database.execute("pragma journal_mode = wal")
@@ -522,12 +523,36 @@ def test_the_journal_of_the_version_before_is_taken_up(left: Left, tmp_path: Pat
     written_before(left, tmp_path / "old")
     for _ in range(2):
         with opened(tmp_path / "old") as one:
-            assert contents(one) == contents(left.journal)
+            assert contents(one) == contents(left.journal) | {"rename_states": []}
             assert (one.finding, one.damage.lines, one.spool_names) == (Finding.SOUND, (), None)
     with opened(tmp_path / "old") as one:
         row = one.save_draft(0, SMALL)
         assert row not in {number for number, saved in one.drafts() if saved.key != SMALL.key}
         assert len(list(one.drafts())) == 3
+
+
+def test_a_journal_with_fewer_tables_is_taken_up(left: Left, tmp_path: Path) -> None:
+    left.journal.drop_rename(left.journal.renames()[0][0])
+    there = left.copy(tmp_path / "old")
+    with contextlib.closing(sqlite3.connect(there / "journal.sqlite")) as database, database:
+        database.execute("drop table rename_states")
+    for states in ([], ["copied"]):
+        with opened(there) as one:
+            assert contents(one) == contents(left.journal) | {"renames": list[object](), "rename_states": states} | (
+                {"renames": [("a", "b")]} if states else {}
+            )
+            assert (one.finding, one.damage.lines) == (Finding.SOUND, ())
+            if not states:
+                one.set_rename(one.add_rename("a", "b"), "copied")
+
+
+def test_a_state_without_its_rename_goes(left: Left, tmp_path: Path) -> None:
+    there = left.copy(tmp_path / "after")
+    sql(there, "update renames set old = 'other'")
+    with opened(there) as one:
+        assert (one.renames(), list(one.rename_states().values())) == ([], ["copied"])
+        one.recovered()
+        assert one.rename_states() == {}
 
 
 def test_a_damaged_row_of_the_version_before_is_set_aside(left: Left, tmp_path: Path) -> None:

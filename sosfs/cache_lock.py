@@ -1,0 +1,20 @@
+"""A cache directory belongs to one mount at a time: the lock is a file in it, and ends with its process."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+
+def locked(directory: Path) -> int:
+    """Makes a directory this process's alone until the descriptor is closed. Raises OSError EBUSY."""
+    path = directory / "lock"
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise OSError(errno.EBUSY, f"the cache directory {path.parent} is in use by another mount") from None
+    return file
