@@ -112,8 +112,9 @@ class Changes(Learning):
         self._mark(inode)
 
     def _mark(self, inode: Inode, need: Need = Need.PROMISE) -> None:
-        version = None if inode.is_directory else inode.version
         content = inode.content
+        is_first = content is not None and content.draft is not None and content.draft.base is None
+        version = None if inode.is_directory or is_first else inode.version
         tokens = (content.going[0], *content.late) if content is not None and content.going is not None else ()
         posix, is_written = inode.posix, self._is_written(inode)
         if is_written:  # a kill may leave it without those bytes
@@ -298,8 +299,11 @@ class Changes(Learning):
 
 
 def _outlives(inode: Inode, draft: Draft) -> bool:
-    """Whether a change of a file that is being written holds without its bytes: the bucket has a file, or will."""
-    return inode.version is not None or draft.is_committing
+    """Whether a change of a file that is being written holds without its bytes: the bucket has the file, or will.
+
+    What a new file was renamed over is in the bucket under its name, and another one.
+    """
+    return (inode.version is not None and draft.base is not None) or draft.is_committing
 
 
 def _name(inode: Inode) -> str:

@@ -331,6 +331,37 @@ def test_a_change_of_a_file_that_is_being_written_outlives_the_bytes(tmp_path: P
 
 
 @both_modes
+@pytest.mark.parametrize("is_sent", [False, True], ids=["not sent", "under way"])
+def test_a_change_of_a_new_file_is_not_made_to_the_one_it_replaced(
+    tmp_path: Path, durability: Durability, is_sent: bool
+) -> None:
+    """It was renamed over another before it was ever closed: a kill leaves the other, as that one was."""
+    store = Whole()
+
+    async def work() -> None:
+        parent, name = await mount._parent("new")
+        handle = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"never closed")
+        await mount.rename("new", "file")
+        if is_sent:
+            store.before["put"] = trio.Event()
+            mount.nursery.start_soon(mount.parts.commits.commit, handle.inode)
+            await trio.testing.wait_all_tasks_blocked()
+            assert ("put", "file") in store.reached
+        await set_mode(mount, 0o600)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        store.before.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"body", 0o644)}
+        assert store._stored["file"].object.properties == BEFORE
+
+
+@both_modes
 @pytest.mark.parametrize("where", ["not sent", "under way", "landed"])
 def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Durability, where: str) -> None:
     """Who writes after it makes another time, which must not be left without those bytes."""
