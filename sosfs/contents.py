@@ -232,7 +232,7 @@ class Contents:
         The writer waits that long. What does not get through stays here, and the disk's error is the writer's.
         """
         await self._commits.commit(inode)
-        await draft.spool.rest()  # pages of a mapping are written, and others read, beside this
+        await self.records.rest(draft)  # pages of a mapping are written, and others read, beside this
         if draft.state is State.CLEAN:
             draft.shed()
 
