@@ -272,9 +272,9 @@ class Commits:
             return
         self.records.forget(content)
         content.draft, content.upload, upload = None, None, content.upload
-        draft.close()
         inode.pins -= 1
         self.drafts.discard(inode)
+        await self.records.free(draft)
         if upload is not None:
             await upload.abort()
 

@@ -128,8 +128,9 @@ class Draft:
         self._changed()
 
     def trim(self) -> None:
-        """Frees what the spool holds above the length."""
-        self.spool.truncate(self.size)
+        """Frees what the spool holds above the length; where a row may tell of it, that is for `Records.save`."""
+        if not self.spool.is_named:
+            self.spool.truncate(self.size)
 
     def shed(self) -> None:
         """Frees the spool of a draft that is in the bucket: its bytes are the base's."""

@@ -210,6 +210,9 @@ class Journal:
 
     def _put_draft(self, row: int, record: str, body: bytes | None, need: Need, *, is_open: bool) -> None:
         """Writes the row; a request that went out before is no longer of all that it has."""
+        if not self._db.has("goings", row):
+            self._db.put("drafts", row, record, body, int(is_open), need=need)
+            return
         with self._db.together(need):
             self._db.drop("goings", row)
             self._db.put("drafts", row, record, body, int(is_open), need=need)

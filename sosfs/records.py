@@ -5,7 +5,8 @@
 
 A small draft's bytes are in its row and change with it alone. A large one's are in the spool, which is written
 in place: its row says so before the first byte changes, tells of no bytes that were not synced (a power loss would
-leave zeros for them), and forgets those that are cut before they go.
+leave zeros for them), and forgets those that are cut before they go. The disk may have a cut or a removal long before
+it has the log: so a spool that a row has named loses nothing until the row's change is synced.
 
 Concurrency: trio thread only.
 """
@@ -56,6 +57,8 @@ class Records:
             self._write(inode, content, draft, size=min(size, draft.size), synced=synced)
             draft.safe = draft.recorded
         await self._journal.sync()
+        if content.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
+            draft.spool.truncate(draft.size)
 
     async def saved(self, inode: Inode, content: Content, draft: Draft) -> bool:
         """As `save`; False where this disk has no room for all of it, so that only the bucket can keep it."""
@@ -181,6 +184,18 @@ class Records:
         if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
             change = partial(_cut, content.draft.size, _going(content, content.draft))
             self._journal.alter_draft(content.row, change)
+
+    async def rest(self, draft: Draft) -> None:
+        """What rows no longer say of a spool, they do not say after a power loss either; and nobody holds it."""
+        if draft.spool.is_named:
+            await self._journal.settled()
+        await draft.spool.rest()
+
+    async def free(self, draft: Draft) -> None:
+        """Frees a draft that no row tells of."""
+        if draft.spool.is_named:
+            await self._journal.settled()
+        draft.close()
 
     def forget(self, content: Content) -> None:
         """The draft is in the bucket, or nobody wants it."""

@@ -98,6 +98,7 @@ class Spool:
         self._is_closed = False
         self._busy = 0  # who holds it
         self._label = ""
+        self.is_named = False  # a row of the journal may name the file
         self._rested = trio.lowlevel.ParkingLot()
 
     @property
@@ -146,6 +147,11 @@ class Spool:
                 self._rested.unpark_all()
                 self._free()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether somebody holds it."""
+        return self._busy > 0
+
     async def rest(self) -> None:
         """Returns when nobody holds it."""
         while self._busy:
@@ -153,7 +159,7 @@ class Spool:
 
     def adopt(self, file: int) -> None:
         """Takes over an open file with the bytes of an earlier mount."""
-        self._memory, self._file = None, file
+        self._memory, self._file, self.is_named = None, file, True
 
     @property
     def body(self) -> bytes:
@@ -205,7 +211,7 @@ class Spool:
     def label(self, key: str) -> None:
         """Has the file tell its key, should the journal be lost. Where the disk keeps no attributes it cannot."""
         if self._memory is None and self._label != key:
-            self._label = key
+            self._label, self.is_named = key, True
             with contextlib.suppress(OSError):
                 os.setxattr(self._file, LABEL, key.encode())
 

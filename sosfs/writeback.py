@@ -223,7 +223,7 @@ class Writeback:
         except OSError as error:
             log.info("no room is made by sending %s: %s", inode.name.decode(errors="replace"), error)
             raise refusal from error
-        await draft.spool.rest()  # pages of a mapping are written, and others read, beside this
+        await self._commits.records.rest(draft)  # pages of a mapping are written, and others read, beside this
         if draft.state is State.CLEAN:
             draft.shed()
 

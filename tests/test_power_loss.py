@@ -14,12 +14,20 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs import watermark
 from sosfs.config import Durability
 from sosfs.fake import FakeStore
 from sosfs.journal import Journal
 from sosfs.spool import Spool
 from tests.composed import Composed, composed
 from tests.held import Held, bodies, opened, stored
+
+
+def another_boot(mount: Composed, patch: pytest.MonkeyPatch) -> None:
+    """The kernel that had the page cache is gone."""
+    path = mount._settings.state_dir.parent / "boot"
+    path.write_text("of another boot")
+    patch.setattr(watermark, "BOOT_ID", path)
 
 
 class Disk:
@@ -34,11 +42,13 @@ class Disk:
             if spool.on_disk:
                 self._synced[spool.path.name] = spool.path.read_bytes()
 
+        self._patch = patch
         patch.setattr(Spool, "sync", noted)
 
     def loses_power(self, mount: Composed) -> None:
         """The journal is on the disk (somebody's fsync took care of it); of the spools what was synced."""
         mount.crash()
+        another_boot(mount, self._patch)
         for path in (mount._settings.state_dir / "spool").glob("*.spool"):
             path.write_bytes(self._synced.get(path.name, b""))
 
@@ -61,6 +71,7 @@ def test_what_was_synced_is_there_when_the_power_goes_after_a_rename(
         mount.loop.run(partial(main, mount))
         disk.loses_power(mount)
         mount.start()
+        assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert any(body[:200_000] == acknowledged for body in bodies(store).values()), list(bodies(store))
@@ -88,6 +99,7 @@ def test_what_is_in_the_bucket_is_not_made_zeros_when_the_power_goes_after_a_com
         mount.loop.run(partial(main, mount))
         disk.loses_power(mount)
         mount.start()
+        assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert stored(store, "log")[:200_000] == acknowledged
@@ -97,7 +109,7 @@ class Log:
     """What of the journal is on the disk: what it was when the kernel last wrote it out, or somebody synced it."""
 
     def __init__(self, mount: Composed, copy: Path, patch: pytest.MonkeyPatch) -> None:
-        self._mount, self._copy = mount, copy
+        self._mount, self._copy, self._patch = mount, copy, patch
         sync = Journal.sync
 
         async def noted(journal: Journal) -> None:
@@ -110,10 +122,14 @@ class Log:
         shutil.rmtree(self._copy, ignore_errors=True)
         shutil.copytree(self._mount._settings.state_dir, self._copy, ignore=shutil.ignore_patterns("*-shm", "lock"))
 
-    def loses_power(self) -> None:
+    def loses_power(self, *, keep: tuple[str, ...] = ("journal.mark",)) -> None:
+        """What is in `keep` had been written out to the last: nothing makes the kernel keep to an order."""
         self._mount.crash()
-        shutil.rmtree(self._mount._settings.state_dir)
-        shutil.copytree(self._copy, self._mount._settings.state_dir)
+        state = self._mount._settings.state_dir
+        for path in [path for path in state.iterdir() if path.name not in keep]:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.copytree(self._copy, state, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*keep))
+        another_boot(self._mount, self._patch)
 
 
 def test_a_rename_that_was_done_is_not_done_again_when_the_power_goes(
@@ -138,6 +154,7 @@ def test_a_rename_that_was_done_is_not_done_again_when_the_power_goes(
         mount.loop.run(partial(rename, mount, log))
         log.loses_power()
         mount.start()
+        assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         assert bodies(store) == {"log": b"new lines", "log.1": b"old lines"}
 
@@ -164,6 +181,7 @@ def test_a_removal_that_was_done_is_not_done_again_when_the_power_goes(
         mount.loop.run(partial(remove, mount, log))
         log.loses_power()
         mount.start()
+        assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         assert stored(store) == b"bytes"
 
@@ -185,3 +203,39 @@ def test_a_rename_before_the_close_over_a_file_that_waits_leaves_one_of_both(tmp
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert bodies(store) == {"file": b"new"}
+
+
+@pytest.mark.parametrize("last", ["sent", "cut", "removed"])
+def test_a_spool_is_not_gone_before_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: str) -> None:
+    """A removal or a cut may be on the disk long before the journal's log is: without an order it looks like damage."""
+    store, before = FakeStore(), b"a" * 600_000
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", before, flags=os.O_CREAT)
+        handle = await opened(mount, os.O_RDWR, "file")
+        if last == "sent":
+            await mount.parts.commits.commit(handle.inode)
+            await mount.parts.contents.release(handle)
+        elif last == "cut":
+            mount.parts.contents._truncate(handle.inode, 300_000)
+        else:
+            await mount.parts.contents.release(handle)
+            await mount.unlink("file")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        mount.loop.run(partial(main, mount))
+        log.loses_power(keep=("journal.mark", "spool"))
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == ({} if last == "removed" else {"file": before})
+
+
+def test_what_was_cut_is_freed_once_it_is_recorded(tmp_path: Path) -> None:
+    with composed(FakeStore(), tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", b"a" * 600_000, flags=os.O_CREAT))
+        mount.loop.run(partial(mount.truncate, "file", 300_000))
+        (spool,) = (mount._settings.state_dir / "spool").iterdir()
+        assert spool.stat().st_size == 300_000
