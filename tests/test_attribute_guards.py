@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs import copying
 from sosfs.config import TTL, Durability
 from sosfs.errors import StoreError
 from sosfs.guards import holds, landed, look
@@ -257,6 +258,31 @@ def test_a_marker_that_is_being_written_does_not_come_after_its_directory_has_go
     mount.loop.run(main)
     mount.loop.passes(3)
     assert bodies(store) == {"other": b"o"}
+
+
+def test_a_chmod_of_what_is_copied_part_by_part_does_not_undo_what_came_meanwhile(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 5 GiB an object is copied onto itself in parts; another client stores its own before they are joined."""
+    monkeypatch.setattr(copying, "PUT_MAX", 1000)
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"o" * 3000})
+        await _chmod(mount, "file", 0o600)
+        store.before["complete_multipart"] = held
+
+    async def go_on() -> None:
+        assert store.reached
+        await store.put("file", b"theirs", Properties())
+        await _set(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(2)
+    mount.loop.run(go_on)
+    mount.loop.passes(2)
+    assert stored(store) == b"theirs"
+    assert not store._uploads
 
 
 # Directories that are only recorded yet

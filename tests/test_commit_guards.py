@@ -278,6 +278,31 @@ def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mou
     mount.loop.run(main)
 
 
+@pytest.mark.parametrize("size", [100, 300_000], ids=["in its row", "in the spool"])
+def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(tmp_path: Path, size: int) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"1" * size)
+        await mount.parts.contents.flush(handle)
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        await mount.parts.contents.write(handle, 0, b"2")
+        await mount.parts.contents.fsync(handle.inode)
+        del store.before["put"]
+        await _set(held)
+        assert stored(store) == b"1" * size
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"2" + b"1" * (size - 1)}
+
+
 # What a failure leaves
 
 
@@ -390,13 +415,14 @@ async def _failed(mount: Composed, store: Held, body: bytes) -> Any:
     return handle
 
 
-@pytest.mark.parametrize("how", ["written over", "cut", "cut short", "grown", "renamed"])
+@pytest.mark.parametrize("how", ["written over", "cut", "cut and grown", "cut short", "grown", "renamed"])
 def test_an_upload_that_failed_goes_on_with_what_is_still_true(tmp_path: Path, how: str) -> None:
     store = Held()
     body = b"".join(bytes([65 + number]) * PART for number in range(70)) + b"tail!"
     expected = {
         "written over": body[: 3 * PART] + b"!" + body[3 * PART + 1 :],
         "cut": body[: 66 * PART + 7],
+        "cut and grown": body[: 9 * PART].ljust(len(body), b"\0"),
         "cut short": body[:10],
         "grown": body + b"more" * 100,
         "renamed": body,
@@ -405,6 +431,8 @@ def test_an_upload_that_failed_goes_on_with_what_is_still_true(tmp_path: Path, h
     async def main(mount: Composed) -> None:
         handle = await _failed(mount, store, body)
         sent = store.calls["upload_part"]
+        if how == "cut and grown":
+            await mount.parts.contents.truncate(handle.inode, 9 * PART)
         if how.startswith("cut"):
             await mount.parts.contents.truncate(handle.inode, len(expected))
         elif how == "grown":

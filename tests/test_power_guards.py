@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from sosfs.config import Durability
 from sosfs.store import Properties
@@ -85,3 +86,34 @@ def test_attributes_are_on_the_disk_when_fsync_returns(tmp_path: Path, monkeypat
         mount.start()
         assert stored(store) == b"bytes"
         assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+
+
+def test_a_queued_removal_that_was_done_is_not_done_again_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel wrote the journal out while the delete was on its way; what is made after it has the same ETag."""
+    store, held = Held(clock=lambda: 7.0), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        for name in ("proof", "file"):
+            await store.put(name, b"bytes", Properties())
+        await mount.unlink("proof")
+        store.before["delete", "file"] = held
+        await mount.unlink("file")
+
+    async def go_on(log: Log) -> None:
+        assert store.reached
+        log.written_out()
+        held.set()
+
+    with composed(store, tmp_path) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(1)
+        mount.loop.run(partial(go_on, log))
+        mount.loop.passes(1)
+        assert not bodies(store)
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        log.loses_power()
+        mount.start()
+        assert bodies(store) == {"file": b"bytes"}

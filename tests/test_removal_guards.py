@@ -406,6 +406,44 @@ def test_what_is_open_is_read_on_after_its_removal_and_not_sent(tmp_path: Path) 
         assert bodies(store) == {}
 
 
+@pytest.mark.parametrize("how", ["unlinked", "replaced"])
+def test_what_nobody_has_read_yet_is_read_by_who_has_it_open_after_its_removal(
+    mount: Composed, store: Held, how: str
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"A" * 300_000, "other": b"o"})
+        handle = await opened(mount, os.O_RDONLY)
+        if how == "unlinked":
+            await mount.unlink("file")
+        else:
+            await mount.rename("other", "file")
+        mount.parts.blocks.forget(lambda key: True)
+        assert bytes(await mount.parts.contents.read(handle, 100_000, 200_000)) == b"A" * 200_000
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert bodies(store) == ({} if how == "replaced" else {"other": b"o"}) | (
+        {"file": b"o"} if how == "replaced" else {}
+    )
+
+
+def test_what_was_removed_while_it_is_open_does_not_come_back_after_a_crash(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"not sent", flags=os.O_CREAT)
+        await opened(mount)
+        await mount.unlink("file")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {}
+        assert mount.loop.run(mount.tree) == {}
+
+
 def test_a_removal_that_fails_leaves_what_was_written_and_not_sent(tmp_path: Path) -> None:
     store = Held()
 
