@@ -14,12 +14,14 @@ Concurrency: trio thread only; blocks for an fsync, which nothing but damage eve
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import logging
 import os
+import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from types import MappingProxyType
 
@@ -50,6 +52,7 @@ class Damage:
         Returns whether it is on the disk; if not, what could not be moved is where it was.
         """
         line = printable(what)
+        entry = None
         try:
             entry = self._entry()
             for name, body in {WHAT: _text(line, details), **bodies}.items():
@@ -59,6 +62,8 @@ class Damage:
             for directory in (entry, self._directory, self._directory.parent):
                 sync_directory(directory)
         except OSError as error:
+            if entry is not None:
+                _discard(entry, {WHAT, *bodies})
             self.note(f"{line} (it could not be set aside: {error})")
             return False
         log.error("damaged: %s; what is left of it is in %s", line, entry)
@@ -127,6 +132,13 @@ def printable(text: str) -> str:
 def _text(line: str, details: Mapping[str, object]) -> bytes:
     rest = "".join(f"{name}: {printable(str(value))}\n" for name, value in details.items())
     return f"{line}\n{rest}".encode("utf-8", "backslashreplace")
+
+
+def _discard(entry: Path, written: Set[str]) -> None:
+    """Removes an entry that could not be finished, unless something was moved there already."""
+    with contextlib.suppress(OSError):
+        if {path.name for path in entry.iterdir()} <= written:
+            shutil.rmtree(entry)
 
 
 def _write(path: Path, body: bytes) -> None:

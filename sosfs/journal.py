@@ -194,6 +194,9 @@ class Journal:
 
     def _put_draft(self, row: int, record: str, body: bytes | None, *, is_open: bool) -> None:
         """Writes the row; a request that went out before is no longer of all that it has."""
+        if not self._db.has("goings", row):
+            self._db.put("drafts", row, record, body, int(is_open))
+            return
         with self.together():
             self._db.drop("goings", row)
             self._db.put("drafts", row, record, body, int(is_open))

@@ -30,7 +30,7 @@ from enum import Enum
 from pathlib import Path
 
 from .damage import Damage, sync_directory
-from .database import Database, Row, Schema, chained, checksum, configure, connect, summed, tables
+from .database import Database, Row, Schema, chain_sum, chained, checksum, configure, connect, summed, tables
 from .watermark import Watermark
 
 FORMAT = "2"
@@ -167,7 +167,7 @@ def _read(db: sqlite3.Connection, schema: Schema, found: _Found) -> None:
             is_whole = len(row) == len(schema[table]) + 1 and checksum(table, row[:-1]) == row[-1]
             found.add(table, row[:-1] if is_whole else row, is_whole=is_whole)
     for row in _rows(db, "chain", found):
-        if checksum("chain", row[:-1]) == row[-1] and isinstance(row[1], int):
+        if chain_sum(*row[1:4]) == row[4] and isinstance(row[1], int):
             found.number = row[1]
             if (row[2], row[3]) != (len(sums), summed(sums)) and not found.trouble:
                 found.trouble = "rows of it vanished, or are older ones"

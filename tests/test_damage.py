@@ -6,6 +6,7 @@ In-process for each kind of it, and on real mounts for what a user sees.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -18,8 +19,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from sosfs import damage
 from sosfs.config import Durability
-from sosfs.database import checksum
+from sosfs.database import chain_sum, checksum
 from sosfs.fake import FakeStore
 from sosfs.spool import DamagedSpool
 from tests.composed import Composed, composed
@@ -69,7 +71,7 @@ def change_row(mount: Composed, change: Callable[[dict[str, object]], object]) -
         database.execute("replace into drafts values (?, ?, ?, ?, ?)", (*row, checksum("drafts", row)))
         ((only, count, rows, total, _),) = database.execute("select * from chain").fetchall()
         chain = (only, count, rows, total - was + checksum("drafts", row))
-        database.execute("replace into chain values (?, ?, ?, ?, ?)", (*chain, checksum("chain", chain)))
+        database.execute("replace into chain values (?, ?, ?, ?, ?)", (*chain, chain_sum(*chain[1:])))
 
 
 def flip(path: Path, at: int = 300_000) -> None:
@@ -170,6 +172,30 @@ def test_what_was_written_after_the_last_close_may_be_cut_but_not_what_was_befor
             if is_there:
                 assert bodies(store)["file"] == LARGE
                 mount.loop.run(partial(mount.unlink, "file"))
+
+
+def test_what_cannot_be_set_aside_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk it is told, and found again by the next mount."""
+    store = FakeStore()
+
+    def full(path: Path, body: bytes) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", LARGE, flags=os.O_CREAT))
+        mount.crash()
+        flip(spools(mount)[0])
+        (state(mount) / "spool" / "unknown").write_bytes(b"unknown")
+        with monkeypatch.context() as patch:
+            patch.setattr(damage, "_write", full)
+            mount.start()
+            assert len(lines(mount)) == 2
+            assert "no space left on device" in lines(mount)[0]
+            assert len(spools(mount)) == 2
+            mount.stop()
+        mount.start()
+        assert sorted(map(len, kept(mount).values())) == [len(b"unknown"), len(LARGE)]
+        assert spools(mount) == []
 
 
 def test_of_two_rows_for_one_file_the_later_one_counts(tmp_path: Path) -> None:
