@@ -137,7 +137,7 @@ def _text(line: str, details: Mapping[str, object]) -> bytes:
 def _discard(entry: Path, written: Set[str]) -> None:
     """Removes an entry that could not be finished, unless something was moved there already."""
     with contextlib.suppress(OSError):
-        if written.issuperset(path.name for path in entry.iterdir()):
+        if {path.name for path in entry.iterdir()} <= written:
             shutil.rmtree(entry)
 
 

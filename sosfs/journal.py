@@ -126,9 +126,12 @@ class Journal:
         except OSError as error:
             log.error("the journal cannot be written: %s", error)
 
-    def together(self) -> AbstractContextManager[None]:
-        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within."""
-        return self._db.together()
+    def together(self, need: Need = Need.RELIEF) -> AbstractContextManager[None]:
+        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within.
+
+        On a full disk it is owed; where it is a promise of its own it is ENOSPC, and nothing of it is there.
+        """
+        return self._db.together(need)
 
     # What it says of itself
 
@@ -256,9 +259,9 @@ class Journal:
         self._db.put("renames", row, old, new)
         return row
 
-    def set_rename(self, row: int, state: str) -> None:
+    def set_rename(self, row: int, state: str, need: Need = Need.RELIEF) -> None:
         """How far a rename is (`moving`)."""
-        self._db.put("rename_states", row, str(state))  # a plain one: the checksum is of the type too
+        self._db.put("rename_states", row, str(state), need=need)  # a plain one: the checksum is of the type too
 
     def rename_states(self) -> dict[int, str]:
         """How far each rename is, by row."""

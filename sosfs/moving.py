@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .copying import copy_object, store_anew
-from .errors import Cause, StoreError, unanswered
+from .errors import FULL, Cause, StoreError, unanswered
 from .guards import look
 from .journal import Journal
 from .multiparts import Multiparts
 from .paging import check_progress
+from .reserve import Need
 from .store import Acl, Listed, ObjectStore, Properties, Version
 from .tasks import each
 
@@ -92,9 +93,9 @@ class Moves:
 
     def begin(self, old: str, new: str, *, over: bool) -> Move:
         """A rename begins: recorded before the first copy is asked for. Raises OSError of the journal."""
-        with self._journal.together():
+        with self._journal.together(Need.PROMISE):
             move = Move(self._journal.add_rename(old, new), old, new, over)
-            self._journal.set_rename(move.row, State.OVER if over else State.COPYING)
+            self._journal.set_rename(move.row, State.OVER if over else State.COPYING, Need.PROMISE)
         return move
 
     async def copy(
@@ -146,7 +147,11 @@ class Moves:
             move.made[key] = await store_anew(
                 self._store, move.source(key), key, asked.version, properties=asked.properties, acl=asked.acl
             )
-        self._journal.set_rename(move.row, State.COPIED)
+        try:
+            self._journal.set_rename(move.row, State.COPIED)
+        except OSError as error:
+            if error.errno not in FULL or not move.over:
+                raise  # what was copied over another file the next mount finishes anyway
         move.is_copied = True
         if move.is_directory:
             await self._journal.sync()  # the next mount would take one for failed of which keys are gone
