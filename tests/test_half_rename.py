@@ -200,6 +200,7 @@ def test_while_the_store_is_away_it_is_pending(mount: Composed, store: Flaky, th
     assert mount.parts.pending >= 4
     mount.loop.passes(100)
     assert mount.parts.pending >= 4, "a minute is not enough"
+    assert any(line.startswith("copies of a/ at b/: ") for line in mount.parts.waiting)
     if then == "crash":
         mount.crash()
     elif then == "unmount":
@@ -264,6 +265,33 @@ def test_a_crash_while_the_old_keys_go_is_finished(mount: Composed, store: Flaky
     assert store.calls["copy"] == copies + 1, "what was copied is not copied again"
 
 
+@pytest.mark.parametrize("kept", ["a/sub/z", "a"])
+def test_an_old_key_that_the_next_mount_may_not_remove_stays_pending(mount: Composed, store: Flaky, kept: str) -> None:
+    """The rename is finished, for all copies are there; its old name is not shown again meanwhile."""
+    before = BEFORE if "/" in kept else {"a": b"file"}
+    after = AFTER if "/" in kept else {"b": b"file"}
+    mount.loop.run(lambda: put_all(store, before))
+    store.before["delete_many" if "/" in kept else "delete", kept] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+
+    def refuse(operation: str, key: str) -> None:
+        if (operation, key) == ("delete", kept):
+            raise from_s3(f"delete {key!r}", code="AccessDenied", status=403)
+
+    store.fault = refuse
+    mount.start()
+    assert bodies(store) == after | {kept: before[kept]}
+    assert {path.partition("/")[0] for path in mount.loop.run(mount.tree)} == {"b"}
+    assert mount.parts.pending == (2 if "/" in kept else 1), "and a directory's marker goes last"
+    assert any(kept in line for line in mount.parts.waiting)
+    store.fault = None
+    mount.loop.passes(100)
+    assert bodies(store) == after
+    assert mount.parts.pending == 0
+
+
 def test_an_unmount_in_the_midst_takes_it_back(mount: Composed, store: Flaky) -> None:
     mount.loop.run(lambda: put_all(store, BEFORE))
     store.before["copy", "a/y"] = trio.Event()
@@ -307,6 +335,7 @@ def test_an_unmount_while_the_old_keys_go_loses_nothing(mount: Composed, store: 
     mount.loop.run(go)
     assert bodies(store) == AFTER
     assert mount.parts.pending == 1
+    assert mount.parts.waiting == ["rename of a/ to b/: the next mount finishes it"]
     mount._end()
     mount.start()
     assert bodies(store) == AFTER
