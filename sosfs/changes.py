@@ -194,7 +194,8 @@ class Changes(Learning):
         stored, now = metadata.read(used.metadata), inode.posix
         differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
         draft = inode.content.draft if inode.content is not None else None
-        if draft is not None and draft.is_dirty and self._times.get(inode) != now.mtime_ns:
+        is_set = "mtime_ns" in inode.edits.posix and self._times.get(inode, now.mtime_ns) == now.mtime_ns
+        if draft is not None and draft.is_dirty and not is_set:
             differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
             if inode in self._times:
                 self._times[inode] = stored.mtime_ns or self._times[inode]

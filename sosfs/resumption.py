@@ -55,6 +55,8 @@ class Resumption:
             inode = await self._places.folder(parent, segment)
         else:
             inode = await self._places.file(parent, segment)
+        if inode is not None and inode.attributes_dirty:
+            return  # of a draft that was found in the bucket without them
         if inode is not None and not inode.pins:  # what has a draft has its attributes in that one's record
             listed = inode.version
             if listed is not None and (saved.version is None or listed.etag in saved.tokens):

@@ -133,6 +133,34 @@ def test_attributes_changed_while_the_upload_is_under_way_outlive_a_crash(tmp_pa
         assert store._stored["file"].object.properties.metadata["color"] == "red"
 
 
+@pytest.mark.promise(3)
+def test_attributes_of_what_was_found_stored_outlive_the_next_crash_too(tmp_path: Path) -> None:
+    """The first recovery finds the bytes in the bucket, and has the attributes that came after them yet to write."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"new", flags=os.O_CREAT)
+        store.after["put"] = trio.Event()
+
+    async def later(mount: Composed) -> None:
+        change(mount, await mount._walk("file"))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(3)
+        assert bodies(store) == {"file": b"new"}
+        mount.loop.run(partial(later, mount))
+        for _ in range(2):
+            mount.crash()
+            store.after.clear()
+            mount.start()
+            mount.loop.run(partial(require_changed, mount))
+        mount.loop.passes(LONG)
+        mount.loop.run(partial(require_changed, mount))
+        found = store._stored["file"].object.properties.metadata
+        assert (found["color"], found["mtime"]) == ("red", "1000000000.000000001")
+
+
 @pytest.mark.parametrize("size", [100, MIB], ids=["in the row", "in a spool"])
 def test_a_record_of_attributes_vouches_for_no_bytes_that_came_since(tmp_path: Path, size: int) -> None:
     store = FakeStore()
