@@ -239,6 +239,7 @@ def test_after_a_refusal_the_next_removal_is_awaited_again(mount: Composed, stor
         with fails(errno.EACCES):
             await mount.unlink("next")
 
+    mount.loop.passes(100)
     mount.loop.run(main)
     mount.loop.passes(2)
     mount.loop.run(again)
@@ -332,7 +333,9 @@ def test_the_first_removal_of_a_burst_tells_that_it_got_no_answer(tmp_path: Path
         assert bodies(store) == {"file": b"bytes"}
 
 
-def test_what_waits_is_told_and_unmounting_sends_it(mount: Composed, store: Held) -> None:
+def test_what_waits_is_told_and_unmounting_sends_it(
+    mount: Composed, store: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     async def main() -> None:
         await put_all(store, {"a": b"x", "b": b"x"})
         await _proved(mount, store)
@@ -344,6 +347,8 @@ def test_what_waits_is_told_and_unmounting_sends_it(mount: Composed, store: Held
         assert bodies(store) == {}
 
     mount.loop.run(main)
+    assert store.calls["delete_many"] == 1, "in one batch"
+    assert not caplog.records, "nothing was wrong"
 
 
 def test_an_unmount_that_gets_no_answer_tells_how_many_are_left(mount: Composed, store: Held) -> None:
