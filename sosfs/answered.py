@@ -45,7 +45,7 @@ def answered(handler: F) -> F:
         try:
             if CURRENT.get() is not None or name in UNWATCHED:
                 return await handler(*args)
-            caller = args[-1].pid if isinstance(args[-1], pyfuse3.RequestContext) else 0
+            caller = next((each.pid for each in args[-1:] if isinstance(each, pyfuse3.RequestContext)), 0)
             if name in APART:
                 return await CALLERS.apart(name, caller, lambda: handler(*args), partial(_unmade, args[0]))
             return await CALLERS.serve(name, caller, partial(_opened, *args[:2]), lambda: handler(*args))
