@@ -31,7 +31,7 @@ T = TypeVar("T")
 SPILL = 256 << 10  # bytes of one draft kept in memory
 MEMORY = 32 << 20  # bytes of all drafts kept in memory
 FLOOR, FLOOR_SHARE = 512 << 20, 4  # bytes of the disk that are left to others; of a small one this part
-TIGHT, TIGHT_SHARE = 8 << 20, 4  # bytes that one writer alone goes on with: a part, or this share of a small disk
+TIGHT, TIGHT_SHARE = 8 << 20, 2  # bytes that one writer alone goes on with: a part, or this share of a small disk
 JOURNAL, JOURNAL_SHARE = 2 << 20, 16  # bytes that are left to the journal; of a small disk this part
 SUMMED = 1 << 20  # bytes under one checksum
 LABEL = "user.sosfs.key"
@@ -242,7 +242,7 @@ class Spool:
         more = max(0, stop - self._origin - len(memory)) + max(0, self._origin - offset)
         if more and (stop - self._origin > self._most or not self._area.memory.grant(more)):
             try:
-                self._spill(memory, more)
+                self._spill(memory, len(data))
             except OSError as error:
                 if error.errno not in FULL or not self._area.memory.grant(more):
                     raise

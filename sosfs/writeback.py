@@ -131,11 +131,11 @@ class Writeback:
             return None
         if draft.local.total + stop - offset > self._limit:
             return OSError(errno.ENOSPC, "the file may not hold more here")
-        if not self._spools.is_short:
+        if not self._spools.is_tight(stop - offset):
             return None
         if self._spools.is_tight(stop - offset, alone=True):
             return OSError(errno.ENOSPC, "the disk is full")
-        if self._spools.is_tight(stop - offset) and not self._goes_on(inode, trio.current_time()):
+        if not self._goes_on(inode, trio.current_time()):
             return OSError(errno.ENOSPC, "another writer has the room that is left")
         return None
 

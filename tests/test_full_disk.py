@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 
+from sosfs.budget import Allowance
 from sosfs.journal import Journal
 from sosfs.metadata import Posix
 from sosfs.saved import SavedAttributes
+from sosfs.spool import SPILL, SpoolArea
 from sosfs.store import Properties, Version
-from tests.disks import fill, free, small_disk
+from tests.disks import fill, free, small_disk, take_inodes
 from tests.drive import fails
 
 MIB = 1 << 20
@@ -29,6 +32,20 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 def saved(key: str) -> SavedAttributes:
     return SavedAttributes(key, VERSION, Posix(0o100644, 0, 0, 1, None), Properties())
+
+
+def test_a_disk_without_inodes_is_a_full_one(tmp_path: Path) -> None:
+    async def main(area: SpoolArea) -> None:
+        spool = area.new()
+        await spool.write(0, bytes(4 * SPILL))
+        assert not spool.on_disk
+        assert area.is_short
+        spool.close()
+
+    with small_disk(tmp_path / "disk", 8 * MIB, inodes=20) as path:
+        area = SpoolArea(path / "spool", Allowance(MIB))
+        take_inodes(path)
+        trio.run(main, area)
 
 
 # The journal by itself

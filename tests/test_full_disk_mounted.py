@@ -144,7 +144,11 @@ def test_everything_on_a_full_disk(cramped: Cramped, foreign: Foreign, durabilit
     expected = {"large": OLD["d/large"][:100], "other": OLD["d/old"] + b"more"}
     assert tree(top / "moved") == expected
     assert stat.S_IMODE((top / "moved" / "other").stat().st_mode) == 0o600
+    # It ends on a full disk, too.
+    fill(drive.mount.cache)
+    (top / "last").write_bytes(b"last")
     drive.mount.stop()
+    assert foreign.get("last") == b"last"
     assert {key: foreign.get(f"moved/{key}") for key in expected} == expected
     assert foreign.metadata("moved/other")["color"] == "blue"
     assert foreign.get("again") == bytes(MIB)

@@ -17,6 +17,7 @@ from tests.foreign import Foreign
 
 MIB = 1 << 20
 SIZE = 150 * MIB
+SMALL = 24 * MIB  # of another disk, where parts have 5 MiB
 PIECE = random.Random(48).randbytes(MIB)
 
 pytestmark = pytest.mark.parametrize("server", ["moto"], indirect=True)
@@ -80,26 +81,26 @@ def test_files_larger_than_the_disk_arrive(cramped: Cramped, foreign: Foreign, d
 
 
 def test_a_large_object_is_changed_on_a_small_disk(cramped: Cramped, foreign: Foreign) -> None:
-    before = b"".join(body_of(100 * MIB))
+    before = b"".join(body_of(60 * MIB))
     foreign.put("object", before)
-    drive = cramped()
+    drive = cramped(SMALL)
     expected = bytearray(before)
     with (drive.here / "object").open("r+b", buffering=0) as file:
-        for at in (50 * MIB + 5, 3, 99 * MIB):
+        for at in (30 * MIB + 5, 3, 59 * MIB):
             file.seek(at)
             file.write(PIECE)
             expected[at : at + MIB] = PIECE
         os.fsync(file.fileno())
         assert digest(foreign.get("object")) == digest(bytes(expected))
-        for at in range(0, 100 * MIB, MIB):  # all of it, in place
+        for at in range(0, 60 * MIB, MIB):  # all of it, in place
             file.seek(at)
             file.write(PIECE[::-1])
-    assert digest(foreign.get("object")) == digest(PIECE[::-1] * 100)
+    assert digest(foreign.get("object")) == digest(PIECE[::-1] * 60)
     draw = random.Random(3)
-    expected = bytearray(PIECE[::-1] * 100)
+    expected = bytearray(PIECE[::-1] * 60)
     with (drive.here / "object").open("r+b", buffering=0) as file:
-        for _ in range(150):  # here and there, in sum more than the disk holds
-            at = draw.randrange(99 * MIB)
+        for _ in range(80):  # here and there, in sum more than the disk holds
+            at = draw.randrange(59 * MIB)
             piece = draw.randbytes(400 << 10)
             file.seek(at)
             file.write(piece)
@@ -110,11 +111,11 @@ def test_a_large_object_is_changed_on_a_small_disk(cramped: Cramped, foreign: Fo
 
 
 def test_what_was_freed_can_be_read_written_cut_and_renamed(cramped: Cramped, foreign: Foreign) -> None:
-    drive = cramped()
+    drive = cramped(SMALL)
     top = drive.here
-    expected = bytearray(b"".join(body_of(80 * MIB)))
+    expected = bytearray(b"".join(body_of(40 * MIB)))
     with (top / "file").open("w+b", buffering=0) as file:
-        for piece in body_of(80 * MIB):
+        for piece in body_of(40 * MIB):
             file.write(piece)
         assert not foreign.exists("file"), "not before it has to be"
         file.seek(10 * MIB - 3)
@@ -123,12 +124,12 @@ def test_what_was_freed_can_be_read_written_cut_and_renamed(cramped: Cramped, fo
         file.write(b"changed")
         expected[20 * MIB + 7 : 20 * MIB + 14] = b"changed"
         file.seek(0, os.SEEK_END)
-        for piece in body_of(60 * MIB, 1):
+        for piece in body_of(30 * MIB, 1):
             file.write(piece)
             expected += piece
         (top / "file").rename(top / "renamed")
-        file.truncate(100 * MIB + 5)
-        del expected[100 * MIB + 5 :]
+        file.truncate(50 * MIB + 5)
+        del expected[50 * MIB + 5 :]
         file.seek(30 * MIB)
         file.write(b"again")
         expected[30 * MIB : 30 * MIB + 5] = b"again"
@@ -141,29 +142,29 @@ def test_what_was_freed_can_be_read_written_cut_and_renamed(cramped: Cramped, fo
 
 def test_tools_on_a_small_disk(cramped: Cramped, foreign: Foreign, tmp_path: Path) -> None:
     """cp, dd with fsync, tar, and a header that is written at the end."""
-    drive = cramped()
+    drive = cramped(SMALL)
     source = tmp_path / "source"
-    stream(source, 120 * MIB, 7)
+    stream(source, 40 * MIB, 7)
     drive.run("cp", source, "copied")
     drive.run("dd", f"if={source}", "of=dumped", "bs=256k", "conv=fsync", "status=none")
     drive.run("tar", "-cf", "packed.tar", "-C", tmp_path, "source")
     with (drive.here / "headed").open("wb", buffering=0) as file:
         file.write(bytes(4096))
-        for piece in body_of(90 * MIB, 2):
+        for piece in body_of(40 * MIB, 2):
             file.write(piece)
         file.seek(0)
         file.write(b"h" * 4096)
         assert not foreign.exists("headed"), "the first part is kept for that"
     for name in ("copied", "dumped"):
         assert digest(foreign.get(name)) == digest(source)
-    assert digest(foreign.get("headed")) == digest(b"h" * 4096 + b"".join(body_of(90 * MIB, 2)))
+    assert digest(foreign.get("headed")) == digest(b"h" * 4096 + b"".join(body_of(40 * MIB, 2)))
     assert drive.run("tar", "-df", "packed.tar", "-C", tmp_path) == ""
     drive.mount.stop()
 
 
 def test_more_writers_than_parts_have_room(cramped: Cramped, foreign: Foreign) -> None:
-    drive = cramped(24 * MIB)
-    side_by_side(*(lambda n=n: stream(drive.here / f"{n}", 12 * MIB, n) for n in range(16)))
-    for number in range(16):
-        assert digest(foreign.get(f"{number}")) == wanted(12 * MIB, number)
+    drive = cramped(16 * MIB)
+    side_by_side(*(lambda n=n: stream(drive.here / f"{n}", 10 * MIB, n) for n in range(8)))
+    for number in range(8):
+        assert digest(foreign.get(f"{number}")) == wanted(10 * MIB, number)
     drive.mount.stop()
