@@ -3,7 +3,8 @@ get there in `attributes`.
 
 A change is in the journal before the call that made it returns, in both modes of durability, and stays there until
 the bucket has it or another client's version is found in its place, which is then said. With a file that is being
-written the record of its bytes has its attributes too; before there is one, they get a row of their own.
+written the record of its bytes has its attributes too; before there is one, they get a row of their own, unless the
+file is new and nobody has closed it: then nothing of it was promised.
 
 Concurrency: trio thread only.
 """
