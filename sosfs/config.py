@@ -152,7 +152,9 @@ class Settings:
         Verify.ALL, values.choice(Verify), "Compare bytes with the server's checksums of them: `all`, or `none`."
     )
     part_size: int = _option(
-        PART_SIZE, values.PART, "Size of the first parts of a multipart upload; later ones grow so that 4 TiB fits."
+        PART_SIZE,
+        values.PART,
+        "Size of the first parts of a multipart upload; less on a small disk. Later ones grow so that 4 TiB fits.",
     )
     exclusive: Exclusive = _option(
         Exclusive.LOCKS,

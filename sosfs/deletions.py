@@ -44,6 +44,10 @@ HELD_FIRST, HELD_MAX = 5.0, 120.0  # seconds between tries of what was refused
 Outcome = Callable[[], None]
 
 
+def _nothing() -> None:
+    pass
+
+
 class Deletions:
     """The delete queue of a mount."""
 
@@ -56,6 +60,7 @@ class Deletions:
         self._flying: dict[str, Outcome] = {}
         self._held: dict[str, Outcome] = {}
         self._versions: dict[str, Version] = {}  # what is to be removed
+        self._forget: dict[str, Callable[[], None]] = {}  # what goes from the journal with it
         self._tried: set[str] = set()  # keys that wait since a try: another client may have stored something there
         self._failed: dict[str, OSError] = {}  # what the last try ended with
         self._is_holding = False  # a task tries again what is held
@@ -82,14 +87,18 @@ class Deletions:
         """The keys under a prefix whose delete is outstanding."""
         return {key for keys in (self._queued, self._flying, self._held) for key in keys if key.startswith(prefix)}
 
-    async def delete(self, key: str, version: Version, outcome: Outcome) -> None:
+    async def delete(
+        self, key: str, version: Version, outcome: Outcome, *, forget: Callable[[], None] = _nothing
+    ) -> None:
         """Removes a key now or soon; `outcome` is called when the store has answered for it.
 
-        It is in the journal meanwhile: after a crash the next mount removes it, if it is still this version.
+        It is in the journal meanwhile: after a crash the next mount removes it, if it is still this version. What else
+        the journal has of it goes in one step with that, by `forget`: alone it would bring the name back.
 
-        Raises StoreError where the answer was awaited and is a refusal; `outcome` is not called then.
+        Raises StoreError where the answer was awaited and is a refusal; neither is called then.
         """
         if trio.current_time() < self._proven_until and self._recorded(key, version):
+            self._forget[key] = forget
             self._queue(key, version, outcome)
             return
         await self.settle(key)
@@ -100,7 +109,9 @@ class Deletions:
             self._journal.drop_delete(key)
             raise
         self._proven_until = trio.current_time() + PROVEN
-        self._journal.drop_delete(key)
+        with self._journal.together():
+            self._journal.drop_delete(key)
+            forget()
         await self._journal.settled()
         outcome()
 
@@ -332,6 +343,7 @@ class Deletions:
             with self._journal.together():  # one write to the log, not one for each key
                 for key in answered:
                     self._journal.drop_delete(key)
+                    self._forget.get(key, _nothing)()
         except OSError as failure:
             log.error("the journal cannot be written: %s", failure)  # who waits for these keys must go on
         if answered:
@@ -339,6 +351,7 @@ class Deletions:
         for key in answered:
             outcome = self._flying.pop(key)
             self._versions.pop(key, None)
+            self._forget.pop(key, None)
             self._failed.pop(key, None)
             self._tried.discard(key)
             outcome()

@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import trio
 
@@ -202,13 +203,10 @@ class Namespace:
         self._attributes.discard(inode)
         self._leave(directory, inode, None if version is None else PENDING)
 
-        def outcome() -> None:
-            directory.settled(name)
-            self._contents.left(inode)
-
         if version is not None:
+            settled, forget = partial(directory.settled, name), partial(self._contents.left, inode)
             try:
-                await self._deletions.delete(key, version, outcome)
+                await self._deletions.delete(key, version, settled, forget=forget)
             except OSError:
                 directory.put(inode)
                 inode.parent = parent

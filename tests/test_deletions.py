@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
-from sosfs.config import TTL
+from sosfs.config import TTL, Durability
 from sosfs.deletions import CROWD
 from sosfs.fake import FakeStore
 from sosfs.store import Failure, Properties
-from tests.composed import Composed, composed
+from tests.composed import LONG, Composed, composed
+from tests.held import begun
 
 FILES = 2 * CROWD + CROWD // 2
 
@@ -77,3 +80,36 @@ def test_a_directory_does_not_come_back_while_a_file_of_it_is_still_going(mount:
 
     mount.loop.run(go_on)
     assert store.calls["delete_many"] <= FILES // CROWD + 2
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("first", [True, False], ids=["asked for", "in a batch"])
+def test_a_removed_file_with_unsent_bytes_does_not_come_back(tmp_path: Path, first: bool) -> None:
+    """A kill after the bucket has let it go: the record of its bytes alone would be a name without an object."""
+    store = FakeStore()
+
+    async def settled_never() -> None:
+        await trio.sleep_forever()
+
+    async def begin() -> None:
+        await store.put("other", b"other", Properties())
+        await store.put("file", b"body", Properties())
+        await here.write("file", b"more", flags=os.O_APPEND)
+        if not first:
+            await here.unlink("other")
+        here._journal.settled = settled_never  # type: ignore[method-assign]
+        await begun(here, partial(here.unlink, "file"))
+
+    async def require_gone() -> None:
+        assert await here.tree() == ({"other": (b"other", 0o644)} if first else {})
+        assert sorted(store._stored) == (["other"] if first else [])
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as here:
+        here.loop.run(begin)
+        here.loop.passes(0.3)
+        assert "file" not in store._stored
+        here.crash()
+        here.start()
+        here.loop.run(require_gone)
+        here.loop.passes(LONG)
+        here.loop.run(require_gone)
