@@ -15,6 +15,7 @@ import signal
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pyfuse3
 import trio
@@ -44,6 +45,7 @@ from .threads import LOCAL
 log = logging.getLogger(__name__)
 
 TASKS = 400  # requests under way; slowness is limited at the store, not here
+PRIMING = 5.0  # seconds that a mount is not called ready because the kernel has not asked yet
 SWEEP = 60.0  # seconds between looks for listings nobody needs
 GRACE = 60.0  # seconds that the service manager is asked for at a time
 ERRORS_KEPT = 10
@@ -74,11 +76,6 @@ def _in_words(error: StoreError, settings: Settings) -> str:
     if error.status == 0:
         return f"cannot reach {settings.endpoint}: {error.strerror}"
     return error.strerror or str(error)
-
-
-def _look_at(path: Path) -> None:
-    with contextlib.suppress(OSError):  # unmounted already
-        path.stat()
 
 
 def _only(group: BaseExceptionGroup[OSError | StartError]) -> OSError | StartError:
@@ -153,10 +150,8 @@ class _Mount:
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
             nursery.start_soon(CALLERS.watch)
-            nursery.start_soon(self._prime)
             nursery.start_soon(raise_read_ahead, mountpoint)
-            self._state = status.State.MOUNTED
-            ready()
+            nursery.start_soon(self._open_up, nursery, ready)
             try:
                 await pyfuse3.main(min_tasks=1, max_tasks=TASKS)
             finally:
@@ -207,9 +202,24 @@ class _Mount:
             return
         log.info("the key was read again, and the log level%s", f": {level.value}" if level else "")
 
-    async def _prime(self) -> None:
-        """Lets the kernel know the names that it need not ask for again, before a server can hang."""
-        await LOCAL.run(_look_at, self._settings.mountpoint / control.NAME.decode() / "status")
+    async def _open_up(self, nursery: trio.Nursery, ready: Callable[[], None]) -> None:
+        primed = trio.Event()
+        nursery.start_soon(self._prime, primed)
+        with trio.move_on_after(PRIMING):
+            await primed.wait()
+        self._state = status.State.MOUNTED
+        ready()
+
+    async def _prime(self, primed: trio.Event) -> None:
+        """Lets the kernel know the names that it need not ask for again, before a server can hang.
+
+        Another process looks them up: a thread of this one that waits for its own mount would keep /dev/fuse open past
+        a `kill -9`, and with that everybody who waits in the mount, for ever.
+        """
+        path = self._settings.mountpoint / control.NAME.decode() / "status"
+        with contextlib.suppress(OSError):  # no `stat` here: then the first who looks asks
+            await trio.run_process(["stat", "--", path], check=False, stdout=DEVNULL, stderr=DEVNULL)
+        primed.set()
 
     async def _store(self, paths: Sequence[errands.Names], tell: errands.Tell) -> errands.Told:
         """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sosfs.callers import PATIENT
+from sosfs.status import State
 from tests.conftest import LARGE, Mounter
 from tests.drive import Drive, eventually, status
 from tests.faults import Hang
@@ -138,6 +139,7 @@ def test_a_second_program_that_waits_for_the_same_goes_on(drive: Drive, proxy: P
 
 def test_the_status_answers_whatever_hangs(drive: Drive, proxy: Proxy) -> None:
     """The kernel looks up one name of a directory at a time: that of the status must not be one it asks for."""
+    eventually(lambda: status(drive).state is State.MOUNTED)
     with proxy.broken(Hang(), on()):
         stuck = [
             subprocess.Popen(["stat", drive.mount.path / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -154,6 +156,20 @@ def test_the_status_answers_whatever_hangs(drive: Drive, proxy: Proxy) -> None:
             process.kill()
         for process in stuck:
             process.wait(END)
+
+
+def test_who_waits_is_let_go_when_the_daemon_is_killed(drive: Drive, proxy: Proxy) -> None:
+    """Nothing of the daemon's may wait for its own mount: the kernel could not tell anybody that it is gone."""
+    with proxy.broken(Hang(), on()):
+        stuck = [
+            subprocess.Popen(["stat", drive.mount.path / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            for name in ("unknown", "d")
+        ]
+        eventually(lambda: proxy.count() > 0)
+        os.kill(drive.mount.pid, signal.SIGKILL)
+        for process in stuck:
+            assert process.wait(END) == 1
+        eventually(lambda: not drive.mount.running)
 
 
 def test_sighup_reads_key_and_log_level_again(mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
