@@ -283,8 +283,9 @@ class Turmoil:
         if found := self._existing():
             name, file = found
             size = self._size(file)
+            inode = self._done(f"stat {name}", partial(self._mount._walk, name))
             try:
-                self._done(f"truncate {name} to {size}", partial(self._mount.truncate, name, size))
+                self._done(f"truncate {name} to {size}", partial(self._mount.parts.contents.truncate, inode, size))
             finally:
                 file.truncate(size)
             if not any(one.writes for one in self._opened if one.file is file):
