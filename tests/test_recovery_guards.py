@@ -21,7 +21,7 @@ import trio.testing
 import sosfs.fake
 from sosfs.config import Durability
 from sosfs.errors import StoreError
-from sosfs.store import Acl, Canned, Grant, Headers, Properties
+from sosfs.store import NOTHING, Acl, Canned, Grant, Headers, Properties
 from tests.composed import LONG, Composed, composed
 from tests.held import Held, begun, bodies, opened, put_all, stored
 
@@ -154,19 +154,26 @@ def test_attributes_of_a_file_that_is_not_sent_yet_go_up_with_it(tmp_path: Path)
 # Renames
 
 
-@pytest.mark.parametrize("at", ["before the copy", "after the copy"])
+@pytest.mark.parametrize("at", ["of an older version", "after the copy", "after the copy, and changed since"])
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_a_rename_is_finished_with_all_that_the_objects_have(tmp_path: Path, what: str, at: str) -> None:
+    """One that has no copy yet is so only where no journal says it: it would be taken back."""
     store, old, new = Held(), *(("file", "moved") if what == "file" else ("d/file", "e/file"))
 
     async def before(mount: Composed) -> None:
-        await store.put(old, b"bytes", CARRIED, acl=FRIEND)
-        where = store.before if at.startswith("before") else store.after
-        where["copy"] = trio.Event()
-        await begun(mount, partial(mount.rename, old.split("/")[0], new.split("/")[0]))
-        assert store.reached
+        if at == "of an older version":
+            mount._journal.add_rename(old.replace("/file", "/"), new.replace("/file", "/"))
+        else:
+            await store.put(old, b"bytes", CARRIED, acl=FRIEND)
+            store.before["delete" if what == "file" else "delete_many"] = trio.Event()
+            await begun(mount, partial(mount.rename, old.split("/")[0], new.split("/")[0]))
+            assert new in store._stored
 
     made, mount = crashes(store, tmp_path, before)
+    if at != "after the copy":
+        if new in store._stored:
+            mount.loop.run(lambda: store.put(new, b"before it was changed", NOTHING))
+        mount.loop.run(lambda: store.put(old, b"bytes", CARRIED, acl=FRIEND))
     mount.start()
     assert bodies(store) == {new: b"bytes"}
     assert _object(store, new).headers == CARRIED.headers
@@ -205,10 +212,12 @@ def test_a_rename_that_cannot_be_finished_keeps_the_mount_from_beginning_and_is_
 
     async def before(mount: Composed) -> None:
         await put_all(store, {f"d/{number}": b"%d" % number for number in range(5)})
-        store.before["copy", "d/3"] = trio.Event()
+        store.before["delete_many"] = trio.Event()
         await begun(mount, partial(mount.rename, "d", "e"))
+        assert store.reached
 
     made, mount = crashes(store, tmp_path, before)
+    del store._stored["e/3"]  # so that there is something to copy, too
     store.fault = down
     with pytest.raises(OSError):
         mount.start()
@@ -221,8 +230,11 @@ def test_a_rename_that_cannot_be_finished_keeps_the_mount_from_beginning_and_is_
     made.__exit__(None, None, None)
 
 
-def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(tmp_path: Path) -> None:
-    """Bytes and attributes that were not sent when a crash cut a rename short: they go on under the new name."""
+@pytest.mark.parametrize(("at", "name"), [(("copy", "d/z"), "d"), ("delete_many", "e")], ids=["back", "finished"])
+def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(
+    tmp_path: Path, at: str | tuple[str, str], name: str
+) -> None:
+    """Bytes and attributes that were not sent when a crash cut a rename short: they follow the file."""
     store = Held()
 
     async def before(mount: Composed) -> None:
@@ -230,7 +242,7 @@ def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(tm
         await mount.write("d/changed", b"new")
         await mount.write("d/new", b"not sent", flags=os.O_CREAT)
         await _chmod(mount, "d/chmod")
-        store.before["copy", "d/z"] = trio.Event()
+        store.before[at] = trio.Event()
         await begun(mount, partial(mount.rename, "d", "e"))
         assert store.reached
 
@@ -238,9 +250,9 @@ def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(tm
     mount.start()
     mount.loop.passes(5)
     mount.loop.run(mount.settle)
-    expected = {"e/changed": b"new bytes", "e/new": b"not sent", "e/chmod": b"c", "e/z": b"z"}
-    assert bodies(store) == expected
-    assert int(_object(store, "e/chmod").metadata["mode"]) & 0o7777 == 0o600
+    expected = {"changed": b"new bytes", "new": b"not sent", "chmod": b"c", "z": b"z"}
+    assert bodies(store) == {f"{name}/{file}": body for file, body in expected.items()}
+    assert int(_object(store, f"{name}/chmod").metadata["mode"]) & 0o7777 == 0o600
     made.__exit__(None, None, None)
 
 
