@@ -34,8 +34,8 @@ class Disk:
         self._punches = True  # until it says that it does not
 
     def room(self) -> Room:
-        """How much room there is now. Raises OSError."""
-        state = os.statvfs(self._directory)
+        """How much room there is now; for a directory that was removed, where it was. Raises OSError."""
+        state = _state_of(self._directory)
         has_inodes = state.f_files == 0 or state.f_favail > 0  # btrfs counts none
         return Room(state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize if has_inodes else 0)
 
@@ -51,6 +51,16 @@ class Disk:
             self._punches = False
         log.info("no room is given back within a file in %s: %s", self._directory, os.strerror(number))
         return False
+
+
+def _state_of(directory: Path) -> os.statvfs_result:
+    """The state of the file system that a path is on, or was."""
+    try:
+        return os.statvfs(directory)
+    except FileNotFoundError:
+        if directory == directory.parent:
+            raise
+        return _state_of(directory.parent)
 
 
 @functools.cache

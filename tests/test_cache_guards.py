@@ -249,7 +249,9 @@ def read(disk: DiskCache, first: int, last: int, *, key: str = "k") -> bytes | N
 
 def state(free: int, total: int) -> Callable[[Any], Any]:
     """A disk of `total` bytes with so many of them free."""
-    return lambda path: SimpleNamespace(f_bavail=free, f_frsize=1, f_bsize=1, f_blocks=total, f_bfree=free)
+    return lambda path: SimpleNamespace(
+        f_bavail=free, f_frsize=1, f_bsize=1, f_blocks=total, f_bfree=free, f_files=0, f_favail=0
+    )
 
 
 @pytest.mark.promise(11)

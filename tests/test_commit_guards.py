@@ -15,8 +15,8 @@ import pytest
 import trio
 import trio.testing
 
-import sosfs.contents
 import sosfs.fake
+import sosfs.writeback
 from sosfs.config import Durability
 from sosfs.draft import Draft
 from sosfs.errors import StoreError
@@ -516,7 +516,7 @@ def test_what_is_written_while_its_part_is_on_the_way_is_not_lost(tmp_path: Path
 def test_parts_that_go_up_behind_the_writer_are_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, request_: str
 ) -> None:
-    monkeypatch.setattr(sosfs.contents, "STREAM_MIN", 40 * PART)
+    monkeypatch.setattr(sosfs.writeback, "STREAM_MIN", 40 * PART)
     store, held = Held(), trio.Event()
     body = b"".join(bytes([65 + number]) * PART for number in range(60))
 
@@ -557,7 +557,7 @@ def test_parts_that_go_up_behind_the_writer_are_waited_for(
 
 
 def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sosfs.contents, "STREAM_MIN", 40 * PART)
+    monkeypatch.setattr(sosfs.writeback, "STREAM_MIN", 40 * PART)
     store, body = Held(), b"x" * (60 * PART)
 
     async def main(mount: Composed) -> None:
@@ -575,7 +575,7 @@ def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, mo
 
 
 def test_parts_behind_the_writer_are_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sosfs.contents, "STREAM_MIN", 40 * PART)
+    monkeypatch.setattr(sosfs.writeback, "STREAM_MIN", 40 * PART)
     store, body = Held(), b"x" * (60 * PART)
 
     def down(operation: str, key: str) -> None:

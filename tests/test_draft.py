@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -27,7 +28,8 @@ def filled(tmp_path: Path, meanwhile: Callable[[Draft], Awaitable[None]]) -> byt
 
     async def main() -> bytes:
         spool = SpoolArea(tmp_path, Allowance(0)).new()
-        draft = Draft(spool, cast(Blocks, None), BASE, Version(BASE.etag, SIZE))
+        blocks = SimpleNamespace(verifier=SimpleNamespace(of=lambda source: None))
+        draft = Draft(spool, cast(Blocks, blocks), BASE, Version(BASE.etag, SIZE))
         gap = draft.lacks(0, SIZE)
         assert gap == (0, SIZE)
         await meanwhile(draft)
