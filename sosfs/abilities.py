@@ -180,8 +180,13 @@ def _abort_all(lane: SignedLane, key: str) -> None:
 
 def _abort(lane: SignedLane, key: str, upload_id: str) -> None:
     """Ends an upload; where that is not allowed it becomes an object, which can be removed."""
-    if _denied(lambda: lane.abort_multipart(key, upload_id)):
+    if not _denied(lambda: lane.abort_multipart(key, upload_id)):
+        return
+    try:
         lane.complete_multipart(key, upload_id, [lane.upload_part(key, upload_id, 1, _BODY)], {})
+    except StoreError as error:
+        if error.errno != errno.ENXIO:
+            raise  # that it has ended already is told only to who may
 
 
 def _purge(lane: SignedLane, key: str) -> None:
