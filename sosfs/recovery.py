@@ -104,7 +104,9 @@ class Replay:
 
         async def move(one: Listed) -> None:
             new_key = new + one.key[len(old) :]
-            if new_key not in copied or not copied[new_key].same_bytes(one.version):
+            # What stands over another file may be that one still, with the same bytes.
+            is_copied = old.endswith("/") and new_key in copied and copied[new_key].same_bytes(one.version)
+            if not is_copied:
                 await self._move(one, new_key)
 
         await each(move, left, at_once=AT_ONCE)

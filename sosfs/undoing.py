@@ -17,7 +17,7 @@ Concurrency: trio thread only; looks run in the background, one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
@@ -36,6 +36,7 @@ from .turns import Turns
 
 log = logging.getLogger(__name__)
 
+TIMES = frozenset({"mtime", "ctime"})  # names in the metadata
 LATE = 60.0  # seconds after which a request that got no answer is taken to have no effect any more
 LOOK_FIRST, LOOK_MAX = 1.0, 30.0  # seconds between looks
 AT_ONCE = 16
@@ -149,7 +150,7 @@ class Undoing:
         source, target = await self._whole(move.old), await self._whole(move.new)
         if source is None or target is None:
             return target is not None
-        return move.over and self._is_copy(move, source, target)
+        return move.over and (self._have_same_hash(source, target) or self._is_copy(move, source, target))
 
     async def settle(self, key: str) -> None:
         """Something is to be made at `key`: what a failed rename left there is gone afterwards. Raises what keeps it.
@@ -254,16 +255,32 @@ class Undoing:
     def _is_copy(self, move: Move, source: Object, target: Object) -> bool:
         """Whether both have the same bytes and metadata, those included that the source will have.
 
-        Where ETags tell that the bytes are the same, a copy that this mount has asked for needs no more.
+        Where ETags tell that the bytes are the same, a copy that this mount has asked for needs no more, and times are
+        not compared: those of a write that the crash has cut off are in no journal.
         """
         if source.version.size != target.version.size:
             return False
-        etags = source.version.etag, target.version.etag
-        is_hash = self._store.hashes and not any("-" in etag for etag in etags)
-        if is_hash and etags[0] != etags[1]:
+        is_same = self._have_same_hash(source, target)
+        if not is_same and self._are_hashes(source, target):
             return False
-        if is_hash and source.version.size and target.key in move.doubtful:
+        if is_same and source.version.size and target.key in move.doubtful:
             return True
-        changes = [saved for _, saved in self._journal.attributes() if saved.key == source.key]
-        kept = [metadata.write(saved.properties.metadata, saved.posix) for saved in changes]
-        return target.properties.metadata in [source.properties.metadata, *kept]
+        found = _without_times(target.properties.metadata) if is_same else target.properties.metadata
+        known = [source.properties.metadata, *self._to_come(source.key)]
+        return found in ([_without_times(one) for one in known] if is_same else known)
+
+    def _to_come(self, key: str) -> list[Mapping[str, str]]:
+        """The metadata that the object is to get: of changes of its attributes, and of bytes that are not sent."""
+        changes = [(saved.properties, saved.posix) for _, saved in self._journal.attributes() if saved.key == key]
+        drafts = [(saved.properties, saved.posix) for _, saved in self._journal.drafts() if saved.key == key]
+        return [metadata.write(properties.metadata, posix) for properties, posix in changes + drafts]
+
+    def _are_hashes(self, source: Object, target: Object) -> bool:
+        return self._store.hashes and not any("-" in one.version.etag for one in (source, target))
+
+    def _have_same_hash(self, source: Object, target: Object) -> bool:
+        return self._are_hashes(source, target) and source.version.same_bytes(target.version)
+
+
+def _without_times(found: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in found.items() if name not in TIMES}

@@ -274,6 +274,36 @@ def test_a_rename_over_a_file_that_was_not_sent_displaces_what_was_written_to_th
     made.__exit__(None, None, None)
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("changed", [("write",), ("chmod",), ("write", "chmod"), ("chmod", "write")], ids="+".join)
+@pytest.mark.parametrize("over", ["stored", "written", "free"])
+def test_a_rename_of_a_changed_file_over_another_is_done_or_not(
+    tmp_path: Path, over: str, changed: tuple[str, ...]
+) -> None:
+    """The copy has attributes that the source's object has not yet, and is that of the rename all the same."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"a": b"from a"} | ({"b": b"old b"} if over != "free" else {}))
+        if over == "written":
+            await mount.truncate("b", 0)
+        for change in changed:
+            await (mount.write("a", b"FROM") if change == "write" else _chmod(mount, "a"))
+        store.after["copy"] = trio.Event()
+        await begun(mount, partial(mount.rename, "a", "b"))
+        assert store.reached
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    name = "b" if over != "free" else "a"
+    assert bodies(store) == {name: b"FROM a" if "write" in changed else b"from a"}
+    if "chmod" in changed:
+        assert int(_object(store, name).metadata["mode"]) & 0o7777 == 0o600
+    made.__exit__(None, None, None)
+
+
 # Drafts
 
 
