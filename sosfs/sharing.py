@@ -10,6 +10,7 @@ Concurrency: trio thread only.
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 from . import acl
 from .attributes import Attributes
@@ -48,6 +49,8 @@ class Sharing:
             wanted = acl.parse(text, owner=now.owner)
             if isinstance(wanted, Acl) and acl.same(wanted, now):
                 return
+            if inode.version is not None:  # Ceph's Last-Modified is that of the ACL, and no answer tells it
+                inode.version = replace(inode.version, modified=None)
             await self._store.put_acl(key, wanted)
             inode.acl_private_until = 0.0
 

@@ -19,11 +19,12 @@ from sosfs.rejected import BadText
 from sosfs.store import Acl, Canned, Grant
 from tests.conftest import Mounter
 from tests.drive import Drive, eventually, fails
-from tests.foreign import numbered
+from tests.faults import Hang
+from tests.foreign import Foreign, numbered
 from tests.mounting import Access, Mount, run_sosfs
 from tests.proxy import Proxy
 from tests.servers import Server, client_of
-from tests.traffic import Op
+from tests.traffic import Op, on
 
 MIB = 1 << 20
 
@@ -373,3 +374,22 @@ def test_acl_command_tells_what_failed(mounter: Mounter, server: Server) -> None
     assert "-r" in directory.stderr
     elsewhere = run_sosfs(["acl", "get", "/etc/passwd"], environment)
     assert "not in a mount of sosfs" in elsewhere.stderr
+
+
+@pytest.mark.promise(3)
+def test_a_file_that_was_removed_after_its_acl_was_changed_stays_removed(
+    mounter: Mounter, proxy: Proxy, foreign: Foreign
+) -> None:
+    """Its Last-Modified is another one since, which is no sign of another client's bytes."""
+    foreign.put_all({"one": b"1", "file": b"bytes"})
+    drive = mounter(proxy.endpoint)
+    assert (drive.here / "file").stat().st_size == 5
+    time.sleep(1.1)  # Last-Modified has whole seconds
+    os.setxattr(drive.here / "file", "user.sos.acl", b"public-read")
+    with proxy.broken(Hang(), on("DELETE", "DELETE_MANY", prefix="file")):
+        (drive.here / "one").unlink()
+        (drive.here / "file").unlink()
+        drive.mount.kill()
+    assert foreign.keys("") == ["file"]
+    drive.mount.start()
+    assert foreign.keys("") == []
