@@ -17,7 +17,7 @@ Concurrency: trio thread only; looks run in the background, one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -30,6 +30,7 @@ from .guards import look
 from .journal import Journal
 from .moving import Move, State, below_first, listed_under
 from .pauses import Retries
+from .saved import SavedAttributes, SavedDraft
 from .store import Detail, Object, ObjectStore, Version
 from .tasks import each
 from .turns import Turns
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 LATE = 60.0  # seconds after which a request that got no answer is taken to have no effect any more
 LOOK_FIRST, LOOK_MAX = 1.0, 30.0  # seconds between looks
 AT_ONCE = 16
+
+Metadata = Mapping[str, str]
 
 
 class Undoing:
@@ -149,7 +152,7 @@ class Undoing:
         source, target = await self._whole(move.old), await self._whole(move.new)
         if source is None or target is None:
             return target is not None
-        return move.over and self._is_copy(move, source, target)
+        return move.over and self._is_copy(move, source, target, self._changed().get(move.old, []))
 
     async def settle(self, key: str) -> None:
         """Something is to be made at `key`: what a failed rename left there is gone afterwards. Raises what keeps it.
@@ -214,13 +217,24 @@ class Undoing:
     async def _found(self, move: Move) -> dict[str, Version]:
         """The copies that nobody has confirmed, by their keys."""
         ours: dict[str, Version] = {}
+        found = await self._candidates(move)
+        changed = self._changed() if found else {}
 
         async def ask(key: str) -> None:
-            if (version := await self._copy(move, key)) is not None:
+            if (version := await self._copy(move, key, changed.get(move.source(key), []))) is not None:
                 ours[key] = version
 
-        await each(ask, await self._candidates(move), at_once=AT_ONCE)
+        await each(ask, found, at_once=AT_ONCE)
         return ours
+
+    def _changed(self) -> dict[str, list[Metadata]]:
+        """What a copy that was made has of attributes that its source, by key, does not have yet; but for the time."""
+        changed: dict[str, list[Metadata]] = {}
+        rows: list[tuple[int, SavedAttributes | SavedDraft]] = [*self._journal.attributes(), *self._journal.drafts()]
+        for _, saved in rows:
+            sent = metadata.without_time(metadata.write(saved.properties.metadata, saved.posix))
+            changed.setdefault(saved.key, []).append(sent)
+        return changed
 
     async def _candidates(self, move: Move) -> list[str]:
         """The new keys where a copy may be that the store has not confirmed."""
@@ -233,12 +247,12 @@ class Undoing:
         there = {listed.key for listed in await listed_under(self._store, move.old)} if found else set()
         return [key for key in found if move.source(key) in there]
 
-    async def _copy(self, move: Move, key: str) -> Version | None:
+    async def _copy(self, move: Move, key: str, changed: Sequence[Metadata]) -> Version | None:
         """The version at a new key, if it is a copy of what is at the old one."""
         source, target = await self._whole(move.source(key)), await self._whole(key)
         if target is None:
             return None
-        if source is None or not self._is_copy(move, source, target):
+        if source is None or not self._is_copy(move, source, target, changed):
             log.warning("%s stays: it is no copy of %s", key, move.source(key))
             return None
         return target.version
@@ -251,10 +265,11 @@ class Undoing:
                 raise
             return None
 
-    def _is_copy(self, move: Move, source: Object, target: Object) -> bool:
-        """Whether both have the same bytes and metadata, those included that the source will have.
+    def _is_copy(self, move: Move, source: Object, target: Object, changed: Sequence[Metadata]) -> bool:
+        """Whether both have the same bytes, and the same metadata or those that the source will have.
 
-        Where ETags tell that the bytes are the same, a copy that this mount has asked for needs no more.
+        The time is left out of these: a file that is being written to has a later one than its record. Where ETags
+        tell that the bytes are the same, a copy that this mount has asked for needs no more.
         """
         if source.version.size != target.version.size:
             return False
@@ -264,6 +279,5 @@ class Undoing:
             return False
         if is_hash and source.version.size and target.key in move.doubtful:
             return True
-        changes = [saved for _, saved in self._journal.attributes() if saved.key == source.key]
-        kept = [metadata.write(saved.properties.metadata, saved.posix) for saved in changes]
-        return target.properties.metadata in [source.properties.metadata, *kept]
+        found = target.properties.metadata
+        return found == source.properties.metadata or metadata.without_time(found) in changed
