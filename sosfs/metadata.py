@@ -72,6 +72,11 @@ def write(metadata: Mapping[str, str], posix: Posix) -> dict[str, str]:
     return out
 
 
+def without_time(metadata: Mapping[str, str]) -> dict[str, str]:
+    """`metadata` without what says when the bytes were written."""
+    return {name: value for name, value in metadata.items() if name not in ("mtime", _S3CMD)}
+
+
 def storable(mtime_ns: int) -> int:
     """The time, if metadata can say it. Raises OSError EOVERFLOW beyond what `read` understands, 31 billion years."""
     if abs(mtime_ns) >= _TIME_MAX:

@@ -80,7 +80,7 @@ class Move:
     def meets(self, key: str) -> bool:
         """Whether something at `key` would be what it moves to, above it or below."""
         below = key.startswith(self.new) if self.is_directory else key == self.new
-        return below or self.new.startswith(key + "/")
+        return below or self.new.startswith(key.removesuffix("/") + "/")
 
 
 class Moves:

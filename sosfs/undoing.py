@@ -17,7 +17,7 @@ Concurrency: trio thread only; looks run in the background, one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -30,16 +30,18 @@ from .guards import look
 from .journal import Journal
 from .moving import Move, State, below_first, listed_under
 from .pauses import Retries
+from .saved import SavedAttributes, SavedDraft
 from .store import Detail, Object, ObjectStore, Version
 from .tasks import each
 from .turns import Turns
 
 log = logging.getLogger(__name__)
 
-TIMES = frozenset({"mtime", "ctime"})  # names in the metadata
 LATE = 60.0  # seconds after which a request that got no answer is taken to have no effect any more
 LOOK_FIRST, LOOK_MAX = 1.0, 30.0  # seconds between looks
 AT_ONCE = 16
+
+Metadata = Mapping[str, str]
 
 
 class Undoing:
@@ -150,7 +152,10 @@ class Undoing:
         source, target = await self._whole(move.old), await self._whole(move.new)
         if source is None or target is None:
             return target is not None
-        return move.over and (self._have_same_hash(source, target) or self._is_copy(move, source, target))
+        if not move.over:
+            return False
+        is_same = self._are_hashes(source, target) and source.version.same_bytes(target.version)
+        return is_same or self._is_copy(move, source, target, self._changed().get(move.old, []))
 
     async def settle(self, key: str) -> None:
         """Something is to be made at `key`: what a failed rename left there is gone afterwards. Raises what keeps it.
@@ -215,13 +220,24 @@ class Undoing:
     async def _found(self, move: Move) -> dict[str, Version]:
         """The copies that nobody has confirmed, by their keys."""
         ours: dict[str, Version] = {}
+        found = await self._candidates(move)
+        changed = self._changed() if found else {}
 
         async def ask(key: str) -> None:
-            if (version := await self._copy(move, key)) is not None:
+            if (version := await self._copy(move, key, changed.get(move.source(key), []))) is not None:
                 ours[key] = version
 
-        await each(ask, await self._candidates(move), at_once=AT_ONCE)
+        await each(ask, found, at_once=AT_ONCE)
         return ours
+
+    def _changed(self) -> dict[str, list[Metadata]]:
+        """What a copy that was made has of attributes that its source, by key, does not have yet; but for the time."""
+        changed: dict[str, list[Metadata]] = {}
+        rows: list[tuple[int, SavedAttributes | SavedDraft]] = [*self._journal.attributes(), *self._journal.drafts()]
+        for _, saved in rows:
+            sent = metadata.without_time(metadata.write(saved.properties.metadata, saved.posix))
+            changed.setdefault(saved.key, []).append(sent)
+        return changed
 
     async def _candidates(self, move: Move) -> list[str]:
         """The new keys where a copy may be that the store has not confirmed."""
@@ -234,12 +250,12 @@ class Undoing:
         there = {listed.key for listed in await listed_under(self._store, move.old)} if found else set()
         return [key for key in found if move.source(key) in there]
 
-    async def _copy(self, move: Move, key: str) -> Version | None:
+    async def _copy(self, move: Move, key: str, changed: Sequence[Metadata]) -> Version | None:
         """The version at a new key, if it is a copy of what is at the old one."""
         source, target = await self._whole(move.source(key)), await self._whole(key)
         if target is None:
             return None
-        if source is None or not self._is_copy(move, source, target):
+        if source is None or not self._is_copy(move, source, target, changed):
             log.warning("%s stays: it is no copy of %s", key, move.source(key))
             return None
         return target.version
@@ -252,35 +268,21 @@ class Undoing:
                 raise
             return None
 
-    def _is_copy(self, move: Move, source: Object, target: Object) -> bool:
-        """Whether both have the same bytes and metadata, those included that the source will have.
+    def _is_copy(self, move: Move, source: Object, target: Object, changed: Sequence[Metadata]) -> bool:
+        """Whether both have the same bytes, and the same metadata or those that the source will have.
 
-        Where ETags tell that the bytes are the same, a copy that this mount has asked for needs no more, and times are
-        not compared: those of a write that the crash has cut off are in no journal.
+        The time is left out of these: a file that is being written to has a later one than its record. Where ETags
+        tell that the bytes are the same, a copy that this mount has asked for needs no more.
         """
         if source.version.size != target.version.size:
             return False
-        is_same = self._have_same_hash(source, target)
-        if not is_same and self._are_hashes(source, target):
+        is_hash = self._are_hashes(source, target)
+        if is_hash and not source.version.same_bytes(target.version):
             return False
-        if is_same and source.version.size and target.key in move.doubtful:
+        if is_hash and source.version.size and target.key in move.doubtful:
             return True
-        found = _without_times(target.properties.metadata) if is_same else target.properties.metadata
-        known = [source.properties.metadata, *self._to_come(source.key)]
-        return found in ([_without_times(one) for one in known] if is_same else known)
-
-    def _to_come(self, key: str) -> list[Mapping[str, str]]:
-        """The metadata that the object is to get: of changes of its attributes, and of bytes that are not sent."""
-        changes = [(saved.properties, saved.posix) for _, saved in self._journal.attributes() if saved.key == key]
-        drafts = [(saved.properties, saved.posix) for _, saved in self._journal.drafts() if saved.key == key]
-        return [metadata.write(properties.metadata, posix) for properties, posix in changes + drafts]
+        found = target.properties.metadata
+        return found == source.properties.metadata or metadata.without_time(found) in changed
 
     def _are_hashes(self, source: Object, target: Object) -> bool:
         return self._store.hashes and not any("-" in one.version.etag for one in (source, target))
-
-    def _have_same_hash(self, source: Object, target: Object) -> bool:
-        return self._are_hashes(source, target) and source.version.same_bytes(target.version)
-
-
-def _without_times(found: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in found.items() if name not in TIMES}

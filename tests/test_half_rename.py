@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.config import Durability
 from sosfs.errors import StoreError, from_s3
 from sosfs.fake import FakeStore
 from sosfs.store import NOTHING, Headers, Properties, Version
@@ -229,6 +230,31 @@ def test_a_crash_before_all_copies_are_there_is_taken_back(mount: Composed, stor
     mount.start()
     assert bodies(store) == BEFORE
     assert mount.loop.run(mount.tree)["a/x"] == (b"x", 0o600)
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_copy_with_attributes_that_its_source_lacks_goes_after_a_crash(tmp_path: Path, hashes: bool) -> None:
+    """They were acknowledged, and the file was written to since: the copy has a time that is in no record of them."""
+    store = Flaky(hashes=hashes)
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: put_all(store, {"a": b"file"}))
+
+        async def go() -> None:
+            await mount.chmod("a", 0o600)
+            await mount.write("a", b"more", at=4)
+            store.after["copy", "a"] = trio.Event()
+            await begun(mount, lambda: mount.rename("a", "b"))
+
+        mount.loop.run(go)
+        assert bodies(store) == {"a": b"file", "b": b"file"}
+        assert "mode" in store._stored["b"].object.properties.metadata
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        assert keys_of(store) == ["a"]
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert mount.loop.run(mount.tree) == {"a": (b"filemore", 0o600)}
 
 
 def test_a_refusal_on_the_way_back_does_not_keep_it_from_mounting(mount: Composed, store: Flaky) -> None:

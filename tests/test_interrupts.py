@@ -192,9 +192,9 @@ def test_sigusr1_writes_what_is_under_way_to_the_log(drive: Drive, proxy: Proxy)
     ):
         eventually(lambda: proxy.count("GET", "HEAD") > 0)
         os.kill(drive.mount.pid, signal.SIGUSR1)
-        eventually(lambda: "task " in drive.mount.log)
+        eventually(lambda: "Callers.watch" in drive.mount.log)
         assert f"for cat (pid {process.pid})" in drive.mount.log or "d/file" in drive.mount.log
-        eventually(lambda: " s, " in drive.mount.log and "callers.watch" in drive.mount.log)
+        assert " s, " in drive.mount.log
         process.kill()
     assert drive.mount.running
 
