@@ -10,6 +10,7 @@ Concurrency: calls are made from the trio thread and run in threads of the `Send
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -190,7 +191,7 @@ class BucketSettings:
             patience = Patience(self._target.patience)
             while True:
                 try:
-                    return self._once(request, work, self._client(lane.key))
+                    return self._once(request, work, self._client(request, lane.key))
                 except StoreError as error:
                     passes = retries.passes(error.status, error.code) or not error.status
                     if not passes or not patience.wait():
@@ -215,10 +216,15 @@ class BucketSettings:
         except (BotoCoreError, LookupError, ValueError, TypeError, OverflowError) as error:
             raise unanswered(request, f"answer not understood: {error!r}") from error
 
-    def _client(self, key: Credentials) -> S3Client:
+    def _client(self, request: str, key: Credentials) -> S3Client:
         with self._lock:
             if key not in self._clients:
-                self._clients = {key: self._opened(key)}
+                try:
+                    self._clients = {key: self._opened(key)}
+                except ValueError as error:  # of the zone's name, or the endpoint: trying again is in vain
+                    raise StoreError(
+                        errno.EINVAL, request, code="InvalidArgument", status=400, detail=str(error)
+                    ) from error
             return self._clients[key]
 
     def _opened(self, key: Credentials) -> S3Client:
