@@ -175,16 +175,25 @@ class Deletions:
                 await self._answered()  # a batch that gets no answer is queued again, so this looks once more
             else:
                 self._flying[key] = outcome
-                await self._send([key])
+                await self._send_now([key])
 
     async def settle_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
         while self.under(prefix):
             self._recall(prefix)
             if batch := self._batch(DELETE_MAX, prefix):
-                await self._send(batch)
+                await self._send_now(batch)
             else:
                 await self._answered()
+
+    async def _send_now(self, batch: list[str]) -> None:
+        """As `_send`, for somebody who waits; what stays is tried on without him."""
+        try:
+            await self._send(batch)
+        except OSError:
+            if self._queued:
+                self._begin_work()  # they may all have found the queue empty meanwhile
+            raise
 
     async def drain(self) -> int:
         """Sends all that is queued, and what was refused once more; returns how many keys are left."""

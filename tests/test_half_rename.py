@@ -176,6 +176,23 @@ def test_what_is_made_here_under_the_new_name_after_the_failure_stays(mount: Com
     assert bodies(store) == BEFORE | {"b/": b"", "b/x": b"x", "b/y": b"yy"}
 
 
+def test_what_is_moved_here_above_the_new_name_after_the_failure_stays(mount: Composed, store: Flaky) -> None:
+    """The same as a directory that is renamed to where the new name was to be."""
+    mount.loop.run(lambda: put_all(store, {"d/a": b"file", "e/a": b"file", "e/b": b"file"}))
+    store.silent.add("d/a")
+
+    async def go() -> None:
+        with fails(errno.ETIMEDOUT):
+            await mount.rename("d/a", "d/b")
+        store.silent.clear()
+        await mount.rename("d", "was")
+        await mount.rename("e", "d")
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == {"was/": b"", "was/a": b"file", "d/a": b"file", "d/b": b"file"}
+
+
 def test_an_empty_directory_that_was_to_be_replaced_stays(mount: Composed, store: Flaky) -> None:
     mount.loop.run(lambda: put_all(store, BEFORE | {"b/": b""}))
     store.silent.add("a/x")

@@ -266,6 +266,32 @@ def test_one_key_that_is_refused_keeps_no_other_back(mount: Composed, store: Hel
     assert bodies(store) == {}
 
 
+def test_what_somebody_waits_for_in_vain_is_tried_on(mount: Composed, store: Held) -> None:
+    """The queue was empty meanwhile, and nobody at work on it."""
+
+    async def wait() -> None:
+        with fails(errno.EIO):
+            await mount.parts.deletions.settle("file")
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.before["delete", "file"] = trio.Event()
+        store.errors["delete", "file"] = [StoreError(errno.EIO, "delete", detail="no answer")]
+        mount.parts.deletions.later("file", store._stored["file"].object.version, lambda: None)
+        await begun(mount, wait)
+
+    async def answer() -> None:
+        store.before.pop(("delete", "file")).set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(main)
+    mount.loop.passes(2)
+    mount.loop.run(answer)
+    mount.loop.passes(60)
+    assert bodies(store) == {}
+    assert mount.parts.deletions.pending == 0
+
+
 # A delete without an answer
 
 
