@@ -31,6 +31,10 @@ NAMED = 20  # lines
 BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is waited for this long
 
 
+class _Ending(Exception):
+    """The daemon hears no more: it is about to end, and its last status tells the rest."""
+
+
 class Progress(Protocol):
     """What is told while the daemon drains."""
 
@@ -125,7 +129,8 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             show(now)
             is_served = now.state is State.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
-                return _stored(path, owner, elsewhere)
+                with contextlib.suppress(_Ending):
+                    return _stored(path, owner, elsewhere)
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
@@ -152,6 +157,8 @@ def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
     try:
         errands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
     except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise _Ending from error  # the other namespace has gone since it was seen, or its mount was another one
         return _told(f"not everything is in the bucket: {daemon.one_line(error)}")
     now = status.fetch(path, owner=owner)
     if now is not None and _verdict(now) is not Exit.OK:
