@@ -19,11 +19,11 @@ from .attributes import Attributes
 from .copying import copy_object
 from .doubts import is_made_by
 from .errors import Cause, StoreError
-from .guards import look
+from .guards import find
 from .journal import Journal
 from .multiparts import Multiparts
 from .saved import SavedAttributes
-from .store import Detail, Guard, Object, ObjectStore, Properties
+from .store import Guard, Object, ObjectStore, Properties
 
 log = logging.getLogger(__name__)
 
@@ -114,13 +114,3 @@ def _merged(saved: SavedAttributes, found: Properties) -> Properties:
 def is_refusal(error: StoreError) -> bool:
     """Whether the server has answered and will not do it now: with another key, or later, it may."""
     return 400 <= error.status < 500 or error.cause is Cause.UNSUPPORTED
-
-
-async def find(store: ObjectStore, key: str) -> Object | None:
-    """All of an object, None where there is none."""
-    try:
-        return await look(store, key, detail=Detail.WHOLE)
-    except StoreError as error:
-        if error.cause is not Cause.ABSENT:
-            raise
-        return None

@@ -159,6 +159,16 @@ async def look(store: Store, key: str, *, detail: Detail = Detail.USUAL) -> Obje
         raise
 
 
+async def find(store: Store, key: str) -> Object | None:
+    """All of an object, None where there is none; a refusal as in `look`."""
+    try:
+        return await look(store, key, detail=Detail.WHOLE)
+    except StoreError as error:
+        if error.cause is not Cause.ABSENT:
+            raise
+        return None
+
+
 async def _is_unlisted(store: Store, key: str) -> bool:
     try:
         page = await store.list(key, delimiter="", limit=1)

@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 
 from . import deletions
-from .attribute_replay import AttributeReplay, find, is_refusal
+from .attribute_replay import AttributeReplay, is_refusal
 from .attributes import Attributes
 from .blocks import Blocks, Source
 from .commits import Commits
@@ -30,6 +30,7 @@ from .copying import copy_object
 from .discards import Discards
 from .draft import Draft, State
 from .errors import StoreError
+from .guards import find
 from .inodes import Inode, Known
 from .journal import Journal
 from .keys import Form

@@ -26,12 +26,12 @@ from . import metadata
 from .blocks import Spawn
 from .deletions import Deletions
 from .errors import Cause, StoreError
-from .guards import look
+from .guards import find
 from .journal import Journal
 from .moving import Move, State, below_first, listed_under
 from .pauses import Retries
 from .saved import SavedAttributes, SavedDraft
-from .store import Detail, Object, ObjectStore, Version
+from .store import Object, ObjectStore, Version
 from .tasks import each
 from .turns import Turns
 
@@ -149,7 +149,7 @@ class Undoing:
 
     async def _has_moved(self, move: Move) -> bool:
         """Whether a file is under its new key alone, or over what had it."""
-        source, target = await self._whole(move.old), await self._whole(move.new)
+        source, target = await find(self._store, move.old), await find(self._store, move.new)
         if source is None or target is None:
             return target is not None
         if not move.over:
@@ -252,21 +252,13 @@ class Undoing:
 
     async def _copy(self, move: Move, key: str, changed: Sequence[Metadata]) -> Version | None:
         """The version at a new key, if it is a copy of what is at the old one."""
-        source, target = await self._whole(move.source(key)), await self._whole(key)
+        source, target = await find(self._store, move.source(key)), await find(self._store, key)
         if target is None:
             return None
         if source is None or not self._is_copy(move, source, target, changed):
             log.warning("%s stays: it is no copy of %s", key, move.source(key))
             return None
         return target.version
-
-    async def _whole(self, key: str) -> Object | None:
-        try:
-            return await look(self._store, key, detail=Detail.WHOLE)
-        except StoreError as error:
-            if error.cause is not Cause.ABSENT:
-                raise
-            return None
 
     def _is_copy(self, move: Move, source: Object, target: Object, changed: Sequence[Metadata]) -> bool:
         """Whether both have the same bytes, and the same metadata or those that the source will have.
