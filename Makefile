@@ -41,7 +41,7 @@ test: debian-test $(VENV)/.dev
 fuzz: debian-test $(VENV)/.dev
 	SOSFS_CRASH_ROUNDS=300 SOSFS_CRASH_SEED=$$(date +%s) SOSFS_MODEL_EXAMPLES=3000 \
 	SOSFS_FUZZ_RUNS=5000 SOSFS_FUZZ_SEED=$$(date +%s) \
-		$(BIN)/python -m pytest -n 2 --timeout 7200 tests/test_crash.py tests/test_model.py tests/test_turmoil.py $(ARGS)
+		$(BIN)/python -m pytest -n 2 --timeout 7200 tests/recovery/test_crash.py tests/whole/test_model.py tests/whole/test_turmoil.py $(ARGS)
 
 check: debian-run $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -97,8 +97,8 @@ install:
 	'$(LIB)/bin/python' -m pip install --quiet .
 	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(SBIN)' '$(DESTDIR)$(UNITS)'
 	$(call launcher,$(DESTDIR)$(PREFIX)/bin/sosfs,sosfs)
-	$(call launcher,$(DESTDIR)$(SBIN)/mount.sosfs,sosfs.fstab)
-	$(call launcher,$(DESTDIR)$(SBIN)/umount.fuse.sosfs,sosfs.umount_helper)
+	$(call launcher,$(DESTDIR)$(SBIN)/mount.sosfs,sosfs.cli.mount_helper)
+	$(call launcher,$(DESTDIR)$(SBIN)/umount.fuse.sosfs,sosfs.cli.umount_helper)
 	sed 's|/usr/local|$(PREFIX)|' systemd/sosfs@.service > '$(DESTDIR)$(UNITS)/sosfs@.service'
 	chmod 644 '$(DESTDIR)$(UNITS)/sosfs@.service'
 
@@ -109,7 +109,7 @@ uninstall:
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find sosfs tests bench -name __pycache__ -prune -exec rm -rf {} +
+	find sosfs tests -name __pycache__ -prune -exec rm -rf {} +
 
 # The results go to build/mutants; a later run goes on. ARGS=--report tells what was found.
 .PHONY: mutants
@@ -122,14 +122,14 @@ $(VENV)/.mutants: pyproject.toml | debian-run
 	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
 	touch $(VENV)/.demo $(VENV)/.dev $@
 
-# The results go to bench/results. ARGS="--help" tells what can be chosen. As root the page cache is dropped too.
+# The results go to tests/bench/results. ARGS="--help" tells what can be chosen. As root the page cache is dropped too.
 .PHONY: bench bench-quick debian-bench
 
 bench: debian-bench $(VENV)/.bench
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m tests.bench $(ARGS)
 
 bench-quick: debian-bench $(VENV)/.bench
-	$(BIN)/python -m bench --scale quick $(ARGS)
+	$(BIN)/python -m tests.bench --scale quick $(ARGS)
 
 debian-bench:
 	$(call debian,$(TEST_PACKAGES))

@@ -2,7 +2,7 @@
 
 import sys
 
-from sosfs.cli import main
+from sosfs.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.drive", "tests.mounting", "tests.servers")
+pytest.register_assert_rewrite("tests.support.drive", "tests.support.mounting", "tests.support.servers")

@@ -14,15 +14,15 @@ from zlib import crc32
 
 import pytest
 
-from tests.disks import DISK, small_disk
-from tests.drive import Drive
-from tests.foreign import Foreign
-from tests.mounting import Access, Mount
-from tests.proxy import Proxy
-from tests.servers import Server, client_of
-from tests.watchdog import Watchdog
+from tests.support.disks import DISK, small_disk
+from tests.support.drive import Drive
+from tests.support.foreign import Foreign
+from tests.support.mounting import Access, Mount
+from tests.support.proxy import Proxy
+from tests.support.servers import Server, client_of
+from tests.support.watchdog import Watchdog
 
-pytest_plugins = ["tests.servers", "tests.held"]
+pytest_plugins = ["tests.support.servers", "tests.support.held"]
 
 PATIENCE = 100.0  # seconds a test may take before its mounts are cleared away under it; below pytest's own limit
 HURRY = ("--patience", "1", "--timeout", "2")

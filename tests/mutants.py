@@ -185,6 +185,11 @@ def parts() -> dict[str, Part]:
     return {name: Part(name, tuple(one["modules"]), tuple(one["tests"])) for name, one in table()["parts"].items()}
 
 
+def path_of(module: str) -> str:
+    """The file of a module that is named without `sosfs.`."""
+    return f"sosfs/{module.replace('.', '/')}.py"
+
+
 def accepted() -> dict[Slip, str]:
     """Survivors that are known, each with the reason."""
     return {
@@ -196,24 +201,25 @@ def accepted() -> dict[Slip, str]:
 def prepare(part: Part) -> Path:
     """The directory of a part, with the sources and the tests as they are now."""
     directory = BUILD / part.name
+    modules = {ROOT / path_of(module) for module in part.modules}
     for folder in ("sosfs", "tests"):
-        (directory / folder).mkdir(parents=True, exist_ok=True)
-        for source in (ROOT / folder).glob("*.py"):
-            target = directory / folder / source.name
-            if folder == "sosfs" and source.stem in part.modules:
+        for source in (ROOT / folder).rglob("*.py"):
+            target = directory / source.relative_to(ROOT)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if source in modules:
                 plain = undecorated(source.read_text(encoding="utf-8"))
                 if not target.exists() or target.read_text(encoding="utf-8") != plain:
                     target.write_text(plain, encoding="utf-8")
             elif not target.exists() or not filecmp.cmp(source, target, shallow=False):
                 shutil.copy2(source, target)
-    for stale in directory.glob("*/*.py"):
+    for stale in (*directory.glob("sosfs/**/*.py"), *directory.glob("tests/**/*.py")):
         if not (ROOT / stale.relative_to(directory)).exists():
             stale.unlink()
     (directory / "in_process.py").write_text(PLUGIN, encoding="utf-8")
     options = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.pytest.ini_options]")[2]
     settings = {
         **SETTINGS,
-        "only_mutate": [f"sosfs/{module}.py" for module in part.modules],
+        "only_mutate": [path_of(module) for module in part.modules],
         "pytest_add_cli_args": PYTEST,
         "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in part.tests if (HERE / name).exists()],
         "also_copy": ["in_process.py"],
@@ -227,7 +233,7 @@ def prepare(part: Part) -> Path:
 def metas(part: Part) -> Iterator[Path]:
     """The files that hold the results of a part's modules."""
     for module in part.modules:
-        path = BUILD / part.name / "mutants" / "sosfs" / f"{module}.py.meta"
+        path = BUILD / part.name / "mutants" / f"{path_of(module)}.meta"
         if path.exists():
             yield path
 
@@ -274,13 +280,14 @@ def slips(part: Part) -> dict[Slip, list[str]]:
 
     found: dict[Slip, list[str]] = {}
     for path in metas(part):
-        module = path.name.removesuffix(".py.meta")
+        source = str(path.relative_to(Path("mutants").resolve())).removesuffix(".meta")
+        module = source.removeprefix("sosfs/").removesuffix(".py").replace("/", ".")
         for key, code in json.loads(path.read_text(encoding="utf-8"))["exit_code_by_key"].items():
             status = status_by_exit_code[code]
             if status in ("killed", "timeout", "segfault", "suspicious"):
                 continue
             function = key.rpartition("__mutmut_")[0].rpartition("ǁ")[2].rpartition(".")[2]
-            diff = get_diff_for_mutant(key, path=f"sosfs/{module}.py").splitlines()[2:]
+            diff = get_diff_for_mutant(key, path=source).splitlines()[2:]
             was = " ".join(line[1:].strip() for line in diff if line.startswith("-"))
             becomes = " ".join(line[1:].strip() for line in diff if line.startswith("+"))
             name = function.removeprefix("x_").removeprefix(UNDECORATED)

@@ -18,7 +18,7 @@ def promised() -> set[int]:
 def kept() -> set[int]:
     """The numbers that tests are marked with."""
     marks = re.compile(r"^ *@pytest\.mark\.promise\((\d+)\)$", re.MULTILINE)
-    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")]
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py")]
     return {int(number) for text in tests for number in marks.findall(text)}
 
 

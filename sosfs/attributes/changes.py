@@ -1,0 +1,314 @@
+"""Which attributes were changed here and are not in the bucket yet. What attributes are is in `learning`, how they
+get there in `attributes`.
+
+A change is in the journal before the call that made it returns, in both modes of durability, and stays there until
+the bucket has it or another client's version is found in its place, which is then said. With a file that is being
+written the record of its bytes has its attributes too; before there is one, they get a row of their own, unless the
+file is new and nobody has closed it: then nothing of it was promised.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import trio
+
+from sosfs.attributes.permissions import Refusals
+from sosfs.attributes.revalidation import Learning, is_new
+from sosfs.attributes.unanswered_copies import Doubts
+from sosfs.cache.attributes import AttributeCache
+from sosfs.cache.blocks import Blocks, Source, Spawn
+from sosfs.disk.reserve import Need
+from sosfs.files.draft import Draft
+from sosfs.journal.journal import Journal
+from sosfs.journal.rows import SavedAttributes
+from sosfs.metadata import system_headers, user_metadata
+from sosfs.metadata.edits import NO_EDITS, POSIX
+from sosfs.s3.http_headers import check_properties
+from sosfs.s3.protocol import Canned, Object, ObjectStore, Properties
+from sosfs.tree.directory import Merger
+from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.listing import Listings
+from sosfs.tree.subtree_lock import Gate
+
+log = logging.getLogger(__name__)
+
+
+class Changes(Learning):
+    """What is to be written of all inodes of a mount; `Attributes` writes it."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        blocks: Blocks,
+        merger: Merger,
+        listings: Listings,
+        cache: AttributeCache,
+        gate: Gate,
+        journal: Journal,
+        spawn: Spawn,
+        refusals: Refusals,
+        *,
+        ttl: float,
+        new_acl: Canned = Canned.PRIVATE,
+        new_class: str = "",
+    ) -> None:
+        super().__init__(inodes, store, blocks, merger, listings, cache, gate, spawn, ttl=ttl, new_acl=new_acl)
+        self.refusals = refusals
+        self._new_class = new_class
+        self._journal = journal
+        self._rows: dict[Inode, int] = {}
+        self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
+        self._doubts = Doubts()
+        self._times: dict[Inode, int] = {}  # the mtime that was set, of those whose edits have one
+        self.dirty: set[Inode] = set()
+        self.failed: dict[Inode, OSError] = {}  # what the last try to write it ended with
+        self.marked: Callable[[Inode], None] = lambda inode: None  # is told of each that becomes dirty
+        self.carried_later: Callable[[Inode], None] = lambda inode: None  # is told what a commit has to carry
+
+    def known(self, inode: Inode) -> Properties:
+        """What is known of the object's headers and metadata, with the user's edits."""
+        return inode.edits.applied(inode.properties)
+
+    def properties(self, inode: Inode) -> Properties:
+        """What the object has to carry now: its headers and metadata with the attributes put in."""
+        return self._stored(inode, self.known(inode))
+
+    def renewed(self, inode: Inode) -> Properties:
+        """As `properties`, for an object that gets other bytes."""
+        had = inode.properties
+        return self._stored(
+            inode, inode.edits.applied(Properties(had.headers, user_metadata.without_hashes(had.metadata)))
+        )
+
+    def _stored(self, inode: Inode, known: Properties) -> Properties:
+        kept = known.headers
+        if not kept.content_type and is_new(inode):
+            kept = replace(kept, content_type=system_headers.for_name(inode.segment).content_type)
+        return Properties(kept, user_metadata.write(known.metadata, inode.posix), self._class_of(inode))
+
+    def _class_of(self, inode: Inode) -> str | None:
+        """The storage class: what is in the bucket keeps its own, which S3 resets with each write and copy."""
+        return self._new_class if is_new(inode) else inode.properties.storage_class
+
+    def changed(self, inode: Inode, *, posix: Iterable[str] = POSIX) -> None:
+        """The user changed attributes: `inode.edits`, and of `inode.posix` these fields.
+
+        Raises ENOSPC when they would not fit into 2 kB of metadata, OSError of the journal.
+        """
+        check_properties(self.properties(inode))
+        if inode.parent is None:
+            return
+        inode.edits = inode.edits.with_posix(posix)
+        if "mtime_ns" in inode.edits.posix.intersection(posix):
+            self._times[inode] = inode.mtime_ns
+        content = inode.content
+        if content is not None and content.draft is not None and content.draft.is_dirty:
+            self.carried_later(inode)
+            if content.row or not _outlives(inode, content.draft):
+                return
+        self._mark(inode)
+
+    def _mark(self, inode: Inode, need: Need = Need.PROMISE) -> None:
+        content = inode.content
+        is_first = content is not None and content.draft is not None and content.draft.base is None
+        version = None if inode.is_directory or is_first else inode.version
+        tokens = (content.going[0], *content.late) if content is not None and content.going is not None else ()
+        posix, is_written = inode.posix, self._is_written(inode)
+        if is_written:  # a kill may leave it without those bytes
+            posix = replace(posix, mtime_ns=self._times[inode])
+        key, known, sent = self._inodes.key(inode), self.known(inode), self._doubts.sent(inode)
+        saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
+        self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved, need)
+        self._is_dirty(inode)
+
+    def _is_written(self, inode: Inode) -> bool:
+        """Whether bytes that the bucket lacks have given an inode another time than the one that was set."""
+        draft = inode.content.draft if inode.content is not None else None
+        return draft is not None and draft.is_dirty and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
+
+    def _is_dirty(self, inode: Inode) -> None:
+        if not inode.attributes_dirty:
+            inode.attributes_dirty = True
+            inode.pins += 1
+            self.dirty.add(inode)
+            self.marked(inode)
+
+    def goes(self, inode: Inode) -> None:
+        """An upload is about to make the object, with the attributes of now: the record knows it by its token."""
+        if inode.attributes_dirty:
+            self._mark(inode)
+
+    def take_up(self, inode: Inode, row: int, saved: SavedAttributes) -> None:
+        """What an earlier mount could not write, of the file or directory that has the name now."""
+        posix = saved.posix
+        inode.mode, inode.uid, inode.gid = posix.mode or inode.mode, posix.uid or 0, posix.gid or 0
+        inode.mtime_ns = inode.mtime_ns if posix.mtime_ns is None else posix.mtime_ns
+        inode.properties, inode.edits = saved.properties, saved.edits
+        inode.known, inode.whole = Known.ALL, False
+        if not inode.is_directory:
+            inode.version = saved.version
+        elif inode.version is None:
+            self._made.add(inode)
+        self._doubts.take_up(inode, saved.sent)
+        self._rows[inode] = row
+        self._is_dirty(inode)
+
+    def keep(self, inode: Inode) -> None:
+        """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes."""
+        self._mark(inode, Need.RELIEF)
+
+    def made(self, inode: Inode) -> None:
+        """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""
+        self._mark(inode)
+        self._made.add(inode)
+
+    def _clear(self, inode: Inode) -> None:
+        self._made.discard(inode)
+        self._doubts.forget(inode)
+        self._times.pop(inode, None)
+        self.failed.pop(inode, None)
+        if inode.attributes_dirty:
+            inode.attributes_dirty = False
+            self._journal.drop_attributes(self._rows.pop(inode))
+            inode.pins -= 1
+            self.dirty.discard(inode)
+
+    def wrote(self, inode: Inode, used: Properties, posix: user_metadata.Posix, *, adopt_time: bool) -> None:
+        """A commit stored `used` for an inode whose attributes were `posix` when it began.
+
+        A multipart upload fixes its metadata at its beginning. When only the time differs, and nobody set it, the
+        file takes the stored one; whatever else differs is written afterwards.
+        """
+        inode.properties = used
+        self._remember(inode)
+        stored = user_metadata.read(used.metadata)
+        if adopt_time and inode.posix == posix and stored.mtime_ns is not None:
+            inode.mtime_ns = stored.mtime_ns
+        self._stored_all_or_mark(inode, used)
+
+    def _stored_all_or_mark(self, inode: Inode, used: Properties) -> None:
+        """`used` is in the bucket: what the inode has beyond that is yet to be written."""
+        stored, now = user_metadata.read(used.metadata), inode.posix
+        differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
+        draft = inode.content.draft if inode.content is not None else None
+        is_set = "mtime_ns" in inode.edits.posix and self._times.get(inode, now.mtime_ns) == now.mtime_ns
+        if draft is not None and draft.is_dirty and not is_set:
+            differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
+            if inode in self._times:
+                self._times[inode] = stored.mtime_ns or self._times[inode]
+        if not differing and self._holds_edits(inode, used):
+            self._clear(inode)
+            return
+        inode.edits = inode.edits.with_posix(differing)
+        self._mark(inode)
+
+    def _holds_edits(self, inode: Inode, used: Properties) -> bool:
+        """Whether `used`, just stored, has all that the user changed of headers and metadata; it is done then."""
+        if inode.edits.applied(used) != used:
+            return False
+        inode.edits = NO_EDITS
+        return True
+
+    def _remember(self, inode: Inode) -> None:
+        if inode.version is not None and inode.parent is not None and inode.known is Known.ALL:
+            self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
+
+    def forget(self, key: str) -> None:
+        """The object's metadata are about to be rewritten: what was remembered of it is void."""
+        self._cache.drop(key)
+
+    def created(self, inode: Inode, used: Properties) -> None:
+        """A new object was stored with these properties."""
+        inode.properties, inode.checked = used, trio.current_time()
+        inode.acl_private_until = inode.checked + self.ttl
+        self._remember(inode)
+
+    def marker_properties(self, inode: Inode) -> Properties:
+        """What a directory's marker carries."""
+        known = self.known(inode)
+        kept = known.headers if known.headers.content_type else system_headers.for_directory()
+        return Properties(kept, user_metadata.write(known.metadata, inode.posix), self._class_of(inode))
+
+    def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
+        """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""
+        was_dirty = inode.attributes_dirty
+        inode.properties, inode.whole = used, whole
+        self._remember(inode)
+        self._clear(inode)
+        if was_dirty:
+            self._stored_all_or_mark(inode, used)
+
+    def moved(self, inode: Inode) -> None:
+        """A rename gave the inode another key, and the bucket has nothing of it: its record follows."""
+        if inode.attributes_dirty:
+            self._mark(inode)
+
+    def discard(self, inode: Inode) -> None:
+        """The object is gone by our own doing, and with it what was to be written."""
+        self._clear(inode)
+
+    def replaced(self, inode: Inode) -> None:
+        """Another client has replaced the object: what was to be written was of the one before."""
+        self._give_up(inode, "has replaced")
+
+    def _give_up(self, inode: Inode, why: str) -> None:
+        """Another client's file is there, or none: what was changed was of the one before. Says that it is lost."""
+        if inode.attributes_dirty:
+            log.error("what was changed of the attributes of %s is lost: another client %s it", _name(inode), why)
+        self._let_go(inode)
+
+    def _let_go(self, inode: Inode) -> None:
+        """Nothing of an inode is to be written, and what was known of it is asked for again."""
+        self._clear(inode)
+        inode.edits = NO_EDITS
+        inode.checked = 0.0
+        inode.known = min(inode.known, Known.SIZE)
+
+    def take_whole(self, inode: Inode, found: Object) -> None:
+        """As `Learning.take_whole`; where something is to be written, also after metadata alone were changed."""
+        if inode.attributes_dirty:
+            self._stands_on(inode, found)
+        else:
+            super().take_whole(inode, found)
+
+    def in_doubt(self, inode: Inode) -> bool:
+        """Whether a copy of ours may have made the object anew without our being told."""
+        return bool(self._doubts.sent(inode))
+
+    def _stands_on(self, inode: Inode, found: Object) -> bool:
+        """Takes over what the bucket has under the inode's key, if the bytes are those that the inode has."""
+        before, is_ours = inode.version, self._doubts.seen(inode, found)
+        if before is None or not (found.version.same_bytes(before) or (is_ours and found.version.size == before.size)):
+            return False
+        if found.version.same_as(before) and (not inode.whole or found.properties == inode.properties):
+            inode.properties, inode.whole = found.properties, True
+            return True
+        inode.version = found.version
+        inode.follow(found.properties)
+        if inode.content is not None:
+            key = self._inodes.key(inode)
+            inode.content.rebase(Source(key, found.version.etag, found.version.size), found.version)
+        return True
+
+    @property
+    def waiting(self) -> list[str]:
+        """What could not be written at the last try, and why."""
+        return [f"attributes of {_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
+
+
+def _outlives(inode: Inode, draft: Draft) -> bool:
+    """Whether a change of a file that is being written holds without its bytes: the bucket has the file, or will.
+
+    What a new file was renamed over is in the bucket under its name, and another one.
+    """
+    return (inode.version is not None and draft.base is not None) or draft.is_committing
+
+
+def _name(inode: Inode) -> str:
+    return inode.name.decode(errors="replace")

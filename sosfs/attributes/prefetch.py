@@ -1,0 +1,164 @@
+"""What will be asked next, when somebody walks through a tree: asked ahead, side by side.
+
+`ls -lR`, find, rsync and tar ask one thing after the other and wait for each answer; at 20 ms a round trip
+that is 50 questions a second. After a few questions in a row, with no file opened between them, the
+attributes of the other entries are asked for as well; and when a second directory of a tree is entered, all
+that lies below the first is listed at once (`subtree`), so that the walk meets answers.
+
+A guess costs requests: after `REST` seconds without a step a walk is over, and one tree is scanned once in a walk.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+
+import trio
+
+from sosfs.cache.blocks import Spawn
+from sosfs.tree.directory import Directory
+from sosfs.tree.inodes import Inode, Known
+from sosfs.tree.listing import Listings
+
+log = logging.getLogger(__name__)
+
+WALK = 4  # questions in a row that make a walk
+REST = 2.0  # seconds
+ASKERS = 24
+TOGETHER = 8  # questions of one asker at a time: one thread asks them one after the other, without the loop between
+ASKERS_BEHIND = 4  # while who walks does not wait for the answers, but for the processor that they need
+MOST = 20_000  # questions waiting, as many as one scan shows
+
+
+class Foresight:
+    """Follows the walks through a mount."""
+
+    def __init__(
+        self,
+        listings: Listings,
+        ask: Callable[[Inode], Awaitable[None]],
+        ask_files: Callable[[Sequence[Inode]], Awaitable[None]],
+        spawn: Spawn,
+    ) -> None:
+        self._listings = listings
+        self._ask = ask
+        self._ask_files = ask_files
+        self._spawn = spawn
+        self._questions = 0
+        self._last = 0.0
+        self._top: Inode | None = None  # the directory that the walk began with
+        self._scanned: set[Inode] = set()  # in this walk
+        self._attributes: deque[Inode] = deque()
+        self._asking = 0
+
+    # What is seen of a walk
+
+    def asked(self, inode: Inode) -> bool:
+        """Attributes of one inode are asked for; whether the question stands alone."""
+        self._step()
+        self._questions += 1
+        directory = inode.parent.directory if inode.parent is not None else None
+        if self._questions == WALK and directory is not None:
+            is_below = self._top is not None and _is_below(inode, self._top)
+            self._ask_below(self._top if self._top is not None and is_below else directory.inode)
+        return self._questions == 1
+
+    def opened(self) -> None:
+        """A file was opened: who does that asks for few attributes."""
+        self._questions = 0
+
+    def removed(self) -> None:
+        """A file was removed: of those that are likely to follow it nothing needs to be known."""
+        self._questions = 0
+        self._attributes.clear()
+
+    def entered(self, directory: Directory) -> None:
+        """A directory is read from its beginning."""
+        self._step()
+        inode = directory.inode
+        if self._top is None or not _is_below(inode, self._top):
+            self._top = inode
+        elif not self._listings.is_known(directory):
+            top = inode if self._top in self._scanned else self._top
+            scan = self._listings.begin_scan(top) if top not in self._scanned else None
+            if scan is not None:
+                self._scanned.add(top)
+                self._spawn(lambda: self._quietly(scan(), top))
+
+    def listing(self, directory: Directory) -> None:
+        """A directory is about to be listed for its own attributes: a second one in a row is a walk as well."""
+        if self._questions > 1:
+            self.entered(directory)
+
+    def listed(self, directory: Directory) -> None:
+        """A page of a directory has come."""
+        if self._questions >= WALK and trio.current_time() < self._last + REST:
+            self._ask_ahead(directory)
+
+    def _step(self) -> None:
+        now = trio.current_time()
+        if now > self._last + REST:
+            self._questions, self._top = 0, None
+            self._scanned.clear()
+        self._last = now
+
+    def behind(self, inode: Inode) -> None:
+        """A guess was shown for an inode: the truth is asked for when nobody waits for it."""
+        if len(self._attributes) < MOST:
+            self._attributes.append(inode)
+            self._begin(ASKERS_BEHIND)
+
+    # What is asked ahead
+
+    def _ask_below(self, top: Inode) -> None:
+        """Asks for all entries of the directories below `top` that were listed."""
+        todo = deque([top])
+        while todo and len(self._attributes) < MOST:
+            directory = todo.popleft().directory
+            if directory is not None:
+                self._ask_ahead(directory)
+                todo.extend(one for one in directory.entries.values() if one.is_directory)
+
+    def _ask_ahead(self, directory: Directory) -> None:
+        self._attributes.extend(one for one in directory.entries.values() if one.known is not Known.ALL)
+        self._begin(ASKERS)
+
+    def _begin(self, askers: int) -> None:
+        while self._asking < min(askers, len(self._attributes)):
+            self._asking += 1
+            self._spawn(self._asker)
+
+    async def _asker(self) -> None:
+        try:
+            while some := self._next():
+                await self._quietly(self._ask_files([one for one in some if not one.is_directory]), some[0])
+                for directory in (one for one in some if one.is_directory):
+                    await self._quietly(self._ask(directory), directory)
+        finally:
+            self._asking -= 1
+
+    def _next(self) -> list[Inode]:
+        """What one asker asks for in one go: few while few are left, so that all askers have a share."""
+        some: list[Inode] = []
+        while self._attributes and len(some) < min(TOGETHER, 1 + len(self._attributes) // ASKERS):
+            inode = self._attributes.popleft()
+            if inode.known is not Known.ALL and inode.parent is not None:
+                some.append(inode)
+        return some
+
+    async def _quietly(self, asking: Awaitable[object], inode: Inode) -> None:
+        """A guess that fails harms nobody: who really asks gets the error."""
+        try:
+            await asking
+        except OSError as error:
+            log.debug("asked ahead for %s: %s", inode.name.decode(errors="replace"), error)
+
+
+def _is_below(inode: Inode, top: Inode) -> bool:
+    at = inode.parent
+    while at is not None and at is not top:
+        at = at.parent
+    return at is not None

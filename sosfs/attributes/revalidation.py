@@ -1,0 +1,319 @@
+"""What a file's attributes are: a listing tells size and time; mode, owner and true time are in the
+object's metadata, read when somebody asks for them. A walk that asks file after file is answered ahead (`foresight`).
+
+Concurrency: trio thread only; one question for an inode at a time, others wait for its answer.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections import Counter
+from collections.abc import Sequence
+
+import trio
+
+from sosfs.attributes.prefetch import Foresight
+from sosfs.cache.attributes import AttributeCache
+from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, Spawn
+from sosfs.concurrency.interrupt import waited
+from sosfs.errors import Cause, StoreError
+from sosfs.metadata import user_metadata
+from sosfs.s3.protocol import Acl, Canned, Detail, Object, ObjectStore, Properties, Version
+from sosfs.tree.directory import Merger
+from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.listing import Listings
+from sosfs.tree.subtree_lock import Gate
+
+log = logging.getLogger(__name__)
+
+DIRECTORIES_MAX = 10_000  # of which it is remembered that ACLs could be read in them
+DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
+
+
+class _Question:
+    """What one task asks of an inode, and others wait for; no `answer` where it failed."""
+
+    __slots__ = ("answer", "done")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.answer: Inode | None = None
+
+
+class Learning:
+    """What is known of the inodes of a mount; `Attributes` adds how it is changed."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        blocks: Blocks,
+        merger: Merger,
+        listings: Listings,
+        cache: AttributeCache,
+        gate: Gate,
+        spawn: Spawn,
+        *,
+        ttl: float,
+        new_acl: Canned = Canned.PRIVATE,
+    ) -> None:
+        self.ttl = ttl
+        self._new_acl = new_acl
+        self._inodes = inodes
+        self._store = store
+        self._blocks = blocks
+        self._merger = merger
+        self._listings = listings
+        self._cache = cache
+        self._gate = gate
+        self._spawn = spawn
+        self.foresight = Foresight(listings, self.ask_ahead, self.ask_files, spawn)
+        listings.watchers.append(self.foresight.listed)
+        self._asking: dict[Inode, _Question] = {}
+        self._acl_answered: set[str] = set()  # directories in which ACLs could be read
+        self._acl_denials = 0
+        self._acl_refused: Counter[str] = Counter()  # by key, of those directories
+
+    async def learn(self, inode: Inode) -> Inode:
+        """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone, ESTALE for an inode
+        that no name leads to since a listing or an answer has shown that.
+
+        Returns the inode that has the name now: another one when the object turns out to be of another type
+        than the kernel was told.
+        """
+        if inode.parent is None and inode.known is Known.NAME and not (inode.opens or inode.pins):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # the kernel looks the name up again
+        if inode.pins or inode.parent is None:
+            return inode
+        if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
+            return inode
+        if inode.known is Known.ALL and inode.is_directory:
+            return inode  # the listing of its parent keeps watch over it
+        if inode.is_directory and self._has_no_marker(inode):
+            return inode
+        if inode in self._asking:
+            question = self._asking[inode]
+            await waited(question.done.wait)
+            if question.answer is None and inode.parent is None:
+                raise OSError(errno.ENOENT, "it is gone from the bucket")
+            return question.answer or await self.learn(inode)
+        alone = self.foresight.asked(inode)
+        return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
+
+    def is_asked(self, inode: Inode) -> bool:
+        """Whether somebody waits for the attributes of an inode."""
+        return inode in self._asking
+
+    async def ask_ahead(self, inode: Inode, *, with_bytes: bool = False) -> None:
+        """Asks for the attributes of an inode before somebody wants them, unless they are being asked for."""
+        if not inode.pins and inode not in self._asking:
+            await self._ask(inode, with_bytes=with_bytes)
+
+    async def ask_files(self, inodes: Sequence[Inode]) -> None:
+        """As `ask_ahead` for several files in one go; what one of them is refused is left to who really asks."""
+        questions = {
+            inode: _Question()
+            for inode in inodes
+            if not inode.pins and inode.parent is not None and inode not in self._asking
+        }
+        if not questions:
+            return
+        before = [(self._inodes.key(inode), inode.version) for inode in questions]
+        self._asking |= questions
+        try:
+            answers = await self._store.heads([key for key, _ in before])
+            for (inode, question), (key, version), found in zip(questions.items(), before, answers, strict=True):
+                if inode.version is not version or not self._inodes.has_key(inode, key):
+                    continue  # written or renamed here while the others were asked
+                if isinstance(found, Object):  # an absence is left to them as well: it may be a rename under way
+                    question.answer = self.take(inode, found)
+        finally:
+            for inode, question in questions.items():
+                del self._asking[inode]
+                question.done.set()
+
+    async def _ask(self, inode: Inode, *, with_bytes: bool) -> Inode:
+        question = self._asking[inode] = _Question()
+        try:
+            if inode.is_directory:
+                question.answer = await self._ask_directory(inode)
+            else:
+                question.answer = await self._ask_file(inode, with_bytes=with_bytes)
+            return question.answer
+        finally:
+            del self._asking[inode]
+            question.done.set()
+
+    async def _ask_file(self, inode: Inode, *, with_bytes: bool) -> Inode:
+        key, before = self._inodes.key(inode), inode.version
+        size = before.size if before is not None else 0
+        try:
+            source = Source(key, before.etag if before is not None else "", size)
+            comes_along = size <= BLOCK or size > REQUEST or not self._blocks.verifier.has_means(source)
+            if size and with_bytes and comes_along and inode.known is not Known.ALL:
+                found = await self._began(key, min(size, BLOCK))
+            else:
+                found = await self._store.head(key)
+        except StoreError as error:
+            if error.cause is Cause.ABSENT and await self.has_moved(inode, key):
+                return await self._ask_file(inode, with_bytes=with_bytes)
+            self._gone(inode, error)
+            raise
+        now = inode.version
+        if self._inodes.has_key(inode, key) and (now is before or (now is not None and now.same_as(found.version))):
+            return self.take(inode, found)
+        # Written or renamed here meanwhile, which is newer.
+        return inode if inode.known is Known.ALL else await self._ask_file(inode, with_bytes=with_bytes)
+
+    async def _began(self, key: str, size: int) -> Object:
+        """What HEAD would tell, and the first bytes for the cache.
+
+        The kernel asks before it opens a file, and after it finds a link: the bytes are asked for next. Of an archived
+        object there are none to be had, and all else is.
+        """
+        try:
+            answer = await self._store.get(key, 0, size)
+        except StoreError as error:
+            if error.errno != errno.EREMOTEIO:
+                raise
+            return await self._store.head(key)
+        found = answer.object
+        await self._blocks.offer_answer(Source(key, found.version.etag, found.version.size), answer)
+        return found
+
+    async def has_moved(self, inode: Inode, key: str) -> bool:
+        """Whether an inode has another key by now. While it is renamed its old one goes before the tree says so."""
+        async with self._gate.passing(inode):
+            return inode.parent is not None and not self._inodes.has_key(inode, key)
+
+    async def _ask_directory(self, inode: Inode) -> Inode:
+        """A directory's attributes are its marker's; one without marker has the defaults."""
+        if self._has_no_marker(inode):
+            return inode
+        remembered = self._cache.find(self._inodes.key(inode), "")
+        if remembered is not None:
+            # Its listing tells whether the marker is still that one, and will be asked for next.
+            directory = self._listings.directory(inode)
+            self.foresight.listing(directory)
+            await self._listings.first_page(directory)
+            if directory.marker is not None and remembered.holds_for(directory.marker):
+                self._take_marker(inode, directory.marker, remembered.properties, whole=remembered.whole)
+                return inode
+        try:
+            found = await self._store.head(self._inodes.key(inode))
+        except StoreError as error:
+            # Without the right to read the marker, its entries can still be listed: 403 is "unknown".
+            if error.cause not in (Cause.ABSENT, Cause.DENIED):
+                raise
+            inode.known, inode.version, inode.whole = Known.ALL, None, True
+            inode.checked = trio.current_time()
+            return inode
+        whole = found.detail is Detail.WHOLE
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        self._take_marker(inode, found.version, found.properties, whole=whole)
+        return inode
+
+    def _has_no_marker(self, inode: Inode) -> bool:
+        """Whether a recent listing of a directory shows no marker: then its attributes are the defaults, unasked."""
+        here = inode.directory
+        if here is None or here.marker is not None or not self._listings.is_known(here):
+            return False
+        inode.known, inode.version, inode.whole = Known.ALL, None, True
+        inode.checked = trio.current_time()
+        return True
+
+    def _take_marker(self, inode: Inode, version: Version, properties: Properties, *, whole: bool) -> None:
+        inode.version = version
+        if version.modified is not None:
+            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * user_metadata.NS
+        inode.learn(properties, whole=whole)
+        inode.checked = trio.current_time()
+
+    def take(self, inode: Inode, found: Object, *, in_place: bool = False) -> Inode:
+        """Takes over what HEAD or GET told of a file."""
+        if inode.pins or inode.parent is None:
+            return inode
+        parent = inode.parent
+        self._merger.seen(inode, found.version, trio.current_time(), in_place=in_place)
+        if parent.directory is not None:
+            inode = parent.directory.entries.get(inode.name, inode)  # another one where that may be of another type
+        whole = found.detail is Detail.WHOLE
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        inode = self._merger.learned(inode, found.properties, whole=whole)
+        inode.checked = trio.current_time()
+        return inode
+
+    async def refresh(self, inode: Inode, *, in_place: bool = False) -> None:
+        """Asks the bucket again, whatever is known; a missing object leaves the inode without a version.
+
+        `in_place` as for `Merger.seen`.
+        """
+        try:
+            found = await self._store.head(self._inodes.key(inode))
+        except StoreError as error:
+            self._gone(inode, error)
+            if error.cause is not Cause.ABSENT:
+                raise
+            inode.version = None
+            return
+        self.take(inode, found, in_place=in_place)
+
+    def _gone(self, inode: Inode, error: StoreError) -> None:
+        parent = inode.parent
+        if error.cause is not Cause.ABSENT or parent is None or parent.directory is None or inode.pins:
+            return
+        if parent.directory.entries.get(inode.name) is inode:  # else it says nothing of who has its name by now
+            self._merger.remove(parent.directory, inode.name)
+
+    async def learn_whole(self, inode: Inode) -> None:
+        """Makes sure the properties are complete, for rewriting them."""
+        if is_new(inode) or (inode.whole and trio.current_time() < inode.checked + self.ttl):
+            return
+        found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+        self.take_whole(inode, found)
+
+    def take_whole(self, inode: Inode, found: Object) -> None:
+        """Takes over all properties; of another version none: the condition on the write will tell."""
+        if inode.version is not None and found.version.same_as(inode.version):
+            inode.properties, inode.whole = found.properties, True
+
+    async def acl(self, inode: Inode) -> Acl | None:
+        """The object's ACL where it is not the default one; None too where the key may not read it."""
+        if trio.current_time() < inode.acl_private_until:
+            return None
+        return await self.acl_of(self._inodes.key(inode))
+
+    async def acl_of(self, key: str) -> Acl | None:
+        """As `acl`, for a key.
+
+        Raises EACCES where ACLs could be read beside it: that may pass, and who went on without would reset it. One
+        that is refused again and again is its owner's, and not for us to read.
+        """
+        if self._acl_denials >= DENIALS and not self._acl_answered:
+            return None
+        directory = key[: key.rfind("/") + 1]
+        try:
+            acl = await self._store.get_acl(key)
+        except StoreError as error:
+            if error.cause is Cause.DENIED and directory in self._acl_answered:
+                self._acl_refused[key] += 1
+                if self._acl_refused[key] <= DENIALS:
+                    raise
+            if error.cause in (Cause.DENIED, Cause.UNSUPPORTED):
+                self._acl_denials += 1
+                return None
+            if error.cause is Cause.ABSENT:
+                return None
+            raise
+        if len(self._acl_answered) < DIRECTORIES_MAX:
+            self._acl_answered.add(directory)
+        self._acl_refused.pop(key, None)
+        return None if acl.is_private and self._new_acl is Canned.PRIVATE else acl
+
+
+def is_new(inode: Inode) -> bool:
+    """Whether the bucket has nothing of an inode: at most another file under its name, which it will replace."""
+    draft = inode.content.draft if inode.content is not None else None
+    return inode.version is None or (draft is not None and draft.base is None)

@@ -1,0 +1,282 @@
+"""Bringing changed attributes into the bucket. Which those are is in `changes`.
+
+chmod, chown and utimens change the object by a copy onto itself. They wait a moment for
+company, so that three calls cost one request, and ride along with a commit or rename that comes first.
+Everything else an object has goes with them: headers, metadata, ACL.
+
+What the server refuses, does not answer or has no room for is tried again for ever, with growing pauses. A change is
+given up only where another client's bytes, or none, are found in the place of those it was made to.
+
+Concurrency: trio thread only; one copy of an inode at a time.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+
+from sosfs.attributes.changes import Changes
+from sosfs.attributes.permissions import Refusals
+from sosfs.cache.attributes import AttributeCache
+from sosfs.cache.blocks import Blocks, Source, Spawn
+from sosfs.concurrency.backoff import Retries
+from sosfs.concurrency.interrupt import waited
+from sosfs.concurrency.tasks import each
+from sosfs.config.parameters import Durability
+from sosfs.errors import Cause, StoreError
+from sosfs.journal.journal import Journal
+from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.metadata import user_metadata
+from sosfs.metadata.edits import NO_EDITS
+from sosfs.s3.copying import copy_object
+from sosfs.s3.preconditions import look, stale
+from sosfs.s3.protocol import Acl, Canned, Detail, Guard, ObjectStore, Properties, Right, Version
+from sosfs.tree.directory import Merger, stored
+from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.listing import Listings
+from sosfs.tree.subtree_lock import Gate
+
+log = logging.getLogger(__name__)
+
+DELAY = 1.0  # seconds that an attribute change waits for others
+RETRY_MAX = 120.0  # seconds between tries to write what could not be written
+SETTLERS = 16  # changes that are written side by side
+
+
+class Attributes(Changes):
+    """The attributes of all inodes of a mount, and their way into the bucket."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        blocks: Blocks,
+        merger: Merger,
+        listings: Listings,
+        cache: AttributeCache,
+        gate: Gate,
+        journal: Journal,
+        spawn: Spawn,
+        multiparts: Multiparts,
+        refusals: Refusals,
+        retries: Retries,
+        *,
+        ttl: float,
+        new_acl: Canned = Canned.PRIVATE,
+        new_class: str = "",
+    ) -> None:
+        super().__init__(
+            inodes, store, blocks, merger, listings, cache, gate, journal, spawn, refusals,
+            ttl=ttl, new_acl=new_acl, new_class=new_class
+        )  # fmt: skip
+        self._copy_object = partial(copy_object, store, multiparts=multiparts)
+        self._retries = retries
+        self._rewriting: dict[Inode, trio.Event] = {}
+        self._settlers = trio.CapacityLimiter(SETTLERS)
+        self._draining = False
+        self.marked = lambda inode: spawn(lambda: self._settle_later(inode))
+
+    async def _settle_later(self, inode: Inode) -> None:
+        pause = DELAY
+        while inode.attributes_dirty:
+            hurried = await self._retries.pause(pause)
+            pause = DELAY if hurried else min(2 * pause + 4, RETRY_MAX)
+            async with self._settlers:
+                await self._tried(inode)
+
+    async def _tried(self, inode: Inode) -> None:
+        name = inode.name.decode(errors="replace")
+        what = f"the directory {name} is" if inode in self._made else f"attributes of {name} are"
+        try:
+            await self.settle(inode)
+        except OSError as error:
+            log.error("%s not in the bucket: %s", what, error)
+
+    async def fsync(self, inode: Inode, *, durability: Durability) -> None:
+        """Changed attributes are as safe afterwards as `durability` wants it. Raises what prevents it."""
+        if durability is Durability.BUCKET:
+            await self.settle(inode)
+        elif inode.attributes_dirty:
+            await self._journal.sync()
+
+    async def settle(self, inode: Inode) -> None:
+        """Changed attributes are in the bucket afterwards. Raises what kept them out."""
+        if not inode.attributes_dirty or _has_commit(inode):
+            return  # the commit carries them
+        async with self._gate.passing(inode):
+            await self.rewritten(inode)  # a second rewrite beside it would find another version than it knows
+            if _has_commit(inode):
+                return  # one that came while this waited
+            if inode.attributes_dirty and self._inodes.has_name(inode):
+                done = self._rewriting[inode] = trio.Event()
+                try:
+                    await self._rewrite(inode)
+                finally:
+                    del self._rewriting[inode]
+                    done.set()
+            else:
+                self._clear(inode)
+
+    async def rewritten(self, inode: Inode) -> None:
+        """No request that stores the inode's attributes is under way afterwards."""
+        while inode in self._rewriting:
+            await waited(self._rewriting[inode].wait)
+
+    async def settle_directories(self, top: Inode) -> None:
+        """As `settle`, for the directories at and below `top`: those without marker are in the bucket then."""
+        below = [one for one in self.dirty if one.is_directory and self._inodes.is_under(one, top)]
+        await each(self.settle, below, at_once=SETTLERS)
+
+    async def ascertain(self, inode: Inode) -> None:
+        """Which version the bucket has of a file is known afterwards, though a copy of ours got no answer.
+
+        Raises what prevents it. Another client's version is left to the condition of the next write.
+        """
+        if not self.in_doubt(inode):
+            return
+        try:
+            found = await look(self._store, self._inodes.key(inode), detail=Detail.WHOLE)
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT:
+                raise
+        else:
+            self._stands_on(inode, found)
+
+    async def _rewrite(self, inode: Inode) -> None:
+        key = self._inodes.key(inode)
+        try:
+            if inode.is_directory and key and (inode.version is None or inode.version.size == 0):
+                await self._rewrite_marker(inode, key)
+            elif inode.version is not None:
+                await self._rewrite_object(inode, key)
+            else:
+                self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
+        except StoreError as error:
+            if error.cause is Cause.DENIED:
+                self.refusals.add([Right.WRITE])
+            if inode.attributes_dirty:
+                self.failed[inode] = error
+            raise
+
+    async def _rewrite_object(self, inode: Inode, key: str) -> None:
+        for again in (False, True):
+            looked = await self._look(inode, key, again=again)
+            acl = await self.acl(inode)
+            posix, used = inode.posix, self.properties(inode)
+            if not looked or used != inode.properties:
+                try:
+                    await self._copy(inode, key, used, acl)
+                except StoreError as error:
+                    if looked or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                        raise
+                    continue  # another version than was known: it tells whose
+            self._written(inode, used, posix)
+            return
+
+    async def _look(self, inode: Inode, key: str, *, again: bool) -> bool:
+        """Makes sure that all of the object is known, `again` whatever is; whether the bucket was asked.
+
+        Raises ESTALE or ENOENT, and gives the change up, where its bytes are no longer there.
+        """
+        is_recent = inode.whole and trio.current_time() < inode.checked + self.ttl
+        if is_recent and not again and not self.in_doubt(inode) and inode not in self.failed:
+            return False
+        try:
+            found = await look(self._store, key, detail=Detail.WHOLE)
+        except StoreError as error:
+            if error.cause is Cause.ABSENT:
+                self._give_up(inode, "has removed")
+            raise
+        if not self._stands_on(inode, found):
+            self._give_up(inode, "has replaced")
+            raise stale(f"HeadObject {key!r}", "another client has replaced it")
+        return True
+
+    async def _copy(self, inode: Inode, key: str, used: Properties, acl: Acl | None) -> None:
+        """Copies the object onto itself. The journal knows of it before, for it makes another version."""
+        before = inode.version
+        assert before is not None
+        self.forget(key)
+        self._doubts.begin(inode, used)
+        self._mark(inode)
+        if "-" in before.etag or not self._store.hashes:
+            await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
+        try:
+            made = await self._copy_object(key, key, before, properties=used, acl=acl)
+        except StoreError as error:
+            self._doubts.failed(inode, used, error)
+            raise
+        self._doubts.end(inode, used)
+        inode.version = made
+        if inode.content is not None:
+            inode.content.rebase(Source(key, made.etag, made.size), made)
+        inode.whole = True
+
+    async def _rewrite_marker(self, inode: Inode, key: str) -> None:
+        acl = None
+        if inode.version is not None:
+            await self._learn_marker(inode)
+            acl = await self.acl(inode)
+        posix, used = inode.posix, self.marker_properties(inode)
+        self.forget(key)
+        condition = Guard.ABSENT if inode in self._made else Guard.NONE
+        try:
+            version = await self._store.put(key, b"", used, condition=condition, acl=acl)
+        except StoreError as error:
+            if condition is Guard.NONE or error.cause is not Cause.CONFLICT:
+                raise
+            await self._found_made(inode, key)
+            return
+        self._marker_is(inode, version)
+        self._written(inode, used, posix)
+
+    async def _learn_marker(self, inode: Inode) -> None:
+        """As `learn_whole`; one that is gone, or that may not be read, is written with what is known of it."""
+        try:
+            await self.learn_whole(inode)
+        except StoreError as error:
+            if error.cause not in (Cause.ABSENT, Cause.DENIED):
+                raise
+
+    async def _found_made(self, inode: Inode, key: str) -> None:
+        """A new directory was there: another host made it, or we without an answer. It stays, and what is in it."""
+        if inode.directory is not None:
+            inode.directory.now = None
+        if inode.edits == NO_EDITS:
+            self._let_go(inode)
+            return
+        found = await look(self._store, key, detail=Detail.WHOLE)
+        self._made.discard(inode)
+        self._marker_is(inode, found.version)
+        inode.follow(found.properties)
+        await self._rewrite_marker(inode, key)  # with what was changed of it since
+
+    def _marker_is(self, inode: Inode, version: Version) -> None:
+        inode.version = version
+        if inode.directory is not None:
+            inode.directory.marker = version
+
+    def _written(self, inode: Inode, used: Properties, posix: user_metadata.Posix) -> None:
+        inode.checked = trio.current_time()
+        inode.properties = used
+        self.failed.pop(inode, None)
+        stored(inode)
+        self._remember(inode)
+        is_last = self._draining or self._doubts.is_over(inode)
+        if inode.posix == posix and is_last and self._holds_edits(inode, used):
+            self._clear(inode)
+        else:
+            self._mark(inode)
+
+    async def drain(self) -> None:
+        """Writes all changed attributes; what could not be written is logged, and stays `dirty`."""
+        self._draining = True
+        await each(self._tried, list(self.dirty), at_once=SETTLERS)
+
+
+def _has_commit(inode: Inode) -> bool:
+    """Whether a commit is under way or will follow, which stores the attributes with the bytes."""
+    draft = inode.content.draft if inode.content is not None else None
+    return draft is not None and draft.is_dirty and inode.parent is not None

@@ -1,0 +1,70 @@
+"""What commands have a mount of all buckets do, bucket by bucket: decided here and only here.
+
+The first name of a path is its bucket; the root stands for all. A bucket is entered to be warmed; to drop what is
+known of one that nobody has entered there is nothing to do. One bucket comes after the other, so that what is in
+flight is bounded as for one.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from sosfs.filesystem.warm import NAMED
+from sosfs.ipc.commands import Names, Tell, Told, Work
+
+if TYPE_CHECKING:
+    from sosfs.buckets.member import Member
+    from sosfs.buckets.registry import Buckets
+
+ERRANDS = ("warm", "drop")
+NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
+
+
+def works(buckets: Buckets) -> Mapping[str, Work]:
+    """The errands by name."""
+    return {errand: partial(_run, buckets, errand) for errand in ERRANDS}
+
+
+async def _run(buckets: Buckets, errand: str, paths: Sequence[Names], tell: Tell) -> Told:
+    total: Told = {}
+    for member, inner in await _by_bucket(buckets, paths):
+        served = await buckets.entered(member) if errand == "warm" else member.served
+        if served is not None:
+            _add(total, member.name, await served.errands[errand](inner, tell))
+    return total or dict(NOTHING_DROPPED)
+
+
+async def _by_bucket(buckets: Buckets, paths: Sequence[Names]) -> Iterable[tuple[Member, list[Names]]]:
+    found: dict[Member, list[Names]] = {}
+    for path in paths:
+        if path:
+            found.setdefault(await buckets.find(os.fsdecode(path[0])), []).append(path[1:])
+        else:
+            await buckets.roster.learn()
+            for bucket in list(buckets.roster.listed.values()):
+                found.setdefault(buckets.known(bucket), []).append(())
+    return found.items()
+
+
+def _add(total: Told, bucket: str, outcome: Told) -> None:
+    """Adds one bucket's figures; the paths it names get its name before them."""
+    for name, value in outcome.items():
+        if isinstance(value, list):
+            named = [*total.get(name, []), *(_below(bucket, one) for one in value)]
+            total[name] = named[:NAMED]
+        elif name == "cache_bytes":
+            total[name] = value  # all have one disk cache
+        else:
+            total[name] = total.get(name, 0) + value
+
+
+def _below(bucket: str, told: str | tuple[str, str]) -> str | tuple[str, str]:
+    if isinstance(told, str):
+        return f"{bucket}/{told}"
+    path, why = told
+    return f"{bucket}/{path}", why

@@ -1,0 +1,212 @@
+"""What the metadata of objects said, kept over restarts: decided here and only here.
+
+A listing tells an object's key, ETag, size and time. If all four are as they were when the object's
+metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
+So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
+yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash such rows
+are dropped, and those of objects that were young when they were read: a later write of metadata alone, which
+the table has not heard of, may look the same.
+
+A cache and nothing more: it is never synced, a damaged one is thrown away, and nothing is lost with it.
+
+Concurrency: trio thread only. New rows gather in memory and are written a thousand at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sqlite3
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import attrgetter
+from pathlib import Path
+
+from sosfs.disk.reserve import is_damage, os_error
+from sosfs.s3.protocol import Headers, Properties, Version
+
+log = logging.getLogger(__name__)
+
+GATHER = 1000  # rows written in one transaction (3 ms)
+ROWS_MAX = 2_000_000  # about 500 MB of disk
+SLACK = 5  # seconds between our clock and the server's, at most, for our own writes to be recognised
+_CLOSED = 1  # the table's user_version while no mount has it
+_TABLE = """
+create table if not exists attributes (
+  folder text not null, name text not null, etag text not null, size integer not null,
+  modified integer, written integer not null, whole integer not null, properties text not null,
+  primary key (folder, name)) without rowid;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """One object's properties and the version they belong to; `written` is our clock, in seconds."""
+
+    version: Version
+    written: int
+    properties: Properties
+    whole: bool
+
+    def holds_for(self, listed: Version) -> bool:
+        """Whether the listed version is the one that these properties belong to."""
+        if not self.version.same_as(listed):
+            return False
+        if self.version.modified is not None or listed.modified is None:
+            return True
+        return abs(listed.modified - self.written) <= SLACK
+
+
+class AttributeCache:
+    """The attribute cache of a mount."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens it, or begins it anew. Raises OSError ENOSPC and the like where the disk refuses."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._db = _opened(path)
+        self._was_refused = False
+        self._fresh: dict[tuple[str, str], Remembered | None] = {}
+
+    def close(self) -> None:
+        """Writes what is in memory. Never raises for a disk that refuses."""
+        self.flush()
+        try:
+            self._db.execute(f"pragma user_version = {_CLOSED}")
+        except sqlite3.Error as error:
+            log.info("the attribute cache is taken for one of a crash next time: %s", error)
+        self._db.close()
+
+    def page(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
+        """What is remembered of the objects of a folder (a prefix) from name to name."""
+        self.flush()
+        return self._read(folder, first, last)
+
+    def _read(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
+        try:
+            rows = self._db.execute(
+                "select name, etag, size, modified, written, whole, properties from attributes"
+                " where folder = ? and name between ? and ?",
+                (folder, first, last),
+            ).fetchall()
+        except sqlite3.Error as error:
+            log.warning("the attribute cache cannot be read: %s", error)
+            return {}
+        found = {}
+        for name, *row in rows:
+            try:
+                found[name] = _remembered(*row)
+            except (TypeError, ValueError) as error:  # sqlite has no checksums
+                log.warning("the attribute cache has a damaged row: %s", error)
+        return found
+
+    def find(self, folder: str, name: str) -> Remembered | None:
+        """What is remembered of one object."""
+        if (folder, name) in self._fresh:
+            return self._fresh[folder, name]
+        return self._read(folder, name, name).get(name)
+
+    def put(self, key: str, version: Version, properties: Properties, *, whole: bool) -> None:
+        """Remembers an object's properties."""
+        self._fresh[place_of(key)] = Remembered(version, int(time.time()), properties, whole)
+        if len(self._fresh) >= GATHER:
+            self.flush()
+
+    def drop(self, key: str) -> None:
+        """Forgets an object that is gone, or whose metadata are about to change."""
+        self._fresh[place_of(key)] = None
+
+    def take_under(self, folder: str, *, limit: int) -> list[tuple[str, Version]]:
+        """Forgets up to `limit` objects below a prefix ("" or ending in "/"); returns their keys and versions."""
+        self.flush()
+        above = f"{folder[:-1]}0" if folder else None  # "0" follows "/"
+        try:
+            with self._db:
+                rows = self._db.execute(
+                    "select folder, name, etag, size, modified from attributes"
+                    " where folder >= ? and (? is null or folder < ?) limit ?",
+                    (folder, above, above, limit),
+                ).fetchall()
+                self._db.executemany("delete from attributes where folder = ? and name = ?", [row[:2] for row in rows])
+        except sqlite3.Error as error:
+            self._refused("changed", error)
+            return []
+        return [(row[0] + row[1], Version(*row[2:])) for row in rows]
+
+    def flush(self) -> None:
+        """Writes what is in memory; a disk that refuses costs HEADs later and nothing else."""
+        if not self._fresh:
+            return
+        fresh, self._fresh = self._fresh, {}
+        try:
+            with self._db:
+                self._db.executemany(
+                    "delete from attributes where folder = ? and name = ?",
+                    [place for place, row in fresh.items() if row is None],
+                )
+                self._db.executemany(
+                    "insert or replace into attributes values (?, ?, ?, ?, ?, ?, ?, ?)",
+                    [(*place, *_row(row)) for place, row in fresh.items() if row is not None],
+                )
+        except sqlite3.Error as error:
+            self._refused("written", error)
+        else:
+            self._was_refused = False
+
+    def _refused(self, what: str, error: sqlite3.Error) -> None:
+        """A full disk is told of once, not with every thousand rows."""
+        level = logging.DEBUG if self._was_refused else logging.WARNING
+        log.log(level, "the attribute cache cannot be %s: %s", what, error)
+        self._was_refused = True
+
+
+_encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would make an encoder a row
+_headers_of = attrgetter(*Headers.__slots__)
+
+
+def place_of(key: str) -> tuple[str, str]:
+    """A key as folder and name."""
+    folder, slash, name = key.rpartition("/")
+    return folder + slash, name
+
+
+def _row(row: Remembered) -> tuple[object, ...]:
+    known = row.properties
+    properties = _encode([_headers_of(known.headers), dict(known.metadata), known.storage_class])
+    version = row.version
+    return version.etag, version.size, version.modified, row.written, int(row.whole), properties
+
+
+def _remembered(etag: str, size: int, modified: int | None, written: int, whole: int, properties: str) -> Remembered:
+    headers, metadata, *rest = json.loads(properties)  # older rows have no storage class: the listing tells it
+    known = Properties(Headers(*headers), metadata, *rest)
+    return Remembered(Version(etag, size, modified), written, known, bool(whole))
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        return _prepared(path)
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise os_error(error, path) from error
+        log.warning("the attribute cache is begun anew: %s", error)
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).unlink()
+        return _prepared(path)
+
+
+def _prepared(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path)
+    db.execute("pragma journal_mode = wal")
+    db.execute("pragma synchronous = off")
+    db.executescript(_TABLE)
+    if db.execute("pragma user_version").fetchone()[0] != _CLOSED:
+        db.execute("delete from attributes where modified is null or written <= modified + ?", (SLACK,))
+        db.commit()
+    db.execute("pragma user_version = 0")
+    if db.execute("select count(*) from attributes").fetchone()[0] > ROWS_MAX:
+        db.execute("delete from attributes where written < (select avg(written) from attributes)")
+        db.commit()
+    return db

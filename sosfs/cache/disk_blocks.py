@@ -1,0 +1,199 @@
+"""Blocks on disk: what was read once, by this mount or an earlier one. Decided here and only here.
+
+One version of an object (key, ETag, size) is two files: its bytes, sparse, and a table with length and
+CRC-32 of each block, written after the block. A block whose checksum does not fit was never there: that is how
+a crash in the middle, a torn write and a foreign hand are dealt with. Room is counted in bytes before
+a block is written, the least recently used versions go first, and the disk keeps a floor of free space
+whatever the limit says. A cache and nothing more: what it cannot do it leaves, and reading goes on.
+
+Concurrency: the index is the trio thread's alone; files are read and written in threads, at most
+`WRITES` fetches wait to be written, and what comes beyond that is not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+from sosfs.concurrency.threads import LOCAL
+
+log = logging.getLogger(__name__)
+
+FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 0.05  # free space that is left alone: the larger of the two
+FLOOR_MOST = 0.5  # but of a small disk this part at most
+WRITES = 8
+_ENTRY = struct.Struct("<II")  # length, CRC-32
+
+
+class DiskCache:
+    """The block cache of a mount on disk, of at most `capacity` bytes."""
+
+    def __init__(self, directory: Path, *, capacity: int, block: int) -> None:
+        """Takes over what an earlier mount left. Raises OSError when the directory cannot be used."""
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.capacity = capacity
+        self.used = 0
+        self._directory = directory
+        self._block = block
+        self._index: OrderedDict[str, int] = OrderedDict()  # name -> bytes, least recently used first
+        self._writing = 0
+        self._was_refused = False
+        self._adopt()
+
+    def _adopt(self) -> None:
+        found = []
+        for path in self._directory.glob("*.data"):
+            state = path.stat()
+            found.append((state.st_mtime_ns, path.stem, state.st_blocks * 512))
+        for _, name, size in sorted(found):
+            self._index[name] = size
+            self.used += size
+        self._evict(0, keep="")
+
+    async def read(self, key: str, etag: str, size: int, first: int, last: int) -> memoryview | None:
+        """The blocks `[first, last)` of a version, or None unless all are here and whole."""
+        name = _name(key, etag, size)
+        if name not in self._index:
+            return None
+        self._index.move_to_end(name)
+        return await LOCAL.run(self._read, name, size, first, last)
+
+    def _read(self, name: str, size: int, first: int, last: int) -> memoryview | None:
+        start, stop = first * self._block, min(last * self._block, size)
+        try:
+            with self._path(name, "sums").open("rb") as table, self._path(name, "data").open("rb") as data:
+                sums = os.pread(table.fileno(), (last - first) * _ENTRY.size, first * _ENTRY.size)
+                body = memoryview(os.pread(data.fileno(), stop - start, start))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("the disk cache cannot be read: %s", error)
+            return None
+        if len(body) != stop - start or len(sums) != (last - first) * _ENTRY.size:
+            return None
+        for at, (length, crc) in enumerate(_ENTRY.iter_unpack(sums)):
+            piece = body[at * self._block : (at + 1) * self._block]
+            if length != len(piece) or crc != zlib.crc32(piece):
+                return None
+        return body
+
+    async def missing(self, key: str, etag: str, size: int) -> list[tuple[int, int]]:
+        """The runs of blocks `[first, last)` of a version that are not here. Its checksums are not looked at."""
+        name = _name(key, etag, size)
+        if name not in self._index:
+            return [(0, -(-size // self._block))]
+        self._index.move_to_end(name)
+        return await LOCAL.run(self._gaps, name, size)
+
+    def _gaps(self, name: str, size: int) -> list[tuple[int, int]]:
+        count = -(-size // self._block)
+        try:
+            table = self._path(name, "sums").read_bytes()[: count * _ENTRY.size]
+        except OSError:
+            table = b""
+        table = table.ljust(count * _ENTRY.size, b"\0")
+        runs: list[tuple[int, int]] = []
+        for at, (length, _) in enumerate(_ENTRY.iter_unpack(table)):
+            if length == 0 and runs and runs[-1][1] == at:
+                runs[-1] = (runs[-1][0], at + 1)
+            elif length == 0:
+                runs.append((at, at + 1))
+        return runs
+
+    async def keep(self, key: str, etag: str, size: int, first: int, body: memoryview) -> None:
+        """Stores a fetch that begins with block `first`, where there is room for it. Never raises OSError."""
+        if self._writing < WRITES:
+            await self.store(key, etag, size, first, body)
+
+    async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
+        """As `keep`, however many are being written; whether it is here now."""
+        try:
+            is_here = await self._store(_name(key, etag, size), first, body)
+        except OSError as error:
+            log.log(
+                logging.DEBUG if self._was_refused else logging.WARNING, "the disk cache cannot be written: %s", error
+            )
+            self._was_refused = True  # a full disk is told of once, not with every fetch
+            return False
+        self._was_refused = self._was_refused and not is_here
+        return is_here
+
+    async def _store(self, name: str, first: int, body: memoryview) -> bool:
+        if not self._make_room(name, len(body)):
+            return False
+        self._writing += 1
+        try:
+            await LOCAL.run(self._write, name, first, body)
+        finally:
+            self._writing -= 1
+            if name not in self._index:  # evicted or forgotten meanwhile
+                self._unlink(name)
+        return True
+
+    async def forget(self, versions: Iterable[tuple[str, str, int]]) -> int:
+        """Forgets versions (key, ETag, size); returns how many bytes of them were here."""
+        names = {_name(*version) for version in versions} & self._index.keys()
+        return await self._forget(names)
+
+    async def forget_all(self, *, but: Iterable[tuple[str, str, int]]) -> int:
+        """Forgets all but these versions, older ones of the same keys too; returns how many bytes were here."""
+        return await self._forget(self._index.keys() - {_name(*version) for version in but})
+
+    async def _forget(self, names: set[str]) -> int:
+        freed = sum(self._index.pop(name) for name in names)
+        self.used -= freed
+        await LOCAL.run(self._unlink, *names)
+        return freed
+
+    def _unlink(self, *names: str) -> None:
+        for name in names:
+            for kind in ("sums", "data"):
+                self._path(name, kind).unlink(missing_ok=True)
+
+    def _make_room(self, name: str, more: int) -> bool:
+        """Counts `more` bytes for a version, after evicting others. Whether they fit."""
+        self._evict(more, keep=name)
+        state = os.statvfs(self._directory)
+        size = state.f_blocks * state.f_frsize
+        floor = max(min(FLOOR_BYTES, size * FLOOR_MOST), size * FLOOR_SHARE)
+        if self.used + more > self.capacity or state.f_bavail * state.f_frsize - more < floor:
+            return False
+        self._index[name] = self._index.get(name, 0) + more
+        self._index.move_to_end(name)
+        self.used += more
+        return True
+
+    def _evict(self, more: int, *, keep: str) -> None:
+        while self.used + more > self.capacity and self._index:
+            name = next(iter(self._index))
+            if name == keep:
+                return
+            self.used -= self._index.pop(name)
+            self._unlink(name)
+
+    def _write(self, name: str, first: int, body: memoryview) -> None:
+        pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]
+        sums = b"".join(_ENTRY.pack(len(piece), zlib.crc32(piece)) for piece in pieces)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        for kind, content, offset in (
+            ("data", body, first * self._block),
+            ("sums", memoryview(sums), first * _ENTRY.size),
+        ):
+            file = os.open(self._path(name, kind), flags, 0o600)
+            try:
+                os.pwrite(file, content, offset)
+            finally:
+                os.close(file)
+
+    def _path(self, name: str, kind: str) -> Path:
+        return self._directory / f"{name}.{kind}"
+
+
+def _name(key: str, etag: str, size: int) -> str:
+    return hashlib.sha256(f"{key}\0{etag}\0{size}".encode(errors="surrogatepass")).hexdigest()[:40]

@@ -1,0 +1,213 @@
+"""What a key may do under a prefix: how each right is tried, and how grave its lack is. Decided here and only here.
+
+No real key is written to. Reading is tried on a key that nobody has: a 404 is the answer of a server that lets
+it, a 403 of one that does not. Everything that writes is tried on that same key, which is removed afterwards;
+where the key may not delete, nothing is written, since it would stay. Blocking, no state.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+
+from sosfs.cli.doctor.findings import Finding, Verdict
+from sosfs.config.parameters import Settings
+from sosfs.control.acl_text import AUTHENTICATED_USERS, same
+from sosfs.errors import Cause, StoreError
+from sosfs.s3 import capabilities, scratch_key
+from sosfs.s3.calls import SignedLane
+from sosfs.s3.protocol import Canned, Headers, Listed, Properties
+
+BODY = b"sosfs"
+STORED = Properties(Headers(cache_control="no-store"), {"probe": "stored"})
+REPLACED = Properties(Headers(cache_control="no-cache", content_language="en"), {"probe": "replaced"})
+
+
+@dataclass(frozen=True, slots=True)
+class Right:
+    """A right, and what it means not to have it."""
+
+    name: str
+    lack: Verdict
+    advice: str
+
+
+GET = Right("get", Verdict.FAIL, "no file can be read: allow get-object")
+DELETE = Right("delete", Verdict.WARNING, "no file can be removed or renamed: allow delete-object, or use --read-only")
+PUT = Right("put", Verdict.WARNING, "no file can be written: allow put-object, or use --read-only")
+COPY = Right("copy", Verdict.WARNING, "no rename, chmod or change of metadata: allow get-object and put-object")
+MULTIPART = Right("multipart", Verdict.WARNING, "no file larger than --part-size: allow its uploads as put-object")
+READ_ACL = Right("read ACL", Verdict.WARNING, "a file loses its ACL when it is rewritten: allow get-object-acl")
+WRITE_ACL = Right("write ACL", Verdict.NOTE, "ACLs cannot be changed: allow put-object-acl")
+
+
+def tried(
+    lane: SignedLane, settings: Settings, sample: Listed | None, *, may_list: bool
+) -> Generator[Finding, None, bool]:
+    """Each right but that to list; `sample` is any object there, which is looked at. Returns if it may write."""
+    key = scratch_key.key(settings.prefix)
+    reading = _reading(lane, key, may_list=may_list)
+    if reading.verdict is Verdict.OK and sample is not None:
+        reading = _sampled(lane, sample)
+    if settings.read_only:
+        yield reading
+        yield Finding("right: put", Verdict.NOTE, "not tried: you asked for --read-only")
+        return False
+    deleting = _asked(DELETE, lambda: lane.purge(key))
+    if deleting.verdict is not Verdict.OK or _stays(lane, key):
+        yield from (reading, deleting)
+        yield Finding("right: put", Verdict.UNKNOWN, "not tried: what was written could not be removed again")
+        return False
+    findings = _written(lane, key, reading)
+    yield from findings
+    return any(each.what == "right: put" and each.verdict is Verdict.OK for each in findings)
+
+
+def _stays(lane: SignedLane, key: str) -> bool:
+    """Whether what is stored may stay for good: only where versions are kept can it be locked."""
+    try:
+        return lane.purge(key) and capabilities.locks(lane)
+    except StoreError:
+        return True  # nobody can tell
+
+
+def _reading(lane: SignedLane, key: str, *, may_list: bool) -> Finding:
+    """Whether the key may read, by a key that is not there."""
+    try:
+        lane.get(key, 0, 1, "")
+    except StoreError as error:
+        if error.cause is Cause.ABSENT:
+            return _allowed(GET)
+        if error.cause is Cause.DENIED and not may_list:  # S3 then hides what is absent
+            return Finding("right: get", Verdict.UNKNOWN, "cannot be told of a key that may not list")
+        return _lacking(GET, error)
+    return _allowed(GET)
+
+
+def _sampled(lane: SignedLane, sample: Listed) -> Finding:
+    """Whether the key may read what is there: an object's own ACL has a say, too."""
+    try:
+        lane.head(sample.key)
+    except StoreError as error:
+        if error.cause is Cause.DENIED:
+            detail = f"allowed, but {sample.key!r} is refused: each object's own ACL decides"
+            return Finding("right: get", Verdict.WARNING, detail, "let its owner grant READ, or use that key")
+    return _allowed(GET)
+
+
+def _written(lane: SignedLane, key: str, reading: Finding) -> list[Finding]:
+    """What is tried on the scratch key, which is gone in the end."""
+    findings: list[Finding] = []
+    try:
+        putting = _asked(PUT, lambda: lane.put(key, BODY, STORED, None, {}))
+        if putting.verdict is Verdict.OK:
+            if reading.verdict is Verdict.UNKNOWN:
+                reading = _asked(GET, lambda: lane.get(key, 0, len(BODY), ""))
+            findings += (reading, _allowed(DELETE), putting)
+            findings += (*_copies(lane, key), *_acls(lane, key), *_multipart(lane, key))
+        else:
+            findings += (reading, _allowed(DELETE), putting)
+    finally:
+        for error in capabilities.clear(lane, key):
+            detail = f"something of the scratch key {key!r} may be left: {error.strerror}"
+            findings.append(Finding("scratch key", Verdict.WARNING, detail, "remove it"))
+    return findings
+
+
+def _copies(lane: SignedLane, key: str) -> Iterator[Finding]:
+    what = "server: copies"
+    copying = _asked(COPY, lambda: lane.copy(key, key, pin="", properties=REPLACED, acl=None))
+    yield copying
+    if copying.verdict is not Verdict.OK:
+        return
+    try:
+        found = lane.head(key).properties
+    except StoreError as error:
+        yield Finding(what, Verdict.UNKNOWN, _said(error))
+        return
+    kept = found.metadata == REPLACED.metadata and found.headers.content_language == REPLACED.headers.content_language
+    if kept:
+        yield Finding(what, Verdict.OK, "take new metadata and headers")
+    else:
+        yield Finding(what, Verdict.WARNING, "lose metadata or headers", "chmod, touch and setfattr may not last")
+
+
+def _acls(lane: SignedLane, key: str) -> Iterator[Finding]:
+    reading = _asked(READ_ACL, lambda: lane.get_acl(key))
+    writing = _asked(WRITE_ACL, lambda: lane.put_acl(key, Canned.AUTHENTICATED_READ))
+    yield reading
+    yield writing
+    if not reading.verdict is writing.verdict is Verdict.OK:
+        return
+    what, forgotten = "server: ACLs", "ACLs cannot be used on this server"
+    try:
+        held = lane.get_acl(key)
+        if not any(grant.grantee == AUTHENTICATED_USERS for grant in held.grants):
+            yield Finding(what, Verdict.WARNING, "taken, and forgotten at once", forgotten)
+            return
+        lane.copy(key, key, pin="", properties=STORED, acl=held)
+        copied = same(lane.get_acl(key), held)
+    except StoreError as error:
+        yield Finding(what, Verdict.UNKNOWN, _said(error))
+        return
+    if copied:
+        yield Finding(what, Verdict.OK, "kept, also by copies that name them")
+    else:
+        yield Finding(what, Verdict.WARNING, "lost by a copy", "a rename or chmod resets the ACL on this server")
+
+
+def _multipart(lane: SignedLane, key: str) -> Iterator[Finding]:
+    try:
+        upload = lane.create_multipart(key, STORED, None)
+    except StoreError as error:
+        yield _lacking(MULTIPART, error)
+        return
+
+    def join() -> None:
+        lane.complete_multipart(key, upload, [lane.upload_part(key, upload, 1, BODY)], {})
+
+    try:
+        try:
+            lane.copy_part(key, upload, 1, key, pin="", start=0, stop=len(BODY))
+        except StoreError as error:
+            yield Finding(
+                "server: UploadPartCopy",
+                Verdict.WARNING,
+                f"does not work: {_said(error)}",
+                "a change in a large file fails where parts of it have to be copied",
+            )
+        else:
+            yield Finding("server: UploadPartCopy", Verdict.OK, "works")
+        yield _asked(MULTIPART, join)
+    finally:
+        with suppress(StoreError):  # it is joined, or the key may not: then the next mount tries
+            lane.abort_multipart(key, upload)
+
+
+def _asked(right: Right, call: Callable[[], object]) -> Finding:
+    try:
+        call()
+    except StoreError as error:
+        return _lacking(right, error)
+    return _allowed(right)
+
+
+def _allowed(right: Right) -> Finding:
+    return Finding(f"right: {right.name}", Verdict.OK, "allowed")
+
+
+def _lacking(right: Right, error: StoreError) -> Finding:
+    what = f"right: {right.name}"
+    if error.cause is Cause.DENIED:
+        return Finding(what, right.lack, "not allowed", right.advice)
+    if error.cause is Cause.UNSUPPORTED:
+        return Finding(what, right.lack, f"the server does not have it ({error.code or error.status})")
+    if error.errno == errno.EPROTO:
+        return Finding("server: encryption", Verdict.FAIL, error.detail, "leave out --sse-c-key, or use another server")
+    return Finding(what, Verdict.UNKNOWN, _said(error), "try again")
+
+
+def _said(error: StoreError) -> str:
+    return error.strerror or error.code

@@ -1,0 +1,75 @@
+"""`mount.sosfs`, which mount(8) calls for a line of /etc/fstab: its arguments and generic options, decided here only.
+
+mount.sosfs BUCKET[/PREFIX] DIRECTORY [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+
+from sosfs.cli import main as program
+from sosfs.config import parameters
+from sosfs.config.parameters import SettingError
+from sosfs.daemon import launch
+from sosfs.daemon.launch import Exit
+from sosfs.daemon.mountpoint import StartError
+
+# fmt: off
+# What mount(8) and systemd read for themselves or what is true of every FUSE mount.
+GENERIC = frozenset(
+    {
+        "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "async",
+        "sync", "dirsync", "relatime", "norelatime", "strictatime", "nostrictatime", "atime", "noatime",
+        "diratime", "nodiratime", "lazytime", "nolazytime", "suid", "nosuid", "dev", "nodev",
+        "iversion", "noiversion", "silent", "loud", "fail",
+    }
+)
+# fmt: on
+
+
+FAILURE = 32  # mount(8): "mount failure"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Mounts as mount(8) asks and returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        own = ",".join(_own(",".join(options.options).split(",")))
+        layer = parameters.from_options(own)
+        if options.fake:
+            return Exit.OK
+        return program.mount(options.source, options.directory, [layer])
+    except SettingError as error:
+        launch.report(error)
+        return Exit.FAILED  # 1 is wrong usage to mount(8), 2 would be a fault of the system
+    except (StartError, OSError) as error:
+        launch.report(error)
+        return FAILURE
+
+
+def _own(options: Iterable[str]) -> Iterable[str]:
+    """The options that are not mount(8)'s own, `x-...` and `X-...` being comments to us."""
+    return (
+        option
+        for option in options
+        if option not in GENERIC and not option.lower().startswith(("x-", "comment=", "uhelper=", "helper="))
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mount.sosfs", description="Mounts a bucket for mount(8).")
+    parser.add_argument("source", metavar="BUCKET[/PREFIX]")
+    parser.add_argument("directory", metavar="DIRECTORY")
+    parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS")
+    parser.add_argument("-f", dest="fake", action="store_true", help="check the options only")
+    for flag in "snv":
+        parser.add_argument(f"-{flag}", action="store_true", help="accepted, as mount(8) passes it")
+    for flag in "Nt":
+        parser.add_argument(f"-{flag}", help="accepted, as mount(8) passes it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,231 @@
+"""Unmounting: the mount is taken off, then its changes are waited for. Decided here and only here: how, and what counts
+as clean.
+
+    mounted -> detached (the tree is free) -> the daemon drains -> it ends, leaving its last status
+
+Clean is a daemon that has ended and said that nothing is left, and nothing damaged. Whatever else happens is told and
+gives exit code 3, for then nobody may take it that every change is in the bucket. Blocking; one call a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sosfs.cli import holders
+from sosfs.daemon import launch, mountpoint
+from sosfs.daemon.launch import Exit
+from sosfs.daemon.mountpoint import Detach, Mount, MountState
+from sosfs.ipc import status
+from sosfs.ipc.status import State, Status
+from sosfs.log.escaping import printable_lines
+
+LOOK_SECONDS = 0.2  # between two looks at the daemon's status
+NAMED = 20  # lines
+BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is waited for this long
+
+
+class _Ending(Exception):
+    """The daemon hears no more: it is about to end, and its last status tells the rest."""
+
+
+class Progress(Protocol):
+    """What is told while the daemon drains."""
+
+    def __call__(self, now: Status) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Daemon:
+    """The process of a mount: a pidfd, which stays its own however often its pid is used again."""
+
+    pid: int
+    pidfd: int
+
+    def ended_within(self, seconds: float) -> bool:
+        """Whether it has ended, waiting for that up to `seconds`."""
+        return bool(select.select([self.pidfd], [], [], seconds)[0])
+
+
+def run(path: Path, *, seconds: float | None = None) -> int:
+    """Unmounts (absolute, links resolved) and waits up to `seconds` for the drain. Returns the exit code.
+
+    Raises OSError where nothing of ours is mounted, or EBUSY with who holds it.
+    """
+    mount = mountpoint.at(path)
+    if mount is not None and mount.type != mountpoint.TYPE:
+        raise OSError(errno.EINVAL, "not a mount of sosfs", str(path))
+    now = _asked(path, mount)
+    if mount is None and now is None:
+        raise OSError(errno.EINVAL, "nothing of sosfs is mounted there", str(path))
+    with _process(now) as process:
+        if mount is not None:
+            _detach(path)
+        if now is None or process is None:
+            return _told("the daemon is gone or does not answer: whether every change is in the bucket is unknown")
+        return _drained(path, mount, process, now, seconds)
+
+
+def _asked(path: Path, mount: Mount | None) -> Status | None:
+    try:
+        return status.fetch(path, owner=mount.owner if mount else None)
+    except OSError as error:
+        _say(launch.one_line(error))
+        return None
+
+
+@contextlib.contextmanager
+def _process(now: Status | None) -> Iterator[Daemon | None]:
+    """The daemon's process, taken before the unmount so that its end cannot be missed; None where it has ended."""
+    try:
+        pidfd = os.pidfd_open(now.pid) if now else -1
+    except ProcessLookupError:
+        pidfd = -1
+    try:
+        yield Daemon(now.pid, pidfd) if now and pidfd >= 0 else None
+    finally:
+        if pidfd >= 0:
+            os.close(pidfd)
+
+
+def _detach(path: Path) -> None:
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            mountpoint.detach(path, Detach.WHEN_FREE)
+        except OSError as error:
+            # Asked only now: a daemon that hangs would hold the question, and that the mount.
+            if mountpoint.state(path) is MountState.DEAD:
+                mountpoint.detach(path, Detach.LAZY)
+                return
+            if error.errno != errno.EBUSY:
+                raise
+            found = [str(holder) for holder in holders.of(path)]
+            found += [f"{below} is mounted in it" for below in holders.mounts_below(path)]
+            if not found and time.monotonic() < deadline:
+                time.sleep(LOOK_SECONDS)
+                continue
+            raise OSError(
+                errno.EBUSY, "busy: " + ("; ".join(found) or "by whom is not to be seen"), str(path)
+            ) from error
+        return
+
+
+def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seconds: float | None) -> int:
+    owner = mount.owner if mount else None
+    deadline = None if seconds is None else time.monotonic() + seconds
+    with _progress() as show:
+        while not process.ended_within(LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, _left(deadline))):
+            if deadline is not None and not _left(deadline):
+                return _told(f"time ran out: {_pending(now)} not in the bucket yet; the daemon goes on sending")
+            # None: it has closed its socket and is about to end.
+            now = status.fetch(path, owner=owner) or now
+            show(now)
+            is_served = now.state is State.MOUNTED
+            if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
+                with contextlib.suppress(_Ending):
+                    return _stored(path, owner, elsewhere)
+    last = status.read_last(path, owner=owner)
+    if last is None or last.pid != process.pid:
+        return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
+    code = _verdict(last)
+    if code is Exit.OK:
+        status.forget_last(path, owner=owner)
+    return code
+
+
+def _verdict(last: Status) -> Exit:
+    """Tells what the bucket lacks and what was damaged; the exit code."""
+    if last.pending_files:
+        _say(f"{_pending(last)} not in the bucket" + _indented(list(dict.fromkeys((*last.waiting, *last.errors)))))
+    if last.damaged:
+        count = "1 file or change was" if len(last.damaged) == 1 else f"{len(last.damaged)} files and changes were"
+        _say(f"{count} damaged; remove what is set aside to be told no more" + _indented(last.damaged))
+    return Exit.LEFT_OVER if last.pending_files or last.damaged else Exit.OK
+
+
+def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
+    """Another mount namespace keeps the mount, and so the daemon: what is waited for is that all is in the bucket."""
+    from sosfs.ipc import commands  # noqa: PLC0415 - trio with it
+
+    try:
+        commands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise _Ending from error  # the other namespace has gone since it was seen, or its mount was another one
+        return _told(f"not everything is in the bucket: {launch.one_line(error)}")
+    now = status.fetch(path, owner=owner)
+    if now is not None and _verdict(now) is not Exit.OK:
+        return Exit.LEFT_OVER
+    _say(f"all is in the bucket; the mount stays in the mount namespace of {elsewhere}, and its daemon with it")
+    return Exit.OK
+
+
+def _indented(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
+    return "".join(f"\n  {line}" for line in [*lines[:NAMED], *more])
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
+def _pending(now: Status) -> str:
+    from rich import filesize  # noqa: PLC0415  only where there is something to tell
+
+    return f"{_files(now)} ({filesize.decimal(now.pending_bytes)})"
+
+
+def _files(now: Status) -> str:
+    return "1 file" if now.pending_files == 1 else f"{now.pending_files} files"
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar on a terminal, shown once there is something to wait for; else nothing."""
+    from rich import console, progress  # noqa: PLC0415
+
+    terminal = console.Console(stderr=True)
+    if not terminal.is_terminal:
+        yield lambda now: None
+        return
+    columns = (
+        progress.TextColumn("sending, {task.fields[files]} left"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=terminal, transient=True) as bar:
+        task = bar.add_task("", total=0, files="", visible=False)
+        most = 0
+
+        def show(now: Status) -> None:
+            nonlocal most
+            most = max(most, now.pending_bytes)
+            bar.update(
+                task,
+                total=most,
+                completed=most - now.pending_bytes,
+                files=_files(now),
+                visible=now.pending_files > 0,
+            )
+
+        yield show
+
+
+def _told(text: str) -> int:
+    _say(text)
+    return Exit.LEFT_OVER
+
+
+def _say(text: str) -> None:
+    print(f"sosfs: {printable_lines(text)}", file=sys.stderr)

@@ -1,0 +1,45 @@
+"""`umount.fuse.sosfs`, which umount(8) calls for a mount of ours: it, too, then waits for the drain.
+
+umount.fuse.sosfs DIRECTORY [-flnrv] [-N NAMESPACE] [-t TYPE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from sosfs.cli import umount
+from sosfs.cli.mount_helper import FAILURE
+from sosfs.daemon import launch, mountpoint
+from sosfs.daemon.launch import Exit
+from sosfs.daemon.mountpoint import Detach
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Unmounts as umount(8) asks and returns the exit code."""
+    options = _parser().parse_args(arguments)
+    path = mountpoint.canonical(options.directory)
+    try:
+        if options.l:  # who asks for that does not want to wait
+            mountpoint.detach(path, Detach.LAZY)
+            return Exit.OK
+        return Exit.OK if umount.run(path) == Exit.OK else FAILURE
+    except OSError as error:
+        launch.report(error)
+        return FAILURE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="umount.fuse.sosfs", description="Unmounts a bucket for umount(8).")
+    parser.add_argument("directory", metavar="DIRECTORY")
+    parser.add_argument("-l", action="store_true", help="detach now, do not wait")
+    for flag in "fnrv":
+        parser.add_argument(f"-{flag}", action="store_true", help="accepted, as umount(8) passes it")
+    for flag in "Nt":
+        parser.add_argument(f"-{flag}", help="accepted, as umount(8) passes it")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

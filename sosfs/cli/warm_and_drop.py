@@ -1,0 +1,127 @@
+"""`sosfs warm` and `sosfs drop`: which files are meant, and what a user is told. Decided here and only here.
+
+The mount does the work (`warming`, `dropping`); here is asked for it, mount by mount. Blocking, one call a process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich import console, filesize, progress
+
+from sosfs.cli import location
+from sosfs.cli.location import Location
+from sosfs.daemon import mountpoint
+from sosfs.daemon.launch import Exit
+from sosfs.daemon.mountpoint import Mount
+from sosfs.ipc import commands
+from sosfs.ipc.commands import Names, Tell, Told
+from sosfs.log.escaping import printable
+
+TOLD = 20  # files that are named one by one
+
+
+def warm(paths: Sequence[str]) -> int:
+    """Brings files near and tells what came; 1 when not all of it is near now. Raises OSError."""
+    mounts = mountpoint.table()
+    places = [location.of(Path(os.path.realpath(given)), given, mounts) for given in paths]
+    code = Exit.OK
+    for mount, names in _by_mount(places):
+        with _progress() as news:
+            outcome = commands.ask(mount.mountpoint, "warm", names, owner=mount.owner, news=news)
+        _tell_warmed(outcome, mount)
+        if outcome["failed_files"] or outcome["unfit_files"]:
+            code = Exit.FAILED
+    return code
+
+
+def drop(paths: Sequence[str]) -> int:
+    """Has mounts forget what they know of files, and tells how much that was. Raises OSError."""
+    mounts = mountpoint.table()
+    places = [location.of(location.unfollowed(given), given, mounts) for given in paths]
+    for place in list(places):
+        with contextlib.suppress(OSError):  # a link that leads out of our mounts
+            places.append(location.of(Path(os.path.realpath(place.path)), place.given, mounts))
+    for mount, names in _by_mount(places):
+        outcome = commands.ask(mount.mountpoint, "drop", names, owner=mount.owner, news=lambda _: None)
+        _tell_dropped(outcome)
+    return Exit.OK
+
+
+def _by_mount(places: Sequence[Location]) -> list[tuple[Mount, list[Names]]]:
+    found: dict[Mount, dict[Names, None]] = defaultdict(dict)
+    for place in places:
+        found[place.mount][place.names] = None
+    return [(mount, list(names)) for mount, names in found.items()]
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Tell]:
+    """A bar on a terminal, else nothing."""
+    terminal = console.Console(stderr=True)
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("looking", total=None)
+
+        def show(news: Told) -> None:
+            if not news:
+                return  # it has not found anything yet
+            more = " so far" if news["listing"] else ""
+            bar.update(
+                task,
+                description=f"warming, {news['files']} of {_files(news['total_files'])}{more}",
+                completed=news["bytes"],
+                total=news["total_bytes"] or None,
+            )
+
+        yield show
+
+
+def _tell_warmed(outcome: Told, mount: Mount) -> None:
+    files = _files(outcome["files"])
+    if not outcome["cache_bytes"]:
+        print(f"{files}: attributes only, for {mount.mountpoint} has no disk cache (sosfs mount --cache-size)")
+    else:
+        fetched, here = filesize.decimal(outcome["fetched_bytes"]), filesize.decimal(outcome["here_bytes"])
+        print(f"{files}: {fetched} fetched, {here} were here already")
+    if outcome["unfit_files"]:
+        lacking = f"{_files(outcome['unfit_files'])} ({filesize.decimal(outcome['unfit_bytes'])})"
+        holds = filesize.decimal(outcome["cache_bytes"])
+        _say(f"no room for {lacking}: the disk cache is of {holds}, and some of the disk is left free")
+        _name(outcome["unfit"], outcome["unfit_files"], mount)
+    if outcome["failed_files"]:
+        _say(f"{_files(outcome['failed_files'])} failed")
+        _name([f"{path}: {why}" for path, why in outcome["failed"]], outcome["failed_files"], mount)
+
+
+def _tell_dropped(outcome: Told) -> None:
+    disk, memory = filesize.decimal(outcome["disk_bytes"]), filesize.decimal(outcome["memory_bytes"])
+    print(f"{_files(outcome['files'])} forgotten: {memory} in memory, {disk} on disk")
+    if outcome["kept_files"]:
+        print(f"{_files(outcome['kept_files'])} kept: open for writing, or not in the bucket yet")
+
+
+def _name(lines: Sequence[str], total: int, mount: Mount) -> None:
+    for line in lines[:TOLD]:
+        print(f"  {printable(f'{mount.mountpoint}/{line}')}", file=sys.stderr)
+    if total > len(lines[:TOLD]):
+        print(f"  and {total - len(lines[:TOLD])} more", file=sys.stderr)
+
+
+def _files(count: int) -> str:
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def _say(text: str) -> None:
+    print(f"sosfs: {printable(text)}", file=sys.stderr)

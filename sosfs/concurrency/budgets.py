@@ -1,0 +1,88 @@
+"""Bounds on bytes: in flight (`Budget`), kept in memory (`Allowance`), waiting for their upload (`Backlog`).
+
+Concurrency: trio thread only; first come, first served, so that a large request is never starved.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+
+from sosfs.concurrency.interrupt import waited
+from sosfs.concurrency.locks import Between
+
+
+class Budget:
+    """`limit` bytes shared by all who ask; a single request above the limit gets all of it, alone."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+        self._waiting: deque[tuple[int, trio.Event]] = deque()
+
+    def holding(self, size: int) -> Between:
+        """Waits for `size` bytes and holds them for the length of the block."""
+        size = min(size, self.limit)
+        return Between(partial(self._take, size), partial(self._give_back, size))
+
+    async def _take(self, size: int) -> None:
+        if not self._waiting and self.used + size <= self.limit:
+            self.used += size
+            return
+        entry = (size, trio.Event())
+        self._waiting.append(entry)
+        try:
+            await waited(entry[1].wait)
+        except (trio.Cancelled, OSError):
+            if entry in self._waiting:
+                self._waiting.remove(entry)
+            else:
+                self.used -= size
+            self._wake()
+            raise
+
+    def _give_back(self, size: int) -> None:
+        self.used -= size
+        self._wake()
+
+    def _wake(self) -> None:
+        while self._waiting and self.used + self._waiting[0][0] <= self.limit:
+            size, event = self._waiting.popleft()
+            self.used += size
+            event.set()
+
+
+@dataclass(slots=True)
+class Allowance:
+    """`limit` bytes that nobody waits for: who gets none does without."""
+
+    limit: int
+    used: int = 0
+
+    def grant(self, more: int) -> bool:
+        """Takes `more` bytes if they are free. Whoever took them lowers `used` again."""
+        if self.used + more > self.limit:
+            return False
+        self.used += more
+        return True
+
+
+class Backlog:
+    """Bytes of changes on their way into the bucket, which writers wait for when they are too many."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+        self._changed = trio.lowlevel.ParkingLot()
+
+    def fell(self, size: int) -> None:
+        """`size` bytes wait no more."""
+        self.waiting -= size
+        self._changed.unpark_all()
+
+    async def is_under(self, limit: int) -> None:
+        """Returns when no more than `limit` bytes wait."""
+        while self.waiting > limit:
+            await waited(self._changed.park)

@@ -1,0 +1,199 @@
+"""How a value of a parameter is written: what text means which value, and how it is shown. Decided here and only here.
+
+The same text is good on the command line, in `-o` and in a TOML file, which may also hold a plain number or
+truth value. Pure, safe from any thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import grp
+import math
+import pwd
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from sosfs.s3.protocol import PART_MAX, PART_MIN
+
+T = TypeVar("T")
+E = TypeVar("E", bound=Enum)
+
+LIFETIME_MAX = 7 * 86_400  # seconds; S3 takes no longer-lived signature of version 4
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind(Generic[T]):
+    """One way to write a value. `parse` raises ValueError with a sentence for the user."""
+
+    metavar: str
+    parse: Callable[[str], T]
+    shown: Callable[[T], str] = str
+    natives: tuple[type, ...] = ()
+
+    def named(self, metavar: str) -> Kind[T]:
+        """The same kind under a name that fits the parameter better."""
+        return dataclasses.replace(self, metavar=metavar)
+
+    def text(self, value: object) -> str | None:
+        """The text for a value that a TOML file gave in its own type, None where that type does not fit."""
+        if type(value) not in self.natives:
+            return None
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return f"{value:o}" if self.metavar == OCTAL.metavar else str(value)
+
+
+def _size(text: str) -> int:
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or int(match[1]) == 0:
+        raise ValueError(f"{text!r} is no size; write it as 64M or 1G")
+    return int(match[1]) << _UNITS[match[2].upper()]
+
+
+def _part(text: str) -> int:
+    size = _size(text)
+    if not PART_MIN <= size <= PART_MAX:
+        raise ValueError(f"{text!r} is not between {shown_size(PART_MIN)} and {shown_size(PART_MAX)}, as S3 asks")
+    return size
+
+
+def shown_size(size: int) -> str:
+    """A size with the largest unit that divides it: 8M, 1G, 1000."""
+    for unit, bits in reversed(_UNITS.items()):
+        if size and size % (1 << bits) == 0:
+            return f"{size >> bits}{unit}"
+    return str(size)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (seconds >= 0 and math.isfinite(seconds)):
+        raise ValueError(f"{text!r} is no number of seconds")
+    return seconds
+
+
+def _lifetime(text: str) -> float:
+    seconds = _seconds(text)
+    if not 1 <= seconds <= LIFETIME_MAX:
+        raise ValueError(f"{text!r} is not between 1 second and a week, as S3 asks")
+    return seconds
+
+
+def _period(text: str) -> float:
+    seconds = _seconds(text)
+    if seconds == 0:
+        raise ValueError("no answer could come within 0 seconds")
+    return seconds
+
+
+def _octal(text: str) -> int:
+    if re.fullmatch(r"(0o)?[0-7]{1,4}", text) is None or int(text, 8) > 0o777:
+        raise ValueError(f"{text!r} is no set of permission bits; write it as 022")
+    return int(text, 8)
+
+
+def _flag(text: str) -> bool:
+    word = text.lower()
+    if word in {"yes", "true", "on", "1"}:
+        return True
+    if word in {"no", "false", "off", "0"}:
+        return False
+    raise ValueError(f"{text!r} is neither yes nor no")
+
+
+def _user(text: str) -> int:
+    return _identifier(text, "user", lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _group(text: str) -> int:
+    return _identifier(text, "group", lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _identifier(text: str, noun: str, look_up: Callable[[str], int]) -> int:
+    if text.isascii() and text.isdigit():
+        return int(text)
+    try:
+        return look_up(text)
+    except KeyError as error:
+        raise ValueError(f"there is no {noun} {text!r}") from error
+
+
+def _url(text: str) -> str:
+    if re.fullmatch(r"https?://[^\s/]+/?", text) is None:
+        raise ValueError(f"{text!r} is no endpoint; write it as https://HOST or http://HOST:PORT")
+    return text.rstrip("/")
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("the path is empty")
+    return Path(text).expanduser().absolute()
+
+
+def _certificates(text: str) -> Path:
+    import ssl  # noqa: PLC0415 - 10 ms that only who names a file shall wait
+
+    path = _path(text)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+    except ssl.SSLError:
+        raise ValueError(f"{path} holds no certificate in PEM form") from None
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}") from error
+    return path
+
+
+def _storage_class(text: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_.-]+", text) is None:
+        raise ValueError(f"{text!r} is no storage class; write it as STANDARD_IA")
+    return "" if text == "STANDARD" else text
+
+
+def choice(enum: type[E]) -> Kind[E]:
+    """One of the values of an Enum."""
+    words = [str(member.value) for member in enum]
+
+    def parse(text: str) -> E:
+        if text not in words:
+            raise ValueError(f"{text!r} is none of {', '.join(words)}")
+        return enum(text)
+
+    return Kind("WORD", parse, lambda member: str(member.value))
+
+
+TEXT: Kind[str] = Kind("TEXT", str)
+STORAGE_CLASS: Kind[str] = Kind("NAME", _storage_class)
+URL: Kind[str] = Kind("URL", _url)
+PATH: Kind[Path] = Kind("PATH", _path)
+CERTIFICATES: Kind[Path] = Kind("FILE", _certificates)
+FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool,))
+SIZE: Kind[int] = Kind("SIZE", _size, shown_size, (int,))
+PART: Kind[int] = Kind("SIZE", _part, shown_size, (int,))
+SECONDS: Kind[float] = Kind("SECONDS", _seconds, "{:g}".format, (int, float))
+PERIOD: Kind[float] = dataclasses.replace(SECONDS, parse=_period)
+LIFETIME: Kind[float] = dataclasses.replace(SECONDS, parse=_lifetime)
+OCTAL: Kind[int] = Kind("BITS", _octal, "{:03o}".format, (int,))
+USER: Kind[int] = Kind("USER", _user, str, (int,))
+GROUP: Kind[int] = Kind("GROUP", _group, str, (int,))
+
+
+def for_argparse(kind: Kind[T]) -> Callable[[str], T]:
+    """A kind as the `type` of an argument: what it cannot be is wrong usage."""
+
+    def convert(text: str) -> T:
+        try:
+            return kind.parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert

@@ -1,0 +1,142 @@
+"""The CORS rules of a bucket as text: the JSON that Exoscale's portal takes. What is a valid rule is decided here only.
+
+    {"CORSRules": [{"AllowedOrigins": ["https://example.com"], "AllowedMethods": ["GET"], "MaxAgeSeconds": 3600}]}
+
+`AllowedHeaders`, `ExposeHeaders` and `ID` may stand there too. No text, or no rule, means no CORS. The method
+`*` is SOS's own (SOS "CORS"). Pure functions, safe from any thread.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from sosfs.control.rejected_texts import BadText
+
+Rule = Mapping[str, Any]
+
+RULES_MAX = 100  # S3, PutBucketCors
+METHODS = ("GET", "PUT", "POST", "DELETE", "HEAD", "*")
+_TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110: a header's name; "*" in it is CORS's own
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^\s/]+|null", re.IGNORECASE)
+
+
+def shown(rules: Sequence[Rule]) -> str:
+    """The text of rules; "" for none. `parse` gives the same rules back."""
+    return json.dumps({"CORSRules": list(rules)}, indent=2, ensure_ascii=False) + "\n" if rules else ""
+
+
+def parse(text: str) -> list[dict[str, Any]]:
+    """The rules of a text. Raises `BadText`, with the line where one can be told."""
+    if not text.strip():
+        return []
+    try:
+        document = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise BadText(f"no JSON: {error.msg} in column {error.colno}", line=error.lineno) from error
+    if not isinstance(document, dict) or set(document) != {"CORSRules"} or not isinstance(document["CORSRules"], list):
+        raise BadText('write {"CORSRules": [...]}')
+    rules = document["CORSRules"]
+    if len(rules) > RULES_MAX:
+        raise BadText(f"{len(rules)} rules, at most {RULES_MAX}")
+    for number, rule in enumerate(rules, 1):
+        _check_rule(rule, number, text)
+    return rules
+
+
+def same(some: Sequence[Rule], others: Sequence[Rule]) -> bool:
+    """Whether two lists of rules say the same: the first rule that fits holds, but within a rule order says nothing."""
+    return [_plain(rule) for rule in some] == [_plain(rule) for rule in others]
+
+
+def _plain(rule: Rule) -> dict[str, Any]:
+    return {name: sorted(value) if isinstance(value, list) else value for name, value in rule.items() if value != []}
+
+
+def check(text: str) -> None:
+    """Raises `BadText` for what is wrong already, though more may follow."""
+    try:
+        parse(text)
+    except BadText as error:
+        flaw = error.__cause__
+        if isinstance(flaw, json.JSONDecodeError):
+            ends_too_soon = flaw.pos >= len(text.rstrip()) or flaw.msg.startswith("Unterminated")
+            if ends_too_soon:
+                return
+        raise
+
+
+def _check_rule(rule: object, number: int, text: str) -> None:
+    if not isinstance(rule, dict):
+        raise BadText(f"rule {number} is no object")
+    for name in rule:
+        if name not in _CHECKS:
+            near = difflib.get_close_matches(str(name), _CHECKS, n=1)
+            raise BadText(
+                f"rule {number}: {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""),
+                line=_line(text, name),
+            )
+    for name in ("AllowedOrigins", "AllowedMethods"):
+        if not rule.get(name):
+            raise BadText(f"rule {number} has no {name}")
+    for name, value in rule.items():
+        _CHECKS[name](f"rule {number}, {name}", value, text)
+
+
+def _line(text: str, value: object) -> int:
+    """The line where a value first stands."""
+    at = text.find(json.dumps(value, ensure_ascii=False))
+    return text.count("\n", 0, at) + 1 if at >= 0 else 0
+
+
+def _texts(what: str, value: object, text: str, is_valid: Callable[[str], object], rule: str) -> None:
+    if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+        raise BadText(f"{what} is no list of texts", line=_line(text, value))
+    for each in value:
+        if not is_valid(each):
+            raise BadText(f"{what}: {each!r} {rule}", line=_line(text, each))
+
+
+def _origins(what: str, value: object, text: str) -> None:
+    def is_valid(origin: str) -> bool:
+        return origin.count("*") <= 1 and _ORIGIN.fullmatch(origin) is not None
+
+    _texts(what, value, text, is_valid, "is no origin such as https://example.com, with one * at most")
+
+
+def _methods(what: str, value: object, text: str) -> None:
+    _texts(what, value, text, METHODS.__contains__, f"is none of {' '.join(METHODS)}")
+
+
+def _allowed(what: str, value: object, text: str) -> None:
+    def is_valid(name: str) -> bool:
+        return name.count("*") <= 1 and _TOKEN.fullmatch(name) is not None
+
+    _texts(what, value, text, is_valid, "is no header's name, with one * at most")
+
+
+def _exposed(what: str, value: object, text: str) -> None:
+    _texts(what, value, text, _TOKEN.fullmatch, "is no header's name")
+
+
+def _age(what: str, value: object, text: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
+        raise BadText(f"{what}: {value!r} is no number of seconds", line=_line(text, value))
+
+
+def _id(what: str, value: object, text: str) -> None:
+    if not isinstance(value, str) or len(value) > 255:
+        raise BadText(f"{what} is no text of at most 255 characters", line=_line(text, value))
+
+
+_CHECKS: dict[str, Callable[[str, object, str], None]] = {
+    "AllowedOrigins": _origins,
+    "AllowedMethods": _methods,
+    "AllowedHeaders": _allowed,
+    "ExposeHeaders": _exposed,
+    "MaxAgeSeconds": _age,
+    "ID": _id,
+}

@@ -1,0 +1,210 @@
+"""The directory a bucket is mounted on: what it is now, whether it can be used, and how it is detached.
+
+Decided here and only here: which state of a mount point is which clear line for the user, and that a mount
+left by a daemon that died is cleared away. Nothing here asks the mount itself but `_is_dead`, in a thread that
+nobody waits for, so none of it can hang on a daemon that hangs.
+
+Blocking; no state, safe from any thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import threading
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from sosfs.config.parameters import Settings
+
+FUSE_DEVICE = Path("/dev/fuse")
+FUSE_SETTINGS = Path("/etc/fuse.conf")
+MOUNT_TABLE = Path("/proc/self/mountinfo")
+TYPE = "fuse.sosfs"  # what the mount table calls our mounts
+DETACH_SECONDS = 30.0
+DEAD_SECONDS = 1.0  # for what the kernel answers by itself, at once, where no daemon is left
+
+
+class StartError(Exception):
+    """A mount that cannot begin, in one line for the user."""
+
+
+class MountState(Enum):
+    """What is at a mount point."""
+
+    FREE = "free"
+    LIVE = "live"
+    DEAD = "dead"  # its daemon is gone: every call answers ENOTCONN
+
+
+class Detach(Enum):
+    """How a mount is taken off."""
+
+    WHEN_FREE = "when free"  # EBUSY while anything is open in it
+    LAZY = "lazy"  # at once from the tree; what is open stays usable until it is closed
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A line of the mount table."""
+
+    mountpoint: Path
+    type: str
+    source: str
+    owner: int  # the uid that mounted it, for FUSE; else 0
+    device: str  # MAJOR:MINOR, the name of its read-ahead settings under /sys/class/bdi
+
+
+def table() -> list[Mount]:
+    """All mounts this process sees, in the order they were made."""
+    lines = MOUNT_TABLE.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    return [_parsed(line) for line in lines]
+
+
+def _parsed(line: str) -> Mount:
+    # "36 35 98:0 /root /mount/point rw,relatime optional... - type source options", proc_pid_mountinfo(5)
+    fields, _, rest = line.partition(" - ")
+    kind, source, options = rest.split(" ")
+    owner = re.search(r"\buser_id=(\d+)", options)
+    _, _, device, _, mountpoint, *_ = fields.split(" ")
+    return Mount(Path(_unescaped(mountpoint)), kind, _unescaped(source), int(owner[1]) if owner else 0, device)
+
+
+def _unescaped(text: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
+
+
+def at(mountpoint: Path) -> Mount | None:
+    """The topmost mount on exactly this directory (absolute, links resolved), None where there is none."""
+    return next((mount for mount in reversed(table()) if mount.mountpoint == mountpoint), None)
+
+
+def canonical(path: str | Path) -> Path:
+    """The path as the mount table writes it, without asking a filesystem that may be mounted there.
+
+    Links are followed in the parents and at the end; the kernel answers readlink on the root of a mount by
+    itself. Raises OSError for a chain of links without end.
+    """
+    current = Path(os.path.abspath(path))  # noqa: PTH100  pathlib keeps "..", and resolve() asks the mount
+    for _ in range(40):
+        current = Path(os.path.realpath(current.parent)) / current.name
+        try:
+            target = current.readlink()
+        except OSError:  # no link, not there, or a mount that does not answer: then this is its name
+            return current
+        current = Path(os.path.abspath(current.parent / target))  # noqa: PTH100
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+
+
+def prepare(settings: Settings) -> None:
+    """Makes sure that the mount can be made, clearing away a dead one first. Raises `StartError`."""
+    _check_fuse(settings)
+    path = settings.mountpoint
+    found = state(path)
+    if found is MountState.DEAD:
+        detach(path, Detach.LAZY)
+        found = state(path)
+    if found is not MountState.FREE:
+        raise StartError(f"mount point is busy: {path} has a mount already")
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """Raises `StartError` for what FUSE or a user would not have a bucket mounted on."""
+    try:
+        entry = next(path.iterdir(), None)
+    except FileNotFoundError as error:
+        raise StartError(f"no such mount point: {path}") from error
+    except NotADirectoryError as error:
+        raise StartError(f"mount point is not a directory: {path}") from error
+    except OSError as error:
+        raise StartError(f"mount point {path}: {error.strerror}") from error
+    if entry is not None:
+        raise StartError(f"mount point is not empty: {path} (it has {entry.name!r}, which the mount would hide)")
+    if not os.access(path, os.W_OK):
+        raise StartError(f"mount point {path}: you may not write to it, so FUSE does not let you mount there")
+
+
+def state(path: Path) -> MountState:
+    """What is mounted on this directory, as far as it matters to another mount.
+
+    A mount of another kind than FUSE (an empty disk, a bind mount) is FREE: mounting over it is usual.
+    """
+    mount = at(path)
+    if mount is None or not mount.type.startswith("fuse"):
+        return MountState.FREE
+    return MountState.DEAD if _is_dead(path) else MountState.LIVE
+
+
+def _is_dead(path: Path) -> bool:
+    """Whether the kernel says that the daemon is gone; of one that hangs, nobody says anything."""
+    told: list[int | None] = []
+
+    def ask() -> None:
+        try:
+            os.statvfs(path)
+        except OSError as error:
+            told.append(error.errno)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(DEAD_SECONDS)
+    return not {errno.ENOTCONN, errno.ECONNABORTED}.isdisjoint(told)
+
+
+def _check_fuse(settings: Settings) -> None:
+    if not FUSE_DEVICE.exists():
+        raise StartError(
+            f"{FUSE_DEVICE} is missing: load it with 'modprobe fuse', or start the container with "
+            f"'--device {FUSE_DEVICE} --cap-add SYS_ADMIN'"
+        )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise StartError(f"{FUSE_DEVICE}: you may not open it; it should have mode 666")
+    if shutil.which("fusermount3") is None:
+        raise StartError("fusermount3 is missing: install the package fuse3")
+    if settings.allow_other and os.geteuid() != 0 and not others_allowed():
+        raise StartError(f"--allow-other needs the line 'user_allow_other' in {FUSE_SETTINGS}, or root")
+
+
+def others_allowed() -> bool:
+    """Whether a user who is not root may mount for others."""
+    try:
+        text = FUSE_SETTINGS.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return False
+    return re.search(r"^\s*user_allow_other\s*$", text, re.MULTILINE) is not None
+
+
+def detach(path: Path, how: Detach) -> None:
+    """Takes a mount off. Raises OSError: EBUSY while it is in use, else EIO with what the tool said."""
+    command = _detach_command(how)
+    try:
+        done = subprocess.run(
+            [*command, str(path)],
+            env={**os.environ, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=DETACH_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise OSError(errno.ETIMEDOUT, f"{command[0]} did not answer", str(path)) from error
+    if done.returncode != 0:
+        text = done.stderr.strip().splitlines()[-1:] or [f"{command[0]} failed"]
+        raise OSError(errno.EBUSY if "busy" in text[0] else errno.EIO, text[0].removeprefix("umount: "), str(path))
+
+
+def _detach_command(how: Detach) -> list[str]:
+    """fusermount3 for a user's mounts. For root umount, which takes off anyone's.
+
+    -i, so that no helper calls us; -c, so that it looks into the mount table and does not ask a daemon that may hang.
+    """
+    if os.geteuid() == 0:
+        return ["umount", "-ic", *(["-l"] if how is Detach.LAZY else [])]
+    return ["fusermount3", "-u", *(["-z"] if how is Detach.LAZY else [])]

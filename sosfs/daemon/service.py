@@ -1,0 +1,92 @@
+"""What a mount serves, one bucket or all of an account: the face both show to `mount`, decided here and only here.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pyfuse3
+
+from sosfs.buckets.registry import Buckets
+from sosfs.buckets.root_directory import TopOperations
+from sosfs.buckets.routing import BucketRouting
+from sosfs.concurrency.tasks import Background
+from sosfs.config.credentials import CredentialSource
+from sosfs.config.parameters import Settings
+from sosfs.control.nodes import Tree
+from sosfs.control.rejected_texts import Rejections
+from sosfs.control.settings_files import account_tree_of
+from sosfs.filesystem.bucket import Served
+from sosfs.fuse.control_tree import ControlOperations
+from sosfs.fuse.notifier import KernelCache
+from sosfs.ipc.commands import Work
+from sosfs.ipc.status import Status
+from sosfs.tree.inodes import Defaults
+
+
+class Service(Protocol):
+    """What a mount serves.
+
+    reach -> begin -> (requests of the kernel) -> let_go -> drain -> keep -> close, and close after a failure as well
+    """
+
+    @property
+    def operations(self) -> pyfuse3.Operations:
+        """What answers the kernel, from `begin` on."""
+
+    @property
+    def errands(self) -> Mapping[str, Work]:
+        """What commands may have it do, from `begin` on."""
+
+    @property
+    def state_dir(self) -> Path:
+        """Where its journal is."""
+
+    @property
+    def pending(self) -> int:
+        """How many changes are not stored yet."""
+
+    async def reach(self) -> None:
+        """Finds out whether it can be served. Raises StoreError with a reason in words, and OSError."""
+
+    async def begin(self, background: Background) -> None:
+        """Builds what answers the kernel, and takes up what an earlier mount left."""
+
+    def sweep(self) -> None:
+        """Frees what nobody needs any more."""
+
+    async def settle(self) -> None:
+        """Everything is stored afterwards. Raises what is not."""
+
+    async def let_go(self) -> None:
+        """Nothing more is said to the kernel unasked; its connection may then go."""
+
+    async def drain(self) -> None:
+        """Sends what is not stored; what cannot be sent stays in the journal."""
+
+    async def keep(self) -> None:
+        """Whatever is not stored is in the journal afterwards."""
+
+    def close(self) -> None:
+        """Lets others have the journal."""
+
+    def status(self) -> Status:
+        """What it says of itself."""
+
+
+def service_of(settings: Settings, source: CredentialSource, moment: Callable[[], Status]) -> Service:
+    """What these settings ask for. Raises OSError EBUSY where another mount has the journal."""
+    if settings.bucket:
+        return Served(settings, source, moment, kernel=KernelCache())
+    buckets = Buckets(settings, source, moment, KernelCache())
+    rejections = Rejections()
+    defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
+    top = TopOperations(buckets, defaults, rejections, ttl=settings.ttl)
+    tree = ControlOperations(Tree(account_tree_of(rejections, buckets.status)))
+    buckets.operations = BucketRouting(buckets, top, tree)
+    return buckets

@@ -1,0 +1,102 @@
+"""What comes into the spool of a changed file beside what is written: bytes of its base.
+
+Around a change that is read: the commit sends a changed part whole, so it needs them as well, and who reads and writes
+a file at random places would ask for a block with nearly every read. Who also reads where an eighth of it has changed
+is all over the file: the rest comes, at the server's speed and not at the reader's. And all of them before the base is
+removed while somebody has the file open.
+
+Concurrency: trio thread only; what was written or cut since the bytes were asked for stays as it is (`Draft.absorb`).
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+
+import trio
+
+from sosfs.cache.blocks import Blocks, Spawn
+from sosfs.concurrency.tasks import each
+from sosfs.files.draft import Draft
+from sosfs.files.draft_records import Records
+from sosfs.files.open_file import Content
+from sosfs.files.spool import SpoolArea
+from sosfs.tree.inodes import Inode
+
+log = logging.getLogger(__name__)
+
+WINDOW = 8 << 20  # bytes that come together; the smallest part of an upload by default
+AT_ONCE = 4  # windows of a mount
+DENSE = 8  # of so many windows one has changed: then all are brought
+SEVERAL = 4  # windows that a change here and there, as of a database, may touch without that
+
+
+class Filling:
+    """Fills the spools of a mount, each up to `room` bytes."""
+
+    def __init__(self, blocks: Blocks, spools: SpoolArea, records: Records, spawn: Spawn, *, room: int) -> None:
+        self._blocks = blocks
+        self._spools = spools
+        self._records = records
+        self._spawn = spawn
+        self._room = room
+        self._turns = trio.CapacityLimiter(AT_ONCE)
+
+    def around(self, at: int, inode: Inode, content: Content, draft: Draft) -> None:
+        """A byte of a changed file is read: all near it comes if that changed, and all if much did. Does not wait."""
+        start, windows = at // WINDOW * WINDOW, -(-draft.base_stop // WINDOW)
+        if len(draft.brought) == windows:
+            return
+        some = max(SEVERAL, windows // DENSE)
+        if draft.base_stop <= self._room and draft.dirty.cells(WINDOW, most=some) == some:
+            wanted = range(0, draft.base_stop, WINDOW)
+        elif draft.is_untouched(start, min(start + WINDOW, draft.base_stop)):
+            return
+        else:
+            wanted = range(start, start + 1)
+        missing = [one for one in wanted if one not in draft.brought]
+        if missing and not self._spools.is_short:  # a system call
+            for one in missing:
+                self._begin(one, inode, content, draft)
+
+    def _begin(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
+        if max(draft.local.total, len(draft.brought) * WINDOW) + WINDOW <= self._room:
+            draft.brought.add(start)
+            self._spawn(partial(self._fill, start, inode, content, draft))
+
+    async def _fill(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
+        came = False
+        try:
+            async with self._turns:
+                if content.writers and not self._spools.is_short:
+                    came = await self._bring(inode, content, draft, start, start + WINDOW)
+        except OSError as error:
+            log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
+        finally:
+            if not came:
+                draft.brought.discard(start)  # whoever reads there later may have it
+
+    async def whole(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""
+
+        async def bring(start: int) -> None:
+            while not await self._bring(inode, content, draft, start, start + WINDOW):
+                pass  # attributes that are written make another version of the same bytes
+
+        await each(bring, range(0, draft.base_stop, WINDOW), at_once=AT_ONCE)
+
+    async def _bring(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> bool:
+        """Whether the spool lacks nothing there any more; not where the base became another one meanwhile.
+
+        What was written since may have been freed with the commit, and what was cut is zeros in the new base.
+        """
+        base, gap = draft.base, draft.lacks(start, stop)
+        if base is None or gap is None or content.draft is not draft:
+            return True
+        body = await self._blocks.read(base, *gap)
+        if draft.base is not base:
+            return False
+        if content.draft is draft:
+            self._records.touched(inode)
+            await draft.absorb(gap[0], body)
+        return True

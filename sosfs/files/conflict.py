@@ -1,0 +1,64 @@
+"""Where the loser of two writers finds its bytes: beside the winner, as `NAME.conflict-HOST-TIME`.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable
+
+from sosfs.errors import Cause, StoreError
+from sosfs.files.draft import Draft
+from sosfs.files.upload import Upload, Uploader
+from sosfs.s3.protocol import Guard, Properties, Version
+from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.keys import Form
+
+log = logging.getLogger(__name__)
+
+
+class Conflicts:
+    """Keeps what another writer's version would otherwise have displaced."""
+
+    def __init__(self, inodes: Inodes, uploader: Uploader, properties: Callable[[Inode], Properties]) -> None:
+        self._inodes = inodes
+        self._uploader = uploader
+        self._properties = properties
+        self.kept: list[str] = []  # keys, newest last
+
+    async def keep(self, inode: Inode, draft: Draft, error: StoreError) -> None:
+        """Stores the draft's bytes under the conflict name. Raises what prevents it; the draft stays then."""
+        assert inode.parent is not None
+        stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
+        segment = f"{inode.segment}.conflict-{socket.gethostname()}-{stamp}"
+        key = self._inodes.child_key(inode.parent, segment)
+        properties = self._properties(inode)
+        try:
+            version = await self._store(draft, key, properties)
+        except StoreError as failure:
+            if draft.base is None or failure.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                raise
+            gone = draft.give_up_base()
+            log.error("%s has zeros for %d bytes that are lost with the version they were in: %s", key, gone, failure)
+            version = await self._store(draft, key, properties)
+        self.kept.append(key)
+        log.error("%s was changed by another client; this mount's version is kept as %s", error.request, key)
+        kept = self._inodes.make(inode.parent, segment, Form.PLAIN, mode=inode.mode)
+        kept.version, kept.size, kept.mtime_ns = version, version.size, inode.mtime_ns
+        kept.learn(self._properties(inode), whole=True)
+        if inode.parent.directory is not None:
+            inode.parent.directory.put(kept)
+
+    async def _store(self, draft: Draft, key: str, properties: Properties) -> Version:
+        if draft.size <= self._uploader.plan.single:
+            body = await draft.read(0, draft.size)
+            return await self._uploader.store.put(key, body, properties, condition=Guard.ABSENT)
+        upload = Upload(self._uploader, draft, key, properties, None)
+        try:
+            return await upload.finish(draft.size, Guard.ABSENT)
+        except OSError:
+            await upload.abort()  # the next try has another name
+            raise

@@ -1,0 +1,37 @@
+"""Tasks that begin a moment later, since what they would do may be undone by then.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import trio
+
+from sosfs.cache.blocks import Spawn
+
+DELAY = 0.5  # seconds that a recorded draft waits for a rename, a rewrite or an unlink
+COMPANY = 0.05  # seconds that those recorded after it may rest less
+
+
+class Resting:
+    """Tasks that rest; one alarm for many, since one a file takes 5 % of the CPU of a copy of small files."""
+
+    def __init__(self, spawn: Spawn) -> None:
+        self._spawn = spawn
+        self._tasks: deque[tuple[float, Callable[[], Coroutine[Any, Any, None]]]] = deque()  # by their trio times
+
+    def add(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Has a task begin after `DELAY`."""
+        self._tasks.append((trio.current_time() + DELAY, task))
+        if len(self._tasks) == 1:
+            self._spawn(self._release)
+
+    async def _release(self) -> None:
+        while self._tasks:
+            await trio.sleep_until(self._tasks[0][0])
+            while self._tasks and self._tasks[0][0] <= trio.current_time() + COMPANY:
+                self._spawn(self._tasks.popleft()[1])

@@ -1,0 +1,315 @@
+"""A file being changed: its bytes, which of them are ours, and whether they are in the bucket.
+
+    NEW ----write----> DIRTY --commit--> COMMITTING --ok--> CLEAN --write--> DIRTY
+     `---commit (empty file)--^             |  |
+                          DIRTY <--error----'  `--another version won--> CONFLICT
+    any state --unlinked or replaced while open--> ORPHAN (never sent)
+
+A draft's bytes are, in this order: the ranges written here (`local`, in the spool), the base version's
+bytes below `base_stop`, zeros. Nothing of the base is read before it is needed. Where room is short, some are `away`:
+in parts of an upload that is not completed, where nobody can read them. A write that failed leaves its range
+`refused`, and until that is written or cut the draft does not go into the bucket.
+
+Concurrency: trio thread only; each change of bytes raises `serial`, which is how a commit finds out
+what came after it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from enum import Enum
+
+from sosfs.cache.blocks import Blocks, Source
+from sosfs.concurrency.tasks import each
+from sosfs.files.extents import Extents
+from sosfs.files.spool import INLINE, DamagedSpool, Spool
+from sosfs.s3.protocol import OBJECT_MAX, Condition, Guard, Version
+from sosfs.s3.upload_check import DamagedWrite
+
+BETWEEN = 1 << 20  # bytes of ours that are fetched along, which costs less than a request more
+FETCHES = 8  # requests side by side
+
+
+class State(Enum):
+    """Where a draft is in its life."""
+
+    NEW = "new"
+    DIRTY = "dirty"
+    COMMITTING = "committing"
+    CLEAN = "clean"
+    CONFLICT = "conflict"
+    ORPHAN = "orphan"
+
+
+class Draft:
+    """The changed bytes of one file."""
+
+    def __init__(self, spool: Spool, blocks: Blocks, base: Source | None, expected: Condition) -> None:
+        self.state = State.NEW if base is None else State.CLEAN
+        self.expected = expected  # what the bucket must hold for the commit to take place
+        self.base = base
+        self.base_stop = base.size if base else 0
+        self.size = self.base_stop
+        self.local = Extents()  # in the spool, and valid
+        self.dirty = Extents()  # of those, what the base does not have
+        self.away = Extents()  # in parts of the upload under way and nowhere else
+        self.refused = Extents()  # a write failed there, or the bytes that were there are lost
+        self._arriving: list[tuple[int, int]] = []  # being written
+        self.serial = 0
+        self.saved = -1 if base is None else 0  # the serial that is in the bucket
+        self.recorded = -1  # the serial that is in the journal
+        self.safe = -1  # the newest serial that was; its bytes, or newer ones in their place, are still there
+        self.sums: tuple[int, ...] = ()  # of the spool as of that serial
+        self.absorbed = 0  # how often bytes of the base came into the spool
+        self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`filling`)
+        self.spool = spool
+        self._blocks = blocks
+        self._flying = Extents()  # dirty when the commit under way began
+        self._lowest = self.size  # the smallest size since then: above it the new base says nothing
+
+    @property
+    def unsent(self) -> tuple[tuple[int, int], ...]:
+        """The ranges that the base does not have."""
+        return tuple(Extents((*self.dirty, *self._flying)))
+
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is empty, and nothing was written since it began."""
+        return self.size == 0 and not self.local
+
+    @property
+    def is_dirty(self) -> bool:
+        """Whether the bucket lacks something of it."""
+        return self.saved != self.serial and self.state is not State.ORPHAN
+
+    @property
+    def is_sendable(self) -> bool:
+        """Whether the bucket lacks something of it, and may have it."""
+        return self.is_dirty and not self.refused
+
+    @property
+    def is_committing(self) -> bool:
+        """Whether a commit is under way."""
+        return self.state is State.COMMITTING
+
+    async def write(self, offset: int, data: bytes | memoryview) -> None:
+        """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full."""
+        stop = offset + len(data)
+        if stop > OBJECT_MAX:
+            raise OSError(errno.EFBIG, "an object has at most 4 TiB")
+        self._arriving.append((offset, stop))
+        try:
+            await self.spool.write(offset, data)
+        finally:
+            self._arriving.remove((offset, stop))
+        for extents in (self.away, self.refused):
+            extents.remove(offset, stop)
+        self.local.add(offset, stop)
+        self.dirty.add(offset, stop)
+        self.size = max(self.size, stop)
+        self._changed()
+
+    def truncate(self, size: int) -> None:
+        """Sets the length; new bytes are zeros. Raises OSError EFBIG past 4 TiB.
+
+        The spool keeps what lies above until `trim`, so that a record of the draft is true before and after.
+        """
+        if size > OBJECT_MAX:
+            raise OSError(errno.EFBIG, "an object has at most 4 TiB")
+        if size < self.size:
+            for extents in (self.local, self.dirty, self._flying, self.away):
+                extents.remove(size, self.size)
+            self.base_stop = min(self.base_stop, size)
+            self._lowest = min(self._lowest, size)
+        self.refused.remove(size, OBJECT_MAX)
+        self.size = size
+        self._changed()
+
+    def trim(self) -> None:
+        """Frees what the spool holds above the length; where a row may tell of it, that is for `Records.save`."""
+        if not self.spool.is_named:
+            self.spool.truncate(self.size)
+
+    def shed(self) -> None:
+        """Frees the spool of a draft that is in the bucket: its bytes are the base's."""
+        assert self.state is State.CLEAN
+        self.local, self.dirty = Extents(), Extents()
+        self.brought.clear()
+        self.spool.truncate(0)
+
+    def part_with(self, start: int, stop: int) -> bool:
+        """Frees the spool of bytes that a part of the upload has. False where they are just written, or recorded."""
+        is_arriving = any(begin < stop and start < end for begin, end in self._arriving)
+        if is_arriving or self.safe > self.saved or not self.local.common(((start, stop),)):
+            return False
+        if not self.spool.free(start, stop):
+            return False
+        self.local.remove(start, stop)
+        self.away.add(start, stop)
+        return True
+
+    def strand(self) -> None:
+        """The upload is gone: what was only there is lost, as if its write had failed. It is no zeros, though."""
+        for start, stop in self.away:
+            self.refused.add(start, stop)
+
+    def require_whole(self) -> None:
+        """Raises OSError ENOSPC while bytes are missing that a program has tried to write."""
+        if self.refused:
+            raise OSError(errno.ENOSPC, "a write to it failed for want of room, and it is not stored without that")
+
+    def _changed(self) -> None:
+        self.serial += 1
+        if self.state in (State.NEW, State.CLEAN):
+            self.state = State.DIRTY
+
+    async def read(self, start: int, stop: int) -> bytes | memoryview:
+        """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises, ESTALE if they are away."""
+        if self.away.common(((start, stop),)):
+            raise OSError(errno.ESTALE, "these bytes are in an upload that is not completed")
+        ranges = list(self.local.within(start, min(stop, self.size)))
+        # The spool first: while the bucket is waited for, a commit may end and what is here be freed.
+        with self.spool.held():
+            found: dict[int, bytes | memoryview] = {
+                begin: await self._spooled(begin, end) for begin, end, ours in ranges if ours
+            }
+        found |= await self._fetched([(begin, end) for begin, end, ours in ranges if not ours])
+        pieces: list[bytes | memoryview] = []
+        for begin, end, _ in ranges:
+            body = found.get(begin, b"")
+            pieces.append(body)
+            if len(body) < end - begin:
+                pieces.append(bytes(end - begin - len(body)))
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    async def _spooled(self, start: int, stop: int) -> bytes:
+        """Bytes of ours. Raises `DamagedSpool` where the file has fewer, unless they were cut off meanwhile."""
+        while True:
+            body = await self.spool.read(start, stop)
+            if len(body) == stop - start or not self.local.covers(start, stop):
+                return body
+            if self.spool.length < stop:
+                raise DamagedSpool(f"its spool ends at {self.spool.length}, before what was written")
+
+    async def _fetched(self, gaps: list[tuple[int, int]]) -> dict[int, bytes | memoryview]:
+        """What the base has of each gap, by its beginning."""
+        base, found = self.base, dict[int, bytes | memoryview]()
+        gaps = [(start, min(stop, self.base_stop)) for start, stop in gaps if start < self.base_stop]
+        if base is None or not gaps:
+            return found
+
+        async def fetch(run: list[tuple[int, int]]) -> None:
+            first = run[0][0]
+            body = memoryview(await self._blocks.read(base, first, run[-1][1]))
+            for start, stop in run:
+                found[start] = body[start - first : stop - first]
+
+        runs = [[gaps[0]]]
+        for gap in gaps[1:]:
+            if gap[0] - runs[-1][-1][1] <= BETWEEN:
+                runs[-1].append(gap)
+            else:
+                runs.append([gap])
+        await each(fetch, runs, at_once=min(FETCHES, len(runs)))
+        return found
+
+    def is_untouched(self, start: int, stop: int) -> bool:
+        """Whether all of `[start, stop)` is still as in the base version."""
+        if self.base is None or stop > self.base_stop:
+            return False
+        return not any(ours for extents in (self.dirty, self._flying) for _, _, ours in extents.within(start, stop))
+
+    def lacks(self, start: int, stop: int) -> tuple[int, int] | None:
+        """From the first to the last byte that the base has of `[start, stop)` and the spool has not."""
+        gaps = self._missing(start, min(stop, self.base_stop))
+        return (gaps[0][0], gaps[-1][1]) if gaps else None
+
+    async def absorb(self, at: int, body: bytes | memoryview) -> None:
+        """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
+        view = memoryview(body)
+        self.absorbed += 1
+        running = self._blocks.verifier.of(self.base) if self.base is not None else None
+        if running is not None:
+            running.on_wrong[self] = self._disown
+        for begin, end in self._missing(at, min(at + len(view), self.base_stop)):
+            # In pieces that are written without a pause, in which a writer could come between.
+            for start in range(begin, end, INLINE):
+                stop = min(end, start + INLINE)
+                await self.spool.write(start, view[start - at : stop - at])
+                self.local.add(start, stop)
+
+    def _missing(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What is the base's of `[start, stop)`."""
+        lacking = [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
+        if not self.away:
+            return lacking
+        return [(a, b) for begin, end in lacking for a, b, is_away in self.away.within(begin, end) if not is_away]
+
+    def stand_on(self, base: Source, expected: Version) -> None:
+        """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""
+        self.base, self.expected = base, expected
+        self.base_stop = min(max(self.base_stop, *(stop for _, stop in self.away), 0), base.size)
+        self.away = Extents()
+
+    def give_up_base(self) -> int:
+        """The base version is gone from the bucket: what is not in the spool are zeros now. Returns how many bytes."""
+        gone = sum(stop - start for start, stop, ours in self.local.within(0, self.base_stop) if not ours)
+        self.base, self.base_stop = None, 0
+        return gone
+
+    def commit_begins(self) -> int:
+        """Marks what is dirty now as under way; returns the serial that the commit will carry."""
+        self.state = State.COMMITTING
+        self._flying, self.dirty = self.dirty, Extents()
+        self._lowest = self.size
+        return self.serial
+
+    def commit_failed(self, state: State = State.DIRTY) -> None:
+        """What was under way is dirty again."""
+        for start, stop in self._flying:
+            self.dirty.add(start, stop)
+        self._flying = Extents()
+        self.state = state if self.state is not State.ORPHAN else State.ORPHAN
+
+    def commit_landed(self, base: Source, expected: Condition, serial: int) -> None:
+        """The bytes as of `serial` are in the bucket as `base`."""
+        self._flying, self.away = Extents(), Extents()
+        self.saved = serial
+        self.expected = expected
+        self.base = base
+        # What was cut off since the commit began must not come back from the new base.
+        self.base_stop = min(base.size, self._lowest)
+        if self.state is not State.ORPHAN:
+            self.state = State.CLEAN if serial == self.serial else State.DIRTY
+
+    def _disown(self) -> None:
+        """What came into the spool of the base has turned out wrong, and is not here any more."""
+        self.local = Extents((*self.dirty, *self._flying))
+        self.brought.clear()
+
+    @asynccontextmanager
+    async def outliving(self, body: bytes | memoryview) -> AsyncIterator[None]:
+        """Within, all of the draft is sent as `body`; if that arrives damaged, in place of the base, the draft has all.
+
+        The next commit then replaces the damaged object, and needs nothing of the base.
+        """
+        try:
+            yield
+        except DamagedWrite as error:
+            if error.left is not None:
+                await self.absorb(0, body)
+                self.expected, self.base, self.base_stop = error.left, None, 0
+                for start, stop in self.local:
+                    self.dirty.add(start, stop)
+            raise
+
+    def close(self) -> None:
+        """Frees the spool."""
+        self.spool.close()
+
+
+def fresh(spool: Spool, blocks: Blocks) -> Draft:
+    """The draft of a file that is not in the bucket."""
+    return Draft(spool, blocks, None, Guard.ABSENT)

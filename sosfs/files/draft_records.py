@@ -1,0 +1,218 @@
+"""How a draft stands in the journal, so that it outlives this process: decided here and only here.
+
+    no row --save--> as of `Draft.recorded` --touched--> open (its spool is being written) --save--> ...
+                              `--landed, unlinked: forgotten
+
+A small draft's bytes are in its row and change with it alone. A large one's are in the spool, which is written
+in place: its row says so before the first byte changes, tells of no bytes that were not synced (a power loss would
+leave zeros for them), and forgets those that are cut before they go. The disk may have a cut or a removal long before
+it has the log: so a spool that a row has named loses nothing until the row's change is synced.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from functools import partial
+
+from sosfs.attributes.writeback import Attributes
+from sosfs.errors import FULL
+from sosfs.files.draft import Draft
+from sosfs.files.extents import Extents
+from sosfs.files.open_file import Content
+from sosfs.journal.journal import Journal
+from sosfs.journal.rows import Ranges, SavedDraft
+from sosfs.tree.inodes import Inode, Inodes
+
+log = logging.getLogger(__name__)
+
+
+class Records:
+    """The rows of the drafts of a mount."""
+
+    def __init__(self, inodes: Inodes, attributes: Attributes, journal: Journal) -> None:
+        self._inodes = inodes
+        self._attributes = attributes
+        self._journal = journal
+        attributes.carried_later = self.changed
+
+    async def save(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
+        size, synced = draft.size, tuple(draft.local)
+        if draft.recorded != draft.serial or not content.row:
+            content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
+            try:
+                serial, absorbed = draft.serial, draft.absorbed
+                with draft.spool.held():
+                    await draft.spool.sync()
+                    draft.sums = await draft.spool.sums(draft.size)
+                if draft.absorbed != absorbed:
+                    draft.sums = ()  # they may be of the spool as it was before, or after
+            finally:
+                content.writers -= 1
+            draft.recorded = serial
+        if draft.is_dirty and inode.parent is not None:
+            self._write(inode, content, draft, size=min(size, draft.size), synced=synced)
+            draft.safe = draft.recorded
+        await self._journal.sync()
+        if content.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
+            draft.spool.truncate(draft.size)
+
+    async def saved(self, inode: Inode, content: Content, draft: Draft) -> bool:
+        """As `save`; False where this disk has no room for all of it, so that only the bucket can keep it."""
+        if draft.away:
+            return False
+        try:
+            await self.save(inode, content, draft)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("%s goes into the bucket at once: %s", inode.name.decode(errors="replace"), error)
+            return False
+        return True
+
+    async def displaces(self, inode: Inode, target: Inode) -> None:
+        """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError."""
+        content = inode.content
+        if content is not None and content.draft is not None and target.content is not None and target.content.row:
+            await self.save(inode, content, content.draft)
+
+    def _write(self, inode: Inode, content: Content, draft: Draft, *, size: int, synced: Ranges) -> None:
+        """Records what was in the spool when it was synced, and still is: a power loss may leave no more of it."""
+        base = draft.base
+        saved = SavedDraft(
+            key=self._inodes.key(inode),
+            size=size,
+            base=(base.key, base.etag, base.size) if base is not None else None,
+            base_stop=draft.base_stop,
+            expected=draft.expected,
+            version=inode.version,
+            local=draft.local.common(synced),
+            dirty=Extents(draft.unsent).common(synced),
+            posix=inode.posix,
+            properties=self._attributes.known(inode),
+            spool=draft.spool.path.name if draft.spool.on_disk else "",
+            sums=draft.sums if draft.recorded == draft.serial else (),
+            going=_going(content, draft),
+            body=draft.spool.body,
+            edits=inode.edits,
+            parts=content.upload.freed if content.upload is not None else (),
+        )
+        draft.spool.label(saved.key)
+        content.row = self._journal.save_draft(content.row, saved)
+
+    def moved(self, inode: Inode) -> None:
+        """A rename changed the key, or what the bucket must hold: the record follows, and says no more of the bytes."""
+        content, draft = inode.content, inode.content.draft if inode.content is not None else None
+        if content is None or draft is None or not content.row:
+            return
+        if draft.recorded == draft.serial or not draft.spool.on_disk:
+            self._write(inode, content, draft, size=draft.size, synced=tuple(draft.local))
+        else:
+            self._journal.alter_draft(content.row, partial(self._followed, inode, content, draft))
+
+    def _followed(self, inode: Inode, content: Content, draft: Draft, saved: SavedDraft) -> SavedDraft:
+        base, going = draft.base, content.going
+        return replace(
+            saved,
+            key=self._inodes.key(inode),
+            base=(base.key, base.etag, base.size) if base is not None else None,
+            expected=draft.expected,
+            version=inode.version,
+            going=(going[0], going[1] >= draft.safe) if going is not None else None,
+        )
+
+    def landed(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """The bucket has the draft as it was when the commit began: what the record has more than that stays there."""
+        if draft.is_dirty and (draft.safe > draft.saved or not draft.spool.on_disk):
+            self.moved(inode)
+        else:
+            self.forget(content)
+
+    def changed(self, inode: Inode) -> None:
+        """The user changed attributes: the record has them from now on, and says nothing new of the bytes."""
+        content = inode.content
+        if content is None or content.draft is None or not content.row:
+            return  # not recorded yet, as where they are set before the close (cp -p)
+        change = partial(
+            replace,
+            posix=inode.posix,
+            properties=self._attributes.known(inode),
+            edits=inode.edits,
+            going=_going(content, content.draft),
+        )
+        self._journal.alter_draft(content.row, change)
+
+    def goes(self, inode: Inode, content: Content, serial: int, token: str) -> None:
+        """A request is about to make the object with this token, of the draft as of `serial`.
+
+        Should its answer get lost, the record tells of it.
+        """
+        content.goes(token, serial)
+        if not content.row:
+            self._attributes.goes(inode)
+            return
+        try:
+            self._tell_going(content, serial, token)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("the upload of a recorded file is not recorded: %s", error)  # it makes room, so it goes on
+
+    def _tell_going(self, content: Content, serial: int, token: str) -> None:
+        if content.draft is not None and content.draft.safe > serial:  # recorded since the commit began
+            self._journal.alter_draft(content.row, partial(replace, going=(token, False)))
+        else:
+            self._journal.draft_goes(content.row, token)
+
+    def touched(self, inode: Inode) -> None:
+        """A recorded draft is about to be written to."""
+        content = inode.content
+        draft = content.draft if content is not None else None
+        if content is None or draft is None or not content.row:
+            return
+        if draft.recorded == draft.serial:
+            if draft.spool.on_disk:
+                self._journal.reopen_draft(content.row)
+            draft.recorded = -1
+
+    def cut(self, inode: Inode) -> None:
+        """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
+        content = inode.content
+        if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
+            change = partial(_cut, content.draft.size, _going(content, content.draft))
+            self._journal.alter_draft(content.row, change)
+
+    async def rest(self, draft: Draft) -> None:
+        """What rows no longer say of a spool, they do not say after a power loss either; and nobody holds it."""
+        if draft.spool.is_named:
+            await self._journal.settled()
+        await draft.spool.rest()
+
+    async def free(self, draft: Draft) -> None:
+        """Frees a draft that no row tells of."""
+        if draft.spool.is_named:
+            await self._journal.settled()
+        draft.close()
+
+    def forget(self, content: Content) -> None:
+        """The draft is in the bucket, or nobody wants it."""
+        if content.row:
+            self._journal.drop_draft(content.row)
+            content.row = 0
+
+
+def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedDraft:
+    """A record without what lies above `size`; one that holds the bytes itself needs no spool for them."""
+    saved = replace(saved, going=going)
+    if not saved.spool or saved.size <= size:
+        return saved
+    below = ((0, size),)
+    local, dirty = Extents(saved.local).common(below), Extents(saved.dirty).common(below)
+    return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
+
+
+def _going(content: Content, draft: Draft) -> tuple[str, bool] | None:
+    return (content.going[0], content.going[1] == draft.serial) if content.going is not None else None

@@ -1,0 +1,94 @@
+"""What becomes of a file when a write to it has failed: the bucket keeps what it had.
+
+A program that is told ENOSPC knows that its file is not whole, and nobody else does: a half file in the bucket would
+be taken for the file by every other program and host. So once the last writer has closed it, the draft is gone: a new
+file was never there, and an existing one is what it was. Who writes again what was refused, or cuts it off, as
+databases do, has a whole file again before that.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from sosfs.attributes.writeback import Attributes
+from sosfs.files.commits import Commits
+from sosfs.files.draft import Draft, State
+from sosfs.files.open_file import Content
+from sosfs.files.page_cache import Pages
+from sosfs.metadata import user_metadata
+from sosfs.metadata.edits import NO_EDITS
+from sosfs.tree.inodes import Inode, Inodes, held
+
+log = logging.getLogger(__name__)
+
+NO_VERSION = "-"  # no ETag: the kernel's pages are of no version that is in the bucket
+
+
+class Discards:
+    """Gives up drafts of which bytes are missing."""
+
+    def __init__(self, inodes: Inodes, attributes: Attributes, commits: Commits, pages: Pages) -> None:
+        self._inodes = inodes
+        self._attributes = attributes
+        self._commits = commits
+        self._pages = pages
+
+    async def discard(self, inode: Inode) -> None:
+        """Gives up what a file has that the bucket lacks, if bytes of it are missing."""
+        content = inode.content
+        if content is None or content.draft is None or not content.draft.refused:
+            return
+        async with content.lock:
+            draft = content.draft
+            if draft is None or not draft.refused:
+                return
+            log.info("%s is as it was before: a write to it failed", inode.name.decode(errors="replace"))
+            self._commits.records.forget(content)
+            if inode.parent is not None and inode.version is None:
+                self._leave(inode, draft)
+            elif inode.version is not None:
+                self._revert(inode, content, draft)
+            await self._commits.drop_upload(content)
+            await self._commits.let_go(inode, content)
+        await self._pages.forget(inode)
+
+    async def discard_all(self) -> None:
+        """As `discard`, of all files: nobody can write to them any more."""
+        for inode in list(self._commits.drafts):
+            await self.discard(inode)
+
+    async def hide(self, inode: Inode) -> None:
+        """A file that is about to be given up is looked up anew by whoever wants it."""
+        draft = inode.content.draft if inode.content is not None else None
+        if draft is not None and draft.refused and inode.parent is not None and inode.version is None:
+            await self._pages.forget_name(inode.parent, inode.name)
+
+    def _leave(self, inode: Inode, draft: Draft) -> None:
+        """A file that the bucket has never had loses its name; who has it open to read keeps what is here."""
+        assert inode.parent is not None
+        directory = inode.parent.directory
+        if directory is not None:
+            directory.take(inode.name, when=0.0)
+        inode.parent.touch()
+        inode.parent = None
+        draft.state = State.ORPHAN
+        if not held(inode):
+            self._inodes.drop(inode)
+
+    def _revert(self, inode: Inode, content: Content, draft: Draft) -> None:
+        """A file that the bucket has is that again, but for attributes that the user has set."""
+        assert inode.version is not None
+        content.draft = None
+        draft.close()
+        inode.pins -= 1
+        self._commits.drafts.discard(inode)
+        inode.size, inode.pages = inode.version.size, NO_VERSION
+        said = user_metadata.read(inode.properties.metadata)
+        listed = inode.version.modified
+        before = said.mtime_ns if said.mtime_ns is not None or listed is None else listed * user_metadata.NS
+        if before is not None and not content.times_given:
+            inode.mtime_ns = inode.ctime_ns = before
+        if inode.edits != NO_EDITS or said.mode not in (None, inode.mode):
+            self._attributes.keep(inode)

@@ -1,0 +1,335 @@
+"""Which bytes a file has: open files, reading, writing, truncating. When they go up is in `commits`.
+
+An inode's `Content` counts its handles and holds its draft, if it is being changed; every handle of the
+mount sees the draft at once. A handle that only reads stays with the version it was opened on, and goes
+on only with what this mount itself wrote.
+
+Concurrency: trio thread only; the kernel serialises the writes of one inode.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from sosfs.attributes.writeback import Attributes
+from sosfs.cache.blocks import Blocks, Source, Spawn
+from sosfs.errors import Cause, StoreError
+from sosfs.files import last_close
+from sosfs.files.base_fetch import Filling
+from sosfs.files.commits import Commits
+from sosfs.files.draft import Draft, State, fresh
+from sosfs.files.failed_writes import Discards
+from sosfs.files.open_file import Handle, content_of
+from sosfs.files.page_cache import Pages
+from sosfs.files.prefetch import Succession
+from sosfs.files.spool import SpoolArea
+from sosfs.files.upload import Uploader
+from sosfs.files.write_behind import Writeback
+from sosfs.s3.protocol import Guard, Version
+from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.listing import Listings
+
+DETACH_MAX = 256 << 20  # bytes; a larger file that is unlinked while open is ESTALE to its readers
+
+
+class Contents:
+    """The bytes half of the filesystem."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        blocks: Blocks,
+        spools: SpoolArea,
+        uploader: Uploader,
+        listings: Listings,
+        attributes: Attributes,
+        commits: Commits,
+        pages: Pages,
+        spawn: Spawn,
+        discards: Discards,
+        *,
+        mountpoint: Path,
+        dirty_limit: int,
+        patience: float,
+    ) -> None:
+        self._inodes = inodes
+        self._blocks = blocks
+        self._spools = spools
+        self._uploader = uploader
+        self._attributes = attributes
+        self._commits = commits
+        self.records = commits.records
+        self._pages = pages
+        self._mountpoint = os.fspath(mountpoint)
+        self._dirty_limit = dirty_limit
+        self._filling = Filling(blocks, spools, self.records, spawn, room=dirty_limit // 2)
+        self.discards = discards
+        self.writeback = Writeback(
+            inodes, spools, uploader, commits, self._begin, dirty_limit=dirty_limit, patience=patience
+        )
+        self._succession = Succession(inodes, listings, attributes, blocks, spawn)
+
+    # Opening and closing
+
+    async def open(self, inode: Inode, flags: int, task: int) -> Handle:
+        """Opens a file; O_TRUNC empties it, for a reader too: at once, since no close of a writer follows (open(2)).
+
+        Raises OSError EISDIR, and for a reader what truncating raises.
+        """
+        if inode.is_directory:
+            raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        await self._pages.settle(inode)
+        self.require_name(inode)  # the kernel looks the name up again
+        handle = Handle(inode, content_of(inode), flags, task)
+        if flags & os.O_TRUNC and handle.writes:
+            self._truncate(inode, 0)
+        elif flags & os.O_TRUNC:
+            await self.truncate(inode, 0)
+            handle = Handle(inode, content_of(inode), flags, task)
+        if handle.content.draft is None and inode.version is not None:
+            handle.source = handle.content.source or self._source(inode)
+            handle.is_unread = inode.pages != inode.version.etag  # else the kernel may have handed out pages of it
+        inode.opens += 1
+        handle.content.writers += handle.writes
+        return handle
+
+    async def create(self, inode: Inode, flags: int, task: int) -> Handle:
+        """Opens a file that does not exist in the bucket yet; an empty draft waits for the first close."""
+        content = content_of(inode)
+        if content.draft is None:
+            content.draft = fresh(self._spools.new(), self._blocks)
+            self._commits.began(inode)
+            if inode.parent is not None:
+                inode.parent.touch()
+        return await self.open(inode, flags & ~os.O_TRUNC, task)
+
+    async def release(self, handle: Handle) -> None:
+        """The last close of a handle. Never raises: what could not be sent stays and is tried again."""
+        inode, content = handle.inode, handle.content
+        inode.opens -= 1
+        content.writers -= handle.writes
+        draft = content.draft
+        if draft is not None and content.writers == 0:
+            if draft.refused:
+                await self.discards.discard(inode)
+            elif draft.is_dirty and inode.parent is not None:
+                self._commits.send_later(inode)  # pages of a mapping may come after the last close
+            else:
+                await self._commits.let_go(inode, content)
+        if inode.opens == 0 and content.draft is None and inode.content is content:
+            inode.content = None
+
+    async def flush(self, handle: Handle) -> None:
+        """What every close of a descriptor does: a changed file is safe afterwards, as `--durability` says."""
+        draft = handle.content.draft
+        if draft is None or not handle.writes:
+            return
+        if draft.is_blank and last_close.holds(handle.task, self.path(handle.inode)):
+            return  # a duplicate was closed before anything was written
+        try:
+            await self._commits.save(handle.inode)
+        except OSError:
+            await self.discards.hide(handle.inode)
+            raise
+
+    async def fsync(self, inode: Inode) -> None:
+        """The file's bytes and attributes are safe afterwards."""
+        await self._commits.save(inode)
+        await self._attributes.fsync(inode, durability=self._commits.durability)
+
+    def path(self, inode: Inode) -> str:
+        """Where a user finds a file."""
+        return self._inodes.path(inode, self._mountpoint)
+
+    # Reading
+
+    async def read(self, handle: Handle, start: int, size: int) -> bytes | memoryview:
+        """Up to `size` bytes at `start`. Raises OSError ESTALE when the handle's version is gone."""
+        draft = handle.content.draft
+        if draft is not None:
+            return await self._read_changed(handle, draft, start, start + size)
+        source = handle.source = handle.content.source or handle.source or self._source(handle.inode)
+        if not start and not handle.reads:
+            self._succession.read(handle.inode, handle.task)
+        try:
+            body = await handle.stream.read(self._blocks, source, start, start + size)
+        except StoreError as error:
+            if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                raise
+            await self._attributes.has_moved(handle.inode, source.key)
+            await self._attributes.rewritten(handle.inode)
+            if handle.content.source not in (None, source):
+                return await self.read(handle, start, size)  # a rename or a rewrite goes on with the same bytes
+            if handle.inode.parent is not None:
+                await self._refresh(handle)
+            if not handle.is_unread or handle.inode.parent is None:
+                raise OSError(errno.ESTALE, "the version that was opened is gone") from error
+            # Nothing was handed out yet, so this handle may still begin with the new version.
+            handle.content.source = None
+            handle.source = self._source(handle.inode)
+            body = await handle.stream.read(self._blocks, handle.source, start, start + size)
+        handle.reads, handle.is_unread = handle.reads + 1, False
+        self._pages.watch(handle.inode, handle.stream.running)
+        if handle.stream.begun:
+            self._pages.bring(handle.inode, handle.source, handle.stream.begun)
+            handle.stream.begun.clear()
+        return body
+
+    async def _refresh(self, handle: Handle) -> None:
+        """Who opens the file from now on gets what the bucket has, and so does an only handle that is yet unread."""
+        inode = handle.inode
+        await self._attributes.refresh(inode, in_place=handle.is_unread and inode.opens == 1)
+        await self._pages.doubt(inode)
+
+    def require_name(self, inode: Inode) -> None:
+        """Raises ESTALE for a file that another client replaced or removed since its name was looked up."""
+        if inode.is_left_behind and (inode.content is None or inode.content.draft is None):
+            raise OSError(errno.ESTALE, "another client replaced or removed it")
+
+    async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
+        """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""
+        await self.writeback.gather(handle.inode, start, stop)
+        base, edge = draft.base, min(stop, draft.base_stop)
+        reading = draft.read(start, stop)
+        if base is None or draft.local.covers(start, edge):
+            return await reading
+        if handle.writes:
+            self._filling.around(start, handle.inode, handle.content, draft)
+        try:
+            body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
+        except StoreError as error:
+            moved = error.cause is Cause.ABSENT and await self._attributes.has_moved(handle.inode, base.key)
+            if not moved or (handle.content.draft is not None and handle.content.draft.base == base):
+                raise
+            return await self.read(handle, start, stop - start)  # a rename goes on with the same bytes
+        handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
+        return body
+
+    async def target(self, inode: Inode) -> bytes:
+        """Where a symbolic link points to. Raises OSError EINVAL for anything else."""
+        if not stat.S_ISLNK(inode.mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        source = self._source(inode)
+        return bytes(await self._blocks.read(source, 0, source.size))
+
+    def _source(self, inode: Inode) -> Source:
+        if inode.version is None or inode.is_left_behind:
+            raise OSError(errno.ESTALE, "the file is gone from the bucket")
+        return Source(self._inodes.key(inode), inode.version.etag, inode.version.size)
+
+    # Writing
+
+    async def write(self, handle: Handle, offset: int, data: bytes | memoryview) -> int:
+        """Stores `data` at `offset` in the draft, once there is room for it. Raises what `Writeback.write` does."""
+        inode, content = handle.inode, handle.content
+        await self._commits.wait_for_room(self._dirty_limit)
+        draft = await self.writeback.write(inode, offset, data)
+        inode.size = draft.size
+        content.times_given = False
+        inode.touch()
+        await self.writeback.follow(inode, content, draft, offset)
+        return len(data)
+
+    async def truncate(self, inode: Inode, size: int) -> None:
+        """Sets a file's length; without an open writer it is safe at once, as after a close."""
+        await self._pages.settle(inode)
+        content = content_of(inode)
+        if 0 < size < inode.size:
+            await self.writeback.gather(inode, 0, inode.size)  # a part that is cut is sent again
+        self._truncate(inode, size)
+        if content.writers:
+            return
+        try:
+            await self._commits.save(inode)
+        finally:
+            if content.draft is not None and content.draft.is_sendable:
+                self._commits.send_later(inode)
+            else:
+                await self._commits.let_go(inode, content)
+
+    def _truncate(self, inode: Inode, size: int) -> None:
+        content = content_of(inode)
+        draft = self._begin(inode)
+        low, high = sorted((size, draft.size))
+        self.records.touched(inode)
+        draft.truncate(size)
+        if content.upload is not None and low < high:
+            content.upload.written(low, high)
+        self.records.cut(inode)
+        draft.trim()
+        inode.size = size
+        content.times_given = False
+        inode.touch()
+
+    def _begin(self, inode: Inode) -> Draft:
+        """The draft of a file, begun on the version that is known now. Raises ESTALE while it loses to another."""
+        content = content_of(inode)
+        if content.draft is not None and content.draft.state is State.CONFLICT:
+            raise OSError(errno.ESTALE, "another client's version won")
+        if content.draft is None:
+            self.require_name(inode)  # it would be written to nowhere
+            base = None
+            expected: Version | Guard = Guard.ABSENT
+            if inode.version is not None:
+                expected, base = inode.version, self._source(inode)
+            content.draft = Draft(self._spools.new(), self._blocks, base, expected)
+            self._commits.began(inode)
+        return content.draft
+
+    def time_given(self, inode: Inode) -> None:
+        """The user set the modification time: the next commit stores exactly that."""
+        if inode.content is not None:
+            inode.content.times_given = True
+
+    # Moving and leaving the tree
+
+    async def ascertain(self, inode: Inode) -> None:
+        """Whether the bucket has a file is known afterwards. Raises what prevents it."""
+        await self._commits.ascertain(inode)
+
+    def moved(self, inode: Inode) -> None:
+        """A rename gave the inode another key, and its object there a new version with the same bytes."""
+        content = inode.content
+        if content is None:
+            return
+        if inode.version is not None:
+            content.rebase(self._source(inode), inode.version)
+        self.records.moved(inode)
+
+    def replaces(self, inode: Inode, version: Version) -> None:
+        """A rename put a file that is not in the bucket yet over one that is."""
+        inode.version = version
+        if inode.content is not None and inode.content.draft is not None:
+            inode.content.draft.expected = version
+        self.records.moved(inode)
+
+    @asynccontextmanager
+    async def leaving(self, inode: Inode) -> AsyncIterator[None]:
+        """Within, an inode's object and name go; who has it open keeps its bytes. Raises what reading raises.
+
+        Its draft is kept, and nobody sends it, until that is done: what fails or is cut short loses nothing.
+        """
+        content = inode.content
+        if content is None or (inode.opens == 0 and content.draft is None):
+            yield
+            return
+        async with content.lock:
+            await self._commits.ascertain(inode)  # what is there goes too, or would come back
+            if inode.opens and inode.version is not None and self._spools.disk.room().free > inode.size <= DETACH_MAX:
+                await self._filling.whole(inode, content, self._begin(inode))
+            yield
+            self.left(inode)
+            await self._commits.drop_upload(content)
+            await self._commits.let_go(inode, content)
+
+    def left(self, inode: Inode) -> None:
+        """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""
+        content = inode.content
+        if content is not None and content.draft is not None:
+            content.draft.state = State.ORPHAN
+            self.records.forget(content)

@@ -1,0 +1,280 @@
+"""One bucket served to the kernel: how its parts come to be, and their life. Decided here and only here.
+
+    opened (its journal is ours) -> reached (the bucket answers) -> begun (parts, recovery) -> drained -> closed
+
+A mount of one bucket has one of these; where all buckets of an account are mounted, each gets its own with the
+first request for it, its numbers (`first`) and its share of the memory.
+
+Concurrency: trio thread only; background work runs in what is given to `begin`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from sosfs.cache.blocks import Spawn
+from sosfs.concurrency.tasks import Background
+from sosfs.config.credentials import CredentialSource
+from sosfs.config.parameters import Settings
+from sosfs.control import nodes
+from sosfs.control.nodes import Tree
+from sosfs.control.object_acl import Sharing
+from sosfs.control.rejected_texts import Rejections
+from sosfs.control.settings_files import tree_of
+from sosfs.control.versions import Shelf
+from sosfs.disk.free_space import Disk
+from sosfs.errors import StoreError
+from sosfs.filesystem.composition import Parts, assemble
+from sosfs.filesystem.drop import Dropping
+from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Share
+from sosfs.filesystem.warm import IN_FLIGHT, Warming
+from sosfs.fuse.control_tree import ControlOperations
+from sosfs.fuse.notifier import KernelCache
+from sosfs.fuse.operations import Operations
+from sosfs.fuse.provisional_attributes import Guesses
+from sosfs.fuse.routing import Routing
+from sosfs.fuse.xattrs import Xattrs
+from sosfs.ipc.commands import Work
+from sosfs.ipc.status import Status, few
+from sosfs.journal.journal import Journal
+from sosfs.s3 import scratch_key
+from sosfs.s3.bucket import S3Store
+from sosfs.s3.bucket_settings import BucketSettings
+from sosfs.s3.capabilities import Abilities
+from sosfs.s3.dispatch import Limits
+from sosfs.s3.endpoint import S3Target
+from sosfs.s3.object_urls import Links
+from sosfs.s3.protocol import Conditions
+from sosfs.tree.inodes import ROOT
+
+
+def memory_limit(settings: Settings, *, buckets: int) -> int:
+    """How many bytes of memory a mount takes for data and names, with this many buckets in use."""
+    return (1 + NAMES * buckets) * settings.memory + UPLOADS + IN_FLIGHT
+
+
+class Served:
+    """A bucket, or a prefix of it. `moment` is what the mount says of itself, into which a bucket puts its figures.
+
+    Numbers of inodes and handles begin at `first`, those of the control tree as far above `control.FIRST`;
+    `kernel` is what can be said to it unasked.
+    """
+
+    parts: Parts
+    operations: Routing
+    errands: Mapping[str, Work]
+
+    def __init__(
+        self,
+        settings: Settings,
+        source: CredentialSource,
+        moment: Callable[[], Status],
+        *,
+        first: int = ROOT,
+        share: Share | None = None,
+        limits: Limits | None = None,
+        kernel: KernelCache,
+    ) -> None:
+        """Takes its journal. Raises OSError EBUSY where another mount has it."""
+        self.settings = settings
+        self._moment = moment
+        self._first = first
+        self._share = share
+        self._kernel = kernel
+        self._begun = False
+        self._requests: Counter[str] = Counter()
+        self._target = S3Target.of(settings, source)
+        self.store = S3Store(
+            self._target, on_request=self._count, new_acl=settings.acl, limits=limits, verify=settings.verify
+        )
+        self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
+
+    @property
+    def requests(self) -> Mapping[str, int]:
+        """How many requests of each S3 operation were sent."""
+        return self._requests
+
+    def _count(self, operation: str) -> None:
+        self._requests[operation] += 1
+
+    @property
+    def state_dir(self) -> Path:
+        """Where its journal is."""
+        return self.settings.state_dir
+
+    async def reach(self, known: Abilities | None = None) -> None:
+        """Finds out whether the bucket can be used and, where that is not `known`, what its server can do.
+
+        Raises StoreError with a reason in words.
+        """
+        await self.store.reach(self.settings.prefix)
+        if known is not None:
+            self.store.abilities = known
+        elif not self.settings.read_only:
+            await self._probe()
+
+    async def _probe(self) -> None:
+        """Finds out what the server can. Raises EPROTO where it would not store what this mount is to store."""
+        settings = self.settings
+        try:
+            await self.store.probe_conditions(scratch_key.key(settings.prefix), storage_class=settings.storage_class)
+        except StoreError as error:
+            wishes = ["--sse-c-key"] if settings.sse_c_key else []
+            wishes += [f"--storage-class {settings.storage_class}"] if settings.storage_class else []
+            if not wishes or error.errno not in (errno.EINVAL, errno.EPROTO):
+                raise
+            why = f"the server refuses {' or '.join(wishes)}: {error.detail or error.code}"
+            raise OSError(errno.EPROTO, why) from error
+
+    async def begin(self, background: Background) -> None:
+        """Builds the parts and takes up what an earlier mount left. Raises what the bucket answers."""
+        spawn = background.spawn
+        self.parts = assemble(
+            self.settings,
+            self.store,
+            self._journal,
+            spawn,
+            first=self._first,
+            share=self._share,
+            kernel=self._kernel,
+        )
+        self._begun = True
+        self.store.sender.on_new_key = self.parts.retries.hurry
+        self.parts.attributes.refusals.add(self.store.denied)
+        self.operations = self._routing(spawn)
+        await self.parts.recover()
+
+    def _routing(self, spawn: Spawn) -> Routing:
+        settings, parts = self.settings, self.parts
+        files = Operations(
+            parts.inodes,
+            parts.namespace,
+            parts.creations,
+            parts.renames,
+            parts.contents,
+            parts.commits,
+            parts.attributes,
+            parts.deletions,
+            parts.pages,
+            Guesses(parts.attributes, settings.attributes, ttl=settings.ttl),
+            ttl=settings.ttl,
+        )
+        self._do_errands(files)
+        sharing = Sharing(parts.inodes, self.store, parts.attributes, parts.commits, parts.gate)
+        rejections = Rejections()
+        tree = self._control(sharing, rejections, spawn)
+        xattrs = Xattrs(
+            parts.inodes,
+            self.store,
+            parts.attributes,
+            sharing,
+            Links(self._target, int(settings.link_lifetime)),
+            rejections,
+            kept=parts.conflicts.kept,
+        )
+        return Routing(files, ControlOperations(tree), parts.inodes, xattrs)
+
+    def _do_errands(self, files: Operations) -> None:
+        parts = self.parts
+        self.warming = Warming(parts.inodes, parts.namespace, parts.attributes, parts.blocks)
+        dropping = Dropping(
+            parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.absences, self._kernel
+        )
+        self.errands = {"warm": self.warming.run, "drop": dropping.run}
+
+    def _control(self, sharing: Sharing, rejections: Rejections, spawn: Spawn) -> Tree:
+        """The control tree beside the files."""
+        bucket = BucketSettings(self._target, self.store.sender)
+        versions = Shelf(bucket, spawn).folder(self.settings.prefix)
+        top = tree_of(self.parts.namespace, sharing, bucket, rejections, versions, self.status)
+        return Tree(top, first=nodes.FIRST + self._first - ROOT)
+
+    def sweep(self) -> None:
+        """Frees what nobody needs any more; to be called now and then."""
+        self.parts.namespace.sweep()
+        self.parts.shedding.look()
+        self.parts.cache.flush()
+
+    async def let_go(self) -> None:
+        """Nothing more is said to the kernel unasked; its connection may then go."""
+        self._kernel.close()
+        await self.parts.pages.close()
+
+    async def settle(self) -> None:
+        """Everything is in the bucket afterwards. Raises what is not."""
+        await self.parts.commits.settle_under(self.parts.inodes.root)
+        await self.parts.deletions.settle_under("")
+
+    async def settle_deletes(self) -> None:
+        """What was deleted is gone from the bucket afterwards, and nothing else is on its way there.
+
+        Raises ENOTEMPTY where a file is, EBUSY where one that was unlinked is still open, and what keeps
+        a delete from being sent.
+        """
+        parts = self.parts
+        await parts.deletions.settle_under("")
+        if parts.commits.pending[0]:
+            raise OSError(errno.ENOTEMPTY, "files in it are not stored yet")
+        inodes = map(parts.inodes.find, parts.inodes.numbers())
+        if any(inode is not None and inode.opens for inode in inodes):
+            raise OSError(errno.EBUSY, "files that were in it are still open")
+
+    async def drain(self) -> None:
+        """Sends what the bucket lacks; what cannot be sent stays in the journal."""
+        await self.parts.drain()
+
+    async def keep(self) -> None:
+        """Whatever the bucket lacks is in the journal afterwards."""
+        await self.parts.commits.record_all()
+
+    def close(self) -> None:
+        """Lets others have the journal; no request may be under way or follow."""
+        self.store.close()
+        if not self._begun:
+            self._journal.withdraw()
+            return
+        self.parts.cache.close()
+        self._journal.close()
+
+    @property
+    def conditions(self) -> Conditions:
+        """How its server treats conditional writes."""
+        return self.store.conditions
+
+    @property
+    def pending(self) -> int:
+        """How many changes the bucket lacks."""
+        return self.parts.pending
+
+    @property
+    def memory_used(self) -> int:
+        """Bytes of blocks and names in memory."""
+        return self.parts.blocks.used + self.warming.budget.used + len(self.parts.inodes) * NAME
+
+    def status(self) -> Status:
+        """This moment of the bucket."""
+        parts, settings = self.parts, self.settings
+        return dataclasses.replace(
+            self._moment(),
+            bucket=settings.bucket,
+            prefix=settings.prefix,
+            endpoint=settings.endpoint,
+            pending_files=parts.pending,
+            pending_bytes=parts.commits.pending[1],
+            waiting=few(parts.waiting),
+            damaged=self._journal.damage.lines,
+            sent_bytes=parts.uploader.sent_bytes,
+            received_bytes=parts.blocks.received_bytes,
+            conditions=self.conditions.value,
+            requests=dict(self._requests),
+            memory_bytes=self.memory_used + parts.uploader.budget.used,
+            memory_limit=memory_limit(settings, buckets=1),
+            waiting_writers=parts.contents.writeback.waiting,
+            state_dir=os.fspath(self.state_dir),
+            free_bytes=Disk(self.state_dir).room().free,
+        )

@@ -1,0 +1,102 @@
+"""What a handler's error becomes: an OSError its errno, a bug EIO and a traceback in the log.
+
+pyfuse3 ends the mount for whatever a handler raises but FUSEError; here is where that cannot happen.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import pyfuse3
+
+from sosfs.concurrency.interrupt import CURRENT
+from sosfs.fuse.requests import CALLERS, NOTHING, Opened
+
+log = logging.getLogger(__name__)
+
+F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
+
+# What programs run into all the time and are told by the errno alone.
+QUIET = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOENT", "EEXIST", "ENOTEMPTY", "ENOTDIR", "EISDIR"),
+        *("ENAMETOOLONG", "EINVAL", "EPERM", "ENODATA", "EXDEV", "EINTR"),
+    )
+)
+
+
+# What is done to its end whoever waits, and what is answered at once or has nobody to be told.
+APART = frozenset({"rename", "unlink", "rmdir", "mkdir", "mknod", "symlink"})
+UNWATCHED = frozenset({"forget", "release", "releasedir", "statfs"})
+
+
+def answered(handler: F) -> F:
+    """Makes a handler raise nothing but FUSEError, EINTR among them where its caller is gone (`callers`)."""
+    name = handler.__name__
+
+    @functools.wraps(handler)
+    async def guarded(*args: Any) -> Any:
+        try:
+            if CURRENT.get() is not None or name in UNWATCHED:
+                return await handler(*args)
+            caller = next((each.pid for each in args[-1:] if isinstance(each, pyfuse3.RequestContext)), 0)
+            if name in APART:
+                return await CALLERS.apart(name, caller, lambda: handler(*args), partial(_unmade, args[0]))
+            return await CALLERS.serve(name, caller, partial(_opened, *args[:2]), lambda: handler(*args))
+        except pyfuse3.FUSEError:
+            raise
+        except OSError as error:
+            level = logging.DEBUG if error.errno in QUIET else logging.INFO
+            log.log(level, "%s: %s", name, error)
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+        except Exception as error:
+            log.exception("%s failed: this is a bug in sosfs", name)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+async def _unmade(operations: Any, entry: Any) -> None:
+    """The kernel was not told of the inode that was made for it."""
+    if isinstance(entry, pyfuse3.EntryAttributes):
+        await operations.forget([(entry.st_ino, 1)])
+
+
+def _opened(operations: Any, handle: int = 0) -> Opened:
+    """What the request on a handle is about, where these operations know."""
+    opened = getattr(operations, "opened", None)
+    return opened(handle) if opened else NOTHING
+
+
+def listing(handler: F) -> F:
+    """As `answered`, for what reads a directory: ENOENT there is taken for its end (getdents(2)), so it is EIO.
+
+    A directory that was removed here while it is read is empty, which is an answer and no error.
+    """
+    inner = answered(handler)
+
+    @functools.wraps(handler)
+    async def guarded(*args: Any) -> Any:
+        try:
+            return await inner(*args)
+        except pyfuse3.FUSEError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            log.info("%s: an absence is no end of a directory", handler.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from error
+
+    return guarded  # type: ignore[return-value]
+
+
+LISTING = frozenset({"opendir", "readdir"})
+
+
+def guard_of(name: str) -> Callable[[F], F]:
+    """What makes a handler of this name raise only what the kernel may be told."""
+    return listing if name in LISTING else answered

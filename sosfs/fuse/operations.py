@@ -1,0 +1,361 @@
+"""The kernel's requests: numbers to inodes, inodes to attributes, errors to errnos. Decided here and only here.
+
+With `control_operations` and `routing` all that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever
+else comes out of the halves below is turned into one by `answered`: an OSError into its errno, a bug into EIO and
+a traceback in the log, so that a bug never ends the mount.
+
+How long the kernel may keep what it is told: a name until its listing is out of date; attributes as long,
+but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not (`guesses`).
+
+Concurrency: handlers are trio tasks, many at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import stat
+import time
+from collections.abc import Sequence
+
+import pyfuse3
+
+from sosfs.attributes.writeback import Attributes
+from sosfs.files.commits import Commits
+from sosfs.files.file_io import Contents
+from sosfs.files.open_file import Handle
+from sosfs.files.page_cache import Pages
+from sosfs.fuse.entries import absent_from, entry_of, room, set_by
+from sosfs.fuse.error_replies import answered, listing
+from sosfs.fuse.negative_entries import Absences
+from sosfs.fuse.provisional_attributes import Guesses
+from sosfs.fuse.requests import NOTHING, Opened
+from sosfs.metadata.user_metadata import storable
+from sosfs.namespace.creation import Creations
+from sosfs.namespace.deletions import Deletions
+from sosfs.namespace.namespace import Namespace, refuse
+from sosfs.namespace.rename import Renames
+from sosfs.tree import keys
+from sosfs.tree.directory import Directory, Reading, ended
+from sosfs.tree.inodes import Inode, Inodes, Known
+
+log = logging.getLogger(__name__)
+
+DOTS = (b".", b"..")  # at offsets 0 and 1 of every directory; its names follow
+
+
+class Operations(pyfuse3.Operations):
+    """What the kernel asks of a mount."""
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        namespace: Namespace,
+        creations: Creations,
+        renames: Renames,
+        contents: Contents,
+        commits: Commits,
+        attributes: Attributes,
+        deletions: Deletions,
+        pages: Pages,
+        guesses: Guesses,
+        *,
+        ttl: float,
+    ) -> None:
+        super().__init__()
+        self._inodes = inodes
+        self._namespace = namespace
+        self._listings = namespace.listings
+        self._creations = creations
+        self._renames = renames
+        self._contents = contents
+        self._commits = commits
+        self._attributes = attributes
+        self._deletions = deletions
+        self._pages = pages
+        self._guesses = guesses
+        self._ttl = ttl
+        self._files: dict[int, Handle] = {}
+        self._readings: dict[int, Reading] = {}
+        self._next_handle = inodes.root.number  # in the range of the inodes' numbers
+        self.absences = Absences(ttl)
+
+    def opened(self, handle: int) -> Opened:
+        """What a handle has open."""
+        if found := self._files.get(handle):
+            return Opened(self._contents.path(found.inode), found.task)
+        reading = self._readings.get(handle)
+        return Opened(self._contents.path(reading.directory.inode), 0) if reading else NOTHING
+
+    # Attributes
+
+    def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        entry = entry_of(inode, ttl=self._ttl, guess=self._guesses.hold)
+        if not self._inodes.has_name(inode):
+            entry.st_nlink = 0  # removed, here or by another client; whoever has it open keeps it
+        return entry
+
+    def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        inode.lookups += 1
+        return self._entry(inode)
+
+    @answered
+    async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        parent = self._inodes[parent_inode]
+        if name in (b".", b".."):
+            return self._looked_up(parent if name == b"." or parent.parent is None else parent.parent)
+        try:
+            inode = await self._namespace.lookup(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return absent_from(self._namespace.directory(parent), name, self.absences, ttl=self._ttl)
+        return self._looked_up(await self._guesses.looked_up(inode, ctx.pid, parent.number, name))
+
+    @answered
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for number, count in inode_list:
+            inode = self._inodes.find(number)
+            if inode is not None:
+                self._namespace.forget(inode, count)
+
+    @answered
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        found = self._inodes[inode]
+        # The kernel asks before each read(2) where attributes are not trusted for any time. What is open shows one
+        # version; whether its name leads to another by now is asked by the lookup of whoever opens or stats that.
+        if not found.opens or found.known is not Known.ALL:
+            await self._guesses.asked(found)
+        return self._entry(found)
+
+    @answered
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        found = self._inodes[inode]
+        learned = await self._attributes.learn(found)
+        if learned is not found:
+            raise refuse(errno.ESTALE)
+        self._contents.require_name(found)
+        await self._attributes.refusals.require_write(found)
+        if fields.update_size:
+            await self._contents.truncate(found, attr.st_size)
+        before = found.mode, found.uid, found.gid, found.mtime_ns
+        if fields.update_mode:
+            found.mode = stat.S_IFMT(found.mode) | stat.S_IMODE(attr.st_mode)
+        found.uid = attr.st_uid if fields.update_uid else found.uid
+        found.gid = attr.st_gid if fields.update_gid else found.gid
+        if fields.update_atime:
+            found.atime_ns = attr.st_atime_ns
+        if fields.update_mtime:
+            found.mtime_ns = storable(attr.st_mtime_ns)
+            self._contents.time_given(found)
+        if (found.mode, found.uid, found.gid, found.mtime_ns) != before:
+            try:
+                self._attributes.changed(found, posix=set_by(fields))
+            except OSError:
+                found.mode, found.uid, found.gid, found.mtime_ns = before
+                raise
+            found.ctime_ns = time.time_ns()
+        return self._entry(found)
+
+    @answered
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        return await self._contents.target(self._inodes[inode])
+
+    @answered
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        return room()
+
+    # Names
+
+    @answered
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        if not stat.S_IFMT(mode):
+            mode |= stat.S_IFREG
+        inode = await self._creations.make_object(
+            self._inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid, rdev=rdev
+        )
+        return self._looked_up(inode)
+
+    @answered
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        inode = await self._creations.make_directory(
+            self._inodes[parent_inode], name, mode & ~ctx.umask, ctx.uid, ctx.gid
+        )
+        return self._looked_up(inode)
+
+    @answered
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        inode = await self._creations.make_object(
+            self._inodes[parent_inode], name, stat.S_IFLNK | 0o777, ctx.uid, ctx.gid, body=target
+        )
+        return self._looked_up(inode)
+
+    @answered
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        raise refuse(errno.EPERM)  # what link(2) says of a filesystem without hard links; tools then copy
+
+    @answered
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        parent = self._inodes[parent_inode]
+        await self._namespace.unlink(parent, name)
+        self._guesses.removed(ctx.pid, parent.number, name)
+
+    @answered
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        await self._namespace.rmdir(self._inodes[parent_inode], name)
+
+    @answered
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        if flags & ~pyfuse3.RENAME_NOREPLACE:
+            raise refuse(errno.EINVAL)  # two names cannot be exchanged in an object store
+        old_parent, parent = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
+        await self._renames.rename(old_parent, name_old, parent, name_new, replace=not flags)
+
+    # Directories
+
+    def _handle(self) -> int:
+        self._next_handle += 1
+        return self._next_handle
+
+    @listing
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        here = self._inodes[inode]
+        if not self._inodes.has_name(here) and not here.is_left_behind:
+            return self._reading(Reading(here.directory or Directory(here), ended()))  # removed here: it is empty
+        self._attributes.foresight.entered(self._listings.directory(here))
+        await self._listings.scanned(here)
+        return self._reading(Reading(*self._listings.walk(here)))
+
+    def _reading(self, reading: Reading) -> int:
+        handle = self._handle()
+        self._readings[handle] = reading
+        return handle
+
+    @listing
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        reading = self._readings[fh]
+        if start_id == 0 and not reading.directory.is_young(self._ttl):
+            newest = self._listings.walk(reading.directory.inode)  # rewinddir
+            reading.close()
+            reading = self._readings[fh] = Reading(*newest)
+        here = reading.directory.inode
+        for at in range(start_id, len(DOTS)):
+            dot = here if at == 0 or here.parent is None else here.parent
+            if not pyfuse3.readdir_reply(token, DOTS[at], self._entry(dot), at + 1):
+                return
+        walk, at = reading.walk, max(0, start_id - len(DOTS))
+        self._listings.reached(reading.directory, walk, at)
+        while True:
+            while at >= len(walk.names):
+                if walk.done:
+                    return
+                await self._listings.advance(reading.directory, walk, have=len(walk.names))
+            name = walk.names[at]
+            at += 1
+            inode = reading.directory.entries.get(name)
+            if inode is None:
+                continue  # it went meanwhile
+            shown = keys.shown_in_root(name) if here is self._inodes.root else name
+            if not pyfuse3.readdir_reply(token, shown, self._entry(inode), at + len(DOTS)):
+                return
+            inode.lookups += 1
+            self._guesses.listed(inode)
+
+    @answered
+    async def releasedir(self, fh: int) -> None:
+        self._readings.pop(fh).close()
+
+    @answered
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Everything below is in the bucket afterwards."""
+        top = self._readings[fh].directory.inode
+        await self._commits.settle_under(top)
+        if self._inodes.has_name(top):  # else nothing is below it
+            await self._deletions.settle_under(self._inodes.key(top))
+
+    # Files
+
+    @answered
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        return await self._open(self._inodes[inode], flags, ctx)
+
+    async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            await self._attributes.refusals.require_write(inode)
+        await self._guesses.opened(inode)
+        handle = await self._contents.open(inode, flags, ctx.pid)
+        return self._file_info(handle, keep=self._pages.hold(inode))
+
+    def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:
+        number = self._handle()
+        self._files[number] = handle
+        return pyfuse3.FileInfo(fh=number, keep_cache=keep)
+
+    @answered
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        parent = self._inodes[parent_inode]
+        mode = stat.S_IFREG | stat.S_IMODE(mode) & ~ctx.umask
+        try:
+            if self._creations.claims.at_open(name, flags):
+                inode = await self._creations.make_object(parent, name, mode, ctx.uid, ctx.gid)
+                return await self._open(inode, flags & ~os.O_TRUNC, ctx), self._looked_up(inode)
+            directory, parsed = await self._creations.vacant(parent, name)
+        except OSError as error:
+            if error.errno != errno.EEXIST or flags & os.O_EXCL:
+                raise
+            inode = await self._attributes.learn(await self._namespace.lookup(parent, name))
+            return await self._open(inode, flags, ctx), self._looked_up(inode)
+        inode = self._creations.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
+        handle = await self._contents.create(inode, flags, ctx.pid)
+        return self._file_info(handle, keep=True), self._looked_up(inode)
+
+    @answered
+    async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer
+        return await self._contents.read(self._files[fh], off, size)
+
+    @answered
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        return await self._contents.write(self._files[fh], off, buf)
+
+    @answered
+    async def flush(self, fh: int) -> None:
+        await self._contents.flush(self._files[fh])
+
+    @answered
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        await self._contents.fsync(self._files[fh].inode)
+
+    @answered
+    async def release(self, fh: int) -> None:
+        handle = self._files.pop(fh)
+        await self._contents.release(handle)
+        self._namespace.forget(handle.inode, 0)

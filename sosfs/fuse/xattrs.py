@@ -1,0 +1,286 @@
+"""Which extended attributes a file has, and what reading and setting each does: decided here and only here.
+
+| attribute                                  | stands for                                            |
+|--------------------------------------------|-------------------------------------------------------|
+| `user.NAME`                                | the metadata `x-amz-meta-NAME` (`xattr_names`)        |
+| `user.mime_type`                           | Content-Type; removing it gives the name's own type   |
+| `user.sos.cache-control` and four more     | the header                                            |
+| `user.sos.acl`                             | the ACL as text (`acl`)                               |
+| `user.sos.etag`, `.version-id`, `.url` ... | read-only                                             |
+
+Listed is only what a copy of the file should carry: metadata, headers that are set, a Content-Type other than
+the name tells. So `cp --preserve=xattr` and `rsync -X` neither meet what cannot be set nor spread an ACL.
+What is set goes into the bucket with the file's other attributes, in one request.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
+
+from sosfs.attributes.revalidation import is_new
+from sosfs.attributes.writeback import Attributes
+from sosfs.control import acl_text
+from sosfs.control.object_acl import Sharing
+from sosfs.control.rejected_texts import Rejections
+from sosfs.files.draft import State
+from sosfs.metadata import system_headers, user_metadata, xattr_encoding
+from sosfs.metadata.edits import Edits
+from sosfs.s3.http_headers import STANDARD, check_properties
+from sosfs.s3.object_urls import Links
+from sosfs.s3.protocol import Detail, Object, ObjectStore, Properties
+from sosfs.tree.inodes import Inode, Inodes
+
+USER = b"user."
+SOS = USER + xattr_encoding.RESERVED
+MIME_TYPE = USER + xattr_encoding.MIME_TYPE
+ACL = SOS + b"acl"
+EXPIRES = SOS + b"expires"
+LINK = SOS + b"presigned-url"
+HEADERS: Mapping[bytes, str] = {
+    SOS + b"cache-control": "cache_control",
+    SOS + b"content-disposition": "content_disposition",
+    SOS + b"content-encoding": "content_encoding",
+    SOS + b"content-language": "content_language",
+    EXPIRES: "expires",
+    MIME_TYPE: "content_type",
+}
+Reader = Callable[[Inode], Awaitable[str]]
+
+
+def _absent() -> OSError:
+    return OSError(errno.ENODATA, "no such attribute")
+
+
+class Xattrs:
+    """The extended attributes of the files of a mount. `kept` are the keys where losers of a conflict lie."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        attributes: Attributes,
+        sharing: Sharing,
+        links: Links,
+        rejections: Rejections,
+        *,
+        kept: list[str],
+    ) -> None:
+        self._inodes = inodes
+        self._store = store
+        self._attributes = attributes
+        self._sharing = sharing
+        self._links = links
+        self._rejections = rejections
+        self._kept = kept
+        self._readers: Mapping[bytes, Reader] = {
+            ACL: self._acl,
+            SOS + b"etag": self._etag,
+            SOS + b"version-id": self._version_id,
+            SOS + b"storage-class": self._storage_class,
+            SOS + b"sha256": self._sha256,
+            SOS + b"url": self._url,
+            LINK: self._presigned_url,
+            SOS + b"state": self._state,
+        }
+
+    # Reading
+
+    async def get(self, inode: Inode, name: bytes, *, uid: int) -> bytes:
+        """The value of a `user.` attribute, for a process of this user.
+
+        Raises ENODATA, EPERM for a link to what is another's, and what the bucket answers.
+        """
+        if name == LINK:
+            await self._require_owner(inode, uid)
+        if name in self._readers:
+            return (await self._readers[name](inode)).encode()
+        known = await self._known(inode, whole=name == EXPIRES)
+        if name in HEADERS:
+            if value := getattr(known.headers, HEADERS[name]):
+                return str(value).encode()
+            raise _absent()
+        if not name.startswith(SOS):
+            for entry, value in known.metadata.items():
+                if xattr_encoding.shown(entry) == name[len(USER) :]:
+                    return xattr_encoding.from_text(value)
+        raise _absent()
+
+    async def names(self, inode: Inode) -> list[bytes]:
+        """The attributes that a copy should have. Raises what the bucket answers."""
+        if not inode.is_regular and not inode.is_directory:
+            return []  # Linux lets nobody read user attributes of links and special files
+        known = await self._known(inode, whole=True)
+        shown = [xattr_encoding.shown(entry) for entry in known.metadata]
+        listed = [USER + name for name in shown if name is not None]
+        listed += [name for name, field in HEADERS.items() if name != MIME_TYPE and getattr(known.headers, field)]
+        if known.headers.content_type not in system_headers.UNTYPED | {system_headers.DIRECTORY, self._own_type(inode)}:
+            listed.append(MIME_TYPE)
+        return listed
+
+    async def _known(self, inode: Inode, *, whole: bool = False) -> Properties:
+        """The object's properties with the user's edits; `whole` is with `expires`, which may cost a request."""
+        await self._learn(inode)
+        if whole and inode.version is not None:
+            await self._attributes.learn_whole(inode)
+        if not inode.is_directory:
+            return self._attributes.properties(inode)
+        if inode.attributes_dirty:
+            return self._attributes.marker_properties(inode)  # a marker is on its way
+        return self._attributes.known(inode)
+
+    async def _learn(self, inode: Inode) -> None:
+        if await self._attributes.learn(inode) is not inode:
+            raise OSError(errno.ESTALE, "it turned out to be of another type")
+
+    def _own_type(self, inode: Inode) -> str:
+        return system_headers.DIRECTORY if inode.is_directory else system_headers.for_name(inode.segment).content_type
+
+    # Reading what is no header and no metadata
+
+    async def _acl(self, inode: Inode) -> str:
+        return acl_text.shown(await self._sharing.read(inode))
+
+    async def _etag(self, inode: Inode) -> str:
+        await self._learn(inode)
+        if inode.version is None:
+            raise _absent()
+        return inode.version.etag
+
+    async def _version_id(self, inode: Inode) -> str:
+        found = (await self._object(inode, Detail.WHOLE)).version_id
+        if not found:
+            raise _absent()
+        return found
+
+    async def _storage_class(self, inode: Inode) -> str:
+        return (await self._object(inode, Detail.WHOLE)).properties.storage_class or STANDARD
+
+    async def _sha256(self, inode: Inode) -> str:
+        """What the server has verified and recorded; metadata of that name may speak of bytes written over since."""
+        draft = inode.content.draft if inode.content is not None else None
+        found = await self._object(inode, Detail.CHECKSUM)
+        if not found.sha256 or (draft is not None and draft.is_dirty):
+            raise _absent()
+        return found.sha256
+
+    async def _object(self, inode: Inode, detail: Detail) -> Object:
+        await self._learn(inode)
+        if inode.version is None:
+            raise _absent()
+        return await self._store.head(self._inodes.key(inode), detail=detail)
+
+    async def _url(self, inode: Inode) -> str:
+        return self._links.url(self._key(inode))
+
+    async def _presigned_url(self, inode: Inode) -> str:
+        return self._links.presigned(self._key(inode))
+
+    def _key(self, inode: Inode) -> str:
+        if inode.parent is None:
+            raise _absent()
+        return self._inodes.key(inode)
+
+    async def _state(self, inode: Inode) -> str:
+        """clean: as in the bucket; dirty: not yet; uploading: on its way; conflict: ours is kept beside another's."""
+        draft = inode.content.draft if inode.content is not None else None
+        if draft is not None and draft.state is State.COMMITTING:
+            return "uploading"
+        if inode.attributes_dirty or (draft is not None and draft.is_dirty):
+            return "dirty"
+        ours = f"{self._inodes.key(inode)}.conflict-"
+        return "conflict" if any(key.startswith(ours) for key in self._kept) else "clean"
+
+    # Changing
+
+    async def set(self, inode: Inode, name: bytes, value: bytes, *, uid: int) -> None:
+        """Sets a `user.` attribute, for a process of this user.
+
+        Raises EPERM for what is read-only and for the ACL of what is another's, EINVAL for what a header or an ACL
+        cannot be, ENOSPC over 2 kB of metadata, EOPNOTSUPP for the root of the mount, which is no object.
+        """
+        if name == ACL:
+            await self._require_owner(inode, uid)
+            await self._set_acl(inode, value)
+            return
+        await self._require_settable(inode, name)
+        await self._known(inode)
+        if name in HEADERS:
+            edits = inode.edits.with_header(HEADERS[name], _header(name, value))
+        else:
+            entry = xattr_encoding.stored(name[len(USER) :], self._attributes.known(inode).metadata)
+            edits = inode.edits.with_metadata(entry, xattr_encoding.to_text(value))
+        wanted = edits.applied(inode.properties)
+        check_properties(Properties(wanted.headers, user_metadata.write(wanted.metadata, inode.posix)))
+        self._change(inode, edits)
+
+    def _change(self, inode: Inode, edits: Edits) -> None:
+        before, inode.edits = inode.edits, edits
+        try:
+            self._attributes.changed(inode, posix=())
+        except OSError:
+            inode.edits = before
+            raise
+
+    async def remove(self, inode: Inode, name: bytes) -> None:
+        """Removes a `user.` attribute. Raises ENODATA, and as `set`."""
+        await self._require_settable(inode, name)
+        known = await self._known(inode, whole=name == EXPIRES)
+        if name in HEADERS:
+            # S3 has no object without a type; a new one gets that of the name that it will have then.
+            if not getattr(known.headers, HEADERS[name]):
+                raise _absent()
+            left = self._own_type(inode) if name == MIME_TYPE and not is_new(inode) else ""
+            edits = inode.edits.with_header(HEADERS[name], left)
+        else:
+            entry = xattr_encoding.stored(name[len(USER) :], known.metadata)
+            if entry not in known.metadata:
+                raise _absent()
+            edits = inode.edits.with_metadata(entry, None)
+        self._change(inode, edits)
+
+    async def _set_acl(self, inode: Inode, value: bytes) -> None:
+        try:
+            await self._sharing.write(inode, value.decode(errors="replace"))
+        except OSError as error:
+            self._rejections.add(f"ACL of {inode.name.decode(errors='replace')}", error)
+            raise
+
+    async def _require_owner(self, inode: Inode, uid: int) -> None:
+        """EPERM for users who may not change the file's mode either: the kernel asks for write permission only.
+
+        Whoever mounted may: the key that could do it with any other tool is his.
+        """
+        await self._learn(inode)
+        if uid not in (0, inode.uid, os.geteuid()):
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    async def _require_settable(self, inode: Inode, name: bytes) -> None:
+        if name in self._readers:
+            raise OSError(errno.EPERM, f"{name.decode()} is read-only")
+        if name.startswith(SOS) and name not in HEADERS:
+            raise OSError(errno.EOPNOTSUPP, f"there is no attribute {name.decode(errors='replace')}")
+        if inode is self._inodes.root:
+            raise OSError(errno.EOPNOTSUPP, "the root of a mount is no object")
+        if inode.is_left_behind:
+            raise OSError(errno.ESTALE, "another client replaced or removed it")
+        await self._attributes.refusals.require_write(inode)
+
+
+def _header(name: bytes, value: bytes) -> str:
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EINVAL, "a header is text") from error
+    if not text or text != text.strip():
+        raise OSError(errno.EINVAL, "a header is not empty and has no blanks around it")
+    if name == EXPIRES:
+        try:
+            parsedate_to_datetime(text)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, "write an HTTP date: Thu, 01 Dec 2044 16:00:00 GMT") from error
+    return text

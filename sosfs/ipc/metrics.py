@@ -1,0 +1,43 @@
+"""What a mount tells Prometheus: names, kinds and help of its metrics, decided here and only here. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from sosfs.ipc.status import State, Status
+
+
+class _Moment(Collector):
+    """One status as metrics."""
+
+    def __init__(self, status: Status) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[Metric]:
+        now = self._status
+        yield GaugeMetricFamily(
+            "sosfs_mounted", "1 while the mount serves, 0 while it drains.", int(now.state is State.MOUNTED)
+        )
+        yield GaugeMetricFamily("sosfs_pending_files", "Changes that are not in the bucket yet.", now.pending_files)
+        yield GaugeMetricFamily("sosfs_pending_bytes", "Bytes that are not in the bucket yet.", now.pending_bytes)
+        yield GaugeMetricFamily("sosfs_damaged", "Damaged files and changes that were set aside.", len(now.damaged))
+        yield GaugeMetricFamily("sosfs_memory_bytes", "Memory for data.", now.memory_bytes)
+        yield GaugeMetricFamily("sosfs_memory_limit_bytes", "The most memory for data.", now.memory_limit)
+        yield CounterMetricFamily("sosfs_sent_bytes", "Bytes of data sent to the bucket.", now.sent_bytes)
+        yield CounterMetricFamily("sosfs_received_bytes", "Bytes of data received from it.", now.received_bytes)
+        requests = CounterMetricFamily("sosfs_requests", "Requests by S3 operation.", labels=["operation"])
+        for operation, count in sorted(now.requests.items()):
+            requests.add_metric([operation], count)
+        yield requests
+
+
+def text(status: Status) -> str:
+    """The metrics of a status in Prometheus' text format."""
+    registry = CollectorRegistry()
+    registry.register(_Moment(status))
+    return generate_latest(registry).decode()

@@ -1,0 +1,340 @@
+"""What must outlive a crash, and how it is kept.
+
+One SQLite database in the cache directory holds what was promised and is not in the bucket yet: drafts, deletes,
+attribute changes, directory renames, and the multipart uploads under way. A row is written before the promise
+and removed after the bucket has it, so a replay may find work that is done already, never miss some.
+
+A change survives the death of this process as soon as its statement returns, and the death of the machine once `sync`
+returns. Every row carries a checksum, and all together a count that a damaged write-ahead log cannot fake (`database`);
+small drafts lie in their row, large ones in the spool, with a checksum of each MiB. What is damaged is set aside and
+told (`salvage`, `damage`), what is not is used.
+
+Concurrency: trio thread only, but for the fsync, which runs in a thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from sosfs.disk import watermark
+from sosfs.disk.damage import Damage
+from sosfs.disk.database import Schema
+from sosfs.disk.lock import locked
+from sosfs.disk.reserve import Need
+from sosfs.disk.watermark import Watermark
+from sosfs.journal import salvage
+from sosfs.journal.rows import (
+    SavedAttributes,
+    SavedDraft,
+    attributes_back,
+    attributes_record,
+    draft_back,
+    draft_record,
+    properties_back,
+    properties_record,
+    version_record,
+)
+from sosfs.journal.salvage import FINDING, Finding
+from sosfs.s3.protocol import Properties, Version
+
+log = logging.getLogger(__name__)
+
+FILE, MARK, DAMAGED = "journal.sqlite", "journal.mark", "damaged"
+CHANGES = ("drafts", "deletes", "attributes", "renames")  # the tables of what the bucket lacks
+SCHEMA: Schema = {
+    "facts": ("name text primary key", "value text"),
+    "drafts": ("id integer primary key", "record text", "body blob", "open integer"),
+    "goings": ("id integer primary key", "token text"),
+    "deletes": ("key text primary key", "version text"),
+    "attributes": ("id integer primary key", "record text"),
+    "renames": ("id integer primary key", "old text", "new text"),
+    "rename_states": ("id integer primary key", "state text"),
+    "uploads": ("upload text primary key", "key text", "properties text"),
+    "intents": ("key text primary key", "since integer"),
+}
+
+
+class Journal:
+    """The journal of one mount, locked against any other."""
+
+    def __init__(self, directory: Path, owner: str) -> None:
+        """Opens or begins the journal of `owner` (endpoint, bucket and prefix).
+
+        Raises OSError EBUSY when another mount has it, EINVAL when it is another bucket's.
+        """
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = directory / FILE
+        self._is_new = not self._path.exists()
+        self.damage = Damage(directory / DAMAGED)
+        with contextlib.ExitStack() as undo:
+            self._lock = locked(directory)
+            undo.callback(os.close, self._lock)
+            undo.callback(self._leave_nothing)
+            self._mark = Watermark(directory / MARK)
+            undo.callback(self._mark.close)
+            self._require(owner, self._mark.found.owner if self._mark.found else owner)
+            self._db = salvage.opened(self._path, SCHEMA, self._mark, self.damage)
+            undo.callback(self._db.close, is_idle=False)
+            self._facts: dict[str, str] = dict(self._db.rows("facts"))
+            self._require(owner, self._facts.get("owner", owner))
+            self._mark.begin(owner, self._db.number)
+            self.note("owner", owner)
+            undo.pop_all()
+
+    def _require(self, owner: str, found: str) -> None:
+        if found != owner:
+            raise OSError(errno.EINVAL, f"{self._path.parent} holds the journal of another bucket: {found}")
+
+    def close(self) -> None:
+        """Closes the database and lets others have it."""
+        is_idle = self.finding is Finding.SOUND and not any(map(self._db.count, SCHEMA.keys() - {"facts"}))
+        self._db.close(is_idle=is_idle)
+        self._mark.close()
+        os.close(self._lock)
+
+    def withdraw(self) -> None:
+        """Closes it for a mount that never began: a journal that nobody had before is no bucket's afterwards."""
+        self.close()
+        self._leave_nothing()
+
+    def _leave_nothing(self) -> None:
+        for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", MARK) if self._is_new else ():
+            (self._path.parent / name).unlink(missing_ok=True)
+
+    async def sync(self) -> None:
+        """All that was written before is on the disk afterwards. Raises OSError when the disk refuses."""
+        try:
+            await self._db.sync()
+        except OSError:
+            if not self._path.exists():
+                self.damage.note(f"the journal in {self._path.parent} was removed while it was in use")
+            raise
+
+    async def settled(self) -> None:
+        """What was dropped is not done again after a power loss, to what has the name then. Never raises."""
+        try:
+            await self.sync()
+        except OSError as error:
+            log.error("the journal cannot be written: %s", error)
+
+    def together(self, need: Need = Need.RELIEF) -> AbstractContextManager[None]:
+        """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within.
+
+        On a full disk it is owed; where it is a promise of its own it is ENOSPC, and nothing of it is there.
+        """
+        return self._db.together(need)
+
+    # What it says of itself
+
+    @property
+    def finding(self) -> Finding:
+        """How far what it says can be trusted, until the recovery is done."""
+        return Finding(self._facts.get(FINDING, Finding.SOUND.value))
+
+    def doubt(self, finding: Finding) -> None:
+        """Something was found in it later that is not right; what is known to be worse stays."""
+        if self.finding is Finding.SOUND:
+            self.note(FINDING, finding.value)
+
+    def recovered(self) -> None:
+        """What was found was heeded."""
+        with self.together():
+            for row in self.rename_states().keys() - {row for row, _, _ in self.renames()}:
+                self._db.drop("rename_states", row)
+            self.note(FINDING, Finding.SOUND.value)
+
+    @property
+    def spool_names(self) -> frozenset[str] | None:
+        """How names of spool files begin that need no row; None where an older journal does not say so."""
+        known = self._facts.get("spools")
+        return None if known is None else frozenset(json.loads(known))
+
+    def note_spools(self, names: frozenset[str]) -> None:
+        """Sets `spool_names`."""
+        self.note("spools", json.dumps(sorted(names)))
+
+    def note(self, name: str, value: str) -> None:
+        """Sets one of the facts."""
+        if self._facts.get(name) != value:
+            self._db.put("facts", name, value)
+            self._facts[name] = value
+
+    # Drafts
+
+    def save_draft(self, row: int, saved: SavedDraft) -> int:
+        """Stores a draft in its row, or in a new one for 0; returns the row."""
+        row = row or self._db.new_id()
+        body = saved.body if not saved.spool else None
+        self._put_draft(row, json.dumps(draft_record(saved)), body, Need.PROMISE, is_open=False)
+        return row
+
+    def alter_draft(self, row: int, change: Callable[[SavedDraft], SavedDraft]) -> None:
+        """Changes what a row says of a draft; its bytes stay, and whether its spool is being written to."""
+        _, record, body, is_open = self._db.row("drafts", row)
+        changed = json.dumps(draft_record(change(draft_back(json.loads(record), body or b""))))
+        self._put_draft(row, changed, body, Need.RELIEF, is_open=bool(is_open))
+
+    def reopen_draft(self, row: int) -> None:
+        """Its spool is being written to: from now on the checksums in the row say nothing."""
+        _, record, body, _ = self._db.row("drafts", row)
+        self._db.put("drafts", row, record, body, 1, need=Need.RELIEF)
+
+    def draft_goes(self, row: int, token: str) -> None:
+        """A request is about to make the object with this token (`landing`), from all that the row has or from more.
+
+        This has a table of its own, since to change a row is to write the draft's bytes again.
+        """
+        self._db.put("goings", row, token, need=Need.RELIEF)
+
+    def drop_draft(self, row: int) -> None:
+        """The bucket has it, or nobody wants it any more."""
+        with self.together():
+            self._db.drop("goings", row)
+            self._db.drop("drafts", row)
+
+    def drafts(self) -> Iterator[tuple[int, SavedDraft]]:
+        """All drafts, oldest first."""
+        tokens: Mapping[int, str] = dict(self._db.rows("goings"))
+        for row, record, body, is_open in self._db.rows("drafts"):
+            known = json.loads(record)
+            known["going"] = [tokens[row], True] if row in tokens else known["going"]
+            if is_open and known["going"]:
+                known["going"][1] = False
+            yield row, draft_back({**known, "sums": [] if is_open else known["sums"]}, body or b"")
+
+    def _put_draft(self, row: int, record: str, body: bytes | None, need: Need, *, is_open: bool) -> None:
+        """Writes the row; a request that went out before is no longer of all that it has."""
+        if not self._db.has("goings", row):
+            self._db.put("drafts", row, record, body, int(is_open), need=need)
+            return
+        with self._db.together(need):
+            self._db.drop("goings", row)
+            self._db.put("drafts", row, record, body, int(is_open), need=need)
+
+    # Deletes
+
+    def add_delete(self, key: str, version: Version) -> None:
+        """A key is to be removed, as long as it has this version."""
+        self._db.put("deletes", key, json.dumps(version_record(version)), need=Need.RELIEF)
+
+    def drop_delete(self, key: str) -> None:
+        """It is gone."""
+        self._db.drop("deletes", key)
+
+    def deletes(self) -> list[tuple[str, Version]]:
+        """What is to be removed."""
+        rows = self._db.rows("deletes")
+        return [(key, Version(*json.loads(version))) for key, version in rows]
+
+    # Attributes
+
+    def save_attributes(self, row: int, saved: SavedAttributes, need: Need = Need.PROMISE) -> int:
+        """Stores an attribute change in its row, or in a new one for 0; returns the row."""
+        row = row or self._db.new_id()
+        self._db.put("attributes", row, json.dumps(attributes_record(saved)), need=need)
+        return row
+
+    def drop_attributes(self, row: int) -> None:
+        """They are written."""
+        self._db.drop("attributes", row)
+
+    def attributes(self) -> list[tuple[int, SavedAttributes]]:
+        """What is to be written, oldest first."""
+        return [(row, attributes_back(json.loads(record))) for row, record in self._db.rows("attributes")]
+
+    # Renames and uploads
+
+    def add_rename(self, old: str, new: str) -> int:
+        """A rename of what the bucket has begins, from key to key or prefix to prefix; returns its row."""
+        row = self._db.new_id()
+        self._db.put("renames", row, old, new)
+        return row
+
+    def set_rename(self, row: int, state: str, need: Need = Need.RELIEF) -> None:
+        """How far a rename is (`moving`)."""
+        self._db.put("rename_states", row, str(state), need=need)  # a plain one: the checksum is of the type too
+
+    def rename_states(self) -> dict[int, str]:
+        """How far each rename is, by row."""
+        return dict(self._db.rows("rename_states"))
+
+    def drop_rename(self, row: int) -> None:
+        """It is done, or undone."""
+        with self.together():
+            self._db.drop("rename_states", row)
+            self._db.drop("renames", row)
+
+    def renames(self) -> list[tuple[int, str, str]]:
+        """Renames under way, oldest first."""
+        return self._db.rows("renames")
+
+    def add_intent(self, key: str, since: int) -> None:
+        """A multipart upload of this key is about to begin, at `since` (epoch): its id is not known before the answer.
+
+        One that is noted already keeps its time.
+        """
+        if not self._db.has("intents", key):
+            self._db.put("intents", key, since, need=Need.RELIEF)
+
+    def drop_intent(self, key: str) -> None:
+        """The store has answered, and no such upload is unknown."""
+        self._db.drop("intents", key)
+
+    def intents(self) -> list[tuple[str, int]]:
+        """The beginnings that got no answer, as (key, since)."""
+        return self._db.rows("intents")
+
+    def add_upload(self, upload: str, key: str, properties: Properties) -> None:
+        """A multipart upload of ours has begun, with the properties that the object will have."""
+        self._db.put("uploads", upload, key, json.dumps(properties_record(properties)), need=Need.RELIEF)
+
+    def drop_upload(self, upload: str) -> None:
+        """It is completed or aborted."""
+        self._db.drop("uploads", upload)
+
+    def uploads(self) -> list[tuple[str, str, Properties]]:
+        """Uploads that were neither completed nor aborted, as (id, key, properties)."""
+        rows = self._db.rows("uploads")
+        return [(upload, key, properties_back(json.loads(record))) for upload, key, record in rows]
+
+    @property
+    def rows(self) -> int:
+        """How much is pending."""
+        return sum(self._db.count(table) for table in CHANGES)
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOver:
+    """What a journal that nobody has open holds: `changes` that the bucket lacks, and unfinished `uploads`."""
+
+    owner: str  # as for `Journal`
+    changes: int
+    uploads: int
+    is_whole: bool  # else it has to be opened to tell what is damaged
+
+
+def left_over(directory: Path) -> LeftOver | None:
+    """What the journal in a directory holds, None where there is none. Raises OSError EIO if nothing says whose."""
+    path, mark = directory / FILE, watermark.read(directory / MARK)
+    if not path.exists() and (mark is None or not mark.least):
+        return None
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as db:
+            (owner,) = db.execute("select value from facts where name = 'owner'").fetchone()
+            counted = [db.execute(f"select count(*) from {table}").fetchone()[0] for table in (*CHANGES, "uploads")]
+            number = db.execute("select number from chain").fetchone()[0] if mark else 0
+    except (sqlite3.Error, TypeError) as error:
+        if mark is None:
+            raise OSError(errno.EIO, f"{path}: {error}") from error
+        return LeftOver(mark.owner, 0, 0, is_whole=False)
+    return LeftOver(owner, sum(counted[:-1]), counted[-1], is_whole=mark is None or number >= mark.least)

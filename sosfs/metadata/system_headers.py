@@ -1,0 +1,43 @@
+"""The six system headers of an object: what a new file gets. Decided here and only here. Pure functions."""
+
+from __future__ import annotations
+
+import mimetypes
+
+from sosfs.s3.protocol import Headers
+
+# SOS stores `application/binary` for a PUT without a type; the IANA name says the same to every client.
+UNKNOWN = "application/octet-stream"
+DIRECTORY = "application/x-directory"  # as s3fs marks its directories
+# What servers say of an object that was stored without a type.
+UNTYPED = frozenset({"", "binary/octet-stream", "application/binary", UNKNOWN})
+_ENCODINGS = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+_types = mimetypes.MimeTypes()  # the built-in table alone: the same answer on every machine
+
+
+def for_name(name: str) -> Headers:
+    """The headers of a new file of this name: its Content-Type, guessed from the suffix.
+
+    A compressed file is given the type of its compression: `Content-Encoding` would make clients
+    unpack it on the way.
+    """
+    kind, encoding = _types.guess_type(name, strict=False)
+    if encoding:
+        kind = _ENCODINGS.get(encoding, UNKNOWN)
+    return Headers(content_type=kind or UNKNOWN)
+
+
+def renamed(kind: str, old: str, new: str) -> str:
+    """The Content-Type under the name `new`: what only the name `old` told becomes what the new one tells.
+
+    Programs write under a temporary name first: rsync `.page.html.Xa3b`, browsers `page.html.part`. A type that
+    `old` did not tell was given by somebody and stays, and so does any where the new name tells none.
+    """
+    told, before = for_name(new).content_type, for_name(old).content_type
+    is_of_name = kind == before or (before == UNKNOWN and kind in UNTYPED)
+    return told if is_of_name and told != UNKNOWN else kind
+
+
+def for_directory() -> Headers:
+    """The headers of a directory's marker."""
+    return Headers(content_type=DIRECTORY)

@@ -1,0 +1,299 @@
+"""Which names exist: lookup and removing. Creating is in `creation`, renaming in `rename`.
+
+A directory that was listed lately answers every lookup, the absent ones too; so does one that this mount
+made. Otherwise one page of a LIST is asked for, which serves the lookups that follow; only in directories
+that do not fit a page is a single name asked for by itself, as an object and as a prefix side by side.
+Only a 404 or a listing that passed the name's place makes a name absent.
+
+Concurrency: trio thread only. The kernel serialises changes within one directory; lookups come at any time.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+
+import trio
+
+from sosfs.attributes.writeback import Attributes
+from sosfs.concurrency.tasks import each
+from sosfs.errors import Cause, StoreError
+from sosfs.files.file_io import Contents
+from sosfs.namespace.deletions import Deletions
+from sosfs.s3.preconditions import look
+from sosfs.s3.protocol import DELETE_MAX, KEY_MAX, Listed, Object, ObjectStore, Version
+from sosfs.tree import keys
+from sosfs.tree.directory import PENDING, Directory, Merger, is_unsent
+from sosfs.tree.inodes import Inode, Inodes, held
+from sosfs.tree.keys import Form
+from sosfs.tree.listing import Listings
+from sosfs.tree.subtree_lock import Gate
+
+RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
+
+
+def refuse(number: int, detail: str = "") -> OSError:
+    """An OSError of this number."""
+    return OSError(number, detail or os.strerror(number))
+
+
+class Namespace:
+    """The names half of the filesystem."""
+
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        merger: Merger,
+        listings: Listings,
+        attributes: Attributes,
+        contents: Contents,
+        deletions: Deletions,
+        gate: Gate,
+        *,
+        ttl: float,
+    ) -> None:
+        self.inodes = inodes
+        self.ttl = ttl
+        self._store = store
+        self._merger = merger
+        self.listings = listings
+        self.directory = listings.directory
+        self._attributes = attributes
+        self._contents = contents
+        self._deletions = deletions
+        self._gate = gate
+
+    # Looking up
+
+    async def lookup(self, parent: Inode, name: bytes) -> Inode:
+        """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, and what the bucket answers."""
+        directory = self.directory(parent)
+        parsed = keys.parse(name)
+        inode = directory.entries.get(name)
+        if inode is not None and (inode.pins or self._is_recent(inode, directory)):
+            return inode
+        if inode is None and (name in directory.touched and directory.touched[name] == PENDING):
+            raise refuse(errno.ENOENT)
+        if directory.is_known(self.ttl):
+            if inode is None:
+                raise refuse(errno.ENOENT)
+            return inode
+        return await self._ask(directory, name, parsed, inode)
+
+    def _is_recent(self, inode: Inode, directory: Directory) -> bool:
+        checked = max(inode.checked, directory.touched.get(inode.name, 0.0))
+        return directory.forgotten < checked > trio.current_time() - self.ttl
+
+    async def _ask(self, directory: Directory, name: bytes, parsed: keys.Parsed, inode: Inode | None) -> Inode:
+        if len(directory.entries) <= RELIST_MAX or directory.now is None:
+            walk = await self.listings.first_page(directory)
+        else:
+            walk = directory.now
+        if parsed.form is keys.Form.FOLDED:
+            await self.listings.complete(directory.inode)  # however long it took: nothing else unfolds a name
+            return self._now(directory, name)
+        found = directory.entries.get(name)
+        if found is not None and (self._is_recent(found, directory) or is_unsent(found)):
+            return found
+        if walk.done and directory.is_young(self.ttl):
+            raise refuse(errno.ENOENT)
+        past = self.inodes.key(directory.inode) + parsed.segment + "0"  # "0" follows "/": both forms lie before
+        if directory.is_young(self.ttl) and walk.reach > past:
+            raise refuse(errno.ENOENT)
+        return await self._ask_by_name(directory, name, parsed)
+
+    async def _ask_by_name(self, directory: Directory, name: bytes, parsed: keys.Parsed) -> Inode:
+        """Asks for one name as an object and as a prefix; the prefix wins, as in a listing."""
+        key = self.inodes.child_key(directory.inode, parsed.segment)
+        if len(key.encode()) > KEY_MAX:
+            raise refuse(errno.ENAMETOOLONG)
+        found: list[Object] = []
+        below: list[Listed] = []
+
+        async def ask(what: str) -> None:
+            if what == "prefix":
+                below.extend((await self._store.list(key + "/", delimiter="", limit=1)).objects)
+                return
+            try:
+                found.append(await look(self._store, key))
+            except StoreError as error:
+                if error.cause is not Cause.ABSENT:
+                    raise
+
+        when = trio.current_time()
+        alone = parsed.form is Form.BESIDE or len(key.encode()) == KEY_MAX
+        await each(ask, ["object"] if alone else ["object", "prefix"], at_once=2)
+        if name in directory.touched and directory.touched[name] >= when:
+            return self._now(directory, name)
+        return self._take_named(directory, name, found, is_prefix=bool(below), when=when)
+
+    def _take_named(
+        self, directory: Directory, name: bytes, found: list[Object], *, is_prefix: bool, when: float
+    ) -> Inode:
+        here, parsed = directory.entries.get(name), keys.parse(name)
+        if is_prefix:
+            if here is None or not here.is_directory:
+                here = self._merger.new_directory(directory.inode, parsed.segment)
+                directory.entries[name] = here
+            here.checked = when
+            return here
+        if not found:
+            if here is not None and not is_unsent(here):
+                self._merger.remove(directory, name)
+            raise refuse(errno.ENOENT)
+        if here is None or here.is_directory:
+            here = self.inodes.make(directory.inode, parsed.segment, parsed.form, mode=self.inodes.defaults.file_mode)
+            directory.entries[name] = here
+        return self._attributes.take(here, found[0])
+
+    def _now(self, directory: Directory, name: bytes) -> Inode:
+        inode = directory.entries.get(name)
+        if inode is None:
+            raise refuse(errno.ENOENT)
+        return inode
+
+    def replaced(self, inode: Inode, version: Version) -> None:
+        """A file's name leads to another client's version: nothing that was known of it holds."""
+        inode.version = None
+        self._merger.seen(inode, version, trio.current_time())
+
+    @contextmanager
+    def moving(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form
+    ) -> Iterator[None]:
+        """Within, no listing and no answer about one name says what the old and the new name lead to."""
+        assert inode.parent is not None
+        name = target.name if target is not None else keys.name_of(segment, form)
+        places = (self.directory(inode.parent), inode.name), (self.directory(parent), name)
+        for directory, one in places:
+            directory.touched[one] = PENDING
+        try:
+            yield
+        except BaseException:
+            for directory, one in places:
+                directory.settled(one)
+            raise
+
+    # Removing
+
+    async def unlink(self, parent: Inode, name: bytes) -> None:
+        """Removes a file's name; who has it open keeps its bytes. Raises ENOENT, EISDIR."""
+        inode = await self.lookup(parent, name)
+        if inode.is_directory:
+            raise refuse(errno.EISDIR)
+        await self.keep_parent(parent, inode)
+        async with self._contents.leaving(inode), self._gate.passing(parent):
+            await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
+            await self.remove(inode)
+
+    async def remove(self, inode: Inode) -> None:
+        """Takes an inode out of the tree and its object out of the bucket. Raises what refuses it."""
+        parent = inode.parent
+        if parent is None:
+            raise refuse(errno.ESTALE)  # a listing has shown it meanwhile: the kernel looks the name up again
+        directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
+        version, was_changed = inode.version, inode.attributes_dirty
+        if version is not None and self._attributes.in_doubt(inode):
+            version = replace(version, modified=None)  # a copy of ours may have made it anew
+        self._attributes.discard(inode)
+        self._leave(directory, inode, None if version is None else PENDING)
+
+        if version is not None:
+            settled, forget = partial(directory.settled, name), partial(self._contents.left, inode)
+            try:
+                await self._deletions.delete(key, version, settled, forget=forget)
+            except OSError:
+                directory.put(inode)
+                inode.parent = parent
+                if was_changed:
+                    self._attributes.keep(inode)
+                raise
+        parent.touch()
+
+    def _leave(self, directory: Directory, inode: Inode, when: float | None) -> None:
+        directory.take(inode.name, when=when)
+        inode.parent = None
+        if not held(inode):
+            self.inodes.drop(inode)
+
+    async def keep_parent(self, parent: Inode, last: Inode) -> None:
+        """A directory that exists only by its entries gets a marker when the last one goes."""
+        directory = self.directory(parent)
+        if parent is self.inodes.root or parent.version is not None or directory.marker is not None:
+            return
+        if parent.attributes_dirty:
+            return  # a marker is on its way
+        if any(other is not last for other in directory.entries.values()):
+            return
+        walk = await self.listings.complete(parent)
+        assert walk.done
+        if directory.marker is None and len(directory.entries) <= 1:
+            self._attributes.keep(parent)
+
+    async def rmdir(self, parent: Inode, name: bytes) -> None:
+        """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
+        inode = await self.lookup(parent, name)
+        if not inode.is_directory:
+            raise refuse(errno.ENOTDIR)
+        directory = self.directory(inode)
+        if directory.entries or not directory.is_known(self.ttl):
+            await self.require_empty(inode)
+        await self.keep_parent(parent, inode)
+        async with self._gate.passing(parent):
+            await self._attributes.rewritten(inode)  # else its marker would come after it has gone
+            inode.version = inode.version or directory.marker
+            if inode.version is None and self._deletions.under(self.inodes.key(inode)):
+                inode.version = Version("", 0)  # its name is pending until a delete sent after those below is answered
+            await self.remove(inode)
+
+    async def require_empty(self, inode: Inode) -> None:
+        """Raises ENOTEMPTY unless a directory has no entries, those of other clients included."""
+        directory, prefix = self.directory(inode), self.inodes.key(inode)
+        if not directory.is_known(self.ttl):
+            await self.listings.complete(inode)
+        if directory.entries:
+            raise refuse(errno.ENOTEMPTY)
+        going = self._deletions.under(prefix)  # before the listing, which may still show them
+        page = await self._store.list(prefix, delimiter="", limit=min(DELETE_MAX, 2 + len(going)))
+        for listed in page.objects:
+            if listed.key in going:
+                continue
+            if listed.key != prefix or listed.version.size:
+                directory.now = None
+                raise refuse(errno.ENOTEMPTY)
+            directory.marker = listed.version
+
+    # Forgetting
+
+    def forget(self, inode: Inode, count: int) -> None:
+        """The kernel dropped `count` lookups. An entry of a listing stays until the listing goes."""
+        inode.lookups = max(0, inode.lookups - count)
+        if held(inode):
+            return
+        if inode.parent is None:
+            if inode is not self.inodes.root:
+                self.inodes.drop(inode)
+        elif inode.directory is not None and not any(True for _ in inode.directory.live()):
+            self._forget_entries(inode)
+
+    def sweep(self) -> None:
+        """Frees listings that are out of date and whose entries nobody holds."""
+        for directory in self.inodes.directories():
+            if not directory.is_young(self.ttl) and not any(True for _ in directory.live()):
+                self._forget_entries(directory.inode)
+
+    def _forget_entries(self, inode: Inode) -> None:
+        directory = inode.directory
+        assert directory is not None
+        if directory.readers or any(child.directory is not None for child in directory.entries.values()):
+            return
+        if PENDING in directory.touched.values():
+            return  # what was removed here would be listed again until the bucket has let it go
+        for child in directory.entries.values():
+            self.inodes.drop(child)
+        inode.directory = None

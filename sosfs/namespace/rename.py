@@ -1,0 +1,365 @@
+"""Renaming: copies on the server, then deletes, and the tree shows it as one step.
+
+A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
+(headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
+key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was, and the copies
+go again (`undoing`); what goes wrong after it leaves twins, never losses. A directory's objects are copied side by
+side and deleted in batches.
+
+Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+from sosfs.attributes.writeback import Attributes
+from sosfs.concurrency.tasks import each
+from sosfs.errors import Cause, StoreError
+from sosfs.files.file_io import Contents
+from sosfs.journal.journal import Journal
+from sosfs.metadata import system_headers
+from sosfs.namespace.deletions import Deletions, is_refusal
+from sosfs.namespace.namespace import Namespace, refuse
+from sosfs.namespace.rename_copies import Move, Moves, below_first, listed_under
+from sosfs.namespace.rename_rollback import Undoing
+from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
+from sosfs.tree import keys
+from sosfs.tree.directory import PENDING
+from sosfs.tree.inodes import Inode
+from sosfs.tree.subtree_lock import Gate
+
+AT_ONCE = 32
+
+
+class _Copy(NamedTuple):
+    """What was copied, and what that made."""
+
+    of: Version
+    version: Version
+
+
+class Renames:
+    """Moves names."""
+
+    def __init__(
+        self,
+        namespace: Namespace,
+        store: ObjectStore,
+        attributes: Attributes,
+        contents: Contents,
+        deletions: Deletions,
+        moves: Moves,
+        undoing: Undoing,
+        gate: Gate,
+        journal: Journal,
+    ) -> None:
+        self._namespace = namespace
+        self._inodes = namespace.inodes
+        self._store = store
+        self._attributes = attributes
+        self._contents = contents
+        self._deletions = deletions
+        self._moves = moves
+        self._undoing = undoing
+        self._gate = gate
+        self._journal = journal
+
+    async def rename(self, old_parent: Inode, old_name: bytes, parent: Inode, name: bytes, *, replace: bool) -> None:
+        """Gives a file or directory another name, over an existing one only with `replace`.
+
+        Raises OSError ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself), ENAMETOOLONG.
+        """
+        inode = await self._namespace.lookup(old_parent, old_name)
+        parsed = keys.parse(name)
+        if self._inodes.is_under(parent, inode):
+            raise refuse(errno.EINVAL)
+        target = await self._target(inode, parent, name, replace=replace)
+        if target is inode:
+            return
+        if parsed.form is keys.Form.FOLDED and target is None:
+            raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
+        segment = target.segment if target is not None else parsed.segment
+        if inode.parent is None:
+            raise refuse(errno.ENOENT)  # what was asked for the target has shown it
+        await self._attributes.settle_directories(inode)
+        await self._namespace.keep_parent(inode.parent, inode)
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._contents.writeback.gathered(inode))
+            if target is not None:
+                await held.enter_async_context(self._contents.leaving(target))
+            await held.enter_async_context(self._gate.passing(parent))  # else it could be renamed itself meanwhile
+            await held.enter_async_context(self._gate.closed(*filter(None, (inode, target))))
+            await self._move(inode, target, parent, segment, parsed.form)
+        old_parent.touch()
+        parent.touch()
+
+    async def _move(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
+        """Within the gate, for only now it is certain which key the new parent has."""
+        key = self._inodes.child_key(parent, segment)
+        if len(key.encode()) + inode.is_directory > KEY_MAX:
+            raise refuse(errno.ENAMETOOLONG)
+        if inode.is_directory:
+            await self._move_directory(inode, target, parent, segment, key + "/")
+        else:
+            await self._move_file(inode, target, parent, segment, key, form)
+
+    async def _target(self, inode: Inode, parent: Inode, name: bytes, *, replace: bool) -> Inode | None:
+        try:
+            target = await self._namespace.lookup(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        if target is inode:
+            return target
+        if not replace:
+            raise refuse(errno.EEXIST)
+        if inode.is_directory and not target.is_directory:
+            raise refuse(errno.ENOTDIR)
+        if target.is_directory and not inode.is_directory:
+            raise refuse(errno.EISDIR)
+        if target.is_directory:
+            await self._namespace.require_empty(target)
+        return target
+
+    @asynccontextmanager
+    async def _under_way(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, old: str, new: str
+    ) -> AsyncIterator[Move]:
+        """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
+        move = self._moves.begin(old, new, over=target is not None)
+        try:
+            with self._namespace.moving(inode, target, parent, segment, form):
+                async with self._undoing.taking_back(move):
+                    yield move
+        except BaseException:
+            directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
+
+            def gone() -> None:
+                directory.settled(name)
+                directory.now = None
+
+            if self._undoing.watch(move, gone) and target is None:
+                directory.touched[name] = PENDING
+            raise
+
+    # Files
+
+    async def _move_file(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
+    ) -> None:
+        old_key = self._inodes.key(inode)
+        await self._undoing.settle(key)
+        await self._deletions.settle(key)
+        await self._deletions.settle(old_key)
+        await self._contents.ascertain(inode)
+        if inode.version is None:
+            if target is not None:
+                await self._contents.records.displaces(inode, target)
+            self._move_unsent(inode, target, parent, segment, form)
+            return
+        await self._attributes.refusals.require_remove(old_key)
+        async with self._under_way(inode, target, parent, segment, form, old=old_key, new=key) as move:
+            version, used = await self._copy(inode, move, segment)
+            await self._moves.copied(move)
+            await self._retire(inode, move)
+        gone = PENDING if self._deletions.is_pending(old_key) else None
+        with self._journal.together():
+            self._moves.ended(move)
+            self._replace(inode, target, parent, segment, form, gone=gone)
+            inode.version = version
+            self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
+            self._contents.moved(inode)
+        await self._journal.settled()
+
+    def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
+        """A file that the bucket has not seen takes its new name along; it will go up over what has that name there."""
+        with self._journal.together():
+            self._replace(inode, target, parent, segment, form, gone=None)
+            if target is not None and target.version is not None:
+                self._contents.replaces(inode, target.version)
+            else:
+                self._contents.moved(inode)
+
+    async def _copy(self, inode: Inode, move: Move, segment: str) -> tuple[Version, Properties | None]:
+        """Copies the object; returns the new version, and the properties it got where they are not those it had."""
+        assert inode.version is not None
+        acl = await self._attributes.acl(inode)
+        may_retype = inode.is_regular and system_headers.for_name(segment) != system_headers.for_name(inode.segment)
+        if inode.attributes_dirty or inode.properties.storage_class is None or (may_retype and not inode.whole):
+            await self._attributes.learn_whole(inode)
+        used = self._attributes.properties(inode) if inode.attributes_dirty else None
+        if may_retype:
+            used = self._retyped(inode, segment, used)
+        try:
+            kept = inode.properties.storage_class
+            version = await self._moves.copy(
+                move, move.old, inode.version, properties=used, storage_class=kept, acl=acl
+            )
+        except StoreError as error:
+            if error.cause is not Cause.CONFLICT or used is not None or inode.pins:
+                raise
+            # Another client wrote it meanwhile: its version is the one to be renamed.
+            await self._attributes.refresh(inode)
+            if inode.version is None or inode.parent is None:
+                raise  # it is gone, or has an inode of its own: the kernel looks the name up again
+            kept = inode.properties.storage_class
+            version = await self._moves.copy(move, move.old, inode.version, storage_class=kept, acl=acl)
+        return version, used
+
+    def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:
+        """`used`, or what the object has, with the Content-Type of the new name where only the old one told it."""
+        had = used or self._attributes.properties(inode)
+        kind = system_headers.renamed(had.headers.content_type, inode.segment, segment)
+        if kind == had.headers.content_type or not inode.whole:
+            return used
+        return replace(had, headers=replace(had.headers, content_type=kind))
+
+    async def _retire(self, inode: Inode, move: Move) -> None:
+        """Removes the old key. Raises a refusal."""
+        assert inode.version is not None and inode.parent is not None
+        directory, name = self._namespace.directory(inode.parent), inode.name
+        try:
+            await self._deletions.retire(move.old, inode.version, partial(directory.settled, name))
+        except StoreError:
+            self._moves.refused(move)
+            raise
+
+    def _replace(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
+    ) -> None:
+        """Changes the tree: the inode leaves its old name and takes the new one."""
+        assert inode.parent is not None
+        old = self._namespace.directory(inode.parent)
+        if target is not None:
+            target.parent = None
+            self._attributes.discard(target)
+            self._contents.left(target)
+        old.take(inode.name, when=gone)
+        inode.parent, inode.segment = parent, segment
+        inode.form = form if form is not keys.Form.FOLDED else inode.form
+        self._namespace.directory(parent).put(inode)
+
+    # Directories
+
+    async def _move_directory(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
+    ) -> None:
+        old_prefix = self._inodes.key(inode)
+        await self._undoing.settle(prefix)
+        await self._deletions.settle_under(old_prefix)
+        await self._deletions.settle_under(prefix)
+        known = self._inodes.below(inode)
+        listed = await listed_under(self._store, old_prefix)
+        room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
+        if any(len(one.key.encode()) > room for one in listed):
+            raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
+        await self._attributes.refusals.require_remove(old_prefix)
+        plain = keys.Form.PLAIN
+        async with self._under_way(inode, target, parent, segment, plain, old=old_prefix, new=prefix) as move:
+            await self._journal.sync()
+            copies = await self._copy_all(listed, move, known)
+            await self._moves.copied(move)
+            left = await self._delete_all(copies, move)
+        known = self._inodes.below(inode)  # with what came meanwhile and is in no bucket yet
+        with self._journal.together():
+            self._moves.ended(move)
+            self._remove_later(left, inode)
+            self._end_passes(inode)
+            self._replace(inode, target, parent, segment, plain, gone=PENDING if left else None)
+            for old_key, moved in known.items():
+                self._moved(moved, copies.get(move.target(old_key)))
+        await self._journal.settled()
+
+    def _remove_later(self, left: Mapping[str, Version], inode: Inode) -> None:
+        """The old name stays hidden until what is left under it is gone."""
+        assert inode.parent is not None
+        top = self._inodes.key(inode)
+        for key in below_first(left):
+            if key != top:
+                self._deletions.later(key, left[key], lambda: None)
+        if left:  # of a directory the marker goes last, be there one or not
+            settled = partial(self._namespace.directory(inode.parent).settled, inode.name)
+            self._deletions.later(top, left.get(top, Version("", 0)), settled)
+
+    def _moved(self, inode: Inode, copy: _Copy | None) -> None:
+        """An inode has its new key, and its object there is this copy."""
+        if copy is None:
+            self._attributes.moved(inode)
+        elif inode.is_directory or self._is_of(copy, inode):
+            inode.version = copy.version
+            self._attributes.carried(inode, inode.properties, whole=inode.whole)
+        elif inode.content is None or inode.content.draft is None:
+            # Another client had replaced it before it was copied: nothing that is known of ours holds for it.
+            self._attributes.replaced(inode)
+            self._namespace.replaced(inode, copy.version)
+            return
+        self._contents.moved(inode)  # a draft still expects ours: where theirs was copied its commit loses
+
+    def _is_of(self, copy: _Copy, inode: Inode) -> bool:
+        """Whether it was made of the version that is known; with our attributes, whatever was done to those there."""
+        if inode.version is None:
+            return False
+        return copy.of.same_as(inode.version) or (inode.attributes_dirty and copy.of.same_bytes(inode.version))
+
+    def _end_passes(self, top: Inode) -> None:
+        for inode in self._inodes.below(top).values():
+            if inode.directory is not None and inode.directory.now is not None and not inode.directory.now.done:
+                inode.directory.now = None
+
+    async def _copy_all(self, listed: list[Listed], move: Move, known: dict[str, Inode]) -> dict[str, _Copy]:
+        copies: dict[str, _Copy] = {}
+
+        async def copy(one: Listed) -> None:
+            made = await self._copy_one(one, move, known.get(one.key))
+            if made is not None:
+                copies[move.target(one.key)] = made
+
+        await each(copy, listed, at_once=AT_ONCE)
+        return copies
+
+    async def _copy_one(self, one: Listed, move: Move, inode: Inode | None) -> _Copy | None:
+        used: Properties | None = None
+        if inode is not None and inode.attributes_dirty:
+            await self._attributes.learn_whole(inode)
+            of = self._attributes
+            used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+            inode.properties, inode.whole = used, True
+        acl, version = await self._acl(one, inode), one.version
+        for last in (False, True):
+            try:
+                made = await self._moves.copy(
+                    move, one.key, version, properties=used, storage_class=one.storage_class, acl=acl
+                )
+                return _Copy(version, made)
+            except StoreError as error:
+                if error.cause is Cause.ABSENT:
+                    return None  # removed by another client since it was listed
+                if last or error.cause is not Cause.CONFLICT:
+                    raise
+                version = (await self._store.head(one.key)).version
+        return None
+
+    async def _acl(self, one: Listed, inode: Inode | None) -> Acl | None:
+        if inode is not None and inode.version is not None and one.version.same_as(inode.version):
+            return await self._attributes.acl(inode)
+        return await self._attributes.acl_of(one.key)
+
+    async def _delete_all(self, copies: dict[str, _Copy], move: Move) -> dict[str, Version]:
+        """Removes the old keys. Raises the refusal when none may be removed.
+
+        Returns what is left otherwise: of a key whose delete got no answer nobody knows whether it is there.
+        """
+        old = {move.source(key): copy.of for key, copy in copies.items()}
+        failures = await self._store.delete_many(below_first(old))
+        refused = [failure for failure in failures if is_refusal(failure.error)]
+        if refused and len(refused) == len(old):
+            self._moves.refused(move)
+            raise refused[0].error
+        return {failure.key: old[failure.key] for failure in failures}

@@ -1,0 +1,121 @@
+"""The attribute changes that an earlier mount left in its journal, written before the next one begins.
+
+A change holds for the bytes whose attributes were changed, whatever was done to their metadata since: each copy of ours
+makes another version, and which of them a dead process has made is not known. It is of single fields, so that what
+another client has set beside them stays. Only other bytes, or none, end it, and that is said.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import logging
+import stat
+from dataclasses import replace
+from functools import partial
+
+from sosfs.attributes.unanswered_copies import is_made_by
+from sosfs.attributes.writeback import Attributes
+from sosfs.errors import Cause, StoreError
+from sosfs.journal.journal import Journal
+from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.rows import SavedAttributes
+from sosfs.metadata import system_headers, user_metadata
+from sosfs.s3 import recognition
+from sosfs.s3.copying import copy_object
+from sosfs.s3.preconditions import find
+from sosfs.s3.protocol import Guard, Object, ObjectStore, Properties
+
+log = logging.getLogger(__name__)
+
+
+class AttributeReplay:
+    """Writes what was changed."""
+
+    def __init__(self, journal: Journal, store: ObjectStore, multiparts: Multiparts, attributes: Attributes) -> None:
+        self._journal = journal
+        self._store = store
+        self._attributes = attributes
+        self._copy_object = partial(copy_object, store, multiparts=multiparts)
+
+    async def write(self, item: tuple[int, SavedAttributes]) -> None:
+        """One row; what the server refuses stays in the journal. Raises StoreError where it cannot be asked."""
+        row, saved = item
+        self._attributes.forget(saved.key)
+        try:
+            is_done = await self._written(row, saved)
+        except StoreError as error:
+            if not is_refusal(error):
+                raise
+            log.warning("attributes of %s are not in the bucket yet: %s", saved.key, error)
+            return
+        if is_done:
+            self._journal.drop_attributes(row)
+
+    async def _written(self, row: int, saved: SavedAttributes) -> bool:
+        """Whether the change is in the bucket, or given up; else it is left for the tree.
+
+        That is so as well where a copy that the dead process has asked for may come yet, and undo this one.
+        """
+        found = await find(self._store, saved.key)
+        if found is None and saved.key.endswith("/"):
+            kept = (
+                saved.properties
+                if saved.properties.headers.content_type
+                else Properties(system_headers.for_directory())
+            )
+            used = Properties(kept.headers, user_metadata.write(saved.properties.metadata, saved.posix))
+            await self._store.put(saved.key, b"", used)
+        elif found is None or not (_is_uploaded(saved, found) or _stands_on(saved, found)):
+            self._say_lost(saved, found)
+        elif late := tuple(one for one in saved.sent if not is_made_by(one, found)):
+            self._journal.save_attributes(row, replace(saved, version=found.version, sent=late, tokens=()))
+            return False
+        else:
+            await self._copy(row, saved.uploaded() if _is_uploaded(saved, found) else saved, found)
+        return True
+
+    async def _copy(self, row: int, saved: SavedAttributes, found: Object) -> None:
+        used = _merged(saved, found.properties)
+        if used == found.properties:
+            return
+        acl = await self._attributes.acl_of(saved.key)
+        if saved.key.endswith("/") and not found.version.size:
+            await self._store.put(saved.key, b"", used, acl=acl)  # not every server copies a marker
+            return
+        self._journal.save_attributes(row, replace(saved, sent=(*saved.sent, used)))
+        await self._copy_object(saved.key, saved.key, found.version, properties=used, acl=acl)
+
+    def _say_lost(self, saved: SavedAttributes, found: Object | None) -> None:
+        if saved.version is None and found is None:
+            return  # of a file that was being stored for the first time: that was not acknowledged
+        why = "has removed" if found is None else "has replaced"
+        log.error("what was changed of the attributes of %s is lost: another client %s it", saved.key, why)
+
+
+def _is_uploaded(saved: SavedAttributes, found: Object) -> bool:
+    """Whether an upload of the dead process has made an object, after the change was recorded or before."""
+    instead_of = saved.version or Guard.ABSENT
+    return any(recognition.is_ours(token, found, instead_of=instead_of) for token in saved.tokens)
+
+
+def _stands_on(saved: SavedAttributes, found: Object) -> bool:
+    """Whether an object has the bytes of which the attributes were changed, whoever has copied it."""
+    if saved.version is None:
+        return saved.key.endswith("/")
+    if found.version.size != saved.version.size:
+        return False
+    return found.version.same_bytes(saved.version) or any(is_made_by(one, found) for one in saved.sent)
+
+
+def _merged(saved: SavedAttributes, found: Properties) -> Properties:
+    """What an object is to have: what was changed here, and else what it has."""
+    kind = stat.S_IFMT(saved.posix.mode or 0)
+    posix = saved.edits.merged(saved.posix, user_metadata.read(found.metadata, kind=kind))
+    known = saved.edits.applied(found)
+    return Properties(known.headers, user_metadata.write(known.metadata, posix), found.storage_class)
+
+
+def is_refusal(error: StoreError) -> bool:
+    """Whether the server has answered and will not do it now: with another key, or later, it may."""
+    return 400 <= error.status < 500 or error.cause is Cause.UNSUPPORTED

@@ -1,0 +1,138 @@
+"""The bytes that an earlier mount left: are they what was recorded? What is not, and what nobody knows, is set aside.
+
+    a draft of the journal  -> its spool, if that has the length and the checksums of the row; else an entry of `damage`
+    a file without a row    -> removed, if the journal is sound and the last mount made it: its draft was in the
+                               bucket already, or nobody had closed or synced it; else an entry of `damage`
+
+Nothing is sent of what is damaged, and no name is made for it: what the bucket has of a file is what is shown.
+
+Concurrency: trio thread only; runs before the kernel's first request.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from sosfs.disk.damage import Damage
+from sosfs.files.spool import SUMMED, Spool, SpoolArea, label
+from sosfs.journal.journal import Journal
+from sosfs.journal.rows import SavedDraft
+from sosfs.journal.salvage import SPOOL, Finding
+
+TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})  # they say nothing of the file
+
+
+class Reclaim:
+    """Takes back the spools of one journal."""
+
+    def __init__(self, journal: Journal, spools: SpoolArea) -> None:
+        self._journal = journal
+        self._damage: Damage = journal.damage
+        self._spools = spools
+
+    def drafts(self) -> list[tuple[int, SavedDraft]]:
+        """The drafts of the journal, one for each key and for each spool: of several only the newest can be right."""
+        drafts = list(self._journal.drafts())
+        self._named = frozenset(_beginning(saved.spool) for _, saved in drafts if saved.spool)
+        known = self._journal.spool_names
+        if known is None:  # an older version wrote the journal, and removed what no row names
+            known = frozenset(_beginning(path.name) for path in self._spools.others(frozenset()))
+        self._known = known
+        self._journal.note_spools(known | self._named | {self._spools.beginning})  # a crash may leave files of either
+        newest = {saved.key: row for row, saved in drafts}
+        owners = {saved.spool: row for row, saved in drafts if saved.spool}
+        for row, saved in drafts:
+            if newest[saved.key] != row or owners.get(saved.spool, row) != row:
+                files = [self._path(saved)] if owners.get(saved.spool) == row else []
+                self._give_up(row, saved, "the journal has a later row for it", files)
+        return [one for one in self._journal.drafts() if newest[one[1].key] == one[0]]
+
+    def _path(self, saved: SavedDraft) -> Path:
+        return self._spools.directory / saved.spool
+
+    async def spool(self, row: int, saved: SavedDraft) -> Spool | None:
+        """The draft's bytes; None where they are not those that were recorded, and were set aside with the row.
+
+        Raises OSError where that cannot be told now.
+        """
+        if not saved.spool:
+            spool = self._spools.new()
+            await spool.write(0, saved.body)
+            return spool
+        if not SPOOL.fullmatch(saved.spool):
+            self._give_up(row, saved, "the journal names no spool file", [])
+            return None
+        path = self._path(saved)
+        try:
+            spool = self._spools.reopen(saved.spool)
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                raise
+            gone = isinstance(error, FileNotFoundError)
+            self._give_up(row, saved, "its spool file is gone" if gone else f"its spool file: {error.strerror}", [path])
+            return None
+        try:
+            wrong = await _wrong(spool, saved)
+        except OSError as error:
+            wrong = f"its spool file: {error.strerror}"
+        if wrong:
+            spool.release()
+            self._give_up(row, saved, wrong, [path])
+            return None
+        return spool
+
+    def _give_up(self, row: int, saved: SavedDraft, why: str, files: Iterable[Path]) -> None:
+        """Sets a draft aside. Where that fails, row and file stay as they are, for the next mount."""
+        details = {
+            "key": saved.key,
+            "size": saved.size,
+            "written ranges": saved.local,
+            "not in the bucket": saved.dirty,
+            "made from version": saved.base,
+        }
+        bodies: Mapping[str, bytes] = {"bytes": saved.body} if saved.body else {}
+        files = [path for path in files if os.path.lexists(path)]
+        if saved.spool and not files:
+            self._journal.doubt(Finding.ROWS)  # the bytes may be in a file that no row names
+        if self._damage.set_aside(f"{saved.key}: {why}", details, files=files, bodies=bodies):
+            self._journal.drop_draft(row)
+
+    def rest(self) -> None:
+        """Deals with all files that no row names: none is removed that could be somebody's."""
+        named = {saved.spool for _, saved in self._journal.drafts()}
+        removable = self._known if self._journal.finding is Finding.SOUND else frozenset()
+        is_done = True
+        for path in self._spools.others(named):
+            beginning = _beginning(path.name) if SPOOL.fullmatch(path.name) else ""
+            if beginning in removable:
+                path.unlink(missing_ok=True)
+            elif beginning != self._spools.beginning:
+                key = label(path)
+                what = f"{key}: its row in the journal is lost" if key else f"{path.name}: a spool file nobody knows"
+                is_done &= self._damage.set_aside(what, {"size": path.lstat().st_size}, files=[path])
+        if is_done:
+            self._journal.note_spools(self._named | {self._spools.beginning})
+            self._journal.recovered()
+
+
+def _beginning(name: str) -> str:
+    return name.partition("-")[0] + "-"
+
+
+async def _wrong(spool: Spool, saved: SavedDraft) -> str:
+    """What a spool lacks of what was recorded, "" for nothing. Raises OSError."""
+    needed = max((stop for _, stop in saved.local), default=0)
+    if spool.length < needed:
+        return f"its spool file has {spool.length} of {needed} bytes"
+    if not saved.sums:
+        return ""  # it was being written to
+    sums = await spool.sums(saved.size)
+    bad = [number for number, (was, now) in enumerate(zip(saved.sums, sums, strict=False)) if was != now]
+    if len(sums) != len(saved.sums):
+        return "its spool file has another size than was recorded"
+    if not bad:
+        return ""
+    return f"its spool file was changed: {len(bad)} of {len(sums)} MiB, first at {bad[0] * SUMMED}"

@@ -1,0 +1,368 @@
+"""One bucket of an S3 server: what a call promises beyond what the server does, decided here and only here.
+
+What the server does not honour (conditions, pins of copies: `abilities`) is made up for with a HEAD, which
+narrows a race and cannot close it. A lost answer to a conditional write is told from a lost race.
+
+Concurrency: state changes in the trio thread only, between awaits; requests run in threads (`sender`).
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from hashlib import md5
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from sosfs.errors import Cause, StoreError, unanswered
+from sosfs.s3 import reachability, recognition
+from sosfs.s3.batch_delete import remove_all
+from sosfs.s3.capabilities import Abilities, Quoting, probe
+from sosfs.s3.checksums import Verify
+from sosfs.s3.content_md5 import Digests
+from sosfs.s3.dispatch import Limits, Sender
+from sosfs.s3.endpoint import S3Target
+from sosfs.s3.http_headers import check_key, check_properties, joined_etag
+from sosfs.s3.paging import all_pages, check_progress
+from sosfs.s3.preconditions import check_still, checked, keeping, landed, look, stale
+from sosfs.s3.protocol import (
+    NOTHING,
+    UNKNOWN,
+    Acl,
+    Body,
+    Canned,
+    Check,
+    Condition,
+    Conditions,
+    Detail,
+    Failure,
+    Guard,
+    Object,
+    OnRepeat,
+    Page,
+    Part,
+    Properties,
+    Right,
+    Slice,
+    Upload,
+    Version,
+)
+from sosfs.s3.upload_check import compared, object_arrived, part_arrived
+
+if TYPE_CHECKING:
+    from sosfs.s3.calls import SignedLane
+
+__all__ = ["S3Store", "S3Target"]
+
+
+class S3Store:
+    """A bucket as `store.ObjectStore`. `on_request` is told the name of each S3 operation as it is sent.
+
+    `new_acl` is the default that what is stored without an ACL of its own gets.
+    """
+
+    def __init__(
+        self,
+        target: S3Target,
+        *,
+        on_request: Callable[[str], None] | None = None,
+        new_acl: Canned = Canned.PRIVATE,
+        limits: Limits | None = None,
+        verify: Verify = Verify.ALL,
+    ) -> None:
+        self._target = target
+        self._verify = verify
+        self._new_acl = None if new_acl is Canned.PRIVATE else new_acl
+        self.sender = Sender(target, on_request or (lambda operation: None), limits)
+        self._send = self.sender.send
+        self._look = partial(look, self)
+        self.abilities = Abilities()  # until `probe_conditions` found out, or somebody who knows the server tells
+        self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
+        self._digests = Digests()
+        self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
+
+    @property
+    def bucket(self) -> str:
+        """The bucket's name."""
+        return self._target.bucket
+
+    @property
+    def hashes(self) -> bool:
+        """Whether the ETag that one PUT makes is the MD5 of its bytes."""
+        return self.abilities.hashes and (self.abilities.known or self._target.customer_key is None)
+
+    @property
+    def _compares(self) -> bool:
+        return self._verify is Verify.ALL and self.hashes
+
+    @property
+    def conditions(self) -> Conditions:
+        """How the server treats conditional writes; UNKNOWN until `probe_conditions` found out."""
+        return self.abilities.conditions
+
+    @property
+    def denied(self) -> frozenset[Right]:
+        """What the key may not do with the scratch key of `probe_conditions`."""
+        return self.abilities.denied
+
+    def close(self) -> None:
+        """Closes idle connections; no call may be under way or follow."""
+        self.sender.close()
+
+    async def reach(self, prefix: str = "") -> None:
+        """Returns if objects under `prefix` can be listed; else a StoreError that says in words why not, soon.
+
+        One LIST of one key: a limited key may do no more.
+        """
+        await reachability.reach(self.sender, self._target, prefix)
+
+    async def probe_conditions(self, scratch_key: str, *, storage_class: str = "") -> Conditions:
+        """Finds out what the server honours, on a key that must be nobody's and is removed again.
+
+        A key that may not write learns nothing, and then nothing counts as honoured. EPROTO from a server that
+        does not encrypt as asked; it may refuse the encryption or the storage class in its own words.
+        """
+        self.abilities = await self._send(
+            "ProbeConditions", lambda lane: probe(lane, scratch_key, storage_class=storage_class)
+        )
+        self._markers = self.abilities.markers
+        return self.conditions
+
+    async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
+        """The object's version and properties. ENOENT only after a 404."""
+        check_key(key)
+        try:
+            return await self._send("HeadObject", lambda lane: lane.head(key, detail))
+        except StoreError as error:
+            if error.elsewhere and error.status == HTTPStatus.NOT_FOUND:  # a GET's refusal says whose it is
+                await self._send("GetObject", lambda lane: lane.get(key, 0, 1, ""))
+            raise
+
+    async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
+        """What `head` tells of each key, or its error."""
+        return await self.sender.send_each("HeadObject", lambda lane, key: lane.head(key, Detail.USUAL), keys)
+
+    async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
+        """The bytes `[start, stop)`, all of one version: the one with `etag` where it is given, else ESTALE."""
+        check_key(key)
+        request = f"GetObject {key!r}"
+        if start < stop:
+            pin = Quoting.QUOTED.of(etag) if etag else ""
+            try:
+                found = await self._send("GetObject", lambda lane: lane.get(key, start, stop, pin), size=stop - start)
+            except StoreError as error:
+                if error.code != "InvalidRange":
+                    raise
+            else:
+                return checked(request, found, start, stop, etag)
+        here = await self.head(key)  # the range is empty, or begins past the object's end
+        return checked(request, Slice(here, memoryview(b"")), start, stop, etag)
+
+    async def list(
+        self, prefix: str, *, delimiter: str = "/", after: str = "", token: str = "", limit: int = 1000
+    ) -> Page:
+        """One page of the keys that begin with `prefix`, those with `delimiter` after it folded."""
+        page = await self._send(
+            "ListObjectsV2",
+            lambda lane: lane.list(prefix, delimiter=delimiter, after=after, token=token, limit=limit),
+        )
+        if page.token:
+            check_progress(f"ListObjectsV2 {prefix!r}", page.token, {token})
+        return page
+
+    async def put(
+        self, key: str, body: Body, properties: Properties, *, condition: Condition = Guard.NONE,
+        acl: Acl | None = None, digest: str = "",
+    ) -> Version:  # fmt: skip
+        """Stores the object whole or not at all. ESTALE when `condition` does not hold; EIO if other bytes arrived."""
+        check_key(key)
+        check_properties(properties)
+        put = partial(self._put, key, body, properties, acl or self._new_acl, digest)
+        return await object_arrived(f"PutObject {key!r}", put, condition, partial(self.head, key, detail=Detail.WHOLE))
+
+    async def _put(
+        self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, digest: str, condition: Condition
+    ) -> tuple[Version, bool]:
+        """Stores the object once; whether other bytes arrived."""
+        request, size, able = f"PutObject {key!r}", len(body), self.abilities
+
+        async def store(sent: Mapping[str, str]) -> tuple[Version, bool]:
+            if able.match and isinstance(condition, Version) and "If-Match" not in sent:  # it was refused, and holds
+                self.abilities = replace(self.abilities, match=None)
+            ask = compared(self._compares, lambda lane: lane.put(key, body, properties, acl, sent), body, digest)
+            return await self._send("PutObject", ask, size=size)
+
+        async def ours(error: StoreError) -> tuple[Version, bool] | None:
+            if not error.repeated or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                return None
+            hashed = digest or md5(body, usedforsecurity=False).hexdigest()
+            token = recognition.token(hashed, size, properties, hashes=self.hashes)
+            there = await landed(self._look, key, token, properties, instead_of=condition)
+            return None if there is None else (there, False)
+
+        kept = partial(keeping, absent=able.absent, match=able.match, markers=self._markers is not False)
+        return await kept(self._look, request, key, condition, partial(self._digests.stored, body, store), ours)
+
+    async def copy(
+        self,
+        source: str,
+        target: str,
+        *,
+        version: Version | None = None,
+        properties: Properties | None = None,
+        storage_class: str | None = None,
+        acl: Acl | None = None,
+    ) -> Version:
+        """Copies on the server, up to 5 GiB. ESTALE where the source is not `version` (any more)."""
+        check_key(source)
+        check_key(target)
+        check_properties(properties)
+        request, granted = f"CopyObject {source!r} to {target!r}", acl or self._new_acl
+        pin = Quoting.QUOTED.of(version.etag) if version else ""
+        # The copy of a multipart object has another ETag, and so has that of an encrypted one on some servers.
+        hashed = version is not None and "-" not in version.etag and self.hashes
+        if version == UNKNOWN:
+            raise unanswered(request, "the listing does not tell which version")
+        if version and not (self.abilities.copy_pin or hashed):
+            await check_still(self.head, request, source, version)
+        if not self._copies:
+            raise StoreError(errno.EOPNOTSUPP, request)
+
+        def ask(lane: SignedLane) -> str:
+            kept = storage_class
+            return lane.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
+
+        try:
+            etag = await self._send("CopyObject", ask, size=version.size if version else 0)
+        except StoreError as error:
+            self._copies = error.code != "NotImplemented" or self._target.customer_key is None
+            raise
+        if version is None:
+            return (await self.head(target)).version
+        if hashed and not self.abilities.copy_pin and etag != version.etag:
+            raise stale(request, f"{etag} was copied, not {version.etag}")
+        return Version(etag, version.size)
+
+    async def delete(self, key: str) -> None:
+        """Removes the key; one that is not there is removed already."""
+        check_key(key)
+        try:
+            left = await self._send("DeleteObject", lambda lane: lane.delete(key))
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT:
+                raise
+        else:
+            self._markers = True if left else self._markers
+
+    async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
+        """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
+        for key in keys:
+            check_key(key)
+        return await remove_all(self.sender, self.delete, keys)
+
+    async def create_multipart(
+        self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None
+    ) -> str:
+        """Begins a multipart upload and returns its id."""
+        check_key(key)
+        check_properties(properties)
+        return await self._send(
+            "CreateMultipartUpload",
+            lambda lane: lane.create_multipart(key, properties, acl or self._new_acl, on_repeat),
+        )
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+        """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
+
+        async def store(headers: Mapping[str, str]) -> tuple[Part, bool]:
+            ask = compared(self._compares, lambda lane: lane.upload_part(key, upload_id, number, body, headers), body)
+            return await self._send("UploadPart", ask, size=len(body))
+
+        return await part_arrived(f"UploadPart {key!r}", partial(self._digests.stored, body, store, {}))
+
+    async def copy_part(
+        self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,
+        check: Check = Check.AT_ONCE,
+    ) -> Part:  # fmt: skip
+        """Makes part `number` of the bytes `[start, stop)` of `source`, still at `version`, on the server."""
+        request, pin = f"UploadPartCopy {source!r} to {key!r}", Quoting.QUOTED.of(version.etag)
+        try:
+            part = await self._send(
+                "UploadPartCopy",
+                lambda lane: lane.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
+                size=stop - start,
+            )
+        except StoreError as error:
+            if error.code == "InvalidRange":
+                await check_still(self.head, request, source, version)
+                error.errno = errno.EIO  # nobody has cut it off
+            raise
+        if not self.abilities.part_pin and check is Check.AT_ONCE:
+            await check_still(self.head, request, source, version)  # after the copy: so it was this one all along
+        return part
+
+    async def complete_multipart(
+        self,
+        key: str,
+        upload_id: str,
+        parts: Sequence[Part],
+        *,
+        condition: Condition = Guard.NONE,
+        begun_with: Properties = NOTHING,
+    ) -> Version:
+        """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
+        able, request, size = self.abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
+        match = Quoting.QUOTED if able.complete else None
+
+        async def join(headers: Mapping[str, str]) -> str:
+            return await self._send(
+                "CompleteMultipartUpload", lambda lane: lane.complete_multipart(key, upload_id, parts, headers)
+            )
+
+        async def ours(error: StoreError) -> str | None:
+            """Joined before, the answer lost; Ceph 16 calls that InternalError."""
+            unsure = error.errno in (errno.EIO, errno.ETIMEDOUT, errno.ENXIO)
+            if not unsure and not (error.repeated and error.cause is Cause.CONFLICT):
+                return None
+            token = recognition.token(joined_etag(parts), size, begun_with, hashes=self.hashes)
+            there = await landed(self._look, key, token, None, instead_of=condition)
+            return there.etag if there else None
+
+        kept = partial(keeping, absent=able.complete, match=match, markers=self._markers is not False)
+        etag = await kept(self._look, request, key, condition, join, ours)
+        if not etag:  # Ceph 16 leaves it out
+            etag = (joined_etag(parts) if self.hashes else "") or (await self.head(key)).version.etag
+        return Version(etag, size)
+
+    async def abort_multipart(self, key: str, upload_id: str) -> None:
+        """Drops an upload and its parts; one that is gone is dropped already."""
+        try:
+            await self._send("AbortMultipartUpload", lambda lane: lane.abort_multipart(key, upload_id))
+        except StoreError as error:
+            if error.errno != errno.ENXIO or error.code == "NoSuchBucket":
+                raise
+
+    async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
+        """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
+        return await all_pages(
+            self.sender, "ListParts", lambda lane, after: lane.list_parts(key, upload_id, after or "")
+        )
+
+    async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
+        """All unfinished uploads under a prefix."""
+        return await all_pages(
+            self.sender, "ListMultipartUploads", lambda lane, after: lane.list_uploads(prefix, after)
+        )
+
+    async def get_acl(self, key: str) -> Acl:
+        """The object's ACL."""
+        check_key(key)
+        return await self._send("GetObjectAcl", lambda lane: lane.get_acl(key))
+
+    async def put_acl(self, key: str, acl: Acl | Canned) -> None:
+        """Replaces the object's ACL."""
+        check_key(key)
+        await self._send("PutObjectAcl", lambda lane: lane.put_acl(key, acl))

@@ -1,0 +1,307 @@
+"""The lane for what is set for a whole bucket, and for versions: botocore, whose 2 ms of CPU a call do not matter here.
+
+What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
+`StoreError`. botocore takes an answer that it does not know for one in which nothing is set, and follows a server to
+another: so each answer is looked at before it parses it. It is imported with the first call, not before the daemon
+has forked.
+
+Concurrency: calls are made from the trio thread and run in threads of the `Sender`, which renews the key.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from sosfs.config.credentials import Credentials
+from sosfs.errors import SERVER_FAILED, StoreError, from_s3, unanswered
+from sosfs.s3 import certificate_authorities, retries
+from sosfs.s3.dispatch import Sender
+from sosfs.s3.endpoint import S3Target
+from sosfs.s3.http_headers import bare_etag, modified
+from sosfs.s3.listing_answers import SIZE_MAX
+from sosfs.s3.protocol import Acl, Canned, Slice
+from sosfs.s3.proxies import proxy_for
+from sosfs.s3.retries import Patience
+from sosfs.s3.xml import ParseError, fields, refusal_of, root_of
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+    from sosfs.s3.calls import SignedLane
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+PASSING = 429  # and all from 500 on: what botocore tries again
+# What answers a question: the root of the XML, and what must be in it.
+ROOTS = {
+    "GetBucketCors": (("CORSConfiguration",), ""),
+    "GetBucketVersioning": (("VersioningConfiguration", "GetBucketVersioningResponse"), ""),  # the second is moto's
+    "GetBucketLifecycleConfiguration": (("LifecycleConfiguration",), ""),
+    "ListObjectVersions": (("ListVersionsResult",), "IsTruncated"),
+}
+NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"})
+
+
+class Versioning(Enum):
+    """Whether a bucket keeps what is overwritten or deleted. Once enabled it can only be suspended."""
+
+    OFF = "off"
+    ENABLED = "enabled"
+    SUSPENDED = "suspended"
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One version of an object as a listing of versions shows it. `modified` is seconds since the epoch."""
+
+    key: str
+    version_id: str
+    etag: str
+    size: int
+    modified: float
+
+
+class BucketSettings:
+    """The settings of one bucket."""
+
+    def __init__(self, target: S3Target, sender: Sender) -> None:
+        self._target = target
+        self._sender = sender
+        self._lock = threading.Lock()  # botocore makes clients safely in one thread only
+        self._clients: dict[Credentials, S3Client] = {}
+
+    async def acl(self) -> Acl:
+        """The bucket's ACL."""
+        return await self._sender.send("GetBucketAcl", lambda lane: lane.get_acl(""))
+
+    async def put_acl(self, acl: Acl | Canned) -> None:
+        """Replaces the bucket's ACL."""
+        await self._sender.send("PutBucketAcl", lambda lane: lane.put_acl("", acl))
+
+    async def cors(self) -> list[dict[str, Any]]:
+        """The CORS rules, none where there are none."""
+        answer = await self._call("GetBucketCors", lambda client, name: client.get_bucket_cors(Bucket=name))
+        return [dict(rule) for rule in answer.get("CORSRules", ())] if answer else []
+
+    async def put_cors(self, rules: Sequence[Any]) -> None:
+        """Replaces the CORS rules; none removes them."""
+        if not rules:
+            await self._call("DeleteBucketCors", lambda client, name: client.delete_bucket_cors(Bucket=name))
+            return
+        document: Any = {"CORSRules": list(rules)}
+        await self._call(
+            "PutBucketCors", lambda client, name: client.put_bucket_cors(Bucket=name, CORSConfiguration=document)
+        )
+
+    async def versioning(self) -> Versioning:
+        """Whether old versions are kept."""
+        answer = await self._call("GetBucketVersioning", lambda client, name: client.get_bucket_versioning(Bucket=name))
+        state = answer.get("Status", "") if answer else ""
+        return Versioning(state.lower() or "off")
+
+    async def put_versioning(self, state: Versioning) -> None:
+        """Enables or suspends versioning."""
+        wanted: Any = {"Status": state.value.capitalize()}
+        await self._call(
+            "PutBucketVersioning",
+            lambda client, name: client.put_bucket_versioning(Bucket=name, VersioningConfiguration=wanted),
+        )
+
+    async def lifecycle(self) -> list[dict[str, Any]]:
+        """The rules by which the server itself removes files, none where there are none."""
+        answer = await self._call(
+            "GetBucketLifecycleConfiguration",
+            lambda client, name: client.get_bucket_lifecycle_configuration(Bucket=name),
+        )
+        return [dict(rule) for rule in answer.get("Rules", ())] if answer else []
+
+    async def policy(self) -> str:
+        """The bucket policy as the server keeps it, "" where there is none."""
+        answer = await self._call("GetBucketPolicy", lambda client, name: client.get_bucket_policy(Bucket=name))
+        return str(answer["Policy"]) if answer else ""
+
+    async def put_policy(self, text: str) -> None:
+        """Replaces the bucket policy; "" removes it."""
+        if not text:
+            await self._call("DeleteBucketPolicy", lambda client, name: client.delete_bucket_policy(Bucket=name))
+            return
+        await self._call("PutBucketPolicy", lambda client, name: client.put_bucket_policy(Bucket=name, Policy=text))
+
+    async def versions_under(self, prefix: str) -> tuple[list[Kept], list[str]]:
+        """The versions of the keys that begin with `prefix`, newest first for each, and the prefixes folded at `/`."""
+
+        def ask(client: S3Client, name: str) -> tuple[list[Kept], list[str]]:
+            kept: list[Kept] = []
+            folded: dict[str, None] = {}
+            for page in client.get_paginator("list_object_versions").paginate(
+                Bucket=name, Prefix=prefix, Delimiter="/"
+            ):
+                kept += _kept(page, prefix)
+                folded |= {found["Prefix"]: None for found in page.get("CommonPrefixes", ())}
+            return kept, list(folded)
+
+        return await self._call("ListObjectVersions", ask) or ([], [])
+
+    async def versions_of(self, key: str) -> list[Kept]:
+        """The versions of one key, newest first."""
+
+        def ask(client: S3Client, name: str) -> list[Kept]:
+            kept: list[Kept] = []
+            for page in client.get_paginator("list_object_versions").paginate(Bucket=name, Prefix=key):
+                kept += [one for one in _kept(page, key) if one.key == key]
+                # In the order of keys it is the first that begins with itself.
+                if any(found["Key"] != key for found in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))):
+                    break
+            return kept
+
+        return await self._call("ListObjectVersions", ask) or []
+
+    async def has_versions_under(self, prefix: str) -> bool:
+        """Whether a key that begins with `prefix` has versions."""
+
+        def ask(client: S3Client, name: str) -> bool:
+            page = client.list_object_versions(Bucket=name, Prefix=prefix, MaxKeys=1)
+            return bool(page.get("Versions") or page.get("DeleteMarkers"))
+
+        return await self._call("ListObjectVersions", ask) or False
+
+    async def read(self, key: str, version_id: str, start: int, stop: int) -> Slice:
+        """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""
+        return await self._sender.send(
+            "GetObject",
+            lambda lane: lane.get(key, start, stop, "", version_id=version_id),
+            size=stop - start,
+        )
+
+    async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
+        """Does `work` in a thread; None where the server says that nothing is set."""
+
+        def call(lane: SignedLane) -> T | None:
+            patience = Patience(self._target.patience)
+            while True:
+                try:
+                    return self._once(request, work, self._client(request, lane.key))
+                except StoreError as error:
+                    passes = retries.passes(error.status, error.code) or not error.status
+                    if not passes or not patience.wait():
+                        raise
+
+        return await self._sender.send(request.partition(" ")[0], call, size=size)
+
+    def _once(self, request: str, work: Callable[[S3Client, str], T], client: S3Client) -> T | None:
+        from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - not before the fork
+
+        try:
+            return work(client, self._target.bucket)
+        except StoreError as error:
+            if error.code in NOT_SET:
+                return None
+            raise
+        except ClientError as error:
+            said = error.response.get("Error", {})
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            detail = said.get("Message", "")
+            raise from_s3(request, code=said.get("Code", ""), status=status, detail=detail) from error
+        except (BotoCoreError, LookupError, ValueError, TypeError, OverflowError) as error:
+            raise unanswered(request, f"answer not understood: {error!r}") from error
+
+    def _client(self, request: str, key: Credentials) -> S3Client:
+        with self._lock:
+            if key not in self._clients:
+                try:
+                    self._clients = {key: self._opened(key)}
+                except ValueError as error:  # of the zone's name, or the endpoint: trying again is in vain
+                    raise StoreError(
+                        errno.EINVAL, request, code="InvalidArgument", status=400, detail=str(error)
+                    ) from error
+            return self._clients[key]
+
+    def _opened(self, key: Credentials) -> S3Client:
+        from botocore.config import Config  # noqa: PLC0415 - not before the daemon has forked
+        from botocore.session import Session  # noqa: PLC0415
+
+        endpoint = self._target.endpoint
+        proxy = proxy_for(endpoint)
+        config = Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            connect_timeout=self._target.connect_timeout,
+            read_timeout=self._target.read_timeout,
+            retries={"total_max_attempts": 1},  # `_call` tries again
+            proxies={urlsplit(endpoint).scheme: proxy.url} if proxy else {},
+        )
+        # The user's AWS files must not have a say: their settings are for other endpoints.
+        nothing: Any = {"profile": (None, [], None, None), "config_file": (None, [], os.devnull, None)}
+        client: S3Client = Session(nothing).create_client(  # type: ignore[assignment]
+            "s3",
+            endpoint_url=endpoint,
+            verify=self._target.ca_bundle or certificate_authorities.of_system().path,
+            region_name=self._target.region,
+            aws_access_key_id=key.access_key,
+            aws_secret_access_key=key.secret_key,
+            aws_session_token=key.token or None,
+            config=config,
+        )
+        client.meta.events.register("before-call.s3", self._prepare)
+        client.meta.events.register("before-parse.s3", _check)
+        return client
+
+    def _prepare(self, params: dict[str, Any], **_: object) -> None:
+        """Says who pays, and that the request was redirected already.
+
+        botocore would ask for the bucket's region after a redirect, by a request that a server which redirects all
+        answers alike: it then recurses until Python ends it.
+        """
+        params["headers"].update(self._target.payer.headers)
+        params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> None:
+    """Raises the StoreError that an answer is, also one that botocore would take for a good one."""
+    request, method = operation_model.name, operation_model.http["method"]
+    status, body = response_dict["status_code"], response_dict["body"]
+    if status == PASSING or status >= SERVER_FAILED:
+        return
+    refusal = refusal_of(request, method, status, response_dict["headers"], body)
+    if refusal is not None:
+        raise refusal
+    try:
+        if request in ROOTS:
+            roots, needed = ROOTS[request]
+            if needed not in {"": "", **fields(root_of(body, *roots))}:
+                raise ParseError(f"no {needed}")
+        elif request == "GetBucketPolicy" and not isinstance(json.loads(body), dict):
+            raise ParseError("no policy")
+    except (ParseError, ValueError) as error:
+        raise unanswered(request, f"answer not understood: {error!r}") from error
+
+
+def _kept(page: Any, prefix: str) -> list[Kept]:
+    """The versions on a page; one of which nonsense is told is left out. EIO for a page of another prefix."""
+    kept = []
+    for found in page.get("Versions", ()):
+        key = found["Key"]
+        if not key.startswith(prefix):
+            raise unanswered("ListObjectVersions", f"{key!r} in a listing of {prefix!r}")
+        try:
+            etag, size, moment = bare_etag(found["ETag"]), found["Size"], found["LastModified"]
+            modified(moment)
+            if not 0 <= size <= SIZE_MAX:
+                raise ValueError(f"a size of {size}")
+            kept.append(Kept(key, found["VersionId"], etag, size, moment.timestamp()))
+        except (LookupError, ValueError, OverflowError) as error:
+            log.info("a listing tells nonsense of a version of %r: %r", key, error)
+    return kept

@@ -1,0 +1,251 @@
+"""Which conditions a server honours: found out once on a scratch key, decided here and only here.
+
+Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
+takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
+and the pins of copies. From when on a bucket keeps versions it refuses If-Match on PUT whatever is there: `S3Store`
+sees that, and counts it as not honoured. Until the probe has run nothing counts as honoured. What a limited key may
+not do is found out before anything is stored, so that nothing stays behind; what the server would not take from this
+mount at all, its encryption or its storage class, shows here too. Nothing is stored where it could not be removed:
+where versions are kept that this key may not remove, and where the bucket locks what is stored (Object Lock). Blocks;
+runs in a thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from hashlib import md5
+from typing import TYPE_CHECKING
+
+from sosfs.errors import Cause, StoreError
+from sosfs.s3.protocol import NO_UPLOAD, Conditions, Part, Properties, Right
+
+if TYPE_CHECKING:
+    from sosfs.s3.calls import SignedLane
+
+log = logging.getLogger(__name__)
+
+CLEARING = 3.0  # seconds for which what fails is tried again: who mounts waits
+PAUSE = 0.1
+_BODY = b"sosfs"
+_OTHER = "0" * 32  # the ETag of nothing that anybody has stored
+_ABSENT = {"If-None-Match": "*"}
+
+
+class Quoting(Enum):
+    """How an ETag is written in If-Match."""
+
+    QUOTED = '"{}"'  # RFC 9110
+    BARE = "{}"  # Ceph 16, on PUT
+
+    def of(self, etag: str) -> str:
+        return self.value.format(etag)
+
+
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What the server honours; whatever it doesn't is checked with a HEAD instead."""
+
+    known: bool = False
+    absent: bool = False  # If-None-Match: * on PUT
+    match: Quoting | None = None  # If-Match on PUT
+    complete: bool = False  # both on CompleteMultipartUpload
+    copy_pin: bool = False  # x-amz-copy-source-if-match on CopyObject
+    part_pin: bool = False  # the same on UploadPartCopy
+    hashes: bool = True  # the ETag of a PUT is the MD5 of its bytes; AWS makes others where it encrypts
+    denied: frozenset[Right] = frozenset()  # what this key may not do
+    markers: bool = False  # the bucket keeps markers of what was deleted, which some conditions take for an object
+
+    @property
+    def conditions(self) -> Conditions:
+        """HONOURED only where both conditions of PUT are."""
+        if not self.known:
+            return Conditions.UNKNOWN
+        return Conditions.HONOURED if self.absent and self.match else Conditions.IGNORED
+
+
+def probe(lane: SignedLane, key: str, *, storage_class: str = "") -> Abilities:
+    """What the server honours, tried on `key`, which must be nobody's and is removed again.
+
+    A key that may not write or remove there learns nothing (UNKNOWN), nor does anybody where what is stored may stay
+    for good. Any other failure is raised: so is EPROTO of a server that does not encrypt with the mount's key, and its
+    refusal of the storage class.
+    """
+    try:
+        found = _find_out(lane, key, storage_class)
+    except StoreError:
+        _clear(lane, key)
+        raise
+    return found
+
+
+def _find_out(lane: SignedLane, key: str, storage_class: str) -> Abilities:
+    try:
+        marker = lane.delete(key)
+    except StoreError as error:
+        if error.cause is not Cause.DENIED:
+            raise
+        writes = Right.WRITE if _denied(lambda: lane.upload_part(key, NO_UPLOAD, 1, _BODY)) else Right.DELETE
+        return Abilities(denied=frozenset({Right.DELETE, writes}))
+    if marker and not _is_removable(lane, key, marker):
+        return Abilities(markers=True)
+    found = _probe(lane, key, storage_class)
+    _clear(lane, key)
+    return replace(found, markers=bool(marker))
+
+
+def _is_removable(lane: SignedLane, key: str, marker: str) -> bool:
+    """Whether a version of a key can be removed: the marker is now; and what is stored, unless the bucket locks it."""
+    if _denied(lambda: lane.delete(key, version_id=marker)):
+        log.info("a marker of the deletion of %s stays: this key may not remove versions", key)
+        return False
+    if not locks(lane):
+        return True
+    for version_id in lane.version_ids(key):  # of a delete whose answer was lost
+        lane.delete(key, version_id=version_id)
+    return False
+
+
+def locks(lane: SignedLane) -> bool:
+    """Whether the bucket locks what is stored (Object Lock), or may do so: not every key is told."""
+    try:
+        return lane.retention()
+    except StoreError as error:
+        if error.cause is not Cause.DENIED:
+            raise
+        log.info("this key may not know whether the bucket locks what is stored: what the server honours is not tried")
+        return True
+
+
+def _probe(lane: SignedLane, key: str, storage_class: str) -> Abilities:
+    try:
+        stored = lane.put(key, _BODY, Properties(), None, {})
+    except StoreError as error:
+        if error.cause is not Cause.DENIED:
+            raise
+        return Abilities(denied=frozenset({Right.WRITE}))
+    absent = _refused(lambda: lane.put(key, _BODY, Properties(), None, _ABSENT))
+    match = next((style for style in Quoting if _told_apart(lane, key, stored.etag, style)), None)
+    pin = Quoting.QUOTED.of(_OTHER)
+    copy_pin = _refused(lambda: lane.copy(key, key, pin=pin, properties=Properties(), acl=None))
+    part_pin, complete = _probe_multipart(lane, key)
+    if storage_class:
+        lane.put(key, _BODY, Properties(storage_class=storage_class), None, {})
+    hashes = stored.etag == md5(_BODY, usedforsecurity=False).hexdigest()
+    return Abilities(True, absent, match, complete, copy_pin, part_pin, hashes)
+
+
+def clear(lane: SignedLane, key: str) -> list[StoreError]:
+    """Removes all that is under the scratch key, also what a request made whose answer was lost.
+
+    What fails is tried again for a moment, and does not keep the rest from being tried. Returns what failed for good.
+    """
+    until = time.monotonic() + CLEARING
+    failed: list[StoreError] = []
+    for step in (_abort_all, _purge):
+        while True:
+            try:
+                step(lane, key)
+            except StoreError as error:
+                if time.monotonic() < until:
+                    time.sleep(PAUSE)
+                    continue
+                failed.append(error)
+            break
+    return failed
+
+
+def _clear(lane: SignedLane, key: str) -> None:
+    """As `clear`; what failed is told in the log, for it is not what the mount is about."""
+    for error in clear(lane, key):
+        log.warning("something may be left of the scratch key %s: %s", key, error)
+
+
+def _abort_all(lane: SignedLane, key: str) -> None:
+    """Aborts all uploads of the key: one whose beginning had no answer was begun again, and nobody knows its id."""
+    try:
+        uploads, _ = lane.list_uploads(key, None)
+    except StoreError as error:
+        if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
+            raise
+        return
+    for upload in uploads:
+        if upload.key == key:
+            _abort(lane, key, upload.upload_id)
+
+
+def _abort(lane: SignedLane, key: str, upload_id: str) -> None:
+    """Ends an upload; where that is not allowed it becomes an object, which can be removed."""
+    if not _denied(lambda: lane.abort_multipart(key, upload_id)):
+        return
+    try:
+        lane.complete_multipart(key, upload_id, [lane.upload_part(key, upload_id, 1, _BODY)], {})
+    except StoreError as error:
+        if error.errno != errno.ENXIO:
+            raise  # that it has ended already is told only to who may
+
+
+def _purge(lane: SignedLane, key: str) -> None:
+    lane.purge(key)
+
+
+def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:
+    """Whether If-Match in this style lets the right ETag pass and refuses a wrong one."""
+
+    def put(tag: str) -> object:
+        return lane.put(key, _BODY, Properties(), None, {"If-Match": style.of(tag)})
+
+    return not _refused(lambda: put(etag)) and _refused(lambda: put(_OTHER))
+
+
+def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
+    """Whether UploadPartCopy honours its pin, and CompleteMultipartUpload If-None-Match and If-Match."""
+    upload = lane.create_multipart(key, Properties(), None)
+    try:
+        parts = [lane.upload_part(key, upload, 1, _BODY)]
+        pin = Quoting.QUOTED.of(_OTHER)
+        part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
+        parts = [lane.upload_part(key, upload, 1, _BODY)]
+        complete = _is_kept_open(lane, key, upload, parts, _ABSENT)
+        complete = complete and _is_kept_open(lane, key, upload, parts, {"If-Match": pin})
+    finally:
+        _abort(lane, key, upload)
+    return part_pin, complete
+
+
+def _is_kept_open(lane: SignedLane, key: str, upload: str, parts: list[Part], condition: Mapping[str, str]) -> bool:
+    """Whether an upload is not completed under a condition that does not hold."""
+    try:
+        return _refused(lambda: lane.complete_multipart(key, upload, parts, condition))
+    except StoreError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return False  # it was, and the answer lost
+
+
+def _refused(call: Callable[[], object]) -> bool:
+    """Whether the server refused for the condition's sake; one that knows no such condition has not."""
+    try:
+        call()
+    except StoreError as error:
+        if error.cause is Cause.CONFLICT:
+            return True
+        if error.cause not in (Cause.UNSUPPORTED, Cause.DENIED):
+            raise
+    return False
+
+
+def _denied(call: Callable[[], object]) -> bool:
+    """Whether the key may not do that; that there is nothing to do it to is no refusal."""
+    try:
+        call()
+    except StoreError as error:
+        if error.cause is Cause.DENIED:
+            return True
+        if error.cause not in (Cause.ABSENT, Cause.UNSUPPORTED) and error.errno != errno.ENXIO:
+            raise
+    return False

@@ -1,0 +1,39 @@
+"""The hash that a server may want with what is stored (Content-MD5).
+
+AWS stores nothing without one in a bucket whose objects it locks by themselves (Object Lock with a default retention),
+and says so with a 400. A hash costs 1.6 s of CPU a GB: so it is sent from the first such refusal on.
+
+Concurrency: trio thread only; `Digests` is one store's.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+
+from sosfs.errors import StoreError
+from sosfs.s3.http_headers import content_md5
+from sosfs.s3.protocol import Body
+
+T = TypeVar("T")
+
+Send = Callable[[Mapping[str, str]], Awaitable[T]]
+
+
+class Digests:
+    """Whether a server wants them."""
+
+    def __init__(self) -> None:
+        self.are_wanted = False
+
+    async def stored(self, body: Body, send: Send[T], headers: Mapping[str, str]) -> T:
+        """What `send` returns, called with `headers` and the body's hash where the server wants that."""
+        if not self.are_wanted:
+            try:
+                return await send(headers)
+            except StoreError as error:
+                if error.errno != errno.EINVAL or "content-md5" not in error.detail.lower():
+                    raise
+                self.are_wanted = True
+        return await send({**headers, **content_md5(body)})

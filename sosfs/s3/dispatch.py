@@ -1,0 +1,183 @@
+"""How a request gets a thread and a valid key: decided here and only here.
+
+Requests block threads, bulk data other ones than all else, so that it never starves `ls`. A request that
+began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again
+from its source, and the request made once more.
+
+Concurrency: state changes in the trio thread only, between awaits. The lane is imported with the first
+request: what it sends with starts threads, which must not be before the daemon has forked.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+import trio
+
+from sosfs.concurrency.interrupt import CURRENT, Interrupt, waited
+from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.threads import Threads
+from sosfs.errors import KEY_REFUSED, StoreError
+from sosfs.s3.customer_key import explain
+from sosfs.s3.endpoint import S3Target
+
+if TYPE_CHECKING:
+    from sosfs.s3.calls import SignedLane
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+SMALL_REQUESTS = 32  # at once
+BULK_REQUESTS = 16
+BULK = 256 << 10  # bytes from which a request is bulk
+ENDING_PAUSE = 10.0  # seconds between two looks for the key that follows one about to end
+MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
+
+
+class Limits:
+    """How many requests may be under way at once, of one mount together."""
+
+    def __init__(self) -> None:
+        self.small = Threads(SMALL_REQUESTS)
+        self.bulk = Threads(BULK_REQUESTS)
+
+    def close(self) -> None:
+        """Ends the threads; no request may follow."""
+        self.small.close()
+        self.bulk.close()
+
+
+class Sender:
+    """Sends to one target. `on_request` is told the name of each S3 operation, in the trio thread."""
+
+    def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits | None = None) -> None:
+        self._target = target
+        self._on_request = on_request
+        self._limits = limits or Limits()
+        self._is_alone = limits is None
+        self._lane: SignedLane | None = None
+        self._renewal = Turns()
+        self._muted_until = -math.inf
+        self._ending_until = -math.inf
+        self.on_new_key: Callable[[], None] = lambda: None  # is told that the server may let us do more now
+
+    def close(self) -> None:
+        """Closes idle connections; no request may be under way or follow."""
+        if self._is_alone:
+            self._limits.close()
+        if self._lane:
+            self._lane.close()
+            self._lane = None
+
+    async def send(
+        self,
+        operation: str,
+        work: Callable[[SignedLane], T],
+        *,
+        size: int = 0,
+        interrupt: Interrupt | None = None,
+    ) -> T:
+        """Does `work` in a thread, once more where the key was refused and its source has another one.
+
+        EINTR within two seconds after `interrupt` was set, or that of the kernel request this is done for.
+        """
+        interrupt = interrupt or CURRENT.get()
+        used = self._lane = self._current(operation)
+        if used.key.is_ending:
+            used = self._lane = await self._followed(used, operation)
+        threads = self._limits.bulk if size >= BULK else self._limits.small
+        self._on_request(operation)
+        try:
+            return await waited(partial(threads.run, work, used.under(interrupt) if interrupt else used))
+        except StoreError as error:
+            renewed = await self._renewed(used, error)
+            if renewed is None:
+                explain(operation, error)
+                raise
+        self._on_request(operation)
+        return await waited(partial(threads.run, work, renewed.under(interrupt) if interrupt else renewed))
+
+    async def send_each(
+        self,
+        operation: str,
+        work: Callable[[SignedLane, str], T],
+        keys: Sequence[str],
+        *,
+        interrupt: Interrupt | None = None,
+    ) -> list[T | StoreError]:
+        """Does `work` with one key after the other in one thread; the place of one that failed has its error.
+
+        This costs one hop instead of one a key. After the first that got no answer the others have its error,
+        unasked. A key that the server no longer takes is not read again: who has to know asks once more, alone.
+        """
+        interrupt = interrupt or CURRENT.get()
+        used = self._lane = self._current(operation)
+        ends = await self._limits.small.run(_each, work, used.under(interrupt) if interrupt else used, keys)
+        for _ in ends:
+            self._on_request(operation)
+        return ends + ends[-1:] * (len(keys) - len(ends))
+
+    def _current(self, operation: str) -> SignedLane:
+        """A lane with the source's key of now: another part of the mount may have read it again."""
+        try:
+            key = self._target.credentials.current()
+        except OSError as error:
+            raise StoreError(errno.EACCES, operation, detail=str(error)) from error
+        if self._lane is None:
+            from sosfs.s3.calls import SignedLane  # noqa: PLC0415  # starts threads: not before the fork
+
+            return SignedLane(self._target, key)
+        return self._lane if self._lane.key == key else type(self._lane)(self._target, key)
+
+    async def _followed(self, used: SignedLane, operation: str) -> SignedLane:
+        """A lane with the key that follows one which is about to end; the same one where there is none yet."""
+        async with self._renewal:
+            if not self._current(operation).key.is_ending:
+                return self._current(operation)  # read again by another call, while this one waited
+            if trio.current_time() >= self._ending_until:
+                self._ending_until = trio.current_time() + ENDING_PAUSE
+                try:
+                    await self._limits.small.run(self._target.credentials.refresh)
+                except OSError as failure:
+                    log.warning("the key that is about to end could not be read again: %s", failure)
+            return self._current(operation)
+
+    async def _renewed(self, used: SignedLane, error: StoreError) -> SignedLane | None:
+        """A lane with another key than `used`, if its refusal is the matter and the source has one."""
+        mute = error.status == 403 and not error.code  # a HEAD's: it may mean any refusal
+        if error.code not in KEY_REFUSED and not mute:
+            return None
+        async with self._renewal:
+            if self._lane is not used:
+                return self._lane  # renewed by another call, while this one waited
+            if mute:
+                if trio.current_time() < self._muted_until:
+                    return None
+                self._muted_until = trio.current_time() + MUTE_REFUSAL
+            try:
+                key = await self._limits.small.run(self._target.credentials.refresh)
+            except OSError as failure:
+                raise StoreError(errno.EACCES, error.request, code=error.code, detail=str(failure)) from failure
+            if key == used.key:
+                return None
+            self._lane = type(used)(self._target, key)
+            self.on_new_key()
+            return self._lane
+
+
+def _each(work: Callable[[SignedLane, str], T], lane: SignedLane, keys: Sequence[str]) -> list[T | StoreError]:
+    """Ends after the first that got no answer."""
+    ends: list[T | StoreError] = []
+    for key in keys:
+        try:
+            ends.append(work(lane, key))
+        except StoreError as error:
+            ends.append(error)
+            if not error.status:
+                break
+    return ends

@@ -1,0 +1,351 @@
+"""The entries of one directory and how a listing is merged into them.
+
+A `Pass` is one walk through a directory's keys, page by page; readers of a directory share the newest
+pass and remember only an index into its names, which are appended to and never moved: what comes and goes
+meanwhile makes no reader skip or repeat a name. What this mount did after a pass began is newer than what its pages
+say, so `touched` names are left as they are; entries that a finished pass did not show are gone.
+
+Concurrency: trio thread only; `lock` makes one task at a time ask for the next page.
+"""
+
+from __future__ import annotations
+
+import math
+import stat
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import lru_cache
+
+import trio
+
+from sosfs.cache.attributes import AttributeCache, Remembered
+from sosfs.concurrency.locks import Turns
+from sosfs.metadata.user_metadata import NS, read
+from sosfs.s3.paging import is_ordered
+from sosfs.s3.protocol import NOTHING, UNKNOWN, Page, Properties, Version
+from sosfs.tree.inodes import SYMLINK_MAX, Inode, Inodes, Known
+from sosfs.tree.keys import Form, name_of
+
+PENDING = math.inf
+
+
+@lru_cache(64)
+def _of_class(storage_class: str | None) -> Properties:
+    return replace(NOTHING, storage_class=storage_class)
+
+
+def _classed(properties: Properties, storage_class: str | None) -> Properties:
+    """The same with another storage class; all of which no more is known share one object."""
+    return _of_class(storage_class) if properties is NOTHING else replace(properties, storage_class=storage_class)
+
+
+def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
+    """Another client rewrote the metadata alone: they are read again. A file's other bytes are `Merger.seen`'s matter.
+
+    After our own write any time would do (`Version.same_as`), so that what was noted with it has to tell.
+    """
+    if inode.pins or inode.version is None or inode.known is not Known.ALL:
+        return
+    noted = known if inode.version.modified is None else None
+    if noted.holds_for(listed) if noted is not None else listed.same_as(inode.version):
+        inode.version = listed
+        return
+    inode.known = Known.NAME if listed.size <= SYMLINK_MAX and not inode.is_directory else Known.SIZE
+    inode.whole, inode.acl_private_until = False, 0.0
+
+
+class Pass:
+    """One walk through a directory's keys."""
+
+    __slots__ = ("after", "done", "edge", "names", "places", "prefix", "reach", "started", "token", "tokens")
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix  # the directory's key
+        self.names: list[bytes] = []
+        self.places: dict[bytes, int] = {}  # of the names in `names`
+        self.token = ""  # that the next page begins with, or, after a rename, the key
+        self.tokens: set[str] = set()  # all that pages had: none comes twice
+        self.after = ""
+        self.reach = ""  # every key up to this one has been shown
+        self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
+        self.done = False
+        self.started = trio.current_time()
+
+    def follow(self, prefix: str) -> None:
+        """The directory has this key now: the pass goes on where it is, for tokens of another prefix mean nothing."""
+        if prefix != self.prefix:
+            self.reach = prefix + self.reach[len(self.prefix) :] if self.reach else ""
+            self.prefix, self.token, self.after = prefix, "", self.reach
+
+    def show(self, name: bytes) -> None:
+        """Makes a name visible to the readers of this pass."""
+        if name not in self.places:
+            self.places[name] = len(self.names)
+            self.names.append(name)
+
+
+def ended() -> Pass:
+    """A pass of a directory that has been removed: there is nothing in it."""
+    walk = Pass("")
+    walk.done = True
+    return walk
+
+
+class Directory:
+    """What is known of a directory's entries."""
+
+    __slots__ = ("entries", "forgotten", "inode", "lock", "marker", "now", "readers", "touched")
+
+    def __init__(self, inode: Inode) -> None:
+        self.inode = inode
+        self.entries: dict[bytes, Inode] = {}
+        self.now: Pass | None = None
+        self.marker: Version | None = None
+        self.readers = 0  # open `Reading`s
+        self.forgotten = -1.0  # trio time: what was known by then is trusted no more
+        self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
+        self.lock = Turns()
+
+    def is_known(self, ttl: float) -> bool:
+        """Whether every name is known, and recently."""
+        return self.now is not None and self.now.done and self.is_young(ttl)
+
+    def is_young(self, ttl: float) -> bool:
+        """Whether the newest pass began recently, done or not."""
+        return self.now is not None and self.forgotten < self.now.started > trio.current_time() - ttl
+
+    def begin(self, prefix: str, *, started: float | None = None) -> Pass:
+        """Starts a new pass, now or with a request that was sent at `started`."""
+        self.now = Pass(prefix)
+        self.now.started = self.now.started if started is None else started
+        self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
+        for name, inode in self.entries.items():
+            if inode.pins:  # it may not be in the bucket yet: no page will show it
+                self.now.show(name)
+        return self.now
+
+    def created_here(self, prefix: str) -> None:
+        """The directory was made by this mount a moment ago: it is empty, and that is known."""
+        self.begin(prefix).done = True
+
+    def put(self, inode: Inode, *, when: float | None = None) -> None:
+        """Adds or replaces an entry by our own doing."""
+        name = inode.name
+        self.entries[name] = inode
+        self.touched[name] = trio.current_time() if when is None else when
+        if self.now is not None:
+            self.now.show(name)
+
+    def take(self, name: bytes, *, when: float | None = None) -> None:
+        """Removes an entry by our own doing."""
+        self.entries.pop(name, None)
+        self.touched[name] = trio.current_time() if when is None else when
+
+    def settled(self, name: bytes) -> None:
+        """What was pending for this name has reached the bucket."""
+        self.touched[name] = trio.current_time()
+
+    def untouched(self, name: bytes, walk: Pass) -> bool:
+        """Whether a page of `walk` knows better than we do about this name."""
+        return self.touched.get(name, -1.0) < walk.started
+
+    def live(self) -> Iterator[Inode]:
+        """The entries that somebody holds."""
+        return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
+
+
+def stored(inode: Inode) -> None:
+    """An object was stored here, and with it the prefixes that it is in: listings on their way know nothing of it."""
+    while inode.parent is not None and inode.parent.directory is not None:
+        inode.parent.directory.settled(inode.name)
+        inode = inode.parent
+
+
+def is_unsent(inode: Inode) -> bool:
+    """Whether an inode, or what is known below it, is not in the bucket yet: no listing has to show it."""
+    below = inode.directory
+    return bool(inode.pins) or (below is not None and any(map(is_unsent, below.entries.values())))
+
+
+class Reading:
+    """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed."""
+
+    __slots__ = ("directory", "walk")
+
+    def __init__(self, directory: Directory, walk: Pass) -> None:
+        self.directory = directory
+        self.walk = walk
+        directory.readers += 1
+
+    def close(self) -> None:
+        """Nobody reads on."""
+        self.directory.readers -= 1
+
+
+class Merger:
+    """Brings listing pages into directories."""
+
+    def __init__(self, inodes: Inodes, cache: AttributeCache) -> None:
+        self._inodes = inodes
+        self._cache = cache
+
+    def page(self, directory: Directory, walk: Pass, page: Page) -> None:
+        """Merges one page; after the last one, drops what the pass did not show."""
+        prefix = self._inodes.key(directory.inode)
+        for folder in page.prefixes:
+            here = self.folder(directory, folder[len(prefix) : -1], walk.started)
+            if here is not None:
+                walk.show(here.name)
+        self._objects(directory, walk, prefix, page)
+        if is_ordered(page):
+            walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
+        walk.token, walk.after = page.token, ""
+        if not page.token:
+            walk.done = True
+            self._sweep(directory, walk)
+
+    def _objects(self, directory: Directory, walk: Pass, prefix: str, page: Page) -> None:
+        if not page.objects:
+            return
+        first, last = page.objects[0].key[len(prefix) :], page.objects[-1].key[len(prefix) :]
+        remembered = self._cache.page(prefix, first, last)
+        for listed in page.objects:
+            segment = listed.key[len(prefix) :]
+            known = remembered.get(segment)
+            if segment == "":
+                directory.marker = listed.version
+                _doubt(directory.inode, listed.version, known)
+            if segment or listed.version.size:
+                inode = self.object(directory, walk, segment, listed.version, known)
+                if inode is not None and inode.known is not Known.ALL and known and known.holds_for(listed.version):
+                    inode = self.learned(inode, known.properties, whole=known.whole)
+                if inode is not None and not inode.pins and inode.properties.storage_class != listed.storage_class:
+                    inode.properties = _classed(inode.properties, listed.storage_class)
+
+    def learned(self, inode: Inode, properties: Properties, *, whole: bool) -> Inode:
+        """An object's metadata is known: another type than the kernel was told makes another inode."""
+        said = read(properties.metadata).mode
+        if said and stat.S_IFMT(said) not in (0, stat.S_IFMT(inode.mode), stat.S_IFDIR):
+            checked = inode.checked
+            inode = self.supersede(inode)
+            inode.checked = checked
+        inode.learn(properties, whole=whole)
+        return inode
+
+    def folder(self, directory: Directory, segment: str, when: float) -> Inode | None:
+        """Merges a prefix that a request sent at `when` showed; None where our own doing is newer."""
+        name = name_of(segment)
+        here = directory.entries.get(name)
+        if (here is None or not here.is_directory) and directory.touched.get(name, -1.0) >= when:
+            return None
+        if here is not None and not here.is_directory:
+            # The object came first: it makes room and is shown under its escaped name.
+            del directory.entries[name]
+            here.form = Form.BESIDE
+            directory.entries[here.name] = here
+            if directory.now is not None:
+                directory.now.show(here.name)
+            here = None
+        if here is None:
+            here = self.new_directory(directory.inode, segment)
+            directory.entries[name] = here
+        here.checked = when
+        return here
+
+    def new_directory(self, parent: Inode, segment: str) -> Inode:
+        """A directory found in the bucket, whose marker nobody has read."""
+        inode = self._inodes.make(parent, segment, Form.PLAIN, mode=self._inodes.defaults.directory_mode)
+        inode.known = Known.SIZE
+        inode.whole = False
+        return inode
+
+    def object(
+        self, directory: Directory, walk: Pass, segment: str, version: Version, known: Remembered | None
+    ) -> Inode | None:
+        """Merges one listed object; None where our own doing is newer."""
+        name = name_of(segment)
+        here = directory.entries.get(name)
+        if here is not None and here.is_directory and directory.untouched(name, walk):
+            name = name_of(segment, Form.BESIDE)
+            here = directory.entries.get(name)
+        if not directory.untouched(name, walk):
+            return None
+        if here is None:
+            here = self._new_file(directory, segment, name)
+        if version != UNKNOWN or here.version is None:
+            _doubt(here, version, known)
+            self.seen(here, version, walk.started)
+        here = directory.entries[name]
+        here.checked = 0.0 if version == UNKNOWN else here.checked  # it is asked for alone
+        walk.show(name)
+        return here
+
+    def _new_file(self, directory: Directory, segment: str, name: bytes) -> Inode:
+        form = Form.PLAIN if name == name_of(segment) else Form.BESIDE
+        inode = self._inodes.make(directory.inode, segment, form, mode=self._inodes.defaults.file_mode)
+        directory.entries[name] = inode
+        return inode
+
+    def seen(self, inode: Inode, version: Version, when: float, *, in_place: bool = False) -> None:
+        """The bucket shows this version of a file; another one than before makes what was known of it void.
+
+        Who has the file open goes on with the size, the bytes and the kernel's pages of what was opened, but for
+        `in_place`: the other version then gets an inode of its own.
+        """
+        inode.checked = when
+        if inode.pins:
+            return
+        if inode.version is not None and version.same_as(inode.version):
+            inode.version = version
+            return
+        grew = inode.version is not None and inode.version.size <= SYMLINK_MAX < version.size
+        is_other = inode.version is None or not version.same_bytes(inode.version)
+        if (inode.opens and is_other and not in_place) or not inode.is_regular or grew:
+            inode = self.supersede(inode)
+            inode.checked = when
+        inode.version, inode.size = version, version.size
+        inode.known = Known.NAME if version.size <= SYMLINK_MAX else Known.SIZE
+        inode.mode = self._inodes.defaults.file_mode
+        inode.uid, inode.gid = self._inodes.defaults.uid, self._inodes.defaults.gid
+        inode.properties, inode.whole, inode.acl_private_until = NOTHING, False, 0.0
+        if version.modified is not None:
+            inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * NS
+
+    def supersede(self, inode: Inode) -> Inode:
+        """A new inode in the place of one that the kernel may know by another type: numbers keep theirs."""
+        parent = inode.parent
+        if not (inode.lookups or inode.opens) or parent is None or parent.directory is None:
+            return inode
+        fresh = self._inodes.make(parent, inode.segment, inode.form, mode=self._inodes.defaults.file_mode)
+        fresh.version, fresh.size = inode.version, inode.size
+        fresh.mtime_ns, fresh.ctime_ns, fresh.atime_ns = inode.mtime_ns, inode.ctime_ns, inode.atime_ns
+        parent.directory.entries[fresh.name] = fresh
+        inode.parent, inode.known, inode.checked = None, Known.NAME, 0.0
+        return fresh
+
+    def _sweep(self, directory: Directory, walk: Pass) -> None:
+        """What the pass did not show is gone, but for what is not in the bucket yet: that is shown."""
+        for name, inode in list(directory.entries.items()):
+            if name in walk.places:
+                continue
+            if is_unsent(inode) or not directory.untouched(name, walk):
+                walk.show(name)
+            elif directory.now is walk:  # names made since a newer pass began are known to that one alone
+                self.remove(directory, name)
+
+    def remove(self, directory: Directory, name: bytes) -> None:
+        """The bucket no longer has this entry."""
+        inode = directory.entries.pop(name, None)
+        if inode is not None:
+            self._detach(inode)
+
+    def _detach(self, inode: Inode) -> None:
+        """Takes an inode out of the tree, and all below it: their keys would else be those of the root's files."""
+        inode.parent, inode.known, inode.checked = None, Known.NAME, 0.0
+        if inode.directory is not None:
+            below = tuple(inode.directory.entries.values())
+            inode.directory.entries.clear()
+            for child in below:
+                self._detach(child)
+        if not inode.lookups and not inode.opens:
+            self._inodes.drop(inode)

@@ -1,0 +1,289 @@
+"""What a file is to this mount: its number, its place in the tree, what is known of it.
+
+An inode knows its parent and its segment of the key, never a path: a renamed directory changes one
+pointer. The two halves above, names (`namespace`) and bytes (`contents`), share nothing but the inode.
+Who holds an inode alive: the kernel's lookups, open handles, and work not yet in the bucket (`pins`).
+
+Concurrency: trio thread only; changes happen between awaits.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+from sosfs.metadata import user_metadata
+from sosfs.metadata.edits import NO_EDITS
+from sosfs.s3.protocol import Properties, Version
+from sosfs.tree.keys import BEHIND_CONTROL, CONTROL, Form, name_of
+
+if TYPE_CHECKING:
+    from sosfs.files.open_file import Content
+    from sosfs.tree.directory import Directory
+
+ROOT = 1
+SYMLINK_MAX = 4096  # bytes; PATH_MAX, so a longer object is no symbolic link
+
+
+class Known(IntEnum):
+    """How much of an object is known; it only grows until a listing shows another version."""
+
+    NAME = 0  # listed, and small enough to be a symbolic link or a device: even its type is a guess
+    SIZE = 1  # listed: a regular file of this size and time, whose metadata nobody has read
+    ALL = 2  # its metadata was read, or we wrote it
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What files without metadata show."""
+
+    uid: int
+    gid: int
+    umask: int
+    time_ns: int  # for directories that have no marker: when the mount began
+
+    @property
+    def file_mode(self) -> int:
+        """st_mode of a regular file."""
+        return stat.S_IFREG | (0o666 & ~self.umask)
+
+    @property
+    def directory_mode(self) -> int:
+        """st_mode of a directory."""
+        return stat.S_IFDIR | (0o777 & ~self.umask)
+
+
+class Inode:
+    """One file, directory, link or special file. Plain state: whoever owns a part of it is named there."""
+
+    __slots__ = (
+        "acl_private_until",
+        "atime_ns",
+        "attributes_dirty",
+        "checked",
+        "content",
+        "ctime_ns",
+        "directory",
+        "edits",
+        "form",
+        "gid",
+        "known",
+        "lookups",
+        "mode",
+        "mtime_ns",
+        "number",
+        "opens",
+        "pages",
+        "parent",
+        "pins",
+        "properties",
+        "rdev",
+        "segment",
+        "size",
+        "uid",
+        "version",
+        "whole",
+    )
+
+    def __init__(self, number: int, parent: Inode | None, segment: str, form: Form, defaults: Defaults) -> None:
+        self.number = number
+        self.parent = parent  # None: the root, or no longer in the tree
+        self.segment = segment
+        self.form = form
+        self.mode = defaults.file_mode
+        self.uid = defaults.uid
+        self.gid = defaults.gid
+        self.rdev = 0
+        self.size = 0
+        self.mtime_ns = self.ctime_ns = self.atime_ns = defaults.time_ns
+        self.known = Known.ALL
+        self.version: Version | None = None  # in the bucket; None: not there (yet), or a directory without marker
+        self.properties = Properties()  # as last read or written
+        self.edits = NO_EDITS  # by the user, not in the bucket yet; owned by `attributes`
+        self.whole = True  # whether `properties` is complete (the fast HEAD cannot see `expires`)
+        self.acl_private_until = 0.0  # trio time until which our own write is trusted to have its default ACL
+        self.checked = 0.0  # trio time at which the bucket last said so
+        self.lookups = 0
+        self.opens = 0
+        self.pins = 0  # reasons to stay that are not yet in the bucket
+        self.pages = ""  # ETag of the version that the kernel's pages hold; owned by `contents`
+        self.attributes_dirty = False  # owned by `attributes`
+        self.directory: Directory | None = None  # owned by `namespace`
+        self.content: Content | None = None  # owned by `contents`
+
+    @property
+    def name(self) -> bytes:
+        """Its name in its directory."""
+        return name_of(self.segment, self.form)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_regular(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def posix(self) -> user_metadata.Posix:
+        """Its attributes as they go into the object's metadata."""
+        return user_metadata.Posix(self.mode, self.uid, self.gid, self.mtime_ns, self.rdev or None)
+
+    @property
+    def is_left_behind(self) -> bool:
+        """Whether its name leads elsewhere since another client replaced or removed it; who has it open keeps it."""
+        return self.parent is None and self.known is Known.NAME
+
+    def learn(self, properties: Properties, *, whole: bool) -> None:
+        """Takes over what an object's metadata says, and defaults for what it does not say."""
+        said = user_metadata.read(properties.metadata, kind=stat.S_IFMT(self.mode))
+        if said.mode is not None:
+            kind = stat.S_IFMT(said.mode) or stat.S_IFMT(self.mode)
+            # An object that calls itself a directory (`dir`, `dir_$folder$`) is bytes under that name:
+            # as a directory its data would be out of reach.
+            if stat.S_ISDIR(kind) != self.is_directory:
+                kind = stat.S_IFMT(self.mode)
+            self.mode = kind | stat.S_IMODE(said.mode)
+        self.uid = self.uid if said.uid is None else said.uid
+        self.gid = self.gid if said.gid is None else said.gid
+        self.rdev = said.rdev or 0
+        if said.mtime_ns is not None:
+            self.mtime_ns = self.ctime_ns = said.mtime_ns
+        if properties.storage_class is None:  # its listing told it
+            properties = replace(properties, storage_class=self.properties.storage_class)
+        self.properties, self.whole, self.known = properties, whole, Known.ALL
+        self.edits = NO_EDITS  # whoever has some is pinned and learns nothing
+
+    def follow(self, properties: Properties) -> None:
+        """Another client has changed the metadata of the same bytes: takes over all but what the user has set here."""
+        found = user_metadata.read(properties.metadata, kind=stat.S_IFMT(self.mode))
+        now = self.edits.merged(self.posix, found)
+        self.mode, self.uid, self.gid = now.mode or self.mode, now.uid or 0, now.gid or 0
+        self.mtime_ns = self.mtime_ns if now.mtime_ns is None else now.mtime_ns
+        self.properties, self.whole, self.known = properties, True, Known.ALL
+
+    def touch(self) -> None:
+        """Its bytes or entries changed now."""
+        self.mtime_ns = self.ctime_ns = time.time_ns()
+
+
+class Inodes:
+    """All inodes by number, and the key of each. The root's number is `first`, and no other is lower."""
+
+    def __init__(self, prefix: str, defaults: Defaults, *, first: int = ROOT) -> None:
+        self.prefix = prefix  # of the mount: "" or ending in "/"
+        self.defaults = defaults
+        self._numbers = itertools.count(first)
+        self._table: dict[int, Inode] = {}
+        self.root = self.make(None, "", Form.PLAIN, mode=defaults.directory_mode)
+        self.root.lookups = 1
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, number: int) -> Inode:
+        """The inode of a number the kernel knows. Raises OSError ESTALE."""
+        try:
+            return self._table[number]
+        except KeyError:
+            raise OSError(errno.ESTALE, f"no inode {number}") from None
+
+    def numbers(self) -> list[int]:
+        """All numbers, as of now."""
+        return list(self._table)
+
+    def directories(self) -> Iterator[Directory]:
+        """The directories of which entries may be known, of all inodes as of now."""
+        for inode in list(self._table.values()):
+            if inode.directory is not None:
+                yield inode.directory
+
+    def find(self, number: int) -> Inode | None:
+        """The inode of a number that may be gone."""
+        return self._table.get(number)
+
+    def make(self, parent: Inode | None, segment: str, form: Form, *, mode: int) -> Inode:
+        """A new inode; its numbers are never used again."""
+        inode = Inode(next(self._numbers), parent, segment, form, self.defaults)
+        inode.mode = mode
+        self._table[inode.number] = inode
+        return inode
+
+    def drop(self, inode: Inode) -> None:
+        """Forgets an inode that nobody holds any more."""
+        if inode is not self.root:
+            self._table.pop(inode.number, None)
+
+    def below(self, top: Inode) -> dict[str, Inode]:
+        """The inodes at and below `top`, by key."""
+        found = {self.key(top): top}
+        todo = [top]
+        while todo:
+            directory = todo.pop().directory
+            for child in directory.entries.values() if directory is not None else ():
+                found[self.key(child)] = child
+                if child.is_directory:
+                    todo.append(child)
+        return found
+
+    def path(self, inode: Inode, mountpoint: str) -> str:
+        """Where a user finds an inode."""
+        names: list[str] = []
+        while inode.parent is not None:
+            names.append(os.fsdecode(inode.name))
+            inode = inode.parent
+        if names and names[-1] == CONTROL:
+            names[-1] = BEHIND_CONTROL
+        return os.path.join(mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
+
+    def key(self, inode: Inode) -> str:
+        """The object's key now; a directory's ends in `/`. Raises OSError ESTALE for what no name leads to any more."""
+        segments = []
+        at = inode
+        while at.parent is not None:
+            segments.append(at.segment)
+            at = at.parent
+        if at is not self.root:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # else it would be the key of a file of the root
+        key = self.prefix + "/".join(reversed(segments))
+        if inode.is_directory and inode is not self.root:
+            key += "/"
+        return key
+
+    def has_name(self, inode: Inode) -> bool:
+        """Whether an inode is in the tree: the root, or below a directory."""
+        return inode.parent is not None or inode is self.root
+
+    def has_key(self, inode: Inode, key: str) -> bool:
+        """Whether this is the inode's key now; never for one that no name leads to any more."""
+        try:
+            return self.key(inode) == key
+        except OSError:
+            return False
+
+    def child_key(self, parent: Inode, segment: str) -> str:
+        """The key of the object `segment` in a directory."""
+        return self.key(parent) + segment
+
+    def is_under(self, inode: Inode, ancestor: Inode) -> bool:
+        """Whether `inode` is `ancestor` or below it."""
+        at: Inode | None = inode
+        while at is not None:
+            if at is ancestor:
+                return True
+            at = at.parent
+        return False
+
+
+def held(inode: Inode) -> bool:
+    """Whether somebody still needs this inode."""
+    return bool(inode.lookups or inode.opens or inode.pins)

@@ -1,0 +1,151 @@
+"""Asking for a directory's keys, page by page, when what is known of them is out of date.
+
+Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
+already asking for. Who has read half of the first page finds the next one asked for, and who has come to a later page
+the one after that. A directory that is renamed while it is read is read on under its new key.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+from collections.abc import Callable, Coroutine
+from contextlib import closing
+from typing import Any
+
+import trio
+
+from sosfs.cache.blocks import Spawn
+from sosfs.s3.paging import check_progress
+from sosfs.s3.protocol import ObjectStore, Page
+from sosfs.tree.directory import Directory, Merger, Pass, Reading
+from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.subtree_listing import Scan
+from sosfs.tree.subtree_lock import Gate
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 0.5  # seconds; a longer scan does not hold up who wants one directory
+
+
+class Listings:
+    """The listings of a mount's directories."""
+
+    def __init__(
+        self, inodes: Inodes, store: ObjectStore, merger: Merger, gate: Gate, spawn: Spawn, *, ttl: float
+    ) -> None:
+        self._inodes = inodes
+        self._gate = gate
+        self._store = store
+        self._merger = merger
+        self._spawn = spawn
+        self._ttl = ttl
+        self._scan: Scan | None = None
+        self.watchers: list[Callable[[Directory], None]] = []  # are told of each page that came
+
+    def directory(self, inode: Inode) -> Directory:
+        """The entries of a directory. Raises OSError ENOTDIR, ESTALE for one that is not in the tree any more."""
+        if not inode.is_directory:
+            raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not self._inodes.has_name(inode):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # it has no key; the kernel looks its name up again
+        if inode.directory is None:
+            inode.directory = Directory(inode)
+        return inode.directory
+
+    def walk(self, inode: Inode) -> tuple[Directory, Pass]:
+        """A pass for reading a directory from its beginning: the newest if it is recent, else a new one."""
+        directory = self.directory(inode)
+        if directory.now is None or not directory.is_young(self._ttl):
+            return directory, directory.begin(self._inodes.key(inode))
+        return directory, directory.now
+
+    def is_known(self, directory: Directory) -> bool:
+        """Whether every name of a directory is known, and recently."""
+        return directory.is_known(self._ttl)
+
+    def begin_scan(self, top: Inode) -> Callable[[], Coroutine[Any, Any, None]] | None:
+        """A task that lists all directories below `top` at once; None while another does. It raises StoreError."""
+        if self._scan is not None:
+            return None
+        scan = self._scan = Scan(self._inodes, self._store, self._merger, top)
+
+        async def run() -> None:
+            try:
+                for directory in await scan.run():
+                    self._tell(directory)
+            finally:
+                self._scan = None
+
+        return run
+
+    async def scanned(self, inode: Inode) -> None:
+        """Waits a moment for the scan that is about to show this directory, if there is one."""
+        scan = self._scan
+        if scan is not None and self._inodes.is_under(inode, scan.top):
+            with trio.move_on_after(PATIENCE):
+                await scan.done.wait()
+
+    async def first_page(self, directory: Directory) -> Pass:
+        """A recent pass of which at least one page is here. Raises what the bucket answers."""
+        await self.scanned(directory.inode)
+        _, walk = self.walk(directory.inode)
+        if not walk.token and not walk.done:
+            await self.advance(directory, walk, have=0)
+        return walk
+
+    async def advance(self, directory: Directory, walk: Pass, *, have: int) -> None:
+        """Asks for the next page, unless somebody did while this waited and there are more than `have` names."""
+        async with directory.lock:
+            if walk.done or len(walk.names) > have:
+                return
+            page = await self._page(directory.inode, walk)
+            if page is not None:
+                known = len(walk.names)
+                self._merger.page(directory, walk, page)
+                walk.edge = known or len(walk.names) // 2
+                self._tell(directory)
+
+    async def _page(self, inode: Inode, walk: Pass) -> Page | None:
+        """The next page of a pass; None where the directory has left the tree, which ends it.
+
+        While a directory is renamed its keys go one after the other, so that is waited for.
+        """
+        while self._inodes.has_name(inode):
+            await self._gate.opened(inode)
+            walk.follow(self._inodes.key(inode))
+            page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
+            if self._inodes.has_key(inode, walk.prefix) and not self._gate.is_closed(inode):
+                if page.token:
+                    check_progress(f"ListObjectsV2 {walk.prefix!r}", page.token, walk.tokens)
+                return page
+        walk.done = True
+        return None
+
+    def reached(self, directory: Directory, walk: Pass, at: int) -> None:
+        """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""
+        if at >= walk.edge and not walk.done:
+            walk.edge = math.inf  # until that page is there: a failure is left to who cannot go on without it
+            self._spawn(lambda: self._ahead(directory, walk))
+
+    def _tell(self, directory: Directory) -> None:
+        for watcher in self.watchers:
+            watcher(directory)
+
+    async def _ahead(self, directory: Directory, walk: Pass) -> None:
+        try:
+            await self.advance(directory, walk, have=len(walk.names))
+        except OSError as error:
+            log.debug("the next page of %s: %s", walk.prefix, error)
+
+    async def complete(self, inode: Inode) -> Pass:
+        """A pass that has seen every name. Raises what the bucket answers."""
+        directory, walk = self.walk(inode)
+        with closing(Reading(directory, walk)):
+            while not walk.done:
+                await self.advance(directory, walk, have=len(walk.names))
+        return walk

@@ -1,0 +1,455 @@
+"""What keeps a change of attributes from touching anything else, and from being lost: each guard by itself.
+
+In one process, with requests held back; another client's eyes are the store itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import TTL, Durability
+from sosfs.errors import StoreError
+from sosfs.s3 import copying
+from sosfs.s3.preconditions import holds, landed, look
+from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Properties, Version
+from sosfs.s3.recognition import token
+from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+
+FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
+CARRIED = Properties(
+    Headers("text/plain", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"colour": "blue"}, "COLD"
+)
+
+
+def silence(what: str) -> StoreError:
+    """No answer."""
+    return StoreError(errno.EIO, what, detail="no answer")
+
+
+async def _set(event: trio.Event) -> None:
+    event.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def _chmod(mount: Composed, path: str, mode: int) -> None:
+    """chmod, which goes up a second later."""
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode)
+
+
+def _mode(store: Held, key: str = "file") -> int:
+    return int(store._stored[key].object.properties.metadata["mode"]) & 0o7777
+
+
+@pytest.mark.parametrize("key", ["file", "d/"])
+def test_a_chmod_resets_nothing(mount: Composed, store: Held, key: str) -> None:
+    async def main() -> None:
+        await store.put(key, b"bytes" if key == "file" else b"", CARRIED, acl=FRIEND)
+        if key == "file":
+            inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+            await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        await _chmod(mount, key.rstrip("/"), 0o600)
+
+    mount.loop.run(main)
+    mount.loop.passes(3)
+    found = store._stored[key].object.properties
+    assert _mode(store, key) == 0o600
+    assert found.headers == CARRIED.headers
+    assert found.storage_class == "COLD"
+    assert found.metadata["colour"] == "blue"
+    assert "friend" in {grant.grantee for grant in store._stored[key].acl.grants}
+    assert mount.parts.pending == 0
+
+
+@pytest.mark.parametrize("theirs", [b"theirs, longer", b"BYTES"])
+def test_a_chmod_does_not_touch_what_another_client_stored_meanwhile(
+    mount: Composed, store: Held, theirs: bytes
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        await store.put("file", theirs, Properties(Headers("image/png"), {"theirs": "yes"}))
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert stored(store) == theirs
+    found = store._stored["file"].object.properties
+    assert found.headers.content_type == "image/png"
+    assert found.metadata["theirs"] == "yes"
+
+
+@pytest.mark.parametrize("key", ["file", "d/"])
+def test_what_changes_while_attributes_are_written_is_written_too(mount: Composed, store: Held, key: str) -> None:
+    held, path = trio.Event(), key.rstrip("/")
+
+    async def main() -> None:
+        await put_all(store, {key: b"bytes" if key == "file" else b""})
+        await _chmod(mount, path, 0o640)
+        store.before["copy"] = store.before["put"] = held
+
+    async def again() -> None:
+        assert store.reached
+        await _chmod(mount, path, 0o600)
+        await _set(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(2)
+    mount.loop.run(again)
+    mount.loop.passes(10)
+    assert _mode(store, key) == 0o600
+    assert mount.parts.pending == 0
+
+
+def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        inode = await mount._walk("file")
+        store.before["copy"] = held
+        for _ in range(2):
+            await begun(mount, partial(mount.parts.attributes.settle, inode))
+        await _set(held)
+        assert store.calls["copy"] == 1
+
+    mount.loop.run(main)
+    assert _mode(store) == 0o600
+
+
+def test_attributes_of_a_file_that_is_being_written_go_with_its_bytes(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"B")
+        await _chmod(mount, "file", 0o600)
+        await mount.parts.attributes.settle(handle.inode)
+        assert store.calls["copy"] == 0
+        await closed(mount, handle)
+        assert store.calls["copy"] == 0
+        assert (stored(store), _mode(store)) == (b"Bytes", 0o600)
+
+    mount.loop.run(main)
+
+
+def test_what_changes_while_a_commit_is_under_way_is_written_after_it(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"B")
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        assert store.reached
+        await _chmod(mount, "file", 0o600)
+        await _set(held)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    assert (stored(store), _mode(store)) == (b"Bytes", 0o600)
+    assert mount.parts.pending == 0
+
+
+def test_attributes_that_got_no_answer_are_tried_again_and_outlive_the_process(tmp_path: Path) -> None:
+    store = Held()
+
+    def down(operation: str, key: str) -> None:
+        if operation == "copy":
+            raise silence("copy")
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes", "other": b"o"})
+        store.fault = down
+        await _chmod(mount, "file", 0o600)
+        with fails(errno.EIO):
+            await mount.parts.contents.fsync(await mount._walk("file"))
+        await _chmod(mount, "other", 0o640)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(10)
+        assert mount.parts.pending == 2
+        assert mount.loop.run(mount.tree)["file"] == (b"bytes", 0o600)
+        mount.crash()
+        store.fault = None
+        mount.start()
+        mount.loop.passes(120)  # a copy of the dead process may come late, and is waited for
+        assert (_mode(store), _mode(store, "other")) == (0o600, 0o640)
+        assert mount.parts.pending == 0
+
+
+def test_attributes_that_got_no_answer_are_written_when_there_is_one(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.errors["copy", "file"] = [silence("copy"), silence("copy")]
+        await _chmod(mount, "file", 0o600)
+
+    mount.loop.run(main)
+    mount.loop.passes(40)
+    assert _mode(store) == 0o600
+    mount.loop.passes(180)  # the copies without an answer may come late
+    assert mount.parts.pending == 0
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_what_was_done_is_not_done_again_by_the_next_mount(tmp_path: Path, durability: Durability) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes", "d/": b""})
+        await _chmod(mount, "file", 0o600)
+        await _chmod(mount, "d", 0o700)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        mount.crash()
+        calls = store.calls["copy"], store.calls["put"]
+        mount.start()
+        assert (store.calls["copy"], store.calls["put"]) == calls
+
+
+@pytest.mark.parametrize("seconds", [0, 5], ids=["at once", "later"])
+def test_attributes_of_what_was_removed_bring_nothing_back(tmp_path: Path, seconds: int) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes", "d/": b"", "other": b"o"})
+        await _chmod(mount, "file", 0o600)
+        await _chmod(mount, "d", 0o700)
+        await mount.unlink("file")
+        await mount.rmdir("d")
+        await mount.parts.deletions.drain()
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(seconds)
+        assert bodies(store) == {"other": b"o"}
+        mount.crash()
+        mount.start()
+        assert bodies(store) == {"other": b"o"}
+
+
+def test_a_marker_that_is_being_written_does_not_come_after_its_directory_has_gone(
+    mount: Composed, store: Held
+) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "other": b"o"})
+        await _chmod(mount, "d", 0o700)
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.attributes.settle, await mount._walk("d")))
+        assert ("put", "d/") in store.reached
+        await begun(mount, partial(mount.rmdir, "d"))
+        await _set(held)
+        await mount.parts.deletions.drain()
+
+    mount.loop.run(main)
+    mount.loop.passes(3)
+    assert bodies(store) == {"other": b"o"}
+
+
+def test_a_chmod_of_what_is_copied_part_by_part_does_not_undo_what_came_meanwhile(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over 5 GiB an object is copied onto itself in parts; another client stores its own before they are joined."""
+    monkeypatch.setattr(copying, "PUT_MAX", 1000)
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"o" * 3000})
+        await _chmod(mount, "file", 0o600)
+        store.before["complete_multipart"] = held
+
+    async def go_on() -> None:
+        assert store.reached
+        await store.put("file", b"theirs", Properties())
+        await _set(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(2)
+    mount.loop.run(go_on)
+    mount.loop.passes(2)
+    assert stored(store) == b"theirs"
+    assert not store._uploads
+
+
+# Directories that are only recorded yet
+
+
+def test_a_directory_that_another_client_made_first_keeps_what_that_gave_it(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.mkdir("d")
+        await store.put("d/", b"", Properties(metadata={"mode": str(0o040700), "theirs": "yes"}))
+        await store.put("d/theirs", b"theirs", Properties())
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(10)
+        assert store._stored["d/"].object.properties.metadata["theirs"] == "yes"
+        mount.loop.passes(2 * TTL)
+        assert set(mount.loop.run(mount.tree)) == {"d", "d/theirs"}
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_directory_is_there_after_a_crash(tmp_path: Path, durability: Durability) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.mkdir("d")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        assert list(bodies(store)) == (["d/"] if durability is Durability.BUCKET else [])
+        mount.crash()
+        mount.start()
+        assert mount.loop.run(mount.tree) == {"d": None}
+        assert list(bodies(store)) == ["d/"]
+
+
+def test_mkdir_of_what_another_client_made_is_eexist(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        mount.loop._clock.jump(1)  # time 0 is "never" to a directory
+        assert await mount.tree() == {}
+        await store.put("d/", b"", Properties(metadata={"theirs": "yes"}))
+        with fails(errno.EEXIST):
+            await mount.mkdir("d")
+        assert store._stored["d/"].object.properties.metadata["theirs"] == "yes"
+        assert set(await mount.tree()) == {"d"}
+
+    mount.loop.run(main)
+
+
+# What is known of an object
+
+
+def test_what_another_client_changed_is_seen_after_the_ttl(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await store.put("file", b"bytes", Properties(metadata={"mode": str(0o100600)}))
+        assert await mount.tree() == {"file": (b"bytes", 0o600)}
+        await store.put("file", b"newer", Properties(metadata={"mode": str(0o100755)}))
+        mount.loop._clock.jump(2 * TTL)
+        assert await mount.tree() == {"file": (b"newer", 0o755)}
+        await store.delete("file")
+        mount.loop._clock.jump(2 * TTL)
+        assert await mount.tree() == {}
+
+    mount.loop.run(main)
+
+
+def test_a_question_without_an_answer_is_an_error_and_no_absence(mount: Composed, store: Held) -> None:
+    def down(operation: str, key: str) -> None:
+        raise silence(operation)
+
+    async def main() -> None:
+        await put_all(store, {"d/file": b"bytes"})
+        assert set(await mount.tree()) == {"d", "d/file"}
+        mount.loop._clock.jump(LONG)
+        store.fault = down
+        with fails(errno.EIO):
+            await mount.tree()
+        with fails(errno.EIO):
+            await mount._walk("d/file")
+        store.fault = None
+        assert await mount.tree() == {"d": None, "d/file": (b"bytes", 0o644)}
+
+    mount.loop.run(main)
+
+
+# Conditions where the server keeps none
+
+
+async def _put(store: Held, key: str, body: bytes, **metadata: str) -> Version:
+    await store.put(key, body, Properties(metadata=metadata))
+    return store._stored[key].object.version
+
+
+def test_a_condition_is_compared_with_what_is_there() -> None:
+    async def main() -> None:
+        store = Held()
+        assert await holds(store.head, "file", Guard.ABSENT)
+        assert await holds(store.head, "file", Guard.NONE)
+        here = await _put(store, "file", b"bytes")
+        assert not await holds(store.head, "file", Guard.ABSENT)
+        assert await holds(store.head, "file", Guard.NONE)
+        assert await holds(store.head, "file", here)
+        await _put(store, "file", b"other")
+        assert not await holds(store.head, "file", here)
+        await store.delete("file")
+        assert not await holds(store.head, "file", here)
+        store.fault = _down
+        with fails(errno.EIO):
+            await holds(store.head, "file", Guard.ABSENT)
+
+    trio.run(main)
+
+
+def _down(operation: str, key: str) -> None:
+    raise silence(operation)
+
+
+def test_only_the_object_of_our_own_request_has_landed() -> None:
+    async def main() -> None:
+        store = Held()
+        ours = Properties(metadata={"mtime": "7.000000001"})
+        before = await _put(store, "file", b"old")
+        version = await store.put("file", b"bytes", ours)
+        name = token(version.etag, 5, ours, hashes=True)
+        found = await landed(store.head, "file", name, ours, instead_of=before)
+        assert found is not None
+        assert (found.etag, found.modified) == (version.etag, None)
+        other = Properties(metadata={"mtime": "7.000000002"})
+        assert await landed(store.head, "file", name, other, instead_of=before) is None, "the same bytes by another"
+        assert await landed(store.head, "file", "another token", ours, instead_of=before) is None
+        assert await landed(store.head, "absent", name, ours, instead_of=before) is None
+        store.fault = _down
+        with fails(errno.EIO):
+            await landed(store.head, "file", name, ours, instead_of=before)
+
+    trio.run(main)
+
+
+def test_a_refusal_is_an_absence_only_where_a_listing_shows_it() -> None:
+    def refused(operation: str, key: str) -> None:
+        if operation == "head":
+            raise StoreError(errno.EACCES, "head", status=403)
+
+    def all_refused(operation: str, key: str) -> None:
+        raise StoreError(errno.EACCES, operation, code="AccessDenied", status=403)
+
+    async def main() -> None:
+        store = Held()
+        await put_all(store, {"file": b"bytes", "longer": b"", "prefix/x": b"x"})
+        assert (await look(store, "file")).key == "file"
+        store.fault = refused
+        for key in ("absent", "long", "prefix/"):
+            with fails(errno.ENOENT):
+                await look(store, key)
+        with fails(errno.EACCES):
+            await look(store, "file")
+        store.fault = all_refused
+        with fails(errno.EACCES):
+            await look(store, "absent")
+
+    trio.run(main)
+
+
+def test_a_file_made_and_closed_without_a_byte_is_there(mount: Composed, store: Held) -> None:
+    mount.loop.run(partial(mount.write, "file", b"", flags=os.O_CREAT))
+    assert bodies(store) == {"file": b""}

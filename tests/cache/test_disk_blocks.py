@@ -1,0 +1,131 @@
+"""The caches on disk, blocks and attributes: what a second mount reads without asking, and what it never hands out."""
+
+from __future__ import annotations
+
+import os
+import random
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.cache.disk_blocks import DiskCache
+from tests.conftest import Mounter
+from tests.support.composed import composed
+from tests.support.fake_store import FakeStore
+from tests.support.foreign import Foreign
+from tests.support.proxy import Proxy
+
+BLOCK = 1 << 10
+BODY = random.Random(3).randbytes(10 * BLOCK + 100)
+
+
+def cache(path: Path, *, capacity: int = 1 << 20) -> DiskCache:
+    return DiskCache(path, capacity=capacity, block=BLOCK)
+
+
+def read(disk: DiskCache, first: int, last: int, *, etag: str = "e", key: str = "k") -> bytes | None:
+    found = trio.run(disk.read, key, etag, len(BODY), first, last)
+    return None if found is None else bytes(found)
+
+
+def keep(disk: DiskCache, first: int, last: int, *, key: str = "k") -> None:
+    trio.run(disk.keep, key, "e", len(BODY), first, memoryview(BODY)[first * BLOCK : last * BLOCK])
+
+
+def test_blocks_survive_a_restart_and_belong_to_one_version(tmp_path: Path) -> None:
+    keep(cache(tmp_path), 2, 11)
+    again = cache(tmp_path)
+    assert read(again, 2, 11) == BODY[2 * BLOCK :]
+    assert read(again, 4, 5) == BODY[4 * BLOCK : 5 * BLOCK]
+    assert read(again, 1, 3) is None, "a block that was never kept"
+    assert read(again, 2, 3, etag="other") is None
+    assert read(again, 2, 3, key="other") is None
+
+
+@pytest.mark.parametrize("kind", ["data", "sums"])
+def test_a_damaged_block_was_never_there(tmp_path: Path, kind: str) -> None:
+    keep(cache(tmp_path), 0, 4)
+    (path,) = tmp_path.glob(f"*.{kind}")
+    damaged = bytearray(path.read_bytes())
+    damaged[9] ^= 1
+    path.write_bytes(damaged)
+    disk = cache(tmp_path)
+    hurt = 0 if kind == "data" else 1
+    assert read(disk, hurt, hurt + 1) is None
+    assert read(disk, 2, 4) == BODY[2 * BLOCK : 4 * BLOCK]
+
+
+def test_a_write_that_a_crash_cut_short_was_never_there(tmp_path: Path) -> None:
+    keep(cache(tmp_path), 0, 4)
+    (path,) = tmp_path.glob("*.data")
+    os.truncate(path, 3 * BLOCK + 7)
+    assert read(cache(tmp_path), 3, 4) is None
+    assert read(cache(tmp_path), 0, 3) == BODY[: 3 * BLOCK]
+
+
+@pytest.mark.promise(11)
+def test_the_limit_holds_and_the_least_recently_used_goes(tmp_path: Path) -> None:
+    disk = cache(tmp_path, capacity=10 * BLOCK)
+    keep(disk, 0, 4, key="a")
+    keep(disk, 0, 4, key="b")
+    assert read(disk, 0, 1, key="a") is not None
+    keep(disk, 0, 4, key="c")
+    assert disk.used <= 10 * BLOCK
+    assert read(disk, 0, 1, key="b") is None
+    assert read(disk, 0, 1, key="a") is not None
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.data")) <= 10 * BLOCK
+    keep(disk, 0, 11, key="larger than the limit")
+    assert disk.used <= 10 * BLOCK
+
+
+def test_a_directory_that_is_gone_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None:
+    disk = cache(tmp_path / "blocks")
+    (tmp_path / "blocks").rmdir()
+    keep(disk, 0, 4)
+    assert read(disk, 0, 4) is None
+
+
+def test_what_is_missing_is_told_block_by_block_and_what_is_forgotten_is_gone(tmp_path: Path) -> None:
+    keep(cache(tmp_path), 2, 4)
+    keep(cache(tmp_path), 7, 8)
+    keep(cache(tmp_path), 0, 11, key="other")
+    disk = cache(tmp_path)
+    assert trio.run(disk.missing, "k", "e", len(BODY)) == [(0, 2), (4, 7), (8, 11)]
+    assert trio.run(disk.missing, "k", "another version", len(BODY)) == [(0, 11)]
+    assert trio.run(disk.missing, "other", "e", len(BODY)) == []
+    before = disk.used
+    freed = trio.run(disk.forget, [("k", "e", len(BODY)), ("k", "never kept", 5)])
+    assert 0 < freed == before - disk.used
+    assert read(disk, 2, 4) is None
+    assert read(disk, 0, 11, key="other") == BODY
+    assert len(list(tmp_path.iterdir())) == 2, "of the other"
+
+
+def test_a_second_mount_reads_from_the_disk(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    body = random.Random(4).randbytes(3 << 20)
+    foreign.put("file", body)
+    drive = mounter(proxy.endpoint, "--cache-size", "64M")
+    assert (drive.here / "file").read_bytes() == body
+    drive.mount.remount()
+    with proxy.recording() as traffic:
+        assert (drive.here / "file").read_bytes() == body
+    assert traffic.received("GET") == 0, traffic
+    changed = random.Random(5).randbytes(3 << 20)
+    foreign.put("file", changed)
+    drive.mount.remount()
+    assert (drive.here / "file").read_bytes() == changed
+
+
+def test_a_damaged_row_of_attributes_costs_a_question_and_nothing_else(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: mount.write("file", b"bytes", flags=os.O_CREAT))
+        mount.stop()
+        with closing(sqlite3.connect(tmp_path / "state0/attributes.sqlite")) as database, database:
+            damaged = database.execute("update attributes set properties = substr(properties, 2)").rowcount
+        assert damaged == 1
+        mount.start()
+        assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o644)}

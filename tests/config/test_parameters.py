@@ -1,0 +1,225 @@
+"""One table of parameters: the command line, `-o`, TOML and the README say the same, and wrong names are refused."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import pwd
+from pathlib import Path
+from typing import Any
+
+import botocore
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sosfs.cli import option_table
+from sosfs.config import parameters, values
+from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
+from sosfs.s3.checksums import Verify
+from sosfs.s3.protocol import Canned
+
+CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
+README = Path(__file__).resolve().parents[2] / "README.md"
+
+# For each parameter a text, and the value that it must come to by every way.
+SAMPLES: dict[str, tuple[str, Any]] = {
+    "endpoint": ("http://localhost:9000", "http://localhost:9000"),
+    "zone": ("at-vie-1", "at-vie-1"),
+    "profile": ("work", "work"),
+    "uid": ("1234", 1234),
+    "gid": ("root", 0),
+    "umask": ("027", 0o027),
+    "allow_other": ("yes", True),
+    "read_only": ("true", True),
+    "noexec": ("yes", True),
+    "ttl": ("2.5", 2.5),
+    "cache_dir": ("/var/tmp/c", Path("/var/tmp/c")),
+    "durability": ("journal", Durability.JOURNAL),
+    "dirty_limit": ("2T", 2 << 40),
+    "memory": ("1G", 1 << 30),
+    "cache_size": ("3G", 3 << 30),
+    "verify": ("none", Verify.NONE),
+    "part_size": ("16M", 16 << 20),
+    "attributes": ("listed", Shown.LISTED),
+    "exclusive": ("always", Exclusive.ALWAYS),
+    "acl": ("public-read", Canned.PUBLIC_READ),
+    "storage_class": ("STANDARD_IA", "STANDARD_IA"),
+    "sse_c_key": ("/var/tmp/k", Path("/var/tmp/k")),
+    "requester_pays": ("yes", True),
+    "ca_bundle": (str(CERTIFICATES), CERTIFICATES),
+    "link_lifetime": ("600", 600.0),
+    "timeout": ("7", 7.0),
+    "patience": ("9", 9.0),
+    "foreground": ("on", True),
+    "log_level": ("debug", LogLevel.DEBUG),
+    "log_file": ("/var/tmp/l", Path("/var/tmp/l")),
+}
+
+
+def settle(*layers: Any) -> Settings:
+    return parameters.settle("b", "", Path("/m"), layers)
+
+
+def from_command_line(*arguments: str) -> Any:
+    parser = argparse.ArgumentParser()
+    parameters.add_arguments(parser)
+    return parameters.given(parser.parse_args(arguments))
+
+
+def from_toml(path: Path, text: str, bucket: str = "b") -> Settings:
+    path.write_text(text)
+    return settle(*parameters.from_files(bucket, [path]))
+
+
+def test_every_parameter_has_a_sample() -> None:
+    assert set(SAMPLES) == set(parameters.TABLE)
+
+
+def test_no_sample_is_the_default() -> None:
+    plain = settle()
+    assert all(getattr(plain, name) != value for name, (_, value) in SAMPLES.items() if name != "gid")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_all_ways_to_say_it_are_one(name: str, tmp_path: Path) -> None:
+    text, value = SAMPLES[name]
+    flag = f"--{name.replace('_', '-')}"
+    spoken = (flag,) if parameters.TABLE[name].kind is values.FLAG else (flag, text)
+    expected = dataclasses.replace(settle(), **{name: value})
+    assert settle(from_command_line(*spoken)) == expected
+    assert settle(parameters.from_options(f"{name}={text}")) == expected
+    assert settle(parameters.from_options(f"{name.replace('_', '-')}={text}")) == expected
+    assert from_toml(tmp_path / "t", f'{name} = "{text}"') == expected
+
+
+def test_toml_may_use_its_own_types(tmp_path: Path) -> None:
+    found = from_toml(tmp_path / "t", "uid = 7\numask = 0o027\nallow_other = true\nttl = 3\nmemory = 1048576\n")
+    assert (found.uid, found.umask, found.allow_other, found.ttl, found.memory) == (7, 0o027, True, 3.0, 1 << 20)
+
+
+def test_what_is_closer_to_the_mount_holds(tmp_path: Path) -> None:
+    own, system = tmp_path / "own", tmp_path / "system"
+    own.write_text('ttl = 3\n[mount."b"]\nttl = 2\nzone = "ch-gva-2"\n[mount.other]\nzone = "at-vie-1"\n')
+    system.write_text('ttl = 5\nmemory = "1M"\n[mount.b]\nttl = 4\nzone = "de-fra-1"\n')
+    files = list(parameters.from_files("b", [own, system]))
+    found = settle(from_command_line("--umask", "077"), parameters.from_options("ttl=1,umask=0"), *files)
+    assert (found.umask, found.ttl, found.zone, found.memory) == (0o077, 1.0, "ch-gva-2", 1 << 20)
+    assert settle(*files).ttl == 2.0
+    assert settle(*list(parameters.from_files("c", [own, system]))).ttl == 3.0
+
+
+def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
+    assert settle(*parameters.from_files("b", [tmp_path / "none"])) == settle()
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("alow_other = true", "unknown option 'alow_other'; did you mean 'allow_other'"),
+        ("colour = 1", "unknown option 'colour'"),
+        ('ttl = "soon"', "ttl: 'soon' is no number of seconds"),
+        ("ttl = true", "ttl cannot be True"),
+        ("umask = 0o1777", "umask: '1777'"),
+        ("uid = 1.5", "uid cannot be 1.5"),
+        ('allow_other = "maybe"', "neither yes nor no"),
+        ('part_size = "1M"', "between 5M and 5G"),
+        ("[mount.b]\nzoned = 1", "mount b: unknown option 'zoned'; did you mean 'zone'"),
+        ("mount = 3", "under"),
+        ("= 3", "line 1"),
+    ],
+)
+def test_bad_files_are_refused_with_a_reason(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        from_toml(tmp_path / "sosfs.toml", text)
+    assert complaint in str(caught.value)
+    assert str(tmp_path / "sosfs.toml") in str(caught.value)
+
+
+def test_a_mistake_under_another_bucket_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="zoned"):
+        from_toml(tmp_path / "t", "[mount.elsewhere]\nzoned = 1", bucket="b")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [("tll=3", "did you mean 'ttl'"), ("ttl", "needs a value"), ("memory=64X", "no size"), ("memory=0", "no size")],
+)
+def test_bad_options_are_refused_with_a_reason(text: str, complaint: str) -> None:
+    with pytest.raises(SettingError, match=complaint):
+        parameters.from_options(text)
+
+
+def test_what_mount_calls_them() -> None:
+    assert parameters.from_options("ro,noexec") == {"read_only": True, "noexec": True}
+    assert parameters.from_options("ro,noexec,rw,exec,") == {"read_only": False, "noexec": False}
+
+
+@pytest.mark.parametrize(
+    ("source", "bucket", "prefix"),
+    [
+        ("b", "b", ""),
+        ("b/", "b", ""),
+        ("b/p", "b", "p/"),
+        ("b/p/q/", "b", "p/q/"),
+        ("sos://b/p", "b", "p/"),
+        ("s3://b", "b", ""),
+        ("b//p", "b", "/p/"),
+    ],
+)
+def test_source(source: str, bucket: str, prefix: str) -> None:
+    assert parameters.split_source(source) == (bucket, prefix)
+
+
+def test_source_without_a_bucket() -> None:
+    with pytest.raises(SettingError):
+        parameters.split_source("/p")
+
+
+def test_defaults_of_the_process() -> None:
+    plain = settle()
+    assert (plain.uid, plain.gid) == (os.getuid(), os.getgid())
+    assert settle(parameters.from_options(f"uid={pwd.getpwuid(0).pw_name}")).uid == 0
+
+
+def test_state_of_a_user_and_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert settle().state_dir.parent == tmp_path / "sosfs"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert settle().state_dir.parent == Path("/var/cache/sosfs")
+    assert settle(parameters.from_options("cache_dir=/x")).state_dir == Path("/x")
+
+
+def test_no_two_mounts_share_their_state() -> None:
+    places = [
+        parameters.settle(bucket, prefix, Path("/m"), [{"endpoint": endpoint}])
+        for bucket in ("a", "b")
+        for prefix in ("", "p/")
+        for endpoint in ("http://one", "http://two")
+    ]
+    assert len({settings.state_dir for settings in places}) == len(places)
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settle().ttl = 3.0  # type: ignore[misc]
+
+
+@given(st.integers(min_value=1, max_value=1 << 50))
+def test_a_size_reads_back_as_it_is_shown(size: int) -> None:
+    assert values.SIZE.parse(values.SIZE.shown(size)) == size
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("64M", 64 << 20), ("1g", 1 << 30), ("10KiB", 10 << 10), ("3 MB", 3 << 20), ("7", 7)]
+)
+def test_sizes(text: str, size: int) -> None:
+    assert values.SIZE.parse(text) == size
+
+
+def test_the_readme_has_the_table() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert option_table.in_readme(text) == text, "run 'make options'"
+    assert all(f"--{name.replace('_', '-')}" in text for name in parameters.TABLE)

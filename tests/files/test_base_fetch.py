@@ -1,0 +1,243 @@
+"""What is read around a change comes into the spool, where the commit finds it: all of it once, none of it wrong."""
+
+from __future__ import annotations
+
+import errno
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio.testing
+
+from sosfs.config.parameters import Durability
+from sosfs.files.extents import Extents
+from sosfs.files.spool import Spool, SpoolArea
+from sosfs.s3.protocol import Properties
+from tests.support.composed import Composed, composed
+from tests.support.fake_store import FakeStore
+from tests.support.held import Held, closed, opened, stored
+
+MIB = 1 << 20
+SIZE = 3 * MIB
+BODY = random.Random(1).randbytes(SIZE)
+NEW = b"n" * 4096
+
+
+def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
+    store = FakeStore()
+    expected = bytearray(BODY)
+
+    async def mix(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle, draw = await opened(mount), random.Random(2)
+        for _ in range(200):
+            at = draw.randrange(SIZE // 4096) * 4096
+            if draw.random() < 0.3:
+                await mount.parts.contents.write(handle, at, NEW)
+                expected[at : at + 4096] = NEW
+            else:
+                body = await mount.parts.contents.read(handle, at, 4096)
+                assert bytes(body) == bytes(expected[at : at + 4096])
+                await trio.testing.wait_all_tasks_blocked()
+        assert handle.content.draft is not None
+        assert handle.content.draft.local.covers(0, SIZE)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(mix, mount))
+        assert stored(store) == expected
+        assert store.calls["get"] <= 4
+
+
+@pytest.mark.parametrize(("touched", "comes"), [(5, False), (6, True)])
+def test_all_of_a_file_comes_once_an_eighth_of_it_was_written_and_a_byte_read(
+    tmp_path: Path, touched: int, comes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, window = FakeStore(), SIZE // 48
+    monkeypatch.setattr("sosfs.files.base_fetch.WINDOW", window)
+
+    async def touch(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        for number in range(touched):
+            await mount.parts.contents.write(handle, (7 * number % 48) * window, NEW)
+        await mount.parts.contents.read(handle, 47 * window, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert handle.content.draft is not None
+        assert handle.content.draft.local.covers(0, SIZE) is comes
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(touch, mount))
+
+
+def test_what_found_the_disk_short_comes_once_there_is_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+
+    async def fill(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, MIB, NEW)
+        for at, short in ((2 * MIB, True), (0, False)):
+            monkeypatch.setattr(SpoolArea, "is_short", short)
+            await mount.parts.contents.read(handle, at, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+            assert handle.content.draft is not None
+            assert handle.content.draft.local.covers(0, SIZE) is not short
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(fill, mount))
+
+
+def test_how_many_cells_extents_touch_is_counted_as_far_as_it_matters() -> None:
+    held, draw, size = Extents(), random.Random(3), 10
+    touched: set[int] = set()
+    for _ in range(300):
+        start = draw.randrange(5000)
+        stop = start + draw.randrange(1, 25)
+        held.add(start, stop)
+        touched |= set(range(start // size, (stop - 1) // size + 1))
+        for most in (1, 7, 1000):
+            assert held.cells(size, most=most) == min(most, len(touched))
+
+
+def test_a_change_without_reads_fetches_nothing_until_it_is_sent(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    async def change(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        before = store.calls["get"]
+        await mount.parts.contents.write(handle, MIB, NEW)
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.calls["get"] == before
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(change, mount))
+        assert stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+
+
+async def _saved_then_filled(mount: Composed, store: FakeStore) -> None:
+    """A record of the draft is in the journal, then bytes of the base come into its spool."""
+    await store.put("file", BODY, Properties())
+    handle = await opened(mount)
+    await mount.parts.contents.write(handle, MIB, NEW)
+    await mount.parts.contents.flush(handle)
+    await mount.parts.contents.read(handle, 2 * MIB, 4096)
+    await trio.testing.wait_all_tasks_blocked()
+    assert handle.content.draft is not None
+    assert handle.content.draft.local.covers(0, SIZE)
+
+
+async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
+    """Bytes of the base come into the spool after its checksums were made, and before they are recorded."""
+    await store.put("file", BODY, Properties())
+    handle = await opened(mount)
+    await mount.parts.contents.write(handle, MIB, NEW)
+    draft = handle.content.draft
+    assert draft is not None
+    summed = Spool.sums
+
+    async def sums(spool: Spool, size: int) -> tuple[int, ...]:
+        before = await summed(spool, size)
+        await draft.absorb(0, BODY)
+        return before
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spool, "sums", sums)
+        await mount.parts.contents.flush(handle)
+
+
+async def _saved_then_half_removed(mount: Composed, store: FakeStore) -> None:
+    """An open file cannot be removed since a part of its base cannot be read, which its readers would need."""
+    await store.put("file", BODY, Properties())
+    handle = await opened(mount)
+    await mount.parts.contents.write(handle, MIB, NEW)
+    await mount.parts.contents.flush(handle)
+
+    def broken(operation: str, key: str) -> None:
+        if operation == "get" and store.calls["get"] == asked + 3:
+            raise OSError(errno.EIO, "broken")
+
+    asked, store.fault = store.calls["get"], broken
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sosfs.files.base_fetch.WINDOW", MIB)
+        with pytest.raises(OSError, match="broken"):
+            await mount.unlink("file")
+    assert handle.content.draft is not None
+    assert handle.content.draft.local.total > MIB
+    store.fault = None
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("change", [_saved_then_filled, _filled_while_saved, _saved_then_half_removed])
+def test_what_came_into_the_spool_is_no_damage_after_a_crash(
+    tmp_path: Path, change: Callable[[Composed, FakeStore], Awaitable[None]]
+) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(change, mount, store))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        assert sorted(store._stored) == ["file"], "nothing was kept beside it"
+        assert stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+
+
+def test_a_late_answer_does_not_bring_back_what_was_cut_and_is_stored(tmp_path: Path) -> None:
+    """A window is on its way; the file is emptied, made long again and synced: its zeros must stay zeros."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old " * (MIB // 2), Properties())  # 2 MiB
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * 4096)
+        store.after["get"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.contents.read, handle, MIB, 4096)  # begins the filling
+            await trio.testing.wait_all_tasks_blocked()
+            await mount.parts.contents.truncate(handle.inode, 0)
+            await mount.parts.contents.write(handle, 2 * MIB - 4, b"tail")
+            await mount.parts.contents.fsync(handle.inode)
+            assert stored(store) == bytes(2 * MIB - 4) + b"tail"
+            store.after.pop("get").set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bytes(await mount.parts.contents.read(handle, MIB, 4096)) == bytes(4096)
+        await mount.parts.contents.write(handle, 0, b"x")
+        await closed(mount, handle)
+        assert stored(store) == b"x" + bytes(2 * MIB - 5) + b"tail"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_late_answer_does_not_bring_back_what_was_shed(tmp_path: Path) -> None:
+    """A window is on its way; all of it is written, stored and shed, since the disk is full: that must stay."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * MIB, Properties())
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * 4096)
+        store.after["get"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.parts.contents.read, handle, 8192, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+            await mount.parts.contents.write(handle, 0, b"n" * MIB)
+            draft = handle.content.draft
+            assert draft is not None
+            await mount.parts.contents.writeback._relieve(handle.inode, draft, OSError())  # as upon ENOSPC
+            assert stored(store) == b"n" * MIB
+            store.after.pop("get").set()
+        await trio.testing.wait_all_tasks_blocked()
+        await mount.parts.contents.write(handle, 0, b"x")
+        assert bytes(await mount.parts.contents.read(handle, 8192, 4096)) == b"n" * 4096
+        await closed(mount, handle)
+        assert stored(store) == b"x" + b"n" * (MIB - 1)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))

@@ -1,0 +1,688 @@
+"""What keeps a commit and an upload true while others write, rename and fail: each guard by itself.
+
+In one process, with requests held back; another client's eyes are the store itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import sosfs.files.write_behind
+import tests.support.fake_store
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.files.draft import Draft
+from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
+from tests.support.composed import LONG, Composed, composed
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+
+JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
+PART = 4096
+FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
+CARRIED = Properties(
+    Headers("text/plain", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"colour": "blue"}, "COLD"
+)
+sizes = pytest.mark.parametrize("size", [100, 70 * PART + 5], ids=["one PUT", "parts"])
+
+
+def silence(what: str) -> StoreError:
+    """No answer."""
+    return StoreError(errno.EIO, what, detail="no answer")
+
+
+async def _set(event: trio.Event) -> None:
+    event.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def _commit(mount: Composed, path: str = "file") -> None:
+    await mount.parts.commits.commit(await mount._walk(path))
+
+
+def _readers(store: Held, key: str = "file") -> set[str]:
+    return {grant.grantee for grant in store._stored[key].acl.grants}
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests.support.fake_store, "PART_MIN", 1)
+
+
+# What the object has beside its bytes, and the condition under which it is replaced
+
+
+@sizes
+def test_a_rewrite_keeps_the_acl_the_headers_and_the_class(tmp_path: Path, size: int) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * size, CARRIED, acl=FRIEND)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        await mount.write("file", b"n", at=1)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"on" + b"o" * (size - 2)
+        found = store._stored["file"].object.properties
+        assert found.headers == CARRIED.headers
+        assert found.storage_class == "COLD"
+        assert found.metadata["colour"] == "blue"
+        assert "friend" in _readers(store)
+
+
+@sizes
+@pytest.mark.parametrize("theirs", [b"theirs", None], ids=["written", "removed"])
+def test_what_another_client_did_meanwhile_is_not_undone(tmp_path: Path, size: int, theirs: bytes | None) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * size)
+        if theirs is None:
+            await store.delete("file")
+        else:
+            await store.put("file", theirs, Properties())
+        with pytest.raises(OSError) as caught:
+            await closed(mount, handle)
+        assert caught.value.errno == errno.ESTALE
+        assert mount.parts.pending == 0
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        found = bodies(store)
+        assert found.pop("file", None) == theirs
+        assert list(found.values()) == [b"n" * size]
+        tree = mount.loop.run(mount.tree)
+        assert {path: file and file[0] for path, file in tree.items()} == bodies(store)
+
+
+@sizes
+def test_a_file_that_another_client_made_first_is_not_written_over(tmp_path: Path, size: int) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"n" * size)
+        await put_all(store, {"file": b"theirs"})
+        with pytest.raises(OSError) as caught:
+            await closed(mount, handle)
+        assert caught.value.errno == errno.ESTALE
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        found = bodies(store)
+        assert found.pop("file") == b"theirs"
+        assert list(found.values()) == [b"n" * size]
+
+
+@sizes
+@pytest.mark.parametrize("durability", [JOURNAL, BUCKET])
+def test_a_loser_that_cannot_be_kept_beside_is_kept_here(tmp_path: Path, size: int, durability: Durability) -> None:
+    store = Held()
+
+    def no_conflict_file(operation: str, key: str) -> None:
+        if ".conflict-" in key:
+            raise silence(operation)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * size)
+        if durability is JOURNAL:
+            await mount.parts.contents.flush(handle)
+        await store.put("file", b"theirs", Properties())
+        store.fault = no_conflict_file
+        with pytest.raises(OSError):
+            await mount.parts.commits.commit(handle.inode)
+        assert bytes(await mount.parts.contents.read(handle, 0, size)) == b"n" * size
+        if durability is BUCKET:
+            with pytest.raises(OSError):
+                await mount.parts.contents.flush(handle)
+        await mount.parts.contents.release(handle)
+        assert mount.parts.pending == 1
+
+    with composed(store, tmp_path, part_size=PART, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        store.fault = None
+        mount.loop.passes(LONG)
+        found = bodies(store)
+        assert found.pop("file") == b"theirs"
+        assert list(found.values()) == [b"n" * size]
+
+
+def test_a_conflict_file_never_takes_the_place_of_another(mount: Composed, store: Held) -> None:
+    """It is stored under the condition that its name is absent."""
+    conditions: list[Any] = []
+    put = store.put
+
+    async def watched(key: str, *arguments: Any, **options: Any) -> Version:
+        if ".conflict-" in key:
+            conditions.append(options.get("condition"))
+        return await put(key, *arguments, **options)
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"our")
+        await store.put("file", b"theirs", Properties())
+        store.put = watched  # type: ignore[method-assign]
+        with pytest.raises(OSError):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert conditions == [Guard.ABSENT]
+
+
+# One at a time
+
+
+@sizes
+def test_two_closes_at_once_store_the_file_once(tmp_path: Path, size: int) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n" * size)
+        store.before["put"] = store.before["complete_multipart"] = held
+        puts = store.calls["put"]
+        for _ in range(2):
+            await begun(mount, partial(mount.parts.contents.flush, handle))
+        await _set(held)
+        assert store.calls["put"] + store.calls["complete_multipart"] == puts + 1
+        assert bodies(store) == {"file": b"n" * size}
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@sizes
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_rename_waits_for_a_commit_and_takes_its_bytes_along(tmp_path: Path, size: int, what: str) -> None:
+    store, held = Held(), trio.Event()
+    old, new = ("d/file", "d/moved") if what == "file" else ("d/file", "e/file")
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", old: b"o" * size})
+        handle = await opened(mount, path=old)
+        await mount.parts.contents.write(handle, 0, b"n" * size)
+        store.before["put"] = store.before["complete_multipart"] = held
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        assert store.reached
+        names = ("d/file", "d/moved") if what == "file" else ("d", "e")
+        await begun(mount, partial(mount.rename, *names))
+        assert store.calls["copy"] == 0, "it did not wait"
+        await _set(held)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(2)
+        found = {key: body for key, body in bodies(store).items() if not key.endswith("/")}
+        assert found == {new: b"n" * size}
+
+
+def test_a_commit_waits_for_a_rename_and_goes_to_the_new_name(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old", "other": b"o"})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"new")
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        puts = store.calls["put"]
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        assert store.calls["put"] == puts, "it did not wait"
+        await _set(held)
+        await closed(mount, handle)
+        assert bodies(store) == {"moved": b"new", "other": b"o"}
+
+    mount.loop.run(main)
+
+
+def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"o" * 9000})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"1")
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await mount.parts.contents.write(handle, 1, b"2")
+        await mount.parts.contents.truncate(handle.inode, 8000)
+        del store.before["put"]
+        await _set(held)
+        assert stored(store) == b"1" + b"o" * 8999
+        assert mount.parts.commits.pending[0] == 1
+        assert bytes(await mount.parts.contents.read(handle, 0, 9000)) == b"12" + b"o" * 7998
+        await mount.parts.contents.truncate(handle.inode, 9000)
+        await closed(mount, handle)
+        assert stored(store) == b"12" + b"o" * 7998 + bytes(1000), "what was cut off does not come back"
+        assert mount.parts.commits.pending[0] == 0
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("size", [100, 300_000], ids=["in its row", "in the spool"])
+def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(tmp_path: Path, size: int) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"1" * size)
+        await mount.parts.contents.flush(handle)
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        await mount.parts.contents.write(handle, 0, b"2")
+        await mount.parts.contents.fsync(handle.inode)
+        del store.before["put"]
+        await _set(held)
+        assert stored(store) == b"1" * size
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"2" + b"1" * (size - 1)}
+
+
+# What a failure leaves
+
+
+@sizes
+def test_what_could_not_be_sent_is_told_tried_again_and_outlives_the_process(tmp_path: Path, size: int) -> None:
+    store = Held()
+
+    def down(operation: str, key: str) -> None:
+        if operation in ("put", "complete_multipart"):
+            raise silence(operation)
+
+    async def main(mount: Composed) -> None:
+        store.fault = down
+        with pytest.raises(OSError):
+            await mount.write("file", b"n" * size, flags=os.O_CREAT)
+        assert mount.parts.commits.pending == (1, size)
+        assert (await mount.tree())["file"] == (b"n" * size, 0o644)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(30)
+        assert mount.parts.commits.pending == (1, size)
+        mount.crash()
+        mount.start()
+        assert mount.parts.commits.pending == (1, size)
+        mount.loop.passes(30)
+        store.fault = None
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"n" * size}
+        assert mount.parts.commits.pending == (0, 0)
+        assert not store._uploads
+
+
+@sizes
+def test_a_commit_that_the_local_disk_fails_is_done_again_with_all_that_was_changed(tmp_path: Path, size: int) -> None:
+    """No request failed: what was on its way is still not in the bucket, and not as it was."""
+    store = Held()
+    read, failures = Draft.read, [OSError(errno.EIO, "the disk")]
+
+    async def failing(draft: Draft, start: int, stop: int) -> bytes | memoryview:
+        if failures:
+            raise failures.pop()
+        return await read(draft, start, stop)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"n")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Draft, "read", failing)
+            with pytest.raises(OSError, match="the disk"):
+                await mount.parts.contents.flush(handle)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"n" + b"o" * (size - 1)
+
+
+def test_an_unmount_that_cannot_send_says_so_and_the_next_mount_sends(tmp_path: Path) -> None:
+    store = Held()
+
+    def down(operation: str, key: str) -> None:
+        if operation == "put":
+            raise silence(operation)
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        store.fault = down
+        assert await mount.parts.commits.drain() == 1
+        assert mount.parts.pending == 1
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount._end()
+        store.fault = None
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"bytes"}
+
+
+def test_fsync_of_a_directory_waits_for_all_that_is_below(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/changed": b"old", "d/chmod": b"x", "other": b"x"})
+        await mount.write("d/changed", b"new")
+        await mount.write("d/made", b"made", flags=os.O_CREAT)
+        inode = await mount._walk("d/chmod")
+        inode.mode = 0o100600
+        mount.parts.attributes.changed(inode)
+        await mount.parts.commits.settle_under(await mount._walk("d"))
+        assert bodies(store) == {"d/changed": b"new", "d/made": b"made", "d/chmod": b"x", "other": b"x"}
+        assert store._stored["d/chmod"].object.properties.metadata["mode"] == str(0o100600)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+# Parts
+
+
+async def _failed(mount: Composed, store: Held, body: bytes) -> Any:
+    """All parts of a file are up, but no object was made of them; an open handle of it."""
+    handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+    await mount.parts.contents.write(handle, 0, body)
+    store.errors["complete_multipart", "file"] = [silence("complete_multipart")]
+    with pytest.raises(OSError):
+        await mount.parts.contents.flush(handle)
+    return handle
+
+
+@pytest.mark.parametrize("how", ["written over", "cut", "cut and grown", "cut short", "grown", "renamed"])
+def test_an_upload_that_failed_goes_on_with_what_is_still_true(tmp_path: Path, how: str) -> None:
+    store = Held()
+    body = b"".join(bytes([65 + number]) * PART for number in range(70)) + b"tail!"
+    expected = {
+        "written over": body[: 3 * PART] + b"!" + body[3 * PART + 1 :],
+        "cut": body[: 66 * PART + 7],
+        "cut and grown": body[: 9 * PART].ljust(len(body), b"\0"),
+        "cut short": body[:10],
+        "grown": body + b"more" * 100,
+        "renamed": body,
+    }[how]
+
+    async def main(mount: Composed) -> None:
+        handle = await _failed(mount, store, body)
+        sent = store.calls["upload_part"]
+        if how == "cut and grown":
+            await mount.parts.contents.truncate(handle.inode, 9 * PART)
+        if how.startswith("cut"):
+            await mount.parts.contents.truncate(handle.inode, len(expected))
+        elif how == "grown":
+            await mount.parts.contents.write(handle, len(body), b"more" * 100)
+        elif how == "written over":
+            await mount.parts.contents.write(handle, 3 * PART, b"!")
+        else:
+            await mount.rename("file", "moved")
+        await closed(mount, handle)
+        if how in ("written over", "grown"):
+            assert store.calls["upload_part"] == sent + 1, "what is still true is not sent again"
+            assert store.calls["create_multipart"] == 1
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"moved" if how == "renamed" else "file": expected}
+        assert not store._uploads
+        assert mount.loop.run(partial(_noted, mount)) == ([], [])
+
+
+async def _noted(mount: Composed) -> tuple[list[Any], list[Any]]:
+    """The uploads that the journal knows of."""
+    return mount._journal.uploads(), mount._journal.intents()
+
+
+def test_an_upload_that_the_server_forgot_is_begun_anew(tmp_path: Path) -> None:
+    store, body = Held(), b"x" * (70 * PART)
+
+    async def main(mount: Composed) -> None:
+        handle = await _failed(mount, store, body)
+        store._uploads.clear()
+        with pytest.raises(OSError):
+            await mount.parts.contents.flush(handle)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"file": body}
+        assert mount.loop.run(partial(_noted, mount)) == ([], [])
+
+
+def test_parts_that_go_up_side_by_side_begin_one_upload(tmp_path: Path) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"x" * (70 * PART))
+        store.after["create_multipart"] = held
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await _set(held)
+        assert store.calls["create_multipart"] == 1
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert not store._uploads
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_what_is_written_while_its_part_is_on_the_way_is_not_lost(tmp_path: Path, moment: str) -> None:
+    store, held = Held(), trio.Event()
+    body = b"x" * (70 * PART)
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, body)
+        (store.before if moment == "before" else store.after)["upload_part"] = held
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await mount.parts.contents.write(handle, 2 * PART + 5, b"!")
+        await _set(held)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == body[: 2 * PART + 5] + b"!" + body[2 * PART + 6 :]
+        assert not store._uploads
+
+
+@pytest.mark.parametrize("request_", ["create_multipart", "upload_part"])
+@pytest.mark.parametrize("how", ["close", "over", "cut", "unlink", "rename"])
+def test_parts_that_go_up_behind_the_writer_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, request_: str
+) -> None:
+    monkeypatch.setattr(sosfs.files.write_behind, "STREAM_MIN", 40 * PART)
+    store, held = Held(), trio.Event()
+    body = b"".join(bytes([65 + number]) * PART for number in range(60))
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        (store.before if request_ == "upload_part" else store.after)[request_] = held
+        for at in range(0, len(body), PART):
+            await mount.parts.contents.write(handle, at, body[at : at + PART])
+        await trio.testing.wait_all_tasks_blocked()
+        assert store.reached, "parts are on their way"
+        assert not bodies(store)
+        if how == "over":
+            await mount.parts.contents.write(handle, 5, b"!")
+        elif how == "cut":
+            await mount.parts.contents.truncate(handle.inode, 30 * PART + 9)
+        elif how == "unlink":
+            mount.nursery.start_soon(mount.unlink, "file")
+        elif how == "rename":
+            await mount.rename("file", "moved")
+        mount.nursery.start_soon(closed, mount, handle)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not bodies(store), "it did not wait"
+        await _set(held)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(3)
+        expected = {
+            "close": {"file": body},
+            "over": {"file": body[:5] + b"!" + body[6:]},
+            "cut": {"file": body[: 30 * PART + 9]},
+            "unlink": {},
+            "rename": {"moved": body},
+        }[how]
+        assert bodies(store) == expected
+        assert not store._uploads
+        assert mount.loop.run(partial(_noted, mount)) == ([], [])
+
+
+def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sosfs.files.write_behind, "STREAM_MIN", 40 * PART)
+    store, body = Held(), b"x" * (60 * PART)
+
+    async def main(mount: Composed) -> None:
+        store.errors["upload_part", "file"] = [silence("upload_part")]
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        for at in range(0, len(body), PART):
+            await mount.parts.contents.write(handle, at, body[at : at + PART])
+            await trio.testing.wait_all_tasks_blocked()
+        assert not store.errors["upload_part", "file"]
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"file": body}
+
+
+def test_parts_behind_the_writer_are_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sosfs.files.write_behind, "STREAM_MIN", 40 * PART)
+    store, body = Held(), b"x" * (60 * PART)
+
+    def down(operation: str, key: str) -> None:
+        if operation == "upload_part":
+            raise silence(operation)
+
+    async def main(mount: Composed) -> None:
+        store.fault = down
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        for at in range(0, len(body), PART):
+            await mount.parts.contents.write(handle, at, body[at : at + PART])
+        with trio.move_on_after(1):
+            await trio.testing.wait_all_tasks_blocked()
+        assert store.calls["upload_part"] <= 4 * 60, "each write tries once, a resting writer does not"
+        store.fault = None
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"file": body}
+
+
+def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.uploader.budget.limit = 3 * PART
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"x" * (70 * PART))
+        under_way = 0
+        upload_part = store.upload_part
+
+        async def counted(*arguments: Any) -> Any:
+            nonlocal under_way
+            under_way += 1
+            assert under_way <= 3
+            await held.wait()
+            under_way -= 1
+            return await upload_part(*arguments)
+
+        store.upload_part = counted  # type: ignore[assignment, method-assign]
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        assert under_way == 3
+        await _set(held)
+        await closed(mount, handle)
+        assert mount.parts.uploader.budget.used == 0
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+# Readers beside writers
+
+
+def test_a_reader_is_not_given_bytes_of_another_version(mount: Composed, store: Held) -> None:
+    """Each request is pinned to the version that was opened."""
+    size = 3 << 20
+
+    async def main() -> None:
+        await put_all(store, {"file": b"A" * size})
+        handle = await opened(mount, os.O_RDONLY)
+        assert set(bytes(await mount.parts.contents.read(handle, 0, 1 << 17))) == {ord("A")}
+        mount.parts.blocks.forget(lambda key: True)
+        await store.put("file", b"B" * size, Properties())
+        with pytest.raises(OSError) as caught:
+            await mount.parts.contents.read(handle, 2 << 20, 1 << 17)
+        assert caught.value.errno == errno.ESTALE
+        await mount.parts.contents.release(handle)
+        handle = await opened(mount, os.O_RDONLY)
+        assert set(bytes(await mount.parts.contents.read(handle, 0, size))) == {ord("B")}
+
+    mount.loop.run(main)
+
+
+def test_a_fetch_that_fails_is_told_and_tried_by_the_next_reader(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"A" * 5000})
+        handle = await opened(mount, os.O_RDONLY)
+        mount.parts.blocks.forget(lambda key: True)
+        store.errors["get", "file"] = [silence("get")]
+        with pytest.raises(OSError) as caught:
+            await mount.parts.contents.read(handle, 0, 5000)
+        assert caught.value.errno == errno.EIO
+        assert bytes(await mount.parts.contents.read(handle, 0, 5000)) == b"A" * 5000
+
+    mount.loop.run(main)
+
+
+def test_what_a_close_left_in_memory_is_what_was_stored(mount: Composed, store: Held) -> None:
+    """The body of a PUT is kept for readers: under the version that it made, and as it was sent."""
+    held = trio.Event()
+
+    async def main() -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"first")
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await mount.parts.contents.write(handle, 0, b"other")
+        await _set(held)
+        answer: Slice = await store.get("file", 0, 5)
+        here: Object = await store.head("file")
+        assert bytes(answer.body) == b"first"
+        source = handle.content.draft.base if handle.content.draft is not None else None
+        assert source is not None
+        assert source.etag == here.version.etag
+        assert bytes(await mount.parts.blocks.read(source, 0, 5)) == b"first"
+        await closed(mount, handle)
+        assert stored(store) == b"other"
+
+    mount.loop.run(main)

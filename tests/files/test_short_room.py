@@ -1,0 +1,302 @@
+"""Room that is always short: parts are freed as they are sent, and any order of reads, writes, cuts and names holds."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.files.open_file import Handle
+from sosfs.files.spool import SpoolArea
+from sosfs.s3.protocol import Properties
+from tests.support.composed import Composed, Plan, What, composed
+from tests.support.drive import fails
+from tests.support.fake_store import FakeStore
+from tests.support.held import bodies, closed, opened, stored
+
+PART = 4096
+SIZE = 10 * PART
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of some thousand bytes go the ways of large ones, on a disk that is short and never tight."""
+    monkeypatch.setattr("sosfs.files.spool.SPILL", 1000)
+    monkeypatch.setattr("sosfs.files.spool.INLINE", 500)
+    monkeypatch.setattr("sosfs.files.write_behind.SPILL", 1000)
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: True))
+    monkeypatch.setattr(SpoolArea, "is_tight", lambda self, more, alone=False: False)
+
+
+@pytest.fixture
+def store() -> FakeStore:
+    """The bucket."""
+    return FakeStore()
+
+
+def mounted(store: FakeStore, base: Path, durability: Durability = Durability.BUCKET) -> Any:
+    return composed(store, base, durability=durability, part_size=PART)
+
+
+def run(mount: Composed, work: Callable[[Composed], Awaitable[None]]) -> None:
+    mount.loop.run(partial(work, mount))
+
+
+async def new(mount: Composed, path: str = "file") -> Handle:
+    parent, name = await mount._parent(path)
+    return await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+
+
+async def streamed(mount: Composed, handle: Handle, body: bytes, *, at: int = 0) -> None:
+    """Writes from front to back, and lets the parts go up."""
+    for start in range(0, len(body), PART // 2):
+        await mount.parts.contents.write(handle, at + start, body[start : start + PART // 2])
+        await trio.testing.wait_all_tasks_blocked()
+
+
+def held_here(handle: Handle) -> int:
+    draft = handle.content.draft
+    assert draft is not None
+    return draft.local.total
+
+
+BODY = random.Random(1).randbytes(SIZE)
+
+
+def test_little_stays_here_of_a_file_that_is_written(store: FakeStore, tmp_path: Path) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        assert held_here(handle) <= 3 * PART
+        assert bodies(store) == {}
+        await closed(mount, handle)
+        assert stored(store) == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+def test_an_existing_file_is_as_it_was_until_it_is_closed(store: FakeStore, tmp_path: Path) -> None:
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * SIZE, Properties())
+        handle = await opened(mount)
+        await streamed(mount, handle, BODY)
+        assert held_here(handle) <= 3 * PART
+        assert stored(store) == b"o" * SIZE
+        await closed(mount, handle)
+        assert stored(store) == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_crash_after_a_close_that_failed_loses_nothing(store: FakeStore, tmp_path: Path, is_new: bool) -> None:
+    async def main(mount: Composed) -> None:
+        if not is_new:
+            await store.put("file", b"old", Properties())
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.contents.flush(handle)
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(10)
+        assert stored(store) == BODY
+
+
+def test_what_was_only_in_an_upload_that_is_gone_is_not_listed(
+    store: FakeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(mount: Composed) -> None:
+        await store.put("other", b"old", Properties())
+        for path in ("file", "other"):
+            handle = await new(mount, path)
+            await streamed(mount, handle, BODY)
+            mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+            with fails(errno.EIO):
+                await mount.parts.contents.flush(handle)
+            mount.trouble.plan = None
+        store._uploads.clear()
+
+    async def look(mount: Composed) -> None:
+        assert await mount.tree() == {"other": (b"old", 0o644)}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(10)
+        run(mount, look)
+        assert bodies(store) == {"other": b"old"}
+        assert [record.levelname for record in caplog.records].count("ERROR") == 2
+
+
+def test_an_upload_that_the_server_forgot_is_told_by_close(store: FakeStore, tmp_path: Path) -> None:
+    async def main(mount: Composed) -> None:
+        await store.put("other", b"old", Properties())
+        for path in ("file", "other"):
+            handle = await new(mount, path)
+            await streamed(mount, handle, BODY)
+            store._uploads.clear()
+            with fails(errno.ENXIO, errno.EIO):
+                await mount.parts.contents.flush(handle)
+            with fails(errno.ENOSPC):
+                await mount.parts.contents.fsync(handle.inode)
+            await mount.parts.contents.release(handle)
+        assert await mount.tree() == {"other": (b"old", 0o644)}
+        assert bodies(store) == {"other": b"old"}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+def test_who_loses_to_another_client_is_told_and_the_winner_stays(
+    store: FakeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        await store.put("file", b"theirs", Properties())
+        with fails(errno.ESTALE):
+            await mount.parts.contents.flush(handle)
+        await mount.parts.contents.release(handle)
+        assert bodies(store) == {"file": b"theirs"}
+        assert "no room to keep ours" in caplog.text
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+def test_a_file_that_is_removed_while_it_is_written_is_gone(store: FakeStore, tmp_path: Path) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        await mount.unlink("file")
+        with fails(errno.ESTALE):
+            await mount.parts.contents.read(handle, PART, PART)
+        await streamed(mount, handle, BODY[:PART], at=PART)
+        assert bytes(await mount.parts.contents.read(handle, PART, PART)) == BODY[:PART]
+        await closed(mount, handle)
+        assert (bodies(store), store._uploads) == ({}, {})
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+def test_an_answer_that_was_lost_is_recognised(store: FakeStore, tmp_path: Path) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+
+        async def lost(*arguments: Any, **options: Any) -> Any:
+            await FakeStore.complete_multipart(store, *arguments, **options)
+            raise StoreError(errno.EIO, "complete", detail="no answer")
+
+        store.complete_multipart = lost  # type: ignore[method-assign]
+        with fails(errno.EIO):
+            await mount.parts.contents.flush(handle)
+        del store.complete_multipart
+        await streamed(mount, handle, b"more" * PART, at=SIZE)
+        assert bytes(await mount.parts.contents.read(handle, 0, SIZE)) == BODY
+        await closed(mount, handle)
+        assert stored(store) == BODY + b"more" * PART
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+class Program:
+    """A program that works at random on files of which it knows what they must hold."""
+
+    def __init__(self, mount: Composed, seed: int) -> None:
+        self.mount = mount
+        self.draw = random.Random(seed)
+        self.files: dict[str, bytearray] = {}
+        self.handles: dict[str, Handle] = {}
+
+    async def step(self) -> None:
+        """One thing, whatever the dice say."""
+        path = self.draw.choice("abc")
+        if path not in self.handles:
+            self.handles[path] = await new(self.mount, path)
+            self.files.setdefault(path, bytearray())
+        kinds = (self.append,) * 8 + (self.overwrite,) * 2 + (self.read,) * 2 + (self.truncate, self.sync, self.close)
+        await self.draw.choice((*kinds, self.rename))(path)
+        if self.draw.random() < 0.7:
+            await trio.testing.wait_all_tasks_blocked()
+
+    async def _write(self, path: str, at: int, data: bytes) -> None:
+        await self.mount.parts.contents.write(self.handles[path], at, data)
+        body = self.files[path]
+        body.extend(bytes(max(0, at - len(body))))
+        body[at : at + len(data)] = data
+
+    async def append(self, path: str) -> None:
+        await self._write(path, len(self.files[path]), self.draw.randbytes(self.draw.randrange(1, PART)))
+
+    async def overwrite(self, path: str) -> None:
+        at = self.draw.randrange(len(self.files[path]) + PART)
+        await self._write(path, at, self.draw.randbytes(self.draw.randrange(1, 2 * PART)))
+
+    async def read(self, path: str) -> None:
+        at, size = self.draw.randrange(len(self.files[path]) + 1), self.draw.randrange(1, 4 * PART)
+        found = bytes(await self.mount.parts.contents.read(self.handles[path], at, size))
+        assert found == self.files[path][at : at + size]
+
+    async def truncate(self, path: str) -> None:
+        size = self.draw.choice((0, self.draw.randrange(len(self.files[path]) + 2 * PART)))
+        await self.mount.truncate(path, size)
+        body = self.files[path]
+        del body[size:]
+        body.extend(bytes(size - len(body)))
+
+    async def sync(self, path: str) -> None:
+        await self.mount.parts.contents.fsync(self.handles[path].inode)
+
+    async def close(self, path: str) -> None:
+        handle = self.handles.pop(path)
+        await closed(self.mount, handle)
+        assert handle.inode.size == len(self.files[path])
+
+    async def rename(self, path: str) -> None:
+        new_path = self.draw.choice("abc")
+        if new_path != path and new_path not in self.handles:
+            await self.mount.rename(path, new_path)
+            self.handles[new_path], self.files[new_path] = self.handles.pop(path), self.files.pop(path)
+
+    async def end(self) -> None:
+        """All is closed, and in the bucket."""
+        for path in list(self.handles):
+            await self.close(path)
+        await self.mount.settle()
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+@pytest.mark.parametrize("seed", range(20))
+def test_any_order_of_steps(store: FakeStore, tmp_path: Path, seed: int, durability: Durability) -> None:
+    async def main(mount: Composed) -> None:
+        program = Program(mount, seed)
+        for _ in range(120):
+            await program.step()
+        await program.end()
+        assert bodies(store) == program.files
+        assert store._uploads == {}
+
+    with mounted(store, tmp_path, durability) as mount:
+        run(mount, main)

@@ -1,0 +1,232 @@
+"""What a daemon tells about itself: the document, its socket, and the word it leaves."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sosfs.ipc import sockets, status
+from sosfs.ipc.status import State, Status
+from sosfs.s3.protocol import Properties
+from tests.support.composed import composed
+from tests.support.fake_store import FakeStore
+
+MOUNTPOINT = Path("/mnt/some where")
+
+
+def some(*, pid: int = 7, state: State = State.MOUNTED) -> Status:
+    return Status(pid, "b", "p/", str(MOUNTPOINT), "http://localhost", state)
+
+
+@pytest.fixture
+def runtime(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory of the test's own, for a user who is not root; its path fits a socket's 107 bytes."""
+    with tempfile.TemporaryDirectory(prefix="sosfs-") as name:
+        base = Path(name)
+        monkeypatch.setattr(status, "_runtime_dirs", lambda uid: iter([base / "run", base / "other"]))
+        yield base / "run"
+
+
+COUNTS = st.integers(min_value=0, max_value=1 << 62)
+STATUSES = st.builds(
+    Status,
+    pid=COUNTS,
+    bucket=st.text(),
+    prefix=st.text(),
+    mountpoint=st.text(),
+    endpoint=st.text(),
+    state=st.sampled_from(State),
+    pending_files=COUNTS,
+    pending_bytes=COUNTS,
+    errors=st.lists(st.text()).map(tuple),
+    conditions=st.text(),
+    requests=st.dictionaries(st.text(), COUNTS),
+    memory_bytes=COUNTS,
+)
+
+
+@given(STATUSES)
+def test_a_status_comes_back_from_json_in_one_line(original: Status) -> None:
+    text = original.to_json()
+    assert Status.from_json(text) == original
+    assert "\n" not in text
+
+
+def test_what_a_newer_daemon_adds_is_left_out() -> None:
+    assert Status.from_json(some().to_json()[:-1] + ', "invented": 3}') == some()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"state": "mounted"}', '{"state": "dreaming"}'])
+def test_other_documents_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        Status.from_json(text)
+
+
+async def asked(path: Path) -> Status | None:
+    return await trio.to_thread.run_sync(partial(status.fetch, MOUNTPOINT))
+
+
+def test_a_daemon_answers_each_reader_with_its_state_of_that_moment(runtime: Path) -> None:
+    states = iter([State.MOUNTING, State.MOUNTED, State.DRAINING])
+
+    async def scene() -> list[Status | None]:
+        async with trio.open_nursery() as nursery:
+            path = status.socket_path(MOUNTPOINT)
+            await nursery.start(sockets.tell, path, lambda: some(state=next(states)))
+            answers = [await asked(path) for _ in range(3)]
+            nursery.cancel_scope.cancel()
+        return answers
+
+    assert [answer and answer.state for answer in trio.run(scene)] == [
+        State.MOUNTING,
+        State.MOUNTED,
+        State.DRAINING,
+    ]
+    assert list(runtime.iterdir()) == []
+    assert status.fetch(MOUNTPOINT) is None
+
+
+def test_a_reader_that_goes_away_does_not_end_the_daemon(runtime: Path) -> None:
+    huge = Status(7, "b", "", str(MOUNTPOINT), "", State.MOUNTED, errors=("x" * (4 << 20),))
+
+    async def scene() -> Status | None:
+        async with trio.open_nursery() as nursery:
+            path = status.socket_path(MOUNTPOINT)
+            await nursery.start(sockets.tell, path, lambda: huge)
+            with socket.socket(socket.AF_UNIX) as rude:
+                rude.connect(str(path))
+                await trio.sleep(0.05)
+            answer = await asked(path)
+            nursery.cancel_scope.cancel()
+        return answer
+
+    assert trio.run(scene) == huge
+
+
+def test_the_socket_of_a_daemon_that_died_is_in_nobodys_way(runtime: Path) -> None:
+    path = status.socket_path(MOUNTPOINT)
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    assert status.fetch(MOUNTPOINT) is None
+
+    async def scene() -> Status | None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(sockets.tell, path, some)
+            answer = await asked(path)
+            nursery.cancel_scope.cancel()
+        return answer
+
+    assert trio.run(scene) == some()
+
+
+def test_a_draining_daemon_leaves_the_socket_of_its_successor_alone(runtime: Path) -> None:
+    path = status.socket_path(MOUNTPOINT)
+
+    async def scene() -> Status | None:
+        async with trio.open_nursery() as nursery:
+            old = trio.CancelScope()
+
+            async def first(*, task_status: trio.TaskStatus[None]) -> None:
+                with old:
+                    await sockets.tell(path, partial(some, pid=1), task_status=task_status)
+
+            await nursery.start(first)
+            await nursery.start(sockets.tell, path, partial(some, pid=2))
+            old.cancel()
+            await trio.testing.wait_all_tasks_blocked()
+            answer = await asked(path)
+            nursery.cancel_scope.cancel()
+        return answer
+
+    answer = trio.run(scene)
+    assert answer is not None
+    assert answer.pid == 2
+
+
+def test_a_socket_that_talks_nonsense_is_an_error(runtime: Path) -> None:
+    path = status.socket_path(MOUNTPOINT)
+
+    async def scene() -> None:
+        listener = trio.socket.socket(socket.AF_UNIX)
+        await listener.bind(str(path))
+        listener.listen()
+
+        async def answer(stream: trio.SocketStream) -> None:
+            async with stream:
+                await stream.send_all(b"hello\n")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, answer, [trio.SocketListener(listener)])
+            with pytest.raises(OSError, match="not understood"):
+                await asked(path)
+            nursery.cancel_scope.cancel()
+
+    trio.run(scene)
+
+
+def test_the_last_word_stays_and_is_replaced(runtime: Path) -> None:
+    assert status.read_last(MOUNTPOINT) is None
+    for pid in (1, 2):
+        status.write_last(some(pid=pid, state=State.STOPPED))
+        assert status.read_last(MOUNTPOINT) == some(pid=pid, state=State.STOPPED)
+    assert [path.suffix for path in runtime.iterdir()] == [".last"]
+
+
+def test_readers_look_where_another_login_may_have_put_it(runtime: Path) -> None:
+    elsewhere = runtime.parent / "other"
+    elsewhere.mkdir()
+    status.write_last(some())
+    (last,) = runtime.iterdir()
+    last.rename(elsewhere / last.name)
+    assert status.read_last(MOUNTPOINT) == some()
+
+
+def test_the_directory_is_closed_to_others(runtime: Path) -> None:
+    assert status.runtime_dir().stat().st_mode & 0o777 == 0o700
+
+
+def test_a_directory_that_others_may_write_to_is_refused(runtime: Path) -> None:
+    runtime.mkdir()
+    runtime.chmod(0o777)
+    with pytest.raises(PermissionError):
+        status.socket_path(MOUNTPOINT)
+
+
+def test_a_link_in_its_place_is_refused(runtime: Path) -> None:
+    (runtime.parent / "real").mkdir(mode=0o700)
+    runtime.symlink_to("real")
+    with pytest.raises(PermissionError):
+        status.socket_path(MOUNTPOINT)
+
+
+def test_where_a_user_has_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    assert list(status._runtime_dirs(4321)) == [tmp_path / "sosfs", Path("/tmp/sosfs-4321")]
+    assert list(status._runtime_dirs(4322)) == [Path("/tmp/sosfs-4322")]
+    assert list(status._runtime_dirs(0)) == [Path("/run/sosfs")]
+
+
+def test_a_socket_fits_its_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel allows 107 bytes, whatever the length of the mount point."""
+    deep = Path("/" + "d" * 200, "e" * 200)
+    assert len(f"/run/user/4294967295/sosfs/{status._name(deep)}.sock") < 107
+    assert status._name(deep) != status._name(deep.parent)
+
+
+def test_received_bytes_count_those_that_came_with_the_attributes(tmp_path: Path) -> None:
+    store, body = FakeStore(), b"x" * 4000
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: store.put("file", body, Properties()))
+        assert mount.loop.run(mount.tree)["file"] == (body, 0o644)
+        assert mount.parts.blocks.received_bytes == len(body)

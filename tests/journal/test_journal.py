@@ -1,0 +1,249 @@
+"""The journal by itself: what it gives back, and that it gives nothing back that it cannot vouch for."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.disk.database import checksum
+from sosfs.journal.journal import Journal
+from sosfs.journal.rows import SavedAttributes, SavedDraft
+from sosfs.journal.salvage import Finding
+from sosfs.metadata.edits import Edits
+from sosfs.metadata.user_metadata import Posix
+from sosfs.s3.protocol import Guard, Headers, Properties, Version
+from tests.support.drive import fails
+from tests.support.mounting import ROOT
+
+OWNER = "http://server bucket prefix/"
+PROPERTIES = Properties(Headers(content_type="text/plain"), {"a": "b", "ü": "ö"})
+POSIX = Posix(0o100640, 1, 2, 3_000_000_004, None)
+DRAFT = SavedDraft(
+    key="a/ü\x01",
+    size=11,
+    base=("a/ü\x01", "etag", 20),
+    base_stop=7,
+    expected=Version("etag", 20, 5),
+    version=Version("etag", 20, None),
+    local=((0, 3), (5, 11)),
+    dirty=((5, 11),),
+    posix=POSIX,
+    properties=PROPERTIES,
+    spool="1-2.spool",
+    sums=(1, 2),
+    going=("etag-2", True),
+    edits=Edits({"cache_control": "", "expires": "never"}, {"a": "b", "gone": None}),
+)
+SMALL = SavedDraft(
+    key="b",
+    size=3,
+    base=None,
+    base_stop=0,
+    expected=Guard.ABSENT,
+    version=None,
+    local=((0, 3),),
+    dirty=((0, 3),),
+    posix=POSIX,
+    properties=PROPERTIES,
+    spool="",
+    sums=(),
+    body=b"abc",
+)
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """A new journal in the test's directory."""
+    journal = Journal(tmp_path, OWNER)
+    yield journal
+    journal.close()
+
+
+def reopened(journal: Journal, directory: Path) -> Journal:
+    """The journal as the next mount finds it."""
+    journal.close()
+    return Journal(directory, OWNER)
+
+
+def test_all_that_was_written_is_read_back(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, OWNER)
+    rows = [journal.save_draft(0, DRAFT), journal.save_draft(0, SMALL)]
+    journal.add_delete("gone\n", Version("e", 1, 2))
+    attributes = SavedAttributes("c", Version("e", 4), POSIX, PROPERTIES)
+    marker = SavedAttributes("d/", None, POSIX, PROPERTIES)
+    attribute_rows = [journal.save_attributes(0, attributes), journal.save_attributes(0, marker)]
+    rename = journal.add_rename("old/", "new/")
+    journal.add_upload("id", "key", PROPERTIES)
+    journal.add_intent("key", 7)
+    journal.add_intent("key", 9)  # the earlier one may have begun something already
+    journal = reopened(journal, tmp_path)
+    assert (journal.finding, journal.damage.lines) == (Finding.SOUND, ())
+    assert list(journal.drafts()) == [(rows[0], DRAFT), (rows[1], SMALL)]
+    assert journal.deletes() == [("gone\n", Version("e", 1, 2))]
+    assert journal.attributes() == [(attribute_rows[0], attributes), (attribute_rows[1], marker)]
+    assert journal.renames() == [(rename, "old/", "new/")]
+    assert journal.uploads() == [("id", "key", PROPERTIES)]
+    assert journal.intents() == [("key", 7)]
+    assert journal.rows == 6
+    journal.close()
+
+
+def test_what_was_dropped_is_gone(journal: Journal) -> None:
+    row, other = journal.save_draft(0, DRAFT), journal.save_draft(0, SMALL)
+    journal.add_delete("a", Version("e", 1))
+    attributes = journal.save_attributes(0, SavedAttributes("c", None, POSIX, PROPERTIES))
+    rename = journal.add_rename("old/", "new/")
+    journal.add_upload("id", "key", PROPERTIES)
+    journal.drop_draft(row)
+    journal.drop_delete("a")
+    journal.drop_attributes(attributes)
+    journal.drop_rename(rename)
+    journal.drop_upload("id")
+    journal.add_intent("key", 7)
+    journal.drop_intent("key")
+    assert journal.intents() == []
+    assert [found for found, _ in journal.drafts()] == [other]
+    assert journal.rows == 1
+    assert journal.uploads() == []
+
+
+def test_a_row_is_replaced_in_place(journal: Journal) -> None:
+    row = journal.save_draft(0, DRAFT)
+    assert journal.save_draft(row, SMALL) == row
+    assert list(journal.drafts()) == [(row, SMALL)]
+
+
+def test_a_spool_that_is_written_to_is_vouched_for_no_more(journal: Journal) -> None:
+    row = journal.save_draft(0, DRAFT)
+    journal.reopen_draft(row)
+    ((_, saved),) = journal.drafts()
+    assert saved.sums == ()
+    assert saved.going == ("etag-2", False), "what is on its way is not all of it"
+    journal.save_draft(row, DRAFT)
+    assert list(journal.drafts()) == [(row, DRAFT)]
+
+
+@pytest.mark.parametrize("draft", [DRAFT, SMALL])
+def test_a_row_that_is_altered_keeps_its_bytes_and_that_they_change(journal: Journal, draft: SavedDraft) -> None:
+    row = journal.save_draft(0, draft)
+    journal.alter_draft(row, lambda saved: replace(saved, key="new"))
+    assert list(journal.drafts()) == [(row, replace(draft, key="new"))]
+    journal.reopen_draft(row)
+    journal.alter_draft(row, lambda saved: replace(saved, key="newer"))
+    ((_, saved),) = journal.drafts()
+    assert (saved.key, saved.sums, saved.body) == ("newer", (), draft.body)
+
+
+def test_a_request_is_remembered_until_the_row_is_another(journal: Journal) -> None:
+    def going() -> list[tuple[str, bool] | None]:
+        return [draft.going for _, draft in journal.drafts()]
+
+    row = journal.save_draft(0, SMALL)
+    journal.draft_goes(row, "token")
+    assert going() == [("token", True)]
+    journal.draft_goes(row, "later")
+    assert going() == [("later", True)]
+    journal.reopen_draft(row)
+    assert going() == [("later", False)]
+    journal.save_draft(row, SMALL)
+    assert going() == [None]
+    journal.draft_goes(row, "token")
+    journal.drop_draft(row)
+    journal.save_draft(0, SMALL)  # under the same number
+    assert going() == [None]
+
+
+def test_a_group_of_changes_is_there_as_a_whole_or_not_at_all(tmp_path: Path) -> None:
+    journal = Journal(tmp_path, OWNER)
+    with pytest.raises(ZeroDivisionError), journal.together():
+        journal.save_draft(0, SMALL)
+        raise ZeroDivisionError
+    assert journal.rows == 0
+    with journal.together():
+        journal.save_draft(0, SMALL)
+        journal.add_rename("a", "b")
+    journal = reopened(journal, tmp_path)
+    assert journal.rows == 2
+    journal.close()
+
+
+def test_the_journal_of_another_bucket_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, OWNER).close()
+    with pytest.raises(OSError, match="another bucket") as caught:
+        Journal(tmp_path, "http://server other ")
+    assert caught.value.errno == errno.EINVAL
+    assert OWNER in str(caught.value)
+    Journal(tmp_path, OWNER).close()  # and the refusal let go of it
+
+
+def test_the_journal_of_another_version_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path, OWNER).close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "journal.sqlite")) as database, database:
+        total = checksum("facts", ("format", "3"))
+        database.execute("update facts set value = '3', sum = ? where name = 'format'", (total,))
+    with fails(errno.EINVAL):
+        Journal(tmp_path, OWNER)
+
+
+def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pathlib, time\n"
+            "from sosfs.journal.journal import Journal\n"
+            "journal = Journal(pathlib.Path(sys.argv[1]), sys.argv[2])\n"
+            "print('ready', flush=True)\n"
+            "time.sleep(60)",
+            tmp_path,
+            OWNER,
+        ],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"ready\n"
+        with pytest.raises(OSError, match="in use by another mount") as caught:
+            Journal(tmp_path, OWNER)
+        assert caught.value.errno == errno.EBUSY
+    finally:
+        holder.kill()
+        holder.communicate()
+    Journal(tmp_path, OWNER).close()  # a kill leaves no lock behind
+
+
+def test_those_who_sync_together_share_one_fsync(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    fdatasync = os.fdatasync
+
+    def watched(file: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+        fdatasync(file)
+
+    monkeypatch.setattr(os, "fdatasync", watched)
+
+    async def writers() -> None:
+        async def write(number: int) -> None:
+            journal.add_rename(f"{number}/", "new/")
+            await journal.sync()
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(write, number)
+
+    trio.run(writers)
+    assert 1 <= len(synced) <= 3
+    assert all(path.endswith("journal.sqlite-wal") for path in synced)
+    trio.run(journal.sync)
+    assert len(synced) <= 3, "nothing was written since"

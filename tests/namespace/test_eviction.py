@@ -1,0 +1,141 @@
+"""More names than the memory for them: the oldest go, and nobody who looks at files can tell."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sosfs.namespace.eviction import Shedding
+from sosfs.s3.protocol import Properties
+from sosfs.tree.directory import Reading
+from tests.conftest import Mounter
+from tests.support.composed import LONG, composed
+from tests.support.drive import Drive, eventually, status
+from tests.support.fake_store import FakeStore
+from tests.support.foreign import Foreign
+from tests.support.servers import Server
+
+DIRECTORIES, FILES = 12, 75
+BLOCKS = 256 << 10  # bytes of memory for blocks, which gives names twice as much
+SMALL = ("--memory", str(BLOCKS), "--ttl", "600")  # nothing goes because it is old
+
+ON_MOTO = pytest.mark.parametrize("server", ["moto"], indirect=True)
+
+
+@pytest.fixture
+def bodies(foreign: Foreign) -> dict[str, bytes]:
+    """900 files in the bucket."""
+    paths = [f"d{top:02d}/f{number:03d}" for top in range(DIRECTORIES) for number in range(FILES)]
+    found = {path: path.encode() for path in paths}
+    foreign.put_all(found)
+    return found
+
+
+@pytest.fixture
+def drive(mounter: Mounter, server: Server, bodies: dict[str, bytes]) -> Drive:
+    """A mount for which they are too many."""
+    return mounter(server.endpoint, *SMALL)
+
+
+def all_of(top: Path) -> set[str]:
+    """The files of a tree, listed and asked for one by one."""
+    return {
+        os.path.relpath(os.path.join(folder, name), top)
+        for folder, _, files in os.walk(top)
+        for name in files
+        if os.lstat(os.path.join(folder, name)).st_size
+    }
+
+
+def shed(drive: Drive) -> None:
+    """Looks at everything, and waits until names had to go."""
+    assert len(all_of(drive.here)) > 2 * BLOCKS // 1024
+    eventually(lambda: status(drive).memory_bytes <= 3 * BLOCKS, seconds=30)
+
+
+@ON_MOTO
+@pytest.mark.promise(11)
+def test_a_walk_leaves_no_more_names_than_there_is_memory_for(drive: Drive, bodies: dict[str, bytes]) -> None:
+    shed(drive)
+    assert all_of(drive.here) == set(bodies), "who asks again is told all of it again"
+
+
+@ON_MOTO
+def test_what_is_in_use_stays_what_it_is(drive: Drive, foreign: Foreign, bodies: dict[str, bytes]) -> None:
+    first = drive.here / "d00"
+    with (
+        (first / "f000").open("rb") as reader,
+        (first / "f001").open("r+b") as writer,
+        (first / "f002").open("rb") as gone,
+        os.scandir(drive.here / "d01") as entries,
+    ):
+        writer.write(b"changed")
+        (first / "f002").unlink()
+        (first / "new").write_bytes(b"new")
+        seen = [next(entries).name for _ in range(10)]
+        before = [os.fstat(file.fileno()).st_ino for file in (reader, writer, gone)]
+        os.chdir(first)
+        try:
+            shed(drive)
+            assert os.getcwd() == os.fspath(first)
+            assert Path("f000").read_bytes() == b"d00/f000"
+            assert Path("new").read_bytes() == b"new"
+        finally:
+            os.chdir("/")
+        assert reader.read() == b"d00/f000"
+        assert gone.read() == b"d00/f002"
+        assert [os.fstat(file.fileno()).st_ino for file in (reader, writer, gone)] == before
+        assert sorted(seen + [entry.name for entry in entries]) == [f"f{number:03d}" for number in range(FILES)]
+    assert foreign.get("d00/f001") == b"changed1"
+    assert set(os.listdir(first)) == {f"f{n:03d}" for n in range(FILES) if n != 2} | {"new"}
+
+
+@ON_MOTO
+def test_changes_go_on_while_names_go(drive: Drive, foreign: Foreign) -> None:
+    for number in range(FILES):
+        for top in range(DIRECTORIES):
+            path = drive.here / f"d{top:02d}" / f"f{number:03d}"
+            match number % 25:
+                case 0:
+                    path.write_bytes(b"again")
+                case 1:
+                    path.unlink()
+                case 2:
+                    path.rename(path.with_name(f"r{number:03d}"))
+                case _:
+                    assert path.stat().st_size == 8
+        os.listdir(drive.here / f"d{number % DIRECTORIES:02d}")
+    drive.mount.stop()
+    expected = {}
+    for number in range(FILES):
+        for top in range(DIRECTORIES):
+            key, kind = f"d{top:02d}/f{number:03d}", number % 25
+            if kind != 1:
+                expected[f"d{top:02d}/r{number:03d}" if kind == 2 else key] = b"again" if kind == 0 else key.encode()
+    assert {key: foreign.get(key) for key in foreign.files()} == expected
+
+
+def test_what_is_being_listed_stays_until_all_of_it_was(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path) as mount:
+        parts = mount.parts
+
+        async def begin() -> Reading:
+            for number in range(30):
+                await store.put(f"d/{number:02d}", bytes(5000), Properties())
+            inode = await parts.namespace.lookup(parts.inodes.root, b"d")
+            await parts.listings.complete(inode)
+            reading = Reading(*parts.listings.walk(inode))
+            Shedding(parts.inodes, parts.attributes, parts.listings, mount.spawn, None, most=10).look()
+            return reading
+
+        with closing(mount.loop.run(begin)) as reading:
+            directory = reading.directory
+            mount.loop.passes(LONG)
+            assert len(directory.entries) == 30
+        mount.loop.passes(LONG)
+        assert directory.entries == {}
+        assert directory.now is None, "whoever asks for one of them asks the bucket"

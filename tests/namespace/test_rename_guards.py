@@ -1,0 +1,553 @@
+"""What keeps a rename from losing, mixing or resetting anything: each guard by itself.
+
+In one process, with requests held back; another client's eyes are the store itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import TTL, Durability
+from sosfs.errors import StoreError
+from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties
+from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+
+FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
+CARRIED = Properties(
+    Headers("text/plain", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"colour": "blue"}, "COLD"
+)
+both = pytest.mark.parametrize(("old", "new"), [("file", "moved"), ("d/file", "e/file")], ids=["file", "directory"])
+
+
+def tops(*paths: str) -> list[str]:
+    """What is renamed: a file at the root, or its directory."""
+    return [path.split("/")[0] for path in paths]
+
+
+def silence(what: str) -> StoreError:
+    """No answer."""
+    return StoreError(errno.EIO, what, detail="no answer")
+
+
+def denied(what: str) -> StoreError:
+    """A refusal."""
+    return StoreError(errno.EACCES, what, code="AccessDenied", status=403)
+
+
+async def _set(event: trio.Event) -> None:
+    event.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def _renames(mount: Composed) -> list[tuple[int, str, str]]:
+    return mount._journal.renames()
+
+
+def _readers(store: Held, key: str) -> set[str]:
+    return {grant.grantee for grant in store._stored[key].acl.grants}
+
+
+# What belongs to an object goes along
+
+
+@both
+@pytest.mark.parametrize("is_dirty", [False, True], ids=["clean", "with attributes that wait"])
+def test_a_rename_keeps_all_that_an_object_has(
+    mount: Composed, store: Held, old: str, new: str, is_dirty: bool
+) -> None:
+    async def main() -> None:
+        await store.put(old, b"bytes", CARRIED, acl=FRIEND)
+        *folders, name = old.split("/")
+        parent = await mount._walk("/".join(folders))
+        inode = await mount.parts.namespace.lookup(parent, name.encode())
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        if is_dirty:
+            inode = await mount._walk(old)
+            inode.mode = stat.S_IFREG | 0o600
+            mount.parts.attributes.changed(inode)
+        await mount.rename(*tops(old, new))
+        assert bodies(store) == {new: b"bytes"}
+
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    found = store._stored[new].object.properties
+    assert found.headers == CARRIED.headers
+    assert found.storage_class == "COLD"
+    assert found.metadata["colour"] == "blue"
+    assert "friend" in _readers(store, new)
+    if is_dirty:
+        assert found.metadata["mode"] == str(0o100600)
+    assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600 if is_dirty else 0o644)
+
+
+def test_what_nobody_has_looked_at_keeps_all_that_it_has_when_its_directory_is_renamed(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        await store.put("d/below/file", b"bytes", CARRIED, acl=FRIEND)
+        await mount.rename("d", "e")
+        assert bodies(store) == {"e/below/file": b"bytes"}
+
+    mount.loop.run(main)
+    found = store._stored["e/below/file"].object.properties
+    assert (found.headers, found.storage_class, found.metadata["colour"]) == (CARRIED.headers, "COLD", "blue")
+    assert "friend" in _readers(store, "e/below/file")
+
+
+@both
+def test_attributes_that_change_while_a_rename_copies_are_not_lost(
+    mount: Composed, store: Held, old: str, new: str
+) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {old: b"bytes"})
+        inode = await mount._walk(old)
+        inode.mode = stat.S_IFREG | 0o640
+        mount.parts.attributes.changed(inode)
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, *tops(old, new)))
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await _set(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(10)
+    assert store._stored[new].object.properties.metadata["mode"] == str(0o100600)
+    assert bodies(store) == {new: b"bytes"}
+
+
+@both
+def test_attributes_that_changed_while_a_rename_copied_outlive_a_crash(tmp_path: Path, old: str, new: str) -> None:
+    """Their record names the new key as soon as the tree does."""
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {old: b"bytes"})
+        inode = await mount._walk(old)
+        inode.mode = stat.S_IFREG | 0o640
+        mount.parts.attributes.changed(inode)
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, *tops(old, new)))
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        del store.before["copy"]
+        await _set(held)
+        assert bodies(store) == {new: b"bytes"}
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600)
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_attributes_that_a_rename_took_along_are_not_written_again(tmp_path: Path, durability: Durability) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount.rename("file", "moved")
+        assert mount.parts.pending == 0
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert store.calls["copy"] == 1
+        assert store._stored["moved"].object.properties.metadata["mode"] == str(0o100600)
+
+
+@both
+@pytest.mark.parametrize("theirs", [b"theirs, longer", b"BYTES"])
+def test_what_another_client_stored_meanwhile_is_what_is_renamed(
+    mount: Composed, store: Held, old: str, new: str, theirs: bytes
+) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {old: b"bytes"})
+        await mount._walk(old)
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, *tops(old, new)))
+        await store.put(old, theirs, Properties(metadata={"mode": str(0o100755)}))
+        await _set(held)
+
+    mount.loop.run(main)
+    assert bodies(store) == {new: theirs}
+    mount.loop.passes(2 * TTL)
+    assert mount.loop.run(mount.tree)[new] == (theirs, 0o755)
+
+
+def test_a_draft_does_not_replace_what_another_client_stored_before_its_directory_was_renamed(
+    tmp_path: Path,
+) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes", "d/z": b"z"})
+        await mount.write("d/file", b"B")
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        await store.put("d/file", b"theirs", Properties())
+        await _set(held)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        found = bodies(store)
+        assert found.pop("e/file") == b"theirs"
+        assert found.pop("e/z") == b"z"
+        ((key, body),) = found.items()
+        assert key.startswith("e/file.conflict-")
+        assert body[:1] == b"B"
+
+
+# Order: nothing goes before its copy is there, and what fails leaves the old tree
+
+
+@both
+def test_the_old_key_stays_until_the_copy_is_there(mount: Composed, store: Held, old: str, new: str) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {old: b"bytes"})
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, *tops(old, new)))
+        assert bodies(store) == {old: b"bytes"}
+        assert store.calls["delete"] + store.calls["delete_many"] == 0
+        assert len(await _renames(mount)) == 1, "a crash now would leave half of it"
+        await _set(held)
+        assert bodies(store) == {new: b"bytes"}
+        assert await _renames(mount) == []
+
+    mount.loop.run(main)
+
+
+def test_a_copy_that_fails_leaves_the_old_tree_as_it_was(mount: Composed, store: Held) -> None:
+    before = {f"d/{number}": b"%d" % number for number in range(5)}
+
+    async def main() -> None:
+        await put_all(store, before)
+        store.errors["copy", "d/3"] = [silence("copy")]
+        with fails(errno.EIO):
+            await mount.rename("d", "e")
+        assert bodies(store) == before
+        assert {path for path in await mount.tree() if "/" in path} == set(before)
+
+    mount.loop.run(main)
+    mount.loop.passes(120)  # it had no answer, and might have been made late
+    assert mount.loop.run(lambda: _renames(mount)) == []
+    assert bodies(store) == before
+    mount.loop.passes(LONG)
+    assert bodies(store) == before
+
+
+def test_a_copy_that_fails_leaves_the_empty_directory_that_was_to_be_replaced(mount: Composed, store: Held) -> None:
+    before = {"d/": b"", "d/x": b"x", "e/": b""}
+
+    async def main() -> None:
+        await put_all(store, before)
+        store.errors["copy", "d/x"] = [silence("copy")]
+        with fails(errno.EIO):
+            await mount.rename("d", "e")
+        assert bodies(store) == before
+
+    mount.loop.run(main)
+
+
+def test_a_file_copy_that_fails_leaves_the_file_and_what_it_was_to_replace(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "moved": b"there"})
+        store.errors["copy", "file"] = [silence("copy")]
+        with fails(errno.EIO):
+            await mount.rename("file", "moved")
+        assert bodies(store) == {"file": b"bytes", "moved": b"there"}
+        assert await _renames(mount) == []
+        assert await mount.tree() == {"file": (b"bytes", 0o644), "moved": (b"there", 0o644)}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_delete_that_is_refused_takes_the_copy_back_unless_it_has_replaced_a_file(
+    mount: Composed, store: Held, replaced: bool
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", **({"moved": b"there"} if replaced else {})})
+        store.errors["delete", "file"] = [denied("delete")]
+        with fails(errno.EACCES):
+            await mount.rename("file", "moved")
+        assert bodies(store) == {"file": b"bytes", **({"moved": b"bytes"} if replaced else {})}
+        assert await _renames(mount) == []
+
+    mount.loop.run(main)
+
+
+def test_a_directory_of_which_nothing_may_be_removed_is_not_renamed(mount: Composed, store: Held) -> None:
+    before = {f"d/{number}": b"%d" % number for number in range(3)}
+
+    def fault(operation: str, key: str) -> None:
+        if operation == "delete" and key.startswith("d/"):
+            raise denied("delete")
+
+    async def main() -> None:
+        await put_all(store, before)
+        store.fault = fault
+        with fails(errno.EACCES):
+            await mount.rename("d", "e")
+        assert bodies(store) == before
+        assert await _renames(mount) == []
+        store.fault = None
+
+    mount.loop.run(main)
+
+
+def test_a_directory_of_which_one_key_may_not_be_removed_is_renamed_and_that_one_tried_on(
+    mount: Composed, store: Held
+) -> None:
+    def fault(operation: str, key: str) -> None:
+        if (operation, key) == ("delete", "d/1"):
+            raise denied("delete")
+
+    async def main() -> None:
+        await put_all(store, {f"d/{number}": b"%d" % number for number in range(3)})
+        store.fault = fault
+        await mount.rename("d", "e")
+        assert bodies(store) == {"d/1": b"1", **{f"e/{number}": b"%d" % number for number in range(3)}}
+        assert mount.parts.deletions.under("d/") == {"d/", "d/1"}
+        assert set(await mount.tree()) == {"e", "e/0", "e/1", "e/2"}
+        store.fault = None
+
+    mount.loop.run(main)
+    mount.loop.passes(60)
+    assert bodies(store) == {f"e/{number}": b"%d" % number for number in range(3)}
+    assert mount.parts.pending == 0
+
+
+# A delete without an answer
+
+
+@pytest.mark.parametrize("effect", ["none", "lost answer"])
+@pytest.mark.parametrize("keys", ["one", "all"])
+def test_old_keys_whose_delete_got_no_answer_go_all_the_same(
+    mount: Composed, store: Held, keys: str, effect: str
+) -> None:
+    """They may be gone, so their copies stay; and they may be there, so they are tried until it is known."""
+    silent = {"d/1"} if keys == "one" else {f"d/{number}" for number in range(3)}
+
+    def fault(operation: str, key: str) -> None:
+        if operation == "delete" and key in silent:
+            if effect == "lost answer":
+                store._stored.pop(key, None)
+            raise silence("delete")
+
+    async def main() -> None:
+        await put_all(store, {f"d/{number}": b"%d" % number for number in range(3)})
+        store.fault = fault
+        await mount.rename("d", "e")
+        assert {key for key in bodies(store) if key.startswith("e/")} == {"e/0", "e/1", "e/2"}
+        waiting = silent | {"d/"}  # which goes last: the name stays hidden until then
+        assert mount.parts.deletions.under("d/") == waiting
+        assert {key for key, _ in mount._journal.deletes()} == waiting, "the next mount would not know of them"
+        assert "d" not in await mount.tree()
+
+    mount.loop.run(main)
+    mount.loop.passes(10)
+    store.fault = None
+    mount.loop.passes(60)
+    assert bodies(store) == {f"e/{number}": b"%d" % number for number in range(3)}
+    assert mount.parts.deletions.pending == 0
+    mount.loop.passes(2 * TTL)
+    assert set(mount.loop.run(mount.tree)) == {"e", "e/0", "e/1", "e/2"}
+
+
+def test_old_keys_whose_delete_got_no_answer_are_removed_by_the_next_mount(tmp_path: Path) -> None:
+    store = Held()
+
+    def fault(operation: str, key: str) -> None:
+        if operation == "delete" and key == "d/1":
+            raise silence("delete")
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {f"d/{number}": b"%d" % number for number in range(3)})
+        store.fault = fault
+        await mount.rename("d", "e")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.fault = None
+        mount.start()
+        assert bodies(store) == {f"e/{number}": b"%d" % number for number in range(3)}
+
+
+def test_an_old_key_whose_delete_got_no_answer_goes_later_and_its_name_is_gone(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.errors["delete", "file"] = [silence("delete")]
+        await mount.rename("file", "moved")
+        assert bodies(store) == {"file": b"bytes", "moved": b"bytes"}
+        assert await mount.tree() == {"moved": (b"bytes", 0o644)}
+        assert [key for key, _ in mount._journal.deletes()] == ["file"]
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(60)
+        assert bodies(store) == {"moved": b"bytes"}
+        assert mount.loop.run(mount.tree) == {"moved": (b"bytes", 0o644)}
+
+
+# What is refused before anything happens
+
+
+def test_what_may_not_be_renamed_is_refused_without_a_change(mount: Composed, store: Held) -> None:
+    before = {"d/": b"", "d/x": b"x", "e/": b"", "e/y": b"y", "file": b"f"}
+
+    async def main() -> None:
+        await put_all(store, before)
+        with fails(errno.ENOTEMPTY):
+            await mount.rename("d", "e")
+        with fails(errno.EINVAL):
+            await mount.rename("d", "d/below")
+        with fails(errno.ENOTDIR):
+            await mount.rename("d", "file")
+        with fails(errno.EISDIR):
+            await mount.rename("file", "d")
+        with fails(errno.EEXIST):
+            root = mount.parts.inodes.root
+            await mount.parts.renames.rename(root, b"file", await mount._walk("d"), b"x", replace=False)
+        with fails(errno.ENOENT):
+            await mount.rename("absent", "other")
+        assert store.calls["copy"] == 0
+        assert bodies(store) == before
+
+    mount.loop.run(main)
+
+
+def test_a_directory_that_another_client_has_filled_is_not_replaced(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x", "e/": b""})
+        await mount.tree()
+        await store.put("e/theirs", b"theirs", Properties())
+        with fails(errno.ENOTEMPTY):
+            await mount.rename("d", "e")
+        assert set(bodies(store)) == {"d/", "d/x", "e/", "e/theirs"}
+
+    mount.loop.run(main)
+
+
+def test_a_directory_whose_keys_would_be_too_long_is_not_half_renamed(mount: Composed, store: Held) -> None:
+    deep = "d/" + "/".join(["n" * 200] * 4) + "/" + "f" * (KEY_MAX - 2 - 4 * 201)
+    before = {"d/short": b"s", deep: b"deep"}
+    assert len(deep) == KEY_MAX
+
+    async def main() -> None:
+        await put_all(store, before)
+        with fails(errno.ENAMETOOLONG):
+            await mount.rename("d", "dd")
+        assert store.calls["copy"] == 0
+        assert bodies(store) == before
+        await mount.rename("d", "e")
+        assert bodies(store) == {"e" + key[1:]: body for key, body in before.items()}
+
+    mount.loop.run(main)
+
+
+# What is open, new, or not sent
+
+
+def test_what_is_open_is_read_and_written_on_under_the_new_name(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/file": b"o" * 5000})
+        reader, writer = await opened(mount, os.O_RDONLY, "d/file"), await opened(mount, path="d/file")
+        assert bytes(await mount.parts.contents.read(reader, 0, 10)) == b"o" * 10
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.rename("d", "e")
+        assert bytes(await mount.parts.contents.read(reader, 0, 5000)) == b"o" * 5000
+        await mount.parts.contents.write(writer, 0, b"n")
+        await closed(mount, writer)
+        assert bodies(store) == {"e/file": b"n" + b"o" * 4999}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_file_that_is_not_sent_yet_replaces_the_one_whose_name_it_takes(
+    tmp_path: Path, durability: Durability
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"new bytes")
+        await mount.rename("new", "file")
+        await closed(mount, handle)
+        assert await mount.tree() == {"file": (b"new bytes", 0o644)}
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"new bytes"}
+
+
+def test_a_file_that_is_not_sent_yet_does_not_replace_what_came_after_the_rename(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        await mount.write("new", b"new bytes", flags=os.O_CREAT)
+        await mount.rename("new", "file")
+        await store.put("file", b"theirs", Properties())
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        found = bodies(store)
+        assert found.pop("file") == b"theirs"
+        assert list(found.values()) == [b"new bytes"]
+
+
+def test_what_was_written_to_a_file_that_is_replaced_does_not_come_back(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"a": b"from a", "b": b"old b"})
+        await mount.write("b", b"new")
+        await mount.rename("a", "b")
+        assert await mount.tree() == {"b": (b"from a", 0o644)}
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {"b": b"from a"}
+
+
+def test_a_directory_that_another_has_been_renamed_over_is_that_one(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x", "e/": b""})
+        await mount.rename("d", "e")
+        assert bodies(store) == {"e/": b"", "e/x": b"x"}
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert set(mount.loop.run(mount.tree)) == {"e", "e/x"}
+    assert stored(store, "e/x") == b"x"

@@ -1,0 +1,504 @@
+"""A rename that does not get through leaves the tree as it was: no copy stays, whatever became of the requests."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError, from_s3
+from sosfs.s3.protocol import NOTHING, Headers, Properties, Version
+from tests.conftest import HURRY, Mounter
+from tests.support.composed import Composed, composed
+from tests.support.drive import Drive, eventually, fails, names, status, tree
+from tests.support.fake_store import FakeStore
+from tests.support.faults import FAILED, LOST, Answer, Hang, Moment
+from tests.support.foreign import Foreign, numbered
+from tests.support.held import Held, begun, bodies, put_all
+from tests.support.mounting import run_sosfs
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.traffic import Request, on
+
+BEFORE = {"a/": b"", "a/x": b"x", "a/y": b"yy", "a/sub/z": b"zzz"}
+AFTER = {key.replace("a/", "b/", 1): body for key, body in BEFORE.items()}
+MTIME = Properties(Headers("text/plain"), {"mtime": "1700000000.123456789"})
+
+
+@pytest.fixture
+def server(moto: Server) -> Server:
+    """One is enough: the proxy makes the trouble."""
+    return moto
+
+
+class Flaky(Held):
+    """Copies that take effect and get no answer, or take effect when the test says so."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.silent: set[str] = set()  # sources whose copy is made without an answer
+        self.late: dict[str, list[Callable[[], Any]]] = {}  # sources whose copy gets no answer, and is made later
+        self.is_away = False
+        self.last = ""  # the source whose copy is made before the store is away
+        self.fault = self._refuse
+
+    def _refuse(self, operation: str, key: str) -> None:
+        if self.is_away:
+            raise StoreError(errno.EIO, f"{operation} {key!r}", detail="no connection")
+
+    async def copy(self, source: str, target: str, **options: Any) -> Version:
+        if source in self.late:
+            self.late[source].append(partial(FakeStore.copy, self, source, target, **options))
+            raise StoreError(errno.ETIMEDOUT, f"copy {source!r}")
+        made = await super().copy(source, target, **options)
+        self.is_away = self.is_away or source == self.last
+        if source in self.silent or self.is_away:
+            raise StoreError(errno.ETIMEDOUT, f"copy {source!r}")
+        return made
+
+
+@pytest.fixture
+def store() -> Flaky:
+    """The store of `mount`."""
+    return Flaky()
+
+
+async def fails_to_rename(mount: Composed, *numbers: int) -> None:
+    with fails(*numbers):
+        await mount.rename("a", "b")
+
+
+def rows(mount: Composed) -> int:
+    """What is in the journal."""
+
+    async def count() -> int:
+        return mount._journal.rows
+
+    return mount.loop.run(count)
+
+
+def keys_of(store: FakeStore) -> list[str]:
+    return sorted(store._stored)
+
+
+@pytest.mark.parametrize("source", ["a/", "a/x", "a/sub/z"])
+@pytest.mark.parametrize("how", ["refused", "failed", "silent"])
+def test_no_copy_stays_of_a_rename_that_failed(mount: Composed, store: Flaky, source: str, how: str) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    if how == "silent":
+        store.silent.add(source)
+    else:
+        refusal = from_s3("copy", code="AccessDenied", status=403)
+        store.errors["copy", source] = [refusal if how == "refused" else StoreError(errno.EIO, "copy", status=500)]
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES if how == "refused" else errno.EIO, errno.ETIMEDOUT))
+    assert bodies(store) == BEFORE
+    assert set(mount.loop.run(mount.tree)) == {"a", "a/x", "a/y", "a/sub", "a/sub/z"}
+    mount.loop.passes(100)
+    assert mount.parts.pending == 0
+    assert rows(mount) == 0
+    store.silent.clear()
+    mount.loop.run(lambda: mount.rename("a", "b"))
+    assert bodies(store) == AFTER
+
+
+@pytest.mark.parametrize("seconds", [0.5, 5, 40])
+def test_a_copy_that_takes_effect_late_goes_too(mount: Composed, store: Flaky, seconds: float) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.late["a/y"] = []
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    mount.loop.passes(seconds)
+    mount.loop.run(store.late.pop("a/y")[0])
+    assert keys_of(store) == [*sorted(BEFORE), "b/y"]
+    assert set(mount.loop.run(mount.tree)) == {"a", "a/x", "a/y", "a/sub", "a/sub/z"}, "it is not shown meanwhile"
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE
+    assert rows(mount) == 0
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_late_copy_is_found_by_the_next_mount(tmp_path: Path, hashes: bool) -> None:
+    store = Flaky(hashes=hashes)
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, BEFORE))
+        mount.loop.run(lambda: store.put("a/y", b"yy", MTIME))
+        store.late["a/y"] = []
+        mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+        mount.stop()
+        mount.loop.run(store.late.pop("a/y")[0])
+        mount.start()
+        assert bodies(store) == BEFORE
+        mount.loop.passes(120)
+        assert rows(mount) == 0
+
+
+def test_what_was_made_by_others_under_the_new_name_stays(mount: Composed, store: Flaky) -> None:
+    """Another client takes the name while the rename fails, and replaces a copy."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.before["copy", "a/y"] = trio.Event()
+    store.errors["copy", "a/y"] = [StoreError(errno.EIO, "copy", status=500)]
+
+    async def go() -> None:
+        await begun(mount, lambda: fails_to_rename(mount, errno.EIO))
+        assert "b/x" in store._stored
+        await put_all(store, {"b/x": b"theirs", "b/theirs": b"too"})
+        store.before["copy", "a/y"].set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/x": b"theirs", "b/theirs": b"too"}
+
+
+def test_what_is_made_here_under_the_new_name_after_the_failure_stays(mount: Composed, store: Flaky) -> None:
+    """`mv a b` failed, so the user takes `cp -r`: the same bytes under the same names, which are no copies of ours."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.silent.add("a/x")
+
+    async def go() -> None:
+        await fails_to_rename(mount, errno.ETIMEDOUT)
+        store.silent.clear()
+        await mount.mkdir("b")
+        for key, body in BEFORE.items():
+            if body and key.count("/") == 1:
+                await mount.write(key.replace("a/", "b/"), body, flags=os.O_CREAT)
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/": b"", "b/x": b"x", "b/y": b"yy"}
+
+
+def test_what_is_moved_here_above_the_new_name_after_the_failure_stays(mount: Composed, store: Flaky) -> None:
+    """The same as a directory that is renamed to where the new name was to be."""
+    mount.loop.run(lambda: put_all(store, {"d/a": b"file", "e/a": b"file", "e/b": b"file"}))
+    store.silent.add("d/a")
+
+    async def go() -> None:
+        with fails(errno.ETIMEDOUT):
+            await mount.rename("d/a", "d/b")
+        store.silent.clear()
+        await mount.rename("d", "was")
+        await mount.rename("e", "d")
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == {"was/": b"", "was/a": b"file", "d/a": b"file", "d/b": b"file"}
+
+
+def test_an_empty_directory_that_was_to_be_replaced_stays(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE | {"b/": b""}))
+    store.silent.add("a/x")
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/": b""}
+    assert "b" in mount.loop.run(mount.tree)
+
+
+@pytest.mark.parametrize("then", ["comes back", "unmount", "crash"])
+def test_while_the_store_is_away_it_is_pending(mount: Composed, store: Flaky, then: str) -> None:
+    """Neither the copies that are known nor those that are not can be removed: that is counted, and recorded."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.last = "a/y"
+    store.before["copy", "a/y"] = trio.Event()
+
+    async def go() -> None:
+        await begun(mount, lambda: fails_to_rename(mount, errno.EIO, errno.ETIMEDOUT))
+        store.before.pop(("copy", "a/y")).set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(go)
+    assert mount.parts.pending >= 4
+    mount.loop.passes(100)
+    assert mount.parts.pending >= 4, "a minute is not enough"
+    assert any(line.startswith("copies of a/ at b/: ") for line in mount.parts.waiting)
+    if then == "crash":
+        mount.crash()
+    elif then == "unmount":
+        mount.loop.run(mount.parts.drain)
+        assert mount.parts.pending >= 4
+        mount._end()
+    store.is_away, store.last = False, ""
+    if then == "comes back":
+        mount.loop.passes(100)
+    else:
+        mount.start()
+    assert bodies(store) == BEFORE
+    assert mount.parts.pending == 0
+    mount.loop.run(lambda: mount.rename("a", "b"))
+    assert bodies(store) == AFTER
+
+
+def test_a_crash_before_all_copies_are_there_is_taken_back(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    mount.loop.run(lambda: mount.chmod("a/x", 0o600))
+    store.before["copy", "a/y"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    assert "b/x" in store._stored
+    mount.crash()
+    store.before.clear()
+    mount.start()
+    assert bodies(store) == BEFORE
+    assert mount.loop.run(mount.tree)["a/x"] == (b"x", 0o600)
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_copy_with_attributes_that_its_source_lacks_goes_after_a_crash(tmp_path: Path, hashes: bool) -> None:
+    """They were acknowledged, and the file was written to since: the copy has a time that is in no record of them."""
+    store = Flaky(hashes=hashes)
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: put_all(store, {"a": b"file"}))
+
+        async def go() -> None:
+            await mount.chmod("a", 0o600)
+            await mount.write("a", b"more", at=4)
+            store.after["copy", "a"] = trio.Event()
+            await begun(mount, lambda: mount.rename("a", "b"))
+
+        mount.loop.run(go)
+        assert bodies(store) == {"a": b"file", "b": b"file"}
+        assert "mode" in store._stored["b"].object.properties.metadata
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        assert keys_of(store) == ["a"]
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert mount.loop.run(mount.tree) == {"a": (b"filemore", 0o600)}
+
+
+def test_a_refusal_on_the_way_back_does_not_keep_it_from_mounting(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.before["copy", "a/y"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "head" and key.startswith("b/"):
+            raise from_s3(f"head {key!r}", code="AccessDenied", status=403)
+
+    store.fault = refuse
+    mount.start()
+    assert mount.parts.pending == 1
+    store.fault = None
+    mount.loop.passes(100)
+    assert bodies(store) == BEFORE
+    assert mount.parts.pending == 0
+
+
+def test_a_crash_while_the_old_keys_go_is_finished(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.before["delete_many", "a/sub/z"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+    del store._stored["a/x"]  # one was removed before the crash
+    mount.loop.run(lambda: store.put("a/sub/new", b"theirs", NOTHING))
+    copies = store.calls["copy"]
+    mount.start()
+    assert bodies(store) == AFTER | {"b/sub/new": b"theirs"}
+    assert store.calls["copy"] == copies + 1, "what was copied is not copied again"
+
+
+@pytest.mark.parametrize("kept", ["a/sub/z", "a"])
+def test_an_old_key_that_the_next_mount_may_not_remove_stays_pending(mount: Composed, store: Flaky, kept: str) -> None:
+    """The rename is finished, for all copies are there; its old name is not shown again meanwhile."""
+    before = BEFORE if "/" in kept else {"a": b"file"}
+    after = AFTER if "/" in kept else {"b": b"file"}
+    mount.loop.run(lambda: put_all(store, before))
+    store.before["delete_many" if "/" in kept else "delete", kept] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+
+    def refuse(operation: str, key: str) -> None:
+        if (operation, key) == ("delete", kept):
+            raise from_s3(f"delete {key!r}", code="AccessDenied", status=403)
+
+    store.fault = refuse
+    mount.start()
+    assert bodies(store) == after | {kept: before[kept]}
+    assert {path.partition("/")[0] for path in mount.loop.run(mount.tree)} == {"b"}
+    assert mount.parts.pending == (2 if "/" in kept else 1), "and a directory's marker goes last"
+    assert any(kept in line for line in mount.parts.waiting)
+    store.fault = None
+    mount.loop.passes(100)
+    assert bodies(store) == after
+    assert mount.parts.pending == 0
+
+
+def test_an_unmount_in_the_midst_takes_it_back(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.before["copy", "a/y"] = trio.Event()
+    scope = trio.CancelScope()
+
+    async def go() -> None:
+        async def rename() -> None:
+            with scope:
+                await mount.rename("a", "b")
+
+        await begun(mount, rename)
+        assert "b/x" in store._stored
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        store.before.clear()
+
+    mount.loop.run(go)
+    mount.stop()
+    assert bodies(store) == BEFORE
+    mount.start()
+
+
+@pytest.mark.promise(3)
+def test_an_unmount_while_the_old_keys_go_loses_nothing(mount: Composed, store: Flaky) -> None:
+    """They are gone, and the rename is cut short before it is told so."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.after["delete_many", "a/sub/z"] = trio.Event()
+    scope = trio.CancelScope()
+
+    async def go() -> None:
+        async def rename() -> None:
+            with scope:
+                await mount.rename("a", "b")
+
+        await begun(mount, rename)
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        store.after.clear()
+        await mount.parts.drain()
+
+    mount.loop.run(go)
+    assert bodies(store) == AFTER
+    assert mount.parts.pending == 1
+    assert mount.parts.waiting == ["rename of a/ to b/: the next mount finishes it"]
+    mount._end()
+    mount.start()
+    assert bodies(store) == AFTER
+    assert set(mount.loop.run(mount.tree)) == {"b", "b/x", "b/y", "b/sub", "b/sub/z"}
+
+
+@pytest.mark.parametrize("how", ["silent", "late"])
+def test_no_copy_of_a_file_stays(mount: Composed, store: Flaky, how: str) -> None:
+    mount.loop.run(lambda: put_all(store, {"a": b"file"}))
+    if how == "silent":
+        store.silent.add("a")
+    else:
+        store.late["a"] = []
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    if how == "late":
+        mount.loop.passes(3)
+        mount.loop.run(store.late.pop("a")[0])
+    mount.loop.passes(120)
+    assert bodies(store) == {"a": b"file"}
+    store.silent.clear()
+    mount.loop.run(lambda: mount.rename("a", "b"))
+    assert bodies(store) == {"b": b"file"}
+
+
+@pytest.mark.parametrize("over", [False, True])
+def test_a_crash_in_the_rename_of_a_file_leaves_one_name(mount: Composed, store: Flaky, over: bool) -> None:
+    """A copy that stands over another file cannot be taken back."""
+    mount.loop.run(lambda: put_all(store, {"a": b"file"} | ({"b": b"other"} if over else {})))
+    store.after["copy", "a"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    assert bodies(store) == {"a": b"file", "b": b"file"}
+    mount.crash()
+    store.after.clear()
+    mount.start()
+    assert bodies(store) == ({"b": b"file"} if over else {"a": b"file"})
+
+
+# On a mount
+
+STUCK = "new/f0007"
+FAULTS = {
+    "403": (Answer(403, "AccessDenied"), (errno.EACCES,)),
+    "lost": (LOST["500"], FAILED),
+    "hang": (Hang(Moment.AFTER), FAILED),
+}
+
+
+def in_old(request: Request) -> bool:
+    """Whether a request is about what is to be renamed, or was."""
+    return request.op in ("DELETE", "DELETE_MANY") or (request.op == "LIST" and request.query.get("prefix") == "new/")
+
+
+def test_a_directory_rename_that_fails_leaves_no_half_copy(frail: Drive, foreign: Foreign, proxy: Proxy) -> None:
+    files = numbered("old/f", 20)
+    foreign.put_all(files | {"old/": b""})
+    for action, numbers in FAULTS.values():
+        with proxy.broken(action, on("COPY", key=STUCK)), fails(*numbers):
+            (frail.here / "old").rename(frail.here / "new")
+        assert names(frail.here) == ["d", "old"], action
+        eventually(lambda: foreign.keys("new") == [])
+        assert foreign.files("old/") == sorted(files), action
+    (frail.here / "old").rename(frail.here / "new")
+    assert foreign.keys("old") == []
+    assert len(tree(frail.here / "new")) == 20
+
+
+def test_what_cannot_be_taken_back_is_told_and_done_by_the_next_mount(
+    frail: Drive, foreign: Foreign, proxy: Proxy
+) -> None:
+    files = numbered("old/f", 20)
+    foreign.put_all(files)
+    proxy.inject(LOST["500"], on("COPY", key=STUCK))
+    proxy.inject(Answer(503, "SlowDown"), in_old)
+    with fails(*FAILED):
+        (frail.here / "old").rename(frail.here / "new")
+    assert len(foreign.files("new/")) == 20
+    assert status(frail).pending_files >= 20
+    done = run_sosfs(["umount", frail.mount.path], frail.mount.environment)
+    assert done.returncode == 3, done.stderr
+    proxy.heal()
+    frail.mount.clear()
+    frail.mount.start()
+    assert foreign.keys("new") == []
+    assert foreign.files("old/") == sorted(files)
+    assert names(frail.here) == ["d", "old"]
+    assert status(frail).pending_files == 0
+    frail.mount.stop()
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_daemon_that_ends_in_the_midst(mounter: Mounter, foreign: Foreign, proxy: Proxy, end: str) -> None:
+    files = numbered("old/f", 20)
+    foreign.put_all(files)
+    drive = mounter(proxy.endpoint, *HURRY)
+    drive.mount.allow_log("WARNING|ERROR")
+    names(drive.here)
+    proxy.inject(Hang(Moment.AFTER), on("COPY", key=STUCK))
+    failed: list[int | None] = []
+
+    def rename() -> None:
+        try:
+            (drive.here / "old").rename(drive.here / "new")
+        except OSError as error:
+            failed.append(error.errno)
+
+    renaming = threading.Thread(target=rename)
+    renaming.start()
+    eventually(lambda: len(foreign.files("new/")) == 20)
+    if end == "kill":
+        drive.mount.kill()
+    else:
+        drive.mount.terminate()
+    renaming.join()
+    assert failed
+    proxy.heal()
+    proxy.drop_connections()
+    if end == "terminate":
+        assert foreign.keys("new") == []
+    drive.mount.start()
+    assert foreign.keys("new") == []
+    assert names(drive.here) == ["old"]
+    assert sorted(tree(drive.here / "old").values()) == sorted(files.values())

@@ -1,0 +1,473 @@
+"""kill -9 around the copy that stores attributes: which version the bucket has then nobody was told, and all are there.
+
+The copy is held where it is to be, so that what happens meanwhile does so each time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.files.open_file import Handle
+from sosfs.s3.protocol import Acl, Grant, Headers, Properties
+from sosfs.tree.inodes import Inode
+from tests.conftest import Mounter
+from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import eventually
+from tests.support.fake_store import ANYONE, OWNER, FakeStore
+from tests.support.faults import Delay, Hang, Moment
+from tests.support.held import Held, begun, closed, opened, stored
+from tests.support.proxy import Proxy
+from tests.support.traffic import on
+
+pytestmark = pytest.mark.promise(3)
+both_modes = pytest.mark.parametrize("durability", Durability)
+
+PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
+BEFORE = Properties(Headers("text/x-test"), {"kept": "as it was", "mtime": "1.000000001", "uid": "9"})
+MTIME = 123_456_789_000_000_001
+
+
+class Timed(Held):
+    """Each write has a Last-Modified of its own."""
+
+    def __init__(self, **options: bool) -> None:
+        super().__init__(clock=partial(next, itertools.count(1_700_000_000)), **options)
+
+
+class Parted(Timed):
+    """Its objects were stored in parts: a copy has another ETag."""
+
+    async def begin(self, body: bytes, properties: Properties, acl: Acl) -> None:
+        upload = await self.create_multipart("file", properties, acl=acl)
+        part = await self.upload_part("file", upload, 1, body)
+        await self.complete_multipart("file", upload, [part])
+
+
+class Whole(Timed):
+    """Its objects were stored by one PUT."""
+
+    async def begin(self, body: bytes, properties: Properties, acl: Acl) -> None:
+        await self.put("file", body, properties, acl=acl)
+
+
+STORES: dict[str, Callable[[], Whole | Parted]] = {
+    "one PUT": Whole,
+    "in parts": Parted,
+    "encrypted": lambda: Whole(hashes=False),
+}
+every_store = pytest.mark.parametrize("kind", STORES)
+
+
+async def set_mode(mount: Composed, mode: int) -> None:
+    """chmod, as the kernel asks for it."""
+    inode = await mount._walk("file")
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode, posix={"mode"})
+
+
+async def set_rest(mount: Composed) -> None:
+    """utimensat and setxattr."""
+    inode = await mount._walk("file")
+    inode.mtime_ns = MTIME
+    mount.parts.attributes.changed(inode, posix={"mtime_ns"})
+    await set_xattr(mount, "color", "red")
+
+
+async def set_xattr(mount: Composed, name: str, value: str | None) -> None:
+    """setxattr."""
+    inode = await mount._walk("file")
+    inode.edits = inode.edits.with_metadata(name, value)
+    mount.parts.attributes.changed(inode, posix=())
+
+
+def shown(mount: Composed) -> tuple[int, int, int, str | None]:
+    """Mode, owner, time and one entry of metadata, as the mount shows them."""
+
+    async def ask() -> Inode:
+        return await mount._walk("file")
+
+    inode = mount.loop.run(ask)
+    return (
+        stat.S_IMODE(inode.mode),
+        inode.uid,
+        inode.mtime_ns,
+        mount.parts.attributes.known(inode).metadata.get("color"),
+    )
+
+
+def in_bucket(store: FakeStore) -> tuple[int, int, int, str | None]:
+    """As `shown`, of the object."""
+    found = store._stored["file"].object.properties.metadata
+    seconds, rest = found["mtime"].split(".")
+    return stat.S_IMODE(int(found["mode"])), int(found["uid"]), int(seconds + rest), found.get("color")
+
+
+def require(mount: Composed, store: FakeStore, wanted: tuple[int, int, int, str | None]) -> None:
+    """It is so at once, and in the bucket a while later, with all else that the object had."""
+    assert shown(mount) == wanted
+    mount.loop.passes(LONG)
+    assert shown(mount) == wanted
+    assert in_bucket(store) == wanted
+    assert mount.parts.pending == 0
+    assert store._stored["file"].acl == PUBLIC
+    properties = store._stored["file"].object.properties
+    assert (properties.headers.content_type, properties.metadata["kept"]) == ("text/x-test", "as it was")
+
+
+async def until(mount: Composed, store: Held, where: str) -> None:
+    """A first change has come as far as the copy, which is held."""
+    await set_mode(mount, 0o600)
+    getattr(store, where)["copy"] = trio.Event()
+
+
+@every_store
+@both_modes
+@pytest.mark.parametrize("where", ["before", "after"])
+@pytest.mark.parametrize("more", [True, False], ids=["and changed meanwhile", "alone"])
+def test_a_kill_while_the_copy_is_under_way(
+    tmp_path: Path, kind: str, durability: Durability, where: str, more: bool
+) -> None:
+    store = STORES[kind]()
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(partial(until, mount, store, where))
+        mount.loop.passes(3)
+        assert ("copy", "file") in store.reached
+        if more:
+            mount.loop.run(partial(set_rest, mount))
+        mount.crash()
+        getattr(store, where).clear()
+        mount.start()
+        require(mount, store, (0o600, 9, MTIME, "red") if more else (0o600, 9, 1_000_000_001, None))
+
+
+@every_store
+def test_a_copy_that_comes_after_its_process_has_died(tmp_path: Path, kind: str) -> None:
+    """The server goes on with a large copy for seconds: it is made when the next mount has written what came since."""
+    store = STORES[kind]()
+    used: list[Properties] = []
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(partial(until, mount, store, "before"))
+        mount.loop.passes(3)
+        (inode,) = mount.parts.attributes.dirty
+        used.extend(mount.parts.attributes._doubts.sent(inode))
+        mount.loop.run(partial(set_rest, mount))
+        mount.crash()
+        store.before.clear()
+        mount.start()
+        mount.loop.passes(5)
+        assert in_bucket(store) == (0o600, 9, MTIME, "red")
+        (late,) = used
+
+        async def come() -> None:
+            await store.copy("file", "file", properties=late, acl=PUBLIC)
+
+        mount.loop.run(come)
+        assert in_bucket(store) == (0o600, 9, 1_000_000_001, None), "it has undone what came since"
+        require(mount, store, (0o600, 9, MTIME, "red"))
+
+
+@both_modes
+def test_a_copy_without_an_answer_that_comes_after_the_next_one(tmp_path: Path, durability: Durability) -> None:
+    """As above, while the mount lives."""
+    store = Whole()
+    lost: list[Properties] = []
+
+    def lose(operation: str, key: str) -> None:
+        if operation == "copy" and not lost:
+            (inode,) = mount.parts.attributes.dirty
+            lost.extend(mount.parts.attributes._doubts.sent(inode))
+            raise StoreError(110, "copy 'file'", detail="no answer")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        store.fault = lose
+        mount.loop.run(partial(set_mode, mount, 0o600))
+        mount.loop.passes(3)
+        assert lost
+        mount.loop.run(partial(set_rest, mount))
+        mount.loop.passes(10)
+        assert in_bucket(store) == (0o600, 9, MTIME, "red")
+
+        async def come() -> None:
+            await store.copy("file", "file", properties=lost[0], acl=PUBLIC)
+
+        mount.loop.run(come)
+        require(mount, store, (0o600, 9, MTIME, "red"))
+
+
+@both_modes
+def test_what_another_client_changed_of_the_same_bytes_stays_beside_it(tmp_path: Path, durability: Durability) -> None:
+    """Ours are changes of single fields: its owner and its entry stay, our mode and entry are set upon them."""
+    store = Whole()
+
+    async def theirs() -> None:
+        found = dict(BEFORE.metadata) | {"uid": "77", "mtime": "5.000000000", "color": "blue", "their": "own"}
+        await store.put("file", b"body", Properties(BEFORE.headers, found), acl=PUBLIC)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(partial(until, mount, store, "before"))
+        mount.loop.run(partial(set_xattr, mount, "color", "red"))
+        mount.crash()
+        store.before.clear()
+        mount.loop.run(theirs)
+        mount.start()
+        require(mount, store, (0o600, 77, 5_000_000_000, "red"))
+        assert store._stored["file"].object.properties.metadata["their"] == "own"
+
+
+@both_modes
+@pytest.mark.parametrize("alive", [True, False], ids=["alive", "after a crash"])
+@pytest.mark.parametrize("theirs", [b"other bytes", None], ids=["replaced", "removed"])
+def test_only_another_clients_bytes_end_a_change_and_it_is_said(
+    tmp_path: Path, durability: Durability, alive: bool, theirs: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Whole()
+
+    async def come() -> None:
+        if theirs is None:
+            await FakeStore.delete(store, "file")
+        else:
+            await FakeStore.put(store, "file", theirs, Properties())
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(partial(set_mode, mount, 0o600))
+        if not alive:
+            mount.crash()
+        mount.loop.run(come)
+        if not alive:
+            mount.start()
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        assert mount.loop.run(mount.tree) == ({} if theirs is None else {"file": (theirs, 0o644)})
+        said = [one.getMessage() for one in caplog.records if "of the attributes of file is lost" in one.getMessage()]
+        assert len(said) == 1, "errors are in `sosfs status`"
+
+
+# Of a file that is being stored
+
+Steps = Callable[[Composed, Held, Handle], Awaitable[None]]
+
+
+async def _while_it_is_sent(mount: Composed, store: Held, handle: Handle) -> None:
+    store.after["put"] = trio.Event()
+    await mount.parts.contents.write(handle, 0, b"new")
+    await begun(mount, partial(_flushed, mount, handle))
+    assert ("put", "file") in store.reached
+    await set_mode(mount, 0o600)
+    await set_xattr(mount, "color", "red")
+
+
+async def _before_it_is_sent(mount: Composed, store: Held, handle: Handle) -> None:
+    store.after["put"] = trio.Event()
+    await mount.parts.contents.write(handle, 0, b"new")
+    await set_mode(mount, 0o600)
+    await set_xattr(mount, "color", "red")
+    await begun(mount, partial(_flushed, mount, handle))
+    assert ("put", "file") in store.reached
+
+
+async def _flushed(mount: Composed, handle: Handle) -> None:
+    await mount.parts.contents.flush(handle)
+
+
+@pytest.mark.parametrize("steps", [_while_it_is_sent, _before_it_is_sent])
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "rewritten"])
+def test_a_kill_when_the_file_was_stored_and_nobody_told(tmp_path: Path, steps: Steps, is_new: bool) -> None:
+    """In bucket mode a file that is being closed has no record of its bytes, and the bucket has another ETag by now."""
+    store = Whole()
+
+    async def work() -> None:
+        if is_new:
+            await mount.write("file", b"", flags=os.O_CREAT)
+        await steps(mount, store, await opened(mount))
+
+    with composed(store, tmp_path) as mount:
+        if not is_new:
+            mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert stored(store).startswith(b"new")
+        assert (shown(mount)[0], shown(mount)[3]) == (0o600, "red")
+        assert (in_bucket(store)[0], in_bucket(store)[3]) == (0o600, "red")
+        assert mount.parts.pending == 0
+
+
+@both_modes
+def test_a_change_of_a_file_that_is_being_written_outlives_the_bytes(tmp_path: Path, durability: Durability) -> None:
+    """The bytes were not closed and are lost; the chmod has returned, and is not. Nor has the file a new time."""
+    store = Whole()
+
+    async def work() -> None:
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"never closed")
+        await set_mode(mount, 0o600)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        mount.start()
+        require(mount, store, (0o600, 9, 1_000_000_001, None))
+        assert stored(store) == b"body"
+
+
+@both_modes
+@pytest.mark.parametrize("is_sent", [False, True], ids=["not sent", "under way"])
+def test_a_change_of_a_new_file_is_not_made_to_the_one_it_replaced(
+    tmp_path: Path, durability: Durability, is_sent: bool
+) -> None:
+    """It was renamed over another before it was ever closed: a kill leaves the other, as that one was."""
+    store = Whole()
+
+    async def work() -> None:
+        parent, name = await mount._parent("new")
+        handle = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+        await mount.parts.contents.write(handle, 0, b"never closed")
+        await mount.rename("new", "file")
+        if is_sent:
+            store.before["put"] = trio.Event()
+            mount.nursery.start_soon(mount.parts.commits.commit, handle.inode)
+            await trio.testing.wait_all_tasks_blocked()
+            assert ("put", "file") in store.reached
+        await set_mode(mount, 0o600)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        store.before.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"body", 0o644)}
+        assert store._stored["file"].object.properties == BEFORE
+
+
+@both_modes
+@pytest.mark.parametrize("where", ["not sent", "under way", "landed"])
+def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Durability, where: str) -> None:
+    """Who writes after it makes another time, which must not be left without those bytes."""
+    store = Whole()
+
+    async def work() -> None:
+        await set_rest(mount)
+        handle = await opened(mount)
+        if where == "landed":
+            store.after["put"] = trio.Event()
+        else:
+            store.before["put"] = trio.Event()
+        await mount.parts.contents.write(handle, 0, b"new")
+        await set_mode(mount, 0o600)
+        if where != "not sent":
+            mount.nursery.start_soon(mount.parts.commits.commit, handle.inode)
+            await trio.testing.wait_all_tasks_blocked()
+            assert ("put", "file") in store.reached
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        store.before.clear()
+        store.after.clear()
+        mount.start()
+        if where != "landed":
+            require(mount, store, (0o600, 9, MTIME, "red"))
+        else:
+            mount.loop.passes(LONG)
+            assert stored(store) == b"newy"
+            assert shown(mount)[::3] == in_bucket(store)[::3] == (0o600, "red")
+            assert in_bucket(store)[2] > MTIME, "the bytes that were written have the time of then"
+
+
+def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path) -> None:
+    """The copy has made another version of the same bytes: the commit that follows must not take it for another's."""
+    store = Whole()
+    lost: list[str] = []
+
+    async def lose(*_: object) -> None:
+        lost.append("copy")
+        raise StoreError(110, "copy 'file'", detail="no answer")
+
+    async def work() -> None:
+        await set_mode(mount, 0o600)
+
+    async def write() -> None:
+        handle = await opened(mount)
+        await mount.parts.contents.write(handle, 0, b"new")
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        inner = store._passing
+
+        async def passing(events: object, what: tuple[str, str]) -> None:
+            if events is store.after and what[0] == "copy" and not lost:
+                await lose()
+            await inner(events, what)  # type: ignore[arg-type]
+
+        store._passing = passing  # type: ignore[method-assign]
+        mount.loop.passes(3)
+        assert lost
+        mount.loop.run(write)
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"newy", 0o600)}
+        assert mount.parts.conflicts.kept == []
+
+
+# On a real mount
+
+
+@both_modes
+def test_kill_9_while_a_real_server_copies(mounter: Mounter, proxy: Proxy, durability: Durability) -> None:
+    """One copy is made and its answer lost; the other is made seconds after its process has died."""
+    drive = mounter(proxy.endpoint, "--durability", durability.value)
+    paths = [drive.here / name for name in ("made", "late")]
+    for path in paths:
+        path.write_bytes(b"body")
+        os.setxattr(path, "user.sos.acl", b"public-read")
+    proxy.reset()
+    proxy.inject(Hang(Moment.AFTER), on("COPY", key=drive.key(paths[0])), times=1)
+    proxy.inject(Delay(4.0), on("COPY", key=drive.key(paths[1])), times=1)
+    for path in paths:
+        path.chmod(0o600)
+    eventually(lambda: proxy.count("COPY") == 2)
+    for path in paths:
+        os.utime(path, ns=(MTIME, MTIME))
+        os.setxattr(path, "user.color", b"red")
+    time.sleep(0.5)  # the first is made, and would tell
+    drive.mount.kill()
+    drive.mount.start()
+
+    def require_all() -> None:
+        for path in paths:
+            found = path.stat()
+            assert (stat.S_IMODE(found.st_mode), found.st_mtime_ns) == (0o600, MTIME)
+            assert os.getxattr(path, "user.color") == b"red"
+
+    require_all()
+    late = next(one for one in proxy.requests if one.op == "COPY" and one.key == drive.key(paths[1]))
+    eventually(lambda: late.ended is not None)
+    drive.mount.remount()
+    require_all()
+    for path in paths:
+        assert drive.foreign.metadata(drive.key(path))["color"] == "red"
+        assert "all-users READ" in os.getxattr(path, "user.sos.acl").decode()

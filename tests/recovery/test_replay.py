@@ -1,0 +1,615 @@
+"""What the next mount does with what a crash left, and what it leaves alone: each guard by itself.
+
+In one process: the mount dies at a request that is held back, others change the bucket, and the next one begins.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+import tests.support.fake_store
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.s3.protocol import NOTHING, Acl, Canned, Grant, Headers, Properties
+from tests.support.composed import LONG, Composed, composed
+from tests.support.held import Held, begun, bodies, opened, put_all, stored
+
+JOURNAL = Durability.JOURNAL
+PART = 4096
+FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
+CARRIED = Properties(
+    Headers("text/plain", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"colour": "blue"}, "COLD"
+)
+
+
+def _object(store: Held, key: str = "file") -> Properties:
+    return store._stored[key].object.properties
+
+
+def _readers(store: Held, key: str) -> set[str]:
+    return {grant.grantee for grant in store._stored[key].acl.grants}
+
+
+def crashes(store: Held, base: Path, before: Callable[[Composed], Awaitable[None]], **options: Any) -> Any:
+    """A mount that has done `before` and died; `start` it again after what others do."""
+    made = composed(store, base, **options)
+    mount = made.__enter__()
+    mount.loop.run(partial(before, mount))
+    mount.crash()
+    store.before.clear()
+    store.after.clear()
+    store.errors.clear()
+    return made, mount
+
+
+async def _chmod(mount: Composed, path: str, mode: int = 0o600) -> None:
+    """chmod, which goes up a second later."""
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode)
+
+
+# Attributes
+
+
+@pytest.mark.parametrize("key", ["file", "d/"])
+def test_attributes_of_before_a_crash_keep_the_acl_and_all_else(tmp_path: Path, key: str) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await store.put(key, b"bytes" if key == "file" else b"", CARRIED, acl=FRIEND)
+        await _chmod(mount, key.rstrip("/"))
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.start()
+    found = _object(store, key)
+    assert int(found.metadata["mode"]) & 0o7777 == 0o600
+    assert found.metadata["colour"] == "blue"
+    assert found.headers == CARRIED.headers
+    assert found.storage_class == "COLD"
+    assert "friend" in _readers(store, key)
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("theirs", [b"theirs, longer", b"BYTES"])
+def test_attributes_of_before_a_crash_are_not_those_of_another_clients_version(tmp_path: Path, theirs: bytes) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file")
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.loop.run(partial(store.put, "file", theirs, Properties(Headers("image/png"), {"theirs": "yes"})))
+    mount.start()
+    assert stored(store) == theirs
+    assert dict(_object(store).metadata) == {"theirs": "yes"}
+    assert mount.loop.run(mount.tree) == {"file": (theirs, 0o644)}
+    made.__exit__(None, None, None)
+
+
+def test_attributes_of_what_another_client_removed_bring_nothing_back(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes", "other": b"other"})
+        await _chmod(mount, "file")
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.loop.run(partial(store.delete, "file"))
+    mount.start()
+    mount.loop.passes(5)
+    assert bodies(store) == {"other": b"other"}
+    made.__exit__(None, None, None)
+
+
+def test_a_directory_whose_name_holds_bytes_by_now_is_not_emptied(tmp_path: Path) -> None:
+    """Another client stored an object with bytes under the key of a marker: attributes must not cost them."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"})
+        await _chmod(mount, "d", 0o700)
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.loop.run(partial(store.put, "d/", b"bytes of another client", Properties()))
+    mount.start()
+    assert stored(store, "d/") == b"bytes of another client"
+    made.__exit__(None, None, None)
+
+
+def test_attributes_of_a_file_that_is_not_sent_yet_go_up_with_it(tmp_path: Path) -> None:
+    """Not before: they would change the version that the bytes are to replace."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await store.put("file", b"bytes", CARRIED, acl=FRIEND)
+        await _chmod(mount, "file")
+        await mount.write("file", b"B")
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    copies = store.calls["copy"]
+    mount.start()
+    assert store.calls["copy"] == copies
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert bodies(store) == {"file": b"Bytes"}
+    assert int(_object(store).metadata["mode"]) & 0o7777 == 0o600
+    assert _object(store).headers == CARRIED.headers
+    assert "friend" in _readers(store, "file")
+    made.__exit__(None, None, None)
+
+
+# Renames
+
+
+@pytest.mark.parametrize("at", ["of an older version", "after the copy", "after the copy, and changed since"])
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_rename_is_finished_with_all_that_the_objects_have(tmp_path: Path, what: str, at: str) -> None:
+    """One that has no copy yet is so only where no journal says it: it would be taken back."""
+    store, old, new = Held(), *(("file", "moved") if what == "file" else ("d/file", "e/file"))
+
+    async def before(mount: Composed) -> None:
+        if at == "of an older version":
+            mount._journal.add_rename(old.replace("/file", "/"), new.replace("/file", "/"))
+        else:
+            await store.put(old, b"bytes", CARRIED, acl=FRIEND)
+            store.before["delete" if what == "file" else "delete_many"] = trio.Event()
+            await begun(mount, partial(mount.rename, old.split("/")[0], new.split("/")[0]))
+            assert new in store._stored
+
+    made, mount = crashes(store, tmp_path, before)
+    if at != "after the copy":
+        if new in store._stored:
+            mount.loop.run(lambda: store.put(new, b"before it was changed", NOTHING))
+        mount.loop.run(lambda: store.put(old, b"bytes", CARRIED, acl=FRIEND))
+    mount.start()
+    assert bodies(store) == {new: b"bytes"}
+    assert _object(store, new).headers == CARRIED.headers
+    assert _object(store, new).metadata["colour"] == "blue"
+    assert _object(store, new).storage_class == "COLD"
+    assert "friend" in _readers(store, new)
+    made.__exit__(None, None, None)
+
+
+def test_a_rename_that_was_done_but_for_its_record_is_not_done_backwards(tmp_path: Path) -> None:
+    """The old key is gone and the new one is there: nothing is left to do, and nothing goes."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.after["delete", "file"] = trio.Event()
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        assert bodies(store) == {"moved": b"bytes"}
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.start()
+    assert bodies(store) == {"moved": b"bytes"}
+    assert mount.loop.run(mount.tree) == {"moved": (b"bytes", 0o644)}
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("operation", ["copy", "delete_many"])
+def test_a_rename_that_cannot_be_finished_keeps_the_mount_from_beginning_and_is_finished_later(
+    tmp_path: Path, operation: str
+) -> None:
+    store = Held()
+
+    def down(called: str, key: str) -> None:
+        if called == operation:
+            raise StoreError(errno.EIO, operation, detail="no answer")
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {f"d/{number}": b"%d" % number for number in range(5)})
+        store.before["delete_many"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert store.reached
+
+    made, mount = crashes(store, tmp_path, before)
+    del store._stored["e/3"]  # so that there is something to copy, too
+    store.fault = down
+    with pytest.raises(OSError):
+        mount.start()
+    mount.crash()
+    store.fault = None
+    found = bodies(store)
+    assert set(found.values()) == {b"%d" % number for number in range(5)}, "nothing is lost meanwhile"
+    mount.start()
+    assert bodies(store) == {f"e/{number}": b"%d" % number for number in range(5)}
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize(("at", "name"), [(("copy", "d/z"), "d"), ("delete_many", "e")], ids=["back", "finished"])
+def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(
+    tmp_path: Path, at: str | tuple[str, str], name: str
+) -> None:
+    """Bytes and attributes that were not sent when a crash cut a rename short: they follow the file."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/changed": b"old bytes", "d/chmod": b"c", "d/z": b"z"})
+        await mount.write("d/changed", b"new")
+        await mount.write("d/new", b"not sent", flags=os.O_CREAT)
+        await _chmod(mount, "d/chmod")
+        store.before[at] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert store.reached
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    expected = {"changed": b"new bytes", "new": b"not sent", "chmod": b"c", "z": b"z"}
+    assert bodies(store) == {f"{name}/{file}": body for file, body in expected.items()}
+    assert int(_object(store, f"{name}/chmod").metadata["mode"]) & 0o7777 == 0o600
+    made.__exit__(None, None, None)
+
+
+def test_a_rename_over_a_file_that_was_not_sent_displaces_what_was_written_to_that(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"a": b"from a", "b": b"old b"})
+        await mount.write("b", b"new")
+        store.after["copy"] = trio.Event()
+        await begun(mount, partial(mount.rename, "a", "b"))
+        assert store.reached
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert bodies(store) == {"b": b"from a"}
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("changed", [("write",), ("chmod",), ("write", "chmod"), ("chmod", "write")], ids="+".join)
+@pytest.mark.parametrize("over", ["stored", "written", "free"])
+def test_a_rename_of_a_changed_file_over_another_is_done_or_not(
+    tmp_path: Path, over: str, changed: tuple[str, ...]
+) -> None:
+    """The copy has attributes that the source's object has not yet, and is that of the rename all the same."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"a": b"from a"} | ({"b": b"old b"} if over != "free" else {}))
+        if over == "written":
+            await mount.truncate("b", 0)
+        for change in changed:
+            await (mount.write("a", b"FROM") if change == "write" else _chmod(mount, "a"))
+        store.after["copy"] = trio.Event()
+        await begun(mount, partial(mount.rename, "a", "b"))
+        assert store.reached
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    name = "b" if over != "free" else "a"
+    assert bodies(store) == {name: b"FROM a" if "write" in changed else b"from a"}
+    if "chmod" in changed:
+        assert int(_object(store, name).metadata["mode"]) & 0o7777 == 0o600
+    made.__exit__(None, None, None)
+
+
+# Drafts
+
+
+@pytest.mark.parametrize(("path", "size"), [("d/file", 10), ("file", 300_000)])
+def test_what_was_acknowledged_is_sent_by_the_next_mount_with_its_attributes(
+    tmp_path: Path, path: str, size: int
+) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        if "/" in path:
+            await mount.mkdir("d")
+        await mount.write(path, b"n" * size, flags=os.O_CREAT)
+        await mount.chmod(path, 0o640)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    assert mount.loop.run(mount.tree)[path] == (b"n" * size, 0o640), "it is there at once"
+    assert mount.parts.pending
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store, path) == b"n" * size
+    assert int(_object(store, path).metadata["mode"]) == 0o100640
+    assert mount.loop.run(partial(_rows, mount)) == 0
+    assert not list((mount._settings.state_dir / "spool").glob("*.spool"))
+    made.__exit__(None, None, None)
+
+
+async def _rows(mount: Composed) -> int:
+    return mount._journal.rows
+
+
+def test_what_another_client_stored_meanwhile_wins_and_ours_is_kept_beside(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        await mount.write("file", b"our")
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.loop.run(partial(store.put, "file", b"theirs", Properties()))
+    mount.start()
+    mount.loop.passes(5)
+    found = bodies(store)
+    assert found.pop("file") == b"theirs"
+    assert list(found.values()) == [b"our"]
+    made.__exit__(None, None, None)
+
+
+def test_bytes_that_are_damaged_do_not_replace_the_object(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 300_000})
+        await mount.write("file", b"n" * 300_000)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    (spool,) = (mount._settings.state_dir / "spool").glob("*.spool")
+    with spool.open("r+b") as file:
+        file.seek(150_000)
+        file.write(b"?")
+    mount.start()
+    mount.loop.passes(LONG)
+    assert stored(store) == b"o" * 300_000
+    made.__exit__(None, None, None)
+
+
+def test_a_spool_that_was_being_written_to_is_not_damage(tmp_path: Path) -> None:
+    """What was acknowledged is there, whatever of the later bytes is."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.write("file", b"a" * 300_000, flags=os.O_CREAT)
+        handle = await opened(mount, os.O_WRONLY)
+        await mount.parts.contents.write(handle, 100, b"b" * 200_000)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert list(bodies(store)) == ["file"]
+    assert stored(store) == b"a" * 100 + b"b" * 200_000 + b"a" * 99_900
+    made.__exit__(None, None, None)
+
+
+def test_a_cut_that_was_not_acknowledged_leaves_a_true_record(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.write("file", b"a" * 300_000, flags=os.O_CREAT)
+        handle = await opened(mount, os.O_WRONLY)
+        await mount.parts.contents.truncate(handle.inode, 1000)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert list(bodies(store)) == ["file"]
+    assert stored(store) in (b"a" * 300_000, b"a" * 1000)
+    made.__exit__(None, None, None)
+
+
+def test_only_spools_that_nobody_needs_are_removed(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.write("file", b"a" * 300_000, flags=os.O_CREAT)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    store.fault = _puts_fail
+    mount.start()
+    assert len(list((mount._settings.state_dir / "spool").glob("*.spool"))) == 1
+    mount.crash()
+    mount.start()
+    store.fault = None
+    mount.loop.passes(LONG)
+    assert stored(store) == b"a" * 300_000
+    made.__exit__(None, None, None)
+
+
+def _puts_fail(operation: str, key: str) -> None:
+    if operation == "put":
+        raise StoreError(errno.EIO, "put", detail="no answer")
+
+
+def test_a_file_where_a_directory_was_made_meanwhile_is_beside_it(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.write("name", b"of a file", flags=os.O_CREAT)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.loop.run(lambda: put_all(store, {"name/x": b"x"}))
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert bodies(store) == {"name": b"of a file", "name/x": b"x"}
+    assert mount.loop.run(mount.tree)["name/x"] == (b"x", 0o644)
+    made.__exit__(None, None, None)
+
+
+def test_what_was_stored_just_before_the_crash_is_not_stored_again(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        store.after["put"] = trio.Event()
+        await begun(mount, partial(mount.parts.commits.commit, await mount._walk("file")))
+        assert stored(store) == b"bytes"
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    puts = store.calls["put"]
+    mount.start()
+    assert mount.parts.pending == 0
+    mount.loop.passes(5)
+    assert store.calls["put"] == puts
+    assert bodies(store) == {"file": b"bytes"}
+    made.__exit__(None, None, None)
+
+
+# Multipart uploads that a crash interrupted
+
+
+async def _interrupted(mount: Composed, store: Held, body: bytes) -> None:
+    """A file in parts is up, but for the request that makes an object of them."""
+    await mount.write("file", body, flags=os.O_CREAT)
+    store.before["complete_multipart"] = trio.Event()
+    await begun(mount, partial(mount.parts.commits.commit, await mount._walk("file")))
+    assert store.reached
+    assert len(store._uploads) == 1
+
+
+def _body(parts: int, more: int = 0) -> bytes:
+    return b"".join(bytes([65 + number]) * PART for number in range(parts)) + b"z" * more
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tests.support.fake_store, "PART_MIN", 1)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("count", [70])
+def test_an_upload_goes_on_and_sends_no_part_again(tmp_path: Path, count: int) -> None:
+    store, body = Held(), _body(count, 5)
+    made, mount = crashes(
+        store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
+    )
+    sent = store.calls["upload_part"]
+    assert sent == count + 1
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == body
+    assert store.calls["upload_part"] == sent, "all parts were there"
+    assert store.calls["create_multipart"] == 1
+    assert not store._uploads
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("how", ["written over", "cut", "grown"])
+def test_parts_that_were_sent_of_other_bytes_are_sent_again(tmp_path: Path, how: str) -> None:
+    """The file was changed after its parts went up, was acknowledged, and the process died."""
+    store, body = Held(), _body(70, 5)
+    expected = {
+        "written over": body[: 3 * PART] + b"!" + body[3 * PART + 1 :],
+        "cut": body[: 66 * PART + 7],
+        "grown": body + b"more" * 100,
+    }[how]
+
+    async def before(mount: Composed) -> None:
+        await _interrupted(mount, store, body)
+        handle = await opened(mount, os.O_WRONLY)
+        if how == "cut":
+            await mount.parts.contents.truncate(handle.inode, len(expected))
+        elif how == "grown":
+            await mount.parts.contents.write(handle, len(body), b"more" * 100)
+        else:
+            await mount.parts.contents.write(handle, 3 * PART, b"!")
+        await mount.parts.contents.fsync(handle.inode)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
+    sent = store.calls["upload_part"]
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == expected
+    if how == "written over":
+        assert store.calls["upload_part"] == sent + 1
+    assert not store._uploads
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_the_server_forgot_is_begun_anew(tmp_path: Path) -> None:
+    store, body = Held(), _body(70, 5)
+    made, mount = crashes(
+        store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
+    )
+    store._uploads.clear()
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == body
+    assert mount.loop.run(partial(_uploads, mount)) == []
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_whose_file_became_small_or_was_removed_is_dropped(tmp_path: Path) -> None:
+    store, body = Held(), _body(70, 5)
+
+    async def before(mount: Composed) -> None:
+        await _interrupted(mount, store, body)
+        handle = await opened(mount, os.O_WRONLY)
+        await mount.parts.contents.truncate(handle.inode, 10)
+        await mount.parts.contents.fsync(handle.inode)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
+    mount.start()
+    assert not store._uploads
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == body[:10]
+    assert mount.loop.run(partial(_uploads, mount)) == []
+    made.__exit__(None, None, None)
+
+
+async def _uploads(mount: Composed) -> list[str]:
+    return [upload for upload, _, _ in mount._journal.uploads()]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_goes_on_has_the_attributes_of_now(tmp_path: Path) -> None:
+    """Those of a multipart upload are fixed at its beginning: what was changed since is written afterwards."""
+    store, body = Held(), _body(70, 5)
+
+    async def before(mount: Composed) -> None:
+        await _interrupted(mount, store, body)
+        await mount.chmod("file", 0o600)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
+    mount.start()
+    mount.loop.passes(10)
+    mount.loop.run(mount.settle)
+    assert stored(store) == body
+    assert int(_object(store).metadata["mode"]) == 0o100600
+    made.__exit__(None, None, None)
+
+
+def test_public_stays_public(tmp_path: Path) -> None:
+    """A canned ACL, and a file whose bytes and attributes were both changed before the crash."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await store.put("file", b"bytes", replace(CARRIED, storage_class=""))
+        await store.put_acl("file", Canned.PUBLIC_READ)
+        await mount.write("file", b"B")
+        await mount.chmod("file", 0o600)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    acl = store._stored["file"].acl
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == b"Bytes"
+    assert store._stored["file"].acl == acl
+    made.__exit__(None, None, None)

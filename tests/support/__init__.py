@@ -1,0 +1,1 @@
+"""Servers, proxies, mounts and stores that tests share, and the tests of these."""

@@ -1,0 +1,125 @@
+"""A store whose calls a test holds back, and the steps of an open file: for what falls between the steps of several."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.errors import StoreError
+from sosfs.files.open_file import Handle
+from sosfs.s3.protocol import Properties
+from tests.support.composed import TASK, Composed, composed
+from tests.support.fake_store import FakeStore
+
+PARTS = frozenset({"create_multipart", "upload_part", "copy_part", "complete_multipart"})
+HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}) | PARTS
+
+
+class Held(FakeStore):
+    """A store that holds calls back, by operation or by (operation, key), and fails some of them.
+
+    `before` they take effect, or `after`, until their event is set; `reached` tells which have come there.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.before: dict[str | tuple[str, str], trio.Event] = {}
+        self.after: dict[str | tuple[str, str], trio.Event] = {}
+        self.errors: dict[tuple[str, str], list[OSError]] = {}
+        self.lost: set[str] = set()  # keys whose next object is made without an answer
+        self.reached: set[tuple[str, str]] = set()
+
+    def __getattribute__(self, name: str) -> Any:
+        method = super().__getattribute__(name)
+        if name not in HELD:
+            return method
+
+        async def call(key: Any, *arguments: Any, **options: Any) -> Any:
+            what = name, key if isinstance(key, str) else next(iter(key), "")
+            await self._passing(self.before, what)
+            if self.errors.get(what):
+                raise self.errors[what].pop(0)
+            answer = await method(key, *arguments, **options)
+            if name in {"put", "complete_multipart"} and key in self.lost:
+                self.lost.remove(key)
+                raise StoreError(errno.EIO, f"{name} {key!r}", detail="no answer")
+            await self._passing(self.after, what)
+            return answer
+
+        return call
+
+    async def release(self) -> None:
+        """Lets everything go on, and nothing fail: a test that has failed must not keep its mount from ending."""
+        for event in (*self.before.values(), *self.after.values()):
+            event.set()
+        self.before, self.after, self.errors, self.fault = {}, {}, {}, None
+
+    async def _passing(self, events: Mapping[str | tuple[str, str], trio.Event], what: tuple[str, str]) -> None:
+        event = events.get(what, events.get(what[0]))
+        if event is not None:
+            self.reached.add(what)
+            await event.wait()
+
+
+@pytest.fixture
+def store() -> Held:
+    """The store of `mount`."""
+    return Held()
+
+
+@pytest.fixture
+def mount(tmp_path: Path, store: Held) -> Iterator[Composed]:
+    """A mount without a kernel whose requests can be held back."""
+    with composed(store, tmp_path) as mount:
+        yield mount
+        mount.loop.run(store.release)
+
+
+def stored(store: FakeStore, key: str = "file") -> bytes:
+    """The bytes of an object."""
+    return bytes(store._stored[key].body)
+
+
+def bodies(store: FakeStore) -> dict[str, bytes]:
+    """The bytes of all objects."""
+    return {key: stored(store, key) for key in store._stored}
+
+
+async def opened(mount: Composed, flags: int = os.O_RDWR, path: str = "file") -> Handle:
+    """A handle of a file that exists."""
+    return await mount.parts.contents.open(await mount._walk(path), flags, TASK)
+
+
+async def closed(mount: Composed, handle: Handle) -> None:
+    """What close(2) does. Raises what it does."""
+    try:
+        await mount.parts.contents.flush(handle)
+    finally:
+        await mount.parts.contents.release(handle)
+
+
+async def put_all(store: FakeStore, objects: Mapping[str, bytes]) -> None:
+    """What another client has stored."""
+    for key, body in objects.items():
+        await store.put(key, body, Properties())
+
+
+async def begun(mount: Composed, work: Callable[[], Awaitable[Any]]) -> None:
+    """Starts work, and returns when it waits for something."""
+    mount.nursery.start_soon(work)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def told(outcomes: dict[str, Any], what: str, work: Callable[[], Awaitable[Any]]) -> None:
+    """Notes under `what` what work returns, or its error."""
+    try:
+        outcomes[what] = await work()
+    except Exception as error:  # noqa: BLE001
+        outcomes[what] = repr(error)

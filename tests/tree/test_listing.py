@@ -1,0 +1,258 @@
+"""Listings and looks that were sent before something was done here, and are answered after it or beside it.
+
+In one process and without a kernel, for only so can each order be had.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import TTL
+from sosfs.files.open_file import Handle
+from sosfs.s3.protocol import Properties
+from tests.support.composed import Composed
+from tests.support.held import Held, bodies, closed, opened, put_all, told
+
+BIG = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_ls_of_the_parent_while_a_rename_ends(mount: Composed, store: Held, what: str) -> None:
+    """`mv a b` and `ls` at once: the server has removed the old key, its answer is on the way."""
+    objects = {"a": b"a" * 5000} if what == "file" else {"a/x": b"x", "a/y": b"y"}
+    mount.loop.run(lambda: put_all(store, {**objects, "z": b"z"}))
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        root = mount.parts.inodes.root
+        inode = await mount._walk("a")
+        inode.lookups += 1
+        if what == "directory":
+            await mount._walk("a/x")
+        held = ("delete", "a") if what == "file" else ("delete_many", "a/x")
+        store.after[held] = trio.Event()
+        mount.nursery.start_soon(told, outcomes, "rename", lambda: mount.rename("a", "b"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert held in store.reached
+        mount.loop._clock.jump(2 * TTL)
+
+        async def ls() -> None:
+            await mount.parts.listings.complete(root)
+
+        mount.nursery.start_soon(told, outcomes, "ls", ls)
+        await trio.testing.wait_all_tasks_blocked()
+        store.after[held].set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(begin)
+    assert outcomes == {"rename": None, "ls": None}
+
+
+def test_a_scan_of_the_tree_while_a_directory_is_renamed(mount: Composed, store: Held) -> None:
+    """`mv old new` and `find` at once."""
+    mount.loop.run(lambda: put_all(store, {"old/a": b"a", "old/b": b"b", "z/z": b"z"}))
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        root = mount.parts.inodes.root
+        await mount._walk("old/a")
+        mount.loop._clock.jump(1)
+        store.before["copy", "old/b"] = trio.Event()
+        mount.nursery.start_soon(told, outcomes, "rename", lambda: mount.rename("old", "new"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("copy", "old/b") in store.reached and "new/a" in bodies(store)
+        mount.loop._clock.jump(1)
+        store.after["list", ""] = trio.Event()
+        scan = mount.parts.listings.begin_scan(root)
+        assert scan is not None
+        mount.nursery.start_soon(told, outcomes, "scan", scan)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("list", "") in store.reached
+        store.before["copy", "old/b"].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes["rename"] is None
+        held = store.after.pop(("list", ""))
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(begin)
+    assert outcomes == {"rename": None, "scan": None}
+    assert sorted(bodies(store)) == ["new/a", "new/b", "z/z"]
+
+    async def look() -> None:
+        assert sorted(await mount.tree()) == ["new", "new/a", "new/b", "z", "z/z"]
+
+    mount.loop.run(look)
+
+
+def test_a_listing_on_its_way_when_the_first_file_of_a_directory_lands(mount: Composed, store: Held) -> None:
+    """This mount alone: `d` has no marker; `d/new` is open, `rm d/old`; `ls /` is sent, `close`, `ls` is answered."""
+    handles: list[Handle] = []
+    mount.loop.run(lambda: put_all(store, {"d/old": b"old", "top": b"t"}))
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        directory = await mount._walk("d")
+        handles.append(await mount._opened(directory, b"new", os.O_CREAT | os.O_WRONLY))
+        handles[0].inode.lookups += 1
+        directory.lookups += 1
+        await mount.parts.contents.write(handles[0], 0, b"of d")
+        await mount.unlink("d/old")
+
+    async def end() -> None:
+        store.after["list", ""] = trio.Event()
+        root = mount.parts.inodes.root
+
+        async def ls() -> None:
+            await mount.parts.listings.complete(root)
+
+        mount.nursery.start_soon(told, outcomes, "ls", ls)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("list", "") in store.reached
+        await mount.parts.contents.flush(handles[0])
+        await mount.parts.contents.release(handles[0])
+        store.after["list", ""].set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(begin)
+    mount.loop.passes(2 * TTL)
+    mount.loop.run(end)
+    found = bodies(store)
+    assert found["d/new"] == b"of d"
+
+    async def look() -> None:
+        assert "d/new" in await mount.tree()
+
+    mount.loop.run(look)
+
+
+def test_chmod_of_a_large_file_and_ls_at_once(mount: Composed, store: Held) -> None:
+    """The copy has another ETag than the upload in parts had; a listing sent before it is answered after it."""
+    outcomes: dict[str, Any] = {}
+    mount.loop.run(lambda: put_all(store, {"top": b"t"}))
+
+    async def make() -> None:
+        upload = await store.create_multipart("file", Properties())
+        part = await store.upload_part("file", upload, 1, b"x" * 6000)
+        await store.complete_multipart("file", upload, [part])
+
+    mount.loop.run(make)
+
+    async def go() -> None:
+        handle = await opened(mount, os.O_RDWR, "file")
+        inode = handle.inode
+        inode.lookups += 1
+        assert inode.version is not None
+        before = inode.version.etag
+        mount.loop._clock.jump(2 * TTL)
+        await mount.parts.attributes.learn(inode)
+        store.after["list", ""] = trio.Event()
+        root = mount.parts.inodes.root
+
+        async def ls() -> None:
+            await mount.parts.listings.complete(root)
+
+        mount.nursery.start_soon(told, outcomes, "ls", ls)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("list", "") in store.reached
+        inode.mode = 0o100600
+        mount.parts.attributes.changed(inode)
+        await mount.parts.attributes.settle(inode)
+        assert inode.version.etag != before, "the same etag"
+        store.after["list", ""].set()
+        await trio.testing.wait_all_tasks_blocked()
+        await told(outcomes, "write", lambda: mount.parts.contents.write(handle, 0, b"more"))
+        await told(outcomes, "close", lambda: closed(mount, handle))
+
+    mount.loop.run(go)
+    mount.loop.passes(10)
+    assert outcomes == {"ls": None, "write": 4, "close": None}, outcomes
+
+
+def test_stat_of_the_old_name_in_a_large_directory_while_it_is_renamed(mount: Composed, store: Held) -> None:
+    mount.loop.run(lambda: put_all(store, {f"{at:03}": b"x" for at in range(300)} | {"a": b"a" * 5000}))
+    outcomes: dict[str, Any] = {}
+
+    async def go() -> None:
+        root = mount.parts.inodes.root
+        inode = await mount._walk("a")
+        inode.lookups += 1
+        store.after["delete", "a"] = trio.Event()
+        mount.nursery.start_soon(told, outcomes, "rename", lambda: mount.rename("a", "b"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("delete", "a") in store.reached
+        mount.loop._clock.jump(2 * TTL)
+        mount.nursery.start_soon(told, outcomes, "stat", lambda: mount.parts.namespace.lookup(root, b"a"))
+        await trio.testing.wait_all_tasks_blocked()
+        store.after["delete", "a"].set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(go)
+    assert outcomes["rename"] is None, outcomes
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_read_of_a_file_that_is_changed_while_it_is_renamed(mount: Composed, store: Held, what: str) -> None:
+    """Open for reading and writing, one byte written; the old key is gone and the answer on its way."""
+    mount.loop.run(lambda: put_all(store, {"d/f": BIG, "z": b"z"}))
+    outcomes: dict[str, Any] = {}
+
+    async def go() -> None:
+        handle = await opened(mount, os.O_RDWR, "d/f")
+        await mount.parts.contents.write(handle, 0, b"!")
+        held = ("delete", "d/f") if what == "file" else ("delete_many", "d/f")
+        store.after[held] = trio.Event()
+        pair = ("d/f", "d/g") if what == "file" else ("d", "e")
+        mount.nursery.start_soon(told, outcomes, "rename", lambda: mount.rename(*pair))
+        await trio.testing.wait_all_tasks_blocked()
+        assert held in store.reached
+
+        async def read() -> int:
+            return len(bytes(await mount.parts.contents.read(handle, 900000, 4096)))
+
+        mount.nursery.start_soon(told, outcomes, "read", read)
+        await trio.testing.wait_all_tasks_blocked()
+        store.after[held].set()
+        await trio.testing.wait_all_tasks_blocked()
+        await told(outcomes, "close", lambda: closed(mount, handle))
+
+    mount.loop.run(go)
+    mount.loop.passes(10)
+    assert outcomes == {"rename": None, "read": 4096, "close": None}, outcomes
+    name = "d/g" if what == "file" else "e/f"
+    assert bodies(store)[name] == b"!" + BIG[1:]
+
+
+@pytest.mark.parametrize("theirs", [None, b"theirs" * 1000])
+@pytest.mark.parametrize("how", ["rm", "mv"])
+def test_rm_of_what_the_listing_for_the_marker_shows_gone(
+    mount: Composed, store: Held, theirs: bytes | None, how: str
+) -> None:
+    """`rm d/f`, looked up a moment ago, the only one of a directory without marker; another client was there first."""
+    mount.loop.run(lambda: put_all(store, {"d/f": b"ours", "top": b"t"}))
+    outcomes: dict[str, Any] = {}
+
+    async def go() -> None:
+        directory = await mount._walk("d")
+        inode = await mount._walk("d/f")
+        inode.lookups += 1
+        mount.loop._clock.jump(TTL * 0.6)
+        inode.checked = trio.current_time()  # a stat
+        if theirs is None:
+            await store.delete("d/f")
+        else:
+            await put_all(store, {"d/f": theirs})
+        mount.loop._clock.jump(TTL * 0.6)
+        if how == "rm":
+            await told(outcomes, "rm", lambda: mount.parts.namespace.unlink(directory, b"f"))
+        else:
+            root = mount.parts.inodes.root
+            await told(outcomes, "rm", lambda: mount.parts.renames.rename(directory, b"f", root, b"g", replace=True))
+
+    mount.loop.run(go)
+    assert outcomes["rm"] is None or "AssertionError" not in outcomes["rm"], outcomes

@@ -1,0 +1,43 @@
+"""Whatever programs do while requests are held back, fail, or lose their answer: nothing is lost, nothing is left.
+
+`turmoil` has the rules. `SOSFS_FUZZ_RUNS` sets how many runs there are for each durability, `SOSFS_FUZZ_SEED` the seed
+of the first one; `make fuzz` does many. A run that fails tells its seed and its steps: with that seed and one run it
+happens again, and what was logged is shown too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+import traceback
+from pathlib import Path
+
+import pytest
+
+from sosfs.config.parameters import Durability
+from tests.support.turmoil import turmoil
+
+RUNS = int(os.environ.get("SOSFS_FUZZ_RUNS", "80"))  # for each durability
+SEED = int(os.environ.get("SOSFS_FUZZ_SEED", "1"))
+MEMORY = "/dev/shm"  # a crash here is one of the process: no disk has to be waited for
+
+
+def story(seed: int, durability: Durability) -> str:
+    """What was done and went wrong in a run; "" where nothing did."""
+    with tempfile.TemporaryDirectory(dir=MEMORY) as base, turmoil(seed, durability, Path(base)) as run:
+        try:
+            run.run()
+        except Exception as error:  # noqa: BLE001
+            return "\n".join([f"seed {seed}: {error!r}", *run.log, *traceback.format_exception(error)])
+    return ""
+
+
+@pytest.mark.promise(3)
+@pytest.mark.timeout(60 + RUNS)
+@pytest.mark.parametrize("durability", Durability)
+def test_what_was_acknowledged_stays_whatever_happens(durability: Durability, caplog: pytest.LogCaptureFixture) -> None:
+    if RUNS > 1:
+        caplog.set_level(logging.CRITICAL, logger="sosfs")
+    stories = [story(seed, durability) for seed in range(SEED, SEED + RUNS)]
+    assert not any(stories), "\n\n".join(filter(None, stories))
