@@ -34,8 +34,8 @@ WINGS = (
     "disk",
     "s3",
     "ipc",
-    "config",
     "log",
+    "config",
     "concurrency",
     "errors",
     "__init__",
@@ -43,7 +43,7 @@ WINGS = (
 
 # Libraries that only these modules, or those in these wings, may import.
 ONLY = {
-    "pyfuse3": {"fuse", "daemon.mount", "daemon.service", "buckets.routing", "buckets.root_directory"},
+    "pyfuse3": {"fuse", "daemon.mount", "daemon.service", "buckets"},
     "boto3": set[str](),
     "botocore": {"s3.signed_request", "s3.bucket_settings", "s3.object_urls", "config.aws_profiles"},
     "pycurl": {"s3.transport"},

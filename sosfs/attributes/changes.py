@@ -22,17 +22,21 @@ from sosfs.attributes.revalidation import Learning, is_new
 from sosfs.attributes.unanswered_copies import Doubts
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
+from sosfs.config.choices import Canned
 from sosfs.disk.reserve import Need
-from sosfs.files.draft import Draft
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
 from sosfs.metadata import system_headers, user_metadata
 from sosfs.metadata.edits import NO_EDITS, POSIX
 from sosfs.s3.http_headers import check_properties
-from sosfs.s3.protocol import Canned, Object, ObjectStore, Properties
-from sosfs.tree.directory import Merger
-from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.s3.protocol import (
+    Object,
+    ObjectStore,
+    Properties,
+)
+from sosfs.tree.inodes import DraftState, Inode, Inodes, Known
 from sosfs.tree.listing import Listings
+from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import Gate
 
 log = logging.getLogger(__name__)
@@ -302,7 +306,7 @@ class Changes(Learning):
         return [f"attributes of {_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
 
 
-def _outlives(inode: Inode, draft: Draft) -> bool:
+def _outlives(inode: Inode, draft: DraftState) -> bool:
     """Whether a change of a file that is being written holds without its bytes: the bucket has the file, or will.
 
     What a new file was renamed over is in the bucket under its name, and another one.

@@ -19,8 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 
 from sosfs.cache.blocks import Spawn
-from sosfs.tree.directory import Directory
-from sosfs.tree.inodes import Inode, Known
+from sosfs.tree.inodes import Directory, Inode, Known
 from sosfs.tree.listing import Listings
 
 log = logging.getLogger(__name__)

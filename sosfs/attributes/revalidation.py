@@ -18,12 +18,20 @@ from sosfs.attributes.prefetch import Foresight
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, Spawn
 from sosfs.concurrency.interrupt import waited
+from sosfs.config.choices import Canned
 from sosfs.errors import Cause, StoreError
 from sosfs.metadata import user_metadata
-from sosfs.s3.protocol import Acl, Canned, Detail, Object, ObjectStore, Properties, Version
-from sosfs.tree.directory import Merger
+from sosfs.s3.protocol import (
+    Acl,
+    Detail,
+    Object,
+    ObjectStore,
+    Properties,
+    Version,
+)
 from sosfs.tree.inodes import Inode, Inodes, Known
 from sosfs.tree.listing import Listings
+from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import Gate
 
 log = logging.getLogger(__name__)

@@ -24,6 +24,7 @@ from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.concurrency.backoff import Retries
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
+from sosfs.config.choices import Canned
 from sosfs.config.parameters import Durability
 from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal
@@ -32,10 +33,18 @@ from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.copying import copy_object
 from sosfs.s3.preconditions import look, stale
-from sosfs.s3.protocol import Acl, Canned, Detail, Guard, ObjectStore, Properties, Right, Version
-from sosfs.tree.directory import Merger, stored
-from sosfs.tree.inodes import Inode, Inodes
+from sosfs.s3.protocol import (
+    Acl,
+    Detail,
+    Guard,
+    ObjectStore,
+    Properties,
+    Right,
+    Version,
+)
+from sosfs.tree.inodes import Inode, Inodes, stored
 from sosfs.tree.listing import Listings
+from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import Gate
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What commands have a mount of all buckets do, bucket by bucket: decided here and only here.
+"""What commands have a mount of all buckets do, bucket by bucket.
 
 The first name of a path is its bucket; the root stands for all. A bucket is entered to be warmed; to drop what is
 known of one that nobody has entered there is nothing to do. One bucket comes after the other, so that what is in
@@ -12,25 +12,42 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from sosfs.buckets.bucket_list import Roster
+from sosfs.buckets.member import Member
+from sosfs.filesystem.bucket import Served
 from sosfs.filesystem.warm import NAMED
 from sosfs.ipc.commands import Names, Tell, Told, Work
-
-if TYPE_CHECKING:
-    from sosfs.buckets.member import Member
-    from sosfs.buckets.registry import Buckets
+from sosfs.s3.protocol import Bucket
 
 ERRANDS = ("warm", "drop")
 NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
 
 
-def works(buckets: Buckets) -> Mapping[str, Work]:
+class Members(Protocol):
+    """The buckets of a mount, as far as its commands need them: `registry.Buckets`."""
+
+    @property
+    def roster(self) -> Roster:
+        """Which buckets the account has."""
+
+    def known(self, bucket: Bucket) -> Member:
+        """The member for a bucket of the roster."""
+
+    async def find(self, name: str) -> Member:
+        """The bucket of that name. Raises ENOENT."""
+
+    async def entered(self, member: Member) -> Served:
+        """The bucket, served from now on."""
+
+
+def works(buckets: Members) -> Mapping[str, Work]:
     """The errands by name."""
     return {errand: partial(_run, buckets, errand) for errand in ERRANDS}
 
 
-async def _run(buckets: Buckets, errand: str, paths: Sequence[Names], tell: Tell) -> Told:
+async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell) -> Told:
     total: Told = {}
     for member, inner in await _by_bucket(buckets, paths):
         served = await buckets.entered(member) if errand == "warm" else member.served
@@ -39,7 +56,7 @@ async def _run(buckets: Buckets, errand: str, paths: Sequence[Names], tell: Tell
     return total or dict(NOTHING_DROPPED)
 
 
-async def _by_bucket(buckets: Buckets, paths: Sequence[Names]) -> Iterable[tuple[Member, list[Names]]]:
+async def _by_bucket(buckets: Members, paths: Sequence[Names]) -> Iterable[tuple[Member, list[Names]]]:
     found: dict[Member, list[Names]] = {}
     for path in paths:
         if path:

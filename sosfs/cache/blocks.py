@@ -27,7 +27,7 @@ from cachetools import LRUCache
 from sosfs.cache.block_fetch import Disk, Fetching, wrong
 from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
 from sosfs.concurrency.interrupt import waited
-from sosfs.s3.checksums import Verify
+from sosfs.config.choices import Verify
 from sosfs.s3.protocol import ObjectStore, Slice
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms

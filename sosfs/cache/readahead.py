@@ -23,7 +23,7 @@ import trio
 from sosfs.cache.block_fetch import wrong
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Run, Source
 from sosfs.cache.verification import Verdict, Verification
-from sosfs.daemon.bdi import READ_AHEAD
+from sosfs.config.parameters import READ_AHEAD
 
 WINDOW_FIRST = 512 << 10
 WINDOW_MAX = 32 << 20

@@ -36,9 +36,13 @@ import trio
 from cachetools import LRUCache
 
 from sosfs.concurrency.threads import LOCAL
+from sosfs.config.choices import Verify
 from sosfs.errors import StoreError
 from sosfs.s3 import checksums
-from sosfs.s3.checksums import Checksum, Digest, Verify
+from sosfs.s3.checksums import (
+    Checksum,
+    Digest,
+)
 from sosfs.s3.protocol import Detail, Object
 
 T = TypeVar("T")

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sosfs.config import values
+from sosfs.config.choices import Canned, Verify
 from sosfs.config.values import Kind
 from sosfs.config.zones import NOWHERE, Naming, Place
-from sosfs.s3.checksums import Verify
-from sosfs.s3.protocol import Canned
 
 T = TypeVar("T")
 
@@ -40,6 +39,9 @@ TTL = 10.0  # seconds; as long as an NFS client trusts what it may not be told o
 
 class SettingError(ValueError):
     """A parameter that is unknown or has a value that it cannot have, in words for the user."""
+
+
+READ_AHEAD = 4096  # KiB that the kernel reads ahead; with its default of 128 a stream is capped at 0.5 GB/s
 
 
 class Exclusive(Enum):

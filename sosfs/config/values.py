@@ -18,7 +18,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from sosfs.s3.protocol import PART_MAX, PART_MIN
+from sosfs.config.choices import (
+    PART_MAX,
+    PART_MIN,
+)
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)

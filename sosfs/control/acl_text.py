@@ -18,8 +18,12 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 
+from sosfs.config.choices import Canned
 from sosfs.control.rejected_texts import BadText
-from sosfs.s3.protocol import Acl, Canned, Grant
+from sosfs.s3.protocol import (
+    Acl,
+    Grant,
+)
 
 ALL_USERS = "http://acs.amazonaws.com/groups/global/AllUsers"
 AUTHENTICATED_USERS = "http://acs.amazonaws.com/groups/global/AuthenticatedUsers"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import trio
 
+from sosfs.config.parameters import READ_AHEAD
+
 log = logging.getLogger(__name__)
 
 PAUSES = (0.05, 0.5, 5.0)  # seconds
-READ_AHEAD = 4096  # KiB; with the kernel's default of 128 a stream is capped at 0.5 GB/s
 
 
 def read_ahead_file(mountpoint: Path) -> Path | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 from functools import partial
+from typing import Protocol
 
 import trio
 
@@ -30,22 +31,27 @@ from sosfs.files.conflict import Conflicts
 from sosfs.files.debounce import Resting
 from sosfs.files.draft import Draft, State
 from sosfs.files.draft_records import Records
-from sosfs.files.open_file import Content
+from sosfs.files.open_file import Content, opened
 from sosfs.files.spool import INLINE, DamagedSpool
 from sosfs.files.upload import Announce, Truncated, Upload, Uploader, etag_of
 from sosfs.journal.journal import Journal
-from sosfs.namespace.deletions import Deletions
 from sosfs.s3 import recognition
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import Acl, Detail, Guard, Object, Properties, Right, Version
-from sosfs.tree.directory import stored
-from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.inodes import Inode, Inodes, Known, stored
 from sosfs.tree.subtree_lock import Gate
 
 log = logging.getLogger(__name__)
 
 SENDERS = 16  # drafts going up in the background
 RETRY_FIRST, RETRY_MAX = 5.0, 300.0  # seconds between tries
+
+
+class PendingDeletes(Protocol):
+    """The deletes of keys that were asked for and may not have been answered."""
+
+    async def settle(self, key: str) -> None:
+        """Returns once no delete of `key` is under way; raises OSError where one cannot be done."""
 
 
 class Commits:
@@ -56,7 +62,7 @@ class Commits:
         inodes: Inodes,
         uploader: Uploader,
         attributes: Attributes,
-        deletions: Deletions,
+        deletions: PendingDeletes,
         gate: Gate,
         conflicts: Conflicts,
         journal: Journal,
@@ -87,7 +93,7 @@ class Commits:
 
     async def save(self, inode: Inode) -> None:
         """Keeps the promise of close and fsync for a changed file. Raises what prevents it."""
-        content = inode.content
+        content = opened(inode)
         if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
             return
         content.draft.require_whole()
@@ -104,7 +110,7 @@ class Commits:
 
     async def _keep(self, inode: Inode) -> None:
         """Records a draft that could not be sent, so that it survives this process."""
-        content = inode.content
+        content = opened(inode)
         if content is None or content.draft is None or not content.draft.is_sendable or inode.parent is None:
             return
         try:
@@ -121,7 +127,7 @@ class Commits:
 
     async def commit(self, inode: Inode) -> None:
         """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then."""
-        if (content := inode.content) is None:
+        if (content := opened(inode)) is None:
             return
         async with content.lock:
             draft = content.draft
@@ -194,7 +200,7 @@ class Commits:
 
     async def ascertain(self, inode: Inode) -> None:
         """Which version the bucket has of a file is known afterwards, though the answer to our request was lost."""
-        if (content := inode.content) and content.draft and content.going:
+        if (content := opened(inode)) and content.draft and content.going:
             await self.recognise(inode, content.draft, content.going[0], *content.late)
 
     def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
@@ -281,7 +287,7 @@ class Commits:
 
     def send_later(self, inode: Inode) -> None:
         """Lets a task bring the draft into the bucket, as often as it takes."""
-        content = inode.content
+        content = opened(inode)
         if content is not None and not content.sending:
             content.sending = True
             size = content.draft.local.total if content.draft is not None else 0
@@ -312,7 +318,7 @@ class Commits:
             self._backlog.fell(size)
         if content.writers == 0:
             await self.let_go(inode, content)
-        if inode.opens == 0 and content.draft is None and inode.content is content:  # not one begun while this rested
+        if inode.opens == 0 and content.draft is None and opened(inode) is content:  # not one begun while this rested
             inode.content = None
 
     async def wait_for_room(self, limit: int) -> None:
@@ -334,7 +340,7 @@ class Commits:
         self._hurry = True
 
         async def send(inode: Inode) -> None:
-            content = inode.content
+            content = opened(inode)
             try:
                 await self.commit(inode)
             except OSError as error:

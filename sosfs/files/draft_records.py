@@ -21,7 +21,7 @@ from sosfs.attributes.writeback import Attributes
 from sosfs.errors import FULL
 from sosfs.files.draft import Draft
 from sosfs.files.extents import Extents
-from sosfs.files.open_file import Content
+from sosfs.files.open_file import Content, draft_of, opened
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import Ranges, SavedDraft
 from sosfs.tree.inodes import Inode, Inodes
@@ -75,8 +75,8 @@ class Records:
 
     async def displaces(self, inode: Inode, target: Inode) -> None:
         """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError."""
-        content = inode.content
-        if content is not None and content.draft is not None and target.content is not None and target.content.row:
+        content, over = opened(inode), opened(target)
+        if content is not None and content.draft is not None and over is not None and over.row:
             await self.save(inode, content, content.draft)
 
     def _write(self, inode: Inode, content: Content, draft: Draft, *, size: int, synced: Ranges) -> None:
@@ -105,7 +105,7 @@ class Records:
 
     def moved(self, inode: Inode) -> None:
         """A rename changed the key, or what the bucket must hold: the record follows, and says no more of the bytes."""
-        content, draft = inode.content, inode.content.draft if inode.content is not None else None
+        content, draft = opened(inode), draft_of(inode)
         if content is None or draft is None or not content.row:
             return
         if draft.recorded == draft.serial or not draft.spool.on_disk:
@@ -133,7 +133,7 @@ class Records:
 
     def changed(self, inode: Inode) -> None:
         """The user changed attributes: the record has them from now on, and says nothing new of the bytes."""
-        content = inode.content
+        content = opened(inode)
         if content is None or content.draft is None or not content.row:
             return  # not recorded yet, as where they are set before the close (cp -p)
         change = partial(
@@ -169,7 +169,7 @@ class Records:
 
     def touched(self, inode: Inode) -> None:
         """A recorded draft is about to be written to."""
-        content = inode.content
+        content = opened(inode)
         draft = content.draft if content is not None else None
         if content is None or draft is None or not content.row:
             return
@@ -180,7 +180,7 @@ class Records:
 
     def cut(self, inode: Inode) -> None:
         """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
-        content = inode.content
+        content = opened(inode)
         if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
             change = partial(_cut, content.draft.size, _going(content, content.draft))
             self._journal.alter_draft(content.row, change)

@@ -15,7 +15,7 @@ import logging
 from sosfs.attributes.writeback import Attributes
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State
-from sosfs.files.open_file import Content
+from sosfs.files.open_file import Content, draft_of, opened
 from sosfs.files.page_cache import Pages
 from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
@@ -37,7 +37,7 @@ class Discards:
 
     async def discard(self, inode: Inode) -> None:
         """Gives up what a file has that the bucket lacks, if bytes of it are missing."""
-        content = inode.content
+        content = opened(inode)
         if content is None or content.draft is None or not content.draft.refused:
             return
         async with content.lock:
@@ -61,7 +61,7 @@ class Discards:
 
     async def hide(self, inode: Inode) -> None:
         """A file that is about to be given up is looked up anew by whoever wants it."""
-        draft = inode.content.draft if inode.content is not None else None
+        draft = draft_of(inode)
         if draft is not None and draft.refused and inode.parent is not None and inode.version is None:
             await self._pages.forget_name(inode.parent, inode.name)
 

@@ -24,7 +24,7 @@ from sosfs.files.base_fetch import Filling
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State, fresh
 from sosfs.files.failed_writes import Discards
-from sosfs.files.open_file import Handle, content_of
+from sosfs.files.open_file import Handle, content_of, draft_of, opened
 from sosfs.files.page_cache import Pages
 from sosfs.files.prefetch import Succession
 from sosfs.files.spool import SpoolArea
@@ -121,7 +121,7 @@ class Contents:
                 self._commits.send_later(inode)  # pages of a mapping may come after the last close
             else:
                 await self._commits.let_go(inode, content)
-        if inode.opens == 0 and content.draft is None and inode.content is content:
+        if inode.opens == 0 and content.draft is None and opened(inode) is content:
             inode.content = None
 
     async def flush(self, handle: Handle) -> None:
@@ -188,7 +188,7 @@ class Contents:
 
     def require_name(self, inode: Inode) -> None:
         """Raises ESTALE for a file that another client replaced or removed since its name was looked up."""
-        if inode.is_left_behind and (inode.content is None or inode.content.draft is None):
+        if inode.is_left_behind and draft_of(inode) is None:
             raise OSError(errno.ESTALE, "another client replaced or removed it")
 
     async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
@@ -283,8 +283,9 @@ class Contents:
 
     def time_given(self, inode: Inode) -> None:
         """The user set the modification time: the next commit stores exactly that."""
-        if inode.content is not None:
-            inode.content.times_given = True
+        content = opened(inode)
+        if content is not None:
+            content.times_given = True
 
     # Moving and leaving the tree
 
@@ -294,7 +295,7 @@ class Contents:
 
     def moved(self, inode: Inode) -> None:
         """A rename gave the inode another key, and its object there a new version with the same bytes."""
-        content = inode.content
+        content = opened(inode)
         if content is None:
             return
         if inode.version is not None:
@@ -304,8 +305,9 @@ class Contents:
     def replaces(self, inode: Inode, version: Version) -> None:
         """A rename put a file that is not in the bucket yet over one that is."""
         inode.version = version
-        if inode.content is not None and inode.content.draft is not None:
-            inode.content.draft.expected = version
+        draft = draft_of(inode)
+        if draft is not None:
+            draft.expected = version
         self.records.moved(inode)
 
     @asynccontextmanager
@@ -314,7 +316,7 @@ class Contents:
 
         Its draft is kept, and nobody sends it, until that is done: what fails or is cut short loses nothing.
         """
-        content = inode.content
+        content = opened(inode)
         if content is None or (inode.opens == 0 and content.draft is None):
             yield
             return
@@ -329,7 +331,7 @@ class Contents:
 
     def left(self, inode: Inode) -> None:
         """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""
-        content = inode.content
+        content = opened(inode)
         if content is not None and content.draft is not None:
             content.draft.state = State.ORPHAN
             self.records.forget(content)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 from sosfs.cache.blocks import Source
 from sosfs.cache.readahead import Stream
@@ -78,8 +79,20 @@ class Handle:
         self.task = task  # the process that opened it
 
 
+def opened(inode: Inode) -> Content | None:
+    """The inode's content; None where it is neither open nor waiting to be stored."""
+    return cast("Content | None", inode.content)
+
+
+def draft_of(inode: Inode) -> Draft | None:
+    """The inode's draft; None where nothing of it has been changed here."""
+    content = opened(inode)
+    return None if content is None else content.draft
+
+
 def content_of(inode: Inode) -> Content:
     """The inode's content, made if need be."""
-    if inode.content is None:
-        inode.content = Content()
-    return inode.content
+    content = opened(inode)
+    if content is None:
+        content = inode.content = Content()
+    return content

@@ -25,6 +25,7 @@ import trio
 from sosfs.cache.blocks import BLOCK, Run, Source, Spawn
 from sosfs.cache.verification import Verification
 from sosfs.concurrency.interrupt import waited
+from sosfs.files.open_file import opened
 from sosfs.tree.inodes import Inode, Inodes
 
 log = logging.getLogger(__name__)
@@ -148,7 +149,7 @@ class Pages:
 
     def _may_give(self, inode: Inode, source: Source) -> bool:
         """Whether the kernel's pages of the inode are of this version, and nobody can be writing to them."""
-        content = inode.content
+        content = opened(inode)
         return (
             self._inodes.find(inode.number) is inode
             and inode.pages == source.etag

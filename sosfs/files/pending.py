@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from sosfs.files.draft import Draft
-from sosfs.files.open_file import Content
+from sosfs.files.open_file import Content, opened
 from sosfs.tree.inodes import Inode
 
 
@@ -23,7 +23,7 @@ def waiting(inodes: Iterable[Inode]) -> list[str]:
 
 def _unsent(inodes: Iterable[Inode]) -> Iterator[tuple[Inode, Content, Draft]]:
     for inode in inodes:
-        content = inode.content
+        content = opened(inode)
         if inode.parent is None or content is None or content.draft is None or not content.draft.is_dirty:
             continue
         yield inode, content, content.draft

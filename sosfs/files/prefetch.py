@@ -22,8 +22,7 @@ from functools import partial
 
 from sosfs.attributes.writeback import Attributes
 from sosfs.cache.blocks import BLOCK, Blocks, Source, Spawn
-from sosfs.tree.directory import Directory
-from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.inodes import Directory, Inode, Inodes, Known
 from sosfs.tree.listing import Listings
 
 log = logging.getLogger(__name__)

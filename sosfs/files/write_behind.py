@@ -28,7 +28,7 @@ import trio
 from sosfs.errors import FULL
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State
-from sosfs.files.open_file import Content
+from sosfs.files.open_file import Content, draft_of, opened
 from sosfs.files.spool import SPILL, SpoolArea
 from sosfs.files.upload import Upload, Uploader
 from sosfs.tree.inodes import Inode, Inodes
@@ -85,7 +85,7 @@ class Writeback:
         try:
             return await self._write(inode, offset, data)
         except OSError as error:
-            draft = inode.content.draft if inode.content is not None else None
+            draft = draft_of(inode)
             if draft is not None and error.errno not in (errno.EFBIG, errno.ESTALE):
                 draft.refused.add(offset, offset + len(data))
             raise
@@ -111,7 +111,7 @@ class Writeback:
 
     async def _stored(self, inode: Inode, draft: Draft, offset: int, data: bytes | memoryview) -> OSError | None:
         """None once it is in the draft, or what the disk says that has no room. Raises what else it says."""
-        before, upload = draft.size, inode.content.upload if inode.content is not None else None
+        before, upload = draft.size, _upload_of(inode)
         try:
             self._commits.records.touched(inode)
             await draft.write(offset, data)
@@ -121,7 +121,7 @@ class Writeback:
             return error
         if inode is self._last:
             self._went_on = trio.current_time()
-        if upload is not None and inode.content is not None and inode.content.upload is upload:
+        if upload is not None and _upload_of(inode) is upload:
             upload.written(min(before, offset), offset + len(data))
         return None
 
@@ -143,7 +143,8 @@ class Writeback:
         """Whether an inode is the one whose writer goes on where room is tight; it is from now on if none other is."""
         last = self._last
         if last is not inode:
-            is_writing = last in self._commits.drafts and last is not None and last.content and last.content.writers
+            content = opened(last) if last is not None and last in self._commits.drafts else None
+            is_writing = content is not None and content.writers
             if is_writing and max(self._began, self._went_on) > now - IDLE:
                 return False
             self._last, self._began = inode, now
@@ -179,7 +180,7 @@ class Writeback:
         """Frees what is here and in the bucket too, or the `first` parts of files. Whether there was any."""
         freed = False
         for inode in self._commits.drafts:
-            content = inode.content
+            content = opened(inode)
             draft = content.draft if content is not None else None
             if content is None or draft is None:
                 continue
@@ -193,14 +194,14 @@ class Writeback:
     async def _sends(self) -> None:
         """Lets full parts of all that is being written go up."""
         for inode in list(self._commits.drafts):
-            content = inode.content
+            content = opened(inode)
             if content is not None and content.draft is not None and content.writers and inode.parent is not None:
                 await self._follow(inode, content, content.draft, content.draft.size)
 
     def _is_under_way(self, inode: Inode) -> bool:
         """Whether parts, whole files or the bytes of another writer that goes on are on their way off this disk."""
         for other in self._commits.drafts:
-            content = other.content
+            content = opened(other)
             if content is not None and content.draft is not None:
                 is_behind = content.upload is not None and content.upload.is_behind
                 if is_behind or content.draft.is_committing:
@@ -210,7 +211,7 @@ class Writeback:
 
     def _has_company(self, inode: Inode) -> bool:
         """Whether other drafts hold room that may come free."""
-        others = (other.content.draft for other in self._commits.drafts if other is not inode and other.content)
+        others = (draft_of(other) for other in self._commits.drafts if other is not inode)
         return any(draft is not None and draft.local for draft in others)
 
     async def _relieve(self, inode: Inode, draft: Draft, refusal: OSError) -> None:
@@ -258,8 +259,8 @@ class Writeback:
 
     async def gather(self, inode: Inode, start: int, stop: int) -> None:
         """The bytes `[start, stop)` of a file can be read, and cut, afterwards. Raises what keeps the whole back."""
-        while inode.content is not None and inode.content.draft is not None:
-            if not await self._gathers(inode, inode.content.draft, start, stop):
+        while (draft := draft_of(inode)) is not None:
+            if not await self._gathers(inode, draft, start, stop):
                 return
 
     async def _gathers(self, inode: Inode, draft: Draft, start: int, stop: int) -> bool:
@@ -281,3 +282,8 @@ class Writeback:
             yield
         finally:
             self._uploader.keeping -= 1
+
+
+def _upload_of(inode: Inode) -> Upload | None:
+    content = opened(inode)
+    return None if content is None else content.upload

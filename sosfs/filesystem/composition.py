@@ -40,9 +40,9 @@ from sosfs.recovery.refused_changes import Resumption
 from sosfs.recovery.replay import Adoption, Replay
 from sosfs.recovery.spool import Reclaim
 from sosfs.s3.protocol import ObjectStore
-from sosfs.tree.directory import Merger
 from sosfs.tree.inodes import ROOT, Defaults, Inodes
 from sosfs.tree.listing import Listings
+from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import Gate
 
 

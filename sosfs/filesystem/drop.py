@@ -21,6 +21,7 @@ import trio
 from sosfs.cache.attributes import AttributeCache, place_of
 from sosfs.cache.blocks import Blocks
 from sosfs.files.commits import Commits
+from sosfs.files.open_file import opened
 from sosfs.files.page_cache import Kernel, Pages
 from sosfs.fuse.negative_entries import Absences
 from sosfs.ipc.commands import Names, Tell, Told
@@ -93,7 +94,7 @@ class Dropping:
     async def _let_go(self) -> None:
         """Drafts that are in the bucket already, and wait for no more than the task that sent them."""
         for inode in list(self._commits.drafts):
-            content = inode.content
+            content = opened(inode)
             if content is not None and not content.writers and not content.lock.taken:
                 await self._commits.let_go(inode, content)
 
@@ -130,7 +131,7 @@ class Dropping:
         found.directories.add(inode.number)
 
     def _inode(self, inode: Inode, found: _Found) -> None:
-        key, content = self._inodes.key(inode), inode.content
+        key, content = self._inodes.key(inode), opened(inode)
         version = inode.version
         named = {(key, version.etag, version.size)} if version is not None and not inode.is_directory else set()
         if inode.is_directory:

@@ -12,8 +12,7 @@ import pyfuse3
 import trio
 
 from sosfs.fuse.negative_entries import Absences
-from sosfs.tree.directory import Directory
-from sosfs.tree.inodes import Inode, Known
+from sosfs.tree.inodes import Directory, Inode, Known
 
 BLOCK_SIZE = 4096  # bytes
 CAPACITY = 1 << 50  # bytes that statfs shows: a bucket has no size

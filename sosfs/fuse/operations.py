@@ -37,8 +37,14 @@ from sosfs.namespace.deletions import Deletions
 from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename import Renames
 from sosfs.tree import keys
-from sosfs.tree.directory import Directory, Reading, ended
-from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.inodes import (
+    Directory,
+    Inode,
+    Inodes,
+    Known,
+    Reading,
+    ended,
+)
 
 log = logging.getLogger(__name__)
 

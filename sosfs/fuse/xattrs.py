@@ -28,6 +28,7 @@ from sosfs.control import acl_text
 from sosfs.control.object_acl import Sharing
 from sosfs.control.rejected_texts import Rejections
 from sosfs.files.draft import State
+from sosfs.files.open_file import draft_of
 from sosfs.metadata import system_headers, user_metadata, xattr_encoding
 from sosfs.metadata.edits import Edits
 from sosfs.s3.http_headers import STANDARD, check_properties
@@ -162,7 +163,7 @@ class Xattrs:
 
     async def _sha256(self, inode: Inode) -> str:
         """What the server has verified and recorded; metadata of that name may speak of bytes written over since."""
-        draft = inode.content.draft if inode.content is not None else None
+        draft = draft_of(inode)
         found = await self._object(inode, Detail.CHECKSUM)
         if not found.sha256 or (draft is not None and draft.is_dirty):
             raise _absent()
@@ -187,7 +188,7 @@ class Xattrs:
 
     async def _state(self, inode: Inode) -> str:
         """clean: as in the bucket; dirty: not yet; uploading: on its way; conflict: ours is kept beside another's."""
-        draft = inode.content.draft if inode.content is not None else None
+        draft = draft_of(inode)
         if draft is not None and draft.state is State.COMMITTING:
             return "uploading"
         if inode.attributes_dirty or (draft is not None and draft.is_dirty):

@@ -24,8 +24,7 @@ from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename_rollback import Undoing
 from sosfs.s3.protocol import KEY_MAX, Guard, ObjectStore
 from sosfs.tree import keys
-from sosfs.tree.directory import Directory
-from sosfs.tree.inodes import SYMLINK_MAX, Inode
+from sosfs.tree.inodes import SYMLINK_MAX, Directory, Inode
 from sosfs.tree.subtree_lock import Gate
 
 

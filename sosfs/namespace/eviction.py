@@ -22,8 +22,7 @@ import trio
 from sosfs.attributes.writeback import Attributes
 from sosfs.cache.blocks import Spawn
 from sosfs.files.page_cache import Kernel
-from sosfs.tree.directory import Directory
-from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.inodes import Directory, Inode, Inodes
 from sosfs.tree.listing import Listings
 
 log = logging.getLogger(__name__)

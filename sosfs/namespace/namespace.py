@@ -27,10 +27,17 @@ from sosfs.namespace.deletions import Deletions
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import DELETE_MAX, KEY_MAX, Listed, Object, ObjectStore, Version
 from sosfs.tree import keys
-from sosfs.tree.directory import PENDING, Directory, Merger, is_unsent
-from sosfs.tree.inodes import Inode, Inodes, held
+from sosfs.tree.inodes import (
+    PENDING,
+    Directory,
+    Inode,
+    Inodes,
+    held,
+    is_unsent,
+)
 from sosfs.tree.keys import Form
 from sosfs.tree.listing import Listings
+from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import Gate
 
 RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name

@@ -30,8 +30,7 @@ from sosfs.namespace.rename_copies import Move, Moves, below_first, listed_under
 from sosfs.namespace.rename_rollback import Undoing
 from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from sosfs.tree import keys
-from sosfs.tree.directory import PENDING
-from sosfs.tree.inodes import Inode
+from sosfs.tree.inodes import PENDING, Inode
 from sosfs.tree.subtree_lock import Gate
 
 AT_ONCE = 32

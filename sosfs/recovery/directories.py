@@ -6,9 +6,9 @@ Concurrency: trio thread only; runs before the kernel's first request.
 from __future__ import annotations
 
 from sosfs.namespace.namespace import Namespace
-from sosfs.tree.directory import Merger
 from sosfs.tree.inodes import Inode
 from sosfs.tree.keys import Form, name_of
+from sosfs.tree.listing_merge import Merger
 
 
 class Places:

@@ -19,8 +19,7 @@ from sosfs.journal.rows import SavedAttributes
 from sosfs.namespace.deletions import Deletions, Outcome
 from sosfs.namespace.namespace import Namespace
 from sosfs.recovery.directories import Places
-from sosfs.tree.directory import PENDING
-from sosfs.tree.inodes import Inode
+from sosfs.tree.inodes import PENDING, Inode
 from sosfs.tree.keys import Form, name_of
 
 log = logging.getLogger(__name__)

@@ -17,11 +17,11 @@ from hashlib import md5
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+from sosfs.config.choices import Canned, Verify
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.s3 import reachability, recognition
 from sosfs.s3.batch_delete import remove_all
 from sosfs.s3.capabilities import Abilities, Quoting, probe
-from sosfs.s3.checksums import Verify
 from sosfs.s3.content_md5 import Digests
 from sosfs.s3.dispatch import Limits, Sender
 from sosfs.s3.endpoint import S3Target
@@ -33,7 +33,6 @@ from sosfs.s3.protocol import (
     UNKNOWN,
     Acl,
     Body,
-    Canned,
     Check,
     Condition,
     Conditions,

@@ -21,6 +21,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
+from sosfs.config.choices import Canned
 from sosfs.config.credentials import Credentials
 from sosfs.errors import SERVER_FAILED, StoreError, from_s3, unanswered
 from sosfs.s3 import certificate_authorities, retries
@@ -28,7 +29,10 @@ from sosfs.s3.dispatch import Sender
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import bare_etag, modified
 from sosfs.s3.listing_answers import SIZE_MAX
-from sosfs.s3.protocol import Acl, Canned, Slice
+from sosfs.s3.protocol import (
+    Acl,
+    Slice,
+)
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Patience
 from sosfs.s3.xml import ParseError, fields, refusal_of, root_of

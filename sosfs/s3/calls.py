@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 from sosfs.concurrency.interrupt import Interrupt
+from sosfs.config.choices import Canned
 from sosfs.config.credentials import Credentials
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.s3 import listing_answers, xml
@@ -30,7 +31,6 @@ from sosfs.s3.object_answers import RangeAnswer, described
 from sosfs.s3.protocol import (
     Acl,
     Body,
-    Canned,
     Detail,
     Failure,
     Object,

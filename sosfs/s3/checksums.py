@@ -11,19 +11,11 @@ import zlib
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from types import MappingProxyType
 from typing import Protocol
 
 # Their names in headers and sizes in bytes (API reference, "Checksum"); the first that is told is the cheapest.
 SIZES: Mapping[str, int] = MappingProxyType({"crc64nvme": 8, "crc32c": 4, "crc32": 4, "sha1": 20, "sha256": 32})
-
-
-class Verify(Enum):
-    """Which bytes are compared with the checksums that the server gives."""
-
-    ALL = "all"  # what is read and what is written
-    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)

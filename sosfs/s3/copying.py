@@ -9,14 +9,27 @@ Concurrency: trio thread only.
 from __future__ import annotations
 
 import errno
+from typing import Protocol
 
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
-from sosfs.journal.multipart_uploads import Multiparts
 from sosfs.s3.protocol import PUT_MAX, Acl, Detail, Guard, ObjectStore, Part, Properties, Version
 
 PART = 512 << 20  # bytes of one UploadPartCopy: 4 TiB in 8,192 parts
 AT_ONCE = 8
+
+
+class UploadsBegun(Protocol):
+    """Who sees to it that each multipart upload that is begun also ends."""
+
+    async def begin(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
+        """As `ObjectStore.create_multipart`."""
+
+    async def abort(self, key: str, upload_id: str) -> object:
+        """As `ObjectStore.abort_multipart`, but it does not raise."""
+
+    def ended(self, upload_id: str) -> None:
+        """The upload has become an object."""
 
 
 async def copy_object(
@@ -28,7 +41,7 @@ async def copy_object(
     properties: Properties | None = None,
     storage_class: str | None = None,
     acl: Acl | None = None,
-    multiparts: Multiparts | None = None,
+    multiparts: UploadsBegun | None = None,
 ) -> Version:
     """Copies `version` of `source`; the target gets `acl` and `properties` (None: the source's, in `storage_class`).
 
@@ -74,7 +87,7 @@ async def _copy_parts(
     version: Version,
     properties: Properties,
     acl: Acl | None,
-    multiparts: Multiparts | None,
+    multiparts: UploadsBegun | None,
 ) -> Version:
     begin = multiparts.begin if multiparts is not None else store.create_multipart
     abort = multiparts.abort if multiparts is not None else store.abort_multipart

@@ -19,6 +19,7 @@ from email.utils import parsedate_to_datetime
 from hashlib import md5
 from urllib.parse import quote
 
+from sosfs.config.choices import Canned
 from sosfs.errors import StoreError
 from sosfs.s3 import checksums
 from sosfs.s3.protocol import (
@@ -26,7 +27,6 @@ from sosfs.s3.protocol import (
     METADATA_MAX,
     Acl,
     Body,
-    Canned,
     Headers,
     Object,
     Part,

@@ -18,14 +18,13 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Protocol
 
+from sosfs.config.choices import Canned
 from sosfs.errors import StoreError
 from sosfs.s3.checksums import Checksum
 
 Body = bytes | bytearray | memoryview
 OnRepeat = Callable[[str], object]
 
-PART_MIN = 5 << 20  # bytes; every part but the last (S3 and SOS limits)
-PART_MAX = 5 << 30
 PARTS_MAX = 10_000
 PUT_MAX = 5 << 30  # one PUT, and one CopyObject
 OBJECT_MAX = 4 << 40  # SOS, "Limits and quotas"
@@ -109,17 +108,6 @@ class Acl:
     def is_private(self) -> bool:
         """Whether this is what any new object gets: its owner's FULL_CONTROL and no more."""
         return all(g.grantee == self.owner and g.permission == "FULL_CONTROL" for g in self.grants)
-
-
-class Canned(Enum):
-    """The ACLs that have a name (SOS "ACL"; the last two for objects only). The server makes grants of them."""
-
-    PRIVATE = "private"
-    PUBLIC_READ = "public-read"
-    PUBLIC_READ_WRITE = "public-read-write"
-    AUTHENTICATED_READ = "authenticated-read"
-    BUCKET_OWNER_READ = "bucket-owner-read"
-    BUCKET_OWNER_FULL_CONTROL = "bucket-owner-full-control"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,8 +22,14 @@ import trio
 from sosfs.cache.blocks import Spawn
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import ObjectStore, Page
-from sosfs.tree.directory import Directory, Merger, Pass, Reading
-from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.inodes import (
+    Directory,
+    Inode,
+    Inodes,
+    Pass,
+    Reading,
+)
+from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_listing import Scan
 from sosfs.tree.subtree_lock import Gate
 

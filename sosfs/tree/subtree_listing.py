@@ -16,9 +16,9 @@ import trio
 
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Listed, ObjectStore, Page
-from sosfs.tree.directory import Directory, Merger
-from sosfs.tree.inodes import Inode, Inodes
+from sosfs.tree.inodes import Directory, Inode, Inodes
 from sosfs.tree.keys import name_of
+from sosfs.tree.listing_merge import Merger
 
 PAGES = 20  # of 1,000 keys: what a walk gets ahead by, and about 10 MB of memory
 

@@ -22,9 +22,10 @@ from sosfs.cache.disk_blocks import DiskCache
 from sosfs.cache.readahead import Stream
 from sosfs.cache.verification import MISSES, WHOLE, Verdict
 from sosfs.concurrency.tasks import Background
+from sosfs.config.choices import Verify
 from sosfs.errors import StoreError
 from sosfs.s3 import checksums
-from sosfs.s3.checksums import Checksum, Verify
+from sosfs.s3.checksums import Checksum
 from sosfs.s3.protocol import Condition, Detail, Guard, Object, Properties, Slice, Version
 from sosfs.s3.upload_check import DamagedWrite, object_arrived
 from tests.conftest import Mounter

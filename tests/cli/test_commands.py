@@ -245,7 +245,8 @@ class TestMount:
     def test_fallback_log_is_beside_the_socket(self, desk: Desk) -> None:
         """Where there is no system log, as in a container."""
         code = (
-            "import sys; from pathlib import Path; from sosfs.daemon import launch as daemon; daemon.SYSTEM_LOG = Path('/nonexistent');"
+            "import sys; from pathlib import Path; from sosfs.daemon import launch as daemon;"
+            "daemon.SYSTEM_LOG = Path('/nonexistent');"
             f"from sosfs.config.parameters import Settings; s = Settings('b', '', Path({str(desk.path)!r}));"
             "print(daemon.log_place(s)); daemon._log_to(*daemon._daemon_handler(s), s);"
             "daemon.log.warning('it is written')"

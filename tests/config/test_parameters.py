@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 
 from sosfs.cli import option_table
 from sosfs.config import parameters, values
+from sosfs.config.choices import Canned, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
-from sosfs.s3.checksums import Verify
-from sosfs.s3.protocol import Canned
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
 README = Path(__file__).resolve().parents[2] / "README.md"

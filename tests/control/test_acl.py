@@ -14,9 +14,13 @@ from botocore.exceptions import ClientError
 from hypothesis import given
 from hypothesis import strategies as some
 
+from sosfs.config.choices import Canned
 from sosfs.control import acl_text
 from sosfs.control.rejected_texts import BadText
-from sosfs.s3.protocol import Acl, Canned, Grant
+from sosfs.s3.protocol import (
+    Acl,
+    Grant,
+)
 from tests.conftest import Mounter
 from tests.support.drive import Drive, eventually, fails
 from tests.support.faults import Hang

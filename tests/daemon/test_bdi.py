@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sosfs.daemon.bdi import READ_AHEAD, read_ahead_file
+from sosfs.config.parameters import READ_AHEAD
+from sosfs.daemon.bdi import read_ahead_file
 from tests.conftest import Mounter
 from tests.support.waiting import until
 

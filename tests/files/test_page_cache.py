@@ -16,9 +16,9 @@ from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Run, Source
 from sosfs.cache.readahead import FILLING, REGION_MAX, Stream
 from sosfs.cache.verification import Verifier
 from sosfs.concurrency.tasks import Background
+from sosfs.config.choices import Verify
 from sosfs.files.open_file import content_of
 from sosfs.files.page_cache import Pages
-from sosfs.s3.checksums import Verify
 from sosfs.s3.protocol import Version
 from sosfs.tree.inodes import Defaults, Inode, Inodes
 from sosfs.tree.keys import Form

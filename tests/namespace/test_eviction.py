@@ -10,7 +10,7 @@ import pytest
 
 from sosfs.namespace.eviction import Shedding
 from sosfs.s3.protocol import Properties
-from sosfs.tree.directory import Reading
+from sosfs.tree.inodes import Reading
 from tests.conftest import Mounter
 from tests.support.composed import LONG, composed
 from tests.support.drive import Drive, eventually, status

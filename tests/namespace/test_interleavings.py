@@ -20,7 +20,7 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.s3.protocol import Headers, Page, Properties
-from sosfs.tree.directory import Reading
+from sosfs.tree.inodes import Reading
 from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails

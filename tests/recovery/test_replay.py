@@ -19,9 +19,16 @@ import trio
 import trio.testing
 
 import tests.support.fake_store
+from sosfs.config.choices import Canned
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
-from sosfs.s3.protocol import NOTHING, Acl, Canned, Grant, Headers, Properties
+from sosfs.s3.protocol import (
+    NOTHING,
+    Acl,
+    Grant,
+    Headers,
+    Properties,
+)
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, opened, put_all, stored
 

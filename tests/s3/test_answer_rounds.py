@@ -17,9 +17,18 @@ from pathlib import Path
 import pytest
 import trio
 
+from sosfs.config.choices import Canned
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.bucket import S3Store
-from sosfs.s3.protocol import Acl, Canned, Conditions, Failure, Grant, Guard, Properties, Version
+from sosfs.s3.protocol import (
+    Acl,
+    Conditions,
+    Failure,
+    Grant,
+    Guard,
+    Properties,
+    Version,
+)
 from tests.conftest import Mounter
 from tests.support.drive import sync, tree
 from tests.support.faults import INGRESS, LOGIN, Action, Answer, CutResponse, Page, Reset

@@ -14,11 +14,19 @@ import pytest
 import trio
 from trio.testing import trio_test
 
+from sosfs.config.choices import PART_MIN
 from sosfs.config.credentials import Credentials
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.endpoint import S3Target
-from sosfs.s3.protocol import PART_MIN, Conditions, Detail, Guard, Headers, Properties, Version
+from sosfs.s3.protocol import (
+    Conditions,
+    Detail,
+    Guard,
+    Headers,
+    Properties,
+    Version,
+)
 from sosfs.s3.signed_request import SignedHttp
 from tests.support.faults import Action, Answer, CutRequest, CutResponse, Hang, Moment, Reset, Throttle
 from tests.support.processes import free_port

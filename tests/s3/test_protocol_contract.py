@@ -16,14 +16,16 @@ import pytest
 import trio
 from trio.testing import trio_test
 
+from sosfs.config.choices import (
+    PART_MIN,
+    Canned,
+)
 from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.protocol import (
     KEY_MAX,
     METADATA_MAX,
-    PART_MIN,
     Acl,
-    Canned,
     Check,
     Conditions,
     Detail,

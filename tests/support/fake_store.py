@@ -19,16 +19,18 @@ from types import MappingProxyType
 
 import trio
 
+from sosfs.config.choices import (
+    PART_MIN,
+    Canned,
+)
 from sosfs.errors import StoreError
 from sosfs.s3.http_headers import check_key, check_properties, joined_etag
 from sosfs.s3.protocol import (
     DELETE_MAX,
     NOTHING,
-    PART_MIN,
     PARTS_MAX,
     Acl,
     Body,
-    Canned,
     Check,
     Condition,
     Detail,

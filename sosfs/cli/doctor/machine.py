@@ -15,9 +15,8 @@ from rich import filesize
 
 import sosfs
 from sosfs.cli.doctor.findings import Finding, Verdict
-from sosfs.config.parameters import Durability, Settings
+from sosfs.config.parameters import READ_AHEAD, Durability, Settings
 from sosfs.daemon import mountpoint
-from sosfs.daemon.bdi import READ_AHEAD
 from sosfs.daemon.launch import one_line
 from sosfs.daemon.mountpoint import Mount, MountState, StartError
 from sosfs.ipc import status

@@ -13,12 +13,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from sosfs.cli.doctor.findings import Finding, Verdict
+from sosfs.config.choices import Canned
 from sosfs.config.parameters import Settings
 from sosfs.control.acl_text import AUTHENTICATED_USERS, same
 from sosfs.errors import Cause, StoreError
 from sosfs.s3 import capabilities, scratch_key
 from sosfs.s3.calls import SignedLane
-from sosfs.s3.protocol import Canned, Headers, Listed, Properties
+from sosfs.s3.protocol import (
+    Headers,
+    Listed,
+    Properties,
+)
 
 BODY = b"sosfs"
 STORED = Properties(Headers(cache_control="no-store"), {"probe": "stored"})

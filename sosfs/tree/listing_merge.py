@@ -1,32 +1,23 @@
-"""The entries of one directory and how a listing is merged into them.
+"""How the pages of a listing are merged into a directory.
 
-A `Pass` is one walk through a directory's keys, page by page; readers of a directory share the newest
-pass and remember only an index into its names, which are appended to and never moved: what comes and goes
-meanwhile makes no reader skip or repeat a name. What this mount did after a pass began is newer than what its pages
-say, so `touched` names are left as they are; entries that a finished pass did not show are gone.
+What this mount did after a pass began is newer than what its pages say, so `touched` names are left as they are;
+entries that a finished pass did not show are gone.
 
-Concurrency: trio thread only; `lock` makes one task at a time ask for the next page.
+Concurrency: trio thread only, without an await.
 """
 
 from __future__ import annotations
 
-import math
 import stat
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 
-import trio
-
 from sosfs.cache.attributes import AttributeCache, Remembered
-from sosfs.concurrency.locks import Turns
 from sosfs.metadata.user_metadata import NS, read
 from sosfs.s3.paging import is_ordered
 from sosfs.s3.protocol import NOTHING, UNKNOWN, Page, Properties, Version
-from sosfs.tree.inodes import SYMLINK_MAX, Inode, Inodes, Known
+from sosfs.tree.inodes import SYMLINK_MAX, Directory, Inode, Inodes, Known, Pass, is_unsent
 from sosfs.tree.keys import Form, name_of
-
-PENDING = math.inf
 
 
 @lru_cache(64)
@@ -52,134 +43,6 @@ def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
         return
     inode.known = Known.NAME if listed.size <= SYMLINK_MAX and not inode.is_directory else Known.SIZE
     inode.whole, inode.acl_private_until = False, 0.0
-
-
-class Pass:
-    """One walk through a directory's keys."""
-
-    __slots__ = ("after", "done", "edge", "names", "places", "prefix", "reach", "started", "token", "tokens")
-
-    def __init__(self, prefix: str) -> None:
-        self.prefix = prefix  # the directory's key
-        self.names: list[bytes] = []
-        self.places: dict[bytes, int] = {}  # of the names in `names`
-        self.token = ""  # that the next page begins with, or, after a rename, the key
-        self.tokens: set[str] = set()  # all that pages had: none comes twice
-        self.after = ""
-        self.reach = ""  # every key up to this one has been shown
-        self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
-        self.done = False
-        self.started = trio.current_time()
-
-    def follow(self, prefix: str) -> None:
-        """The directory has this key now: the pass goes on where it is, for tokens of another prefix mean nothing."""
-        if prefix != self.prefix:
-            self.reach = prefix + self.reach[len(self.prefix) :] if self.reach else ""
-            self.prefix, self.token, self.after = prefix, "", self.reach
-
-    def show(self, name: bytes) -> None:
-        """Makes a name visible to the readers of this pass."""
-        if name not in self.places:
-            self.places[name] = len(self.names)
-            self.names.append(name)
-
-
-def ended() -> Pass:
-    """A pass of a directory that has been removed: there is nothing in it."""
-    walk = Pass("")
-    walk.done = True
-    return walk
-
-
-class Directory:
-    """What is known of a directory's entries."""
-
-    __slots__ = ("entries", "forgotten", "inode", "lock", "marker", "now", "readers", "touched")
-
-    def __init__(self, inode: Inode) -> None:
-        self.inode = inode
-        self.entries: dict[bytes, Inode] = {}
-        self.now: Pass | None = None
-        self.marker: Version | None = None
-        self.readers = 0  # open `Reading`s
-        self.forgotten = -1.0  # trio time: what was known by then is trusted no more
-        self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
-        self.lock = Turns()
-
-    def is_known(self, ttl: float) -> bool:
-        """Whether every name is known, and recently."""
-        return self.now is not None and self.now.done and self.is_young(ttl)
-
-    def is_young(self, ttl: float) -> bool:
-        """Whether the newest pass began recently, done or not."""
-        return self.now is not None and self.forgotten < self.now.started > trio.current_time() - ttl
-
-    def begin(self, prefix: str, *, started: float | None = None) -> Pass:
-        """Starts a new pass, now or with a request that was sent at `started`."""
-        self.now = Pass(prefix)
-        self.now.started = self.now.started if started is None else started
-        self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
-        for name, inode in self.entries.items():
-            if inode.pins:  # it may not be in the bucket yet: no page will show it
-                self.now.show(name)
-        return self.now
-
-    def created_here(self, prefix: str) -> None:
-        """The directory was made by this mount a moment ago: it is empty, and that is known."""
-        self.begin(prefix).done = True
-
-    def put(self, inode: Inode, *, when: float | None = None) -> None:
-        """Adds or replaces an entry by our own doing."""
-        name = inode.name
-        self.entries[name] = inode
-        self.touched[name] = trio.current_time() if when is None else when
-        if self.now is not None:
-            self.now.show(name)
-
-    def take(self, name: bytes, *, when: float | None = None) -> None:
-        """Removes an entry by our own doing."""
-        self.entries.pop(name, None)
-        self.touched[name] = trio.current_time() if when is None else when
-
-    def settled(self, name: bytes) -> None:
-        """What was pending for this name has reached the bucket."""
-        self.touched[name] = trio.current_time()
-
-    def untouched(self, name: bytes, walk: Pass) -> bool:
-        """Whether a page of `walk` knows better than we do about this name."""
-        return self.touched.get(name, -1.0) < walk.started
-
-    def live(self) -> Iterator[Inode]:
-        """The entries that somebody holds."""
-        return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
-
-
-def stored(inode: Inode) -> None:
-    """An object was stored here, and with it the prefixes that it is in: listings on their way know nothing of it."""
-    while inode.parent is not None and inode.parent.directory is not None:
-        inode.parent.directory.settled(inode.name)
-        inode = inode.parent
-
-
-def is_unsent(inode: Inode) -> bool:
-    """Whether an inode, or what is known below it, is not in the bucket yet: no listing has to show it."""
-    below = inode.directory
-    return bool(inode.pins) or (below is not None and any(map(is_unsent, below.entries.values())))
-
-
-class Reading:
-    """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed."""
-
-    __slots__ = ("directory", "walk")
-
-    def __init__(self, directory: Directory, walk: Pass) -> None:
-        self.directory = directory
-        self.walk = walk
-        directory.readers += 1
-
-    def close(self) -> None:
-        """Nobody reads on."""
-        self.directory.readers -= 1
 
 
 class Merger:

@@ -1,0 +1,29 @@
+"""What an option may choose among, where the store knows the same words: canned ACLs, verification, sizes of parts.
+
+Immutable values.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+PART_MIN = 5 << 20  # bytes; every part but the last (S3 and SOS limits)
+PART_MAX = 5 << 30
+
+
+class Canned(Enum):
+    """The ACLs that have a name (SOS "ACL"; the last two for objects only). The server makes grants of them."""
+
+    PRIVATE = "private"
+    PUBLIC_READ = "public-read"
+    PUBLIC_READ_WRITE = "public-read-write"
+    AUTHENTICATED_READ = "authenticated-read"
+    BUCKET_OWNER_READ = "bucket-owner-read"
+    BUCKET_OWNER_FULL_CONTROL = "bucket-owner-full-control"
+
+
+class Verify(Enum):
+    """Which bytes are compared with the checksums that the server gives."""
+
+    ALL = "all"  # what is read and what is written
+    NONE = "none"
