@@ -1,7 +1,7 @@
 """Which errno an S3 answer becomes.
 
 `OSError` is the error vocabulary of the whole program. A bad answer becomes a `StoreError` once, at the place where
-it arrives (`answers.refusal_of`): with `from_s3` where an S3 server spoke, with `from_elsewhere` where a gateway, a
+it arrives (`xml.refusal_of`): with `from_s3` where an S3 server spoke, with `from_elsewhere` where a gateway, a
 load balancer or a firewall did. Nobody above looks at HTTP again, and `operations` turns the errno into the answer
 of the system call.
 

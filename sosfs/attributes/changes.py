@@ -1,4 +1,4 @@
-"""Which attributes were changed here and are not in the bucket yet. What attributes are is in `learning`, how they
+"""Which attributes were changed here and are not in the bucket yet. What attributes are is in `revalidation`, how they
 get there in `attributes`.
 
 A change is in the journal before the call that made it returns, in both modes of durability, and stays there until
@@ -17,9 +17,9 @@ from dataclasses import replace
 
 import trio
 
-from sosfs.attributes.permissions import Refusals
-from sosfs.attributes.revalidation import Learning, is_new
-from sosfs.attributes.unanswered_copies import Doubts
+from sosfs.attributes.permissions import KeyPermissions
+from sosfs.attributes.revalidation import Revalidation, is_new
+from sosfs.attributes.unanswered_copies import UnansweredCopies
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.config.choices import Canned
@@ -37,12 +37,12 @@ from sosfs.s3.protocol import (
 from sosfs.tree.inodes import DraftState, Inode, Inodes, Known
 from sosfs.tree.listing import Listings
 from sosfs.tree.listing_merge import Merger
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
 
-class Changes(Learning):
+class Changes(Revalidation):
     """What is to be written of all inodes of a mount; `Attributes` writes it."""
 
     def __init__(
@@ -53,22 +53,22 @@ class Changes(Learning):
         merger: Merger,
         listings: Listings,
         cache: AttributeCache,
-        gate: Gate,
+        subtree_lock: SubtreeLock,
         journal: Journal,
         spawn: Spawn,
-        refusals: Refusals,
+        permissions: KeyPermissions,
         *,
         ttl: float,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
-        super().__init__(inodes, store, blocks, merger, listings, cache, gate, spawn, ttl=ttl, new_acl=new_acl)
-        self.refusals = refusals
+        super().__init__(inodes, store, blocks, merger, listings, cache, subtree_lock, spawn, ttl=ttl, new_acl=new_acl)
+        self.permissions = permissions
         self._new_class = new_class
         self._journal = journal
         self._rows: dict[Inode, int] = {}
         self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
-        self._doubts = Doubts()
+        self._unanswered_copies = UnansweredCopies()
         self._times: dict[Inode, int] = {}  # the mtime that was set, of those whose edits have one
         self.dirty: set[Inode] = set()
         self.failed: dict[Inode, OSError] = {}  # what the last try to write it ended with
@@ -111,29 +111,29 @@ class Changes(Learning):
         inode.edits = inode.edits.with_posix(posix)
         if "mtime_ns" in inode.edits.posix.intersection(posix):
             self._times[inode] = inode.mtime_ns
-        content = inode.content
-        if content is not None and content.draft is not None and content.draft.is_dirty:
+        open_file = inode.open_file
+        if open_file is not None and open_file.draft is not None and open_file.draft.is_dirty:
             self.carried_later(inode)
-            if content.row or not _outlives(inode, content.draft):
+            if open_file.row or not _outlives(inode, open_file.draft):
                 return
         self._mark(inode)
 
     def _mark(self, inode: Inode, need: Need = Need.PROMISE) -> None:
-        content = inode.content
-        is_first = content is not None and content.draft is not None and content.draft.base is None
+        open_file = inode.open_file
+        is_first = open_file is not None and open_file.draft is not None and open_file.draft.base is None
         version = None if inode.is_directory or is_first else inode.version
-        tokens = (content.going[0], *content.late) if content is not None and content.going is not None else ()
+        tokens = (open_file.going[0], *open_file.late) if open_file is not None and open_file.going is not None else ()
         posix, is_written = inode.posix, self._is_written(inode)
         if is_written:  # a kill may leave it without those bytes
             posix = replace(posix, mtime_ns=self._times[inode])
-        key, known, sent = self._inodes.key(inode), self.known(inode), self._doubts.sent(inode)
+        key, known, sent = self._inodes.key(inode), self.known(inode), self._unanswered_copies.sent(inode)
         saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
         self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved, need)
         self._is_dirty(inode)
 
     def _is_written(self, inode: Inode) -> bool:
         """Whether bytes that the bucket lacks have given an inode another time than the one that was set."""
-        draft = inode.content.draft if inode.content is not None else None
+        draft = inode.open_file.draft if inode.open_file is not None else None
         return draft is not None and draft.is_dirty and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
 
     def _is_dirty(self, inode: Inode) -> None:
@@ -159,7 +159,7 @@ class Changes(Learning):
             inode.version = saved.version
         elif inode.version is None:
             self._made.add(inode)
-        self._doubts.take_up(inode, saved.sent)
+        self._unanswered_copies.take_up(inode, saved.sent)
         self._rows[inode] = row
         self._is_dirty(inode)
 
@@ -174,7 +174,7 @@ class Changes(Learning):
 
     def _clear(self, inode: Inode) -> None:
         self._made.discard(inode)
-        self._doubts.forget(inode)
+        self._unanswered_copies.forget(inode)
         self._times.pop(inode, None)
         self.failed.pop(inode, None)
         if inode.attributes_dirty:
@@ -200,7 +200,7 @@ class Changes(Learning):
         """`used` is in the bucket: what the inode has beyond that is yet to be written."""
         stored, now = user_metadata.read(used.metadata), inode.posix
         differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
-        draft = inode.content.draft if inode.content is not None else None
+        draft = inode.open_file.draft if inode.open_file is not None else None
         is_set = "mtime_ns" in inode.edits.posix and self._times.get(inode, now.mtime_ns) == now.mtime_ns
         if draft is not None and draft.is_dirty and not is_set:
             differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
@@ -283,11 +283,11 @@ class Changes(Learning):
 
     def in_doubt(self, inode: Inode) -> bool:
         """Whether a copy of ours may have made the object anew without our being told."""
-        return bool(self._doubts.sent(inode))
+        return bool(self._unanswered_copies.sent(inode))
 
     def _stands_on(self, inode: Inode, found: Object) -> bool:
         """Takes over what the bucket has under the inode's key, if the bytes are those that the inode has."""
-        before, is_ours = inode.version, self._doubts.seen(inode, found)
+        before, is_ours = inode.version, self._unanswered_copies.seen(inode, found)
         if before is None or not (found.version.same_bytes(before) or (is_ours and found.version.size == before.size)):
             return False
         if found.version.same_as(before) and (not inode.whole or found.properties == inode.properties):
@@ -295,9 +295,9 @@ class Changes(Learning):
             return True
         inode.version = found.version
         inode.follow(found.properties)
-        if inode.content is not None:
+        if inode.open_file is not None:
             key = self._inodes.key(inode)
-            inode.content.rebase(Source(key, found.version.etag, found.version.size), found.version)
+            inode.open_file.rebase(Source(key, found.version.etag, found.version.size), found.version)
         return True
 
     @property

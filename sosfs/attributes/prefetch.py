@@ -3,7 +3,7 @@
 `ls -lR`, find, rsync and tar ask one thing after the other and wait for each answer; at 20 ms a round trip
 that is 50 questions a second. After a few questions in a row, with no file opened between them, the
 attributes of the other entries are asked for as well; and when a second directory of a tree is entered, all
-that lies below the first is listed at once (`subtree`), so that the walk meets answers.
+that lies below the first is listed at once (`subtree_listing`), so that the walk meets answers.
 
 A guess costs requests: after `REST` seconds without a step a walk is over, and one tree is scanned once in a walk.
 
@@ -32,7 +32,7 @@ ASKERS_BEHIND = 4  # while who walks does not wait for the answers, but for the 
 MOST = 20_000  # questions waiting, as many as one scan shows
 
 
-class Foresight:
+class AttributePrefetch:
     """Follows the walks through a mount."""
 
     def __init__(

@@ -1,5 +1,5 @@
 """What a file's attributes are: a listing tells size and time; mode, owner and true time are in the
-object's metadata, read when somebody asks for them. A walk that asks file after file is answered ahead (`foresight`).
+object's metadata, read when somebody asks for them. A walk that asks file after file is answered ahead (`prefetch`).
 
 Concurrency: trio thread only; one question for an inode at a time, others wait for its answer.
 """
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import trio
 
-from sosfs.attributes.prefetch import Foresight
+from sosfs.attributes.prefetch import AttributePrefetch
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, Spawn
 from sosfs.concurrency.interrupt import waited
@@ -32,7 +32,7 @@ from sosfs.s3.protocol import (
 from sosfs.tree.inodes import Inode, Inodes, Known
 from sosfs.tree.listing import Listings
 from sosfs.tree.listing_merge import Merger
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class _Question:
         self.answer: Inode | None = None
 
 
-class Learning:
+class Revalidation:
     """What is known of the inodes of a mount; `Attributes` adds how it is changed."""
 
     def __init__(
@@ -61,7 +61,7 @@ class Learning:
         merger: Merger,
         listings: Listings,
         cache: AttributeCache,
-        gate: Gate,
+        subtree_lock: SubtreeLock,
         spawn: Spawn,
         *,
         ttl: float,
@@ -75,16 +75,16 @@ class Learning:
         self._merger = merger
         self._listings = listings
         self._cache = cache
-        self._gate = gate
+        self._subtree_lock = subtree_lock
         self._spawn = spawn
-        self.foresight = Foresight(listings, self.ask_ahead, self.ask_files, spawn)
-        listings.watchers.append(self.foresight.listed)
+        self.attribute_prefetch = AttributePrefetch(listings, self.ask_ahead, self.ask_files, spawn)
+        listings.watchers.append(self.attribute_prefetch.listed)
         self._asking: dict[Inode, _Question] = {}
         self._acl_answered: set[str] = set()  # directories in which ACLs could be read
         self._acl_denials = 0
         self._acl_refused: Counter[str] = Counter()  # by key, of those directories
 
-    async def learn(self, inode: Inode) -> Inode:
+    async def revalidate(self, inode: Inode) -> Inode:
         """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone, ESTALE for an inode
         that no name leads to since a listing or an answer has shown that.
 
@@ -106,8 +106,8 @@ class Learning:
             await waited(question.done.wait)
             if question.answer is None and inode.parent is None:
                 raise OSError(errno.ENOENT, "it is gone from the bucket")
-            return question.answer or await self.learn(inode)
-        alone = self.foresight.asked(inode)
+            return question.answer or await self.revalidate(inode)
+        alone = self.attribute_prefetch.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
 
     def is_asked(self, inode: Inode) -> bool:
@@ -193,7 +193,7 @@ class Learning:
 
     async def has_moved(self, inode: Inode, key: str) -> bool:
         """Whether an inode has another key by now. While it is renamed its old one goes before the tree says so."""
-        async with self._gate.passing(inode):
+        async with self._subtree_lock.shared(inode):
             return inode.parent is not None and not self._inodes.has_key(inode, key)
 
     async def _ask_directory(self, inode: Inode) -> Inode:
@@ -204,7 +204,7 @@ class Learning:
         if remembered is not None:
             # Its listing tells whether the marker is still that one, and will be asked for next.
             directory = self._listings.directory(inode)
-            self.foresight.listing(directory)
+            self.attribute_prefetch.listing(directory)
             await self._listings.first_page(directory)
             if directory.marker is not None and remembered.holds_for(directory.marker):
                 self._take_marker(inode, directory.marker, remembered.properties, whole=remembered.whole)
@@ -275,7 +275,7 @@ class Learning:
         if parent.directory.entries.get(inode.name) is inode:  # else it says nothing of who has its name by now
             self._merger.remove(parent.directory, inode.name)
 
-    async def learn_whole(self, inode: Inode) -> None:
+    async def fetch_whole(self, inode: Inode) -> None:
         """Makes sure the properties are complete, for rewriting them."""
         if is_new(inode) or (inode.whole and trio.current_time() < inode.checked + self.ttl):
             return
@@ -323,5 +323,5 @@ class Learning:
 
 def is_new(inode: Inode) -> bool:
     """Whether the bucket has nothing of an inode: at most another file under its name, which it will replace."""
-    draft = inode.content.draft if inode.content is not None else None
+    draft = inode.open_file.draft if inode.open_file is not None else None
     return inode.version is None or (draft is not None and draft.base is None)

@@ -20,7 +20,7 @@ LATE = 60.0  # seconds after which a server is taken to have given up a request
 KEPT = 8  # requests of one inode that are remembered
 
 
-class Doubts:
+class UnansweredCopies:
     """What was sent for each inode, and is not known to be done or refused."""
 
     def __init__(self) -> None:

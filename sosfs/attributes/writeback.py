@@ -18,17 +18,17 @@ from functools import partial
 import trio
 
 from sosfs.attributes.changes import Changes
-from sosfs.attributes.permissions import Refusals
+from sosfs.attributes.permissions import KeyPermissions
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
-from sosfs.concurrency.backoff import Retries
+from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import Durability
 from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal
-from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.copying import copy_object
@@ -45,7 +45,7 @@ from sosfs.s3.protocol import (
 from sosfs.tree.inodes import Inode, Inodes, stored
 from sosfs.tree.listing import Listings
 from sosfs.tree.listing_merge import Merger
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ RETRY_MAX = 120.0  # seconds between tries to write what could not be written
 SETTLERS = 16  # changes that are written side by side
 
 
-class Attributes(Changes):
+class AttributeWriteback(Changes):
     """The attributes of all inodes of a mount, and their way into the bucket."""
 
     def __init__(
@@ -65,19 +65,19 @@ class Attributes(Changes):
         merger: Merger,
         listings: Listings,
         cache: AttributeCache,
-        gate: Gate,
+        subtree_lock: SubtreeLock,
         journal: Journal,
         spawn: Spawn,
-        multiparts: Multiparts,
-        refusals: Refusals,
-        retries: Retries,
+        multiparts: MultipartUploads,
+        permissions: KeyPermissions,
+        retries: Backoff,
         *,
         ttl: float,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
         super().__init__(
-            inodes, store, blocks, merger, listings, cache, gate, journal, spawn, refusals,
+            inodes, store, blocks, merger, listings, cache, subtree_lock, journal, spawn, permissions,
             ttl=ttl, new_acl=new_acl, new_class=new_class
         )  # fmt: skip
         self._copy_object = partial(copy_object, store, multiparts=multiparts)
@@ -114,7 +114,7 @@ class Attributes(Changes):
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
         if not inode.attributes_dirty or _has_commit(inode):
             return  # the commit carries them
-        async with self._gate.passing(inode):
+        async with self._subtree_lock.shared(inode):
             await self.rewritten(inode)  # a second rewrite beside it would find another version than it knows
             if _has_commit(inode):
                 return  # one that came while this waited
@@ -164,7 +164,7 @@ class Attributes(Changes):
                 self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
         except StoreError as error:
             if error.cause is Cause.DENIED:
-                self.refusals.add([Right.WRITE])
+                self.permissions.add([Right.WRITE])
             if inode.attributes_dirty:
                 self.failed[inode] = error
             raise
@@ -208,19 +208,19 @@ class Attributes(Changes):
         before = inode.version
         assert before is not None
         self.forget(key)
-        self._doubts.begin(inode, used)
+        self._unanswered_copies.begin(inode, used)
         self._mark(inode)
         if "-" in before.etag or not self._store.hashes:
             await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
         try:
             made = await self._copy_object(key, key, before, properties=used, acl=acl)
         except StoreError as error:
-            self._doubts.failed(inode, used, error)
+            self._unanswered_copies.failed(inode, used, error)
             raise
-        self._doubts.end(inode, used)
+        self._unanswered_copies.end(inode, used)
         inode.version = made
-        if inode.content is not None:
-            inode.content.rebase(Source(key, made.etag, made.size), made)
+        if inode.open_file is not None:
+            inode.open_file.rebase(Source(key, made.etag, made.size), made)
         inode.whole = True
 
     async def _rewrite_marker(self, inode: Inode, key: str) -> None:
@@ -242,9 +242,9 @@ class Attributes(Changes):
         self._written(inode, used, posix)
 
     async def _learn_marker(self, inode: Inode) -> None:
-        """As `learn_whole`; one that is gone, or that may not be read, is written with what is known of it."""
+        """As `fetch_whole`; one that is gone, or that may not be read, is written with what is known of it."""
         try:
-            await self.learn_whole(inode)
+            await self.fetch_whole(inode)
         except StoreError as error:
             if error.cause not in (Cause.ABSENT, Cause.DENIED):
                 raise
@@ -273,7 +273,7 @@ class Attributes(Changes):
         self.failed.pop(inode, None)
         stored(inode)
         self._remember(inode)
-        is_last = self._draining or self._doubts.is_over(inode)
+        is_last = self._draining or self._unanswered_copies.is_over(inode)
         if inode.posix == posix and is_last and self._holds_edits(inode, used):
             self._clear(inode)
         else:
@@ -287,5 +287,5 @@ class Attributes(Changes):
 
 def _has_commit(inode: Inode) -> bool:
     """Whether a commit is under way or will follow, which stores the attributes with the bytes."""
-    draft = inode.content.draft if inode.content is not None else None
+    draft = inode.open_file.draft if inode.open_file is not None else None
     return draft is not None and draft.is_dirty and inode.parent is not None

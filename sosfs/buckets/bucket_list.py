@@ -1,4 +1,4 @@
-"""Which buckets an account has, as far as this mount knows: decided here and only here.
+"""Which buckets an account has, as far as this mount knows.
 
 A listing is trusted for the mount's `ttl`, as that of a directory is. What this mount itself has made or removed
 counts for longer than a server may take until it lists it. Concurrency: trio thread only.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import trio
 
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.control import nodes
 from sosfs.s3.account import Account
 from sosfs.s3.protocol import Bucket
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SETTLED = 30.0  # seconds
 
 
-class Roster:
+class BucketList:
     """The buckets of an account by name."""
 
     def __init__(self, account: Account, *, ttl: float) -> None:
@@ -32,7 +32,7 @@ class Roster:
         self._account = account
         self._ttl = ttl
         self._at = -math.inf  # trio time at which the listing was asked for
-        self._asking = Turns()
+        self._asking = FairLock()
         self._own: dict[str, tuple[Bucket | None, float]] = {}  # made or (None) removed here; until when that counts
 
     @property
@@ -40,7 +40,7 @@ class Roster:
         """Seconds for which the listing is still trusted."""
         return max(0.0, self._at + self._ttl - trio.current_time())
 
-    async def learn(self, *, patience: float = math.inf) -> str:
+    async def refresh(self, *, patience: float = math.inf) -> str:
         """Lists anew and returns the owner's id. Raises StoreError."""
         asked = trio.current_time()
         owned = await self._account.owned(patience=patience)
@@ -57,7 +57,7 @@ class Roster:
         """All buckets by name, as of no longer ago than `ttl`. Raises StoreError."""
         async with self._asking:
             if not self.fresh_for:
-                await self.learn()
+                await self.refresh()
         return self.listed
 
     async def find(self, name: str) -> Bucket:

@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from sosfs.buckets.bucket_list import Roster
+from sosfs.buckets.bucket_list import BucketList
 from sosfs.buckets.member import Member
-from sosfs.filesystem.bucket import Served
+from sosfs.filesystem.bucket import BucketMount
 from sosfs.filesystem.warm import NAMED
 from sosfs.ipc.commands import Names, Tell, Told, Work
 from sosfs.s3.protocol import Bucket
@@ -29,7 +29,7 @@ class Members(Protocol):
     """The buckets of a mount, as far as its commands need them: `registry.Buckets`."""
 
     @property
-    def roster(self) -> Roster:
+    def bucket_list(self) -> BucketList:
         """Which buckets the account has."""
 
     def known(self, bucket: Bucket) -> Member:
@@ -38,7 +38,7 @@ class Members(Protocol):
     async def find(self, name: str) -> Member:
         """The bucket of that name. Raises ENOENT."""
 
-    async def entered(self, member: Member) -> Served:
+    async def entered(self, member: Member) -> BucketMount:
         """The bucket, served from now on."""
 
 
@@ -62,8 +62,8 @@ async def _by_bucket(buckets: Members, paths: Sequence[Names]) -> Iterable[tuple
         if path:
             found.setdefault(await buckets.find(os.fsdecode(path[0])), []).append(path[1:])
         else:
-            await buckets.roster.learn()
-            for bucket in list(buckets.roster.listed.values()):
+            await buckets.bucket_list.refresh()
+            for bucket in list(buckets.bucket_list.listed.values()):
                 found.setdefault(buckets.known(bucket), []).append(())
     return found.items()
 

@@ -1,6 +1,6 @@
-"""One bucket among all that are mounted, and the numbers that are its own: decided here and only here.
+"""One bucket among all that are mounted, and the numbers that are its own.
 
-Bucket `index` has the numbers `index << SHIFT` and up, those of its control tree as far above `control.FIRST`: each
+Bucket `index` has the numbers `index << SHIFT` and up, those of its control tree as far above `nodes.FIRST`: each
 number of an inode or handle says whose it is, and nothing has to be looked up. An index is never used again.
 
 Concurrency: trio thread only.
@@ -14,15 +14,15 @@ from dataclasses import dataclass, field
 
 import trio
 
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import Background
 from sosfs.config.zones import Place
-from sosfs.filesystem.bucket import Served
+from sosfs.filesystem.bucket import BucketMount
 from sosfs.s3.protocol import Bucket
 from sosfs.tree.inodes import ROOT
 
 SHIFT = 40  # bits of a number below the index: 10,000 new inodes a second for three years
-MOST = 1 << 21  # indices; `control.FIRST` is the bit above
+MOST = 1 << 21  # indices; `nodes.FIRST` is the bit above
 
 
 def index_of(number: int) -> int:
@@ -37,10 +37,10 @@ class Member:
     index: int
     bucket: Bucket
     place: Place | None = None  # None: not asked yet
-    served: Served | None = None
+    served: BucketMount | None = None
     background: Background | None = None
     is_gone: bool = False
-    lock: Turns = field(default_factory=Turns)  # entering and removing
+    lock: FairLock = field(default_factory=FairLock)  # entering and removing
 
     _busy: int = 0  # requests under way
     _was_busy: trio.Event | None = None

@@ -1,4 +1,4 @@
-"""The buckets of an account and which of them are served: decided here and only here.
+"""The buckets of an account and which of them are served.
 
     listed -> entered (served, with numbers of its own) -> removed
                  `-- fails: EACCES and the like for whoever asked, and tried again for the next one
@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from sosfs.buckets.bucket_list import Roster
+from sosfs.buckets.bucket_list import BucketList
 from sosfs.buckets.commands import works
 from sosfs.buckets.member import MOST, Member, index_of
 from sosfs.concurrency.tasks import Background, each
@@ -37,14 +37,14 @@ from sosfs.disk.damage import Damage, entries
 from sosfs.disk.free_space import Disk
 from sosfs.disk.lock import locked
 from sosfs.errors import StoreError
-from sosfs.filesystem.bucket import Served, memory_limit
-from sosfs.filesystem.quotas import Shares
-from sosfs.fuse.notifier import KernelCache
+from sosfs.filesystem.bucket import BucketMount, memory_limit
+from sosfs.filesystem.quotas import Quotas
+from sosfs.fuse.notifier import KernelNotifier
 from sosfs.ipc.status import Status, few
 from sosfs.journal.journal import DAMAGED, LeftOver, left_over
 from sosfs.s3 import bucket_zone, certificate_authorities, reachability
 from sosfs.s3.account import Account
-from sosfs.s3.capabilities import Abilities
+from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.dispatch import Limits
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.protocol import Bucket, Conditions
@@ -59,13 +59,13 @@ PAUSE_FIRST, PAUSE_MAX = 5.0, 300.0  # seconds between tries to take up what an 
 AT_ONCE = 8
 
 
-class Buckets:
+class BucketRegistry:
     """All buckets of the account. `operations` are given by who composes it."""
 
     operations: Operations
 
     def __init__(
-        self, settings: Settings, source: CredentialSource, moment: Callable[[], Status], kernel: KernelCache
+        self, settings: Settings, source: CredentialSource, moment: Callable[[], Status], kernel: KernelNotifier
     ) -> None:
         self.settings = settings
         self.state_dir = settings.state_dir
@@ -78,8 +78,8 @@ class Buckets:
         self.account = Account(S3Target.of(settings, source), self._count, self._limits)
         self._members: list[Member | None] = [None]  # by index
         self._named: dict[str, Member] = {}
-        self.roster = Roster(self.account, ttl=settings.ttl)
-        self._able: dict[str, Abilities] = {}  # by endpoint
+        self.bucket_list = BucketList(self.account, ttl=settings.ttl)
+        self._able: dict[str, Capabilities] = {}  # by endpoint
         self._waiting: dict[str, LeftOver] = {}  # by state directory
         self._damage = Damage(self.state_dir / DAMAGED)  # of what is no bucket's
         self._stranded = 0  # changes in journals of buckets that are no longer where they were
@@ -96,13 +96,13 @@ class Buckets:
         Raises StoreError with a reason in words, and OSError EBUSY where another mount has the directory.
         """
         try:
-            owner = await self.roster.learn(patience=REACH_PATIENCE)
+            owner = await self.bucket_list.refresh(patience=REACH_PATIENCE)
         except StoreError as error:
             raise reachability.unreachable(error, f"the buckets at {self.settings.endpoint}") from error
         self.state_dir = self.settings.state_dir / hashlib.sha256(owner.encode()).hexdigest()[:12]
         self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = locked(self.state_dir)
-        self._shares = Shares(self.settings, self.state_dir)
+        self._quotas = Quotas(self.settings, self.state_dir)
 
     async def begin(self, background: Background) -> None:
         """Begins to take up what an earlier mount left, whether or not anybody enters those buckets."""
@@ -141,7 +141,7 @@ class Buckets:
                 log.error("%d changes were for %s, which is not there any more", left.changes, left.owner)
 
     @property
-    def served(self) -> list[Served]:
+    def served(self) -> list[BucketMount]:
         """The buckets that were entered."""
         return [member.served for member in self._members if member is not None and member.served is not None]
 
@@ -158,12 +158,12 @@ class Buckets:
 
     async def settle(self) -> None:
         """Everything is in its bucket afterwards. Raises what is not."""
-        await each(Served.settle, self.served, at_once=AT_ONCE)
+        await each(BucketMount.settle, self.served, at_once=AT_ONCE)
 
     async def drain(self) -> None:
         """Sends what the buckets lack; what cannot be sent stays in their journals."""
         await self._try_waiting()
-        await each(Served.drain, self.served, at_once=AT_ONCE)
+        await each(BucketMount.drain, self.served, at_once=AT_ONCE)
 
     async def keep(self) -> None:
         """Whatever the buckets lack is in their journals afterwards."""
@@ -183,7 +183,7 @@ class Buckets:
 
     async def find(self, name: str) -> Member:
         """The bucket of this name. Raises ENOENT only where a listing does not show it."""
-        return self.known(await self.roster.find(name))
+        return self.known(await self.bucket_list.find(name))
 
     def known(self, bucket: Bucket) -> Member:
         """A bucket that was listed."""
@@ -209,18 +209,18 @@ class Buckets:
 
     async def make(self, name: str) -> Member:
         """Creates a bucket. EEXIST, EINVAL and EDQUOT with a reason in words."""
-        await self.roster.learn()
-        if name in self.roster.listed:
+        await self.bucket_list.refresh()
+        if name in self.bucket_list.listed:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         await self.account.create(name)
         bucket = Bucket(name, time.time(), self.settings.zone)
-        self.roster.made(bucket)
+        self.bucket_list.made(bucket)
         member = self.known(bucket)
         if member.served is None:
             member.bucket, member.place = bucket, None  # one of this name may have been elsewhere
         return member
 
-    async def entered(self, member: Member) -> Served:
+    async def entered(self, member: Member) -> BucketMount:
         """The bucket, served. Raises why it cannot be entered: EACCES where the key may not list it."""
         async with member.lock:
             if member.is_gone:
@@ -233,12 +233,12 @@ class Buckets:
     async def _enter(self, member: Member) -> None:
         settings = self._settings_of(member.name, await self._place(member))
         async with contextlib.AsyncExitStack() as undo:
-            served = Served(
+            served = BucketMount(
                 settings,
                 self._source,
                 self._moment,
                 first=member.root,
-                share=self._shares.of(member.name),
+                share=self._quotas.of(member.name),
                 limits=self._limits,
                 kernel=self._kernel,
             )
@@ -249,7 +249,7 @@ class Buckets:
             await served.begin(background)
             undo.pop_all()
         if served.conditions is not Conditions.UNKNOWN:
-            self._able[settings.endpoint] = served.store.abilities
+            self._able[settings.endpoint] = served.store.capabilities
         if member.bucket.created:
             top = served.parts.inodes.root
             top.mtime_ns = top.ctime_ns = int(member.bucket.created * 1e9)
@@ -293,7 +293,7 @@ class Buckets:
             await self.account.remove(member.name, await self._place(member))
             member.is_gone = True
             self._named.pop(member.name, None)
-            self.roster.removed(member.name)
+            self.bucket_list.removed(member.name)
             await self._leave(member)
             await trio.to_thread.run_sync(_forget, settings.state_dir)
 
@@ -338,7 +338,7 @@ class Buckets:
             received_bytes=sum(one.received_bytes for one in each_of),
             conditions=known.pop() if len(known) == 1 else Conditions.UNKNOWN.value,
             requests=dict(requests),
-            memory_bytes=self._shares.uploads.used + sum(served.memory_used for served in self.served),
+            memory_bytes=self._quotas.uploads.used + sum(served.memory_used for served in self.served),
             memory_limit=memory_limit(self.settings, buckets=len(self.served)),
             waiting_writers=sum(one.waiting_writers for one in each_of),
             state_dir=os.fspath(self.state_dir),

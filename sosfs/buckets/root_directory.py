@@ -1,4 +1,4 @@
-"""The root of a mount of all buckets: what the kernel may do in it. Decided here and only here.
+"""The root of a mount of all buckets: what the kernel may do in it.
 
 Its entries are the buckets: mkdir makes one and rmdir removes an empty one. Nothing else can be in it, so whatever
 would make a file there or rename a bucket, which S3 cannot, is EPERM.
@@ -17,7 +17,7 @@ from typing import NoReturn
 import pyfuse3
 
 from sosfs.buckets.member import Member
-from sosfs.buckets.registry import Buckets
+from sosfs.buckets.registry import BucketRegistry
 from sosfs.control.rejected_texts import Rejections
 from sosfs.errors import StoreError
 from sosfs.fuse.entries import BLOCK_SIZE
@@ -33,10 +33,10 @@ REASONS = {
 }
 
 
-class TopOperations:
-    """What the kernel asks of the root. Raises OSError; `bucket_routing` makes errnos of it."""
+class RootOperations:
+    """What the kernel asks of the root. Raises OSError; `routing` makes errnos of it."""
 
-    def __init__(self, buckets: Buckets, defaults: Defaults, rejections: Rejections, *, ttl: float) -> None:
+    def __init__(self, buckets: BucketRegistry, defaults: Defaults, rejections: Rejections, *, ttl: float) -> None:
         self._buckets = buckets
         self._defaults = defaults
         self._rejections = rejections
@@ -61,7 +61,7 @@ class TopOperations:
     def entry_of(self, member: Member) -> pyfuse3.EntryAttributes:
         """The attributes of a bucket's top directory, as the listing of the buckets tells them."""
         created = int(member.bucket.created * NS) or self._defaults.time_ns
-        entry = self._entry(member.root, created, seconds=self._buckets.roster.fresh_for)
+        entry = self._entry(member.root, created, seconds=self._buckets.bucket_list.fresh_for)
         if member.served is not None:
             top = member.served.parts.inodes.root
             entry.st_mode, entry.st_uid, entry.st_gid = top.mode, top.uid, top.gid
@@ -79,7 +79,7 @@ class TopOperations:
         try:
             return self.entry_of(await self._buckets.find(_text(name)))
         except FileNotFoundError:
-            return self._entry(0, 0, seconds=self._buckets.roster.fresh_for)  # an absence that the kernel may keep
+            return self._entry(0, 0, seconds=self._buckets.bucket_list.fresh_for)  # an absence that the kernel may keep
 
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Makes a bucket. The reason why not is in the log and in `.sosfs/errors`."""
@@ -114,7 +114,7 @@ class TopOperations:
     # The directory
 
     async def opendir(self, number: int, ctx: pyfuse3.RequestContext) -> int:
-        listed = await self._buckets.roster.look()
+        listed = await self._buckets.bucket_list.look()
         handle = next(self._handles)
         self._listings[handle] = [self._buckets.known(bucket) for _, bucket in sorted(listed.items())]
         return handle

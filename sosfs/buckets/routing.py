@@ -1,4 +1,4 @@
-"""Which bucket each of the kernel's requests is for, where all buckets are mounted: decided here and only here.
+"""Which bucket each of the kernel's requests is for, where all buckets are mounted.
 
 The number of the inode or handle says it (`member.index_of`). A request for something in a bucket that nobody
 has entered yet enters it first; a look at a bucket from outside (`ls -l` in the root) does not. Index 0 is the root
@@ -17,8 +17,8 @@ from typing import Any
 import pyfuse3
 
 from sosfs.buckets.member import Member, index_of
-from sosfs.buckets.registry import Buckets
-from sosfs.buckets.root_directory import TopOperations
+from sosfs.buckets.registry import BucketRegistry
+from sosfs.buckets.root_directory import RootOperations
 from sosfs.control import nodes
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.entries import room
@@ -37,7 +37,7 @@ class BucketRouting(pyfuse3.Operations):
     supports_dot_lookup = Operations.supports_dot_lookup
     enable_writeback_cache = Operations.enable_writeback_cache
 
-    def __init__(self, buckets: Buckets, top: TopOperations, tree: ControlOperations) -> None:
+    def __init__(self, buckets: BucketRegistry, top: RootOperations, tree: ControlOperations) -> None:
         super().__init__()
         self._buckets = buckets
         self._top = top

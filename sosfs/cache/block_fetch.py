@@ -1,7 +1,7 @@
 """How blocks of a version are brought: from the disk cache or the store, and once more where they came wrong.
 
 Of several blocks of a larger version one answer alone cannot tell that they are wrong, but for what was hashed before
-(`integrity`); `Blocks` lets the hash run over them once they are here.
+(`verification`); `Blocks` lets the hash run over them once they are here.
 
 Concurrency: trio thread only.
 """
@@ -46,7 +46,7 @@ class Disk(Protocol):
         """Forgets all but these versions; how many bytes were here."""
 
 
-class Fetching:
+class BlockFetch:
     """Brings blocks of `block` bytes, up to `request` bytes at once. `forget` is told what was found wrong."""
 
     def __init__(

@@ -8,7 +8,7 @@ together once half of them were driven out, and the buffers are at most twice as
     ABSENT --want/read--> FETCHING --ok--> CACHED --evicted, or found wrong--> ABSENT
                               `----error--> ABSENT (the readers waiting get the error)
 
-What comes is verified as far as it can be before it is handed out or kept; how far that is, `integrity` says.
+What comes is verified as far as it can be before it is handed out or kept; how far that is, `verification` says.
 
 Concurrency: trio thread only. A fetch is a task of its own, so a reader that gives up harms no other.
 """
@@ -24,7 +24,7 @@ from typing import Any
 import trio
 from cachetools import LRUCache
 
-from sosfs.cache.block_fetch import Disk, Fetching, wrong
+from sosfs.cache.block_fetch import BlockFetch, Disk, wrong
 from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
 from sosfs.concurrency.interrupt import waited
 from sosfs.config.choices import Verify
@@ -107,7 +107,7 @@ class Blocks:
     ) -> None:
         self.verifier = Verifier(store, verify, block=BLOCK, request=REQUEST)
         self.disk = disk
-        self.fetching = Fetching(store, disk, self.verifier, self._forget_version, block=BLOCK, request=REQUEST)
+        self.fetching = BlockFetch(store, disk, self.verifier, self._forget_version, block=BLOCK, request=REQUEST)
         self._spawn = spawn
         self.capacity = capacity
         self._cached = cached

@@ -1,4 +1,4 @@
-"""Blocks on disk: what was read once, by this mount or an earlier one. Decided here and only here.
+"""Blocks on disk: what was read once, by this mount or an earlier one.
 
 One version of an object (key, ETag, size) is two files: its bytes, sparse, and a table with length and
 CRC-32 of each block, written after the block. A block whose checksum does not fit was never there: that is how
@@ -181,13 +181,13 @@ class DiskCache:
         pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]
         sums = b"".join(_ENTRY.pack(len(piece), zlib.crc32(piece)) for piece in pieces)
         flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
-        for kind, content, offset in (
+        for kind, text, offset in (
             ("data", body, first * self._block),
             ("sums", memoryview(sums), first * _ENTRY.size),
         ):
             file = os.open(self._path(name, kind), flags, 0o600)
             try:
-                os.pwrite(file, content, offset)
+                os.pwrite(file, text, offset)
             finally:
                 os.close(file)
 

@@ -67,9 +67,9 @@ class Stream:
         if start >= stop:
             return b""
         self._require_right(source)
-        return await self.foresee(blocks, source, start, stop, blocks.read(source, start, stop))
+        return await self.read_ahead(blocks, source, start, stop, blocks.read(source, start, stop))
 
-    async def foresee(
+    async def read_ahead(
         self,
         blocks: Blocks,
         source: Source,

@@ -5,7 +5,7 @@ hashes, not encrypted with KMS), else a checksum of the full object that the ser
 CRC-64/NVME, SHA-1, SHA-256; a HEAD asks for it where the answer to a GET did not bring it). What holds then:
 
 - A version of up to `WHOLE` bytes always comes in one request and is hashed before any byte of it is handed out or
-  kept, and so does one of up to `blocks.REQUEST` that is read in large pieces (`reader`). Wrong bytes are asked for
+  kept, and so does one of up to `blocks.REQUEST` that is read in large pieces (`readahead`). Wrong bytes are asked for
   once more; wrong again is EIO.
 - A larger one is hashed while its blocks come, in order, as far as they are here from the first one on; who reads is
   never far ahead of the hash, and waits for its verdict at the end of the file. Bytes that turn out wrong were handed

@@ -1,4 +1,4 @@
-"""`sosfs acl get` and `sosfs acl set`: which files of a mount are meant, and what is told of them. Decided here only.
+"""`sosfs acl get` and `sosfs acl set`: which files of a mount are meant, and what is told of them.
 
 It works through the control tree of the mount, so it needs no key, sees what the mount sees, and reaches
 symbolic links too. A directory stands for the files below it, with -r; what cannot be done for one file is
@@ -65,7 +65,7 @@ def get(paths: Sequence[str], *, recursive: bool) -> int:
 def put(text: str, paths: Sequence[str], *, recursive: bool) -> int:
     """Gives all files the ACL of `text` (`-`: standard input; commas end lines); 1 when one did not get it.
 
-    Raises `rejected.BadText` before anything is changed.
+    Raises `rejected_texts.BadText` before anything is changed.
     """
     said = sys.stdin.read() if text == "-" else text.replace(",", "\n")
     acl_text.parse(said, owner="")

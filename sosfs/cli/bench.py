@@ -1,6 +1,6 @@
-"""`sosfs bench`: where it measures, what it leaves behind (nothing), and how its results are shown. Decided here only.
+"""`sosfs bench`: where it measures, what it leaves behind (nothing), and how its results are shown.
 
-What is measured is in `measuring`. It works in a scratch directory, which is removed whatever happens. Before a
+What is measured is in `workloads`. It works in a scratch directory, which is removed whatever happens. Before a
 cold read a mount of ours forgets what it has (as `sosfs drop`); elsewhere only the kernel's pages can be dropped,
 and that is said.
 

@@ -1,4 +1,4 @@
-"""`sosfs demo`: a bucket on a small S3 server of its own, mounted until Ctrl-C. What is in it is decided here only.
+"""`sosfs demo`: a bucket on a small S3 server of its own, mounted until Ctrl-C.
 
     server (moto, loopback) -> bucket filled -> mounted -> Ctrl-C or SIGTERM -> unmounted -> server ended, all removed
 

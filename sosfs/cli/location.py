@@ -1,4 +1,4 @@
-"""In which mount of ours a path is that a user typed: decided here and only here. Blocking; no state."""
+"""In which mount of ours a path is that a user typed. Blocking; no state."""
 
 from __future__ import annotations
 

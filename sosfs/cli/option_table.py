@@ -1,4 +1,4 @@
-"""The table of all parameters that the README shows: how it looks and where it stands. Decided here and only here.
+"""The table of all parameters that the README shows: how it looks and where it stands.
 
 Pure functions, safe from any thread.
 """

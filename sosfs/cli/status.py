@@ -1,4 +1,4 @@
-"""How the status of a mount is shown to a person: decided here and only here. Blocking, no state."""
+"""How the status of a mount is shown to a person. Blocking, no state."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Unmounting: the mount is taken off, then its changes are waited for. Decided here and only here: how, and what counts
-as clean.
+"""Unmounting: the mount is taken off, then its changes are waited for. Here is what counts as clean.
 
     mounted -> detached (the tree is free) -> the daemon drains -> it ends, leaving its last status
 

@@ -1,6 +1,6 @@
-"""`sosfs warm` and `sosfs drop`: which files are meant, and what a user is told. Decided here and only here.
+"""`sosfs warm` and `sosfs drop`: which files are meant, and what a user is told.
 
-The mount does the work (`warming`, `dropping`); here is asked for it, mount by mount. Blocking, one call a process.
+The mount does the work (`warm`, `drop`); here is asked for it, mount by mount. Blocking, one call a process.
 """
 
 from __future__ import annotations

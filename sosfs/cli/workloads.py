@@ -1,4 +1,4 @@
-"""What `sosfs bench` does to a directory and how it is timed: decided here and only here.
+"""What `sosfs bench` does to a directory and how it is timed.
 
 One large file is written, and counts as written when the directory is synced too, for that is when a mount has it in
 the bucket; then read cold, again, and at random places. After that small files, with one thread and with many, each
@@ -150,9 +150,9 @@ class Bench:
 
     def _small(self, threads: int) -> Iterator[tuple[str, Work]]:
         body = random.Random(2).randbytes(SMALL)
-        shares = [range(at, self.extent.files, threads) for at in range(min(threads, self.extent.files))]
-        tops = [self.directory / f"{threads}-{at}" for at in range(len(shares))]
-        paths = [[top / f"{number:06d}" for number in share] for top, share in zip(tops, shares, strict=True)]
+        quotas = [range(at, self.extent.files, threads) for at in range(min(threads, self.extent.files))]
+        tops = [self.directory / f"{threads}-{at}" for at in range(len(quotas))]
+        paths = [[top / f"{number:06d}" for number in share] for top, share in zip(tops, quotas, strict=True)]
 
         def each(call: Callable[[Path], object], size: int = 0) -> Work:
             return lambda name: self._side_by_side(name, call, paths, size=size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import trio
 
 
-class Retries:
+class Backoff:
     """Where those wait who will try again."""
 
     def __init__(self) -> None:

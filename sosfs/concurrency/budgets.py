@@ -12,7 +12,7 @@ from functools import partial
 import trio
 
 from sosfs.concurrency.interrupt import waited
-from sosfs.concurrency.locks import Between
+from sosfs.concurrency.locks import Scope
 
 
 class Budget:
@@ -23,10 +23,10 @@ class Budget:
         self.used = 0
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 
-    def holding(self, size: int) -> Between:
+    def holding(self, size: int) -> Scope:
         """Waits for `size` bytes and holds them for the length of the block."""
         size = min(size, self.limit)
-        return Between(partial(self._take, size), partial(self._give_back, size))
+        return Scope(partial(self._take, size), partial(self._give_back, size))
 
     async def _take(self, size: int) -> None:
         if not self._waiting and self.used + size <= self.limit:

@@ -16,7 +16,7 @@ import trio
 from sosfs.concurrency.interrupt import waited
 
 
-class Between:
+class Scope:
     """A block that `enter` waits for and `leave` ends: what `asynccontextmanager` makes, without its generator."""
 
     __slots__ = ("_enter", "_leave")
@@ -34,7 +34,7 @@ class Between:
         self._leave()
 
 
-class Turns:
+class FairLock:
     """First come, first served: who is within `async with turns` is alone there."""
 
     __slots__ = ("_waiting", "taken")

@@ -1,4 +1,4 @@
-"""Every parameter of a mount, once: name, type, default, help. Decided here and only here.
+"""Every parameter of a mount, once: name, type, default, help.
 
 The fields of `Settings` are the table. The command line, `-o name=value` of fstab, the TOML files and the
 option table of the README are all made from it. What is said closer to the mount holds:
@@ -104,7 +104,7 @@ class Settings:
     """What one mount was asked for. `bucket` is "" for all buckets of the account.
 
     `prefix` is "" or ends with a slash. `mountpoint` is absolute with links resolved. `endpoint` is a URL and
-    `zone` may be "" once `placed` was applied; `place` and `naming` tell then where they come from. Sizes are
+    `zones` may be "" once `placed` was applied; `place` and `naming` tell then where they come from. Sizes are
     bytes, `ttl` seconds.
     """
 

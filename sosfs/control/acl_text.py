@@ -1,4 +1,4 @@
-"""An ACL as text: its grammar, and what a written text means. Decided here and only here.
+"""An ACL as text: its grammar, and what a written text means.
 
     # what comes after a # is a comment
     owner ID

@@ -1,4 +1,4 @@
-"""The CORS rules of a bucket as text: the JSON that Exoscale's portal takes. What is a valid rule is decided here only.
+"""The CORS rules of a bucket as text: the JSON that Exoscale's portal takes, and what a valid rule is.
 
     {"CORSRules": [{"AllowedOrigins": ["https://example.com"], "AllowedMethods": ["GET"], "MaxAgeSeconds": 3600}]}
 

@@ -1,4 +1,4 @@
-"""The hidden tree `.sosfs/` at the root of a mount: what is in it, and what its nodes are. Decided here and only here.
+"""The hidden tree `.sosfs/` at the root of a mount: what is in it, and what its nodes are.
 
     .sosfs/acl/PATH                                the ACL of an object          (control_files)
     .sosfs/bucket/{acl,cors,versioning,policy}     settings of the bucket        (control_files)
@@ -107,11 +107,11 @@ class TextFile(Node, abc.ABC):
         return await self.read()
 
     async def write(self, text: bytes) -> None:
-        """Applies a text. Raises `rejected.BadText` before anything is sent, and what the server answers."""
+        """Applies a text. Raises `rejected_texts.BadText` before anything is sent, and what the server answers."""
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
     def check(self, text: bytes) -> None:
-        """Raises `rejected.BadText` for whole lines that nothing which may follow can put right."""
+        """Raises `rejected_texts.BadText` for whole lines that nothing which may follow can put right."""
 
 
 class BytesFile(Node, abc.ABC):

@@ -1,4 +1,4 @@
-"""Who may read and write an object: how its ACL is read and replaced, and what happens around that. Decided here.
+"""Who may read and write an object: how its ACL is read and replaced, and what happens around that.
 
 The object must be in the bucket, so a changed file is committed first; no commit, attribute write or rename of
 it runs meanwhile, since each of them carries the ACL it has read before. An ACL is read before one is sent:
@@ -12,25 +12,30 @@ from __future__ import annotations
 import errno
 from dataclasses import replace
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.control import acl_text
 from sosfs.files.commits import Commits
 from sosfs.s3.protocol import Acl, ObjectStore
 from sosfs.tree.inodes import Inode, Inodes
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 
-class Sharing:
+class ObjectAcls:
     """The ACLs of the objects of a mount."""
 
     def __init__(
-        self, inodes: Inodes, store: ObjectStore, attributes: Attributes, commits: Commits, gate: Gate
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        attributes: AttributeWriteback,
+        commits: Commits,
+        subtree_lock: SubtreeLock,
     ) -> None:
         self._inodes = inodes
         self._store = store
         self._attributes = attributes
         self._commits = commits
-        self._gate = gate
+        self._subtree_lock = subtree_lock
 
     async def read(self, inode: Inode) -> Acl:
         """The object's ACL. Raises ENODATA where there is no object: a directory without marker, a bucket's root."""
@@ -40,10 +45,10 @@ class Sharing:
     async def write(self, inode: Inode, text: str) -> None:
         """Makes the ACL what `text` says; nothing is sent where it is that already.
 
-        Raises `acl.BadText`, before anything is sent; ENODATA as `read`; what the server answers.
+        Raises `acl_text.BadText`, before anything is sent; ENODATA as `read`; what the server answers.
         """
         await self._bring(inode)
-        async with self._gate.closed(inode):
+        async with self._subtree_lock.exclusive(inode):
             key = self._inodes.key(inode)
             now = await self._store.get_acl(key)
             wanted = acl_text.parse(text, owner=now.owner)
@@ -55,7 +60,7 @@ class Sharing:
             inode.acl_private_until = 0.0
 
     async def _bring(self, inode: Inode) -> None:
-        await self._attributes.learn(inode)
+        await self._attributes.revalidate(inode)
         await self._commits.commit(inode)
         await self._attributes.settle(inode)
         if inode.version is None or inode.parent is None:

@@ -1,4 +1,4 @@
-"""The text files of the control tree: what each shows, and what writing it does. Decided here and only here.
+"""The text files of the control tree: what each shows, and what writing it does.
 
 What is written is compared with what the server has, in meaning, and nothing is sent for what is so already.
 A refused text, and why it was, is kept in `.sosfs/errors`. Concurrency: trio thread only.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from sosfs.control import acl_text, cors_text
 from sosfs.control.nodes import Audience, Fixed, Folder, Node, TextFile
-from sosfs.control.object_acl import Sharing
+from sosfs.control.object_acl import ObjectAcls
 from sosfs.control.rejected_texts import BadText, Rejections
 from sosfs.ipc import metrics
 from sosfs.ipc.status import Status
@@ -180,7 +180,7 @@ class Policy(Setting):
 class ObjectAcl(Setting):
     """The ACL of an object."""
 
-    def __init__(self, inode: Inode, namespace: Namespace, sharing: Sharing, rejections: Rejections) -> None:
+    def __init__(self, inode: Inode, namespace: Namespace, sharing: ObjectAcls, rejections: Rejections) -> None:
         super().__init__("acl", rejections)
         self.identity = ("acl", inode.number)
         self._inode = inode
@@ -212,7 +212,7 @@ class ObjectAcl(Setting):
 class AclFolder(Folder):
     """A directory of the mount, with the ACLs of its objects."""
 
-    def __init__(self, inode: Inode, namespace: Namespace, sharing: Sharing, rejections: Rejections) -> None:
+    def __init__(self, inode: Inode, namespace: Namespace, sharing: ObjectAcls, rejections: Rejections) -> None:
         super().__init__(("acl", inode.number))
         self._inode = inode
         self._namespace = namespace
@@ -257,7 +257,7 @@ def account_tree_of(rejections: Rejections, status: Callable[[], Status]) -> Fol
 
 def tree_of(
     namespace: Namespace,
-    sharing: Sharing,
+    sharing: ObjectAcls,
     bucket: BucketSettings,
     rejections: Rejections,
     versions: Folder,

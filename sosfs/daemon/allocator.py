@@ -1,4 +1,4 @@
-"""What sosfs asks of those who hand out its memory and take it back: the C library, Python. Decided here only."""
+"""What sosfs asks of those who hand out its memory and take it back: the C library, Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What sosfs asks of the kernel beside FUSE: a wider read-ahead for its mount. Decided here and only here."""
+"""What sosfs asks of the kernel beside FUSE: a wider read-ahead for its mount."""
 
 from __future__ import annotations
 

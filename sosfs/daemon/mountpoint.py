@@ -1,6 +1,6 @@
 """The directory a bucket is mounted on: what it is now, whether it can be used, and how it is detached.
 
-Decided here and only here: which state of a mount point is which clear line for the user, and that a mount
+It says which state of a mount point is which clear line for the user, and that a mount
 left by a daemon that died is cleared away. Nothing here asks the mount itself but `_is_dead`, in a thread that
 nobody waits for, so none of it can hang on a daemon that hangs.
 

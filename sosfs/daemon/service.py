@@ -1,4 +1,4 @@
-"""What a mount serves, one bucket or all of an account: the face both show to `mount`, decided here and only here.
+"""What a mount serves, one bucket or all of an account: the face both show to `mount`.
 
 Concurrency: trio thread only.
 """
@@ -12,8 +12,8 @@ from typing import Protocol
 
 import pyfuse3
 
-from sosfs.buckets.registry import Buckets
-from sosfs.buckets.root_directory import TopOperations
+from sosfs.buckets.registry import BucketRegistry
+from sosfs.buckets.root_directory import RootOperations
 from sosfs.buckets.routing import BucketRouting
 from sosfs.concurrency.tasks import Background
 from sosfs.config.credentials import CredentialSource
@@ -21,9 +21,9 @@ from sosfs.config.parameters import Settings
 from sosfs.control.nodes import Tree
 from sosfs.control.rejected_texts import Rejections
 from sosfs.control.settings_files import account_tree_of
-from sosfs.filesystem.bucket import Served
+from sosfs.filesystem.bucket import BucketMount
 from sosfs.fuse.control_tree import ControlOperations
-from sosfs.fuse.notifier import KernelCache
+from sosfs.fuse.notifier import KernelNotifier
 from sosfs.ipc.commands import Work
 from sosfs.ipc.status import Status
 from sosfs.tree.inodes import Defaults
@@ -82,11 +82,11 @@ class Service(Protocol):
 def service_of(settings: Settings, source: CredentialSource, moment: Callable[[], Status]) -> Service:
     """What these settings ask for. Raises OSError EBUSY where another mount has the journal."""
     if settings.bucket:
-        return Served(settings, source, moment, kernel=KernelCache())
-    buckets = Buckets(settings, source, moment, KernelCache())
+        return BucketMount(settings, source, moment, kernel=KernelNotifier())
+    buckets = BucketRegistry(settings, source, moment, KernelNotifier())
     rejections = Rejections()
     defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
-    top = TopOperations(buckets, defaults, rejections, ttl=settings.ttl)
+    top = RootOperations(buckets, defaults, rejections, ttl=settings.ttl)
     tree = ControlOperations(Tree(account_tree_of(rejections, buckets.status)))
     buckets.operations = BucketRouting(buckets, top, tree)
     return buckets

@@ -37,7 +37,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.threads import LOCAL
 from sosfs.disk.reserve import Need, Reserve, bound_log, log_size, os_error
 from sosfs.disk.watermark import Watermark
@@ -90,7 +90,7 @@ class Database:
         ids = [key for _, key in self._sums if isinstance(key, int)]
         self._last_id: int = max([self.number, *ids])
         self._undo: list[tuple[tuple[str, Value], int | None]] | None = None  # of the transaction that is open
-        self._syncing = Turns()
+        self._syncing = FairLock()
         self._log = -1
         self._synced = self._checkpointed = self.number
         self._reserve.hold()

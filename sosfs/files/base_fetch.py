@@ -18,8 +18,8 @@ import trio
 from sosfs.cache.blocks import Blocks, Spawn
 from sosfs.concurrency.tasks import each
 from sosfs.files.draft import Draft
-from sosfs.files.draft_records import Records
-from sosfs.files.open_file import Content
+from sosfs.files.draft_records import DraftRecords
+from sosfs.files.open_file import OpenFile
 from sosfs.files.spool import SpoolArea
 from sosfs.tree.inodes import Inode
 
@@ -31,10 +31,10 @@ DENSE = 8  # of so many windows one has changed: then all are brought
 SEVERAL = 4  # windows that a change here and there, as of a database, may touch without that
 
 
-class Filling:
+class BaseFetch:
     """Fills the spools of a mount, each up to `room` bytes."""
 
-    def __init__(self, blocks: Blocks, spools: SpoolArea, records: Records, spawn: Spawn, *, room: int) -> None:
+    def __init__(self, blocks: Blocks, spools: SpoolArea, records: DraftRecords, spawn: Spawn, *, room: int) -> None:
         self._blocks = blocks
         self._spools = spools
         self._records = records
@@ -42,7 +42,7 @@ class Filling:
         self._room = room
         self._turns = trio.CapacityLimiter(AT_ONCE)
 
-    def around(self, at: int, inode: Inode, content: Content, draft: Draft) -> None:
+    def around(self, at: int, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """A byte of a changed file is read: all near it comes if that changed, and all if much did. Does not wait."""
         start, windows = at // WINDOW * WINDOW, -(-draft.base_stop // WINDOW)
         if len(draft.brought) == windows:
@@ -57,46 +57,46 @@ class Filling:
         missing = [one for one in wanted if one not in draft.brought]
         if missing and not self._spools.is_short:  # a system call
             for one in missing:
-                self._begin(one, inode, content, draft)
+                self._begin(one, inode, open_file, draft)
 
-    def _begin(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
+    def _begin(self, start: int, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         if max(draft.local.total, len(draft.brought) * WINDOW) + WINDOW <= self._room:
             draft.brought.add(start)
-            self._spawn(partial(self._fill, start, inode, content, draft))
+            self._spawn(partial(self._fill, start, inode, open_file, draft))
 
-    async def _fill(self, start: int, inode: Inode, content: Content, draft: Draft) -> None:
+    async def _fill(self, start: int, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         came = False
         try:
             async with self._turns:
-                if content.writers and not self._spools.is_short:
-                    came = await self._bring(inode, content, draft, start, start + WINDOW)
+                if open_file.writers and not self._spools.is_short:
+                    came = await self._bring(inode, open_file, draft, start, start + WINDOW)
         except OSError as error:
             log.debug("%s: nothing was fetched ahead: %s", inode.name.decode(errors="replace"), error)
         finally:
             if not came:
                 draft.brought.discard(start)  # whoever reads there later may have it
 
-    async def whole(self, inode: Inode, content: Content, draft: Draft) -> None:
+    async def whole(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""
 
         async def bring(start: int) -> None:
-            while not await self._bring(inode, content, draft, start, start + WINDOW):
+            while not await self._bring(inode, open_file, draft, start, start + WINDOW):
                 pass  # attributes that are written make another version of the same bytes
 
         await each(bring, range(0, draft.base_stop, WINDOW), at_once=AT_ONCE)
 
-    async def _bring(self, inode: Inode, content: Content, draft: Draft, start: int, stop: int) -> bool:
+    async def _bring(self, inode: Inode, open_file: OpenFile, draft: Draft, start: int, stop: int) -> bool:
         """Whether the spool lacks nothing there any more; not where the base became another one meanwhile.
 
         What was written since may have been freed with the commit, and what was cut is zeros in the new base.
         """
         base, gap = draft.base, draft.lacks(start, stop)
-        if base is None or gap is None or content.draft is not draft:
+        if base is None or gap is None or open_file.draft is not draft:
             return True
         body = await self._blocks.read(base, *gap)
         if draft.base is not base:
             return False
-        if content.draft is draft:
+        if open_file.draft is draft:
             self._records.touched(inode)
             await draft.absorb(gap[0], body)
         return True

@@ -1,4 +1,4 @@
-"""When a draft goes into the bucket, and what a close waits for: decided here and only here.
+"""When a draft goes into the bucket, and what a close waits for.
 
 `--durability bucket`: close and fsync return when the object is in the bucket, or with the error that
 kept it out; the bytes then stay here, and every later close, fsync and the sending task try again.
@@ -18,9 +18,9 @@ from typing import Protocol
 
 import trio
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Source, Spawn
-from sosfs.concurrency.backoff import Retries
+from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.budgets import Backlog
 from sosfs.concurrency.tasks import each
 from sosfs.concurrency.threads import LOCAL
@@ -28,10 +28,10 @@ from sosfs.config.parameters import Durability
 from sosfs.errors import Cause, StoreError
 from sosfs.files import pending
 from sosfs.files.conflict import Conflicts
-from sosfs.files.debounce import Resting
+from sosfs.files.debounce import Debounce
 from sosfs.files.draft import Draft, State
-from sosfs.files.draft_records import Records
-from sosfs.files.open_file import Content, opened
+from sosfs.files.draft_records import DraftRecords
+from sosfs.files.open_file import OpenFile, opened
 from sosfs.files.spool import INLINE, DamagedSpool
 from sosfs.files.upload import Announce, Truncated, Upload, Uploader, etag_of
 from sosfs.journal.journal import Journal
@@ -39,7 +39,7 @@ from sosfs.s3 import recognition
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import Acl, Detail, Guard, Object, Properties, Right, Version
 from sosfs.tree.inodes import Inode, Inodes, Known, stored
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
@@ -61,43 +61,43 @@ class Commits:
         self,
         inodes: Inodes,
         uploader: Uploader,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         deletions: PendingDeletes,
-        gate: Gate,
+        subtree_lock: SubtreeLock,
         conflicts: Conflicts,
         journal: Journal,
         spawn: Spawn,
         backlog: Backlog,
-        retries: Retries,
+        retries: Backoff,
         *,
         durability: Durability,
     ) -> None:
         self.durability = durability
         self.drafts: set[Inode] = set()  # inodes that have one
         self._backlog = backlog  # of the drafts that tasks are sending
-        self.records = Records(inodes, attributes, journal)
+        self.records = DraftRecords(inodes, attributes, journal)
         self._inodes = inodes
         self._uploader = uploader
         self._attributes = attributes
         self._deletions = deletions
-        self._gate = gate
+        self._subtree_lock = subtree_lock
         self._conflicts = conflicts
         self._journal = journal
         self._spawn = spawn
         self._retries = retries
         self._senders = trio.CapacityLimiter(SENDERS)
-        self._resting = Resting(spawn)
+        self._debounce = Debounce(spawn)
         self._hurry = False  # the drain has begun: nothing waits for company any more
 
     # What close and fsync do
 
     async def save(self, inode: Inode) -> None:
         """Keeps the promise of close and fsync for a changed file. Raises what prevents it."""
-        content = opened(inode)
-        if content is None or content.draft is None or not content.draft.is_dirty or inode.parent is None:
+        open_file = opened(inode)
+        if open_file is None or open_file.draft is None or not open_file.draft.is_dirty or inode.parent is None:
             return
-        content.draft.require_whole()
-        if self.durability is Durability.JOURNAL and await self.records.saved(inode, content, content.draft):
+        open_file.draft.require_whole()
+        if self.durability is Durability.JOURNAL and await self.records.saved(inode, open_file, open_file.draft):
             self.send_later(inode)
             return
         try:
@@ -110,11 +110,11 @@ class Commits:
 
     async def _keep(self, inode: Inode) -> None:
         """Records a draft that could not be sent, so that it survives this process."""
-        content = opened(inode)
-        if content is None or content.draft is None or not content.draft.is_sendable or inode.parent is None:
+        open_file = opened(inode)
+        if open_file is None or open_file.draft is None or not open_file.draft.is_sendable or inode.parent is None:
             return
         try:
-            await self.records.save(inode, content, content.draft)
+            await self.records.save(inode, open_file, open_file.draft)
         except OSError as error:
             log.error("%s is neither in the bucket nor in the journal: %s", inode.name.decode(errors="replace"), error)
 
@@ -127,47 +127,47 @@ class Commits:
 
     async def commit(self, inode: Inode) -> None:
         """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then."""
-        if (content := opened(inode)) is None:
+        if (open_file := opened(inode)) is None:
             return
-        async with content.lock:
-            draft = content.draft
+        async with open_file.lock:
+            draft = open_file.draft
             if draft is None or not draft.is_dirty or inode.parent is None:
                 return
             draft.require_whole()
-            async with self._gate.passing(inode):
+            async with self._subtree_lock.shared(inode):
                 if inode.parent is None:
                     return
-                with content.committing():
-                    await self._commit(inode, content, draft)
+                with open_file.committing():
+                    await self._commit(inode, open_file, draft)
 
-    async def _commit(self, inode: Inode, content: Content, draft: Draft) -> None:
+    async def _commit(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         key = self._inodes.key(inode)
         await self._deletions.settle(key)
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
         await self._attributes.ascertain(inode)
-        if content.going is not None and await self.recognise(inode, draft, content.going[0], *content.late):
+        if open_file.going is not None and await self.recognise(inode, draft, open_file.going[0], *open_file.late):
             self.records.moved(inode)
-            await self.drop_upload(content)  # the object may be made of it: it is no more then
+            await self.drop_upload(open_file)  # the object may be made of it: it is no more then
         posix, serial = inode.posix, draft.commit_begins()
-        announce = partial(self.records.goes, inode, content, serial)
+        announce = partial(self.records.goes, inode, open_file, serial)
         try:
             properties, acl = await self.carry(inode)
-            version = await self._send(content, draft, key, properties, acl, announce)
+            version = await self._send(open_file, draft, key, properties, acl, announce)
         except Truncated:
             draft.commit_failed()
-            await self._commit(inode, content, draft)  # as it is now
+            await self._commit(inode, open_file, draft)  # as it is now
             return
         except StoreError as error:
             draft.commit_failed()
             if error.cause is Cause.DENIED:
-                self._attributes.refusals.add([Right.WRITE])
+                self._attributes.permissions.add([Right.WRITE])
             if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
-                if content.late and await self.recognise(inode, draft, *content.late):
-                    content.going, content.late = None, ()
+                if open_file.late and await self.recognise(inode, draft, *open_file.late):
+                    open_file.going, open_file.late = None, ()
                     self.records.moved(inode)
-                    await self._commit(inode, content, draft)
+                    await self._commit(inode, open_file, draft)
                     return
-                await self._lost(inode, content, draft, error)
+                await self._lost(inode, open_file, draft, error)
                 raise OSError(errno.ESTALE, error.strerror) from error
             raise
         except BaseException:
@@ -176,11 +176,11 @@ class Commits:
         before = inode.version.etag if inode.version is not None else ""
         inode.pages = version.etag if inode.pages in ("", before) else inode.pages
         draft.commit_landed(Source(key, version.etag, version.size), version, serial)
-        used = content.upload.properties if content.upload is not None else properties
-        content.upload, content.going, content.late = None, None, ()
+        used = open_file.upload.properties if open_file.upload is not None else properties
+        open_file.upload, open_file.going, open_file.late = None, None, ()
         with self._journal.together():
-            self._landed(inode, content, draft, version)
-            self._attributes.wrote(inode, used, posix, adopt_time=not content.times_given)
+            self._landed(inode, open_file, draft, version)
+            self._attributes.wrote(inode, used, posix, adopt_time=not open_file.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
 
     async def recognise(self, inode: Inode, draft: Draft, *tokens: str) -> Object | None:
@@ -200,23 +200,23 @@ class Commits:
 
     async def ascertain(self, inode: Inode) -> None:
         """Which version the bucket has of a file is known afterwards, though the answer to our request was lost."""
-        if (content := opened(inode)) and content.draft and content.going:
-            await self.recognise(inode, content.draft, content.going[0], *content.late)
+        if (open_file := opened(inode)) and open_file.draft and open_file.going:
+            await self.recognise(inode, open_file.draft, open_file.going[0], *open_file.late)
 
-    def _landed(self, inode: Inode, content: Content, draft: Draft, version: Version) -> None:
+    def _landed(self, inode: Inode, open_file: OpenFile, draft: Draft, version: Version) -> None:
         inode.version, inode.known, inode.whole = version, Known.ALL, True
         inode.checked = trio.current_time()
         stored(inode)
-        content.source = draft.base
-        self.records.landed(inode, content, draft)
+        open_file.source = draft.base
+        self.records.landed(inode, open_file, draft)
 
     async def _send(
-        self, content: Content, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce
+        self, open_file: OpenFile, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce
     ) -> Version:
         size, plan = draft.size, self._uploader.plan
         is_small = size <= plan.single and not draft.away
-        if content.upload is not None and (content.upload.key != key or is_small):
-            await self.drop_upload(content)
+        if open_file.upload is not None and (open_file.upload.key != key or is_small):
+            await self.drop_upload(open_file)
         if is_small:
             async with self._uploader.budget.holding(size):
                 body = await draft.read(0, size)
@@ -231,25 +231,25 @@ class Commits:
                 self._uploader.sent_bytes += len(body)
             self._uploader.blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version
-        if content.upload is None:
-            content.upload = Upload(self._uploader, draft, key, properties, acl)
-        return await content.upload.finish(size, draft.expected, announce)
+        if open_file.upload is None:
+            open_file.upload = Upload(self._uploader, draft, key, properties, acl)
+        return await open_file.upload.finish(size, draft.expected, announce)
 
     async def carry(self, inode: Inode) -> tuple[Properties, Acl | None]:
         """What the object must have beside its bytes: what it had, with the attributes of now."""
         acl = None
         if inode.version is not None:
-            await self._attributes.learn_whole(inode)
+            await self._attributes.fetch_whole(inode)
             acl = await self._attributes.acl(inode)
         return self._attributes.renewed(inode), acl
 
-    async def drop_upload(self, content: Content) -> None:
+    async def drop_upload(self, open_file: OpenFile) -> None:
         """Gives up the multipart upload of a draft, if it has one."""
-        if content.upload is not None:
-            upload, content.upload = content.upload, None
+        if open_file.upload is not None:
+            upload, open_file.upload = open_file.upload, None
             await upload.abort()
 
-    async def _lost(self, inode: Inode, content: Content, draft: Draft, error: StoreError) -> None:
+    async def _lost(self, inode: Inode, open_file: OpenFile, draft: Draft, error: StoreError) -> None:
         """Another client's version won: ours is kept beside it, and the inode shows theirs."""
         draft.state = State.CONFLICT  # takes no more: what came now would be nowhere
         try:
@@ -262,7 +262,7 @@ class Commits:
             draft.commit_failed()
             raise
         draft.saved = draft.serial
-        await self.let_go(inode, content)
+        await self.let_go(inode, open_file)
         await self._attributes.refresh(inode)
 
     # Drafts come and go
@@ -272,13 +272,13 @@ class Commits:
         inode.pins += 1
         self.drafts.add(inode)
 
-    async def let_go(self, inode: Inode, content: Content) -> None:
+    async def let_go(self, inode: Inode, open_file: OpenFile) -> None:
         """Frees a draft that the bucket has, or that nobody can reach any more."""
-        draft = content.draft
+        draft = open_file.draft
         if draft is None or draft.is_dirty or (draft.state is State.ORPHAN and inode.opens):
             return
-        self.records.forget(content)
-        content.draft, content.upload, upload = None, None, content.upload
+        self.records.forget(open_file)
+        open_file.draft, open_file.upload, upload = None, None, open_file.upload
         inode.pins -= 1
         self.drafts.discard(inode)
         await self.records.free(draft)
@@ -287,21 +287,21 @@ class Commits:
 
     def send_later(self, inode: Inode) -> None:
         """Lets a task bring the draft into the bucket, as often as it takes."""
-        content = opened(inode)
-        if content is not None and not content.sending:
-            content.sending = True
-            size = content.draft.local.total if content.draft is not None else 0
+        open_file = opened(inode)
+        if open_file is not None and not open_file.sending:
+            open_file.sending = True
+            size = open_file.draft.local.total if open_file.draft is not None else 0
             self._backlog.waiting += size
-            sending = partial(self._sending, inode, content, size)
+            sending = partial(self._sending, inode, open_file, size)
             if self.durability is Durability.BUCKET:
                 self._spawn(sending)
                 return
-            self._resting.add(sending)
+            self._debounce.add(sending)
 
-    async def _sending(self, inode: Inode, content: Content, size: int) -> None:
+    async def _sending(self, inode: Inode, open_file: OpenFile, size: int) -> None:
         pause = 0.0
         try:
-            while content.draft is not None and content.draft.is_sendable and inode.parent is not None:
+            while open_file.draft is not None and open_file.draft.is_sendable and inode.parent is not None:
                 if pause:
                     await self._retries.pause(0 if self._hurry else pause)
                 pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
@@ -309,17 +309,19 @@ class Commits:
                     async with self._senders:
                         await self.commit(inode)
                 except OSError as error:
-                    if content.draft is not None:
+                    if open_file.draft is not None:
                         log.warning("%s is not in the bucket yet: %s", inode.name.decode(errors="replace"), error)
                     if isinstance(error, DamagedSpool):
                         self._journal.damage.note(f"{self._inodes.key(inode)}: {error.strerror}")
         finally:
-            content.sending = False
+            open_file.sending = False
             self._backlog.fell(size)
-        if content.writers == 0:
-            await self.let_go(inode, content)
-        if inode.opens == 0 and content.draft is None and opened(inode) is content:  # not one begun while this rested
-            inode.content = None
+        if open_file.writers == 0:
+            await self.let_go(inode, open_file)
+        if (
+            inode.opens == 0 and open_file.draft is None and opened(inode) is open_file
+        ):  # not one begun while this rested
+            inode.open_file = None
 
     async def wait_for_room(self, limit: int) -> None:
         """Slows a writer while drafts that are on their way up hold more than `limit` bytes."""
@@ -340,14 +342,14 @@ class Commits:
         self._hurry = True
 
         async def send(inode: Inode) -> None:
-            content = opened(inode)
+            open_file = opened(inode)
             try:
                 await self.commit(inode)
             except OSError as error:
-                if content is not None and content.draft is not None:  # else it lost, and is kept beside the winner
+                if open_file is not None and open_file.draft is not None:  # else it lost, and is kept beside the winner
                     log.error("%s could not be sent: %s", inode.name.decode(errors="replace"), error)
-            if content is not None:
-                await self.let_go(inode, content)
+            if open_file is not None:
+                await self.let_go(inode, open_file)
 
         await each(send, list(self.drafts), at_once=SENDERS)
         return self.pending[0]

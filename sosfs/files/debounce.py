@@ -17,7 +17,7 @@ DELAY = 0.5  # seconds that a recorded draft waits for a rename, a rewrite or an
 COMPANY = 0.05  # seconds that those recorded after it may rest less
 
 
-class Resting:
+class Debounce:
     """Tasks that rest; one alarm for many, since one a file takes 5 % of the CPU of a copy of small files."""
 
     def __init__(self, spawn: Spawn) -> None:

@@ -63,7 +63,7 @@ class Draft:
         self.safe = -1  # the newest serial that was; its bytes, or newer ones in their place, are still there
         self.sums: tuple[int, ...] = ()  # of the spool as of that serial
         self.absorbed = 0  # how often bytes of the base came into the spool
-        self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`filling`)
+        self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`base_fetch`)
         self.spool = spool
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began

@@ -1,4 +1,4 @@
-"""How a draft stands in the journal, so that it outlives this process: decided here and only here.
+"""How a draft stands in the journal, so that it outlives this process.
 
     no row --save--> as of `Draft.recorded` --touched--> open (its spool is being written) --save--> ...
                               `--landed, unlinked: forgotten
@@ -17,11 +17,11 @@ import logging
 from dataclasses import replace
 from functools import partial
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.errors import FULL
 from sosfs.files.draft import Draft
 from sosfs.files.extents import Extents
-from sosfs.files.open_file import Content, draft_of, opened
+from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import Ranges, SavedDraft
 from sosfs.tree.inodes import Inode, Inodes
@@ -29,20 +29,20 @@ from sosfs.tree.inodes import Inode, Inodes
 log = logging.getLogger(__name__)
 
 
-class Records:
+class DraftRecords:
     """The rows of the drafts of a mount."""
 
-    def __init__(self, inodes: Inodes, attributes: Attributes, journal: Journal) -> None:
+    def __init__(self, inodes: Inodes, attributes: AttributeWriteback, journal: Journal) -> None:
         self._inodes = inodes
         self._attributes = attributes
         self._journal = journal
         attributes.carried_later = self.changed
 
-    async def save(self, inode: Inode, content: Content, draft: Draft) -> None:
+    async def save(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """The draft survives the loss of this machine's power afterwards. Raises OSError of the disk."""
         size, synced = draft.size, tuple(draft.local)
-        if draft.recorded != draft.serial or not content.row:
-            content.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
+        if draft.recorded != draft.serial or not open_file.row:
+            open_file.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
             try:
                 serial, absorbed = draft.serial, draft.absorbed
                 with draft.spool.held():
@@ -51,21 +51,21 @@ class Records:
                 if draft.absorbed != absorbed:
                     draft.sums = ()  # they may be of the spool as it was before, or after
             finally:
-                content.writers -= 1
+                open_file.writers -= 1
             draft.recorded = serial
         if draft.is_dirty and inode.parent is not None:
-            self._write(inode, content, draft, size=min(size, draft.size), synced=synced)
+            self._write(inode, open_file, draft, size=min(size, draft.size), synced=synced)
             draft.safe = draft.recorded
         await self._journal.sync()
-        if content.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
+        if open_file.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
             draft.spool.truncate(draft.size)
 
-    async def saved(self, inode: Inode, content: Content, draft: Draft) -> bool:
+    async def saved(self, inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
         """As `save`; False where this disk has no room for all of it, so that only the bucket can keep it."""
         if draft.away:
             return False
         try:
-            await self.save(inode, content, draft)
+            await self.save(inode, open_file, draft)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -75,11 +75,11 @@ class Records:
 
     async def displaces(self, inode: Inode, target: Inode) -> None:
         """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError."""
-        content, over = opened(inode), opened(target)
-        if content is not None and content.draft is not None and over is not None and over.row:
-            await self.save(inode, content, content.draft)
+        open_file, over = opened(inode), opened(target)
+        if open_file is not None and open_file.draft is not None and over is not None and over.row:
+            await self.save(inode, open_file, open_file.draft)
 
-    def _write(self, inode: Inode, content: Content, draft: Draft, *, size: int, synced: Ranges) -> None:
+    def _write(self, inode: Inode, open_file: OpenFile, draft: Draft, *, size: int, synced: Ranges) -> None:
         """Records what was in the spool when it was synced, and still is: a power loss may leave no more of it."""
         base = draft.base
         saved = SavedDraft(
@@ -95,26 +95,26 @@ class Records:
             properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
             sums=draft.sums if draft.recorded == draft.serial else (),
-            going=_going(content, draft),
+            going=_going(open_file, draft),
             body=draft.spool.body,
             edits=inode.edits,
-            parts=content.upload.freed if content.upload is not None else (),
+            parts=open_file.upload.freed if open_file.upload is not None else (),
         )
         draft.spool.label(saved.key)
-        content.row = self._journal.save_draft(content.row, saved)
+        open_file.row = self._journal.save_draft(open_file.row, saved)
 
     def moved(self, inode: Inode) -> None:
         """A rename changed the key, or what the bucket must hold: the record follows, and says no more of the bytes."""
-        content, draft = opened(inode), draft_of(inode)
-        if content is None or draft is None or not content.row:
+        open_file, draft = opened(inode), draft_of(inode)
+        if open_file is None or draft is None or not open_file.row:
             return
         if draft.recorded == draft.serial or not draft.spool.on_disk:
-            self._write(inode, content, draft, size=draft.size, synced=tuple(draft.local))
+            self._write(inode, open_file, draft, size=draft.size, synced=tuple(draft.local))
         else:
-            self._journal.alter_draft(content.row, partial(self._followed, inode, content, draft))
+            self._journal.alter_draft(open_file.row, partial(self._followed, inode, open_file, draft))
 
-    def _followed(self, inode: Inode, content: Content, draft: Draft, saved: SavedDraft) -> SavedDraft:
-        base, going = draft.base, content.going
+    def _followed(self, inode: Inode, open_file: OpenFile, draft: Draft, saved: SavedDraft) -> SavedDraft:
+        base, going = draft.base, open_file.going
         return replace(
             saved,
             key=self._inodes.key(inode),
@@ -124,66 +124,66 @@ class Records:
             going=(going[0], going[1] >= draft.safe) if going is not None else None,
         )
 
-    def landed(self, inode: Inode, content: Content, draft: Draft) -> None:
+    def landed(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """The bucket has the draft as it was when the commit began: what the record has more than that stays there."""
         if draft.is_dirty and (draft.safe > draft.saved or not draft.spool.on_disk):
             self.moved(inode)
         else:
-            self.forget(content)
+            self.forget(open_file)
 
     def changed(self, inode: Inode) -> None:
         """The user changed attributes: the record has them from now on, and says nothing new of the bytes."""
-        content = opened(inode)
-        if content is None or content.draft is None or not content.row:
+        open_file = opened(inode)
+        if open_file is None or open_file.draft is None or not open_file.row:
             return  # not recorded yet, as where they are set before the close (cp -p)
         change = partial(
             replace,
             posix=inode.posix,
             properties=self._attributes.known(inode),
             edits=inode.edits,
-            going=_going(content, content.draft),
+            going=_going(open_file, open_file.draft),
         )
-        self._journal.alter_draft(content.row, change)
+        self._journal.alter_draft(open_file.row, change)
 
-    def goes(self, inode: Inode, content: Content, serial: int, token: str) -> None:
+    def goes(self, inode: Inode, open_file: OpenFile, serial: int, token: str) -> None:
         """A request is about to make the object with this token, of the draft as of `serial`.
 
         Should its answer get lost, the record tells of it.
         """
-        content.goes(token, serial)
-        if not content.row:
+        open_file.goes(token, serial)
+        if not open_file.row:
             self._attributes.goes(inode)
             return
         try:
-            self._tell_going(content, serial, token)
+            self._tell_going(open_file, serial, token)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             log.info("the upload of a recorded file is not recorded: %s", error)  # it makes room, so it goes on
 
-    def _tell_going(self, content: Content, serial: int, token: str) -> None:
-        if content.draft is not None and content.draft.safe > serial:  # recorded since the commit began
-            self._journal.alter_draft(content.row, partial(replace, going=(token, False)))
+    def _tell_going(self, open_file: OpenFile, serial: int, token: str) -> None:
+        if open_file.draft is not None and open_file.draft.safe > serial:  # recorded since the commit began
+            self._journal.alter_draft(open_file.row, partial(replace, going=(token, False)))
         else:
-            self._journal.draft_goes(content.row, token)
+            self._journal.draft_goes(open_file.row, token)
 
     def touched(self, inode: Inode) -> None:
         """A recorded draft is about to be written to."""
-        content = opened(inode)
-        draft = content.draft if content is not None else None
-        if content is None or draft is None or not content.row:
+        open_file = opened(inode)
+        draft = open_file.draft if open_file is not None else None
+        if open_file is None or draft is None or not open_file.row:
             return
         if draft.recorded == draft.serial:
             if draft.spool.on_disk:
-                self._journal.reopen_draft(content.row)
+                self._journal.reopen_draft(open_file.row)
             draft.recorded = -1
 
     def cut(self, inode: Inode) -> None:
         """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
-        content = opened(inode)
-        if content is not None and content.row and content.draft is not None and content.draft.spool.on_disk:
-            change = partial(_cut, content.draft.size, _going(content, content.draft))
-            self._journal.alter_draft(content.row, change)
+        open_file = opened(inode)
+        if open_file is not None and open_file.row and open_file.draft is not None and open_file.draft.spool.on_disk:
+            change = partial(_cut, open_file.draft.size, _going(open_file, open_file.draft))
+            self._journal.alter_draft(open_file.row, change)
 
     async def rest(self, draft: Draft) -> None:
         """What rows no longer say of a spool, they do not say after a power loss either; and nobody holds it."""
@@ -197,11 +197,11 @@ class Records:
             await self._journal.settled()
         draft.close()
 
-    def forget(self, content: Content) -> None:
+    def forget(self, open_file: OpenFile) -> None:
         """The draft is in the bucket, or nobody wants it."""
-        if content.row:
-            self._journal.drop_draft(content.row)
-            content.row = 0
+        if open_file.row:
+            self._journal.drop_draft(open_file.row)
+            open_file.row = 0
 
 
 def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedDraft:
@@ -214,5 +214,5 @@ def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedD
     return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
 
 
-def _going(content: Content, draft: Draft) -> tuple[str, bool] | None:
-    return (content.going[0], content.going[1] == draft.serial) if content.going is not None else None
+def _going(open_file: OpenFile, draft: Draft) -> tuple[str, bool] | None:
+    return (open_file.going[0], open_file.going[1] == draft.serial) if open_file.going is not None else None

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import logging
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State
-from sosfs.files.open_file import Content, draft_of, opened
-from sosfs.files.page_cache import Pages
+from sosfs.files.open_file import OpenFile, draft_of, opened
+from sosfs.files.page_cache import PageCache
 from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.tree.inodes import Inode, Inodes, held
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 NO_VERSION = "-"  # no ETag: the kernel's pages are of no version that is in the bucket
 
 
-class Discards:
+class FailedWrites:
     """Gives up drafts of which bytes are missing."""
 
-    def __init__(self, inodes: Inodes, attributes: Attributes, commits: Commits, pages: Pages) -> None:
+    def __init__(self, inodes: Inodes, attributes: AttributeWriteback, commits: Commits, pages: PageCache) -> None:
         self._inodes = inodes
         self._attributes = attributes
         self._commits = commits
@@ -37,21 +37,21 @@ class Discards:
 
     async def discard(self, inode: Inode) -> None:
         """Gives up what a file has that the bucket lacks, if bytes of it are missing."""
-        content = opened(inode)
-        if content is None or content.draft is None or not content.draft.refused:
+        open_file = opened(inode)
+        if open_file is None or open_file.draft is None or not open_file.draft.refused:
             return
-        async with content.lock:
-            draft = content.draft
+        async with open_file.lock:
+            draft = open_file.draft
             if draft is None or not draft.refused:
                 return
             log.info("%s is as it was before: a write to it failed", inode.name.decode(errors="replace"))
-            self._commits.records.forget(content)
+            self._commits.records.forget(open_file)
             if inode.parent is not None and inode.version is None:
                 self._leave(inode, draft)
             elif inode.version is not None:
-                self._revert(inode, content, draft)
-            await self._commits.drop_upload(content)
-            await self._commits.let_go(inode, content)
+                self._revert(inode, open_file, draft)
+            await self._commits.drop_upload(open_file)
+            await self._commits.let_go(inode, open_file)
         await self._pages.forget(inode)
 
     async def discard_all(self) -> None:
@@ -77,10 +77,10 @@ class Discards:
         if not held(inode):
             self._inodes.drop(inode)
 
-    def _revert(self, inode: Inode, content: Content, draft: Draft) -> None:
+    def _revert(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """A file that the bucket has is that again, but for attributes that the user has set."""
         assert inode.version is not None
-        content.draft = None
+        open_file.draft = None
         draft.close()
         inode.pins -= 1
         self._commits.drafts.discard(inode)
@@ -88,7 +88,7 @@ class Discards:
         said = user_metadata.read(inode.properties.metadata)
         listed = inode.version.modified
         before = said.mtime_ns if said.mtime_ns is not None or listed is None else listed * user_metadata.NS
-        if before is not None and not content.times_given:
+        if before is not None and not open_file.times_given:
             inode.mtime_ns = inode.ctime_ns = before
         if inode.edits != NO_EDITS or said.mode not in (None, inode.mode):
             self._attributes.keep(inode)

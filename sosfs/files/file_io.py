@@ -16,20 +16,20 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.errors import Cause, StoreError
 from sosfs.files import last_close
-from sosfs.files.base_fetch import Filling
+from sosfs.files.base_fetch import BaseFetch
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State, fresh
-from sosfs.files.failed_writes import Discards
+from sosfs.files.failed_writes import FailedWrites
 from sosfs.files.open_file import Handle, content_of, draft_of, opened
-from sosfs.files.page_cache import Pages
-from sosfs.files.prefetch import Succession
+from sosfs.files.page_cache import PageCache
+from sosfs.files.prefetch import FilePrefetch
 from sosfs.files.spool import SpoolArea
 from sosfs.files.upload import Uploader
-from sosfs.files.write_behind import Writeback
+from sosfs.files.write_behind import WriteBehind
 from sosfs.s3.protocol import Guard, Version
 from sosfs.tree.inodes import Inode, Inodes
 from sosfs.tree.listing import Listings
@@ -37,7 +37,7 @@ from sosfs.tree.listing import Listings
 DETACH_MAX = 256 << 20  # bytes; a larger file that is unlinked while open is ESTALE to its readers
 
 
-class Contents:
+class FileIO:
     """The bytes half of the filesystem."""
 
     def __init__(
@@ -47,11 +47,11 @@ class Contents:
         spools: SpoolArea,
         uploader: Uploader,
         listings: Listings,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         commits: Commits,
-        pages: Pages,
+        pages: PageCache,
         spawn: Spawn,
-        discards: Discards,
+        failed_writes: FailedWrites,
         *,
         mountpoint: Path,
         dirty_limit: int,
@@ -67,12 +67,12 @@ class Contents:
         self._pages = pages
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
-        self._filling = Filling(blocks, spools, self.records, spawn, room=dirty_limit // 2)
-        self.discards = discards
-        self.writeback = Writeback(
+        self._base_fetch = BaseFetch(blocks, spools, self.records, spawn, room=dirty_limit // 2)
+        self.failed_writes = failed_writes
+        self.writeback = WriteBehind(
             inodes, spools, uploader, commits, self._begin, dirty_limit=dirty_limit, patience=patience
         )
-        self._succession = Succession(inodes, listings, attributes, blocks, spawn)
+        self._file_prefetch = FilePrefetch(inodes, listings, attributes, blocks, spawn)
 
     # Opening and closing
 
@@ -91,18 +91,18 @@ class Contents:
         elif flags & os.O_TRUNC:
             await self.truncate(inode, 0)
             handle = Handle(inode, content_of(inode), flags, task)
-        if handle.content.draft is None and inode.version is not None:
-            handle.source = handle.content.source or self._source(inode)
+        if handle.open_file.draft is None and inode.version is not None:
+            handle.source = handle.open_file.source or self._source(inode)
             handle.is_unread = inode.pages != inode.version.etag  # else the kernel may have handed out pages of it
         inode.opens += 1
-        handle.content.writers += handle.writes
+        handle.open_file.writers += handle.writes
         return handle
 
     async def create(self, inode: Inode, flags: int, task: int) -> Handle:
         """Opens a file that does not exist in the bucket yet; an empty draft waits for the first close."""
-        content = content_of(inode)
-        if content.draft is None:
-            content.draft = fresh(self._spools.new(), self._blocks)
+        open_file = content_of(inode)
+        if open_file.draft is None:
+            open_file.draft = fresh(self._spools.new(), self._blocks)
             self._commits.began(inode)
             if inode.parent is not None:
                 inode.parent.touch()
@@ -110,23 +110,23 @@ class Contents:
 
     async def release(self, handle: Handle) -> None:
         """The last close of a handle. Never raises: what could not be sent stays and is tried again."""
-        inode, content = handle.inode, handle.content
+        inode, open_file = handle.inode, handle.open_file
         inode.opens -= 1
-        content.writers -= handle.writes
-        draft = content.draft
-        if draft is not None and content.writers == 0:
+        open_file.writers -= handle.writes
+        draft = open_file.draft
+        if draft is not None and open_file.writers == 0:
             if draft.refused:
-                await self.discards.discard(inode)
+                await self.failed_writes.discard(inode)
             elif draft.is_dirty and inode.parent is not None:
                 self._commits.send_later(inode)  # pages of a mapping may come after the last close
             else:
-                await self._commits.let_go(inode, content)
-        if inode.opens == 0 and content.draft is None and opened(inode) is content:
-            inode.content = None
+                await self._commits.let_go(inode, open_file)
+        if inode.opens == 0 and open_file.draft is None and opened(inode) is open_file:
+            inode.open_file = None
 
     async def flush(self, handle: Handle) -> None:
         """What every close of a descriptor does: a changed file is safe afterwards, as `--durability` says."""
-        draft = handle.content.draft
+        draft = handle.open_file.draft
         if draft is None or not handle.writes:
             return
         if draft.is_blank and last_close.holds(handle.task, self.path(handle.inode)):
@@ -134,7 +134,7 @@ class Contents:
         try:
             await self._commits.save(handle.inode)
         except OSError:
-            await self.discards.hide(handle.inode)
+            await self.failed_writes.hide(handle.inode)
             raise
 
     async def fsync(self, inode: Inode) -> None:
@@ -150,12 +150,12 @@ class Contents:
 
     async def read(self, handle: Handle, start: int, size: int) -> bytes | memoryview:
         """Up to `size` bytes at `start`. Raises OSError ESTALE when the handle's version is gone."""
-        draft = handle.content.draft
+        draft = handle.open_file.draft
         if draft is not None:
             return await self._read_changed(handle, draft, start, start + size)
-        source = handle.source = handle.content.source or handle.source or self._source(handle.inode)
+        source = handle.source = handle.open_file.source or handle.source or self._source(handle.inode)
         if not start and not handle.reads:
-            self._succession.read(handle.inode, handle.task)
+            self._file_prefetch.read(handle.inode, handle.task)
         try:
             body = await handle.stream.read(self._blocks, source, start, start + size)
         except StoreError as error:
@@ -163,14 +163,14 @@ class Contents:
                 raise
             await self._attributes.has_moved(handle.inode, source.key)
             await self._attributes.rewritten(handle.inode)
-            if handle.content.source not in (None, source):
+            if handle.open_file.source not in (None, source):
                 return await self.read(handle, start, size)  # a rename or a rewrite goes on with the same bytes
             if handle.inode.parent is not None:
                 await self._refresh(handle)
             if not handle.is_unread or handle.inode.parent is None:
                 raise OSError(errno.ESTALE, "the version that was opened is gone") from error
             # Nothing was handed out yet, so this handle may still begin with the new version.
-            handle.content.source = None
+            handle.open_file.source = None
             handle.source = self._source(handle.inode)
             body = await handle.stream.read(self._blocks, handle.source, start, start + size)
         handle.reads, handle.is_unread = handle.reads + 1, False
@@ -199,12 +199,12 @@ class Contents:
         if base is None or draft.local.covers(start, edge):
             return await reading
         if handle.writes:
-            self._filling.around(start, handle.inode, handle.content, draft)
+            self._base_fetch.around(start, handle.inode, handle.open_file, draft)
         try:
-            body = await handle.stream.foresee(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
+            body = await handle.stream.read_ahead(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
         except StoreError as error:
             moved = error.cause is Cause.ABSENT and await self._attributes.has_moved(handle.inode, base.key)
-            if not moved or (handle.content.draft is not None and handle.content.draft.base == base):
+            if not moved or (handle.open_file.draft is not None and handle.open_file.draft.base == base):
                 raise
             return await self.read(handle, start, stop - start)  # a rename goes on with the same bytes
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
@@ -226,66 +226,66 @@ class Contents:
 
     async def write(self, handle: Handle, offset: int, data: bytes | memoryview) -> int:
         """Stores `data` at `offset` in the draft, once there is room for it. Raises what `Writeback.write` does."""
-        inode, content = handle.inode, handle.content
+        inode, open_file = handle.inode, handle.open_file
         await self._commits.wait_for_room(self._dirty_limit)
         draft = await self.writeback.write(inode, offset, data)
         inode.size = draft.size
-        content.times_given = False
+        open_file.times_given = False
         inode.touch()
-        await self.writeback.follow(inode, content, draft, offset)
+        await self.writeback.follow(inode, open_file, draft, offset)
         return len(data)
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Sets a file's length; without an open writer it is safe at once, as after a close."""
         await self._pages.settle(inode)
-        content = content_of(inode)
+        open_file = content_of(inode)
         if 0 < size < inode.size:
             await self.writeback.gather(inode, 0, inode.size)  # a part that is cut is sent again
         self._truncate(inode, size)
-        if content.writers:
+        if open_file.writers:
             return
         try:
             await self._commits.save(inode)
         finally:
-            if content.draft is not None and content.draft.is_sendable:
+            if open_file.draft is not None and open_file.draft.is_sendable:
                 self._commits.send_later(inode)
             else:
-                await self._commits.let_go(inode, content)
+                await self._commits.let_go(inode, open_file)
 
     def _truncate(self, inode: Inode, size: int) -> None:
-        content = content_of(inode)
+        open_file = content_of(inode)
         draft = self._begin(inode)
         low, high = sorted((size, draft.size))
         self.records.touched(inode)
         draft.truncate(size)
-        if content.upload is not None and low < high:
-            content.upload.written(low, high)
+        if open_file.upload is not None and low < high:
+            open_file.upload.written(low, high)
         self.records.cut(inode)
         draft.trim()
         inode.size = size
-        content.times_given = False
+        open_file.times_given = False
         inode.touch()
 
     def _begin(self, inode: Inode) -> Draft:
         """The draft of a file, begun on the version that is known now. Raises ESTALE while it loses to another."""
-        content = content_of(inode)
-        if content.draft is not None and content.draft.state is State.CONFLICT:
+        open_file = content_of(inode)
+        if open_file.draft is not None and open_file.draft.state is State.CONFLICT:
             raise OSError(errno.ESTALE, "another client's version won")
-        if content.draft is None:
+        if open_file.draft is None:
             self.require_name(inode)  # it would be written to nowhere
             base = None
             expected: Version | Guard = Guard.ABSENT
             if inode.version is not None:
                 expected, base = inode.version, self._source(inode)
-            content.draft = Draft(self._spools.new(), self._blocks, base, expected)
+            open_file.draft = Draft(self._spools.new(), self._blocks, base, expected)
             self._commits.began(inode)
-        return content.draft
+        return open_file.draft
 
     def time_given(self, inode: Inode) -> None:
         """The user set the modification time: the next commit stores exactly that."""
-        content = opened(inode)
-        if content is not None:
-            content.times_given = True
+        open_file = opened(inode)
+        if open_file is not None:
+            open_file.times_given = True
 
     # Moving and leaving the tree
 
@@ -295,11 +295,11 @@ class Contents:
 
     def moved(self, inode: Inode) -> None:
         """A rename gave the inode another key, and its object there a new version with the same bytes."""
-        content = opened(inode)
-        if content is None:
+        open_file = opened(inode)
+        if open_file is None:
             return
         if inode.version is not None:
-            content.rebase(self._source(inode), inode.version)
+            open_file.rebase(self._source(inode), inode.version)
         self.records.moved(inode)
 
     def replaces(self, inode: Inode, version: Version) -> None:
@@ -316,22 +316,22 @@ class Contents:
 
         Its draft is kept, and nobody sends it, until that is done: what fails or is cut short loses nothing.
         """
-        content = opened(inode)
-        if content is None or (inode.opens == 0 and content.draft is None):
+        open_file = opened(inode)
+        if open_file is None or (inode.opens == 0 and open_file.draft is None):
             yield
             return
-        async with content.lock:
+        async with open_file.lock:
             await self._commits.ascertain(inode)  # what is there goes too, or would come back
             if inode.opens and inode.version is not None and self._spools.disk.room().free > inode.size <= DETACH_MAX:
-                await self._filling.whole(inode, content, self._begin(inode))
+                await self._base_fetch.whole(inode, open_file, self._begin(inode))
             yield
             self.left(inode)
-            await self._commits.drop_upload(content)
-            await self._commits.let_go(inode, content)
+            await self._commits.drop_upload(open_file)
+            await self._commits.let_go(inode, open_file)
 
     def left(self, inode: Inode) -> None:
         """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""
-        content = opened(inode)
-        if content is not None and content.draft is not None:
-            content.draft.state = State.ORPHAN
-            self.records.forget(content)
+        open_file = opened(inode)
+        if open_file is not None and open_file.draft is not None:
+            open_file.draft.state = State.ORPHAN
+            self.records.forget(open_file)

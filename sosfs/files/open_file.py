@@ -1,4 +1,4 @@
-"""What is open and what has changed of one file: the state that `contents` and `commits` share. Plain values."""
+"""What is open and what has changed of one file: the state that `file_io` and `commits` share. Plain values."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 
 from sosfs.cache.blocks import Source
 from sosfs.cache.readahead import Stream
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.files.draft import Draft
 from sosfs.files.upload import Upload
 from sosfs.s3.protocol import Version
@@ -18,7 +18,7 @@ from sosfs.tree.inodes import Inode
 LATE_MAX = 64  # different ones that are remembered of the requests without an answer
 
 
-class Content:
+class OpenFile:
     """The bytes side of an inode that is open or not yet in the bucket."""
 
     __slots__ = (
@@ -30,7 +30,7 @@ class Content:
         self.draft: Draft | None = None
         self.upload: Upload | None = None
         self.source: Source | None = None  # our own newest version, which every handle goes on with
-        self.lock = Turns()  # one commit or record at a time
+        self.lock = FairLock()  # one commit or record at a time
         self.writers = 0
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket
@@ -66,11 +66,11 @@ class Content:
 class Handle:
     """One open file: its inode, its version, how it is being read."""
 
-    __slots__ = ("content", "inode", "is_unread", "reads", "source", "stream", "task", "writes")
+    __slots__ = ("inode", "is_unread", "open_file", "reads", "source", "stream", "task", "writes")
 
-    def __init__(self, inode: Inode, content: Content, flags: int, task: int) -> None:
+    def __init__(self, inode: Inode, open_file: OpenFile, flags: int, task: int) -> None:
         self.inode = inode
-        self.content = content
+        self.open_file = open_file
         self.writes = flags & os.O_ACCMODE != os.O_RDONLY
         self.source: Source | None = None
         self.stream = Stream()
@@ -79,20 +79,20 @@ class Handle:
         self.task = task  # the process that opened it
 
 
-def opened(inode: Inode) -> Content | None:
+def opened(inode: Inode) -> OpenFile | None:
     """The inode's content; None where it is neither open nor waiting to be stored."""
-    return cast("Content | None", inode.content)
+    return cast("OpenFile | None", inode.open_file)
 
 
 def draft_of(inode: Inode) -> Draft | None:
     """The inode's draft; None where nothing of it has been changed here."""
-    content = opened(inode)
-    return None if content is None else content.draft
+    open_file = opened(inode)
+    return None if open_file is None else open_file.draft
 
 
-def content_of(inode: Inode) -> Content:
+def content_of(inode: Inode) -> OpenFile:
     """The inode's content, made if need be."""
-    content = opened(inode)
-    if content is None:
-        content = inode.content = Content()
-    return content
+    open_file = opened(inode)
+    if open_file is None:
+        open_file = inode.open_file = OpenFile()
+    return open_file

@@ -1,6 +1,6 @@
-"""What the kernel's page cache holds of a file, and what is put there unasked: decided here and only here.
+"""What the kernel's page cache holds of a file, and what is put there unasked.
 
-A file that is read at random places is fetched in regions (see `reader`); what came is put into the kernel's
+A file that is read at random places is fetched in regions (see `readahead`); what came is put into the kernel's
 cache, so that the next read there costs no request at all, to the bucket or to this process, and the
 memory it takes is the kernel's to give back.
 
@@ -34,7 +34,7 @@ WRONG = "?"  # the version of pages that turned out wrong: no ETag
 AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
 
 
-class Kernel(Protocol):
+class PageNotifier(Protocol):
     """What can be said to the kernel unasked. Each raises what it refuses."""
 
     def give(self, number: int, offset: int, body: Any) -> None:
@@ -47,10 +47,10 @@ class Kernel(Protocol):
         """Forgets the attributes of an inode, the size among them."""
 
 
-class Pages:
+class PageCache:
     """The way into the kernel's page cache. `kernel` None: there is none."""
 
-    def __init__(self, inodes: Inodes, spawn: Spawn, kernel: Kernel | None) -> None:
+    def __init__(self, inodes: Inodes, spawn: Spawn, kernel: PageNotifier | None) -> None:
         self._inodes = inodes
         self._spawn = spawn
         self._kernel = kernel
@@ -88,7 +88,7 @@ class Pages:
         if self._kernel is not None:
             self._spawn(partial(self._drop_wrong, self._kernel, inode))
 
-    async def _drop_wrong(self, kernel: Kernel, inode: Inode) -> None:
+    async def _drop_wrong(self, kernel: PageNotifier, inode: Inode) -> None:
         await self.settle(inode)
         try:
             await kernel.forget([inode.number], [])
@@ -149,11 +149,11 @@ class Pages:
 
     def _may_give(self, inode: Inode, source: Source) -> bool:
         """Whether the kernel's pages of the inode are of this version, and nobody can be writing to them."""
-        content = opened(inode)
+        open_file = opened(inode)
         return (
             self._inodes.find(inode.number) is inode
             and inode.pages == source.etag
             and inode.version is not None
             and inode.version.etag == source.etag
-            and (content is None or (content.draft is None and content.writers == 0))
+            and (open_file is None or (open_file.draft is None and open_file.writers == 0))
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from sosfs.files.draft import Draft
-from sosfs.files.open_file import Content, opened
+from sosfs.files.open_file import OpenFile, opened
 from sosfs.tree.inodes import Inode
 
 
@@ -17,13 +17,13 @@ def pending(inodes: Iterable[Inode]) -> tuple[int, int]:
 
 def waiting(inodes: Iterable[Inode]) -> list[str]:
     """What the last try to send did not bring into the bucket, and why."""
-    failed = [(inode, content.failed) for inode, content, _ in _unsent(inodes) if content.failed is not None]
+    failed = [(inode, open_file.failed) for inode, open_file, _ in _unsent(inodes) if open_file.failed is not None]
     return [f"bytes of {inode.name.decode(errors='replace')}: {error.strerror or error}" for inode, error in failed]
 
 
-def _unsent(inodes: Iterable[Inode]) -> Iterator[tuple[Inode, Content, Draft]]:
+def _unsent(inodes: Iterable[Inode]) -> Iterator[tuple[Inode, OpenFile, Draft]]:
     for inode in inodes:
-        content = opened(inode)
-        if inode.parent is None or content is None or content.draft is None or not content.draft.is_dirty:
+        open_file = opened(inode)
+        if inode.parent is None or open_file is None or open_file.draft is None or not open_file.draft.is_dirty:
             continue
-        yield inode, content, content.draft
+        yield inode, open_file, open_file.draft

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from functools import partial
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import BLOCK, Blocks, Source, Spawn
 from sosfs.tree.inodes import Directory, Inode, Inodes, Known
 from sosfs.tree.listing import Listings
@@ -29,17 +29,17 @@ log = logging.getLogger(__name__)
 
 RUN = 3  # files in order, after which more are expected
 AHEAD, AHEAD_MAX = 16, 64  # files, at first and at most
-SMALL = 1 << 20  # bytes of a file that is fetched ahead; larger ones are by who reads them (`reader`)
+SMALL = 1 << 20  # bytes of a file that is fetched ahead; larger ones are by who reads them (`readahead`)
 ROOM = 4  # the part of the memory for blocks that they may take
 SPREAD = 32  # places in a directory between files that processes read side by side
 STRAYS = 8  # files read out of order, by others or by one who turned elsewhere, that end a run
 
 
-class Succession:
+class FilePrefetch:
     """Follows those who read a mount file after file."""
 
     def __init__(
-        self, inodes: Inodes, listings: Listings, attributes: Attributes, blocks: Blocks, spawn: Spawn
+        self, inodes: Inodes, listings: Listings, attributes: AttributeWriteback, blocks: Blocks, spawn: Spawn
     ) -> None:
         self._inodes = inodes
         self._listings = listings

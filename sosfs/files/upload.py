@@ -25,12 +25,12 @@ import trio
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.concurrency.budgets import Budget
 from sosfs.concurrency.interrupt import waited
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
 from sosfs.files.part_ranges import PartPlan, Range
-from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedPart
 from sosfs.s3 import recognition
 from sosfs.s3.http_headers import joined_etag
@@ -44,7 +44,7 @@ END_MAX = 1 << 20  # bytes that stay at hand of the last part; more of it is fet
 BEHIND = 4  # parts of one file under way behind its writer
 
 
-Announce = Callable[[str], None]  # is told the token of the object to be (`landing`)
+Announce = Callable[[str], None]  # is told the token of the object to be (`recognition`)
 
 
 def etag_of(body: bytes | memoryview) -> str:
@@ -72,7 +72,13 @@ class Uploader:
     """What all uploads of a mount share."""
 
     def __init__(
-        self, store: ObjectStore, blocks: Blocks, spawn: Spawn, budget: Budget, plan: PartPlan, multiparts: Multiparts
+        self,
+        store: ObjectStore,
+        blocks: Blocks,
+        spawn: Spawn,
+        budget: Budget,
+        plan: PartPlan,
+        multiparts: MultipartUploads,
     ) -> None:
         self.store = store
         self.blocks = blocks
@@ -96,7 +102,7 @@ class Upload:
         self._draft = draft
         self._piece = max(1, min(COPY_MAX, draft.base.size // AT_ONCE if draft.base else 0))  # bytes copied together
         self._id = ""
-        self._begin = Turns()
+        self._begin = FairLock()
         self._condition: Condition = Guard.NONE  # under which the object will be made
         self._sent: dict[int, _Sent] = {}
         self._made: set[int] = set()  # parts that the server has, up to date or not
@@ -245,7 +251,7 @@ class Upload:
             self._draft.strand()
 
     async def abort(self) -> None:
-        """Drops the upload; what cannot be aborted now is aborted later (`multiparts`)."""
+        """Drops the upload; what cannot be aborted now is aborted later (`multipart_uploads`)."""
         self._writer = 0
         await self._idle.wait()
         if self._id and await self._shared.multiparts.abort(self.key, self._id):

@@ -28,7 +28,7 @@ import trio
 from sosfs.errors import FULL
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State
-from sosfs.files.open_file import Content, draft_of, opened
+from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.spool import SPILL, SpoolArea
 from sosfs.files.upload import Upload, Uploader
 from sosfs.tree.inodes import Inode, Inodes
@@ -50,7 +50,7 @@ class _Waiting:
         self.hope = trio.current_time()  # when something was last on its way
 
 
-class Writeback:
+class WriteBehind:
     """Brings what is written off this machine while it is written."""
 
     def __init__(
@@ -143,8 +143,8 @@ class Writeback:
         """Whether an inode is the one whose writer goes on where room is tight; it is from now on if none other is."""
         last = self._last
         if last is not inode:
-            content = opened(last) if last is not None and last in self._commits.drafts else None
-            is_writing = content is not None and content.writers
+            open_file = opened(last) if last is not None and last in self._commits.drafts else None
+            is_writing = open_file is not None and open_file.writers
             if is_writing and max(self._began, self._went_on) > now - IDLE:
                 return False
             self._last, self._began = inode, now
@@ -180,13 +180,13 @@ class Writeback:
         """Frees what is here and in the bucket too, or the `first` parts of files. Whether there was any."""
         freed = False
         for inode in self._commits.drafts:
-            content = opened(inode)
-            draft = content.draft if content is not None else None
-            if content is None or draft is None:
+            open_file = opened(inode)
+            draft = open_file.draft if open_file is not None else None
+            if open_file is None or draft is None:
                 continue
-            if content.upload is not None:
-                freed |= content.upload.free(first=first)
-            elif draft.state is State.CLEAN and draft.local and not draft.spool.is_held and not content.lock.taken:
+            if open_file.upload is not None:
+                freed |= open_file.upload.free(first=first)
+            elif draft.state is State.CLEAN and draft.local and not draft.spool.is_held and not open_file.lock.taken:
                 draft.shed()
                 freed = True
         return freed
@@ -194,17 +194,17 @@ class Writeback:
     async def _sends(self) -> None:
         """Lets full parts of all that is being written go up."""
         for inode in list(self._commits.drafts):
-            content = opened(inode)
-            if content is not None and content.draft is not None and content.writers and inode.parent is not None:
-                await self._follow(inode, content, content.draft, content.draft.size)
+            open_file = opened(inode)
+            if open_file is not None and open_file.draft is not None and open_file.writers and inode.parent is not None:
+                await self._follow(inode, open_file, open_file.draft, open_file.draft.size)
 
     def _is_under_way(self, inode: Inode) -> bool:
         """Whether parts, whole files or the bytes of another writer that goes on are on their way off this disk."""
         for other in self._commits.drafts:
-            content = opened(other)
-            if content is not None and content.draft is not None:
-                is_behind = content.upload is not None and content.upload.is_behind
-                if is_behind or content.draft.is_committing:
+            open_file = opened(other)
+            if open_file is not None and open_file.draft is not None:
+                is_behind = open_file.upload is not None and open_file.upload.is_behind
+                if is_behind or open_file.draft.is_committing:
                     return True
         is_another = self._last is not inode and self._last in self._commits.drafts
         return is_another and self._went_on > trio.current_time() - IDLE
@@ -230,30 +230,30 @@ class Writeback:
 
     # Parts behind the writer
 
-    async def follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
+    async def follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
         """A file was written to at `offset`: lets full parts before that go up, and frees them where room is short."""
-        if inode.parent is None or content.draft is not draft:
+        if inode.parent is None or open_file.draft is not draft:
             return
         is_short = self._is_short(draft)
         if is_short or (draft.size >= STREAM_MIN and draft.base_stop == 0):
-            await self._follow(inode, content, draft, offset)
-        if is_short and content.upload is not None:
-            content.upload.free()
+            await self._follow(inode, open_file, draft, offset)
+        if is_short and open_file.upload is not None:
+            open_file.upload.free()
 
-    async def _follow(self, inode: Inode, content: Content, draft: Draft, offset: int) -> None:
-        if draft.is_committing or content.going is not None or draft.size < self._uploader.plan.first:
+    async def _follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
+        if draft.is_committing or open_file.going is not None or draft.size < self._uploader.plan.first:
             return  # a request without an answer may have completed the upload: the commit finds out
         key = self._inodes.key(inode)
-        if content.upload is None or content.upload.key != key:
-            await self._commits.drop_upload(content)
+        if open_file.upload is None or open_file.upload.key != key:
+            await self._commits.drop_upload(open_file)
             try:
                 properties, acl = await self._commits.carry(inode)
             except OSError:
                 return  # what the writer wrote is here; the commit asks again, and says what is wrong
-            if content.draft is not draft or draft.is_committing:
+            if open_file.draft is not draft or draft.is_committing:
                 return  # a commit has begun meanwhile, and takes care of all
-            content.upload = content.upload or Upload(self._uploader, draft, key, properties, acl)
-        content.upload.follow(offset)
+            open_file.upload = open_file.upload or Upload(self._uploader, draft, key, properties, acl)
+        open_file.upload.follow(offset)
 
     # What is in parts alone
 
@@ -285,5 +285,5 @@ class Writeback:
 
 
 def _upload_of(inode: Inode) -> Upload | None:
-    content = opened(inode)
-    return None if content is None else content.upload
+    open_file = opened(inode)
+    return None if open_file is None else open_file.upload

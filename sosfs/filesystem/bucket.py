@@ -1,4 +1,4 @@
-"""One bucket served to the kernel: how its parts come to be, and their life. Decided here and only here.
+"""One bucket served to the kernel: how its parts come to be, and their life.
 
     opened (its journal is ours) -> reached (the bucket answers) -> begun (parts, recovery) -> drained -> closed
 
@@ -23,20 +23,20 @@ from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
 from sosfs.control import nodes
 from sosfs.control.nodes import Tree
-from sosfs.control.object_acl import Sharing
+from sosfs.control.object_acl import ObjectAcls
 from sosfs.control.rejected_texts import Rejections
 from sosfs.control.settings_files import tree_of
 from sosfs.control.versions import Shelf
 from sosfs.disk.free_space import Disk
 from sosfs.errors import StoreError
-from sosfs.filesystem.composition import Parts, assemble
-from sosfs.filesystem.drop import Dropping
-from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Share
-from sosfs.filesystem.warm import IN_FLIGHT, Warming
+from sosfs.filesystem.composition import Filesystem, assemble
+from sosfs.filesystem.drop import DropCommand
+from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota
+from sosfs.filesystem.warm import IN_FLIGHT, WarmCommand
 from sosfs.fuse.control_tree import ControlOperations
-from sosfs.fuse.notifier import KernelCache
+from sosfs.fuse.notifier import KernelNotifier
 from sosfs.fuse.operations import Operations
-from sosfs.fuse.provisional_attributes import Guesses
+from sosfs.fuse.provisional_attributes import ProvisionalAttributes
 from sosfs.fuse.routing import Routing
 from sosfs.fuse.xattrs import Xattrs
 from sosfs.ipc.commands import Work
@@ -45,7 +45,7 @@ from sosfs.journal.journal import Journal
 from sosfs.s3 import scratch_key
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.bucket_settings import BucketSettings
-from sosfs.s3.capabilities import Abilities
+from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.dispatch import Limits
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.object_urls import Links
@@ -58,14 +58,14 @@ def memory_limit(settings: Settings, *, buckets: int) -> int:
     return (1 + NAMES * buckets) * settings.memory + UPLOADS + IN_FLIGHT
 
 
-class Served:
+class BucketMount:
     """A bucket, or a prefix of it. `moment` is what the mount says of itself, into which a bucket puts its figures.
 
-    Numbers of inodes and handles begin at `first`, those of the control tree as far above `control.FIRST`;
+    Numbers of inodes and handles begin at `first`, those of the control tree as far above `nodes.FIRST`;
     `kernel` is what can be said to it unasked.
     """
 
-    parts: Parts
+    parts: Filesystem
     operations: Routing
     errands: Mapping[str, Work]
 
@@ -76,9 +76,9 @@ class Served:
         moment: Callable[[], Status],
         *,
         first: int = ROOT,
-        share: Share | None = None,
+        share: Quota | None = None,
         limits: Limits | None = None,
-        kernel: KernelCache,
+        kernel: KernelNotifier,
     ) -> None:
         """Takes its journal. Raises OSError EBUSY where another mount has it."""
         self.settings = settings
@@ -107,14 +107,14 @@ class Served:
         """Where its journal is."""
         return self.settings.state_dir
 
-    async def reach(self, known: Abilities | None = None) -> None:
+    async def reach(self, known: Capabilities | None = None) -> None:
         """Finds out whether the bucket can be used and, where that is not `known`, what its server can do.
 
         Raises StoreError with a reason in words.
         """
         await self.store.reach(self.settings.prefix)
         if known is not None:
-            self.store.abilities = known
+            self.store.capabilities = known
         elif not self.settings.read_only:
             await self._probe()
 
@@ -144,8 +144,8 @@ class Served:
             kernel=self._kernel,
         )
         self._begun = True
-        self.store.sender.on_new_key = self.parts.retries.hurry
-        self.parts.attributes.refusals.add(self.store.denied)
+        self.store.dispatcher.on_new_key = self.parts.retries.hurry
+        self.parts.attributes.permissions.add(self.store.denied)
         self.operations = self._routing(spawn)
         await self.parts.recover()
 
@@ -156,16 +156,16 @@ class Served:
             parts.namespace,
             parts.creations,
             parts.renames,
-            parts.contents,
+            parts.file_io,
             parts.commits,
             parts.attributes,
             parts.deletions,
             parts.pages,
-            Guesses(parts.attributes, settings.attributes, ttl=settings.ttl),
+            ProvisionalAttributes(parts.attributes, settings.attributes, ttl=settings.ttl),
             ttl=settings.ttl,
         )
         self._do_errands(files)
-        sharing = Sharing(parts.inodes, self.store, parts.attributes, parts.commits, parts.gate)
+        sharing = ObjectAcls(parts.inodes, self.store, parts.attributes, parts.commits, parts.subtree_lock)
         rejections = Rejections()
         tree = self._control(sharing, rejections, spawn)
         xattrs = Xattrs(
@@ -181,15 +181,15 @@ class Served:
 
     def _do_errands(self, files: Operations) -> None:
         parts = self.parts
-        self.warming = Warming(parts.inodes, parts.namespace, parts.attributes, parts.blocks)
-        dropping = Dropping(
-            parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.absences, self._kernel
+        self.warming = WarmCommand(parts.inodes, parts.namespace, parts.attributes, parts.blocks)
+        dropping = DropCommand(
+            parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.negative_entries, self._kernel
         )
         self.errands = {"warm": self.warming.run, "drop": dropping.run}
 
-    def _control(self, sharing: Sharing, rejections: Rejections, spawn: Spawn) -> Tree:
+    def _control(self, sharing: ObjectAcls, rejections: Rejections, spawn: Spawn) -> Tree:
         """The control tree beside the files."""
-        bucket = BucketSettings(self._target, self.store.sender)
+        bucket = BucketSettings(self._target, self.store.dispatcher)
         versions = Shelf(bucket, spawn).folder(self.settings.prefix)
         top = tree_of(self.parts.namespace, sharing, bucket, rejections, versions, self.status)
         return Tree(top, first=nodes.FIRST + self._first - ROOT)
@@ -197,7 +197,7 @@ class Served:
     def sweep(self) -> None:
         """Frees what nobody needs any more; to be called now and then."""
         self.parts.namespace.sweep()
-        self.parts.shedding.look()
+        self.parts.eviction.look()
         self.parts.cache.flush()
 
     async def let_go(self) -> None:
@@ -274,7 +274,7 @@ class Served:
             requests=dict(self._requests),
             memory_bytes=self.memory_used + parts.uploader.budget.used,
             memory_limit=memory_limit(settings, buckets=1),
-            waiting_writers=parts.contents.writeback.waiting,
+            waiting_writers=parts.file_io.writeback.waiting,
             state_dir=os.fspath(self.state_dir),
             free_bytes=Disk(self.state_dir).room().free,
         )

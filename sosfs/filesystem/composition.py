@@ -1,4 +1,4 @@
-"""How the parts of a filesystem over one store are put together: decided here and only here.
+"""How the parts of a filesystem over one store are put together.
 
 `mount` composes them over a real bucket and the kernel; tests compose the same over a store in memory.
 """
@@ -8,46 +8,46 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from sosfs.attributes.permissions import Refusals
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.permissions import KeyPermissions
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Spawn
-from sosfs.concurrency.backoff import Retries
+from sosfs.concurrency.backoff import Backoff
 from sosfs.config.parameters import Settings
 from sosfs.disk.free_space import Disk
 from sosfs.files import pending
 from sosfs.files.commits import Commits
 from sosfs.files.conflict import Conflicts
-from sosfs.files.failed_writes import Discards
-from sosfs.files.file_io import Contents
-from sosfs.files.page_cache import Kernel, Pages
+from sosfs.files.failed_writes import FailedWrites
+from sosfs.files.file_io import FileIO
+from sosfs.files.page_cache import PageCache, PageNotifier
 from sosfs.files.part_ranges import PartPlan, fitting
 from sosfs.files.spool import SpoolArea
 from sosfs.files.upload import Uploader
-from sosfs.filesystem.quotas import Share, whole
+from sosfs.filesystem.quotas import Quota, whole
 from sosfs.journal.journal import Journal
-from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.namespace.creation import Creations
 from sosfs.namespace.deletions import Deletions
-from sosfs.namespace.eviction import Shedding
-from sosfs.namespace.exclusive_create import Claims
+from sosfs.namespace.eviction import Eviction
+from sosfs.namespace.exclusive_create import ExclusiveCreate
 from sosfs.namespace.namespace import Namespace
 from sosfs.namespace.rename import Renames
-from sosfs.namespace.rename_copies import Moves
-from sosfs.namespace.rename_rollback import Undoing
-from sosfs.recovery.directories import Places
-from sosfs.recovery.refused_changes import Resumption
+from sosfs.namespace.rename_copies import RenameCopies
+from sosfs.namespace.rename_rollback import RenameRollback
+from sosfs.recovery.directories import KeyDirectories
+from sosfs.recovery.refused_changes import RefusedChanges
 from sosfs.recovery.replay import Adoption, Replay
-from sosfs.recovery.spool import Reclaim
+from sosfs.recovery.spool import SpoolReplay
 from sosfs.s3.protocol import ObjectStore
 from sosfs.tree.inodes import ROOT, Defaults, Inodes
 from sosfs.tree.listing import Listings
 from sosfs.tree.listing_merge import Merger
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class Filesystem:
     """The parts of one filesystem."""
 
     store: ObjectStore
@@ -56,50 +56,50 @@ class Parts:
     cache: AttributeCache
     listings: Listings
     deletions: Deletions
-    attributes: Attributes
+    attributes: AttributeWriteback
     uploader: Uploader
     conflicts: Conflicts
     commits: Commits
-    pages: Pages
-    contents: Contents
+    pages: PageCache
+    file_io: FileIO
     namespace: Namespace
-    shedding: Shedding
+    eviction: Eviction
     creations: Creations
     renames: Renames
-    undoing: Undoing
-    gate: Gate
+    rollback: RenameRollback
+    subtree_lock: SubtreeLock
     replay: Replay
     adoption: Adoption
-    resumption: Resumption
-    retries: Retries
-    multiparts: Multiparts
+    refused_changes: RefusedChanges
+    retries: Backoff
+    multiparts: MultipartUploads
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
         await self.replay.run()
         going_on = await self.adoption.run()
-        await self.resumption.run()
+        await self.refused_changes.run()
         await self.multiparts.abort_unused(keep=going_on)
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
-        await self.contents.discards.discard_all()
+        await self.file_io.failed_writes.discard_all()
         await self.commits.drain()
         await self.attributes.drain()
-        await self.undoing.drain()
+        await self.rollback.drain()
         await self.deletions.drain()
         await self.multiparts.abort_unused()
 
     @property
     def pending(self) -> int:
         """How many changes the bucket lacks."""
-        return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending + self.undoing.pending
+        return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending + self.rollback.pending
 
     @property
     def waiting(self) -> list[str]:
         """What the last try did not bring into the bucket, and why."""
         drafts = pending.waiting(self.commits.drafts)
-        return [*drafts, *self.attributes.waiting, *self.deletions.waiting, *self.undoing.waiting]
+        return [*drafts, *self.attributes.waiting, *self.deletions.waiting, *self.rollback.waiting]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,18 +111,18 @@ class _Ground:
     journal: Journal
     spawn: Spawn
     inodes: Inodes
-    gate: Gate
+    subtree_lock: SubtreeLock
     blocks: Blocks
     cache: AttributeCache
     merger: Merger
     listings: Listings
     deletions: Deletions
-    multiparts: Multiparts
+    multiparts: MultipartUploads
     uploader: Uploader
     spools: SpoolArea
-    pages: Pages
-    share: Share
-    retries: Retries
+    pages: PageCache
+    share: Quota
+    retries: Backoff
 
 
 def assemble(
@@ -132,10 +132,10 @@ def assemble(
     spawn: Spawn,
     *,
     first: int = ROOT,
-    share: Share | None = None,
-    kernel: Kernel | None = None,
-) -> Parts:
-    """The parts of a filesystem over `store`, with its state in the settings' directory.
+    share: Quota | None = None,
+    kernel: PageNotifier | None = None,
+) -> Filesystem:
+    """The parts of a filesystem over `protocol`, with its state in the settings' directory.
 
     `first` is the number of its root; `share` is what it has of the mount's memory, None for all of it; `kernel` is
     what can be said to the kernel, None where there is none.
@@ -144,49 +144,51 @@ def assemble(
     inodes = Inodes(settings.prefix, defaults, first=first)
     share = share or whole(settings)
     cache = AttributeCache(settings.state_dir / "attributes.sqlite")
-    merger, gate, retries = Merger(inodes, cache), Gate(inodes), Retries()
+    merger, subtree_lock, retries = Merger(inodes, cache), SubtreeLock(inodes), Backoff()
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
     part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
     spools = SpoolArea(settings.state_dir / "spool", share.drafts, part=part)
-    multiparts = Multiparts(store, journal, spawn)
+    multiparts = MultipartUploads(store, journal, spawn)
     ground = _Ground(
         settings=settings,
         store=store,
         journal=journal,
         spawn=spawn,
         inodes=inodes,
-        gate=gate,
+        subtree_lock=subtree_lock,
         blocks=blocks,
         cache=cache,
         merger=merger,
-        listings=Listings(inodes, store, merger, gate, spawn, ttl=settings.ttl),
+        listings=Listings(inodes, store, merger, subtree_lock, spawn, ttl=settings.ttl),
         deletions=Deletions(store, spawn, journal, retries),
         multiparts=multiparts,
         uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts),
         spools=spools,
-        pages=Pages(inodes, spawn, kernel),
+        pages=PageCache(inodes, spawn, kernel),
         share=share,
         retries=retries,
     )
     return _halves(ground, kernel)
 
 
-def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
+def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
     """Bytes and names, and what ties them together."""
     ttl, lists = on.settings.ttl, on.listings
-    attributes = Attributes(
-        on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.gate, on.journal, on.spawn,
-        on.multiparts, Refusals(on.inodes, on.store), on.retries,
+    attributes = AttributeWriteback(
+        on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.subtree_lock, on.journal, on.spawn,
+        on.multiparts, KeyPermissions(on.inodes, on.store), on.retries,
         ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
-    conflicts, commits, contents = _bytes(on, attributes)
-    namespace = Namespace(on.inodes, on.store, on.merger, lists, attributes, contents, on.deletions, on.gate, ttl=ttl)
-    moves = Moves(on.store, on.multiparts, on.journal)
-    undoing = Undoing(on.store, on.deletions, on.journal, on.spawn, on.retries)
-    places = Places(namespace, on.merger)
-    reclaim = Reclaim(on.journal, on.spools)
-    claims = Claims(on.settings.exclusive, on.settings.durability)
-    return Parts(
+    conflicts, commits, file_io = _bytes(on, attributes)
+    namespace = Namespace(
+        on.inodes, on.store, on.merger, lists, attributes, file_io, on.deletions, on.subtree_lock, ttl=ttl
+    )
+    moves = RenameCopies(on.store, on.multiparts, on.journal)
+    rollback = RenameRollback(on.store, on.deletions, on.journal, on.spawn, on.retries)
+    places = KeyDirectories(namespace, on.merger)
+    spool_replay = SpoolReplay(on.journal, on.spools)
+    claims = ExclusiveCreate(on.settings.exclusive, on.settings.durability)
+    return Filesystem(
         store=on.store,
         inodes=on.inodes,
         blocks=on.blocks,
@@ -198,32 +200,42 @@ def _halves(on: _Ground, kernel: Kernel | None) -> Parts:
         conflicts=conflicts,
         commits=commits,
         pages=on.pages,
-        contents=contents,
+        file_io=file_io,
         namespace=namespace,
-        shedding=Shedding(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
-        creations=Creations(namespace, on.store, attributes, on.deletions, undoing, on.gate, claims),
-        renames=Renames(namespace, on.store, attributes, contents, on.deletions, moves, undoing, on.gate, on.journal),
-        undoing=undoing,
-        gate=on.gate,
-        replay=Replay(on.journal, on.store, on.multiparts, attributes, undoing),
-        adoption=Adoption(
-            on.journal, namespace, places, commits, attributes, on.blocks, reclaim, on.uploader, contents.discards
+        eviction=Eviction(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
+        creations=Creations(namespace, on.store, attributes, on.deletions, rollback, on.subtree_lock, claims),
+        renames=Renames(
+            namespace, on.store, attributes, file_io, on.deletions, moves, rollback, on.subtree_lock, on.journal
         ),
-        resumption=Resumption(on.journal, namespace, places, attributes, on.deletions),
+        rollback=rollback,
+        subtree_lock=on.subtree_lock,
+        replay=Replay(on.journal, on.store, on.multiparts, attributes, rollback),
+        adoption=Adoption(
+            on.journal,
+            namespace,
+            places,
+            commits,
+            attributes,
+            on.blocks,
+            spool_replay,
+            on.uploader,
+            file_io.failed_writes,
+        ),
+        refused_changes=RefusedChanges(on.journal, namespace, places, attributes, on.deletions),
         retries=on.retries,
         multiparts=on.multiparts,
     )
 
 
-def _bytes(on: _Ground, attributes: Attributes) -> tuple[Conflicts, Commits, Contents]:
+def _bytes(on: _Ground, attributes: AttributeWriteback) -> tuple[Conflicts, Commits, FileIO]:
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
-        on.inodes, on.uploader, attributes, on.deletions, on.gate, conflicts, on.journal, on.spawn,
+        on.inodes, on.uploader, attributes, on.deletions, on.subtree_lock, conflicts, on.journal, on.spawn,
         on.share.backlog, on.retries, durability=on.settings.durability
     )  # fmt: skip
-    discards = Discards(on.inodes, attributes, commits, on.pages)
-    contents = Contents(
-        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn, discards,
-        mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit, patience=on.settings.patience
+    failed_writes = FailedWrites(on.inodes, attributes, commits, on.pages)
+    file_io = FileIO(
+        on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn,
+        failed_writes, mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit, patience=on.settings.patience
     )  # fmt: skip
-    return conflicts, commits, contents
+    return conflicts, commits, file_io

@@ -1,4 +1,4 @@
-"""`sosfs drop`: what is forgotten of a file or tree, and what stays. Decided here and only here.
+"""`sosfs drop`: what is forgotten of a file or tree, and what stays.
 
 Forgotten are blocks in memory and on disk, remembered attributes, listings (that of the directory above too, which
 shows the name), and in the kernel attributes, pages and absent names: whoever looks next, asks the bucket.
@@ -22,8 +22,8 @@ from sosfs.cache.attributes import AttributeCache, place_of
 from sosfs.cache.blocks import Blocks
 from sosfs.files.commits import Commits
 from sosfs.files.open_file import opened
-from sosfs.files.page_cache import Kernel, Pages
-from sosfs.fuse.negative_entries import Absences
+from sosfs.files.page_cache import PageCache, PageNotifier
+from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.ipc.commands import Names, Tell, Told
 from sosfs.tree import keys
 from sosfs.tree.inodes import Inode, Inodes, Known
@@ -50,7 +50,7 @@ class _Found:
         return key not in self.kept and (key in self.keys or any(key.startswith(folder) for folder in self.folders))
 
 
-class Dropping:
+class DropCommand:
     """Forgets what a mount has cached."""
 
     def __init__(
@@ -59,16 +59,16 @@ class Dropping:
         cache: AttributeCache,
         blocks: Blocks,
         commits: Commits,
-        pages: Pages,
-        absences: Absences,
-        kernel: Kernel,
+        pages: PageCache,
+        negative_entries: NegativeEntries,
+        kernel: PageNotifier,
     ) -> None:
         self._inodes = inodes
         self._cache = cache
         self._blocks = blocks
         self._commits = commits
         self._pages = pages
-        self._absences = absences
+        self._negative_entries = negative_entries
         self._kernel = kernel
 
     async def run(self, paths: Sequence[Names], tell: Tell) -> Told:
@@ -82,7 +82,9 @@ class Dropping:
         disk = await self._disk(found)
         for inode in found.inodes:
             await self._pages.settle(inode)
-        await self._kernel.forget([inode.number for inode in found.inodes], self._absences.take(found.directories))
+        await self._kernel.forget(
+            [inode.number for inode in found.inodes], self._negative_entries.take(found.directories)
+        )
         return {
             "files": len(found.keys),
             "memory_bytes": memory,
@@ -94,9 +96,9 @@ class Dropping:
     async def _let_go(self) -> None:
         """Drafts that are in the bucket already, and wait for no more than the task that sent them."""
         for inode in list(self._commits.drafts):
-            content = opened(inode)
-            if content is not None and not content.writers and not content.lock.taken:
-                await self._commits.let_go(inode, content)
+            open_file = opened(inode)
+            if open_file is not None and not open_file.writers and not open_file.lock.taken:
+                await self._commits.let_go(inode, open_file)
 
     # What is known of a path, without asking
 
@@ -131,12 +133,12 @@ class Dropping:
         found.directories.add(inode.number)
 
     def _inode(self, inode: Inode, found: _Found) -> None:
-        key, content = self._inodes.key(inode), opened(inode)
+        key, open_file = self._inodes.key(inode), opened(inode)
         version = inode.version
         named = {(key, version.etag, version.size)} if version is not None and not inode.is_directory else set()
         if inode.is_directory:
             self._doubt_listing(inode, found)
-        elif inode.pins or (content is not None and (content.draft is not None or content.writers)):
+        elif inode.pins or (open_file is not None and (open_file.draft is not None or open_file.writers)):
             found.kept.add(key)
             found.kept_versions |= named
             return
@@ -147,8 +149,8 @@ class Dropping:
             found.inodes.append(inode)
         if inode.pins or inode.parent is None:
             return
-        if content is not None:
-            content.source = None
+        if open_file is not None:
+            open_file.source = None
         inode.pages = NO_VERSION
         inode.known = min(inode.known, Known.SIZE)
         inode.checked = inode.acl_private_until = 0.0

@@ -1,4 +1,4 @@
-"""What a mount may use of memory and disk, and how several buckets share it: decided here and only here.
+"""What a mount may use of memory and disk, and how several buckets share it.
 
 A mount of one bucket has the `whole`. Where all buckets of an account are mounted they have it together, so that
 the limits a user sets are those of the mount however many buckets are in use: the blocks of all are in one memory
@@ -29,7 +29,7 @@ UPLOADS = 64 << 20  # bytes of bodies on their way up
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Quota:
     """What one bucket has of its mount's memory and disk."""
 
     cached: Cached
@@ -45,10 +45,10 @@ def names_of(settings: Settings) -> int:
     return NAMES * settings.memory // NAME
 
 
-def whole(settings: Settings) -> Share:
+def whole(settings: Settings) -> Quota:
     """All of it, for the one bucket of a mount."""
     disk = _disk(settings, settings.state_dir)
-    return Share(
+    return Quota(
         memory_of(settings.memory),
         disk,
         Budget(UPLOADS),
@@ -71,7 +71,7 @@ def _drafts(settings: Settings, directory: Path) -> Allowance:
     return Allowance(min(MEMORY, Disk(directory).room().size // ROWS_SHARE))
 
 
-class Shares:
+class Quotas:
     """What the buckets of one mount have together."""
 
     def __init__(self, settings: Settings, directory: Path) -> None:
@@ -82,10 +82,10 @@ class Shares:
         self._backlog = Backlog()
         self._names = names_of(settings)
 
-    def of(self, bucket: str) -> Share:
+    def of(self, bucket: str) -> Quota:
         """The share of one bucket."""
         disk = _Shelf(self._disk, bucket) if self._disk is not None else None
-        return Share(_Part(self._blocks, bucket), disk, self.uploads, self._drafts, self._backlog, self._names)
+        return Quota(_Part(self._blocks, bucket), disk, self.uploads, self._drafts, self._backlog, self._names)
 
 
 class _Part(MutableMapping[tuple[Source, int], Run]):

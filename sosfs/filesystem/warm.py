@@ -1,4 +1,4 @@
-"""`sosfs warm`: which files are brought near, in which order, and what stops it. Decided here and only here.
+"""`sosfs warm`: which files are brought near, in which order, and what stops it.
 
 Attributes go into the attribute cache and bytes into the disk cache, past the memory for blocks that are being read;
 no byte goes through the kernel. One GET brings a small file's bytes and its attributes; without a disk cache a HEAD
@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.block_fetch import Disk, wrong
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source
 from sosfs.concurrency.budgets import Budget
@@ -77,10 +77,10 @@ class Tally:
         }
 
 
-class Warming:
+class WarmCommand:
     """Brings files of a mount near."""
 
-    def __init__(self, inodes: Inodes, namespace: Namespace, attributes: Attributes, blocks: Blocks) -> None:
+    def __init__(self, inodes: Inodes, namespace: Namespace, attributes: AttributeWriteback, blocks: Blocks) -> None:
         self.budget = Budget(IN_FLIGHT)
         self._inodes = inodes
         self._namespace = namespace
@@ -109,10 +109,10 @@ class _Call:
 
     def __init__(
         self,
-        warming: Warming,
+        warming: WarmCommand,
         inodes: Inodes,
         namespace: Namespace,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         blocks: Blocks,
         tell: Tell,
     ) -> None:
@@ -200,7 +200,7 @@ class _Call:
 
     async def _bytes(self, inode: Inode) -> None:
         disk, version = self._blocks.disk, inode.version
-        is_changing = inode.content is not None and inode.content.draft is not None
+        is_changing = inode.open_file is not None and inode.open_file.draft is not None
         if disk is None or version is None or not version.size or is_changing:
             return  # what is being changed is on this machine anyway
         source = Source(self._inodes.key(inode), version.etag, version.size)

@@ -1,4 +1,4 @@
-"""The kernel's requests for the control tree: nodes to attributes, open texts, what a close applies. Decided here only.
+"""The kernel's requests for the control tree: nodes to attributes, open texts, what a close applies.
 
 An open text is read whole, changed in memory and applied as a whole when it is closed. A flush applies what
 was written since the last one, and carries the error. A shell flushes what it has opened before it writes anything, so
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 
 import pyfuse3
 
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.control.nodes import Audience, BytesFile, Folder, Node, TextFile, Tree
 
 LASTING = 1e6  # seconds for which the kernel may keep a name that never goes
@@ -77,7 +77,7 @@ class ControlOperations:
         self.tree = tree
         self._uid, self._gid = os.geteuid(), os.getegid()  # whoever mounted, whose key it works with: never `--uid`
         self._opened: dict[int, Text | BytesFile | list[tuple[bytes, Node]]] = {}
-        self._locks: WeakKeyDictionary[Node, Turns] = WeakKeyDictionary()
+        self._locks: WeakKeyDictionary[Node, FairLock] = WeakKeyDictionary()
         self._next = tree.root.number  # of handles: in the range of the nodes' numbers, for the same reason
 
     # Attributes and names
@@ -191,8 +191,8 @@ class ControlOperations:
     def _audience(self, ctx: pyfuse3.RequestContext) -> Audience:
         return Audience.OWNER if ctx.uid in (0, self._uid) else Audience.OTHERS
 
-    def _lock(self, node: Node) -> Turns:
-        return self._locks.setdefault(node, Turns())
+    def _lock(self, node: Node) -> FairLock:
+        return self._locks.setdefault(node, FairLock())
 
     def _text(self, fh: int) -> Text:
         opened = self._opened[fh]

@@ -1,4 +1,4 @@
-"""What the kernel is told of an inode, and how long it may keep it. Decided here and only here.
+"""What the kernel is told of an inode, and how long it may keep it.
 
 A name may be kept until its listing is out of date; attributes as long, but not at all while only the
 listing's guess is known, so that `stat` asks and `ls` does not.
@@ -11,7 +11,7 @@ import errno
 import pyfuse3
 import trio
 
-from sosfs.fuse.negative_entries import Absences
+from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.tree.inodes import Directory, Inode, Known
 
 BLOCK_SIZE = 4096  # bytes
@@ -37,12 +37,14 @@ def entry_of(inode: Inode, *, ttl: float, guess: float = 0.0) -> pyfuse3.EntryAt
     return entry
 
 
-def absent_from(directory: Directory, name: bytes, absences: Absences, *, ttl: float) -> pyfuse3.EntryAttributes:
+def absent_from(
+    directory: Directory, name: bytes, negative_entries: NegativeEntries, *, ttl: float
+) -> pyfuse3.EntryAttributes:
     """An answer that lets the kernel remember an absence as long as the listing that shows it is trusted.
 
     Raises FUSEError ENOENT, which the kernel does not remember, where no listing shows it.
     """
-    if not directory.is_known(ttl) or directory.now is None or not absences.add(directory.inode.number, name):
+    if not directory.is_known(ttl) or directory.now is None or not negative_entries.add(directory.inode.number, name):
         raise pyfuse3.FUSEError(errno.ENOENT)
     entry = pyfuse3.EntryAttributes()
     entry.st_ino = 0
@@ -61,7 +63,7 @@ def room() -> pyfuse3.StatvfsData:
 
 
 def set_by(fields: pyfuse3.SetattrFields) -> list[str]:
-    """The fields of `metadata.Posix` that a request sets."""
+    """The fields of `user_metadata.Posix` that a request sets."""
     given = {
         "mode": fields.update_mode,
         "uid": fields.update_uid,

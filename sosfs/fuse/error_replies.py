@@ -37,7 +37,7 @@ UNWATCHED = frozenset({"forget", "release", "releasedir", "statfs"})
 
 
 def answered(handler: F) -> F:
-    """Makes a handler raise nothing but FUSEError, EINTR among them where its caller is gone (`callers`)."""
+    """Makes a handler raise nothing but FUSEError, EINTR among them where its caller is gone (`requests`)."""
     name = handler.__name__
 
     @functools.wraps(handler)
@@ -75,7 +75,7 @@ def _opened(operations: Any, handle: int = 0) -> Opened:
 
 
 def listing(handler: F) -> F:
-    """As `answered`, for what reads a directory: ENOENT there is taken for its end (getdents(2)), so it is EIO.
+    """As `error_replies`, for what reads a directory: ENOENT there is taken for its end (getdents(2)), so it is EIO.
 
     A directory that was removed here while it is read is empty, which is an answer and no error.
     """

@@ -1,6 +1,6 @@
-"""Which absent names the kernel was told to remember: decided here and only here.
+"""Which absent names the kernel was told to remember.
 
-The kernel answers for such a name by itself, so whoever wants it asked again (`dropping`) has to say which one.
+The kernel answers for such a name by itself, so whoever wants it asked again (`drop`) has to say which one.
 What does not fit in here the kernel is not told to remember.
 
 Concurrency: trio thread only.
@@ -16,7 +16,7 @@ from cachetools import TTLCache
 MOST = 10_000  # names: a compiler looks for some hundred headers in each directory
 
 
-class Absences:
+class NegativeEntries:
     """Names by the number of their directory, each for `ttl` seconds."""
 
     def __init__(self, ttl: float) -> None:

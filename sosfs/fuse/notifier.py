@@ -1,4 +1,4 @@
-"""What is said to the kernel's caches unasked: pages given; attributes, pages, names forgotten. Decided here only.
+"""What is said to the kernel's caches unasked: pages given; attributes, pages, names forgotten.
 
 Concurrency: a call may wait for a page that the mount itself has still to deliver, so they are made in a thread and
 the trio thread goes on serving.
@@ -15,7 +15,7 @@ import pyfuse3
 import trio
 
 
-class KernelCache:
+class KernelNotifier:
     """What the kernel has cached of a mount."""
 
     def __init__(self) -> None:

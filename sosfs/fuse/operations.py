@@ -1,11 +1,12 @@
-"""The kernel's requests: numbers to inodes, inodes to attributes, errors to errnos. Decided here and only here.
+"""The kernel's requests: numbers to inodes, inodes to attributes, errors to errnos.
 
-With `control_operations` and `routing` all that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever
-else comes out of the halves below is turned into one by `answered`: an OSError into its errno, a bug into EIO and
+With `control_tree` and `routing` all that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever
+else comes out of the halves below is turned into one by `error_replies`: an OSError into its errno, a bug into EIO and
 a traceback in the log, so that a bug never ends the mount.
 
 How long the kernel may keep what it is told: a name until its listing is out of date; attributes as long,
-but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not (`guesses`).
+but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not
+(`provisional_attributes`).
 
 Concurrency: handlers are trio tasks, many at once.
 """
@@ -21,15 +22,15 @@ from collections.abc import Sequence
 
 import pyfuse3
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.files.commits import Commits
-from sosfs.files.file_io import Contents
+from sosfs.files.file_io import FileIO
 from sosfs.files.open_file import Handle
-from sosfs.files.page_cache import Pages
+from sosfs.files.page_cache import PageCache
 from sosfs.fuse.entries import absent_from, entry_of, room, set_by
 from sosfs.fuse.error_replies import answered, listing
-from sosfs.fuse.negative_entries import Absences
-from sosfs.fuse.provisional_attributes import Guesses
+from sosfs.fuse.negative_entries import NegativeEntries
+from sosfs.fuse.provisional_attributes import ProvisionalAttributes
 from sosfs.fuse.requests import NOTHING, Opened
 from sosfs.metadata.user_metadata import storable
 from sosfs.namespace.creation import Creations
@@ -63,12 +64,12 @@ class Operations(pyfuse3.Operations):
         namespace: Namespace,
         creations: Creations,
         renames: Renames,
-        contents: Contents,
+        file_io: FileIO,
         commits: Commits,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         deletions: Deletions,
-        pages: Pages,
-        guesses: Guesses,
+        pages: PageCache,
+        provisional: ProvisionalAttributes,
         *,
         ttl: float,
     ) -> None:
@@ -78,29 +79,29 @@ class Operations(pyfuse3.Operations):
         self._listings = namespace.listings
         self._creations = creations
         self._renames = renames
-        self._contents = contents
+        self._file_io = file_io
         self._commits = commits
         self._attributes = attributes
         self._deletions = deletions
         self._pages = pages
-        self._guesses = guesses
+        self._provisional = provisional
         self._ttl = ttl
         self._files: dict[int, Handle] = {}
         self._readings: dict[int, Reading] = {}
         self._next_handle = inodes.root.number  # in the range of the inodes' numbers
-        self.absences = Absences(ttl)
+        self.negative_entries = NegativeEntries(ttl)
 
     def opened(self, handle: int) -> Opened:
         """What a handle has open."""
         if found := self._files.get(handle):
-            return Opened(self._contents.path(found.inode), found.task)
+            return Opened(self._file_io.path(found.inode), found.task)
         reading = self._readings.get(handle)
-        return Opened(self._contents.path(reading.directory.inode), 0) if reading else NOTHING
+        return Opened(self._file_io.path(reading.directory.inode), 0) if reading else NOTHING
 
     # Attributes
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
-        entry = entry_of(inode, ttl=self._ttl, guess=self._guesses.hold)
+        entry = entry_of(inode, ttl=self._ttl, guess=self._provisional.hold)
         if not self._inodes.has_name(inode):
             entry.st_nlink = 0  # removed, here or by another client; whoever has it open keeps it
         return entry
@@ -119,8 +120,8 @@ class Operations(pyfuse3.Operations):
         except OSError as error:
             if error.errno != errno.ENOENT:
                 raise
-            return absent_from(self._namespace.directory(parent), name, self.absences, ttl=self._ttl)
-        return self._looked_up(await self._guesses.looked_up(inode, ctx.pid, parent.number, name))
+            return absent_from(self._namespace.directory(parent), name, self.negative_entries, ttl=self._ttl)
+        return self._looked_up(await self._provisional.looked_up(inode, ctx.pid, parent.number, name))
 
     @answered
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -135,7 +136,7 @@ class Operations(pyfuse3.Operations):
         # The kernel asks before each read(2) where attributes are not trusted for any time. What is open shows one
         # version; whether its name leads to another by now is asked by the lookup of whoever opens or stats that.
         if not found.opens or found.known is not Known.ALL:
-            await self._guesses.asked(found)
+            await self._provisional.asked(found)
         return self._entry(found)
 
     @answered
@@ -148,13 +149,13 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         found = self._inodes[inode]
-        learned = await self._attributes.learn(found)
+        learned = await self._attributes.revalidate(found)
         if learned is not found:
             raise refuse(errno.ESTALE)
-        self._contents.require_name(found)
-        await self._attributes.refusals.require_write(found)
+        self._file_io.require_name(found)
+        await self._attributes.permissions.require_write(found)
         if fields.update_size:
-            await self._contents.truncate(found, attr.st_size)
+            await self._file_io.truncate(found, attr.st_size)
         before = found.mode, found.uid, found.gid, found.mtime_ns
         if fields.update_mode:
             found.mode = stat.S_IFMT(found.mode) | stat.S_IMODE(attr.st_mode)
@@ -164,7 +165,7 @@ class Operations(pyfuse3.Operations):
             found.atime_ns = attr.st_atime_ns
         if fields.update_mtime:
             found.mtime_ns = storable(attr.st_mtime_ns)
-            self._contents.time_given(found)
+            self._file_io.time_given(found)
         if (found.mode, found.uid, found.gid, found.mtime_ns) != before:
             try:
                 self._attributes.changed(found, posix=set_by(fields))
@@ -176,7 +177,7 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._contents.target(self._inodes[inode])
+        return await self._file_io.target(self._inodes[inode])
 
     @answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -223,7 +224,7 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         parent = self._inodes[parent_inode]
         await self._namespace.unlink(parent, name)
-        self._guesses.removed(ctx.pid, parent.number, name)
+        self._provisional.removed(ctx.pid, parent.number, name)
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -255,7 +256,7 @@ class Operations(pyfuse3.Operations):
         here = self._inodes[inode]
         if not self._inodes.has_name(here) and not here.is_left_behind:
             return self._reading(Reading(here.directory or Directory(here), ended()))  # removed here: it is empty
-        self._attributes.foresight.entered(self._listings.directory(here))
+        self._attributes.attribute_prefetch.entered(self._listings.directory(here))
         await self._listings.scanned(here)
         return self._reading(Reading(*self._listings.walk(here)))
 
@@ -292,7 +293,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, shown, self._entry(inode), at + len(DOTS)):
                 return
             inode.lookups += 1
-            self._guesses.listed(inode)
+            self._provisional.listed(inode)
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -314,9 +315,9 @@ class Operations(pyfuse3.Operations):
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
-            await self._attributes.refusals.require_write(inode)
-        await self._guesses.opened(inode)
-        handle = await self._contents.open(inode, flags, ctx.pid)
+            await self._attributes.permissions.require_write(inode)
+        await self._provisional.opened(inode)
+        handle = await self._file_io.open(inode, flags, ctx.pid)
         return self._file_info(handle, keep=self._pages.hold(inode))
 
     def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:
@@ -338,30 +339,30 @@ class Operations(pyfuse3.Operations):
         except OSError as error:
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
-            inode = await self._attributes.learn(await self._namespace.lookup(parent, name))
+            inode = await self._attributes.revalidate(await self._namespace.lookup(parent, name))
             return await self._open(inode, flags, ctx), self._looked_up(inode)
         inode = self._creations.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
-        handle = await self._contents.create(inode, flags, ctx.pid)
+        handle = await self._file_io.create(inode, flags, ctx.pid)
         return self._file_info(handle, keep=True), self._looked_up(inode)
 
     @answered
     async def read(self, fh: int, off: int, size: int) -> bytes | memoryview:  # type: ignore[override]  # any buffer
-        return await self._contents.read(self._files[fh], off, size)
+        return await self._file_io.read(self._files[fh], off, size)
 
     @answered
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        return await self._contents.write(self._files[fh], off, buf)
+        return await self._file_io.write(self._files[fh], off, buf)
 
     @answered
     async def flush(self, fh: int) -> None:
-        await self._contents.flush(self._files[fh])
+        await self._file_io.flush(self._files[fh])
 
     @answered
     async def fsync(self, fh: int, datasync: bool) -> None:
-        await self._contents.fsync(self._files[fh].inode)
+        await self._file_io.fsync(self._files[fh].inode)
 
     @answered
     async def release(self, fh: int) -> None:
         handle = self._files.pop(fh)
-        await self._contents.release(handle)
+        await self._file_io.release(handle)
         self._namespace.forget(handle.inode, 0)

@@ -1,4 +1,4 @@
-"""Telling `rm -r` from other walks, to spare it a question for each file. Decided here and only here.
+"""Telling `rm -r` from other walks, to spare it a question for each file.
 
 Before it removes a name, the kernel looks it up. A listed object small enough to be a symbolic link has
 to be asked for its type then, or a link would be followed as a file. A task that has removed several names of
@@ -13,7 +13,7 @@ from __future__ import annotations
 LONG = 3  # removals in a row
 
 
-class Streak:
+class RemovalStreak:
     """The removals of one task."""
 
     __slots__ = ("_count", "_guessed", "_task")

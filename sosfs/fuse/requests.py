@@ -69,7 +69,7 @@ class Call:
         return trio.current_time() - self.since
 
 
-class Callers:
+class KernelRequests:
     """The requests under way."""
 
     def __init__(self) -> None:
@@ -143,7 +143,7 @@ class Callers:
                     call.interrupt.set()
 
 
-CALLERS = Callers()  # pyfuse3 serves one mount a process
+CALLERS = KernelRequests()  # pyfuse3 serves one mount a process
 
 
 def _gone(asked: Iterable[tuple[Call, Opened]]) -> list[Call]:

@@ -1,6 +1,6 @@
-"""Which of the kernel's requests are for real files and which for the control tree: decided here and only here.
+"""Which of the kernel's requests are for real files and which for the control tree.
 
-Numbers of nodes and of open handles say it: the control tree's begin at `control.FIRST`. Its root is the name `.sosfs`
+Numbers of nodes and of open handles say it: the control tree's begin at `nodes.FIRST`. Its root is the name `.sosfs`
 in the root of the mount, which no listing shows; what the bucket has there of that name is shown under another one
 (`keys.meant_in_root`). Extended attributes of real files come in here too, so that the one that the kernel asks for
 with each write (`security.capability`) is answered at once.

@@ -1,11 +1,11 @@
-"""Which extended attributes a file has, and what reading and setting each does: decided here and only here.
+"""Which extended attributes a file has, and what reading and setting each does.
 
 | attribute                                  | stands for                                            |
 |--------------------------------------------|-------------------------------------------------------|
-| `user.NAME`                                | the metadata `x-amz-meta-NAME` (`xattr_names`)        |
+| `user.NAME`                                | the metadata `x-amz-meta-NAME` (`xattr_encoding`)        |
 | `user.mime_type`                           | Content-Type; removing it gives the name's own type   |
 | `user.sos.cache-control` and four more     | the header                                            |
-| `user.sos.acl`                             | the ACL as text (`acl`)                               |
+| `user.sos.acl`                             | the ACL as text (`acl_text`)                               |
 | `user.sos.etag`, `.version-id`, `.url` ... | read-only                                             |
 
 Listed is only what a copy of the file should carry: metadata, headers that are set, a Content-Type other than
@@ -23,9 +23,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 
 from sosfs.attributes.revalidation import is_new
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.control import acl_text
-from sosfs.control.object_acl import Sharing
+from sosfs.control.object_acl import ObjectAcls
 from sosfs.control.rejected_texts import Rejections
 from sosfs.files.draft import State
 from sosfs.files.open_file import draft_of
@@ -64,8 +64,8 @@ class Xattrs:
         self,
         inodes: Inodes,
         store: ObjectStore,
-        attributes: Attributes,
-        sharing: Sharing,
+        attributes: AttributeWriteback,
+        sharing: ObjectAcls,
         links: Links,
         rejections: Rejections,
         *,
@@ -127,7 +127,7 @@ class Xattrs:
         """The object's properties with the user's edits; `whole` is with `expires`, which may cost a request."""
         await self._learn(inode)
         if whole and inode.version is not None:
-            await self._attributes.learn_whole(inode)
+            await self._attributes.fetch_whole(inode)
         if not inode.is_directory:
             return self._attributes.properties(inode)
         if inode.attributes_dirty:
@@ -135,7 +135,7 @@ class Xattrs:
         return self._attributes.known(inode)
 
     async def _learn(self, inode: Inode) -> None:
-        if await self._attributes.learn(inode) is not inode:
+        if await self._attributes.revalidate(inode) is not inode:
             raise OSError(errno.ESTALE, "it turned out to be of another type")
 
     def _own_type(self, inode: Inode) -> str:
@@ -269,7 +269,7 @@ class Xattrs:
             raise OSError(errno.EOPNOTSUPP, "the root of a mount is no object")
         if inode.is_left_behind:
             raise OSError(errno.ESTALE, "another client replaced or removed it")
-        await self._attributes.refusals.require_write(inode)
+        await self._attributes.permissions.require_write(inode)
 
 
 def _header(name: bytes, value: bytes) -> str:

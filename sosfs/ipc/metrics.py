@@ -1,4 +1,4 @@
-"""What a mount tells Prometheus: names, kinds and help of its metrics, decided here and only here. Pure functions."""
+"""What a mount tells Prometheus: names, kinds and help of its metrics. Pure functions."""
 
 from __future__ import annotations
 

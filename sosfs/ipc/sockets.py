@@ -1,4 +1,4 @@
-"""The unix sockets on which a mount answers: how one appears, is served and goes. Decided here and only here.
+"""The unix sockets on which a mount answers: how one appears, is served and goes.
 
 All of it runs in the trio thread.
 """

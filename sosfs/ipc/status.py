@@ -1,10 +1,10 @@
-"""What a running mount tells about itself, and where: decided here and only here.
+"""What a running mount tells about itself, and where.
 
 A daemon listens on a unix socket in its user's runtime directory, named by a hash of the mount point, and
 answers each connection with one JSON document. At its end it leaves its last `Status` in a file beside it,
 which is how `sosfs umount` knows what a daemon that is gone has left over.
 
-The socket itself is `listening`'s. What is here blocks (shortly, with a time-out) and belongs to other processes: to
+The socket itself is `sockets`'s. What is here blocks (shortly, with a time-out) and belongs to other processes: to
 commands that answer at once, hence nothing here imports trio.
 """
 

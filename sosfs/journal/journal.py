@@ -190,7 +190,7 @@ class Journal:
         self._db.put("drafts", row, record, body, 1, need=Need.RELIEF)
 
     def draft_goes(self, row: int, token: str) -> None:
-        """A request is about to make the object with this token (`landing`), from all that the row has or from more.
+        """A request is about to make the object with this token (`recognition`), from all the row has or more.
 
         This has a table of its own, since to change a row is to write the draft's bytes again.
         """
@@ -261,7 +261,7 @@ class Journal:
         return row
 
     def set_rename(self, row: int, state: str, need: Need = Need.RELIEF) -> None:
-        """How far a rename is (`moving`)."""
+        """How far a rename is (`rename_copies`)."""
         self._db.put("rename_states", row, str(state), need=need)  # a plain one: the checksum is of the type too
 
     def rename_states(self) -> dict[int, str]:

@@ -34,7 +34,7 @@ EARLY, LATE = 900, 1200
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
-class Multiparts:
+class MultipartUploads:
     """The uploads of one mount."""
 
     def __init__(self, store: ObjectStore, journal: Journal, spawn: Spawn) -> None:

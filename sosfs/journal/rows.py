@@ -45,7 +45,7 @@ class SavedAttributes:
     """Attributes to be written to an object that still has this version (a directory's marker: any).
 
     The user has set what `edits` names; the rest is what was known of the object, `properties` with the edits.
-    `sent` are the properties of copies that may have been made of it since, `tokens` (`landing`) those of uploads.
+    `sent` are the properties of copies that may have been made of it since, `tokens` (`recognition`) those of uploads.
     `is_written`: the file has been written to since its time was set, which then is that of the bytes before.
     """
 

@@ -16,15 +16,15 @@ from types import MappingProxyType
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties
 
-POSIX = frozenset({"mode", "uid", "gid", "mtime_ns"})  # fields of `metadata.Posix` that a user may set
+POSIX = frozenset({"mode", "uid", "gid", "mtime_ns"})  # fields of `user_metadata.Posix` that a user may set
 _NONE: Mapping[str, str | None] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Edits:
-    """New values by name: of the fields of `store.Headers` ("" removes one), of metadata (None removes one).
+    """New values by name: of the fields of `protocol.Headers` ("" removes one), of metadata (None removes one).
 
-    `posix` names the fields of `metadata.Posix` that were set; their values are where the inode's are.
+    `posix` names the fields of `user_metadata.Posix` that were set; their values are where the inode's are.
     """
 
     headers: Mapping[str, str] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Edits:
         return dataclasses.replace(self, metadata={**self.metadata, name: value})
 
     def with_posix(self, names: Iterable[str]) -> Edits:
-        """These and more fields of `metadata.Posix`."""
+        """These and more fields of `user_metadata.Posix`."""
         posix = self.posix.union(names)
         return self if posix == self.posix else dataclasses.replace(self, posix=posix)
 

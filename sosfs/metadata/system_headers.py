@@ -1,4 +1,4 @@
-"""The six system headers of an object: what a new file gets. Decided here and only here. Pure functions."""
+"""The six system headers of an object: what a new file gets. Pure functions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How POSIX attributes stand in user metadata: decided here and only here.
+"""How POSIX attributes stand in user metadata.
 
 Written the way s3fs writes them, the form most tools read: `mode` the decimal st_mode with its type
 bits, `uid`, `gid` decimal, `mtime` as `seconds.nanoseconds`, and `rdev` for devices (as GeeseFS). Read
@@ -57,7 +57,7 @@ def _understood(mode: str, uid: str, gid: str, mtime: str, rdev: str, kind: int)
 
 
 def write(metadata: Mapping[str, str], posix: Posix) -> dict[str, str]:
-    """`metadata` with the attributes put in their place; the other entries stay as they are."""
+    """`user_metadata` with the attributes put in their place; the other entries stay as they are."""
     out = {name: value for name, value in metadata.items() if name not in POSIX_NAMES}
     for name in ("mode", "uid", "gid"):
         if (value := getattr(posix, name)) is not None:
@@ -73,7 +73,7 @@ def write(metadata: Mapping[str, str], posix: Posix) -> dict[str, str]:
 
 
 def without_time(metadata: Mapping[str, str]) -> dict[str, str]:
-    """`metadata` without what says when the bytes were written."""
+    """`user_metadata` without what says when the bytes were written."""
     return {name: value for name, value in metadata.items() if name not in ("mtime", _S3CMD)}
 
 
@@ -85,7 +85,7 @@ def storable(mtime_ns: int) -> int:
 
 
 def without_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
-    """`metadata` without what other tools noted of the bytes, which are about to be others."""
+    """`user_metadata` without what other tools noted of the bytes, which are about to be others."""
     out = {name: value for name, value in metadata.items() if name not in _HASHES}
     if _S3CMD in out:
         out[_S3CMD] = _joined({name: value for name, value in _noted(out[_S3CMD]).items() if name != "md5"})

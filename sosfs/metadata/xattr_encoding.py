@@ -1,4 +1,4 @@
-"""How the name and value of a `user.` xattr stand in user metadata and come back: decided here and only here.
+"""How the name and value of a `user.` xattr stand in user metadata and come back.
 
 A name made of `a-z`, digits, `.` and `-` is the metadata's name. HTTP carries no other name safely: it knows
 no upper case, and servers and proxies take `_` for `-`. Such a name becomes `xattr-` and the name with every
@@ -41,7 +41,7 @@ def shown(name: str) -> bytes | None:
 
 
 def stored(xattr: bytes, metadata: Mapping[str, str]) -> str:
-    """The metadata name of an xattr: the one that shows as it in `metadata`, else the one for a new entry."""
+    """The metadata name of an xattr: the one that shows as it in `user_metadata`, else the one for a new entry."""
     for name in metadata:
         if shown(name) == xattr:
             return name

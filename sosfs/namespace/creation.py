@@ -1,4 +1,4 @@
-"""How names come to be: files, directories, links and special files. Decided here and only here.
+"""How names come to be: files, directories, links and special files.
 
 A file begins here and goes into the bucket with its bytes (`commits`). All else is an object of its own that is there
 when the call returns, under the condition that its name is absent. In journal mode a directory is only recorded
@@ -16,16 +16,16 @@ import time
 
 import trio
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.errors import Cause, StoreError
 from sosfs.namespace.deletions import Deletions
-from sosfs.namespace.exclusive_create import Claims
+from sosfs.namespace.exclusive_create import ExclusiveCreate
 from sosfs.namespace.namespace import Namespace, refuse
-from sosfs.namespace.rename_rollback import Undoing
+from sosfs.namespace.rename_rollback import RenameRollback
 from sosfs.s3.protocol import KEY_MAX, Guard, ObjectStore
 from sosfs.tree import keys
 from sosfs.tree.inodes import SYMLINK_MAX, Directory, Inode
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 
 class Creations:
@@ -35,19 +35,19 @@ class Creations:
         self,
         namespace: Namespace,
         store: ObjectStore,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         deletions: Deletions,
-        undoing: Undoing,
-        gate: Gate,
-        claims: Claims,
+        rollback: RenameRollback,
+        subtree_lock: SubtreeLock,
+        claims: ExclusiveCreate,
     ) -> None:
         self._namespace = namespace
         self._inodes = namespace.inodes
         self._store = store
         self._attributes = attributes
         self._deletions = deletions
-        self._undoing = undoing
-        self._gate = gate
+        self._rollback = rollback
+        self._subtree_lock = subtree_lock
         self.claims = claims
 
     async def vacant(self, parent: Inode, name: bytes, *, after: str = "") -> tuple[Directory, keys.Parsed]:
@@ -68,8 +68,8 @@ class Creations:
                 raise
         else:
             raise refuse(errno.EEXIST)
-        await self._attributes.refusals.require_store(key)
-        await self._undoing.settle(key)
+        await self._attributes.permissions.require_store(key)
+        await self._rollback.settle(key)
         await self._deletions.settle(key)
         await self._deletions.settle(key + "/")
         return self._namespace.directory(parent), parsed
@@ -113,7 +113,7 @@ class Creations:
         of = self._attributes
         inode.pins += 1
         try:
-            async with self._gate.passing(inode):
+            async with self._subtree_lock.shared(inode):
                 used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
                 inode.version = await self._store.put(self._inodes.key(inode), body, used, condition=Guard.ABSENT)
                 of.created(inode, used)
@@ -129,7 +129,7 @@ class Creations:
 
     async def _record_new(self, directory: Directory, inode: Inode) -> None:
         try:
-            async with self._gate.passing(inode):
+            async with self._subtree_lock.shared(inode):
                 self._attributes.made(inode)
         except OSError:
             self._unmake(directory, inode)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable
 import trio
 
 from sosfs.cache.blocks import Spawn
-from sosfs.concurrency.backoff import Retries
+from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
 from sosfs.errors import FULL, Cause, StoreError
@@ -51,7 +51,7 @@ def _nothing() -> None:
 class Deletions:
     """The delete queue of a mount."""
 
-    def __init__(self, store: ObjectStore, spawn: Spawn, journal: Journal, retries: Retries) -> None:
+    def __init__(self, store: ObjectStore, spawn: Spawn, journal: Journal, retries: Backoff) -> None:
         self._store = store
         self._journal = journal
         self._spawn = spawn
@@ -123,7 +123,7 @@ class Deletions:
         try:
             await self.delete(key, version, outcome)
         except StoreError as error:
-            if is_refusal(error):
+            if is_denied(error):
                 raise
             log.warning("%s was copied, the delete is tried again: %s", key, error)
             self.later(key, version, outcome)
@@ -343,7 +343,7 @@ class Deletions:
         for key, error in failed.items():
             outcome = self._flying.pop(key)
             self._tried.add(key)
-            if is_refusal(error):
+            if is_denied(error):
                 self._proven_until = 0.0
                 self._hold(key, outcome, error)
             else:
@@ -372,6 +372,6 @@ def _is_below(keys: Iterable[str], directory: str) -> bool:
     return any(key.startswith(directory) for key in keys)
 
 
-def is_refusal(error: OSError) -> bool:
+def is_denied(error: OSError) -> bool:
     """Whether the store said no: the key is still there."""
     return isinstance(error, StoreError) and error.cause in (Cause.DENIED, Cause.UNSUPPORTED)

@@ -1,4 +1,4 @@
-"""Names that are forgotten because there are too many: which of them, and when. Decided here and only here.
+"""Names that are forgotten because there are too many: which of them, and when.
 
 What was listed stays known for as long as the kernel knows it, and that is for as long as the machine has memory.
 With more than `most` names known, files of the directories that were listed longest ago go: at once where the
@@ -19,9 +19,9 @@ import math
 
 import trio
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Spawn
-from sosfs.files.page_cache import Kernel
+from sosfs.files.page_cache import PageNotifier
 from sosfs.tree.inodes import Directory, Inode, Inodes
 from sosfs.tree.listing import Listings
 
@@ -34,16 +34,16 @@ TOGETHER = 256  # names that the kernel is asked to forget at a time
 ANSWER = 0.02  # seconds after which it has told that it did
 
 
-class Shedding:
+class Eviction:
     """Keeps the number of inodes near a limit. `kernel` None: there is none, so that nobody else knows them."""
 
     def __init__(
         self,
         inodes: Inodes,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         listings: Listings,
         spawn: Spawn,
-        kernel: Kernel | None,
+        kernel: PageNotifier | None,
         *,
         most: int,
     ) -> None:
@@ -105,7 +105,7 @@ class Shedding:
             directory.now = None
 
     def _is_idle(self, inode: Inode) -> bool:
-        if inode.is_directory or inode.opens or inode.pins or inode.content is not None:
+        if inode.is_directory or inode.opens or inode.pins or inode.open_file is not None:
             return False
         return inode.checked < trio.current_time() - REST and not self._attributes.is_asked(inode)
 

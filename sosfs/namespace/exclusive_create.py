@@ -1,4 +1,4 @@
-"""When a name is won in the bucket, before the call that makes it returns or later. Decided here. Pure functions.
+"""When a name is won in the bucket, before the call that makes it returns or later. Pure functions.
 
 A file created with O_EXCL is created in the bucket under the condition that its name is absent, so of any
 number of hosts one wins. Usually that happens with its bytes, at the first close: cp, tar and rsync open
@@ -24,7 +24,7 @@ _LOCK = re.compile(rb"lock|\.lck|\.pid$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
-class Claims:
+class ExclusiveCreate:
     """The choices of a mount (`--exclusive`, `--durability`)."""
 
     choice: Exclusive

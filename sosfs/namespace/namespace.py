@@ -19,10 +19,10 @@ from functools import partial
 
 import trio
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
-from sosfs.files.file_io import Contents
+from sosfs.files.file_io import FileIO
 from sosfs.namespace.deletions import Deletions
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import DELETE_MAX, KEY_MAX, Listed, Object, ObjectStore, Version
@@ -38,7 +38,7 @@ from sosfs.tree.inodes import (
 from sosfs.tree.keys import Form
 from sosfs.tree.listing import Listings
 from sosfs.tree.listing_merge import Merger
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
 
@@ -57,10 +57,10 @@ class Namespace:
         store: ObjectStore,
         merger: Merger,
         listings: Listings,
-        attributes: Attributes,
-        contents: Contents,
+        attributes: AttributeWriteback,
+        file_io: FileIO,
         deletions: Deletions,
-        gate: Gate,
+        subtree_lock: SubtreeLock,
         *,
         ttl: float,
     ) -> None:
@@ -71,9 +71,9 @@ class Namespace:
         self.listings = listings
         self.directory = listings.directory
         self._attributes = attributes
-        self._contents = contents
+        self._file_io = file_io
         self._deletions = deletions
-        self._gate = gate
+        self._subtree_lock = subtree_lock
 
     # Looking up
 
@@ -194,7 +194,7 @@ class Namespace:
         if inode.is_directory:
             raise refuse(errno.EISDIR)
         await self.keep_parent(parent, inode)
-        async with self._contents.leaving(inode), self._gate.passing(parent):
+        async with self._file_io.leaving(inode), self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
             await self.remove(inode)
 
@@ -211,7 +211,7 @@ class Namespace:
         self._leave(directory, inode, None if version is None else PENDING)
 
         if version is not None:
-            settled, forget = partial(directory.settled, name), partial(self._contents.left, inode)
+            settled, forget = partial(directory.settled, name), partial(self._file_io.left, inode)
             try:
                 await self._deletions.delete(key, version, settled, forget=forget)
             except OSError:
@@ -251,7 +251,7 @@ class Namespace:
         if directory.entries or not directory.is_known(self.ttl):
             await self.require_empty(inode)
         await self.keep_parent(parent, inode)
-        async with self._gate.passing(parent):
+        async with self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # else its marker would come after it has gone
             inode.version = inode.version or directory.marker
             if inode.version is None and self._deletions.under(self.inodes.key(inode)):

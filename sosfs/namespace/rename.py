@@ -3,8 +3,8 @@
 A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
 (headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
 key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was, and the copies
-go again (`undoing`); what goes wrong after it leaves twins, never losses. A directory's objects are copied side by
-side and deleted in batches.
+go again (`rename_rollback`); what goes wrong after it leaves twins, never losses. A directory's objects are copied side
+by side and deleted in batches.
 
 Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
 """
@@ -18,20 +18,20 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
-from sosfs.files.file_io import Contents
+from sosfs.files.file_io import FileIO
 from sosfs.journal.journal import Journal
 from sosfs.metadata import system_headers
-from sosfs.namespace.deletions import Deletions, is_refusal
+from sosfs.namespace.deletions import Deletions, is_denied
 from sosfs.namespace.namespace import Namespace, refuse
-from sosfs.namespace.rename_copies import Move, Moves, below_first, listed_under
-from sosfs.namespace.rename_rollback import Undoing
+from sosfs.namespace.rename_copies import Move, RenameCopies, below_first, listed_under
+from sosfs.namespace.rename_rollback import RenameRollback
 from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from sosfs.tree import keys
 from sosfs.tree.inodes import PENDING, Inode
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 AT_ONCE = 32
 
@@ -50,23 +50,23 @@ class Renames:
         self,
         namespace: Namespace,
         store: ObjectStore,
-        attributes: Attributes,
-        contents: Contents,
+        attributes: AttributeWriteback,
+        file_io: FileIO,
         deletions: Deletions,
-        moves: Moves,
-        undoing: Undoing,
-        gate: Gate,
+        moves: RenameCopies,
+        rollback: RenameRollback,
+        subtree_lock: SubtreeLock,
         journal: Journal,
     ) -> None:
         self._namespace = namespace
         self._inodes = namespace.inodes
         self._store = store
         self._attributes = attributes
-        self._contents = contents
+        self._file_io = file_io
         self._deletions = deletions
         self._moves = moves
-        self._undoing = undoing
-        self._gate = gate
+        self._rollback = rollback
+        self._subtree_lock = subtree_lock
         self._journal = journal
 
     async def rename(self, old_parent: Inode, old_name: bytes, parent: Inode, name: bytes, *, replace: bool) -> None:
@@ -89,11 +89,13 @@ class Renames:
         await self._attributes.settle_directories(inode)
         await self._namespace.keep_parent(inode.parent, inode)
         async with AsyncExitStack() as held:
-            await held.enter_async_context(self._contents.writeback.gathered(inode))
+            await held.enter_async_context(self._file_io.writeback.gathered(inode))
             if target is not None:
-                await held.enter_async_context(self._contents.leaving(target))
-            await held.enter_async_context(self._gate.passing(parent))  # else it could be renamed itself meanwhile
-            await held.enter_async_context(self._gate.closed(*filter(None, (inode, target))))
+                await held.enter_async_context(self._file_io.leaving(target))
+            await held.enter_async_context(
+                self._subtree_lock.shared(parent)
+            )  # else it could be renamed itself meanwhile
+            await held.enter_async_context(self._subtree_lock.exclusive(*filter(None, (inode, target))))
             await self._move(inode, target, parent, segment, parsed.form)
         old_parent.touch()
         parent.touch()
@@ -135,7 +137,7 @@ class Renames:
         move = self._moves.begin(old, new, over=target is not None)
         try:
             with self._namespace.moving(inode, target, parent, segment, form):
-                async with self._undoing.taking_back(move):
+                async with self._rollback.taking_back(move):
                     yield move
         except BaseException:
             directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
@@ -144,7 +146,7 @@ class Renames:
                 directory.settled(name)
                 directory.now = None
 
-            if self._undoing.watch(move, gone) and target is None:
+            if self._rollback.watch(move, gone) and target is None:
                 directory.touched[name] = PENDING
             raise
 
@@ -154,16 +156,16 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
     ) -> None:
         old_key = self._inodes.key(inode)
-        await self._undoing.settle(key)
+        await self._rollback.settle(key)
         await self._deletions.settle(key)
         await self._deletions.settle(old_key)
-        await self._contents.ascertain(inode)
+        await self._file_io.ascertain(inode)
         if inode.version is None:
             if target is not None:
-                await self._contents.records.displaces(inode, target)
+                await self._file_io.records.displaces(inode, target)
             self._move_unsent(inode, target, parent, segment, form)
             return
-        await self._attributes.refusals.require_remove(old_key)
+        await self._attributes.permissions.require_remove(old_key)
         async with self._under_way(inode, target, parent, segment, form, old=old_key, new=key) as move:
             version, used = await self._copy(inode, move, segment)
             await self._moves.copied(move)
@@ -174,7 +176,7 @@ class Renames:
             self._replace(inode, target, parent, segment, form, gone=gone)
             inode.version = version
             self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
-            self._contents.moved(inode)
+            self._file_io.moved(inode)
         await self._journal.settled()
 
     def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
@@ -182,9 +184,9 @@ class Renames:
         with self._journal.together():
             self._replace(inode, target, parent, segment, form, gone=None)
             if target is not None and target.version is not None:
-                self._contents.replaces(inode, target.version)
+                self._file_io.replaces(inode, target.version)
             else:
-                self._contents.moved(inode)
+                self._file_io.moved(inode)
 
     async def _copy(self, inode: Inode, move: Move, segment: str) -> tuple[Version, Properties | None]:
         """Copies the object; returns the new version, and the properties it got where they are not those it had."""
@@ -192,7 +194,7 @@ class Renames:
         acl = await self._attributes.acl(inode)
         may_retype = inode.is_regular and system_headers.for_name(segment) != system_headers.for_name(inode.segment)
         if inode.attributes_dirty or inode.properties.storage_class is None or (may_retype and not inode.whole):
-            await self._attributes.learn_whole(inode)
+            await self._attributes.fetch_whole(inode)
         used = self._attributes.properties(inode) if inode.attributes_dirty else None
         if may_retype:
             used = self._retyped(inode, segment, used)
@@ -239,7 +241,7 @@ class Renames:
         if target is not None:
             target.parent = None
             self._attributes.discard(target)
-            self._contents.left(target)
+            self._file_io.left(target)
         old.take(inode.name, when=gone)
         inode.parent, inode.segment = parent, segment
         inode.form = form if form is not keys.Form.FOLDED else inode.form
@@ -251,7 +253,7 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
     ) -> None:
         old_prefix = self._inodes.key(inode)
-        await self._undoing.settle(prefix)
+        await self._rollback.settle(prefix)
         await self._deletions.settle_under(old_prefix)
         await self._deletions.settle_under(prefix)
         known = self._inodes.below(inode)
@@ -259,7 +261,7 @@ class Renames:
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
         if any(len(one.key.encode()) > room for one in listed):
             raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
-        await self._attributes.refusals.require_remove(old_prefix)
+        await self._attributes.permissions.require_remove(old_prefix)
         plain = keys.Form.PLAIN
         async with self._under_way(inode, target, parent, segment, plain, old=old_prefix, new=prefix) as move:
             await self._journal.sync()
@@ -294,12 +296,12 @@ class Renames:
         elif inode.is_directory or self._is_of(copy, inode):
             inode.version = copy.version
             self._attributes.carried(inode, inode.properties, whole=inode.whole)
-        elif inode.content is None or inode.content.draft is None:
+        elif inode.open_file is None or inode.open_file.draft is None:
             # Another client had replaced it before it was copied: nothing that is known of ours holds for it.
             self._attributes.replaced(inode)
             self._namespace.replaced(inode, copy.version)
             return
-        self._contents.moved(inode)  # a draft still expects ours: where theirs was copied its commit loses
+        self._file_io.moved(inode)  # a draft still expects ours: where theirs was copied its commit loses
 
     def _is_of(self, copy: _Copy, inode: Inode) -> bool:
         """Whether it was made of the version that is known; with our attributes, whatever was done to those there."""
@@ -326,7 +328,7 @@ class Renames:
     async def _copy_one(self, one: Listed, move: Move, inode: Inode | None) -> _Copy | None:
         used: Properties | None = None
         if inode is not None and inode.attributes_dirty:
-            await self._attributes.learn_whole(inode)
+            await self._attributes.fetch_whole(inode)
             of = self._attributes
             used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
             inode.properties, inode.whole = used, True
@@ -357,7 +359,7 @@ class Renames:
         """
         old = {move.source(key): copy.of for key, copy in copies.items()}
         failures = await self._store.delete_many(below_first(old))
-        refused = [failure for failure in failures if is_refusal(failure.error)]
+        refused = [failure for failure in failures if is_denied(failure.error)]
         if refused and len(refused) == len(old):
             self._moves.refused(move)
             raise refused[0].error

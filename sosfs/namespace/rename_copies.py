@@ -1,7 +1,7 @@
 """What a rename does to objects: a copy of each under its new key, and when the old ones may go.
 
     COPYING --all copies are there--> COPIED --the old keys are removed--> done
-       `--an error, an unmount, a crash--> the copies go, the old keys are as they were (`undoing`)
+       `--an error, an unmount, a crash--> the copies go, the old keys are as they were (`rename_rollback`)
 
 As long as a copy is missing nothing is removed. What the store has confirmed is looked for before the first delete:
 SeaweedFS copies no directory markers, and a copy that is none would cost the object.
@@ -19,7 +19,7 @@ from sosfs.concurrency.tasks import each
 from sosfs.disk.reserve import Need
 from sosfs.errors import FULL, Cause, StoreError, unanswered
 from sosfs.journal.journal import Journal
-from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.s3.copying import copy_object, store_anew
 from sosfs.s3.paging import check_progress
 from sosfs.s3.preconditions import look
@@ -83,10 +83,10 @@ class Move:
         return below or self.new.startswith(key.removesuffix("/") + "/")
 
 
-class Moves:
+class RenameCopies:
     """The renames of a mount that are under way."""
 
-    def __init__(self, store: ObjectStore, multiparts: Multiparts, journal: Journal) -> None:
+    def __init__(self, store: ObjectStore, multiparts: MultipartUploads, journal: Journal) -> None:
         self._store = store
         self._multiparts = multiparts
         self._journal = journal

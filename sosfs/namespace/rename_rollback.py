@@ -23,8 +23,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from sosfs.cache.blocks import Spawn
-from sosfs.concurrency.backoff import Retries
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.backoff import Backoff
+from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal
@@ -44,11 +44,11 @@ AT_ONCE = 16
 Metadata = Mapping[str, str]
 
 
-class Undoing:
+class RenameRollback:
     """The renames of a mount that failed, and of which copies may be left."""
 
     def __init__(
-        self, store: ObjectStore, deletions: Deletions, journal: Journal, spawn: Spawn, retries: Retries
+        self, store: ObjectStore, deletions: Deletions, journal: Journal, spawn: Spawn, retries: Backoff
     ) -> None:
         self._store = store
         self._deletions = deletions
@@ -56,7 +56,7 @@ class Undoing:
         self._spawn = spawn
         self._retries = retries
         self._back: list[Move] = []  # to be looked at
-        self._looking = Turns()
+        self._looking = FairLock()
         self._unfinished: list[Move] = []  # of which old keys may be gone, and others not
 
     @property

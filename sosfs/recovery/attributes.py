@@ -15,10 +15,10 @@ from dataclasses import replace
 from functools import partial
 
 from sosfs.attributes.unanswered_copies import is_made_by
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal
-from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedAttributes
 from sosfs.metadata import system_headers, user_metadata
 from sosfs.s3 import recognition
@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 class AttributeReplay:
     """Writes what was changed."""
 
-    def __init__(self, journal: Journal, store: ObjectStore, multiparts: Multiparts, attributes: Attributes) -> None:
+    def __init__(
+        self, journal: Journal, store: ObjectStore, multiparts: MultipartUploads, attributes: AttributeWriteback
+    ) -> None:
         self._journal = journal
         self._store = store
         self._attributes = attributes
@@ -45,7 +47,7 @@ class AttributeReplay:
         try:
             is_done = await self._written(row, saved)
         except StoreError as error:
-            if not is_refusal(error):
+            if not is_refused(error):
                 raise
             log.warning("attributes of %s are not in the bucket yet: %s", saved.key, error)
             return
@@ -116,6 +118,6 @@ def _merged(saved: SavedAttributes, found: Properties) -> Properties:
     return Properties(known.headers, user_metadata.write(known.metadata, posix), found.storage_class)
 
 
-def is_refusal(error: StoreError) -> bool:
+def is_refused(error: StoreError) -> bool:
     """Whether the server has answered and will not do it now: with another key, or later, it may."""
     return 400 <= error.status < 500 or error.cause is Cause.UNSUPPORTED

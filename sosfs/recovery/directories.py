@@ -11,7 +11,7 @@ from sosfs.tree.keys import Form, name_of
 from sosfs.tree.listing_merge import Merger
 
 
-class Places:
+class KeyDirectories:
     """Finds what is there, and makes the directories that the bucket does not have."""
 
     def __init__(self, namespace: Namespace, merger: Merger) -> None:

@@ -1,6 +1,6 @@
 """How a mount goes on with what the server has refused to an earlier one, and may refuse to it as well.
 
-`recovery.Replay` writes what it can before the mount begins, and leaves in the journal what was refused, and what a
+`replay.Replay` writes what it can before the mount begins, and leaves in the journal what was refused, and what a
 request of the dead process may undo yet. It is back in the tree then, as it was in the earlier mount: attributes as
 they were set, names removed, all of it pending and tried again.
 
@@ -13,23 +13,28 @@ import errno
 import logging
 from dataclasses import replace
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
 from sosfs.namespace.deletions import Deletions, Outcome
 from sosfs.namespace.namespace import Namespace
-from sosfs.recovery.directories import Places
+from sosfs.recovery.directories import KeyDirectories
 from sosfs.tree.inodes import PENDING, Inode
 from sosfs.tree.keys import Form, name_of
 
 log = logging.getLogger(__name__)
 
 
-class Resumption:
+class RefusedChanges:
     """Takes up deletes and attribute changes that are left in the journal."""
 
     def __init__(
-        self, journal: Journal, namespace: Namespace, places: Places, attributes: Attributes, deletions: Deletions
+        self,
+        journal: Journal,
+        namespace: Namespace,
+        places: KeyDirectories,
+        attributes: AttributeWriteback,
+        deletions: Deletions,
     ) -> None:
         self._journal = journal
         self._namespace = namespace

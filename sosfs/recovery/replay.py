@@ -1,11 +1,11 @@
-"""What a mount does with the journal that an earlier one left: decided here and only here.
+"""What a mount does with the journal that an earlier one left.
 
-    renames under way   -> taken back, or finished where all copies were there (`undoing`)
+    renames under way   -> taken back, or finished where all copies were there (`rename_rollback`)
     deletes             -> sent, where the object is still the version that was removed
     attribute changes   -> written, where the object still has the bytes whose attributes were changed
     drafts              -> back in the tree at once, and sent as before; a multipart upload goes on
 
-Then `multiparts` aborts the uploads that no draft goes on with.
+Then `multipart_uploads` aborts the uploads that no draft goes on with.
 
 All of it may have reached the bucket before the crash, so each step first looks whether it has.
 
@@ -20,27 +20,27 @@ import math
 from dataclasses import replace
 from functools import partial
 
-from sosfs.attributes.writeback import Attributes
+from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Blocks, Source
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, State
-from sosfs.files.failed_writes import Discards
+from sosfs.files.failed_writes import FailedWrites
 from sosfs.files.open_file import content_of
 from sosfs.files.spool import Spool
 from sosfs.files.upload import Upload, Uploader
 from sosfs.journal.journal import Journal
-from sosfs.journal.multipart_uploads import Multiparts
+from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedDraft, SavedPart
 from sosfs.journal.salvage import Finding
 from sosfs.namespace import deletions
 from sosfs.namespace.namespace import Namespace
 from sosfs.namespace.rename_copies import below_first, listed_under
-from sosfs.namespace.rename_rollback import Undoing
-from sosfs.recovery.attributes import AttributeReplay, is_refusal
-from sosfs.recovery.directories import Places
-from sosfs.recovery.spool import Reclaim
+from sosfs.namespace.rename_rollback import RenameRollback
+from sosfs.recovery.attributes import AttributeReplay, is_refused
+from sosfs.recovery.directories import KeyDirectories
+from sosfs.recovery.spool import SpoolReplay
 from sosfs.s3.copying import copy_object
 from sosfs.s3.preconditions import find
 from sosfs.s3.protocol import Listed, Object, ObjectStore, Properties, Version
@@ -56,17 +56,22 @@ class Replay:
     """Work on objects alone: renames, deletes, attributes, attributes."""
 
     def __init__(
-        self, journal: Journal, store: ObjectStore, multiparts: Multiparts, attributes: Attributes, undoing: Undoing
+        self,
+        journal: Journal,
+        store: ObjectStore,
+        multiparts: MultipartUploads,
+        attributes: AttributeWriteback,
+        rollback: RenameRollback,
     ) -> None:
         self._journal = journal
         self._store = store
-        self._undoing = undoing
+        self._rollback = rollback
         self._attributes = attributes
         self._attribute_replay = AttributeReplay(journal, store, multiparts, attributes)
         self._copy = partial(copy_object, store, multiparts=multiparts)
 
     async def run(self) -> None:
-        """Does what the server lets it; deletes and attributes that it refuses stay in the journal (`resumption`).
+        """Does what the server lets it; deletes and attributes that it refuses stay in the journal (`refused_changes`).
 
         Raises StoreError when the bucket cannot be asked, or a rename cannot be finished; the journal keeps the rest.
         """
@@ -75,7 +80,7 @@ class Replay:
         states = self._journal.rename_states()
         for row, old, new in self._journal.renames():
             try:
-                if await self._undoing.replay(row, old, new, states.get(row, "")):
+                if await self._rollback.replay(row, old, new, states.get(row, "")):
                     log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
                     await self._follow_rename(row, old, new, await self._finish_rename(old, new))
             except StoreError as error:
@@ -113,7 +118,7 @@ class Replay:
         await each(move, left, at_once=AT_ONCE)
         failures = await self._store.delete_many(below_first(one.key for one in left))
         for failure in failures:
-            if not deletions.is_refusal(failure.error):
+            if not deletions.is_denied(failure.error):
                 raise failure.error
         refused = {failure.key for failure in failures}
         return {one.key: one.version for one in left if one.key in refused}
@@ -178,7 +183,7 @@ class Replay:
             if found is not None and found.version.same_as(version):
                 await self._store.delete(key)
         except StoreError as error:
-            if not is_refusal(error):
+            if not is_refused(error):
                 raise
             log.warning("%s is removed and still in the bucket: %s", key, error)
             return
@@ -226,15 +231,15 @@ class Adoption:
         self,
         journal: Journal,
         namespace: Namespace,
-        places: Places,
+        places: KeyDirectories,
         commits: Commits,
-        attributes: Attributes,
+        attributes: AttributeWriteback,
         blocks: Blocks,
-        reclaim: Reclaim,
+        spool_replay: SpoolReplay,
         uploader: Uploader,
-        discards: Discards,
+        failed_writes: FailedWrites,
     ) -> None:
-        self._discards = discards
+        self._failed_writes = failed_writes
         self._journal = journal
         self._namespace = namespace
         self._inodes = namespace.inodes
@@ -242,35 +247,35 @@ class Adoption:
         self._commits = commits
         self._attributes = attributes
         self._blocks = blocks
-        self._reclaim = reclaim
+        self._spool_replay = spool_replay
         self._uploader = uploader
 
     async def run(self) -> set[str]:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
         uploads = {key: (upload_id, begun_with) for upload_id, key, begun_with in self._journal.uploads()}
         kept: set[str] = set()
-        for row, saved in self._reclaim.drafts():
+        for row, saved in self._spool_replay.drafts():
             upload = uploads.get(saved.key)
             if await self._adopt(row, saved, upload) and upload is not None:
                 kept.add(upload[0])
-        self._reclaim.rest()
+        self._spool_replay.rest()
         return kept
 
     async def _adopt(self, row: int, saved: SavedDraft, upload: tuple[str, Properties] | None) -> bool:
         """Whether the draft goes on, with that upload."""
-        spool = await self._reclaim.spool(row, saved)
+        spool = await self._spool_replay.spool(row, saved)
         if spool is None:
             return False
         inode = await self._place(saved)
-        content = content_of(inode)
-        content.row = row
-        content.draft = draft = self._draft(saved, spool)
+        open_file = content_of(inode)
+        open_file.row = row
+        open_file.draft = draft = self._draft(saved, spool)
         self._commits.began(inode)
         if not await self._is_there(inode, draft, saved.going):
             return await self._go_on(inode, draft, upload, saved.parts)
         draft.saved = draft.serial
-        await self._commits.let_go(inode, content)
-        inode.content = None
+        await self._commits.let_go(inode, open_file)
+        inode.open_file = None
         return False
 
     def _draft(self, saved: SavedDraft, spool: Spool) -> Draft:
@@ -318,16 +323,16 @@ class Adoption:
     async def _go_on(
         self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None, freed: tuple[SavedPart, ...]
     ) -> bool:
-        content = content_of(inode)
+        open_file = content_of(inode)
         if upload is not None and (draft.size > self._uploader.plan.single or freed):
             upload_id, begun_with = upload
-            content.upload = Upload(self._uploader, draft, self._inodes.key(inode), begun_with, None)
-            await content.upload.resume(upload_id, freed)
+            open_file.upload = Upload(self._uploader, draft, self._inodes.key(inode), begun_with, None)
+            await open_file.upload.resume(upload_id, freed)
         elif freed:
             draft.strand()
         if draft.refused:
             log.error("%s is lost: parts of it were only in an upload that is gone", self._inodes.key(inode))
-            await self._discards.discard(inode)
+            await self._failed_writes.discard(inode)
             return False
         self._commits.send_later(inode)
-        return content.upload is not None
+        return open_file.upload is not None

@@ -25,7 +25,7 @@ from sosfs.journal.salvage import SPOOL, Finding
 TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})  # they say nothing of the file
 
 
-class Reclaim:
+class SpoolReplay:
     """Takes back the spools of one journal."""
 
     def __init__(self, journal: Journal, spools: SpoolArea) -> None:

@@ -1,4 +1,4 @@
-"""The calls on an account and on its buckets as a whole: list, create, remove. Decided here and only here.
+"""The calls on an account and on its buckets as a whole: list, create, remove.
 
 A bucket is created in the zone of the server that is asked, and only that zone's server removes it.
 
@@ -19,14 +19,14 @@ from sosfs.config.credentials import Credentials
 from sosfs.config.zones import Place
 from sosfs.errors import StoreError, unanswered
 from sosfs.s3 import listing_answers, xml
-from sosfs.s3.dispatch import Limits, Sender
+from sosfs.s3.dispatch import Dispatcher, Limits
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Bucket
 from sosfs.s3.signed_request import Answer, SignedHttp
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9.-]{1,62})[a-z0-9]")  # SOS: 64 characters, "DNS compatible"
 MISPLACED = frozenset({"IllegalLocationConstraintException", "InvalidLocationConstraint"})
@@ -46,11 +46,11 @@ class Owned:
 
 
 class Account:
-    """The buckets of whoever has the key. `target` is a server, without a bucket."""
+    """The buckets of whoever has the key. `endpoint` is a server, without a bucket."""
 
     def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits) -> None:
         self._target = target
-        self._sender = Sender(target, on_request, limits)
+        self._dispatcher = Dispatcher(target, on_request, limits)
         self._lock = threading.Lock()
         self._opened: dict[tuple[S3Target, Credentials], SignedHttp] = {}
 
@@ -58,7 +58,7 @@ class Account:
         """Closes idle connections; no call may be under way or follow."""
         for http in self._opened.values():
             http.close()
-        self._sender.close()
+        self._dispatcher.close()
 
     async def owned(self, *, patience: float = math.inf) -> Owned:
         """All buckets that the server lists. EACCES for a key that may not list them."""
@@ -109,7 +109,7 @@ class Account:
         at: S3Target | None = None,
     ) -> Answer:
         work = partial(self._ask, at or self._target, operation, method, name, query or {}, body)
-        return await self._sender.send(operation, work)
+        return await self._dispatcher.send(operation, work)
 
     def _ask(
         self,
@@ -119,10 +119,10 @@ class Account:
         name: str,
         query: Mapping[str, str],
         body: bytes,
-        lane: SignedLane,
+        calls: SignedCalls,
     ) -> Answer:
         with self._lock:
-            if (target, lane.key) not in self._opened:
-                self._opened[target, lane.key] = SignedHttp(target, lane.key)
-            http = self._opened[target, lane.key]
+            if (target, calls.key) not in self._opened:
+                self._opened[target, calls.key] = SignedHttp(target, calls.key)
+            http = self._opened[target, calls.key]
         return http.send(operation, method, name, query=query, body=body)

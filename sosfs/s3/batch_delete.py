@@ -1,4 +1,4 @@
-"""How many keys are removed: in batches, or one by one where a batch is refused. Decided here and only here.
+"""How many keys are removed: in batches, or one by one where a batch is refused.
 
 A batch names its keys in its body, and some servers (Ceph 16) ask for the right to remove from the whole bucket
 before they look into it: a key limited to a prefix is refused what it may do one by one.
@@ -14,16 +14,18 @@ from typing import TYPE_CHECKING
 
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
-from sosfs.s3.dispatch import Sender
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.protocol import DELETE_MAX, Failure
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 AT_ONCE = 32
 
 
-async def remove_all(sender: Sender, delete: Callable[[str], Awaitable[None]], keys: Sequence[str]) -> list[Failure]:
+async def remove_all(
+    dispatcher: Dispatcher, delete: Callable[[str], Awaitable[None]], keys: Sequence[str]
+) -> list[Failure]:
     """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
     failures: list[Failure] = []
 
@@ -36,7 +38,7 @@ async def remove_all(sender: Sender, delete: Callable[[str], Awaitable[None]], k
     for at in range(0, len(keys), DELETE_MAX):
         batch = keys[at : at + DELETE_MAX]
         try:
-            failures += await sender.send("DeleteObjects", partial(_batch, batch))
+            failures += await dispatcher.send("DeleteObjects", partial(_batch, batch))
         except StoreError as error:
             if error.cause is Cause.DENIED:
                 await each(alone, batch, at_once=AT_ONCE)
@@ -45,5 +47,5 @@ async def remove_all(sender: Sender, delete: Callable[[str], Awaitable[None]], k
     return failures
 
 
-def _batch(keys: Sequence[str], lane: SignedLane) -> list[Failure]:
-    return lane.delete_many(keys)
+def _batch(keys: Sequence[str], calls: SignedCalls) -> list[Failure]:
+    return calls.delete_many(keys)

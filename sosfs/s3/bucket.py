@@ -1,9 +1,9 @@
-"""One bucket of an S3 server: what a call promises beyond what the server does, decided here and only here.
+"""One bucket of an S3 server: what a call promises beyond what the server does.
 
-What the server does not honour (conditions, pins of copies: `abilities`) is made up for with a HEAD, which
+What the server does not honour (conditions, pins of copies: `capabilities`) is made up for with a HEAD, which
 narrows a race and cannot close it. A lost answer to a conditional write is told from a lost race.
 
-Concurrency: state changes in the trio thread only, between awaits; requests run in threads (`sender`).
+Concurrency: state changes in the trio thread only, between awaits; requests run in threads (`dispatch`).
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sosfs.config.choices import Canned, Verify
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.s3 import reachability, recognition
 from sosfs.s3.batch_delete import remove_all
-from sosfs.s3.capabilities import Abilities, Quoting, probe
-from sosfs.s3.content_md5 import Digests
-from sosfs.s3.dispatch import Limits, Sender
+from sosfs.s3.capabilities import Capabilities, Quoting, probe
+from sosfs.s3.content_md5 import ContentMd5
+from sosfs.s3.dispatch import Dispatcher, Limits
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import check_key, check_properties, joined_etag
 from sosfs.s3.paging import all_pages, check_progress
@@ -52,13 +52,13 @@ from sosfs.s3.protocol import (
 from sosfs.s3.upload_check import compared, object_arrived, part_arrived
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 __all__ = ["S3Store", "S3Target"]
 
 
 class S3Store:
-    """A bucket as `store.ObjectStore`. `on_request` is told the name of each S3 operation as it is sent.
+    """A bucket as `protocol.ObjectStore`. `on_request` is told the name of each S3 operation as it is sent.
 
     `new_acl` is the default that what is stored without an ACL of its own gets.
     """
@@ -75,12 +75,12 @@ class S3Store:
         self._target = target
         self._verify = verify
         self._new_acl = None if new_acl is Canned.PRIVATE else new_acl
-        self.sender = Sender(target, on_request or (lambda operation: None), limits)
-        self._send = self.sender.send
+        self.dispatcher = Dispatcher(target, on_request or (lambda operation: None), limits)
+        self._send = self.dispatcher.send
         self._look = partial(look, self)
-        self.abilities = Abilities()  # until `probe_conditions` found out, or somebody who knows the server tells
+        self.capabilities = Capabilities()  # until `probe_conditions` found out, or somebody who knows the server tells
         self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
-        self._digests = Digests()
+        self._digests = ContentMd5()
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
 
     @property
@@ -91,7 +91,7 @@ class S3Store:
     @property
     def hashes(self) -> bool:
         """Whether the ETag that one PUT makes is the MD5 of its bytes."""
-        return self.abilities.hashes and (self.abilities.known or self._target.customer_key is None)
+        return self.capabilities.hashes and (self.capabilities.known or self._target.customer_key is None)
 
     @property
     def _compares(self) -> bool:
@@ -100,23 +100,23 @@ class S3Store:
     @property
     def conditions(self) -> Conditions:
         """How the server treats conditional writes; UNKNOWN until `probe_conditions` found out."""
-        return self.abilities.conditions
+        return self.capabilities.conditions
 
     @property
     def denied(self) -> frozenset[Right]:
         """What the key may not do with the scratch key of `probe_conditions`."""
-        return self.abilities.denied
+        return self.capabilities.denied
 
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""
-        self.sender.close()
+        self.dispatcher.close()
 
     async def reach(self, prefix: str = "") -> None:
         """Returns if objects under `prefix` can be listed; else a StoreError that says in words why not, soon.
 
         One LIST of one key: a limited key may do no more.
         """
-        await reachability.reach(self.sender, self._target, prefix)
+        await reachability.reach(self.dispatcher, self._target, prefix)
 
     async def probe_conditions(self, scratch_key: str, *, storage_class: str = "") -> Conditions:
         """Finds out what the server honours, on a key that must be nobody's and is removed again.
@@ -124,25 +124,25 @@ class S3Store:
         A key that may not write learns nothing, and then nothing counts as honoured. EPROTO from a server that
         does not encrypt as asked; it may refuse the encryption or the storage class in its own words.
         """
-        self.abilities = await self._send(
-            "ProbeConditions", lambda lane: probe(lane, scratch_key, storage_class=storage_class)
+        self.capabilities = await self._send(
+            "ProbeConditions", lambda calls: probe(calls, scratch_key, storage_class=storage_class)
         )
-        self._markers = self.abilities.markers
+        self._markers = self.capabilities.markers
         return self.conditions
 
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
         """The object's version and properties. ENOENT only after a 404."""
         check_key(key)
         try:
-            return await self._send("HeadObject", lambda lane: lane.head(key, detail))
+            return await self._send("HeadObject", lambda calls: calls.head(key, detail))
         except StoreError as error:
             if error.elsewhere and error.status == HTTPStatus.NOT_FOUND:  # a GET's refusal says whose it is
-                await self._send("GetObject", lambda lane: lane.get(key, 0, 1, ""))
+                await self._send("GetObject", lambda calls: calls.get(key, 0, 1, ""))
             raise
 
     async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
         """What `head` tells of each key, or its error."""
-        return await self.sender.send_each("HeadObject", lambda lane, key: lane.head(key, Detail.USUAL), keys)
+        return await self.dispatcher.send_each("HeadObject", lambda calls, key: calls.head(key, Detail.USUAL), keys)
 
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
         """The bytes `[start, stop)`, all of one version: the one with `etag` where it is given, else ESTALE."""
@@ -151,7 +151,7 @@ class S3Store:
         if start < stop:
             pin = Quoting.QUOTED.of(etag) if etag else ""
             try:
-                found = await self._send("GetObject", lambda lane: lane.get(key, start, stop, pin), size=stop - start)
+                found = await self._send("GetObject", lambda calls: calls.get(key, start, stop, pin), size=stop - start)
             except StoreError as error:
                 if error.code != "InvalidRange":
                     raise
@@ -166,7 +166,7 @@ class S3Store:
         """One page of the keys that begin with `prefix`, those with `delimiter` after it folded."""
         page = await self._send(
             "ListObjectsV2",
-            lambda lane: lane.list(prefix, delimiter=delimiter, after=after, token=token, limit=limit),
+            lambda calls: calls.list(prefix, delimiter=delimiter, after=after, token=token, limit=limit),
         )
         if page.token:
             check_progress(f"ListObjectsV2 {prefix!r}", page.token, {token})
@@ -186,12 +186,12 @@ class S3Store:
         self, key: str, body: Body, properties: Properties, acl: Acl | Canned | None, digest: str, condition: Condition
     ) -> tuple[Version, bool]:
         """Stores the object once; whether other bytes arrived."""
-        request, size, able = f"PutObject {key!r}", len(body), self.abilities
+        request, size, able = f"PutObject {key!r}", len(body), self.capabilities
 
         async def store(sent: Mapping[str, str]) -> tuple[Version, bool]:
             if able.match and isinstance(condition, Version) and "If-Match" not in sent:  # it was refused, and holds
-                self.abilities = replace(self.abilities, match=None)
-            ask = compared(self._compares, lambda lane: lane.put(key, body, properties, acl, sent), body, digest)
+                self.capabilities = replace(self.capabilities, match=None)
+            ask = compared(self._compares, lambda calls: calls.put(key, body, properties, acl, sent), body, digest)
             return await self._send("PutObject", ask, size=size)
 
         async def ours(error: StoreError) -> tuple[Version, bool] | None:
@@ -225,14 +225,14 @@ class S3Store:
         hashed = version is not None and "-" not in version.etag and self.hashes
         if version == UNKNOWN:
             raise unanswered(request, "the listing does not tell which version")
-        if version and not (self.abilities.copy_pin or hashed):
+        if version and not (self.capabilities.copy_pin or hashed):
             await check_still(self.head, request, source, version)
         if not self._copies:
             raise StoreError(errno.EOPNOTSUPP, request)
 
-        def ask(lane: SignedLane) -> str:
+        def ask(calls: SignedCalls) -> str:
             kept = storage_class
-            return lane.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
+            return calls.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
 
         try:
             etag = await self._send("CopyObject", ask, size=version.size if version else 0)
@@ -241,7 +241,7 @@ class S3Store:
             raise
         if version is None:
             return (await self.head(target)).version
-        if hashed and not self.abilities.copy_pin and etag != version.etag:
+        if hashed and not self.capabilities.copy_pin and etag != version.etag:
             raise stale(request, f"{etag} was copied, not {version.etag}")
         return Version(etag, version.size)
 
@@ -249,7 +249,7 @@ class S3Store:
         """Removes the key; one that is not there is removed already."""
         check_key(key)
         try:
-            left = await self._send("DeleteObject", lambda lane: lane.delete(key))
+            left = await self._send("DeleteObject", lambda calls: calls.delete(key))
         except StoreError as error:
             if error.cause is not Cause.ABSENT:
                 raise
@@ -260,7 +260,7 @@ class S3Store:
         """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
         for key in keys:
             check_key(key)
-        return await remove_all(self.sender, self.delete, keys)
+        return await remove_all(self.dispatcher, self.delete, keys)
 
     async def create_multipart(
         self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None
@@ -270,14 +270,14 @@ class S3Store:
         check_properties(properties)
         return await self._send(
             "CreateMultipartUpload",
-            lambda lane: lane.create_multipart(key, properties, acl or self._new_acl, on_repeat),
+            lambda calls: calls.create_multipart(key, properties, acl or self._new_acl, on_repeat),
         )
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
 
         async def store(headers: Mapping[str, str]) -> tuple[Part, bool]:
-            ask = compared(self._compares, lambda lane: lane.upload_part(key, upload_id, number, body, headers), body)
+            ask = compared(self._compares, lambda calls: calls.upload_part(key, upload_id, number, body, headers), body)
             return await self._send("UploadPart", ask, size=len(body))
 
         return await part_arrived(f"UploadPart {key!r}", partial(self._digests.stored, body, store, {}))
@@ -291,7 +291,7 @@ class S3Store:
         try:
             part = await self._send(
                 "UploadPartCopy",
-                lambda lane: lane.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
+                lambda calls: calls.copy_part(key, upload_id, number, source, pin=pin, start=start, stop=stop),
                 size=stop - start,
             )
         except StoreError as error:
@@ -299,7 +299,7 @@ class S3Store:
                 await check_still(self.head, request, source, version)
                 error.errno = errno.EIO  # nobody has cut it off
             raise
-        if not self.abilities.part_pin and check is Check.AT_ONCE:
+        if not self.capabilities.part_pin and check is Check.AT_ONCE:
             await check_still(self.head, request, source, version)  # after the copy: so it was this one all along
         return part
 
@@ -313,12 +313,12 @@ class S3Store:
         begun_with: Properties = NOTHING,
     ) -> Version:
         """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays."""
-        able, request, size = self.abilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
+        able, request, size = self.capabilities, f"CompleteMultipartUpload {key!r}", sum(part.size for part in parts)
         match = Quoting.QUOTED if able.complete else None
 
         async def join(headers: Mapping[str, str]) -> str:
             return await self._send(
-                "CompleteMultipartUpload", lambda lane: lane.complete_multipart(key, upload_id, parts, headers)
+                "CompleteMultipartUpload", lambda calls: calls.complete_multipart(key, upload_id, parts, headers)
             )
 
         async def ours(error: StoreError) -> str | None:
@@ -339,7 +339,7 @@ class S3Store:
     async def abort_multipart(self, key: str, upload_id: str) -> None:
         """Drops an upload and its parts; one that is gone is dropped already."""
         try:
-            await self._send("AbortMultipartUpload", lambda lane: lane.abort_multipart(key, upload_id))
+            await self._send("AbortMultipartUpload", lambda calls: calls.abort_multipart(key, upload_id))
         except StoreError as error:
             if error.errno != errno.ENXIO or error.code == "NoSuchBucket":
                 raise
@@ -347,21 +347,21 @@ class S3Store:
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:
         """All parts that the server has of an upload, by number. ENXIO when it does not know the upload."""
         return await all_pages(
-            self.sender, "ListParts", lambda lane, after: lane.list_parts(key, upload_id, after or "")
+            self.dispatcher, "ListParts", lambda calls, after: calls.list_parts(key, upload_id, after or "")
         )
 
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
         return await all_pages(
-            self.sender, "ListMultipartUploads", lambda lane, after: lane.list_uploads(prefix, after)
+            self.dispatcher, "ListMultipartUploads", lambda calls, after: calls.list_uploads(prefix, after)
         )
 
     async def get_acl(self, key: str) -> Acl:
         """The object's ACL."""
         check_key(key)
-        return await self._send("GetObjectAcl", lambda lane: lane.get_acl(key))
+        return await self._send("GetObjectAcl", lambda calls: calls.get_acl(key))
 
     async def put_acl(self, key: str, acl: Acl | Canned) -> None:
         """Replaces the object's ACL."""
         check_key(key)
-        await self._send("PutObjectAcl", lambda lane: lane.put_acl(key, acl))
+        await self._send("PutObjectAcl", lambda calls: calls.put_acl(key, acl))

@@ -25,7 +25,7 @@ from sosfs.config.choices import Canned
 from sosfs.config.credentials import Credentials
 from sosfs.errors import SERVER_FAILED, StoreError, from_s3, unanswered
 from sosfs.s3 import certificate_authorities, retries
-from sosfs.s3.dispatch import Sender
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import bare_etag, modified
 from sosfs.s3.listing_answers import SIZE_MAX
@@ -40,7 +40,7 @@ from sosfs.s3.xml import ParseError, fields, refusal_of, root_of
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 T = TypeVar("T")
 
@@ -79,19 +79,19 @@ class Kept:
 class BucketSettings:
     """The settings of one bucket."""
 
-    def __init__(self, target: S3Target, sender: Sender) -> None:
+    def __init__(self, target: S3Target, dispatcher: Dispatcher) -> None:
         self._target = target
-        self._sender = sender
+        self._dispatcher = dispatcher
         self._lock = threading.Lock()  # botocore makes clients safely in one thread only
         self._clients: dict[Credentials, S3Client] = {}
 
     async def acl(self) -> Acl:
         """The bucket's ACL."""
-        return await self._sender.send("GetBucketAcl", lambda lane: lane.get_acl(""))
+        return await self._dispatcher.send("GetBucketAcl", lambda calls: calls.get_acl(""))
 
     async def put_acl(self, acl: Acl | Canned) -> None:
         """Replaces the bucket's ACL."""
-        await self._sender.send("PutBucketAcl", lambda lane: lane.put_acl("", acl))
+        await self._dispatcher.send("PutBucketAcl", lambda calls: calls.put_acl("", acl))
 
     async def cors(self) -> list[dict[str, Any]]:
         """The CORS rules, none where there are none."""
@@ -182,26 +182,26 @@ class BucketSettings:
 
     async def read(self, key: str, version_id: str, start: int, stop: int) -> Slice:
         """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""
-        return await self._sender.send(
+        return await self._dispatcher.send(
             "GetObject",
-            lambda lane: lane.get(key, start, stop, "", version_id=version_id),
+            lambda calls: calls.get(key, start, stop, "", version_id=version_id),
             size=stop - start,
         )
 
     async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
         """Does `work` in a thread; None where the server says that nothing is set."""
 
-        def call(lane: SignedLane) -> T | None:
+        def call(calls: SignedCalls) -> T | None:
             patience = Patience(self._target.patience)
             while True:
                 try:
-                    return self._once(request, work, self._client(request, lane.key))
+                    return self._once(request, work, self._client(request, calls.key))
                 except StoreError as error:
                     passes = retries.passes(error.status, error.code) or not error.status
                     if not passes or not patience.wait():
                         raise
 
-        return await self._sender.send(request.partition(" ")[0], call, size=size)
+        return await self._dispatcher.send(request.partition(" ")[0], call, size=size)
 
     def _once(self, request: str, work: Callable[[S3Client, str], T], client: S3Client) -> T | None:
         from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415 - not before the fork

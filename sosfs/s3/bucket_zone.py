@@ -1,8 +1,8 @@
-"""In which zone a bucket is: asked, and decided here and only here.
+"""In which zone a bucket is: the server is asked.
 
 A bucket's name is unique over all zones of Exoscale, and a HEAD of it at any zone's endpoint is answered with
 `x-amz-bucket-region`, whatever the status. That is asked without a signature: no right is needed, and a key is
-sent to the right zone only. What the answer names fills the user's or our own endpoint (`zone.Place.moved`).
+sent to the right zone only. What the answer names fills the user's or our own endpoint (`zones.Place.moved`).
 
     named by                                       a bucket in another zone
     --zone, --endpoint, -o or sosfs.toml           is an error that names its zone: what a user states holds

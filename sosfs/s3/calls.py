@@ -52,7 +52,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _UNSAYABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML 1.0, so not in a DeleteObjects
 
 
-class SignedLane:
+class SignedCalls:
     """The calls on one bucket, signed with `key`."""
 
     def __init__(self, target: S3Target, key: Credentials, clock: Clock = CLOCK) -> None:
@@ -77,9 +77,9 @@ class SignedLane:
         return self._with(patience=seconds)
 
     def _with(self, **options: Any) -> Self:
-        lane = copy.copy(self)
-        lane._send = partial(self._send, **options)
-        return lane
+        calls = copy.copy(self)
+        calls._send = partial(self._send, **options)
+        return calls
 
     def head(self, key: str, detail: Detail = Detail.WHOLE) -> Object:
         """What is known of the object; its recorded checksum only where that is asked for."""

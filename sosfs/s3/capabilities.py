@@ -1,4 +1,4 @@
-"""Which conditions a server honours: found out once on a scratch key, decided here and only here.
+"""Which conditions a server honours.
 
 Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
 takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
@@ -25,7 +25,7 @@ from sosfs.errors import Cause, StoreError
 from sosfs.s3.protocol import NO_UPLOAD, Conditions, Part, Properties, Right
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class Quoting(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Abilities:
+class Capabilities:
     """What the server honours; whatever it doesn't is checked with a HEAD instead."""
 
     known: bool = False
@@ -68,7 +68,7 @@ class Abilities:
         return Conditions.HONOURED if self.absent and self.match else Conditions.IGNORED
 
 
-def probe(lane: SignedLane, key: str, *, storage_class: str = "") -> Abilities:
+def probe(calls: SignedCalls, key: str, *, storage_class: str = "") -> Capabilities:
     """What the server honours, tried on `key`, which must be nobody's and is removed again.
 
     A key that may not write or remove there learns nothing (UNKNOWN), nor does anybody where what is stored may stay
@@ -76,44 +76,44 @@ def probe(lane: SignedLane, key: str, *, storage_class: str = "") -> Abilities:
     refusal of the storage class.
     """
     try:
-        found = _find_out(lane, key, storage_class)
+        found = _find_out(calls, key, storage_class)
     except StoreError:
-        _clear(lane, key)
+        _clear(calls, key)
         raise
     return found
 
 
-def _find_out(lane: SignedLane, key: str, storage_class: str) -> Abilities:
+def _find_out(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     try:
-        marker = lane.delete(key)
+        marker = calls.delete(key)
     except StoreError as error:
         if error.cause is not Cause.DENIED:
             raise
-        writes = Right.WRITE if _denied(lambda: lane.upload_part(key, NO_UPLOAD, 1, _BODY)) else Right.DELETE
-        return Abilities(denied=frozenset({Right.DELETE, writes}))
-    if marker and not _is_removable(lane, key, marker):
-        return Abilities(markers=True)
-    found = _probe(lane, key, storage_class)
-    _clear(lane, key)
+        writes = Right.WRITE if _denied(lambda: calls.upload_part(key, NO_UPLOAD, 1, _BODY)) else Right.DELETE
+        return Capabilities(denied=frozenset({Right.DELETE, writes}))
+    if marker and not _is_removable(calls, key, marker):
+        return Capabilities(markers=True)
+    found = _probe(calls, key, storage_class)
+    _clear(calls, key)
     return replace(found, markers=bool(marker))
 
 
-def _is_removable(lane: SignedLane, key: str, marker: str) -> bool:
+def _is_removable(calls: SignedCalls, key: str, marker: str) -> bool:
     """Whether a version of a key can be removed: the marker is now; and what is stored, unless the bucket locks it."""
-    if _denied(lambda: lane.delete(key, version_id=marker)):
+    if _denied(lambda: calls.delete(key, version_id=marker)):
         log.info("a marker of the deletion of %s stays: this key may not remove versions", key)
         return False
-    if not locks(lane):
+    if not locks(calls):
         return True
-    for version_id in lane.version_ids(key):  # of a delete whose answer was lost
-        lane.delete(key, version_id=version_id)
+    for version_id in calls.version_ids(key):  # of a delete whose answer was lost
+        calls.delete(key, version_id=version_id)
     return False
 
 
-def locks(lane: SignedLane) -> bool:
+def locks(calls: SignedCalls) -> bool:
     """Whether the bucket locks what is stored (Object Lock), or may do so: not every key is told."""
     try:
-        return lane.retention()
+        return calls.retention()
     except StoreError as error:
         if error.cause is not Cause.DENIED:
             raise
@@ -121,25 +121,25 @@ def locks(lane: SignedLane) -> bool:
         return True
 
 
-def _probe(lane: SignedLane, key: str, storage_class: str) -> Abilities:
+def _probe(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     try:
-        stored = lane.put(key, _BODY, Properties(), None, {})
+        stored = calls.put(key, _BODY, Properties(), None, {})
     except StoreError as error:
         if error.cause is not Cause.DENIED:
             raise
-        return Abilities(denied=frozenset({Right.WRITE}))
-    absent = _refused(lambda: lane.put(key, _BODY, Properties(), None, _ABSENT))
-    match = next((style for style in Quoting if _told_apart(lane, key, stored.etag, style)), None)
+        return Capabilities(denied=frozenset({Right.WRITE}))
+    absent = _refused(lambda: calls.put(key, _BODY, Properties(), None, _ABSENT))
+    match = next((style for style in Quoting if _told_apart(calls, key, stored.etag, style)), None)
     pin = Quoting.QUOTED.of(_OTHER)
-    copy_pin = _refused(lambda: lane.copy(key, key, pin=pin, properties=Properties(), acl=None))
-    part_pin, complete = _probe_multipart(lane, key)
+    copy_pin = _refused(lambda: calls.copy(key, key, pin=pin, properties=Properties(), acl=None))
+    part_pin, complete = _probe_multipart(calls, key)
     if storage_class:
-        lane.put(key, _BODY, Properties(storage_class=storage_class), None, {})
+        calls.put(key, _BODY, Properties(storage_class=storage_class), None, {})
     hashes = stored.etag == md5(_BODY, usedforsecurity=False).hexdigest()
-    return Abilities(True, absent, match, complete, copy_pin, part_pin, hashes)
+    return Capabilities(True, absent, match, complete, copy_pin, part_pin, hashes)
 
 
-def clear(lane: SignedLane, key: str) -> list[StoreError]:
+def clear(calls: SignedCalls, key: str) -> list[StoreError]:
     """Removes all that is under the scratch key, also what a request made whose answer was lost.
 
     What fails is tried again for a moment, and does not keep the rest from being tried. Returns what failed for good.
@@ -149,7 +149,7 @@ def clear(lane: SignedLane, key: str) -> list[StoreError]:
     for step in (_abort_all, _purge):
         while True:
             try:
-                step(lane, key)
+                step(calls, key)
             except StoreError as error:
                 if time.monotonic() < until:
                     time.sleep(PAUSE)
@@ -159,68 +159,68 @@ def clear(lane: SignedLane, key: str) -> list[StoreError]:
     return failed
 
 
-def _clear(lane: SignedLane, key: str) -> None:
+def _clear(calls: SignedCalls, key: str) -> None:
     """As `clear`; what failed is told in the log, for it is not what the mount is about."""
-    for error in clear(lane, key):
+    for error in clear(calls, key):
         log.warning("something may be left of the scratch key %s: %s", key, error)
 
 
-def _abort_all(lane: SignedLane, key: str) -> None:
+def _abort_all(calls: SignedCalls, key: str) -> None:
     """Aborts all uploads of the key: one whose beginning had no answer was begun again, and nobody knows its id."""
     try:
-        uploads, _ = lane.list_uploads(key, None)
+        uploads, _ = calls.list_uploads(key, None)
     except StoreError as error:
         if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
             raise
         return
     for upload in uploads:
         if upload.key == key:
-            _abort(lane, key, upload.upload_id)
+            _abort(calls, key, upload.upload_id)
 
 
-def _abort(lane: SignedLane, key: str, upload_id: str) -> None:
+def _abort(calls: SignedCalls, key: str, upload_id: str) -> None:
     """Ends an upload; where that is not allowed it becomes an object, which can be removed."""
-    if not _denied(lambda: lane.abort_multipart(key, upload_id)):
+    if not _denied(lambda: calls.abort_multipart(key, upload_id)):
         return
     try:
-        lane.complete_multipart(key, upload_id, [lane.upload_part(key, upload_id, 1, _BODY)], {})
+        calls.complete_multipart(key, upload_id, [calls.upload_part(key, upload_id, 1, _BODY)], {})
     except StoreError as error:
         if error.errno != errno.ENXIO:
             raise  # that it has ended already is told only to who may
 
 
-def _purge(lane: SignedLane, key: str) -> None:
-    lane.purge(key)
+def _purge(calls: SignedCalls, key: str) -> None:
+    calls.purge(key)
 
 
-def _told_apart(lane: SignedLane, key: str, etag: str, style: Quoting) -> bool:
+def _told_apart(calls: SignedCalls, key: str, etag: str, style: Quoting) -> bool:
     """Whether If-Match in this style lets the right ETag pass and refuses a wrong one."""
 
     def put(tag: str) -> object:
-        return lane.put(key, _BODY, Properties(), None, {"If-Match": style.of(tag)})
+        return calls.put(key, _BODY, Properties(), None, {"If-Match": style.of(tag)})
 
     return not _refused(lambda: put(etag)) and _refused(lambda: put(_OTHER))
 
 
-def _probe_multipart(lane: SignedLane, key: str) -> tuple[bool, bool]:
+def _probe_multipart(calls: SignedCalls, key: str) -> tuple[bool, bool]:
     """Whether UploadPartCopy honours its pin, and CompleteMultipartUpload If-None-Match and If-Match."""
-    upload = lane.create_multipart(key, Properties(), None)
+    upload = calls.create_multipart(key, Properties(), None)
     try:
-        parts = [lane.upload_part(key, upload, 1, _BODY)]
+        parts = [calls.upload_part(key, upload, 1, _BODY)]
         pin = Quoting.QUOTED.of(_OTHER)
-        part_pin = _refused(lambda: lane.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
-        parts = [lane.upload_part(key, upload, 1, _BODY)]
-        complete = _is_kept_open(lane, key, upload, parts, _ABSENT)
-        complete = complete and _is_kept_open(lane, key, upload, parts, {"If-Match": pin})
+        part_pin = _refused(lambda: calls.copy_part(key, upload, 1, key, pin=pin, start=0, stop=len(_BODY)))
+        parts = [calls.upload_part(key, upload, 1, _BODY)]
+        complete = _is_kept_open(calls, key, upload, parts, _ABSENT)
+        complete = complete and _is_kept_open(calls, key, upload, parts, {"If-Match": pin})
     finally:
-        _abort(lane, key, upload)
+        _abort(calls, key, upload)
     return part_pin, complete
 
 
-def _is_kept_open(lane: SignedLane, key: str, upload: str, parts: list[Part], condition: Mapping[str, str]) -> bool:
+def _is_kept_open(calls: SignedCalls, key: str, upload: str, parts: list[Part], condition: Mapping[str, str]) -> bool:
     """Whether an upload is not completed under a condition that does not hold."""
     try:
-        return _refused(lambda: lane.complete_multipart(key, upload, parts, condition))
+        return _refused(lambda: calls.complete_multipart(key, upload, parts, condition))
     except StoreError as error:
         if error.errno != errno.ENXIO:
             raise

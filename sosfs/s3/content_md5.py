@@ -21,7 +21,7 @@ T = TypeVar("T")
 Send = Callable[[Mapping[str, str]], Awaitable[T]]
 
 
-class Digests:
+class ContentMd5:
     """Whether a server wants them."""
 
     def __init__(self) -> None:

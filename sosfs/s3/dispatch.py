@@ -1,4 +1,4 @@
-"""How a request gets a thread and a valid key: decided here and only here.
+"""How a request gets a thread and a valid key.
 
 Requests block threads, bulk data other ones than all else, so that it never starves `ls`. A request that
 began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again
@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 
 from sosfs.concurrency.interrupt import CURRENT, Interrupt, waited
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.threads import Threads
 from sosfs.errors import KEY_REFUSED, StoreError
 from sosfs.s3.customer_key import explain
 from sosfs.s3.endpoint import S3Target
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -52,7 +52,7 @@ class Limits:
         self.bulk.close()
 
 
-class Sender:
+class Dispatcher:
     """Sends to one target. `on_request` is told the name of each S3 operation, in the trio thread."""
 
     def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits | None = None) -> None:
@@ -60,8 +60,8 @@ class Sender:
         self._on_request = on_request
         self._limits = limits or Limits()
         self._is_alone = limits is None
-        self._lane: SignedLane | None = None
-        self._renewal = Turns()
+        self._calls: SignedCalls | None = None
+        self._renewal = FairLock()
         self._muted_until = -math.inf
         self._ending_until = -math.inf
         self.on_new_key: Callable[[], None] = lambda: None  # is told that the server may let us do more now
@@ -70,14 +70,14 @@ class Sender:
         """Closes idle connections; no request may be under way or follow."""
         if self._is_alone:
             self._limits.close()
-        if self._lane:
-            self._lane.close()
-            self._lane = None
+        if self._calls:
+            self._calls.close()
+            self._calls = None
 
     async def send(
         self,
         operation: str,
-        work: Callable[[SignedLane], T],
+        work: Callable[[SignedCalls], T],
         *,
         size: int = 0,
         interrupt: Interrupt | None = None,
@@ -87,9 +87,9 @@ class Sender:
         EINTR within two seconds after `interrupt` was set, or that of the kernel request this is done for.
         """
         interrupt = interrupt or CURRENT.get()
-        used = self._lane = self._current(operation)
+        used = self._calls = self._current(operation)
         if used.key.is_ending:
-            used = self._lane = await self._followed(used, operation)
+            used = self._calls = await self._followed(used, operation)
         threads = self._limits.bulk if size >= BULK else self._limits.small
         self._on_request(operation)
         try:
@@ -105,7 +105,7 @@ class Sender:
     async def send_each(
         self,
         operation: str,
-        work: Callable[[SignedLane, str], T],
+        work: Callable[[SignedCalls, str], T],
         keys: Sequence[str],
         *,
         interrupt: Interrupt | None = None,
@@ -116,25 +116,25 @@ class Sender:
         unasked. A key that the server no longer takes is not read again: who has to know asks once more, alone.
         """
         interrupt = interrupt or CURRENT.get()
-        used = self._lane = self._current(operation)
+        used = self._calls = self._current(operation)
         ends = await self._limits.small.run(_each, work, used.under(interrupt) if interrupt else used, keys)
         for _ in ends:
             self._on_request(operation)
         return ends + ends[-1:] * (len(keys) - len(ends))
 
-    def _current(self, operation: str) -> SignedLane:
+    def _current(self, operation: str) -> SignedCalls:
         """A lane with the source's key of now: another part of the mount may have read it again."""
         try:
             key = self._target.credentials.current()
         except OSError as error:
             raise StoreError(errno.EACCES, operation, detail=str(error)) from error
-        if self._lane is None:
-            from sosfs.s3.calls import SignedLane  # noqa: PLC0415  # starts threads: not before the fork
+        if self._calls is None:
+            from sosfs.s3.calls import SignedCalls  # noqa: PLC0415  # starts threads: not before the fork
 
-            return SignedLane(self._target, key)
-        return self._lane if self._lane.key == key else type(self._lane)(self._target, key)
+            return SignedCalls(self._target, key)
+        return self._calls if self._calls.key == key else type(self._calls)(self._target, key)
 
-    async def _followed(self, used: SignedLane, operation: str) -> SignedLane:
+    async def _followed(self, used: SignedCalls, operation: str) -> SignedCalls:
         """A lane with the key that follows one which is about to end; the same one where there is none yet."""
         async with self._renewal:
             if not self._current(operation).key.is_ending:
@@ -147,14 +147,14 @@ class Sender:
                     log.warning("the key that is about to end could not be read again: %s", failure)
             return self._current(operation)
 
-    async def _renewed(self, used: SignedLane, error: StoreError) -> SignedLane | None:
+    async def _renewed(self, used: SignedCalls, error: StoreError) -> SignedCalls | None:
         """A lane with another key than `used`, if its refusal is the matter and the source has one."""
         mute = error.status == 403 and not error.code  # a HEAD's: it may mean any refusal
         if error.code not in KEY_REFUSED and not mute:
             return None
         async with self._renewal:
-            if self._lane is not used:
-                return self._lane  # renewed by another call, while this one waited
+            if self._calls is not used:
+                return self._calls  # renewed by another call, while this one waited
             if mute:
                 if trio.current_time() < self._muted_until:
                     return None
@@ -165,17 +165,17 @@ class Sender:
                 raise StoreError(errno.EACCES, error.request, code=error.code, detail=str(failure)) from failure
             if key == used.key:
                 return None
-            self._lane = type(used)(self._target, key)
+            self._calls = type(used)(self._target, key)
             self.on_new_key()
-            return self._lane
+            return self._calls
 
 
-def _each(work: Callable[[SignedLane, str], T], lane: SignedLane, keys: Sequence[str]) -> list[T | StoreError]:
+def _each(work: Callable[[SignedCalls, str], T], calls: SignedCalls, keys: Sequence[str]) -> list[T | StoreError]:
     """Ends after the first that got no answer."""
     ends: list[T | StoreError] = []
     for key in keys:
         try:
-            ends.append(work(lane, key))
+            ends.append(work(calls, key))
         except StoreError as error:
             ends.append(error)
             if not error.status:

@@ -1,4 +1,4 @@
-"""The URLs of objects: the plain one and the presigned one. What they look like is decided here and only here.
+"""The URLs of objects: the plain one and the presigned one.
 
 A presigned URL is made here, without a request: whoever has it may read the object until it expires, as far as
 the key that signed it may, and at that key's cost where the requester pays. There is none for objects that are

@@ -15,11 +15,11 @@ from operator import le
 from typing import TYPE_CHECKING, TypeVar
 
 from sosfs.errors import StoreError
-from sosfs.s3.dispatch import Sender
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.protocol import Page
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 T = TypeVar("T")
 M = TypeVar("M", bound=Hashable)
@@ -39,18 +39,18 @@ def check_progress(request: str, token: M, seen: set[M]) -> None:
 
 
 async def all_pages(
-    sender: Sender, operation: str, ask: Callable[[SignedLane, M | None], tuple[list[T], M | None]]
+    dispatcher: Dispatcher, operation: str, ask: Callable[[SignedCalls, M | None], tuple[list[T], M | None]]
 ) -> list[T]:
     """All that a listing has; each page tells after what the next one begins."""
 
-    def page_after(marker: M | None, lane: SignedLane) -> tuple[list[T], M | None]:
-        return ask(lane, marker)
+    def page_after(marker: M | None, calls: SignedCalls) -> tuple[list[T], M | None]:
+        return ask(calls, marker)
 
     found: list[T] = []
     seen: set[M] = set()
     marker: M | None = None
     while True:
-        page, marker = await sender.send(operation, partial(page_after, marker))
+        page, marker = await dispatcher.send(operation, partial(page_after, marker))
         found += page
         if not marker:
             return found

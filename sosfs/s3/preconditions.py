@@ -1,4 +1,4 @@
-"""How a condition on a write is kept: by the server where it honours it, else by a HEAD compare. Decided here only.
+"""How a condition on a write is kept: by the server where it honours it, else by a HEAD compare.
 
 A HEAD compare narrows the race and cannot close it. Also here: how a lost answer is told from a lost race, and
 an absence from a refusal. Each function asks through the `head` it is given and keeps no state; trio thread.
@@ -135,7 +135,7 @@ async def landed(
 ) -> Version | None:
     """What our own write made, after an answer that can't tell: it was lost, and the second try refused.
 
-    The `token` must be the object's (`landing`), and the metadata hold our mtime to the nanosecond: who wrote the
+    The `token` must be the object's (`recognition`), and the metadata hold our mtime to the nanosecond: who wrote the
     very same at the same time lost nothing. None where it is not there.
     """
     found = await _present(head, key)

@@ -1,4 +1,4 @@
-"""What an object store can do, as sosfs needs it: the protocol and its values, decided here and only here.
+"""What an object store can do, as sosfs needs it: the protocol and its values.
 
 Whoever implements it (`s3.S3Store` over HTTP, `fake.FakeStore` in memory) passes one contract suite.
 Keys are whole S3 keys as `str` (any legal key: `a//b`, `../x`, control characters), ranges half-open
@@ -267,7 +267,8 @@ class ObjectStore(Protocol):
     ) -> Version:  # fmt: skip
         """Stores the object whole or not at all. ESTALE when `condition` does not hold.
 
-        `digest` is the body's MD5 in hex, where the caller has it. `arrival.DamagedWrite` where other bytes arrived.
+        `digest` is the body's MD5 in hex, where the caller has it. Raises
+        `upload_check.DamagedWrite` where other bytes arrived.
         """
 
     async def copy(

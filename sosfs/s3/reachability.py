@@ -6,11 +6,11 @@ import errno
 from typing import TYPE_CHECKING
 
 from sosfs.errors import StoreError
-from sosfs.s3.dispatch import Sender
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 REACH_PATIENCE = 3.0  # seconds: who mounts waits at a terminal
 
@@ -30,13 +30,13 @@ def unreachable(error: StoreError, where: str) -> StoreError:
     return StoreError(error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why)
 
 
-async def reach(sender: Sender, target: S3Target, prefix: str) -> None:
+async def reach(dispatcher: Dispatcher, target: S3Target, prefix: str) -> None:
     """Returns if objects under `prefix` can be listed; else a StoreError that says in words why not, soon."""
 
-    def ask(lane: SignedLane) -> None:
-        lane.within(REACH_PATIENCE).list(prefix, delimiter="", after="", token="", limit=1)
+    def ask(calls: SignedCalls) -> None:
+        calls.within(REACH_PATIENCE).list(prefix, delimiter="", after="", token="", limit=1)
 
     try:
-        await sender.send("ListObjectsV2", ask)
+        await dispatcher.send("ListObjectsV2", ask)
     except StoreError as error:
         raise unreachable(error, f"bucket {target.bucket!r} at {target.endpoint}") from error

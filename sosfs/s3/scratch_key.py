@@ -1,4 +1,4 @@
-"""The key on which a server or a key's rights are tried: its name is decided here and only here. Pure."""
+"""The key on which a server or a key's rights are tried."""
 
 from __future__ import annotations
 

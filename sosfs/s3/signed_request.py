@@ -105,8 +105,8 @@ class SignedHttp:
     ) -> Answer:
         """The 2xx answer to one request on `key`, or on the bucket where it is ""; all else is a StoreError.
 
-        `room` tells how long the answer may be, or raises for one that is not taken (`messages.Request`). A `patience`
-        below the target's own holds instead. EINTR once `interrupt` is set.
+        `room` tells how long the answer may be, or raises for one that is not taken (`http_messages.Request`). A
+        `patience` below the target's own holds instead. EINTR once `interrupt` is set.
         """
         path = f"{self._base}/{path_of(key)}" if key else self._base or "/"
         if query:

@@ -6,7 +6,8 @@ Nothing here knows S3, but that libcurl itself can sign for it (`Signing`). What
   key, token or body.
 - An answer has room for so many bytes as the request says, by status and headers, before the first byte of its
   body is read; one more ends the transfer. So no server decides how much memory it takes.
-- The proxy is what `proxies` says, the trusted certificates are `trust`'s, names and passwords come from no file.
+- The proxy is what `proxies` says, the trusted certificates are `certificate_authorities`'s, names and
+  passwords come from no file.
 - A request that moves no byte for `silence` seconds, or takes an hour, is given up; so is one whose `Interrupt`
   is set. libcurl asks about both once a second while nothing moves.
 

@@ -19,7 +19,7 @@ from sosfs.s3.checksums import in_etag
 from sosfs.s3.protocol import Body, Condition, Guard, Object, Part, Version
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedLane
+    from sosfs.s3.calls import SignedCalls
 
 T = TypeVar("T", Version, Part)
 
@@ -38,15 +38,15 @@ class DamagedWrite(StoreError):
 
 
 def compared(
-    wanted: bool, call: Callable[[SignedLane], T], body: Body, digest: str = ""
-) -> Callable[[SignedLane], tuple[T, bool]]:
+    wanted: bool, call: Callable[[SignedCalls], T], body: Body, digest: str = ""
+) -> Callable[[SignedCalls], tuple[T, bool]]:
     """Makes a call that sends `body` tell, too, whether its ETag is the MD5 of other bytes, if that is `wanted`.
 
     `digest` is the body's MD5 in hex where it is known.
     """
 
-    def sent(lane: SignedLane) -> tuple[T, bool]:
-        made = call(lane)
+    def sent(calls: SignedCalls) -> tuple[T, bool]:
+        made = call(calls)
         if not wanted or in_etag(made.etag) is None:
             return made, False
         return made, made.etag.lower() != (digest or md5(body, usedforsecurity=False).hexdigest())

@@ -27,7 +27,7 @@ from typing import Protocol
 import trio
 
 from sosfs.cache.blocks import Source
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
@@ -113,7 +113,6 @@ class Inode:
         "atime_ns",
         "attributes_dirty",
         "checked",
-        "content",
         "ctime_ns",
         "directory",
         "edits",
@@ -124,6 +123,7 @@ class Inode:
         "mode",
         "mtime_ns",
         "number",
+        "open_file",
         "opens",
         "pages",
         "parent",
@@ -161,7 +161,7 @@ class Inode:
         self.pages = ""  # ETag of the version that the kernel's pages hold; owned by `files.file_io`
         self.attributes_dirty = False  # owned by `attributes`
         self.directory: Directory | None = None  # owned by `namespace`
-        self.content: FileState | None = None  # owned by `files`
+        self.open_file: FileState | None = None  # owned by `files`
 
     @property
     def name(self) -> bytes:
@@ -271,7 +271,7 @@ class Directory:
         self.readers = 0  # open `Reading`s
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
-        self.lock = Turns()
+        self.lock = FairLock()
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""

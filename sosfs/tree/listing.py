@@ -31,7 +31,7 @@ from sosfs.tree.inodes import (
 )
 from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_listing import Scan
-from sosfs.tree.subtree_lock import Gate
+from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
@@ -42,10 +42,10 @@ class Listings:
     """The listings of a mount's directories."""
 
     def __init__(
-        self, inodes: Inodes, store: ObjectStore, merger: Merger, gate: Gate, spawn: Spawn, *, ttl: float
+        self, inodes: Inodes, store: ObjectStore, merger: Merger, subtree_lock: SubtreeLock, spawn: Spawn, *, ttl: float
     ) -> None:
         self._inodes = inodes
-        self._gate = gate
+        self._subtree_lock = subtree_lock
         self._store = store
         self._merger = merger
         self._spawn = spawn
@@ -122,10 +122,10 @@ class Listings:
         While a directory is renamed its keys go one after the other, so that is waited for.
         """
         while self._inodes.has_name(inode):
-            await self._gate.opened(inode)
+            await self._subtree_lock.released(inode)
             walk.follow(self._inodes.key(inode))
             page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
-            if self._inodes.has_key(inode, walk.prefix) and not self._gate.is_closed(inode):
+            if self._inodes.has_key(inode, walk.prefix) and not self._subtree_lock.is_exclusive(inode):
                 if page.token:
                     check_progress(f"ListObjectsV2 {walk.prefix!r}", page.token, walk.tokens)
                 return page

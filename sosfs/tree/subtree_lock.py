@@ -16,58 +16,58 @@ from functools import partial
 import trio
 
 from sosfs.concurrency.interrupt import waited
-from sosfs.concurrency.locks import Between
+from sosfs.concurrency.locks import Scope
 from sosfs.tree.inodes import Inode, Inodes
 
 
-class Gate:
+class SubtreeLock:
     """Who is under way, and which subtrees are closed."""
 
     def __init__(self, inodes: Inodes) -> None:
         self._inodes = inodes
-        self._passing: dict[Inode, int] = {}
-        self._closed: list[Inode] = []
+        self._shared: dict[Inode, int] = {}
+        self._exclusive: list[Inode] = []
         self._changed = trio.lowlevel.ParkingLot()
 
-    def passing(self, inode: Inode) -> Between:
+    def shared(self, inode: Inode) -> Scope:
         """For one commit: within it the inode's key stays as it is."""
-        return Between(partial(self._enter, inode), partial(self._leave, inode))
+        return Scope(partial(self._enter, inode), partial(self._leave, inode))
 
-    def is_closed(self, inode: Inode) -> bool:
+    def is_exclusive(self, inode: Inode) -> bool:
         """Whether an inode is being renamed, or a directory that it is in."""
-        return bool(self._closed) and any(self._inodes.is_under(inode, closed) for closed in self._closed)
+        return bool(self._exclusive) and any(self._inodes.is_under(inode, top) for top in self._exclusive)
 
-    async def opened(self, inode: Inode) -> None:
+    async def released(self, inode: Inode) -> None:
         """No rename of the inode is under way afterwards; unlike `passing` this keeps none from beginning."""
-        while self.is_closed(inode):
+        while self.is_exclusive(inode):
             await waited(self._changed.park)
 
     async def _enter(self, inode: Inode) -> None:
-        await self.opened(inode)
-        self._passing[inode] = self._passing.get(inode, 0) + 1
+        await self.released(inode)
+        self._shared[inode] = self._shared.get(inode, 0) + 1
 
     def _leave(self, inode: Inode) -> None:
-        self._passing[inode] -= 1
-        if not self._passing[inode]:
-            del self._passing[inode]
+        self._shared[inode] -= 1
+        if not self._shared[inode]:
+            del self._shared[inode]
         if self._changed:
             self._changed.unpark_all()
 
     @asynccontextmanager
-    async def closed(self, *subtrees: Inode) -> AsyncIterator[None]:
+    async def exclusive(self, *subtrees: Inode) -> AsyncIterator[None]:
         """For one rename: within it no commit is under way in the subtrees."""
         while self._is_busy(subtrees):
             await waited(self._changed.park)
-        self._closed.extend(subtrees)
+        self._exclusive.extend(subtrees)
         try:
             yield
         finally:
             for subtree in subtrees:
-                self._closed.remove(subtree)
+                self._exclusive.remove(subtree)
             self._changed.unpark_all()
 
     def _is_busy(self, subtrees: tuple[Inode, ...]) -> bool:
         under = self._inodes.is_under
-        if any(under(inode, top) for top in subtrees for inode in self._passing):
+        if any(under(inode, top) for top in subtrees for inode in self._shared):
             return True
-        return any(under(top, held) or under(held, top) for top in subtrees for held in self._closed)
+        return any(under(top, held) or under(held, top) for top in subtrees for held in self._exclusive)

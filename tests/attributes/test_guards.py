@@ -132,7 +132,7 @@ def test_attributes_of_a_file_that_is_being_written_go_with_its_bytes(mount: Com
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"B")
+        await mount.parts.file_io.write(handle, 0, b"B")
         await _chmod(mount, "file", 0o600)
         await mount.parts.attributes.settle(handle.inode)
         assert store.calls["copy"] == 0
@@ -149,9 +149,9 @@ def test_what_changes_while_a_commit_is_under_way_is_written_after_it(mount: Com
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"B")
+        await mount.parts.file_io.write(handle, 0, b"B")
         store.before["put"] = held
-        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert store.reached
         await _chmod(mount, "file", 0o600)
         await _set(held)
@@ -175,7 +175,7 @@ def test_attributes_that_got_no_answer_are_tried_again_and_outlive_the_process(t
         store.fault = down
         await _chmod(mount, "file", 0o600)
         with fails(errno.EIO):
-            await mount.parts.contents.fsync(await mount._walk("file"))
+            await mount.parts.file_io.fsync(await mount._walk("file"))
         await _chmod(mount, "other", 0o640)
 
     with composed(store, tmp_path) as mount:

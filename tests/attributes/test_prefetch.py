@@ -39,12 +39,12 @@ class Late(FakeStore):
 
 async def _overwrite(mount: Composed, name: str) -> None:
     """As a program does whose `open` asks for no attributes."""
-    contents = mount.parts.contents
+    file_io = mount.parts.file_io
     inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, name.encode())
-    handle = await contents.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
-    await contents.write(handle, 0, NEW)
-    await contents.flush(handle)
-    await contents.release(handle)
+    handle = await file_io.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
+    await file_io.write(handle, 0, NEW)
+    await file_io.flush(handle)
+    await file_io.release(handle)
 
 
 Ask = Callable[[Composed, Inode], Awaitable[None]]

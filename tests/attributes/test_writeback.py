@@ -169,7 +169,7 @@ def test_a_record_of_attributes_vouches_for_no_bytes_that_came_since(tmp_path: P
         await mount.write("file", bytes(size), flags=os.O_CREAT)
         ((_, before),) = mount._journal.drafts()
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, size, b"not recorded")
+        await mount.parts.file_io.write(handle, size, b"not recorded")
         change(mount, handle.inode)
         ((_, after),) = mount._journal.drafts()
         assert after == replace(before, posix=NEW, properties=after.properties, edits=handle.inode.edits, sums=())

@@ -1,4 +1,4 @@
-"""The data that is written and read: the same bytes, names and sizes for every system, decided here and only here.
+"""The data that is written and read: the same bytes, names and sizes for every system.
 
 All of it comes from fixed seeds. Local sources (trees, an archive, a git repository) are made once, below the
 benchmark's own directory on the local disk.

@@ -1,4 +1,4 @@
-"""How much each workload moves: all sizes and repetitions, decided here and only here.
+"""How much each workload moves: all sizes and repetitions.
 
 `FULL` takes hours, `MEDIUM` one where each request takes 20 ms longer, `QUICK` some ten minutes.
 """

@@ -1,4 +1,4 @@
-"""The S3 servers of the benchmark: Ceph's gateway over memory, and SeaweedFS. How each is started is decided here."""
+"""The S3 servers of the benchmark: Ceph's gateway over memory, and SeaweedFS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of things: servers, settings, workloads, rounds, systems. Which run follows which is decided here.
+"""The order of things: servers, settings, workloads, rounds, systems.
 
 In each round every system runs the workload once, the order turned by one from round to round, so that what
 the machine does meanwhile strikes them alike. A system that fails or hangs is ended, its cell says why, and

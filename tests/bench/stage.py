@@ -1,4 +1,4 @@
-"""What a workload gets to work with: its directory, its data, and the clock. When time runs is decided here.
+"""What a workload gets to work with: its directory, its data, and the clock.
 
 A workload is a function that makes ready, works inside `with stage.clock():`, and tells `stage.expect` what must
 then be in the bucket. The clock stops when the writes are in the bucket; the moment before, when the last call

@@ -21,9 +21,9 @@ from sosfs.cache import disk_blocks
 from sosfs.cache.blocks import BLOCK, REQUEST
 from sosfs.cache.disk_blocks import FLOOR_BYTES, DiskCache
 from sosfs.concurrency.threads import LOCAL
-from sosfs.files.page_cache import Kernel
-from sosfs.filesystem.drop import Dropping
-from sosfs.fuse.negative_entries import Absences
+from sosfs.files.page_cache import PageNotifier
+from sosfs.filesystem.drop import DropCommand
+from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
@@ -49,14 +49,14 @@ class NoKernel:
 async def _drop(mount: Composed, *paths: str) -> Any:
     """`sosfs drop`."""
     parts = mount.parts
-    dropping = Dropping(
+    dropping = DropCommand(
         parts.inodes,
         parts.cache,
         parts.blocks,
         parts.commits,
         parts.pages,
-        Absences(ttl=0.0),
-        cast(Kernel, NoKernel()),
+        NegativeEntries(ttl=0.0),
+        cast(PageNotifier, NoKernel()),
     )
     return await dropping.run([tuple(path.encode().split(b"/")) if path else () for path in paths], lambda told: None)
 
@@ -76,7 +76,7 @@ def test_a_fetch_under_way_during_drop_is_for_its_reader_alone(tmp_path: Path, w
         found: list[bytes] = []
 
         async def read() -> None:
-            found.append(bytes(await mount.parts.contents.read(reader, 0, 100)))
+            found.append(bytes(await mount.parts.file_io.read(reader, 0, 100)))
 
         store.after["get"] = held
         await begun(mount, read)
@@ -88,9 +88,9 @@ def test_a_fetch_under_way_during_drop_is_for_its_reader_alone(tmp_path: Path, w
         await trio.testing.wait_all_tasks_blocked()
         assert mount.parts.blocks.used == 0
         asked = store.calls["get"]
-        assert bytes(await mount.parts.contents.read(reader, 0, 100)) == b"A" * 100
+        assert bytes(await mount.parts.file_io.read(reader, 0, 100)) == b"A" * 100
         assert store.calls["get"] > asked
-        await mount.parts.contents.release(reader)
+        await mount.parts.file_io.release(reader)
 
     with composed(store, tmp_path, cache_size=64 * MIB if with_disk else 0) as mount:
         mount.loop.run(partial(main, mount))
@@ -109,7 +109,7 @@ def test_what_was_dropped_is_asked_for_and_nothing_else_is(tmp_path: Path, path:
             counts = []
             for reader in readers:
                 before = store.calls["get"]
-                await mount.parts.contents.read(reader, 0, MIB)
+                await mount.parts.file_io.read(reader, 0, MIB)
                 counts.append(store.calls["get"] - before)
             return counts
 
@@ -136,16 +136,16 @@ def test_drop_leaves_what_is_open_for_writing_or_not_sent(tmp_path: Path) -> Non
     async def main(mount: Composed) -> None:
         await put_all(store, {"open": b"o" * 1000, "clean": b"c"})
         handle = await opened(mount, path="open")
-        await mount.parts.contents.write(handle, 0, b"n")
+        await mount.parts.file_io.write(handle, 0, b"n")
         store.fault = down
         with pytest.raises(OSError):
             await mount.write("pending", b"p", flags=os.O_CREAT)
         told = await _drop(mount, "")
         assert sorted(told["kept"]) == ["open", "pending"]
-        assert bytes(await mount.parts.contents.read(handle, 0, 2)) == b"no"
+        assert bytes(await mount.parts.file_io.read(handle, 0, 2)) == b"no"
         store.fault = None
-        await mount.parts.contents.flush(handle)
-        await mount.parts.contents.release(handle)
+        await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
@@ -180,11 +180,11 @@ def test_blocks_in_memory_are_bounded(tmp_path: Path) -> None:
         await store.put("file", b"A" * 9 * MIB, Properties())
         reader = await opened(mount, os.O_RDONLY)
         for at in range(0, 9 * MIB, BLOCK):
-            assert len(await mount.parts.contents.read(reader, at, BLOCK)) == BLOCK
+            assert len(await mount.parts.file_io.read(reader, at, BLOCK)) == BLOCK
             assert mount.parts.blocks.used <= 2 * limit
         await trio.testing.wait_all_tasks_blocked()
         assert mount.parts.blocks.used <= limit
-        await mount.parts.contents.release(reader)
+        await mount.parts.file_io.release(reader)
 
     with composed(store, tmp_path, memory=limit) as mount:
         mount.loop.run(partial(main, mount))
@@ -201,7 +201,7 @@ def test_two_readers_of_one_block_ask_once(mount: Composed, store: Held) -> None
         before, found = store.calls["get"], list[bytes]()
 
         async def read(number: int) -> None:
-            found.append(bytes(await mount.parts.contents.read(readers[number], 0, 1000)))
+            found.append(bytes(await mount.parts.file_io.read(readers[number], 0, 1000)))
 
         for number in range(3):
             await begun(mount, partial(read, number))
@@ -224,7 +224,7 @@ def test_a_request_is_never_larger_than_it_may_be(mount: Composed, store: Held) 
         await put_all(store, {"file": bytes(range(256)) * (size // 256) + b"tail!"[: size % 256]})
         reader = await opened(mount, os.O_RDONLY)
         store.get = watched  # type: ignore[method-assign]
-        body = bytes(await mount.parts.contents.read(reader, 0, size))
+        body = bytes(await mount.parts.file_io.read(reader, 0, size))
         assert body == bytes(store._stored["file"].body)
         assert max(ranges) <= REQUEST
 
@@ -283,12 +283,12 @@ def test_reading_goes_on_where_the_disk_is_short(tmp_path: Path, monkeypatch: py
     async def main(mount: Composed) -> None:
         await store.put("file", b"A" * MIB, Properties())
         reader = await opened(mount, os.O_RDONLY)
-        assert bytes(await mount.parts.contents.read(reader, 0, MIB)) == b"A" * MIB
+        assert bytes(await mount.parts.file_io.read(reader, 0, MIB)) == b"A" * MIB
         await trio.testing.wait_all_tasks_blocked()
         disk = mount.parts.blocks.disk
         assert disk is not None
         assert not list((mount._settings.state_dir / "blocks").iterdir())
-        await mount.parts.contents.release(reader)
+        await mount.parts.file_io.release(reader)
 
     with composed(store, tmp_path, cache_size=64 * MIB) as mount:
         mount.loop.run(partial(main, mount))

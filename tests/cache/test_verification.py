@@ -519,14 +519,14 @@ def test_a_base_that_turns_out_wrong_leaves_none_of_its_bytes_in_a_changed_file(
 
         async def change() -> None:
             inode = await mount._walk("file")
-            handle = await mount.parts.contents.open(inode, os.O_RDWR, 1)
-            await mount.parts.contents.write(handle, 0, b"new")
+            handle = await mount.parts.file_io.open(inode, os.O_RDWR, 1)
+            await mount.parts.file_io.write(handle, 0, b"new")
             with wrong():
                 for at in range(0, 15 * MIB, MIB):
-                    await mount.parts.contents.read(handle, at, MIB)
+                    await mount.parts.file_io.read(handle, at, MIB)
                     await trio.testing.wait_all_tasks_blocked()
-            await mount.parts.contents.flush(handle)
-            await mount.parts.contents.release(handle)
+            await mount.parts.file_io.flush(handle)
+            await mount.parts.file_io.release(handle)
 
         mount.loop.run(change)
         assert bytes(mount.loop.run(lambda: store.get("file", 0, 15 * MIB)).body) == changed

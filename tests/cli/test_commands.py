@@ -89,12 +89,12 @@ class Desk:
     @contextmanager
     def draining(self) -> Iterator[Path]:
         """Orders that hold the drain up until the file that is given is removed."""
-        gate = self.base / "gate"
-        gate.touch()
+        subtree_lock = self.base / "gate"
+        subtree_lock.touch()
         try:
-            yield gate
+            yield subtree_lock
         finally:
-            gate.unlink(missing_ok=True)
+            subtree_lock.unlink(missing_ok=True)
 
     def clear(self) -> None:
         """Ends all that a failed test may have left."""
@@ -394,19 +394,19 @@ class TestUmount:
         assert status.read_last(desk.path) is None
 
     def test_waits_for_the_drain(self, desk: Desk) -> None:
-        with desk.draining() as gate:
-            desk.mount(orders={"gate": str(gate)})
+        with desk.draining() as subtree_lock:
+            desk.mount(orders={"gate": str(subtree_lock)})
             process = desk.begin("umount", desk.path)
             until(lambda: (now := status.fetch(desk.path)) and now.state is State.DRAINING, "the drain begins")
             assert not mounted(desk.path)
             assert process.poll() is None
-            gate.unlink()
+            subtree_lock.unlink()
             out, err = process.communicate(timeout=SECONDS)
         assert (process.returncode, out, err) == (0, "", "")
 
     def test_time_runs_out_and_a_second_umount_waits_on(self, desk: Desk) -> None:
-        with desk.draining() as gate:
-            desk.mount(orders={"gate": str(gate)})
+        with desk.draining() as subtree_lock:
+            desk.mount(orders={"gate": str(subtree_lock)})
             pid = desk.pid
             done = desk.run("umount", desk.path, "--timeout", "0.5")
             assert done.returncode == 3
@@ -417,20 +417,20 @@ class TestUmount:
             assert alive(pid)
             process = desk.begin("umount", desk.path)
             until(lambda: watches(process.pid), "the second umount waits")
-            gate.unlink()
+            subtree_lock.unlink()
             assert process.wait(SECONDS) == 0
         assert not alive(pid)
 
     def test_a_bar_on_a_terminal(self, desk: Desk) -> None:
         ours, theirs = pty.openpty()
-        with desk.draining() as gate:
-            desk.mount(orders={"gate": str(gate)})
+        with desk.draining() as subtree_lock:
+            desk.mount(orders={"gate": str(subtree_lock)})
             process = desk.begin("umount", desk.path, stderr=theirs)
             os.close(theirs)
             seen = ""
             while not re.search("sending, 1 file left .*/1.0 MB", seen):
                 seen += os.read(ours, 4096).decode()
-            gate.unlink()
+            subtree_lock.unlink()
             assert process.wait(SECONDS) == 0
         os.close(ours)
 
@@ -449,8 +449,8 @@ class TestUmount:
         assert "unknown" in done.stderr
 
     def test_a_daemon_killed_while_it_drains_is_3(self, desk: Desk) -> None:
-        with desk.draining() as gate:
-            desk.mount(orders={"gate": str(gate)})
+        with desk.draining() as subtree_lock:
+            desk.mount(orders={"gate": str(subtree_lock)})
             process = desk.begin("umount", desk.path)
             until(lambda: not mounted(desk.path), "the unmount")
             os.kill(desk.pid, signal.SIGKILL)

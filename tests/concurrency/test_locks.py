@@ -5,14 +5,14 @@ from __future__ import annotations
 import trio
 import trio.testing
 
-from sosfs.concurrency.locks import Turns
+from sosfs.concurrency.locks import FairLock
 
 
 def test_one_at_a_time_in_order() -> None:
     order: list[str] = []
 
     async def main() -> None:
-        turns, may = Turns(), trio.Event()
+        turns, may = FairLock(), trio.Event()
 
         async def one(name: str) -> None:
             async with turns:
@@ -36,7 +36,7 @@ def test_who_no_longer_waits_is_passed_over() -> None:
     done: list[str] = []
 
     async def main() -> None:
-        turns, may = Turns(), trio.Event()
+        turns, may = FairLock(), trio.Event()
 
         async def one(name: str) -> None:
             async with turns:
@@ -58,7 +58,7 @@ def test_who_no_longer_waits_is_passed_over() -> None:
 
 def test_an_error_ends_the_turn() -> None:
     async def main() -> None:
-        turns = Turns()
+        turns = FairLock()
         try:
             async with turns:
                 raise OSError

@@ -35,14 +35,14 @@ def test_a_mix_of_reads_and_writes_fetches_a_file_once(tmp_path: Path) -> None:
         for _ in range(200):
             at = draw.randrange(SIZE // 4096) * 4096
             if draw.random() < 0.3:
-                await mount.parts.contents.write(handle, at, NEW)
+                await mount.parts.file_io.write(handle, at, NEW)
                 expected[at : at + 4096] = NEW
             else:
-                body = await mount.parts.contents.read(handle, at, 4096)
+                body = await mount.parts.file_io.read(handle, at, 4096)
                 assert bytes(body) == bytes(expected[at : at + 4096])
                 await trio.testing.wait_all_tasks_blocked()
-        assert handle.content.draft is not None
-        assert handle.content.draft.local.covers(0, SIZE)
+        assert handle.open_file.draft is not None
+        assert handle.open_file.draft.local.covers(0, SIZE)
         await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
@@ -62,11 +62,11 @@ def test_all_of_a_file_comes_once_an_eighth_of_it_was_written_and_a_byte_read(
         await store.put("file", BODY, Properties())
         handle = await opened(mount)
         for number in range(touched):
-            await mount.parts.contents.write(handle, (7 * number % 48) * window, NEW)
-        await mount.parts.contents.read(handle, 47 * window, 4096)
+            await mount.parts.file_io.write(handle, (7 * number % 48) * window, NEW)
+        await mount.parts.file_io.read(handle, 47 * window, 4096)
         await trio.testing.wait_all_tasks_blocked()
-        assert handle.content.draft is not None
-        assert handle.content.draft.local.covers(0, SIZE) is comes
+        assert handle.open_file.draft is not None
+        assert handle.open_file.draft.local.covers(0, SIZE) is comes
         await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
@@ -79,13 +79,13 @@ def test_what_found_the_disk_short_comes_once_there_is_room(tmp_path: Path, monk
     async def fill(mount: Composed) -> None:
         await store.put("file", BODY, Properties())
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, MIB, NEW)
+        await mount.parts.file_io.write(handle, MIB, NEW)
         for at, short in ((2 * MIB, True), (0, False)):
             monkeypatch.setattr(SpoolArea, "is_short", short)
-            await mount.parts.contents.read(handle, at, 4096)
+            await mount.parts.file_io.read(handle, at, 4096)
             await trio.testing.wait_all_tasks_blocked()
-            assert handle.content.draft is not None
-            assert handle.content.draft.local.covers(0, SIZE) is not short
+            assert handle.open_file.draft is not None
+            assert handle.open_file.draft.local.covers(0, SIZE) is not short
         await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:
@@ -111,7 +111,7 @@ def test_a_change_without_reads_fetches_nothing_until_it_is_sent(tmp_path: Path)
         await store.put("file", BODY, Properties())
         handle = await opened(mount)
         before = store.calls["get"]
-        await mount.parts.contents.write(handle, MIB, NEW)
+        await mount.parts.file_io.write(handle, MIB, NEW)
         await trio.testing.wait_all_tasks_blocked()
         assert store.calls["get"] == before
         await closed(mount, handle)
@@ -125,20 +125,20 @@ async def _saved_then_filled(mount: Composed, store: FakeStore) -> None:
     """A record of the draft is in the journal, then bytes of the base come into its spool."""
     await store.put("file", BODY, Properties())
     handle = await opened(mount)
-    await mount.parts.contents.write(handle, MIB, NEW)
-    await mount.parts.contents.flush(handle)
-    await mount.parts.contents.read(handle, 2 * MIB, 4096)
+    await mount.parts.file_io.write(handle, MIB, NEW)
+    await mount.parts.file_io.flush(handle)
+    await mount.parts.file_io.read(handle, 2 * MIB, 4096)
     await trio.testing.wait_all_tasks_blocked()
-    assert handle.content.draft is not None
-    assert handle.content.draft.local.covers(0, SIZE)
+    assert handle.open_file.draft is not None
+    assert handle.open_file.draft.local.covers(0, SIZE)
 
 
 async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
     """Bytes of the base come into the spool after its checksums were made, and before they are recorded."""
     await store.put("file", BODY, Properties())
     handle = await opened(mount)
-    await mount.parts.contents.write(handle, MIB, NEW)
-    draft = handle.content.draft
+    await mount.parts.file_io.write(handle, MIB, NEW)
+    draft = handle.open_file.draft
     assert draft is not None
     summed = Spool.sums
 
@@ -149,15 +149,15 @@ async def _filled_while_saved(mount: Composed, store: FakeStore) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Spool, "sums", sums)
-        await mount.parts.contents.flush(handle)
+        await mount.parts.file_io.flush(handle)
 
 
 async def _saved_then_half_removed(mount: Composed, store: FakeStore) -> None:
     """An open file cannot be removed since a part of its base cannot be read, which its readers would need."""
     await store.put("file", BODY, Properties())
     handle = await opened(mount)
-    await mount.parts.contents.write(handle, MIB, NEW)
-    await mount.parts.contents.flush(handle)
+    await mount.parts.file_io.write(handle, MIB, NEW)
+    await mount.parts.file_io.flush(handle)
 
     def broken(operation: str, key: str) -> None:
         if operation == "get" and store.calls["get"] == asked + 3:
@@ -168,8 +168,8 @@ async def _saved_then_half_removed(mount: Composed, store: FakeStore) -> None:
         patch.setattr("sosfs.files.base_fetch.WINDOW", MIB)
         with pytest.raises(OSError, match="broken"):
             await mount.unlink("file")
-    assert handle.content.draft is not None
-    assert handle.content.draft.local.total > MIB
+    assert handle.open_file.draft is not None
+    assert handle.open_file.draft.local.total > MIB
     store.fault = None
 
 
@@ -195,19 +195,19 @@ def test_a_late_answer_does_not_bring_back_what_was_cut_and_is_stored(tmp_path: 
     async def main(mount: Composed) -> None:
         await store.put("file", b"old " * (MIB // 2), Properties())  # 2 MiB
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"n" * 4096)
+        await mount.parts.file_io.write(handle, 0, b"n" * 4096)
         store.after["get"] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.parts.contents.read, handle, MIB, 4096)  # begins the filling
+            nursery.start_soon(mount.parts.file_io.read, handle, MIB, 4096)  # begins the filling
             await trio.testing.wait_all_tasks_blocked()
-            await mount.parts.contents.truncate(handle.inode, 0)
-            await mount.parts.contents.write(handle, 2 * MIB - 4, b"tail")
-            await mount.parts.contents.fsync(handle.inode)
+            await mount.parts.file_io.truncate(handle.inode, 0)
+            await mount.parts.file_io.write(handle, 2 * MIB - 4, b"tail")
+            await mount.parts.file_io.fsync(handle.inode)
             assert stored(store) == bytes(2 * MIB - 4) + b"tail"
             store.after.pop("get").set()
         await trio.testing.wait_all_tasks_blocked()
-        assert bytes(await mount.parts.contents.read(handle, MIB, 4096)) == bytes(4096)
-        await mount.parts.contents.write(handle, 0, b"x")
+        assert bytes(await mount.parts.file_io.read(handle, MIB, 4096)) == bytes(4096)
+        await mount.parts.file_io.write(handle, 0, b"x")
         await closed(mount, handle)
         assert stored(store) == b"x" + bytes(2 * MIB - 5) + b"tail"
 
@@ -222,20 +222,20 @@ def test_a_late_answer_does_not_bring_back_what_was_shed(tmp_path: Path) -> None
     async def main(mount: Composed) -> None:
         await store.put("file", b"o" * MIB, Properties())
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"n" * 4096)
+        await mount.parts.file_io.write(handle, 0, b"n" * 4096)
         store.after["get"] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.parts.contents.read, handle, 8192, 4096)
+            nursery.start_soon(mount.parts.file_io.read, handle, 8192, 4096)
             await trio.testing.wait_all_tasks_blocked()
-            await mount.parts.contents.write(handle, 0, b"n" * MIB)
-            draft = handle.content.draft
+            await mount.parts.file_io.write(handle, 0, b"n" * MIB)
+            draft = handle.open_file.draft
             assert draft is not None
-            await mount.parts.contents.writeback._relieve(handle.inode, draft, OSError())  # as upon ENOSPC
+            await mount.parts.file_io.writeback._relieve(handle.inode, draft, OSError())  # as upon ENOSPC
             assert stored(store) == b"n" * MIB
             store.after.pop("get").set()
         await trio.testing.wait_all_tasks_blocked()
-        await mount.parts.contents.write(handle, 0, b"x")
-        assert bytes(await mount.parts.contents.read(handle, 8192, 4096)) == b"n" * 4096
+        await mount.parts.file_io.write(handle, 0, b"x")
+        assert bytes(await mount.parts.file_io.read(handle, 8192, 4096)) == b"n" * 4096
         await closed(mount, handle)
         assert stored(store) == b"x" + b"n" * (MIB - 1)
 

@@ -87,7 +87,7 @@ def test_what_another_client_did_meanwhile_is_not_undone(tmp_path: Path, size: i
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"o" * size})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
         if theirs is None:
             await store.delete("file")
         else:
@@ -112,7 +112,7 @@ def test_a_file_that_another_client_made_first_is_not_written_over(tmp_path: Pat
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
         await put_all(store, {"file": b"theirs"})
         with pytest.raises(OSError) as caught:
             await closed(mount, handle)
@@ -137,18 +137,18 @@ def test_a_loser_that_cannot_be_kept_beside_is_kept_here(tmp_path: Path, size: i
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"o" * size})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
         if durability is JOURNAL:
-            await mount.parts.contents.flush(handle)
+            await mount.parts.file_io.flush(handle)
         await store.put("file", b"theirs", Properties())
         store.fault = no_conflict_file
         with pytest.raises(OSError):
             await mount.parts.commits.commit(handle.inode)
-        assert bytes(await mount.parts.contents.read(handle, 0, size)) == b"n" * size
+        assert bytes(await mount.parts.file_io.read(handle, 0, size)) == b"n" * size
         if durability is BUCKET:
             with pytest.raises(OSError):
-                await mount.parts.contents.flush(handle)
-        await mount.parts.contents.release(handle)
+                await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
         assert mount.parts.pending == 1
 
     with composed(store, tmp_path, part_size=PART, durability=durability) as mount:
@@ -175,7 +175,7 @@ def test_a_conflict_file_never_takes_the_place_of_another(mount: Composed, store
     async def main() -> None:
         await put_all(store, {"file": b"old"})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"our")
+        await mount.parts.file_io.write(handle, 0, b"our")
         await store.put("file", b"theirs", Properties())
         store.put = watched  # type: ignore[method-assign]
         with pytest.raises(OSError):
@@ -195,11 +195,11 @@ def test_two_closes_at_once_store_the_file_once(tmp_path: Path, size: int) -> No
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"o" * size})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
         store.before["put"] = store.before["complete_multipart"] = held
         puts = store.calls["put"]
         for _ in range(2):
-            await begun(mount, partial(mount.parts.contents.flush, handle))
+            await begun(mount, partial(mount.parts.file_io.flush, handle))
         await _set(held)
         assert store.calls["put"] + store.calls["complete_multipart"] == puts + 1
         assert bodies(store) == {"file": b"n" * size}
@@ -218,9 +218,9 @@ def test_a_rename_waits_for_a_commit_and_takes_its_bytes_along(tmp_path: Path, s
     async def main(mount: Composed) -> None:
         await put_all(store, {"d/": b"", old: b"o" * size})
         handle = await opened(mount, path=old)
-        await mount.parts.contents.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
         store.before["put"] = store.before["complete_multipart"] = held
-        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert store.reached
         names = ("d/file", "d/moved") if what == "file" else ("d", "e")
         await begun(mount, partial(mount.rename, *names))
@@ -241,11 +241,11 @@ def test_a_commit_waits_for_a_rename_and_goes_to_the_new_name(mount: Composed, s
     async def main() -> None:
         await put_all(store, {"file": b"old", "other": b"o"})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"new")
+        await mount.parts.file_io.write(handle, 0, b"new")
         store.before["copy"] = held
         await begun(mount, partial(mount.rename, "file", "moved"))
         puts = store.calls["put"]
-        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert store.calls["put"] == puts, "it did not wait"
         await _set(held)
         await closed(mount, handle)
@@ -260,17 +260,17 @@ def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mou
     async def main() -> None:
         await put_all(store, {"file": b"o" * 9000})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"1")
+        await mount.parts.file_io.write(handle, 0, b"1")
         store.before["put"] = held
-        await begun(mount, partial(mount.parts.contents.flush, handle))
-        await mount.parts.contents.write(handle, 1, b"2")
-        await mount.parts.contents.truncate(handle.inode, 8000)
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        await mount.parts.file_io.write(handle, 1, b"2")
+        await mount.parts.file_io.truncate(handle.inode, 8000)
         del store.before["put"]
         await _set(held)
         assert stored(store) == b"1" + b"o" * 8999
         assert mount.parts.commits.pending[0] == 1
-        assert bytes(await mount.parts.contents.read(handle, 0, 9000)) == b"12" + b"o" * 7998
-        await mount.parts.contents.truncate(handle.inode, 9000)
+        assert bytes(await mount.parts.file_io.read(handle, 0, 9000)) == b"12" + b"o" * 7998
+        await mount.parts.file_io.truncate(handle.inode, 9000)
         await closed(mount, handle)
         assert stored(store) == b"12" + b"o" * 7998 + bytes(1000), "what was cut off does not come back"
         assert mount.parts.commits.pending[0] == 0
@@ -284,12 +284,12 @@ def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(t
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"1" * size)
-        await mount.parts.contents.flush(handle)
+        await mount.parts.file_io.write(handle, 0, b"1" * size)
+        await mount.parts.file_io.flush(handle)
         store.before["put"] = held
         await begun(mount, partial(mount.parts.commits.commit, handle.inode))
-        await mount.parts.contents.write(handle, 0, b"2")
-        await mount.parts.contents.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, 0, b"2")
+        await mount.parts.file_io.fsync(handle.inode)
         del store.before["put"]
         await _set(held)
         assert stored(store) == b"1" * size
@@ -350,11 +350,11 @@ def test_a_commit_that_the_local_disk_fails_is_done_again_with_all_that_was_chan
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"o" * size})
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"n")
+        await mount.parts.file_io.write(handle, 0, b"n")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Draft, "read", failing)
             with pytest.raises(OSError, match="the disk"):
-                await mount.parts.contents.flush(handle)
+                await mount.parts.file_io.flush(handle)
         await closed(mount, handle)
 
     with composed(store, tmp_path, part_size=PART) as mount:
@@ -408,10 +408,10 @@ def test_fsync_of_a_directory_waits_for_all_that_is_below(tmp_path: Path) -> Non
 async def _failed(mount: Composed, store: Held, body: bytes) -> Any:
     """All parts of a file are up, but no object was made of them; an open handle of it."""
     handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-    await mount.parts.contents.write(handle, 0, body)
+    await mount.parts.file_io.write(handle, 0, body)
     store.errors["complete_multipart", "file"] = [silence("complete_multipart")]
     with pytest.raises(OSError):
-        await mount.parts.contents.flush(handle)
+        await mount.parts.file_io.flush(handle)
     return handle
 
 
@@ -432,13 +432,13 @@ def test_an_upload_that_failed_goes_on_with_what_is_still_true(tmp_path: Path, h
         handle = await _failed(mount, store, body)
         sent = store.calls["upload_part"]
         if how == "cut and grown":
-            await mount.parts.contents.truncate(handle.inode, 9 * PART)
+            await mount.parts.file_io.truncate(handle.inode, 9 * PART)
         if how.startswith("cut"):
-            await mount.parts.contents.truncate(handle.inode, len(expected))
+            await mount.parts.file_io.truncate(handle.inode, len(expected))
         elif how == "grown":
-            await mount.parts.contents.write(handle, len(body), b"more" * 100)
+            await mount.parts.file_io.write(handle, len(body), b"more" * 100)
         elif how == "written over":
-            await mount.parts.contents.write(handle, 3 * PART, b"!")
+            await mount.parts.file_io.write(handle, 3 * PART, b"!")
         else:
             await mount.rename("file", "moved")
         await closed(mount, handle)
@@ -465,7 +465,7 @@ def test_an_upload_that_the_server_forgot_is_begun_anew(tmp_path: Path) -> None:
         handle = await _failed(mount, store, body)
         store._uploads.clear()
         with pytest.raises(OSError):
-            await mount.parts.contents.flush(handle)
+            await mount.parts.file_io.flush(handle)
         await closed(mount, handle)
 
     with composed(store, tmp_path, part_size=PART) as mount:
@@ -479,9 +479,9 @@ def test_parts_that_go_up_side_by_side_begin_one_upload(tmp_path: Path) -> None:
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"x" * (70 * PART))
+        await mount.parts.file_io.write(handle, 0, b"x" * (70 * PART))
         store.after["create_multipart"] = held
-        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
         await _set(held)
         assert store.calls["create_multipart"] == 1
         await closed(mount, handle)
@@ -498,10 +498,10 @@ def test_what_is_written_while_its_part_is_on_the_way_is_not_lost(tmp_path: Path
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, body)
+        await mount.parts.file_io.write(handle, 0, body)
         (store.before if moment == "before" else store.after)["upload_part"] = held
-        await begun(mount, partial(mount.parts.contents.flush, handle))
-        await mount.parts.contents.write(handle, 2 * PART + 5, b"!")
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        await mount.parts.file_io.write(handle, 2 * PART + 5, b"!")
         await _set(held)
         await closed(mount, handle)
 
@@ -524,14 +524,14 @@ def test_parts_that_go_up_behind_the_writer_are_waited_for(
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         (store.before if request_ == "upload_part" else store.after)[request_] = held
         for at in range(0, len(body), PART):
-            await mount.parts.contents.write(handle, at, body[at : at + PART])
+            await mount.parts.file_io.write(handle, at, body[at : at + PART])
         await trio.testing.wait_all_tasks_blocked()
         assert store.reached, "parts are on their way"
         assert not bodies(store)
         if how == "over":
-            await mount.parts.contents.write(handle, 5, b"!")
+            await mount.parts.file_io.write(handle, 5, b"!")
         elif how == "cut":
-            await mount.parts.contents.truncate(handle.inode, 30 * PART + 9)
+            await mount.parts.file_io.truncate(handle.inode, 30 * PART + 9)
         elif how == "unlink":
             mount.nursery.start_soon(mount.unlink, "file")
         elif how == "rename":
@@ -564,7 +564,7 @@ def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, mo
         store.errors["upload_part", "file"] = [silence("upload_part")]
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         for at in range(0, len(body), PART):
-            await mount.parts.contents.write(handle, at, body[at : at + PART])
+            await mount.parts.file_io.write(handle, at, body[at : at + PART])
             await trio.testing.wait_all_tasks_blocked()
         assert not store.errors["upload_part", "file"]
         await closed(mount, handle)
@@ -586,7 +586,7 @@ def test_parts_behind_the_writer_are_not_tried_without_end(tmp_path: Path, monke
         store.fault = down
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         for at in range(0, len(body), PART):
-            await mount.parts.contents.write(handle, at, body[at : at + PART])
+            await mount.parts.file_io.write(handle, at, body[at : at + PART])
         with trio.move_on_after(1):
             await trio.testing.wait_all_tasks_blocked()
         assert store.calls["upload_part"] <= 4 * 60, "each write tries once, a resting writer does not"
@@ -604,7 +604,7 @@ def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
     async def main(mount: Composed) -> None:
         mount.parts.uploader.budget.limit = 3 * PART
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"x" * (70 * PART))
+        await mount.parts.file_io.write(handle, 0, b"x" * (70 * PART))
         under_way = 0
         upload_part = store.upload_part
 
@@ -617,7 +617,7 @@ def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
             return await upload_part(*arguments)
 
         store.upload_part = counted  # type: ignore[assignment, method-assign]
-        await begun(mount, partial(mount.parts.contents.flush, handle))
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert under_way == 3
         await _set(held)
         await closed(mount, handle)
@@ -637,15 +637,15 @@ def test_a_reader_is_not_given_bytes_of_another_version(mount: Composed, store: 
     async def main() -> None:
         await put_all(store, {"file": b"A" * size})
         handle = await opened(mount, os.O_RDONLY)
-        assert set(bytes(await mount.parts.contents.read(handle, 0, 1 << 17))) == {ord("A")}
+        assert set(bytes(await mount.parts.file_io.read(handle, 0, 1 << 17))) == {ord("A")}
         mount.parts.blocks.forget(lambda key: True)
         await store.put("file", b"B" * size, Properties())
         with pytest.raises(OSError) as caught:
-            await mount.parts.contents.read(handle, 2 << 20, 1 << 17)
+            await mount.parts.file_io.read(handle, 2 << 20, 1 << 17)
         assert caught.value.errno == errno.ESTALE
-        await mount.parts.contents.release(handle)
+        await mount.parts.file_io.release(handle)
         handle = await opened(mount, os.O_RDONLY)
-        assert set(bytes(await mount.parts.contents.read(handle, 0, size))) == {ord("B")}
+        assert set(bytes(await mount.parts.file_io.read(handle, 0, size))) == {ord("B")}
 
     mount.loop.run(main)
 
@@ -657,9 +657,9 @@ def test_a_fetch_that_fails_is_told_and_tried_by_the_next_reader(mount: Composed
         mount.parts.blocks.forget(lambda key: True)
         store.errors["get", "file"] = [silence("get")]
         with pytest.raises(OSError) as caught:
-            await mount.parts.contents.read(handle, 0, 5000)
+            await mount.parts.file_io.read(handle, 0, 5000)
         assert caught.value.errno == errno.EIO
-        assert bytes(await mount.parts.contents.read(handle, 0, 5000)) == b"A" * 5000
+        assert bytes(await mount.parts.file_io.read(handle, 0, 5000)) == b"A" * 5000
 
     mount.loop.run(main)
 
@@ -670,15 +670,15 @@ def test_what_a_close_left_in_memory_is_what_was_stored(mount: Composed, store: 
 
     async def main() -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"first")
+        await mount.parts.file_io.write(handle, 0, b"first")
         store.before["put"] = held
-        await begun(mount, partial(mount.parts.contents.flush, handle))
-        await mount.parts.contents.write(handle, 0, b"other")
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        await mount.parts.file_io.write(handle, 0, b"other")
         await _set(held)
         answer: Slice = await store.get("file", 0, 5)
         here: Object = await store.head("file")
         assert bytes(answer.body) == b"first"
-        source = handle.content.draft.base if handle.content.draft is not None else None
+        source = handle.open_file.draft.base if handle.open_file.draft is not None else None
         assert source is not None
         assert source.etag == here.version.etag
         assert bytes(await mount.parts.blocks.read(source, 0, 5)) == b"first"

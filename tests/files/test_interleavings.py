@@ -35,18 +35,18 @@ def test_a_reader_under_way_when_the_writer_closes_gets_no_zeros(tmp_path: Path)
     async def main(mount: Composed) -> None:
         await store.put("file", b"o" * 100_000, Properties())
         handle, reader = await opened(mount), await opened(mount, os.O_RDONLY)
-        await mount.parts.contents.write(handle, 0, b"n" * 50_000)
+        await mount.parts.file_io.write(handle, 0, b"n" * 50_000)
         mount.parts.blocks.forget(lambda key: True)
         store.after["get"] = trio.Event()
         found: list[bytes] = []
 
         async def read() -> None:
-            found.append(bytes(await mount.parts.contents.read(reader, 0, 100_000)))
+            found.append(bytes(await mount.parts.file_io.read(reader, 0, 100_000)))
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(read)
             await trio.testing.wait_all_tasks_blocked()
-            await mount.parts.contents.write(handle, 50_000, b"n" * 50_000)
+            await mount.parts.file_io.write(handle, 50_000, b"n" * 50_000)
             await closed(mount, handle)
             assert stored(store) == b"n" * 100_000
             store.after.pop("get").set()
@@ -67,7 +67,7 @@ def test_a_file_that_is_written_to_while_its_old_parts_are_copied_still_goes_up(
     async def main(mount: Composed) -> None:
         await store.put("file", body, Properties())
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, (count - 1) * part, b"!")
+        await mount.parts.file_io.write(handle, (count - 1) * part, b"!")
         store.after["copy_part"] = trio.Event()
 
         async def commit() -> None:
@@ -77,7 +77,7 @@ def test_a_file_that_is_written_to_while_its_old_parts_are_copied_still_goes_up(
             nursery.start_soon(commit)
             await trio.testing.wait_all_tasks_blocked()
             for number in (0, 7, 21, 22, 50):
-                await mount.parts.contents.write(handle, number * part, b"?")
+                await mount.parts.file_io.write(handle, number * part, b"?")
             store.after.pop("copy_part").set()
         await closed(mount, handle)
 
@@ -104,12 +104,12 @@ def test_a_read_that_waits_for_a_thread_does_not_read_another_file(tmp_path: Pat
 
         await mount.write("file", b"a" * MIB, flags=os.O_CREAT)
         handle, reader = await opened(mount), await opened(mount, os.O_RDONLY)
-        await mount.parts.contents.write(handle, 0, b"b" * MIB)
-        await mount.parts.contents.flush(handle)
+        await mount.parts.file_io.write(handle, 0, b"b" * MIB)
+        await mount.parts.file_io.flush(handle)
         found: list[bytes] = []
 
         async def read() -> None:
-            found.append(bytes(await mount.parts.contents.read(reader, 0, MIB // 2)))
+            found.append(bytes(await mount.parts.file_io.read(reader, 0, MIB // 2)))
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sosfs.concurrency.threads.Threads, "run", run)
@@ -120,7 +120,7 @@ def test_a_read_that_waits_for_a_thread_does_not_read_another_file(tmp_path: Pat
                 await mount.write("secret", b"s" * MIB, flags=os.O_CREAT)
                 parent, name = await mount._parent("other")
                 other = await mount._opened(parent, name, os.O_CREAT | os.O_WRONLY)
-                await mount.parts.contents.write(other, 0, b"s" * MIB)
+                await mount.parts.file_io.write(other, 0, b"s" * MIB)
                 held.set()
             await closed(mount, other)
         assert found == [b"b" * (MIB // 2)]
@@ -136,9 +136,9 @@ def test_what_is_written_while_the_loser_is_kept_is_kept_too(tmp_path: Path, dur
     async def main(mount: Composed) -> None:
         await store.put("file", b"as it was", Properties())
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"first ")
+        await mount.parts.file_io.write(handle, 0, b"first ")
         if durability is Durability.JOURNAL:
-            await mount.parts.contents.flush(handle)
+            await mount.parts.file_io.flush(handle)
         await store.put("file", b"foreign", Properties())
         store.before["put"] = trio.Event()
 
@@ -155,9 +155,9 @@ def test_what_is_written_while_the_loser_is_kept_is_kept_too(tmp_path: Path, dur
             assert len(store._stored) == 2
             told = None
             try:
-                await mount.parts.contents.write(handle, 6, b"second")
+                await mount.parts.file_io.write(handle, 6, b"second")
                 if durability is Durability.JOURNAL:
-                    await mount.parts.contents.fsync(handle.inode)  # acknowledged
+                    await mount.parts.file_io.fsync(handle.inode)  # acknowledged
             except OSError as error:
                 told = error.errno
             store.after.pop("put").set()
@@ -187,18 +187,18 @@ def test_a_write_beside_one_that_makes_room_is_not_lost(tmp_path: Path) -> None:
             return answer
 
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, MIB, b"b" * MIB)
+        await mount.parts.file_io.write(handle, MIB, b"b" * MIB)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sosfs.concurrency.threads.Threads, "run", run)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount.parts.contents.write, handle, 0, b"a" * MIB)
+                nursery.start_soon(mount.parts.file_io.write, handle, 0, b"a" * MIB)
                 await trio.testing.wait_all_tasks_blocked()
-                draft = handle.content.draft
+                draft = handle.open_file.draft
                 assert draft is not None
-                nursery.start_soon(mount.parts.contents.writeback._relieve, handle.inode, draft, OSError())
+                nursery.start_soon(mount.parts.file_io.writeback._relieve, handle.inode, draft, OSError())
                 await trio.testing.wait_all_tasks_blocked()
                 told.set()
-        assert bytes(await mount.parts.contents.read(handle, 0, 10)) == b"a" * 10
+        assert bytes(await mount.parts.file_io.read(handle, 0, 10)) == b"a" * 10
         await closed(mount, handle)
         assert stored(store) == b"a" * MIB + b"b" * MIB
 
@@ -213,13 +213,13 @@ def test_who_lost_does_not_go_on_writing_into_the_winner(tmp_path: Path) -> None
     async def main(mount: Composed) -> None:
         await store.put("file", b"line 1\n", Properties())
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 7, b"line 2\n")
-        await mount.parts.contents.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, 7, b"line 2\n")
+        await mount.parts.file_io.fsync(handle.inode)
         await store.put("file", b"the winner's bytes, all of them\n", Properties())
         with pytest.raises(OSError):
             await mount.parts.commits.commit(handle.inode)  # as the sending task does
         try:
-            await mount.parts.contents.write(handle, 14, b"line 3\n")
+            await mount.parts.file_io.write(handle, 14, b"line 3\n")
             await closed(mount, handle)
         except OSError:
             pass
@@ -237,11 +237,11 @@ def test_a_file_is_replaced_only_if_it_is_what_it_was_when_it_was_opened(tmp_pat
     async def main(mount: Composed) -> None:
         await store.put("file", b"counter 1", Properties())
         handle = await opened(mount)
-        assert bytes(await mount.parts.contents.read(handle, 0, 9)) == b"counter 1"
+        assert bytes(await mount.parts.file_io.read(handle, 0, 9)) == b"counter 1"
         await store.put("file", b"counter 2", Properties())
         await mount.parts.attributes.refresh(handle.inode)  # as `ls -l` after the ttl
         try:
-            await mount.parts.contents.write(handle, 0, b"counter 1+")
+            await mount.parts.file_io.write(handle, 0, b"counter 1+")
             await closed(mount, handle)
         except OSError as error:
             assert error.errno == errno.ESTALE
@@ -258,13 +258,13 @@ def test_a_reader_never_goes_on_with_what_a_writer_made_of_a_foreign_version(tmp
     async def main(mount: Composed) -> None:
         await store.put("file", b"A" * MIB, Properties())
         reader = await opened(mount, os.O_RDONLY)
-        body = bytes(await mount.parts.contents.read(reader, 0, MIB // 2))
+        body = bytes(await mount.parts.file_io.read(reader, 0, MIB // 2))
         await store.put("file", b"B" * MIB, Properties())
         await mount.parts.attributes.refresh(reader.inode)  # as `ls -l` after the ttl
         writer = await opened(mount)
-        await mount.parts.contents.write(writer, 0, b"c")
+        await mount.parts.file_io.write(writer, 0, b"c")
         try:
-            body += bytes(await mount.parts.contents.read(reader, MIB // 2, MIB // 2))
+            body += bytes(await mount.parts.file_io.read(reader, MIB // 2, MIB // 2))
         except OSError as error:
             assert error.errno == errno.ESTALE
         await closed(mount, writer)
@@ -312,15 +312,15 @@ def test_a_commit_beside_a_rewrite_of_attributes_is_no_conflict(tmp_path: Path, 
             nursery.start_soon(mount.parts.attributes.settle, inode)
             await trio.testing.wait_all_tasks_blocked()
             handle = await opened(mount)
-            await mount.parts.contents.write(handle, 0, b"new")
+            await mount.parts.file_io.write(handle, 0, b"new")
             nursery.start_soon(closed, mount, handle)
             await trio.testing.wait_all_tasks_blocked()
             store.after.pop("copy").set()
         assert stored(store) == b"newit was"
         assert len(store._stored) == 1, list(store._stored)
         handle = await opened(mount)
-        assert bytes(await mount.parts.contents.read(handle, 0, 9)) == b"newit was"
-        await mount.parts.contents.write(handle, 0, b"two")
+        assert bytes(await mount.parts.file_io.read(handle, 0, 9)) == b"newit was"
+        await mount.parts.file_io.write(handle, 0, b"two")
         await closed(mount, handle)
         assert stored(store) == b"twoit was"
         assert len(store._stored) == 1, list(store._stored)
@@ -350,7 +350,7 @@ def test_a_slow_copy_onto_itself_does_not_undo_a_commit(tmp_path: Path) -> None:
             nursery.start_soon(mount.parts.attributes.settle, inode)
             await trio.testing.wait_all_tasks_blocked()
             handle = await opened(mount)
-            await mount.parts.contents.write(handle, 0, b"new")
+            await mount.parts.file_io.write(handle, 0, b"new")
             nursery.start_soon(closed, mount, handle)
             await trio.testing.wait_all_tasks_blocked()
             store.before["copy"].set()

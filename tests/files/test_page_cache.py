@@ -18,7 +18,7 @@ from sosfs.cache.verification import Verifier
 from sosfs.concurrency.tasks import Background
 from sosfs.config.choices import Verify
 from sosfs.files.open_file import content_of
-from sosfs.files.page_cache import Pages
+from sosfs.files.page_cache import PageCache
 from sosfs.s3.protocol import Version
 from sosfs.tree.inodes import Defaults, Inode, Inodes
 from sosfs.tree.keys import Form
@@ -165,7 +165,7 @@ def test_a_version_opened_later_is_not_mixed_with_pages_of_the_one_before(foreig
                 assert set(os.pread(file.fileno(), 4 * KIB, offset)) == {turn + 1}
 
 
-class Kernel:
+class PageNotifier:
     """A kernel that takes what it is given when it is told to."""
 
     def __init__(self) -> None:
@@ -199,12 +199,12 @@ def arrived(body: bytes) -> Run:
 
 
 def test_who_is_about_to_write_waits_for_what_is_being_given() -> None:
-    kernel = Kernel()
+    kernel = PageNotifier()
     inodes, inode, source = opened("a")
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            pages = Pages(inodes, Background(nursery).spawn, kernel)
+            pages = PageCache(inodes, Background(nursery).spawn, kernel)
             assert pages.hold(inode)
             pages.bring(inode, source, [arrived(b"x" * BLOCK)])
             await trio.testing.wait_all_tasks_blocked()
@@ -230,14 +230,16 @@ def other_pages(inode: Inode) -> None:
     inode.pages = "b"
 
 
-def given_to(inodes: Inodes, inode: Inode, source: Source, then: Callable[[Pages], Awaitable[None]]) -> Kernel:
+def given_to(
+    inodes: Inodes, inode: Inode, source: Source, then: Callable[[PageCache], Awaitable[None]]
+) -> PageNotifier:
     """The kernel after a block of `source` was brought for `inode`, and `then` was done."""
-    kernel = Kernel()
+    kernel = PageNotifier()
     kernel.may.set()
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            pages = Pages(inodes, Background(nursery).spawn, kernel)
+            pages = PageCache(inodes, Background(nursery).spawn, kernel)
             pages.bring(inode, source, [arrived(b"x" * BLOCK)])
             await then(pages)
 
@@ -245,7 +247,7 @@ def given_to(inodes: Inodes, inode: Inode, source: Source, then: Callable[[Pages
     return kernel
 
 
-async def nothing(pages: Pages) -> None:
+async def nothing(pages: PageCache) -> None:
     """Lets everything be."""
 
 
@@ -258,4 +260,4 @@ def test_nothing_is_given_of_a_file_that_may_be_changed(change: Callable[[Inode]
 
 def test_nothing_is_given_after_the_end() -> None:
     inodes, inode, source = opened("a")
-    assert given_to(inodes, inode, source, Pages.close).has == []
+    assert given_to(inodes, inode, source, PageCache.close).has == []

@@ -61,12 +61,12 @@ async def new(mount: Composed, path: str = "file") -> Handle:
 async def streamed(mount: Composed, handle: Handle, body: bytes, *, at: int = 0) -> None:
     """Writes from front to back, and lets the parts go up."""
     for start in range(0, len(body), PART // 2):
-        await mount.parts.contents.write(handle, at + start, body[start : start + PART // 2])
+        await mount.parts.file_io.write(handle, at + start, body[start : start + PART // 2])
         await trio.testing.wait_all_tasks_blocked()
 
 
 def held_here(handle: Handle) -> int:
-    draft = handle.content.draft
+    draft = handle.open_file.draft
     assert draft is not None
     return draft.local.total
 
@@ -110,7 +110,7 @@ def test_a_crash_after_a_close_that_failed_loses_nothing(store: FakeStore, tmp_p
         await streamed(mount, handle, BODY)
         mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
         with fails(errno.EIO):
-            await mount.parts.contents.flush(handle)
+            await mount.parts.file_io.flush(handle)
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
@@ -130,7 +130,7 @@ def test_what_was_only_in_an_upload_that_is_gone_is_not_listed(
             await streamed(mount, handle, BODY)
             mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
             with fails(errno.EIO):
-                await mount.parts.contents.flush(handle)
+                await mount.parts.file_io.flush(handle)
             mount.trouble.plan = None
         store._uploads.clear()
 
@@ -155,10 +155,10 @@ def test_an_upload_that_the_server_forgot_is_told_by_close(store: FakeStore, tmp
             await streamed(mount, handle, BODY)
             store._uploads.clear()
             with fails(errno.ENXIO, errno.EIO):
-                await mount.parts.contents.flush(handle)
+                await mount.parts.file_io.flush(handle)
             with fails(errno.ENOSPC):
-                await mount.parts.contents.fsync(handle.inode)
-            await mount.parts.contents.release(handle)
+                await mount.parts.file_io.fsync(handle.inode)
+            await mount.parts.file_io.release(handle)
         assert await mount.tree() == {"other": (b"old", 0o644)}
         assert bodies(store) == {"other": b"old"}
 
@@ -174,8 +174,8 @@ def test_who_loses_to_another_client_is_told_and_the_winner_stays(
         await streamed(mount, handle, BODY)
         await store.put("file", b"theirs", Properties())
         with fails(errno.ESTALE):
-            await mount.parts.contents.flush(handle)
-        await mount.parts.contents.release(handle)
+            await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
         assert bodies(store) == {"file": b"theirs"}
         assert "no room to keep ours" in caplog.text
 
@@ -189,9 +189,9 @@ def test_a_file_that_is_removed_while_it_is_written_is_gone(store: FakeStore, tm
         await streamed(mount, handle, BODY)
         await mount.unlink("file")
         with fails(errno.ESTALE):
-            await mount.parts.contents.read(handle, PART, PART)
+            await mount.parts.file_io.read(handle, PART, PART)
         await streamed(mount, handle, BODY[:PART], at=PART)
-        assert bytes(await mount.parts.contents.read(handle, PART, PART)) == BODY[:PART]
+        assert bytes(await mount.parts.file_io.read(handle, PART, PART)) == BODY[:PART]
         await closed(mount, handle)
         assert (bodies(store), store._uploads) == ({}, {})
 
@@ -210,10 +210,10 @@ def test_an_answer_that_was_lost_is_recognised(store: FakeStore, tmp_path: Path)
 
         store.complete_multipart = lost  # type: ignore[method-assign]
         with fails(errno.EIO):
-            await mount.parts.contents.flush(handle)
+            await mount.parts.file_io.flush(handle)
         del store.complete_multipart
         await streamed(mount, handle, b"more" * PART, at=SIZE)
-        assert bytes(await mount.parts.contents.read(handle, 0, SIZE)) == BODY
+        assert bytes(await mount.parts.file_io.read(handle, 0, SIZE)) == BODY
         await closed(mount, handle)
         assert stored(store) == BODY + b"more" * PART
 
@@ -242,7 +242,7 @@ class Program:
             await trio.testing.wait_all_tasks_blocked()
 
     async def _write(self, path: str, at: int, data: bytes) -> None:
-        await self.mount.parts.contents.write(self.handles[path], at, data)
+        await self.mount.parts.file_io.write(self.handles[path], at, data)
         body = self.files[path]
         body.extend(bytes(max(0, at - len(body))))
         body[at : at + len(data)] = data
@@ -256,7 +256,7 @@ class Program:
 
     async def read(self, path: str) -> None:
         at, size = self.draw.randrange(len(self.files[path]) + 1), self.draw.randrange(1, 4 * PART)
-        found = bytes(await self.mount.parts.contents.read(self.handles[path], at, size))
+        found = bytes(await self.mount.parts.file_io.read(self.handles[path], at, size))
         assert found == self.files[path][at : at + size]
 
     async def truncate(self, path: str) -> None:
@@ -267,7 +267,7 @@ class Program:
         body.extend(bytes(size - len(body)))
 
     async def sync(self, path: str) -> None:
-        await self.mount.parts.contents.fsync(self.handles[path].inode)
+        await self.mount.parts.file_io.fsync(self.handles[path].inode)
 
     async def close(self, path: str) -> None:
         handle = self.handles.pop(path)

@@ -251,7 +251,7 @@ def test_a_file_that_is_cut_while_it_is_sent_is_what_was_left(
     async def main(mount: Composed) -> None:
         await mount.write("file", b"before", flags=os.O_CREAT)
         handle = await opened(mount, os.O_RDWR | os.O_TRUNC)
-        await mount.parts.contents.write(handle, 0, body)
+        await mount.parts.file_io.write(handle, 0, body)
         store.before["upload_part"] = trio.Event()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(closed, mount, handle)

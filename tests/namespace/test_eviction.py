@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sosfs.namespace.eviction import Shedding
+from sosfs.namespace.eviction import Eviction
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Reading
 from tests.conftest import Mounter
@@ -129,7 +129,7 @@ def test_what_is_being_listed_stays_until_all_of_it_was(tmp_path: Path) -> None:
             inode = await parts.namespace.lookup(parts.inodes.root, b"d")
             await parts.listings.complete(inode)
             reading = Reading(*parts.listings.walk(inode))
-            Shedding(parts.inodes, parts.attributes, parts.listings, mount.spawn, None, most=10).look()
+            Eviction(parts.inodes, parts.attributes, parts.listings, mount.spawn, None, most=10).look()
             return reading
 
         with closing(mount.loop.run(begin)) as reading:

@@ -11,7 +11,7 @@ from threading import Barrier
 import pytest
 
 from sosfs.config.parameters import Durability, Exclusive
-from sosfs.namespace.exclusive_create import Claims
+from sosfs.namespace.exclusive_create import ExclusiveCreate
 from tests.conftest import Mounter
 from tests.support.drive import Drive, fails
 from tests.support.foreign import Foreign
@@ -34,7 +34,7 @@ def test_what_is_claimed_when(durability: Durability) -> None:
         Exclusive.CLOSE: ((False, False), (is_bucket, is_bucket)),
     }
     for choice, (files, directories) in table.items():
-        claims = Claims(choice, durability)
+        claims = ExclusiveCreate(choice, durability)
         assert (claims.at_open(lock, create), claims.at_open(plain, create)) == files
         assert (claims.at_mkdir(lock), claims.at_mkdir(plain)) == directories
         assert not claims.at_open(lock, os.O_CREAT), "nobody asked for it"

@@ -92,9 +92,9 @@ def test_a_new_file_of_a_directory_that_is_gone_is_not_made_in_the_root(mount: C
             handle = await mount._opened(directory, b"new", os.O_CREAT | os.O_WRONLY)
         except OSError:
             return
-        await mount.parts.contents.write(handle, 0, b"new")
-        await mount.parts.contents.flush(handle)
-        await mount.parts.contents.release(handle)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
 
     mount.loop.run(go_on)
     assert bodies(store) == {"top": b"of the root"}
@@ -108,13 +108,13 @@ def test_what_is_being_written_stays_in_a_directory_that_has_no_key_left(mount: 
     async def begin() -> None:
         directory = await mount._walk("d")
         handles.append(await mount._opened(directory, b"new", os.O_CREAT | os.O_WRONLY))
-        await mount.parts.contents.write(handles[0], 0, b"of d")
+        await mount.parts.file_io.write(handles[0], 0, b"of d")
         await mount.unlink("d/old")
 
     async def end() -> None:
         await mount.parts.listings.complete(mount.parts.inodes.root)
-        await mount.parts.contents.flush(handles[0])
-        await mount.parts.contents.release(handles[0])
+        await mount.parts.file_io.flush(handles[0])
+        await mount.parts.file_io.release(handles[0])
 
     mount.loop.run(begin)
     mount.loop.passes(2 * TTL)
@@ -190,9 +190,9 @@ def test_bytes_are_not_lost_in_silence_when_a_listing_showed_another_version_fir
         handle = handles[0]
         await mount.parts.listings.complete(mount.parts.inodes.root)  # ls
         with pytest.raises(OSError):
-            await mount.parts.contents.write(handle, 6, b"second\n")
-            await mount.parts.contents.flush(handle)
-        await mount.parts.contents.release(handle)
+            await mount.parts.file_io.write(handle, 6, b"second\n")
+            await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
 
     mount.loop.run(begin)
     mount.loop.passes(2 * TTL)
@@ -221,7 +221,7 @@ def test_stat_of_a_file_that_is_being_renamed_does_not_break_the_rename(mount: C
         )
         await trio.testing.wait_all_tasks_blocked()
         assert store.reached
-        mount.nursery.start_soon(told, "stat", lambda: mount.parts.attributes.learn(inode))
+        mount.nursery.start_soon(told, "stat", lambda: mount.parts.attributes.revalidate(inode))
         await trio.testing.wait_all_tasks_blocked()
         store.after["delete", "a"].set()
         await trio.testing.wait_all_tasks_blocked()
@@ -327,15 +327,15 @@ def test_an_open_file_of_a_directory_that_is_gone_does_not_show_one_of_the_root(
         inode.lookups += 1
         assert inode.parent is not None
         inode.parent.lookups += 1
-        handle = await mount.parts.contents.open(inode, os.O_RDONLY, TASK)
+        handle = await mount.parts.file_io.open(inode, os.O_RDONLY, TASK)
         await store.delete("d/README")
         mount.loop._clock.jump(2 * TTL)
         await mount.parts.listings.complete(mount.parts.inodes.root)
         try:
-            told.append(bytes(await mount.parts.contents.read(handle, 0, 100)))
+            told.append(bytes(await mount.parts.file_io.read(handle, 0, 100)))
         except OSError as error:
             told.append(error.errno)
-        await mount.parts.contents.release(handle)
+        await mount.parts.file_io.release(handle)
 
     mount.loop.run(go_on)
     assert told in ([errno.ESTALE], [b"of d, small"])
@@ -352,7 +352,7 @@ def test_a_file_is_there_while_and_after_its_directory_is_renamed(mount: Compose
         await mount.parts.listings.complete(directory)
         inode = await mount.parts.namespace.lookup(directory, b"f")
         inode.lookups += 1
-        handle = await mount.parts.contents.open(inode, os.O_RDONLY, TASK)
+        handle = await mount.parts.file_io.open(inode, os.O_RDONLY, TASK)
         store.after["delete_many", "p/f"] = trio.Event()
         mount.nursery.start_soon(mount.rename, "p", "q")
         await trio.testing.wait_all_tasks_blocked()
@@ -361,9 +361,9 @@ def test_a_file_is_there_while_and_after_its_directory_is_renamed(mount: Compose
         async def use() -> None:
             try:
                 if how == "stat":
-                    told.append((await mount.parts.attributes.learn(inode)).size)
+                    told.append((await mount.parts.attributes.revalidate(inode)).size)
                 else:
-                    told.append(len(await mount.parts.contents.read(handle, 0, 9000)))
+                    told.append(len(await mount.parts.file_io.read(handle, 0, 9000)))
             except OSError as error:
                 told.append(error)
 
@@ -372,7 +372,7 @@ def test_a_file_is_there_while_and_after_its_directory_is_renamed(mount: Compose
         store.after["delete_many", "p/f"].set()
         await trio.testing.wait_all_tasks_blocked()
         assert sorted(await mount.tree()) == ["q", "q/f", "q/g"]
-        await mount.parts.contents.release(handle)
+        await mount.parts.file_io.release(handle)
 
     mount.loop.run(go_on)
     assert told == [5000]
@@ -507,15 +507,15 @@ def test_what_is_being_written_does_not_go_over_another_clients_version_by_a_ren
         await mount.mkdir("d")
         await mount.write("d/file", OURS, flags=os.O_CREAT)
         inode = await mount._walk("d/file")
-        writer = await mount.parts.contents.open(inode, os.O_RDWR, TASK)
-        await mount.parts.contents.write(writer, 0, b"W")
+        writer = await mount.parts.file_io.open(inode, os.O_RDWR, TASK)
+        await mount.parts.file_io.write(writer, 0, b"W")
         await store.put("d/file", THEIRS, Properties())
         await mount.rename("d", "e")
         try:
-            await mount.parts.contents.flush(writer)
+            await mount.parts.file_io.flush(writer)
         except OSError as error:
             told.append(error.errno)
-        await mount.parts.contents.release(writer)
+        await mount.parts.file_io.release(writer)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(lambda: main(mount))

@@ -62,7 +62,7 @@ def test_a_commit_waits_for_the_delete_of_its_key(mount: Composed, store: Held) 
 
     async def begin() -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"new")
+        await mount.parts.file_io.write(handle, 0, b"new")
         version = await store.put("file", b"old", Properties())
         store.before["delete", "file"] = held
         mount.parts.deletions.later("file", version, lambda: None)
@@ -423,11 +423,11 @@ def test_what_is_open_is_read_on_after_its_removal_and_not_sent(tmp_path: Path) 
         await mount.write("file", b"a" * 5000, flags=os.O_CREAT)
         await mount.settle()
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"b")
+        await mount.parts.file_io.write(handle, 0, b"b")
         await mount.unlink("file")
-        assert bytes(await mount.parts.contents.read(handle, 0, 5000)) == b"b" + b"a" * 4999
-        await mount.parts.contents.write(handle, 1, b"b")
-        assert bytes(await mount.parts.contents.read(handle, 0, 3)) == b"bba"
+        assert bytes(await mount.parts.file_io.read(handle, 0, 5000)) == b"b" + b"a" * 4999
+        await mount.parts.file_io.write(handle, 1, b"b")
+        assert bytes(await mount.parts.file_io.read(handle, 0, 3)) == b"bba"
         await closed(mount, handle)
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
@@ -452,7 +452,7 @@ def test_what_nobody_has_read_yet_is_read_by_who_has_it_open_after_its_removal(
         else:
             await mount.rename("other", "file")
         mount.parts.blocks.forget(lambda key: True)
-        assert bytes(await mount.parts.contents.read(handle, 100_000, 200_000)) == b"A" * 200_000
+        assert bytes(await mount.parts.file_io.read(handle, 100_000, 200_000)) == b"A" * 200_000
         await closed(mount, handle)
 
     mount.loop.run(main)

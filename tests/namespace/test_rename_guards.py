@@ -476,11 +476,11 @@ def test_what_is_open_is_read_and_written_on_under_the_new_name(mount: Composed,
     async def main() -> None:
         await put_all(store, {"d/file": b"o" * 5000})
         reader, writer = await opened(mount, os.O_RDONLY, "d/file"), await opened(mount, path="d/file")
-        assert bytes(await mount.parts.contents.read(reader, 0, 10)) == b"o" * 10
+        assert bytes(await mount.parts.file_io.read(reader, 0, 10)) == b"o" * 10
         mount.parts.blocks.forget(lambda key: True)
         await mount.rename("d", "e")
-        assert bytes(await mount.parts.contents.read(reader, 0, 5000)) == b"o" * 5000
-        await mount.parts.contents.write(writer, 0, b"n")
+        assert bytes(await mount.parts.file_io.read(reader, 0, 5000)) == b"o" * 5000
+        await mount.parts.file_io.write(writer, 0, b"n")
         await closed(mount, writer)
         assert bodies(store) == {"e/file": b"n" + b"o" * 4999}
 
@@ -496,7 +496,7 @@ def test_a_file_that_is_not_sent_yet_replaces_the_one_whose_name_it_takes(
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"old"})
         handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"new bytes")
+        await mount.parts.file_io.write(handle, 0, b"new bytes")
         await mount.rename("new", "file")
         await closed(mount, handle)
         assert await mount.tree() == {"file": (b"new bytes", 0o644)}

@@ -163,7 +163,7 @@ def test_a_copy_that_comes_after_its_process_has_died(tmp_path: Path, kind: str)
         mount.loop.run(partial(until, mount, store, "before"))
         mount.loop.passes(3)
         (inode,) = mount.parts.attributes.dirty
-        used.extend(mount.parts.attributes._doubts.sent(inode))
+        used.extend(mount.parts.attributes._unanswered_copies.sent(inode))
         mount.loop.run(partial(set_rest, mount))
         mount.crash()
         store.before.clear()
@@ -189,7 +189,7 @@ def test_a_copy_without_an_answer_that_comes_after_the_next_one(tmp_path: Path, 
     def lose(operation: str, key: str) -> None:
         if operation == "copy" and not lost:
             (inode,) = mount.parts.attributes.dirty
-            lost.extend(mount.parts.attributes._doubts.sent(inode))
+            lost.extend(mount.parts.attributes._unanswered_copies.sent(inode))
             raise StoreError(110, "copy 'file'", detail="no answer")
 
     with composed(store, tmp_path, durability=durability) as mount:
@@ -266,7 +266,7 @@ Steps = Callable[[Composed, Held, Handle], Awaitable[None]]
 
 async def _while_it_is_sent(mount: Composed, store: Held, handle: Handle) -> None:
     store.after["put"] = trio.Event()
-    await mount.parts.contents.write(handle, 0, b"new")
+    await mount.parts.file_io.write(handle, 0, b"new")
     await begun(mount, partial(_flushed, mount, handle))
     assert ("put", "file") in store.reached
     await set_mode(mount, 0o600)
@@ -275,7 +275,7 @@ async def _while_it_is_sent(mount: Composed, store: Held, handle: Handle) -> Non
 
 async def _before_it_is_sent(mount: Composed, store: Held, handle: Handle) -> None:
     store.after["put"] = trio.Event()
-    await mount.parts.contents.write(handle, 0, b"new")
+    await mount.parts.file_io.write(handle, 0, b"new")
     await set_mode(mount, 0o600)
     await set_xattr(mount, "color", "red")
     await begun(mount, partial(_flushed, mount, handle))
@@ -283,7 +283,7 @@ async def _before_it_is_sent(mount: Composed, store: Held, handle: Handle) -> No
 
 
 async def _flushed(mount: Composed, handle: Handle) -> None:
-    await mount.parts.contents.flush(handle)
+    await mount.parts.file_io.flush(handle)
 
 
 @pytest.mark.parametrize("steps", [_while_it_is_sent, _before_it_is_sent])
@@ -318,7 +318,7 @@ def test_a_change_of_a_file_that_is_being_written_outlives_the_bytes(tmp_path: P
 
     async def work() -> None:
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"never closed")
+        await mount.parts.file_io.write(handle, 0, b"never closed")
         await set_mode(mount, 0o600)
 
     with composed(store, tmp_path, durability=durability) as mount:
@@ -341,7 +341,7 @@ def test_a_change_of_a_new_file_is_not_made_to_the_one_it_replaced(
     async def work() -> None:
         parent, name = await mount._parent("new")
         handle = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
-        await mount.parts.contents.write(handle, 0, b"never closed")
+        await mount.parts.file_io.write(handle, 0, b"never closed")
         await mount.rename("new", "file")
         if is_sent:
             store.before["put"] = trio.Event()
@@ -374,7 +374,7 @@ def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Du
             store.after["put"] = trio.Event()
         else:
             store.before["put"] = trio.Event()
-        await mount.parts.contents.write(handle, 0, b"new")
+        await mount.parts.file_io.write(handle, 0, b"new")
         await set_mode(mount, 0o600)
         if where != "not sent":
             mount.nursery.start_soon(mount.parts.commits.commit, handle.inode)
@@ -411,7 +411,7 @@ def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path) ->
 
     async def write() -> None:
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, b"new")
+        await mount.parts.file_io.write(handle, 0, b"new")
         await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:

@@ -156,7 +156,7 @@ def test_what_was_written_after_the_last_close_may_be_cut_but_not_what_was_befor
     async def main(mount: Composed) -> None:
         await mount.write("file", LARGE, flags=os.O_CREAT)
         handle = await opened(mount, os.O_WRONLY, "file")
-        await mount.parts.contents.write(handle, len(LARGE), b"more")
+        await mount.parts.file_io.write(handle, len(LARGE), b"more")
 
     for length, is_there in ((len(LARGE), True), (len(LARGE) - 1, False)):
         base = tmp_path / str(length)
@@ -248,7 +248,7 @@ def test_what_nobody_was_promised_is_no_damage(tmp_path: Path) -> None:
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"unclosed", os.O_CREAT | os.O_WRONLY)
-        await mount.parts.contents.write(handle, 0, LARGE)
+        await mount.parts.file_io.write(handle, 0, LARGE)
         await mount.write("landed", LARGE, flags=os.O_CREAT)
         await opened(mount, os.O_WRONLY, "landed")
         await mount.settle()
@@ -319,8 +319,8 @@ def test_a_spool_that_is_cut_under_a_mount_is_an_error_and_never_zeros(tmp_path:
             os.truncate(spools(mount)[0], 1000)
             handle = await opened(mount, os.O_RDONLY, "file")
             with pytest.raises(DamagedSpool):
-                await mount.parts.contents.read(handle, 0, len(LARGE))
-            assert await mount.parts.contents.read(handle, 0, 1000) == LARGE[:1000]
+                await mount.parts.file_io.read(handle, 0, len(LARGE))
+            assert await mount.parts.file_io.read(handle, 0, 1000) == LARGE[:1000]
 
         mount.loop.run(main)
         mount.loop.passes(700)
@@ -353,11 +353,11 @@ def test_a_spool_that_is_removed_under_a_mount_is_not_called_safe(tmp_path: Path
 
         async def main() -> None:
             handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_WRONLY)
-            await mount.parts.contents.write(handle, 0, LARGE)
+            await mount.parts.file_io.write(handle, 0, LARGE)
             spools(mount)[0].unlink()
             with pytest.raises(DamagedSpool):
-                await mount.parts.contents.flush(handle)
-            await mount.parts.contents.release(handle)
+                await mount.parts.file_io.flush(handle)
+            await mount.parts.file_io.release(handle)
             await mount.write("next", LARGE, flags=os.O_CREAT)
 
         mount.loop.run(main)

@@ -63,7 +63,7 @@ def test_what_was_synced_is_there_when_the_power_goes_after_a_rename(
     async def main(mount: Composed) -> None:
         await mount.write("log", acknowledged, flags=os.O_CREAT)
         handle = await opened(mount, os.O_WRONLY, "log")
-        await mount.parts.contents.write(handle, 200_000, b"b" * 100_000)
+        await mount.parts.file_io.write(handle, 200_000, b"b" * 100_000)
         await mount.rename("log", "log.1")
         await mount.write("other", b"other", flags=os.O_CREAT)
 
@@ -90,7 +90,7 @@ def test_what_is_in_the_bucket_is_not_made_zeros_when_the_power_goes_after_a_com
         async with trio.open_nursery() as nursery:
             nursery.start_soon(mount.parts.commits.commit, handle.inode)  # as the sending task
             await trio.testing.wait_all_tasks_blocked()
-            await mount.parts.contents.write(handle, 200_000, b"b" * 100_000)
+            await mount.parts.file_io.write(handle, 200_000, b"b" * 100_000)
             store.before.pop("put").set()
         assert stored(store, "log") == acknowledged
         await mount.write("other", b"other", flags=os.O_CREAT)
@@ -193,7 +193,7 @@ def test_a_rename_before_the_close_over_a_file_that_waits_leaves_one_of_both(tmp
     async def main(mount: Composed) -> None:
         await mount.write("file", b"old", flags=os.O_CREAT)
         handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_WRONLY)
-        await mount.parts.contents.write(handle, 0, b"new")
+        await mount.parts.file_io.write(handle, 0, b"new")
         await mount.rename("new", "file")
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
@@ -215,11 +215,11 @@ def test_a_spool_is_not_gone_before_its_row(tmp_path: Path, monkeypatch: pytest.
         handle = await opened(mount, os.O_RDWR, "file")
         if last == "sent":
             await mount.parts.commits.commit(handle.inode)
-            await mount.parts.contents.release(handle)
+            await mount.parts.file_io.release(handle)
         elif last == "cut":
-            mount.parts.contents._truncate(handle.inode, 300_000)
+            mount.parts.file_io._truncate(handle.inode, 300_000)
         else:
-            await mount.parts.contents.release(handle)
+            await mount.parts.file_io.release(handle)
             await mount.unlink("file")
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:

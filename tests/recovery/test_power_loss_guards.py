@@ -33,10 +33,10 @@ def test_the_record_is_on_the_disk_when_the_call_returns(
         if how == "truncate":
             return await mount.truncate("file", size)
         handle = await opened(mount)
-        await mount.parts.contents.write(handle, 0, body)
+        await mount.parts.file_io.write(handle, 0, body)
         if how == "close":
             return await closed(mount, handle)
-        return await mount.parts.contents.fsync(handle.inode)
+        return await mount.parts.file_io.fsync(handle.inode)
 
     with composed(store, tmp_path, durability=JOURNAL) as mount:
         log = Log(mount, tmp_path / "disk", monkeypatch)
@@ -75,7 +75,7 @@ def test_attributes_are_on_the_disk_when_fsync_returns(tmp_path: Path, monkeypat
         inode = await mount._walk("file")
         inode.mode = stat.S_IFREG | 0o600
         mount.parts.attributes.changed(inode)
-        await mount.parts.contents.fsync(inode)
+        await mount.parts.file_io.fsync(inode)
         assert store.calls["copy"] == 0
 
     with composed(store, tmp_path, durability=JOURNAL) as mount:

@@ -385,7 +385,7 @@ def test_a_spool_that_was_being_written_to_is_not_damage(tmp_path: Path) -> None
     async def before(mount: Composed) -> None:
         await mount.write("file", b"a" * 300_000, flags=os.O_CREAT)
         handle = await opened(mount, os.O_WRONLY)
-        await mount.parts.contents.write(handle, 100, b"b" * 200_000)
+        await mount.parts.file_io.write(handle, 100, b"b" * 200_000)
 
     made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
     mount.start()
@@ -402,7 +402,7 @@ def test_a_cut_that_was_not_acknowledged_leaves_a_true_record(tmp_path: Path) ->
     async def before(mount: Composed) -> None:
         await mount.write("file", b"a" * 300_000, flags=os.O_CREAT)
         handle = await opened(mount, os.O_WRONLY)
-        await mount.parts.contents.truncate(handle.inode, 1000)
+        await mount.parts.file_io.truncate(handle.inode, 1000)
 
     made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
     mount.start()
@@ -526,12 +526,12 @@ def test_parts_that_were_sent_of_other_bytes_are_sent_again(tmp_path: Path, how:
         await _interrupted(mount, store, body)
         handle = await opened(mount, os.O_WRONLY)
         if how == "cut":
-            await mount.parts.contents.truncate(handle.inode, len(expected))
+            await mount.parts.file_io.truncate(handle.inode, len(expected))
         elif how == "grown":
-            await mount.parts.contents.write(handle, len(body), b"more" * 100)
+            await mount.parts.file_io.write(handle, len(body), b"more" * 100)
         else:
-            await mount.parts.contents.write(handle, 3 * PART, b"!")
-        await mount.parts.contents.fsync(handle.inode)
+            await mount.parts.file_io.write(handle, 3 * PART, b"!")
+        await mount.parts.file_io.fsync(handle.inode)
 
     made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
     sent = store.calls["upload_part"]
@@ -567,8 +567,8 @@ def test_an_upload_whose_file_became_small_or_was_removed_is_dropped(tmp_path: P
     async def before(mount: Composed) -> None:
         await _interrupted(mount, store, body)
         handle = await opened(mount, os.O_WRONLY)
-        await mount.parts.contents.truncate(handle.inode, 10)
-        await mount.parts.contents.fsync(handle.inode)
+        await mount.parts.file_io.truncate(handle.inode, 10)
+        await mount.parts.file_io.fsync(handle.inode)
 
     made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
     mount.start()

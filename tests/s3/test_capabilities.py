@@ -122,7 +122,7 @@ def test_nothing_is_left_where_deleting_leaves_a_marker(opened: Opener, foreign:
     found = probed(store)
     assert left(foreign) == []
     assert found is (Conditions.IGNORED if state == "enabled" else Conditions.HONOURED)
-    assert store.abilities.markers == (state != "off")
+    assert store.capabilities.markers == (state != "off")
 
 
 @CEPH

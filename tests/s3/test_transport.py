@@ -25,7 +25,7 @@ from sosfs.errors import StoreError
 from sosfs.s3 import certificate_authorities, retries, unsigned_request
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.bucket_settings import BucketSettings
-from sosfs.s3.calls import SignedLane
+from sosfs.s3.calls import SignedCalls
 from sosfs.s3.customer_key import CustomerKey
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.protocol import Detail, Part, Properties, Version
@@ -47,21 +47,21 @@ OBJECT = ('ETag: "abc"', "Last-Modified: Wed, 21 Oct 2015 07:28:00 GMT")
 MEBIBYTE = 1 << 20
 HUGE = 1 << 30
 PROXY_VARIABLES = [name for scheme in ("http", "https", "all", "no") for name in (f"{scheme}_proxy",)]
-Call = Callable[[SignedLane], object]
+Call = Callable[[SignedCalls], object]
 
 CALLS: dict[str, Call] = {
-    "get": lambda lane: lane.get("key", 0, 10, ""),
-    "head": lambda lane: lane.head("key"),
-    "put": lambda lane: lane.put("key", BODY, Properties(), None),
-    "list": lambda lane: lane.list("", delimiter="/", after="", token="", limit=1000),
-    "copy": lambda lane: lane.copy("key", "other", pin="", properties=None, acl=None),
-    "delete": lambda lane: lane.delete("key"),
-    "delete many": lambda lane: lane.delete_many(["a", "b"]),
-    "create": lambda lane: lane.create_multipart("key", Properties(), None),
-    "part": lambda lane: lane.upload_part("key", "id", 1, BODY),
-    "complete": lambda lane: lane.complete_multipart("key", "id", [Part(1, "0" * 32, 10)], {}),
-    "get acl": lambda lane: lane.get_acl("key"),
-    "odd key": lambda lane: lane.head("a/../b"),
+    "get": lambda calls: calls.get("key", 0, 10, ""),
+    "head": lambda calls: calls.head("key"),
+    "put": lambda calls: calls.put("key", BODY, Properties(), None),
+    "list": lambda calls: calls.list("", delimiter="/", after="", token="", limit=1000),
+    "copy": lambda calls: calls.copy("key", "other", pin="", properties=None, acl=None),
+    "delete": lambda calls: calls.delete("key"),
+    "delete many": lambda calls: calls.delete_many(["a", "b"]),
+    "create": lambda calls: calls.create_multipart("key", Properties(), None),
+    "part": lambda calls: calls.upload_part("key", "id", 1, BODY),
+    "complete": lambda calls: calls.complete_multipart("key", "id", [Part(1, "0" * 32, 10)], {}),
+    "get acl": lambda calls: calls.get_acl("key"),
+    "odd key": lambda calls: calls.head("a/../b"),
 }
 
 
@@ -94,14 +94,14 @@ def target_at(endpoint: str, **options: Any) -> S3Target:
     return S3Target("bucket", endpoint, "us-east-1", Fixed(KEY), **settings)
 
 
-def lane_at(endpoint: str, clock: Clock = retries.CLOCK, **options: Any) -> SignedLane:
-    return SignedLane(target_at(endpoint, **options), KEY, clock)
+def lane_at(endpoint: str, clock: Clock = retries.CLOCK, **options: Any) -> SignedCalls:
+    return SignedCalls(target_at(endpoint, **options), KEY, clock)
 
 
-def refusal(call: Call, lane: SignedLane) -> StoreError:
+def refusal(call: Call, calls: SignedCalls) -> StoreError:
     with pytest.raises(StoreError) as caught:
-        call(lane)
-    lane.close()
+        call(calls)
+    calls.close()
     return caught.value
 
 
@@ -185,12 +185,12 @@ FLOODS: dict[str, tuple[Script, str, int]] = {
 def test_what_is_longer_than_due_is_not_read(case: str) -> None:
     script, call, mebibytes = FLOODS[case]
     with Scripted(script) as server:
-        lane = lane_at(server.endpoint)
+        calls = lane_at(server.endpoint)
         if case != "answer to a delete":  # a 204 has no body, so that nothing is read of one
-            assert refusal(CALLS[call], lane).errno == errno.EIO
+            assert refusal(CALLS[call], calls).errno == errno.EIO
         else:
-            CALLS[call](lane)
-            lane.close()
+            CALLS[call](calls)
+            calls.close()
         assert len(server.seen) == 1
     assert server.sent <= mebibytes * MEBIBYTE  # with what the sockets' buffers hold
 
@@ -199,10 +199,10 @@ def test_a_long_page_that_says_not_now_is_asked_again() -> None:
     page = answer(503, b"x" * (200 << 10), "Retry-After: 1")
     told = iter([page, page, answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10")])
     with Scripted(lambda _: next(told)) as server:
-        lane = lane_at(server.endpoint, Stopped().clock, patience=20.0)
-        assert lane.get("key", 0, 10, "").body.tobytes() == BODY
+        calls = lane_at(server.endpoint, Stopped().clock, patience=20.0)
+        assert calls.get("key", 0, 10, "").body.tobytes() == BODY
         assert len(server.seen) == 3
-        lane.close()
+        calls.close()
 
 
 def test_headers_have_a_bound_too() -> None:
@@ -277,11 +277,11 @@ def test_a_length_that_is_none_is_an_error(call: str, length: str) -> None:
 
 def test_a_server_without_ranges_is_cut_to_size() -> None:
     with Scripted(lambda _: answer(200, bytes(range(100)), *OBJECT)) as server:
-        lane = lane_at(server.endpoint)
-        found = lane.get("key", 20, 30, "")
+        calls = lane_at(server.endpoint)
+        found = calls.get("key", 20, 30, "")
         assert found.body.tobytes() == bytes(range(20, 30))
         assert found.object.version == Version("abc", 100, found.object.version.modified)
-        lane.close()
+        calls.close()
 
 
 def test_a_short_range_is_asked_for_again() -> None:
@@ -290,10 +290,10 @@ def test_a_short_range_is_asked_for_again() -> None:
     whole = answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10")
     told: Iterator[Any] = iter([short, iter([unframed]), whole])
     with Scripted(lambda _: next(told)) as server:
-        lane = lane_at(server.endpoint, Stopped().clock, patience=5.0)
-        assert lane.get("key", 0, 10, "").body.tobytes() == BODY
+        calls = lane_at(server.endpoint, Stopped().clock, patience=5.0)
+        assert calls.get("key", 0, 10, "").body.tobytes() == BODY
         assert len(server.seen) == 3
-        lane.close()
+        calls.close()
 
 
 @pytest.mark.parametrize("call", ["put", "part"])
@@ -352,18 +352,18 @@ async def test_settings_of_a_bucket_keep_it_too_and_follow_nobody() -> None:
     told = iter([answer(503), None, answer(500), answer(404, b"<Error><Code>NoSuchCORSConfiguration</Code></Error>")])
     with Scripted(lambda _: next(told)) as server:
         store = S3Store(target_at(server.endpoint, patience=20.0))
-        assert await BucketSettings(target_at(server.endpoint, patience=20.0), store.sender).cors() == []
+        assert await BucketSettings(target_at(server.endpoint, patience=20.0), store.dispatcher).cors() == []
         assert len(server.seen) == 4
     with (
         Scripted(lambda _: answer()) as thief,
         Scripted(lambda _: answer(307, b"", f"Location: {thief.endpoint}/")) as s,
     ):
         with pytest.raises(StoreError):
-            await BucketSettings(target_at(s.endpoint), store.sender).policy()
+            await BucketSettings(target_at(s.endpoint), store.dispatcher).policy()
         assert thief.seen == []
     with Scripted(lambda _: answer(503)) as server:
         with pytest.raises(StoreError):
-            await BucketSettings(target_at(server.endpoint, patience=0.0), store.sender).policy()
+            await BucketSettings(target_at(server.endpoint, patience=0.0), store.dispatcher).policy()
         assert len(server.seen) == 1
     store.close()
 
@@ -371,8 +371,8 @@ async def test_settings_of_a_bucket_keep_it_too_and_follow_nobody() -> None:
 def test_who_is_in_a_hurry_is_told_sooner() -> None:
     with Scripted(lambda _: answer(503)) as server:
         stopped = Stopped()
-        lane = lane_at(server.endpoint, stopped.clock, patience=60.0)
-        refusal(CALLS["list"], lane.within(3.0))
+        calls = lane_at(server.endpoint, stopped.clock, patience=60.0)
+        refusal(CALLS["list"], calls.within(3.0))
         assert sum(stopped.slept) == pytest.approx(3.0)
 
 
@@ -390,10 +390,10 @@ def test_the_server_is_left_alone_for_as_long_as_it_asks(status: int) -> None:
     told = iter([answer(status, b"", "Retry-After: 7"), answer(200, b"", *OBJECT, length=10)])
     with Scripted(lambda _: next(told)) as server:
         stopped = Stopped()
-        lane = lane_at(server.endpoint, stopped.clock, patience=60.0)
-        assert lane.head("key").version.size == 10
+        calls = lane_at(server.endpoint, stopped.clock, patience=60.0)
+        assert calls.head("key").version.size == 10
         assert stopped.slept == [7.0]
-        lane.close()
+        calls.close()
 
 
 def test_a_date_to_come_back_at_is_understood() -> None:
@@ -442,9 +442,9 @@ def test_what_moves_slowly_is_waited_for() -> None:
         yield BODY[5:]
 
     with Scripted(slow) as server:
-        lane = lane_at(server.endpoint, read_timeout=1.5)
-        assert lane.get("key", 0, 10, "").body.tobytes() == BODY
-        lane.close()
+        calls = lane_at(server.endpoint, read_timeout=1.5)
+        assert calls.get("key", 0, 10, "").body.tobytes() == BODY
+        calls.close()
 
 
 # --- what may have been done twice
@@ -471,10 +471,10 @@ LOST_RACE = answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")
 ])  # fmt: skip
 def test_a_refusal_tells_whether_an_earlier_try_may_be_meant(told: tuple[bytes | None, ...], repeated: bool) -> None:
     with Scripted(flaky(*told)) as server:
-        lane = lane_at(server.endpoint, Stopped().clock, patience=5.0)
+        calls = lane_at(server.endpoint, Stopped().clock, patience=5.0)
         if told[0] is PUT:
-            lane.put("first", BODY, Properties(), None)
-        error = refusal(lambda lane: lane.put("key", BODY, Properties(), None, {"If-None-Match": "*"}), lane)
+            calls.put("first", BODY, Properties(), None)
+        error = refusal(lambda calls: calls.put("key", BODY, Properties(), None, {"If-None-Match": "*"}), calls)
         assert error.errno == errno.ESTALE
         assert error.repeated is repeated
         assert len(server.seen) == len(told)
@@ -492,11 +492,11 @@ def test_a_good_answer_tells_it_too(told: tuple[bytes | None, ...], repeated: bo
 
 def test_a_connection_is_kept() -> None:
     with Scripted(lambda _: answer(200, b"", *OBJECT, length=10)) as server:
-        lane = lane_at(server.endpoint)
+        calls = lane_at(server.endpoint)
         for _ in range(5):
-            lane.head("key")
+            calls.head("key")
         assert (len(server.seen), server.connections) == (5, 1)
-        lane.close()
+        calls.close()
 
 
 # --- interrupts
@@ -534,11 +534,11 @@ def test_what_was_given_up_is_not_begun() -> None:
     with Scripted(lambda _: answer(200, b"", *OBJECT)) as server:
         interrupt = Interrupt()
         interrupt.set()
-        lane = lane_at(server.endpoint)
-        assert refusal(CALLS["put"], lane.under(interrupt)).errno == errno.EINTR
+        calls = lane_at(server.endpoint)
+        assert refusal(CALLS["put"], calls.under(interrupt)).errno == errno.EINTR
         assert server.seen == []
-        lane.head("key")  # without it all goes on
-        lane.close()
+        calls.head("key")  # without it all goes on
+        calls.close()
 
 
 # --- proxies
@@ -604,7 +604,7 @@ async def test_all_that_is_sent_goes_through_the_proxy(
         await store.put("a key", BODY, Properties())
         assert (await store.get("a key", 2, 5)).body.tobytes() == b"234"
         assert (await store.head("a key", detail=Detail.WHOLE)).version.size == 10
-        assert await BucketSettings(target_of(bucket, endpoint=NOWHERE), store.sender).cors() == []
+        assert await BucketSettings(target_of(bucket, endpoint=NOWHERE), store.dispatcher).cors() == []
         assert unsigned_request.head(f"{NOWHERE}/{bucket.name}", certificate_authorities.of_system()).status < 500
         store.close()
         assert {urlsplit(seen.target).netloc for seen in proxy.seen} == {urlsplit(NOWHERE).netloc}
@@ -620,7 +620,7 @@ async def test_no_proxy_is_used_where_it_is_forbidden(bucket: Bucket, monkeypatc
         monkeypatch.setenv("NO_PROXY", "localhost,127.0.0.0/8")
         store = S3Store(target_of(bucket))
         await store.put("key", BODY, Properties())
-        assert await BucketSettings(target_of(bucket), store.sender).cors() == []
+        assert await BucketSettings(target_of(bucket), store.dispatcher).cors() == []
         assert (
             unsigned_request.head(f"{bucket.server.endpoint}/{bucket.name}", certificate_authorities.of_system()).status
             < 500
@@ -680,7 +680,7 @@ async def test_certificates_of_an_own_authority(
         with pytest.raises(StoreError, match="not trusted"):
             unsigned_request.head(front.endpoint, certificate_authorities.of_system())
         with pytest.raises(StoreError):
-            await BucketSettings(target_of(bucket, endpoint=front.endpoint), store.sender).cors()
+            await BucketSettings(target_of(bucket, endpoint=front.endpoint), store.dispatcher).cors()
         store.close()
         assert front.seen == []
 
@@ -688,7 +688,7 @@ async def test_certificates_of_an_own_authority(
         store = S3Store(target)
         await store.put("key", BODY, Properties())
         assert (await store.get("key", 0, 10)).body.tobytes() == BODY
-        assert await BucketSettings(target, store.sender).cors() == []
+        assert await BucketSettings(target, store.dispatcher).cors() == []
         assert (
             unsigned_request.head(f"{front.endpoint}/x", certificate_authorities.Bundle(str(bundle), "")).status < 500
         )
@@ -847,22 +847,22 @@ def test_no_header_can_begin_another_line() -> None:
 
 
 def test_many_at_once_have_a_connection_each() -> None:
-    gate = threading.Barrier(8)
+    subtree_lock = threading.Barrier(8)
 
     def script(_: Seen) -> bytes:
-        gate.wait(20)
+        subtree_lock.wait(20)
         return answer(200, b"", *OBJECT, length=10)
 
     with Scripted(script) as server:
-        lane = lane_at(server.endpoint)
+        calls = lane_at(server.endpoint)
         for _ in itertools.repeat(None, 2):
-            threads = [threading.Thread(target=lane.head, args=("key",)) for _ in range(8)]
+            threads = [threading.Thread(target=calls.head, args=("key",)) for _ in range(8)]
             for thread in threads:
                 thread.start()
             for thread in threads:
                 thread.join(20)
         assert (len(server.seen), server.connections) == (16, 8)
-        lane.close()
+        calls.close()
 
 
 # --- a mount

@@ -29,7 +29,7 @@ from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Settings
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
-from sosfs.filesystem.composition import Parts, assemble
+from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Failure, ObjectStore
 from sosfs.tree.inodes import Inode
@@ -186,7 +186,7 @@ class Composed:
                 async with trio.open_nursery() as self.nursery:
                     self.spawn = Background(self.nursery).spawn
                     store = cast(ObjectStore, self.trouble)
-                    self.parts: Parts = assemble(self._settings, store, self._journal, self.spawn)
+                    self.parts: Filesystem = assemble(self._settings, store, self._journal, self.spawn)
                     await trio.sleep_forever()
 
         async def begin() -> None:
@@ -227,7 +227,7 @@ class Composed:
         """The inode of a path; "" is the root."""
         inode = self.parts.inodes.root
         for name in filter(None, path.split("/")):
-            inode = await self.parts.attributes.learn(await self.parts.namespace.lookup(inode, name.encode()))
+            inode = await self.parts.attributes.revalidate(await self.parts.namespace.lookup(inode, name.encode()))
         return inode
 
     async def _parent(self, path: str) -> tuple[Inode, bytes]:
@@ -242,32 +242,32 @@ class Composed:
         try:
             offset = handle.inode.size if flags & os.O_APPEND else at
             if data:
-                await self.parts.contents.write(handle, offset, data)
-            await self.parts.contents.flush(handle)
+                await self.parts.file_io.write(handle, offset, data)
+            await self.parts.file_io.flush(handle)
         finally:
-            await self.parts.contents.release(handle)
+            await self.parts.file_io.release(handle)
             self.parts.namespace.forget(handle.inode, 0)
 
     async def _opened(self, parent: Inode, name: bytes, flags: int) -> Handle:
-        namespace, creations, contents = self.parts.namespace, self.parts.creations, self.parts.contents
+        namespace, creations, file_io = self.parts.namespace, self.parts.creations, self.parts.file_io
         try:
-            inode = await self.parts.attributes.learn(await namespace.lookup(parent, name))
+            inode = await self.parts.attributes.revalidate(await namespace.lookup(parent, name))
         except FileNotFoundError:
             if not flags & os.O_CREAT:
                 raise
             directory, parsed = await creations.vacant(parent, name)
-            return await contents.create(creations.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), flags, TASK)
-        return await contents.open(inode, flags, TASK)
+            return await file_io.create(creations.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), flags, TASK)
+        return await file_io.open(inode, flags, TASK)
 
     async def truncate(self, path: str, size: int) -> None:
-        await self.parts.contents.truncate(await self._walk(path), size)
+        await self.parts.file_io.truncate(await self._walk(path), size)
 
     async def chmod(self, path: str, mode: int) -> None:
         """chmod and fsync."""
         inode = await self._walk(path)
         inode.mode = stat.S_IFMT(inode.mode) | mode
         self.parts.attributes.changed(inode)
-        await self.parts.contents.fsync(inode)
+        await self.parts.file_io.fsync(inode)
 
     async def unlink(self, path: str) -> None:
         await self.parts.namespace.unlink(*await self._parent(path))
@@ -305,18 +305,18 @@ class Composed:
         return found
 
     async def _bytes(self, inode: Inode) -> tuple[bytes, int]:
-        inode = await self.parts.attributes.learn(inode)
-        handle = await self.parts.contents.open(inode, os.O_RDONLY, TASK)
+        inode = await self.parts.attributes.revalidate(inode)
+        handle = await self.parts.file_io.open(inode, os.O_RDONLY, TASK)
         try:
-            body = bytes(await self.parts.contents.read(handle, 0, inode.size))
+            body = bytes(await self.parts.file_io.read(handle, 0, inode.size))
         finally:
-            await self.parts.contents.release(handle)
+            await self.parts.file_io.release(handle)
         return body, stat.S_IMODE(inode.mode)
 
 
 @contextmanager
 def composed(store: FakeStore, base: Path, **options: Any) -> Iterator[Composed]:
-    """A mount of `store` with the default settings but for these, its state below `base`."""
+    """A mount of `protocol` with the default settings but for these, its state below `base`."""
     loop = Loop()
     with inline_threads():
         settings = Settings("bucket", "", Path("/"), cache_dir=state_in(base), **options)

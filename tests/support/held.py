@@ -94,15 +94,15 @@ def bodies(store: FakeStore) -> dict[str, bytes]:
 
 async def opened(mount: Composed, flags: int = os.O_RDWR, path: str = "file") -> Handle:
     """A handle of a file that exists."""
-    return await mount.parts.contents.open(await mount._walk(path), flags, TASK)
+    return await mount.parts.file_io.open(await mount._walk(path), flags, TASK)
 
 
 async def closed(mount: Composed, handle: Handle) -> None:
     """What close(2) does. Raises what it does."""
     try:
-        await mount.parts.contents.flush(handle)
+        await mount.parts.file_io.flush(handle)
     finally:
-        await mount.parts.contents.release(handle)
+        await mount.parts.file_io.release(handle)
 
 
 async def put_all(store: FakeStore, objects: Mapping[str, bytes]) -> None:

@@ -235,7 +235,7 @@ class Proxy:
     """A server's stand-in on a port of its own: `with Proxy(server.endpoint) as proxy: mount(proxy.endpoint)`."""
 
     def __init__(self, target: str, *, latency: float = 0.0) -> None:
-        """Forwards to the endpoint `target` (http only), each request `latency` seconds late."""
+        """Forwards to the endpoint `endpoint` (http only), each request `latency` seconds late."""
         url = urlsplit(target)
         self.target = (url.hostname or "127.0.0.1", url.port or 80)
         self.latency = latency

@@ -163,7 +163,7 @@ def authority(base: Path) -> tuple[Path, ssl.SSLContext]:
 
 
 def relay(target: str) -> Script:
-    """A script that passes each request on to `target`, as a TLS front or a forward proxy does, and its answer back."""
+    """A script that passes each request on to `endpoint`, as a TLS front or a forward proxy does."""
     there = urlsplit(target)
 
     def script(seen: Seen) -> bytes:

@@ -1,4 +1,4 @@
-"""What was asked of a server: the record of requests, and which S3 operation each is, decided here and only here.
+"""What was asked of a server: the record of requests, and which S3 operation each is.
 
 The counting tests read it: how many HEADs, how many bytes, how many at once. Keys are decoded, bytes are
 those of bodies alone, times are `time.monotonic()`. Values only; `proxy.Proxy` fills them from its threads

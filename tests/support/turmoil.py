@@ -268,14 +268,14 @@ class Turmoil:
 
     def _write(self, one: Opened, offset: int) -> None:
         data = bytes([self._dice.randrange(1, 256)]) * self._dice.choice(LENGTHS)
-        work = partial(self._mount.parts.contents.write, one.handle, offset, data)
+        work = partial(self._mount.parts.file_io.write, one.handle, offset, data)
         self._done(f"write {one.name} at {offset}: {len(data)} times {data[:1]!r}", work, may_fail=False)
         one.file.write(offset, data)
 
     def ftruncate(self) -> None:
         if one := self._any_opened(writes=True):
             size = self._size(one.file)
-            work = partial(self._mount.parts.contents.truncate, one.handle.inode, size)
+            work = partial(self._mount.parts.file_io.truncate, one.handle.inode, size)
             self._done(f"ftruncate {one.name} to {size}", work, may_fail=False)
             one.file.truncate(size)
 
@@ -285,7 +285,7 @@ class Turmoil:
             size = self._size(file)
             inode = self._done(f"stat {name}", partial(self._mount._walk, name))
             try:
-                self._done(f"truncate {name} to {size}", partial(self._mount.parts.contents.truncate, inode, size))
+                self._done(f"truncate {name} to {size}", partial(self._mount.parts.file_io.truncate, inode, size))
             finally:
                 file.truncate(size)
             if not any(one.writes for one in self._opened if one.file is file):
@@ -329,7 +329,7 @@ class Turmoil:
 
     def fsync(self) -> None:
         if one := self._any_opened():
-            self._done(f"fsync {one.name}", partial(self._mount.parts.contents.fsync, one.handle.inode))
+            self._done(f"fsync {one.name}", partial(self._mount.parts.file_io.fsync, one.handle.inode))
             one.file.acknowledged()
 
     def close_one(self) -> None:
@@ -351,7 +351,7 @@ class Turmoil:
         if one is None:
             return
         offset, size = self._dice.choice((0, len(one.file.body) // 2)), self._dice.choice((100, 50_000))
-        work = partial(self._mount.parts.contents.read, one.handle, offset, size)
+        work = partial(self._mount.parts.file_io.read, one.handle, offset, size)
         body = self._done(f"read {one.name} at {offset}: {size} bytes", work)
         expected = one.file.body[offset : offset + size]
         if bytes(body) != expected or one.handle.inode.size != len(one.file.body):
@@ -470,9 +470,9 @@ class Turmoil:
 
         async def left() -> list[object]:
             spools = list((self._mount._settings.state_dir / "spool").glob("*.spool"))
-            gate = [parts.gate._passing, parts.gate._closed]
+            subtree_lock = [parts.subtree_lock._shared, parts.subtree_lock._exclusive]
             journal = self._mount._journal
-            return [parts.pending, *gate, parts.commits.drafts, journal.rows, spools, journal.damage.lines]
+            return [parts.pending, *subtree_lock, parts.commits.drafts, journal.rows, spools, journal.damage.lines]
 
         if any(rest := self._loop.run(left)):
             raise Wrong(f"there is left {rest}")

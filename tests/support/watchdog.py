@@ -1,4 +1,4 @@
-"""A process that outlives a hung or killed test run and clears its mounts away: when and how, decided here.
+"""A process that outlives a hung or killed test run and clears its mounts away: when and how.
 
 A test that waits in a system call on its own mount cannot be interrupted by a signal, nor by a thread when it
 waits in a page fault (which holds the interpreter's lock). So a process of its own watches: when a deadline

@@ -101,7 +101,7 @@ def test_a_listing_on_its_way_when_the_first_file_of_a_directory_lands(mount: Co
         handles.append(await mount._opened(directory, b"new", os.O_CREAT | os.O_WRONLY))
         handles[0].inode.lookups += 1
         directory.lookups += 1
-        await mount.parts.contents.write(handles[0], 0, b"of d")
+        await mount.parts.file_io.write(handles[0], 0, b"of d")
         await mount.unlink("d/old")
 
     async def end() -> None:
@@ -114,8 +114,8 @@ def test_a_listing_on_its_way_when_the_first_file_of_a_directory_lands(mount: Co
         mount.nursery.start_soon(told, outcomes, "ls", ls)
         await trio.testing.wait_all_tasks_blocked()
         assert ("list", "") in store.reached
-        await mount.parts.contents.flush(handles[0])
-        await mount.parts.contents.release(handles[0])
+        await mount.parts.file_io.flush(handles[0])
+        await mount.parts.file_io.release(handles[0])
         store.after["list", ""].set()
         await trio.testing.wait_all_tasks_blocked()
 
@@ -150,7 +150,7 @@ def test_chmod_of_a_large_file_and_ls_at_once(mount: Composed, store: Held) -> N
         assert inode.version is not None
         before = inode.version.etag
         mount.loop._clock.jump(2 * TTL)
-        await mount.parts.attributes.learn(inode)
+        await mount.parts.attributes.revalidate(inode)
         store.after["list", ""] = trio.Event()
         root = mount.parts.inodes.root
 
@@ -166,7 +166,7 @@ def test_chmod_of_a_large_file_and_ls_at_once(mount: Composed, store: Held) -> N
         assert inode.version.etag != before, "the same etag"
         store.after["list", ""].set()
         await trio.testing.wait_all_tasks_blocked()
-        await told(outcomes, "write", lambda: mount.parts.contents.write(handle, 0, b"more"))
+        await told(outcomes, "write", lambda: mount.parts.file_io.write(handle, 0, b"more"))
         await told(outcomes, "close", lambda: closed(mount, handle))
 
     mount.loop.run(go)
@@ -204,7 +204,7 @@ def test_read_of_a_file_that_is_changed_while_it_is_renamed(mount: Composed, sto
 
     async def go() -> None:
         handle = await opened(mount, os.O_RDWR, "d/f")
-        await mount.parts.contents.write(handle, 0, b"!")
+        await mount.parts.file_io.write(handle, 0, b"!")
         held = ("delete", "d/f") if what == "file" else ("delete_many", "d/f")
         store.after[held] = trio.Event()
         pair = ("d/f", "d/g") if what == "file" else ("d", "e")
@@ -213,7 +213,7 @@ def test_read_of_a_file_that_is_changed_while_it_is_renamed(mount: Composed, sto
         assert held in store.reached
 
         async def read() -> int:
-            return len(bytes(await mount.parts.contents.read(handle, 900000, 4096)))
+            return len(bytes(await mount.parts.file_io.read(handle, 900000, 4096)))
 
         mount.nursery.start_soon(told, outcomes, "read", read)
         await trio.testing.wait_all_tasks_blocked()

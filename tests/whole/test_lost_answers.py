@@ -153,11 +153,11 @@ def test_a_write_that_takes_effect_late_is_no_conflict(
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         store.silent = len(texts) - 1
         for text in texts[:-1]:
-            await mount.parts.contents.write(handle, 0, text)
+            await mount.parts.file_io.write(handle, 0, text)
             with fails(errno.ETIMEDOUT):
-                await mount.parts.contents.flush(handle)
+                await mount.parts.file_io.flush(handle)
         if texts[-1] != texts[-2]:
-            await mount.parts.contents.write(handle, 0, texts[-1])
+            await mount.parts.file_io.write(handle, 0, texts[-1])
         await closed(mount, handle)
 
     with composed(store, tmp_path) as mount:

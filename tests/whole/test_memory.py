@@ -14,7 +14,7 @@ import trio
 from sosfs.cache.blocks import REQUEST, Blocks, Source, memory_of
 from sosfs.concurrency.tasks import Background
 from sosfs.config.parameters import MEMORY, Settings
-from sosfs.filesystem.quotas import Shares
+from sosfs.filesystem.quotas import Quotas
 from sosfs.s3.protocol import Object, ObjectStore, Properties, Slice, Version
 from tests.conftest import Mounter
 from tests.support.foreign import Foreign
@@ -81,7 +81,7 @@ class Zeros:
 @pytest.mark.parametrize("is_shared", [False, True])
 def test_an_index_that_is_read_beside_a_stream_keeps_no_more_memory_than_twice_the_limit(is_shared: bool) -> None:
     settings = Settings("bucket", "", Path("/"))
-    cached = Shares(settings, Path("/nowhere")).of("bucket").cached if is_shared else memory_of(MEMORY)
+    cached = Quotas(settings, Path("/nowhere")).of("bucket").cached if is_shared else memory_of(MEMORY)
     store, requests = Zeros(), 30
 
     async def read() -> None:

@@ -35,7 +35,7 @@ def test_what_was_sent_without_an_answer_is_known_after_a_cut_and_a_crash(tmp_pa
         with pytest.raises(OSError):
             await mount.parts.commits.commit(inode)
         handle = await opened(mount, os.O_WRONLY)
-        await mount.parts.contents.truncate(handle.inode, size)
+        await mount.parts.file_io.truncate(handle.inode, size)
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(main, mount))
@@ -89,11 +89,11 @@ def test_open_of_what_was_unlinked_counts_no_handle(tmp_path: Path) -> None:
         inode.lookups += 1
         await mount.unlink("file")
         with pytest.raises(OSError):
-            handle = await mount.parts.contents.open(inode, os.O_RDONLY, TASK)
+            handle = await mount.parts.file_io.open(inode, os.O_RDONLY, TASK)
             try:
-                await mount.parts.contents.read(handle, 0, 10)
+                await mount.parts.file_io.read(handle, 0, 10)
             finally:
-                await mount.parts.contents.release(handle)
+                await mount.parts.file_io.release(handle)
         mount.parts.namespace.forget(inode, 1)
         assert inode.opens == 0
         assert mount.parts.inodes.find(inode.number) is None
@@ -135,8 +135,8 @@ def test_what_was_acknowledged_while_a_commit_was_under_way_is_there_after_a_cra
         handle = await opened(mount)
         mount.parts.blocks.forget(lambda key: True)
         store.before["get"] = trio.Event()
-        await mount.parts.contents.write(handle, 0, b"a")
-        await mount.parts.contents.flush(handle)
+        await mount.parts.file_io.write(handle, 0, b"a")
+        await mount.parts.file_io.flush(handle)
 
         async def commit() -> None:
             with pytest.raises(OSError):
@@ -144,8 +144,8 @@ def test_what_was_acknowledged_while_a_commit_was_under_way_is_there_after_a_cra
 
         await begun(mount, commit)
         assert ("get", "file") in store.reached
-        await mount.parts.contents.write(handle, 1, b"b")
-        await mount.parts.contents.fsync(handle.inode)  # acknowledged, journal mode
+        await mount.parts.file_io.write(handle, 1, b"b")
+        await mount.parts.file_io.fsync(handle.inode)  # acknowledged, journal mode
         store.lost.add("file")
         store.before.pop("get").set()
         await trio.testing.wait_all_tasks_blocked()
@@ -194,14 +194,14 @@ def test_a_reader_goes_on_while_a_chmod_takes_effect(tmp_path: Path) -> None:
 
         async def read() -> None:
             try:
-                found.append(bytes(await mount.parts.contents.read(reader, 0, 100)))
+                found.append(bytes(await mount.parts.file_io.read(reader, 0, 100)))
             except OSError as error:
                 found.append(error)
 
         await begun(mount, read)
         store.after.pop("copy").set()
         await trio.testing.wait_all_tasks_blocked()
-        await mount.parts.contents.release(reader)
+        await mount.parts.file_io.release(reader)
         assert found == [b"o" * 100]
 
     with composed(store, tmp_path) as mount:

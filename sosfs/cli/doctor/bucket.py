@@ -1,4 +1,4 @@
-"""Checks of what is set for the whole bucket: read only, and none is needed for a mount. Decided here and only here.
+"""Checks of what is set for the whole bucket: read only, and none is needed for a mount.
 
 A key for files alone may read none of it: that is "not allowed", and a mount works. Blocking, no state.
 """
@@ -14,7 +14,7 @@ from sosfs.cli.doctor.findings import Finding, Verdict
 from sosfs.control import acl_text
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.bucket_settings import BucketSettings, Versioning
-from sosfs.s3.dispatch import Sender
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.protocol import Acl
 
@@ -27,8 +27,8 @@ def settings_of(target: S3Target, prefix: str) -> Sequence[Finding]:
 
 
 async def _asked(target: S3Target, prefix: str) -> list[Finding]:
-    sender = Sender(target, lambda operation: None)
-    bucket = BucketSettings(target, sender)
+    dispatcher = Dispatcher(target, lambda operation: None)
+    bucket = BucketSettings(target, dispatcher)
     questions: tuple[tuple[str, Callable[[], Awaitable[Any]], Judge], ...] = (
         ("bucket: ACL", bucket.acl, _of_acl),
         ("bucket: versioning", bucket.versioning, _of_versioning),
@@ -39,7 +39,7 @@ async def _asked(target: S3Target, prefix: str) -> list[Finding]:
     try:
         return [await _one(*question) for question in questions]
     finally:
-        sender.close()
+        dispatcher.close()
 
 
 async def _one(what: str, ask: Callable[[], Awaitable[Any]], judge: Judge) -> Finding:

@@ -1,4 +1,4 @@
-"""Checks of this machine: FUSE, the mount point, the state directory, what is mounted. Decided here and only here.
+"""Checks of this machine: FUSE, the mount point, the state directory, what is mounted.
 
 Nothing is changed. Blocking, no state.
 """

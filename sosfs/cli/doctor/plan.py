@@ -1,4 +1,4 @@
-"""`sosfs doctor`: which checks are made, in which order, and which need the ones before. Decided here and only here.
+"""`sosfs doctor`: which checks are made, in which order, and which need the ones before.
 
     machine -> settings -> key -> endpoint, clock, zone -> rights -> server -> settings of the bucket -> mounts
 
@@ -58,12 +58,12 @@ def _bucket(settings: Settings, key: account.Key) -> Iterator[Finding]:
     except CustomerKeyError as error:
         yield Finding("encryption key", Verdict.FAIL, str(error), "a mount needs what --sse-c-key names")
         return
-    with opened as lane:
-        listing = server.listed(lane, settings)
+    with opened as calls:
+        listing = server.listed(calls, settings)
         yield listing.finding
         if listing.refused:
             return
-        may_write = yield from rights.tried(lane, settings, listing.sample, may_list=listing.allowed)
+        may_write = yield from rights.tried(calls, settings, listing.sample, may_list=listing.allowed)
         if may_write:
-            yield from server.abilities(lane, settings)
+            yield from server.capabilities(calls, settings)
     yield from bucket.settings_of(server.target(settings, key), settings.prefix)

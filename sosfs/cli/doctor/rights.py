@@ -1,4 +1,4 @@
-"""What a key may do under a prefix: how each right is tried, and how grave its lack is. Decided here and only here.
+"""What a key may do under a prefix: how each right is tried, and how grave its lack is.
 
 No real key is written to. Reading is tried on a key that nobody has: a 404 is the answer of a server that lets
 it, a 403 of one that does not. Everything that writes is tried on that same key, which is removed afterwards;
@@ -18,7 +18,7 @@ from sosfs.config.parameters import Settings
 from sosfs.control.acl_text import AUTHENTICATED_USERS, same
 from sosfs.errors import Cause, StoreError
 from sosfs.s3 import capabilities, scratch_key
-from sosfs.s3.calls import SignedLane
+from sosfs.s3.calls import SignedCalls
 from sosfs.s3.protocol import (
     Headers,
     Listed,
@@ -49,39 +49,39 @@ WRITE_ACL = Right("write ACL", Verdict.NOTE, "ACLs cannot be changed: allow put-
 
 
 def tried(
-    lane: SignedLane, settings: Settings, sample: Listed | None, *, may_list: bool
+    calls: SignedCalls, settings: Settings, sample: Listed | None, *, may_list: bool
 ) -> Generator[Finding, None, bool]:
     """Each right but that to list; `sample` is any object there, which is looked at. Returns if it may write."""
     key = scratch_key.key(settings.prefix)
-    reading = _reading(lane, key, may_list=may_list)
+    reading = _reading(calls, key, may_list=may_list)
     if reading.verdict is Verdict.OK and sample is not None:
-        reading = _sampled(lane, sample)
+        reading = _sampled(calls, sample)
     if settings.read_only:
         yield reading
         yield Finding("right: put", Verdict.NOTE, "not tried: you asked for --read-only")
         return False
-    deleting = _asked(DELETE, lambda: lane.purge(key))
-    if deleting.verdict is not Verdict.OK or _stays(lane, key):
+    deleting = _asked(DELETE, lambda: calls.purge(key))
+    if deleting.verdict is not Verdict.OK or _stays(calls, key):
         yield from (reading, deleting)
         yield Finding("right: put", Verdict.UNKNOWN, "not tried: what was written could not be removed again")
         return False
-    findings = _written(lane, key, reading)
+    findings = _written(calls, key, reading)
     yield from findings
     return any(each.what == "right: put" and each.verdict is Verdict.OK for each in findings)
 
 
-def _stays(lane: SignedLane, key: str) -> bool:
+def _stays(calls: SignedCalls, key: str) -> bool:
     """Whether what is stored may stay for good: only where versions are kept can it be locked."""
     try:
-        return lane.purge(key) and capabilities.locks(lane)
+        return calls.purge(key) and capabilities.locks(calls)
     except StoreError:
         return True  # nobody can tell
 
 
-def _reading(lane: SignedLane, key: str, *, may_list: bool) -> Finding:
+def _reading(calls: SignedCalls, key: str, *, may_list: bool) -> Finding:
     """Whether the key may read, by a key that is not there."""
     try:
-        lane.get(key, 0, 1, "")
+        calls.get(key, 0, 1, "")
     except StoreError as error:
         if error.cause is Cause.ABSENT:
             return _allowed(GET)
@@ -91,10 +91,10 @@ def _reading(lane: SignedLane, key: str, *, may_list: bool) -> Finding:
     return _allowed(GET)
 
 
-def _sampled(lane: SignedLane, sample: Listed) -> Finding:
+def _sampled(calls: SignedCalls, sample: Listed) -> Finding:
     """Whether the key may read what is there: an object's own ACL has a say, too."""
     try:
-        lane.head(sample.key)
+        calls.head(sample.key)
     except StoreError as error:
         if error.cause is Cause.DENIED:
             detail = f"allowed, but {sample.key!r} is refused: each object's own ACL decides"
@@ -102,33 +102,33 @@ def _sampled(lane: SignedLane, sample: Listed) -> Finding:
     return _allowed(GET)
 
 
-def _written(lane: SignedLane, key: str, reading: Finding) -> list[Finding]:
+def _written(calls: SignedCalls, key: str, reading: Finding) -> list[Finding]:
     """What is tried on the scratch key, which is gone in the end."""
     findings: list[Finding] = []
     try:
-        putting = _asked(PUT, lambda: lane.put(key, BODY, STORED, None, {}))
+        putting = _asked(PUT, lambda: calls.put(key, BODY, STORED, None, {}))
         if putting.verdict is Verdict.OK:
             if reading.verdict is Verdict.UNKNOWN:
-                reading = _asked(GET, lambda: lane.get(key, 0, len(BODY), ""))
+                reading = _asked(GET, lambda: calls.get(key, 0, len(BODY), ""))
             findings += (reading, _allowed(DELETE), putting)
-            findings += (*_copies(lane, key), *_acls(lane, key), *_multipart(lane, key))
+            findings += (*_copies(calls, key), *_acls(calls, key), *_multipart(calls, key))
         else:
             findings += (reading, _allowed(DELETE), putting)
     finally:
-        for error in capabilities.clear(lane, key):
+        for error in capabilities.clear(calls, key):
             detail = f"something of the scratch key {key!r} may be left: {error.strerror}"
             findings.append(Finding("scratch key", Verdict.WARNING, detail, "remove it"))
     return findings
 
 
-def _copies(lane: SignedLane, key: str) -> Iterator[Finding]:
+def _copies(calls: SignedCalls, key: str) -> Iterator[Finding]:
     what = "server: copies"
-    copying = _asked(COPY, lambda: lane.copy(key, key, pin="", properties=REPLACED, acl=None))
+    copying = _asked(COPY, lambda: calls.copy(key, key, pin="", properties=REPLACED, acl=None))
     yield copying
     if copying.verdict is not Verdict.OK:
         return
     try:
-        found = lane.head(key).properties
+        found = calls.head(key).properties
     except StoreError as error:
         yield Finding(what, Verdict.UNKNOWN, _said(error))
         return
@@ -139,21 +139,21 @@ def _copies(lane: SignedLane, key: str) -> Iterator[Finding]:
         yield Finding(what, Verdict.WARNING, "lose metadata or headers", "chmod, touch and setfattr may not last")
 
 
-def _acls(lane: SignedLane, key: str) -> Iterator[Finding]:
-    reading = _asked(READ_ACL, lambda: lane.get_acl(key))
-    writing = _asked(WRITE_ACL, lambda: lane.put_acl(key, Canned.AUTHENTICATED_READ))
+def _acls(calls: SignedCalls, key: str) -> Iterator[Finding]:
+    reading = _asked(READ_ACL, lambda: calls.get_acl(key))
+    writing = _asked(WRITE_ACL, lambda: calls.put_acl(key, Canned.AUTHENTICATED_READ))
     yield reading
     yield writing
     if not reading.verdict is writing.verdict is Verdict.OK:
         return
     what, forgotten = "server: ACLs", "ACLs cannot be used on this server"
     try:
-        held = lane.get_acl(key)
+        held = calls.get_acl(key)
         if not any(grant.grantee == AUTHENTICATED_USERS for grant in held.grants):
             yield Finding(what, Verdict.WARNING, "taken, and forgotten at once", forgotten)
             return
-        lane.copy(key, key, pin="", properties=STORED, acl=held)
-        copied = same(lane.get_acl(key), held)
+        calls.copy(key, key, pin="", properties=STORED, acl=held)
+        copied = same(calls.get_acl(key), held)
     except StoreError as error:
         yield Finding(what, Verdict.UNKNOWN, _said(error))
         return
@@ -163,19 +163,19 @@ def _acls(lane: SignedLane, key: str) -> Iterator[Finding]:
         yield Finding(what, Verdict.WARNING, "lost by a copy", "a rename or chmod resets the ACL on this server")
 
 
-def _multipart(lane: SignedLane, key: str) -> Iterator[Finding]:
+def _multipart(calls: SignedCalls, key: str) -> Iterator[Finding]:
     try:
-        upload = lane.create_multipart(key, STORED, None)
+        upload = calls.create_multipart(key, STORED, None)
     except StoreError as error:
         yield _lacking(MULTIPART, error)
         return
 
     def join() -> None:
-        lane.complete_multipart(key, upload, [lane.upload_part(key, upload, 1, BODY)], {})
+        calls.complete_multipart(key, upload, [calls.upload_part(key, upload, 1, BODY)], {})
 
     try:
         try:
-            lane.copy_part(key, upload, 1, key, pin="", start=0, stop=len(BODY))
+            calls.copy_part(key, upload, 1, key, pin="", start=0, stop=len(BODY))
         except StoreError as error:
             yield Finding(
                 "server: UploadPartCopy",
@@ -188,7 +188,7 @@ def _multipart(lane: SignedLane, key: str) -> Iterator[Finding]:
         yield _asked(MULTIPART, join)
     finally:
         with suppress(StoreError):  # it is joined, or the key may not: then the next mount tries
-            lane.abort_multipart(key, upload)
+            calls.abort_multipart(key, upload)
 
 
 def _asked(right: Right, call: Callable[[], object]) -> Finding:

@@ -1,4 +1,4 @@
-"""Checks of the server: whether it answers, its clock, the bucket's zone, and what it honours. Decided here only.
+"""Checks of the server: whether it answers, its clock, the bucket's zone, and what it honours.
 
 Blocking, no state.
 """
@@ -17,7 +17,7 @@ from sosfs.config.parameters import Settings
 from sosfs.config.zones import Naming
 from sosfs.errors import KEY_REFUSED, StoreError
 from sosfs.s3 import bucket_zone, certificate_authorities, proxies, reachability, scratch_key, unsigned_request
-from sosfs.s3.calls import SignedLane
+from sosfs.s3.calls import SignedCalls
 from sosfs.s3.capabilities import Quoting, probe
 from sosfs.s3.certificate_authorities import Bundle
 from sosfs.s3.endpoint import S3Target
@@ -45,9 +45,9 @@ def target(settings: Settings, source: CredentialSource) -> S3Target:
     )
 
 
-def opened(settings: Settings, source: CredentialSource) -> closing[SignedLane]:
+def opened(settings: Settings, source: CredentialSource) -> closing[SignedCalls]:
     """A lane to the bucket, for a `with`. Raises `CustomerKeyError`."""
-    return closing(SignedLane(target(settings, source), source.current()))
+    return closing(SignedCalls(target(settings, source), source.current()))
 
 
 def reached(settings: Settings) -> Generator[Finding, None, tuple[Settings, bool]]:
@@ -114,11 +114,11 @@ class Listing:
     refused: bool = False  # the bucket or the key as a whole: nothing else is worth asking
 
 
-def listed(lane: SignedLane, settings: Settings) -> Listing:
+def listed(calls: SignedCalls, settings: Settings) -> Listing:
     """Whether the bucket is there, the key is good, and may list under the prefix."""
     what = "right: list"
     try:
-        page = lane.list(settings.prefix, delimiter="", after="", token="", limit=1)
+        page = calls.list(settings.prefix, delimiter="", after="", token="", limit=1)
     except StoreError as error:
         if elsewhere := bucket_zone.elsewhere(settings, error):
             return Listing(Finding("zone", Verdict.FAIL, elsewhere), refused=True)
@@ -134,10 +134,10 @@ def listed(lane: SignedLane, settings: Settings) -> Listing:
     return Listing(Finding(what, Verdict.OK, "allowed"), allowed=True, sample=next(iter(page.objects), None))
 
 
-def abilities(lane: SignedLane, settings: Settings) -> Iterator[Finding]:
+def capabilities(calls: SignedCalls, settings: Settings) -> Iterator[Finding]:
     """Which conditions the server honours, tried on a scratch key."""
     try:
-        found = probe(lane, scratch_key.key(settings.prefix))
+        found = probe(calls, scratch_key.key(settings.prefix))
     except StoreError as error:
         yield Finding("server: conditions", Verdict.UNKNOWN, error.strerror or str(error), "try again")
         return
