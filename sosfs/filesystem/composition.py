@@ -135,7 +135,7 @@ def assemble(
     share: Quota | None = None,
     kernel: PageNotifier | None = None,
 ) -> Filesystem:
-    """The parts of a filesystem over `protocol`, with its state in the settings' directory.
+    """The parts of a filesystem over `store`, with its state in the settings' directory.
 
     `first` is the number of its root; `share` is what it has of the mount's memory, None for all of it; `kernel` is
     what can be said to the kernel, None where there is none.
@@ -185,8 +185,7 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
     )
     moves = RenameCopies(on.store, on.multiparts, on.journal)
     rollback = RenameRollback(on.store, on.deletions, on.journal, on.spawn, on.retries)
-    places = KeyDirectories(namespace, on.merger)
-    spool_replay = SpoolReplay(on.journal, on.spools)
+    adoption, refused_changes = _taken_up(on, attributes, namespace, commits, file_io)
     claims = ExclusiveCreate(on.settings.exclusive, on.settings.durability)
     return Filesystem(
         store=on.store,
@@ -210,18 +209,8 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         rollback=rollback,
         subtree_lock=on.subtree_lock,
         replay=Replay(on.journal, on.store, on.multiparts, attributes, rollback),
-        adoption=Adoption(
-            on.journal,
-            namespace,
-            places,
-            commits,
-            attributes,
-            on.blocks,
-            spool_replay,
-            on.uploader,
-            file_io.failed_writes,
-        ),
-        refused_changes=RefusedChanges(on.journal, namespace, places, attributes, on.deletions),
+        adoption=adoption,
+        refused_changes=refused_changes,
         retries=on.retries,
         multiparts=on.multiparts,
     )
@@ -236,6 +225,19 @@ def _bytes(on: _Ground, attributes: AttributeWriteback) -> tuple[Conflicts, Comm
     failed_writes = FailedWrites(on.inodes, attributes, commits, on.pages)
     file_io = FileIO(
         on.inodes, on.blocks, on.spools, on.uploader, on.listings, attributes, commits, on.pages, on.spawn,
-        failed_writes, mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit, patience=on.settings.patience
+        failed_writes, mountpoint=on.settings.mountpoint, dirty_limit=on.settings.dirty_limit,
+        patience=on.settings.patience
     )  # fmt: skip
     return conflicts, commits, file_io
+
+
+def _taken_up(
+    on: _Ground, attributes: AttributeWriteback, namespace: Namespace, commits: Commits, file_io: FileIO
+) -> tuple[Adoption, RefusedChanges]:
+    """What goes on with drafts and refused changes of an earlier mount."""
+    directories, spool_replay = KeyDirectories(namespace, on.merger), SpoolReplay(on.journal, on.spools)
+    adoption = Adoption(
+        on.journal, namespace, directories, commits, attributes, on.blocks, spool_replay, on.uploader,
+        file_io.failed_writes
+    )  # fmt: skip
+    return adoption, RefusedChanges(on.journal, namespace, directories, attributes, on.deletions)
