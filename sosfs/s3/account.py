@@ -46,7 +46,7 @@ class Owned:
 
 
 class Account:
-    """The buckets of whoever has the key. `endpoint` is a server, without a bucket."""
+    """The buckets of whoever has the key. `target` is a server, without a bucket."""
 
     def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits) -> None:
         self._target = target
