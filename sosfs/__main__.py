@@ -1,4 +1,4 @@
-"""`python -m sosfs` is the program."""
+"""Run the program: `python -m sosfs`."""
 
 import sys
 

@@ -1,5 +1,4 @@
-"""Which attributes were changed here and are not in the bucket yet. What attributes are is in `revalidation`, how they
-get there in `attributes`.
+"""Attributes that were changed here and are not in the bucket yet.
 
 A change is in the journal before the call that made it returns, in both modes of durability, and stays there until
 the bucket has it or another client's version is found in its place, which is then said. With a file that is being

@@ -1,4 +1,4 @@
-"""What the mount's key may not do, found out before a program is promised anything.
+"""What the mount's key may not do, asked before a program is promised anything.
 
 A key may be limited to reading, to a part of the bucket, or to storing without removing, and no server tells
 which. As long as nothing was refused nothing is asked. After a refusal (of the mount's scratch key, or of a

@@ -1,4 +1,4 @@
-"""What will be asked next, when somebody walks through a tree: asked ahead, side by side.
+"""Ask ahead for the attributes of the files that a walk through a tree comes to next.
 
 `ls -lR`, find, rsync and tar ask one thing after the other and wait for each answer; at 20 ms a round trip
 that is 50 questions a second. After a few questions in a row, with no file opened between them, the

@@ -1,5 +1,7 @@
-"""What a file's attributes are: a listing tells size and time; mode, owner and true time are in the
-object's metadata, read when somebody asks for them. A walk that asks file after file is answered ahead (`prefetch`).
+"""Ask for an object's attributes when what is known of them is out of date.
+
+A listing shows size and time; mode, owner and true time are in the object's metadata, which a HEAD reads. A walk that
+asks for file after file is answered ahead (`prefetch`).
 
 Concurrency: trio thread only; one question for an inode at a time, others wait for its answer.
 """

@@ -1,4 +1,4 @@
-"""Copies of an object onto itself of which nobody knows whether, or when, the server makes them.
+"""Self-copies whose outcome is unknown: a request that stores attributes and got no answer.
 
 A request that got no answer may have been carried out, or may be later: a large copy goes on for seconds after its
 client has died. Such a copy makes a new Last-Modified, and of an object that was stored in parts another ETag, so that

@@ -1,4 +1,4 @@
-"""Bringing changed attributes into the bucket. Which those are is in `changes`.
+"""Bring changed attributes into the bucket.
 
 chmod, chown and utimens change the object by a copy onto itself. They wait a moment for
 company, so that three calls cost one request, and ride along with a commit or rename that comes first.

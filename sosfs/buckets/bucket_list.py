@@ -1,4 +1,4 @@
-"""Which buckets an account has, as far as this mount knows.
+"""The names of an account's buckets, as far as this mount knows them.
 
 A listing is trusted for the mount's `ttl`, as that of a directory is. What this mount itself has made or removed
 counts for longer than a server may take until it lists it. Concurrency: trio thread only.

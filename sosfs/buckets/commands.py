@@ -1,4 +1,4 @@
-"""What commands have a mount of all buckets do, bucket by bucket.
+"""Run commands such as `warm` and `drop` on a mount of all buckets, bucket by bucket.
 
 The first name of a path is its bucket; the root stands for all. A bucket is entered to be warmed; to drop what is
 known of one that nobody has entered there is nothing to do. One bucket comes after the other, so that what is in

@@ -1,4 +1,4 @@
-"""One bucket among all that are mounted, and the numbers that are its own.
+"""One bucket of a mount of all, and the range of inode numbers that is its own.
 
 Bucket `index` has the numbers `index << SHIFT` and up, those of its control tree as far above `nodes.FIRST`: each
 number of an inode or handle says whose it is, and nothing has to be looked up. An index is never used again.

@@ -1,4 +1,4 @@
-"""The buckets of an account and which of them are served.
+"""The buckets of an account: which are served, since when, and for how long.
 
     listed -> entered (served, with numbers of its own) -> removed
                  `-- fails: EACCES and the like for whoever asked, and tried again for the next one

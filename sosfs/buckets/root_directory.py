@@ -1,4 +1,4 @@
-"""The root of a mount of all buckets: what the kernel may do in it.
+"""The root of a mount of all buckets: list, make and remove buckets as directories.
 
 Its entries are the buckets: mkdir makes one and rmdir removes an empty one. Nothing else can be in it, so whatever
 would make a file there or rename a bucket, which S3 cannot, is EPERM.

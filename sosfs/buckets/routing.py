@@ -1,4 +1,4 @@
-"""Which bucket each of the kernel's requests is for, where all buckets are mounted.
+"""Pass each kernel request on to the bucket that its inode number names.
 
 The number of the inode or handle says it (`member.index_of`). A request for something in a bucket that nobody
 has entered yet enters it first; a look at a bucket from outside (`ls -l` in the root) does not. Index 0 is the root

@@ -1,4 +1,4 @@
-"""What the metadata of objects said, kept over restarts.
+"""Object metadata on disk, kept over restarts and valid for one version each.
 
 A listing tells an object's key, ETag, size and time. If all four are as they were when the object's
 metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.

@@ -1,4 +1,4 @@
-"""How blocks of a version are brought: from the disk cache or the store, and once more where they came wrong.
+"""Fetch blocks of one version from disk or store, and once more where they are damaged.
 
 Of several blocks of a larger version one answer alone cannot tell that they are wrong, but for what was hashed before
 (`verification`); `Blocks` lets the hash run over them once they are here.

@@ -1,4 +1,4 @@
-"""Immutable blocks of objects, fetched once for many readers and kept in bounded memory.
+"""Immutable blocks of objects in memory, each fetched once for all its readers.
 
 A block is 128 KiB of one version of one object, named (key, ETag, size, index). Neighbouring blocks that
 are missing are fetched as one range; a block keeps the buffer of its whole fetch, and a read within one

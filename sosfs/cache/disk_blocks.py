@@ -1,4 +1,4 @@
-"""Blocks on disk: what was read once, by this mount or an earlier one.
+"""Blocks of objects on disk, kept over restarts.
 
 One version of an object (key, ETag, size) is two files: its bytes, sparse, and a table with length and
 CRC-32 of each block, written after the block. A block whose checksum does not fit was never there: that is how

@@ -1,4 +1,4 @@
-"""What to fetch before it is asked for: one `Stream` per open file follows how it is read.
+"""Read ahead within a file: one `Stream` for each open file.
 
 Reading from the beginning, or half a MiB on without a jump, is sequential: the window is then as wide as
 what was read in one go, up to 32 MiB or what there is room for, and is kept fetched ahead in requests of 8 MiB

@@ -1,4 +1,4 @@
-"""Whether the bytes that came are those that were stored, as far as the server gave the means to tell.
+"""Compare bytes that came with the checksums of what was stored.
 
 The means, of all bytes of one version: an ETag that is their MD5 (that of a single PUT on a server whose ETags are
 hashes, not encrypted with KMS), else a checksum of the full object that the server has recorded (CRC-32, CRC-32C,

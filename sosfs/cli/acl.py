@@ -1,4 +1,4 @@
-"""`sosfs acl get` and `sosfs acl set`: which files of a mount are meant, and what is told of them.
+"""`sosfs acl`: show and replace the ACLs of files and trees.
 
 It works through the control tree of the mount, so it needs no key, sees what the mount sees, and reaches
 symbolic links too. A directory stands for the files below it, with -r; what cannot be done for one file is

@@ -1,4 +1,4 @@
-"""`sosfs bench`: where it measures, what it leaves behind (nothing), and how its results are shown.
+"""`sosfs bench`: measure a directory and remove every trace.
 
 What is measured is in `workloads`. It works in a scratch directory, which is removed whatever happens. Before a
 cold read a mount of ours forgets what it has (as `sosfs drop`); elsewhere only the kernel's pages can be dropped,

@@ -1,4 +1,4 @@
-"""Which processes keep a mount busy.
+"""Find the processes that keep a mount busy.
 
 Read from /proc alone, so it asks no filesystem. Another user's processes are seen by root only. Blocking, no
 state.

@@ -1,4 +1,7 @@
-"""In which mount of ours a path is that a user typed. Blocking; no state."""
+"""Find the mount that a path typed by a user lies in.
+
+Blocking; no state.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands a user types, their options and exit codes.
+"""The program: its commands, their options and exit codes.
 
 Exit codes: 0 well; 1 failed, with one line on standard error; 2 wrong usage; 3 (umount) the time ran out or
 changes are left over. What a command needs is imported when it runs: `sosfs mount` forks before anything

@@ -1,4 +1,4 @@
-"""`mount.sosfs`, which mount(8) calls for a line of /etc/fstab: its arguments and generic options.
+"""`mount.sosfs`, which mount(8) calls for a line of /etc/fstab.
 
 mount.sosfs BUCKET[/PREFIX] DIRECTORY [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]
 """

@@ -1,4 +1,4 @@
-"""The table of all parameters that the README shows: how it looks and where it stands.
+"""Write the table of all options into the documentation.
 
 Pure functions, safe from any thread.
 """

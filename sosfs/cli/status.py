@@ -1,4 +1,7 @@
-"""How the status of a mount is shown to a person. Blocking, no state."""
+"""`sosfs status`: show a person what a mount is doing.
+
+Blocking, no state.
+"""
 
 from __future__ import annotations
 

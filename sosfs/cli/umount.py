@@ -1,4 +1,4 @@
-"""Unmounting: the mount is taken off, then its changes are waited for. Here is what counts as clean.
+"""`sosfs umount`: detach a mount and wait until its changes are stored.
 
     mounted -> detached (the tree is free) -> the daemon drains -> it ends, leaving its last status
 

@@ -1,4 +1,4 @@
-"""`umount.fuse.sosfs`, which umount(8) calls for a mount of ours: it, too, then waits for the drain.
+"""`umount.fuse.sosfs`, which umount(8) calls for a mount of ours.
 
 umount.fuse.sosfs DIRECTORY [-flnrv] [-N NAMESPACE] [-t TYPE]
 """

@@ -1,4 +1,4 @@
-"""`sosfs warm` and `sosfs drop`: which files are meant, and what a user is told.
+"""`sosfs warm` and `sosfs drop`: fetch files ahead, forget what is cached of them.
 
 The mount does the work (`warm`, `drop`); here is asked for it, mount by mount. Blocking, one call a process.
 """

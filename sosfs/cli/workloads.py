@@ -1,4 +1,4 @@
-"""What `sosfs bench` does to a directory and how it is timed.
+"""What `sosfs bench` does to a directory, and how it is timed.
 
 One large file is written, and counts as written when the directory is synced too, for that is when a mount has it in
 the bucket; then read cold, again, and at random places. After that small files, with one thread and with many, each

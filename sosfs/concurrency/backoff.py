@@ -1,4 +1,4 @@
-"""The pauses between tries of what the store refuses or does not answer.
+"""Pauses between tries that all end at once when there is reason to hope.
 
 They grow with each try, and all end at once when there is reason to hope: the server has taken a new key.
 

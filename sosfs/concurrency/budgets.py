@@ -1,4 +1,4 @@
-"""Bounds on bytes: in flight (`Budget`), kept in memory (`Allowance`), waiting for their upload (`Backlog`).
+"""Bounds on bytes: in flight, kept in memory, waiting for their upload.
 
 Concurrency: trio thread only; first come, first served, so that a large request is never starved.
 """

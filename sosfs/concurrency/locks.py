@@ -1,4 +1,4 @@
-"""What is held for the length of a block: a turn of one's own (`Turns`), or what others keep account of (`Between`).
+"""Locks without a checkpoint where nobody waits.
 
 Unlike with `trio.Lock`, taking a turn that nobody else wants is no checkpoint: that is a round of the loop with a
 system call, and a file that is closed would take five.

@@ -1,4 +1,4 @@
-"""Running things side by side: the one place besides `mount` where a nursery is opened.
+"""Run tasks side by side and in the background.
 
 `Background` owns the tasks that outlive a request; `each` runs many of a kind within one, `first` some of which the
 first to end ends all. They keep `OSError` the vocabulary: an exception group never leaves this module.

@@ -1,4 +1,4 @@
-"""The key of an AWS profile that is no plain pair: of a process, a role, single sign-on or a web identity.
+"""Resolve the key of an AWS profile that is a process, a role, single sign-on or a web identity.
 
 botocore's own resolver finds it, as it does for every AWS tool, in a process of its own
 (`python -m sosfs.config.aws_profiles PROFILE`): its import and its requests have no place in one that is about to

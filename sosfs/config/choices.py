@@ -1,4 +1,4 @@
-"""What an option may choose among, where the store knows the same words: canned ACLs, verification, sizes of parts.
+"""Words and bounds that options share with the store.
 
 Immutable values.
 """

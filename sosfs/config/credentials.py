@@ -1,4 +1,4 @@
-"""What a key is, and what gives the store its own. Where keys are looked for is `key_search`'s to decide.
+"""A key, and the protocol of what gives the store its key.
 
 Values are immutable and safe from any thread. None of them shows a secret in its repr.
 """

@@ -1,4 +1,4 @@
-"""The files in which users already have a key, and how each is read.
+"""Read the files in which users already have a key.
 
 `exoscale.toml` of the Exoscale CLI, `.s3cfg` of s3cmd, and the shared files of the AWS tools. A file that is
 not there or holds no key is `Absent`; one that cannot be read or understood raises `CredentialError`.

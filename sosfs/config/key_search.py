@@ -1,4 +1,4 @@
-"""Where the key that signs requests is looked for, and in which order.
+"""Search for the key that signs requests, source by source.
 
 1. the AWS profile named by `--profile`, and then nothing else
 2. `EXOSCALE_API_KEY` and `EXOSCALE_API_SECRET`, or an older name the Exoscale CLI knows

@@ -1,4 +1,4 @@
-"""Every parameter of a mount, once: name, type, default, help.
+"""Every option of a mount, once: name, type, default, help.
 
 The fields of `Settings` are the table. The command line, `-o name=value` of fstab, the TOML files and the
 option table of the README are all made from it. What is said closer to the mount holds:

@@ -1,4 +1,4 @@
-"""How a value of a parameter is written: what text means which value, and how it is shown.
+"""Parse and show the values of options: sizes, durations, users, words.
 
 The same text is good on the command line, in `-o` and in a TOML file, which may also hold a plain number or
 truth value. Pure, safe from any thread.

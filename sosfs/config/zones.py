@@ -1,4 +1,4 @@
-"""Where a bucket's server is: zone, endpoint, and which holds of several.
+"""Zones and endpoints, and which of several given ones holds.
 
 An Exoscale zone (`ch-dk-2`) names its endpoint (`https://sos-ch-dk-2.exo.io`) and is the region that requests
 are signed for. What a zone may look like is checked here, because a server may name one: it fills one label of

@@ -1,4 +1,4 @@
-"""An ACL as text: its grammar, and what a written text means.
+"""ACLs as text: grammar, parser, printer.
 
     # what comes after a # is a comment
     owner ID

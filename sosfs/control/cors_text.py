@@ -1,4 +1,4 @@
-"""The CORS rules of a bucket as text: the JSON that Exoscale's portal takes, and what a valid rule is.
+"""CORS rules as text: the JSON of Exoscale's portal, checked.
 
     {"CORSRules": [{"AllowedOrigins": ["https://example.com"], "AllowedMethods": ["GET"], "MaxAgeSeconds": 3600}]}
 

@@ -1,4 +1,4 @@
-"""The hidden tree `.sosfs/` at the root of a mount: what is in it, and what its nodes are.
+"""The nodes of the tree `.sosfs/` and what is where in it.
 
     .sosfs/acl/PATH                                the ACL of an object          (control_files)
     .sosfs/bucket/{acl,cors,versioning,policy}     settings of the bucket        (control_files)

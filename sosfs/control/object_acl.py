@@ -1,4 +1,4 @@
-"""Who may read and write an object: how its ACL is read and replaced, and what happens around that.
+"""Read and replace the ACL of an object.
 
 The object must be in the bucket, so a changed file is committed first; no commit, attribute write or rename of
 it runs meanwhile, since each of them carries the ACL it has read before. An ACL is read before one is sent:

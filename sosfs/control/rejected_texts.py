@@ -1,4 +1,4 @@
-"""A settings text that cannot be applied: what is said of it and how long it is remembered.
+"""Settings texts that were refused, and why, for `.sosfs/errors`.
 
 Who writes `.sosfs/...` or an xattr gets no more than an errno; the line and the reason are kept for
 `.sosfs/errors`. Concurrency: trio thread only.

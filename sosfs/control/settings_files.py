@@ -1,4 +1,4 @@
-"""The text files of the control tree: what each shows, and what writing it does.
+"""The text files of `.sosfs`: what reading shows and what writing does.
 
 What is written is compared with what the server has, in meaning, and nothing is sent for what is so already.
 A refused text, and why it was, is kept in `.sosfs/errors`. Concurrency: trio thread only.

@@ -1,4 +1,4 @@
-"""Old versions of objects as read-only files, `.sosfs/versions/PATH/TIME_ID`: how they are named and read.
+"""Old versions of objects as read-only files, `.sosfs/versions/PATH/TIME_ID`.
 
 A directory of the mount is a directory here, and so is each of its files, deleted ones included; it holds one file for
 each version, named by the time it was written (UTC) and its id, so that names sort by age. Delete markers have

@@ -1,4 +1,4 @@
-"""What sosfs asks of those who hand out its memory and take it back: the C library, Python."""
+"""Keep the C library and Python from holding on to memory that is free."""
 
 from __future__ import annotations
 

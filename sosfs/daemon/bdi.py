@@ -1,4 +1,4 @@
-"""What sosfs asks of the kernel beside FUSE: a wider read-ahead for its mount."""
+"""Widen the kernel's read-ahead for the mount."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the process of a mount comes to be: fork, readiness, where it logs.
+"""Start the process of a mount: fork, readiness, where it logs.
 
     caller                       daemon
       |---- fork ------------------>|  own session, then the heavy imports and the threads

@@ -1,4 +1,4 @@
-"""The composition root of a mount: builds the parts, serves the kernel, drains at the end.
+"""Serve a mount: signals, the kernel's requests, the drain at its end.
 
 Whoever asks for the end (umount, SIGTERM, SIGINT) gets the same: the mount point goes, then everything that
 is not yet in the bucket is sent, then the process ends with an exit code that says whether something is left.

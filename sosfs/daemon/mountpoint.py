@@ -1,4 +1,4 @@
-"""The directory a bucket is mounted on: what it is now, whether it can be used, and how it is detached.
+"""The directory that is mounted on: its state, its use, how it is detached.
 
 It says which state of a mount point is which clear line for the user, and that a mount
 left by a daemon that died is cleared away. Nothing here asks the mount itself but `_is_dead`, in a thread that

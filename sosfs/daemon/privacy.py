@@ -1,4 +1,4 @@
-"""What keeps the daemon's files and memory to the user who mounted: modes of files, and no core dumps.
+"""Keep the daemon's files and memory to the user who mounted.
 
 The directory for journal, spools and caches may be one that others can enter (`--cache-dir`); the files in it hold
 what the modes of the mounted files may keep from them, so each is the owner's alone, whatever umask the caller had.

@@ -1,4 +1,4 @@
-"""What the service manager is told: ready, what is being done, stopping.
+"""Tell the service manager: ready, busy with what, stopping.
 
 It is told by the main process of the service, which is why the unit uses `sosfs mount -f`; where no
 `NOTIFY_SOCKET` is set nothing happens. Safe from any thread; a message is one datagram and does not block.

@@ -1,4 +1,4 @@
-"""What a mount serves, one bucket or all of an account: the face both show to `mount`.
+"""The protocol of what a mount serves: one bucket, or all of an account.
 
 Concurrency: trio thread only.
 """

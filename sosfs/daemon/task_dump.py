@@ -1,4 +1,4 @@
-"""What a mount is doing at this moment, for its log: each request and task, with its age and where it waits.
+"""List requests and tasks with their age and where they wait, for the log.
 
 Concurrency: trio thread only.
 """

@@ -1,4 +1,4 @@
-"""What was found damaged: set aside with what is known of it, and told until its user has removed it.
+"""Set damaged state aside, and count it until its user has removed it.
 
     STATE/damaged/20251128T204501Z-1/what    text; its first line is what `sosfs status` says
                                     /...     the bytes that are left: a spool file, a row's body, a database

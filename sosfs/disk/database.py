@@ -1,4 +1,4 @@
-"""A SQLite database from which nothing vanishes unnoticed.
+"""A SQLite database that notices when rows are lost or altered.
 
 SQLite has no checksums of what it stores, ends a damaged write-ahead log early without a word, and takes an old page
 for a new one. So there are three:

@@ -1,4 +1,4 @@
-"""The file system that a mount's state is on: how much room it has, and how some is given back.
+"""How much room the file system of a mount's state has, and giving some back.
 
 Safe from any thread.
 """

@@ -1,4 +1,4 @@
-"""A cache directory belongs to one mount at a time: the lock is a file in it, and ends with its process."""
+"""Lock a cache directory for one mount at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room for a database on a disk that may be full: some is held back, and what SQLite says of the rest.
+"""Hold back disk space, so that a database can be written when the disk is full.
 
 A file beside the journal takes room, which is given up for what leads to more: a row that goes, a delete or an upload
 that begins. So files can be removed and sent on a full disk, while what is new there is ENOSPC and changes nothing.

@@ -1,4 +1,4 @@
-"""How far a journal was written, noted beside it: a write-ahead log that lost its end does not say so itself.
+"""Note beside a database how far it was written: a log that lost its end does not say so.
 
 SQLite reads a log up to the first frame that is damaged, and takes what follows for never written. This file
 knows better:

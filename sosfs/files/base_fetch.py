@@ -1,4 +1,4 @@
-"""What comes into the spool of a changed file beside what is written: bytes of its base.
+"""Fetch bytes of the stored version into the spool of a changed file.
 
 Around a change that is read: the commit sends a changed part whole, so it needs them as well, and who reads and writes
 a file at random places would ask for a block with nearly every read. Who also reads where an eighth of it has changed

@@ -1,4 +1,4 @@
-"""When a draft goes into the bucket, and what a close waits for.
+"""Commit drafts to the bucket, and decide what a close waits for.
 
 `--durability bucket`: close and fsync return when the object is in the bucket, or with the error that
 kept it out; the bytes then stay here, and every later close, fsync and the sending task try again.

@@ -1,4 +1,4 @@
-"""Where the loser of two writers finds its bytes: beside the winner, as `NAME.conflict-HOST-TIME`.
+"""Keep the loser of two writers beside the winner, as `NAME.conflict-HOST-TIME`.
 
 Concurrency: trio thread only.
 """

@@ -1,4 +1,4 @@
-"""Tasks that begin a moment later, since what they would do may be undone by then.
+"""Start tasks a moment later, when what they would do may have become needless.
 
 Concurrency: trio thread only.
 """

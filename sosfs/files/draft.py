@@ -1,4 +1,4 @@
-"""A file being changed: its bytes, which of them are ours, and whether they are in the bucket.
+"""A file being changed: its bytes, and whether the bucket has them.
 
     NEW ----write----> DIRTY --commit--> COMMITTING --ok--> CLEAN --write--> DIRTY
      `---commit (empty file)--^             |  |

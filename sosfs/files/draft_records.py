@@ -1,4 +1,4 @@
-"""How a draft stands in the journal, so that it outlives this process.
+"""Keep the drafts' rows in the journal true.
 
     no row --save--> as of `Draft.recorded` --touched--> open (its spool is being written) --save--> ...
                               `--landed, unlinked: forgotten

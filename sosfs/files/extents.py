@@ -1,4 +1,7 @@
-"""Which bytes of a file are held: a set of half-open ranges, kept sorted and disjoint. Pure, one owner."""
+"""A set of half-open byte ranges, sorted and disjoint.
+
+Pure, one owner.
+"""
 
 from __future__ import annotations
 

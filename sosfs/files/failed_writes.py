@@ -1,4 +1,4 @@
-"""What becomes of a file when a write to it has failed: the bucket keeps what it had.
+"""Give up a file of which a write has failed: the bucket keeps what it had.
 
 A program that is told ENOSPC knows that its file is not whole, and nobody else does: a half file in the bucket would
 be taken for the file by every other program and host. So once the last writer has closed it, the draft is gone: a new

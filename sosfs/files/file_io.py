@@ -1,4 +1,4 @@
-"""Which bytes a file has: open files, reading, writing, truncating. When they go up is in `commits`.
+"""Open, read, write, truncate and close files.
 
 An inode's `Content` counts its handles and holds its draft, if it is being changed; every handle of the
 mount sees the draft at once. A handle that only reads stays with the version it was opened on, and goes

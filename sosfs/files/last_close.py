@@ -1,4 +1,4 @@
-"""Whether a close is the last one: what a process still has open.
+"""Tell whether a close is the last one of a process.
 
 A shell opens `> file`, duplicates the descriptor and closes the first, all before a byte is written; FUSE
 tells every one of these closes alike. Sending the empty file each time would double the requests and show other

@@ -1,4 +1,7 @@
-"""What is open and what has changed of one file: the state that `file_io` and `commits` share. Plain values."""
+"""The state of a file that is open or not stored yet: draft, upload, handles.
+
+Plain values.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the kernel's page cache holds of a file, and what is put there unasked.
+"""Put pages into the kernel's page cache, and take out those that are stale.
 
 A file that is read at random places is fetched in regions (see `readahead`); what came is put into the kernel's
 cache, so that the next read there costs no request at all, to the bucket or to this process, and the

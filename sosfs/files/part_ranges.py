@@ -1,6 +1,8 @@
-"""Which bytes of a file the parts of a multipart upload hold. Pure.
+"""Which byte ranges the parts of a multipart upload hold.
 
 Part sizes grow so that 4 TiB fits 10,000 parts: with 8 MiB, 1,000 parts of 8, 1,000 of 32 and 8,000 of 520 MiB.
+
+Pure.
 """
 
 from __future__ import annotations

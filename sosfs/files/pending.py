@@ -1,4 +1,7 @@
-"""What of a mount's drafts the bucket lacks, counted and in words. Concurrency: trio thread only."""
+"""Count and name the drafts that the bucket lacks.
+
+Concurrency: trio thread only.
+"""
 
 from __future__ import annotations
 

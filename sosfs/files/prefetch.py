@@ -1,4 +1,4 @@
-"""Which file is read next, when somebody reads one after the other: fetched ahead, side by side.
+"""Fetch the next files when somebody reads one after the other.
 
 tar, cp, grep and backup programs open the files of a tree in the order in which its directories are listed, and wait
 for each: at 20 ms a round trip that is 50 files a second. After `RUN` files in that order the next ones are asked

@@ -1,4 +1,4 @@
-"""Where the bytes of drafts lie until they are in the bucket.
+"""Where the bytes of drafts lie, in memory and on disk.
 
 A small draft stays in memory, for a file of its own costs more than its upload's share of CPU; it moves
 to a sparse file in the cache directory when it grows or when the area's memory is used up. Where the disk has

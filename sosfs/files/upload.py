@@ -1,4 +1,4 @@
-"""How a draft becomes an object: one PUT, or a multipart upload whose parts may go up while it is written.
+"""Turn a draft into an object: one PUT, or a multipart upload that runs while it is written.
 
 A part that was written over is sent again. Where room is short the bytes of a part that was sent are freed; they are
 in no other place then, until the whole is completed. Ranges that are still as in the old version are copied on the

@@ -1,4 +1,4 @@
-"""What follows a writer: full parts of large files go up behind it, and where room is short their bytes are freed.
+"""Send full parts behind a writer, and free their bytes where room is short.
 
     roomy --short--> parts go up at once, and what was sent is freed --tight--> one writer goes on, others wait
                                                                           `-- nothing comes: ENOSPC

@@ -1,4 +1,4 @@
-"""One bucket served to the kernel: how its parts come to be, and their life.
+"""Serve one bucket: reach it, build its parts, drain and close it.
 
     opened (its journal is ours) -> reached (the bucket answers) -> begun (parts, recovery) -> drained -> closed
 

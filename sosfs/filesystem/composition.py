@@ -1,4 +1,4 @@
-"""How the parts of a filesystem over one store are put together.
+"""Put together the parts of a filesystem over one store.
 
 `mount` composes them over a real bucket and the kernel; tests compose the same over a store in memory.
 """

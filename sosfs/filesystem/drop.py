@@ -1,4 +1,4 @@
-"""`sosfs drop`: what is forgotten of a file or tree, and what stays.
+"""Forget what is cached of files and trees.
 
 Forgotten are blocks in memory and on disk, remembered attributes, listings (that of the directory above too, which
 shows the name), and in the kernel attributes, pages and absent names: whoever looks next, asks the bucket.

@@ -1,4 +1,4 @@
-"""What a mount may use of memory and disk, and how several buckets share it.
+"""Share memory and disk among buckets, blocks, names and drafts.
 
 A mount of one bucket has the `whole`. Where all buckets of an account are mounted they have it together, so that
 the limits a user sets are those of the mount however many buckets are in use: the blocks of all are in one memory

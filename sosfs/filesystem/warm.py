@@ -1,4 +1,4 @@
-"""`sosfs warm`: which files are brought near, in which order, and what stops it.
+"""Fetch files and trees ahead: attributes, and bytes as far as the disk cache holds them.
 
 Attributes go into the attribute cache and bytes into the disk cache, past the memory for blocks that are being read;
 no byte goes through the kernel. One GET brings a small file's bytes and its attributes; without a disk cache a HEAD

@@ -1,4 +1,4 @@
-"""The kernel's requests for the control tree: nodes to attributes, open texts, what a close applies.
+"""Answer the kernel's requests for `.sosfs`.
 
 An open text is read whole, changed in memory and applied as a whole when it is closed. A flush applies what
 was written since the last one, and carries the error. A shell flushes what it has opened before it writes anything, so

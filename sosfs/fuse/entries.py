@@ -1,4 +1,4 @@
-"""What the kernel is told of an inode, and how long it may keep it.
+"""Attributes as the kernel gets them, and how long it may keep them.
 
 A name may be kept until its listing is out of date; attributes as long, but not at all while only the
 listing's guess is known, so that `stat` asks and `ls` does not.

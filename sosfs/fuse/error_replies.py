@@ -1,4 +1,4 @@
-"""What a handler's error becomes: an OSError its errno, a bug EIO and a traceback in the log.
+"""Turn what a handler raises into an errno: an OSError into its own, a bug into EIO.
 
 pyfuse3 ends the mount for whatever a handler raises but FUSEError; here is where that cannot happen.
 """

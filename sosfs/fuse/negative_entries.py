@@ -1,4 +1,4 @@
-"""Which absent names the kernel was told to remember.
+"""Absent names that the kernel was told to remember.
 
 The kernel answers for such a name by itself, so whoever wants it asked again (`drop`) has to say which one.
 What does not fit in here the kernel is not told to remember.

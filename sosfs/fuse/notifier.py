@@ -1,4 +1,4 @@
-"""What is said to the kernel's caches unasked: pages given; attributes, pages, names forgotten.
+"""Tell the kernel's caches unasked: pages to keep, attributes, pages and names to forget.
 
 Concurrency: a call may wait for a page that the mount itself has still to deliver, so they are made in a thread and
 the trio thread goes on serving.

@@ -1,4 +1,4 @@
-"""The kernel's requests: numbers to inodes, inodes to attributes, errors to errnos.
+"""Answer the kernel's requests for files: numbers to inodes, answers to attributes.
 
 With `control_tree` and `routing` all that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever
 else comes out of the halves below is turned into one by `error_replies`: an OSError into its errno, a bug into EIO and

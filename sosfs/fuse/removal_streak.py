@@ -1,4 +1,4 @@
-"""Telling `rm -r` from other walks, to spare it a question for each file.
+"""Tell `rm -r` from other walks, to spare it a request for each file.
 
 Before it removes a name, the kernel looks it up. A listed object small enough to be a symbolic link has
 to be asked for its type then, or a link would be followed as a file. A task that has removed several names of

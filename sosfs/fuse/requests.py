@@ -1,4 +1,4 @@
-"""Which kernel requests are under way, and which of them nobody waits for any more.
+"""Kernel requests under way, and those that nobody waits for any more.
 
 A program that waits for FUSE sits in the kernel until its request is answered. A signal that would end or interrupt it
 stays pending meanwhile, and pyfuse3 passes on none of the kernel's interrupts. So for requests older than `PATIENT`

@@ -1,4 +1,4 @@
-"""Which of the kernel's requests are for real files and which for the control tree.
+"""Pass each kernel request on to the files or to `.sosfs`.
 
 Numbers of nodes and of open handles say it: the control tree's begin at `nodes.FIRST`. Its root is the name `.sosfs`
 in the root of the mount, which no listing shows; what the bucket has there of that name is shown under another one

@@ -1,4 +1,4 @@
-"""Which extended attributes a file has, and what reading and setting each does.
+"""The extended attributes of a file: read, list, set, remove.
 
 | attribute                                  | stands for                                            |
 |--------------------------------------------|-------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""How a command has a running mount do something, and how it is told of it.
+"""Have a running mount carry out a command, and follow its progress.
 
 Beside the socket of `status` a daemon listens on one for errands. The command sends one line of JSON, which
 errand and for which paths, and gets lines of JSON back: news while it is under way, at the end the outcome or the

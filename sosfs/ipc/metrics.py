@@ -1,4 +1,7 @@
-"""What a mount tells Prometheus: names, kinds and help of its metrics. Pure functions."""
+"""The metrics of a mount for Prometheus: names, kinds and help.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 

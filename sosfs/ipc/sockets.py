@@ -1,4 +1,4 @@
-"""The unix sockets on which a mount answers: how one appears, is served and goes.
+"""Unix sockets on which a mount answers.
 
 All of it runs in the trio thread.
 """

@@ -1,4 +1,4 @@
-"""What a running mount tells about itself, and where.
+"""The status document of a mount: fields, where it is, how it is fetched.
 
 A daemon listens on a unix socket in its user's runtime directory, named by a hash of the mount point, and
 answers each connection with one JSON document. At its end it leaves its last `Status` in a file beside it,

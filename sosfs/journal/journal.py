@@ -1,4 +1,4 @@
-"""What must outlive a crash, and how it is kept.
+"""The journal: drafts, deletes, attributes, renames and uploads that must outlive a crash.
 
 One SQLite database in the cache directory holds what was promised and is not in the bucket yet: drafts, deletes,
 attribute changes, directory renames, and the multipart uploads under way. A row is written before the promise

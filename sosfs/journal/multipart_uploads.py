@@ -1,4 +1,4 @@
-"""The multipart uploads that a mount begins: each ends, completed or aborted, whatever becomes of requests and process.
+"""Multipart uploads that a mount begins: each ends, completed or aborted.
 
     intent --the answer has its id--> upload --completed or aborted--> nothing is left
        `--no answer, or one to a second try--> uploads of that key are looked for and aborted

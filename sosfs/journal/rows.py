@@ -1,4 +1,7 @@
-"""What the journal's rows hold, and how it is written as JSON. Pure values."""
+"""The journal's rows as values, and as JSON.
+
+Pure values.
+"""
 
 from __future__ import annotations
 

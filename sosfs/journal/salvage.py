@@ -1,4 +1,4 @@
-"""Opening the journal's database: is it what was written last? What is not is set aside, the rest goes on.
+"""Open the journal and set aside what is not as it was written.
 
     as it was written                             -> it is used                                         SOUND
     rows that are not what was written            -> each is set aside, the others are used             ROWS

@@ -1,8 +1,8 @@
-"""Text from outside (keys, names, what a server said) as it may go to a terminal or into a log.
+"""Make text from outside safe for a terminal and a log.
 
 An S3 key may hold any character: an escape sequence that repaints the terminal, a line end that forges a line of the
-log, a mark that turns the direction of writing. They are shown as Python writes them in a string (`\\x1b`, `\\n`,
-`\\u202e`); all else, spaces and letters of any script, stays. What is for programs (JSON, `-0`) needs none of it.
+log, a mark that turns the direction of writing. They are shown as Python writes them in a string (`\x1b`, `\n`,
+`\u202e`); all else, spaces and letters of any script, stays. What is for programs (JSON, `-0`) needs none of it.
 
 Pure, safe from any thread.
 """

@@ -1,4 +1,7 @@
-"""How much is logged: set when a process begins to log, read again when it is told to (SIGHUP). One a process."""
+"""Set the log level, and read it again at SIGHUP.
+
+One a process.
+"""
 
 from __future__ import annotations
 

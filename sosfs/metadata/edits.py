@@ -1,4 +1,4 @@
-"""What a user changed of an object's attributes and the bucket lacks: how that stands over what the object has.
+"""Changes of an object's attributes that the bucket lacks, and how they stand over it.
 
 Edits are kept apart from the properties that were read, because those may be read again before the edits are
 written; applied twice they change nothing more. They are of single fields: where another client has changed the

@@ -1,4 +1,7 @@
-"""The six system headers of an object: what a new file gets. Pure functions."""
+"""The six system headers of an object, and what a new file gets.
+
+Pure functions.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How POSIX attributes stand in user metadata.
+"""POSIX attributes in user metadata, as s3fs, rclone and s3cmd write them.
 
 Written the way s3fs writes them, the form most tools read: `mode` the decimal st_mode with its type
 bits, `uid`, `gid` decimal, `mtime` as `seconds.nanoseconds`, and `rdev` for devices (as GeeseFS). Read

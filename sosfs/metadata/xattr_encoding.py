@@ -1,4 +1,4 @@
-"""How the name and value of a `user.` xattr stand in user metadata and come back.
+"""Names and values of `user.` xattrs in user metadata.
 
 A name made of `a-z`, digits, `.` and `-` is the metadata's name. HTTP carries no other name safely: it knows
 no upper case, and servers and proxies take `_` for `-`. Such a name becomes `xattr-` and the name with every

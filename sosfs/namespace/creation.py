@@ -1,4 +1,4 @@
-"""How names come to be: files, directories, links and special files.
+"""Create files, directories, links and special files.
 
 A file begins here and goes into the bucket with its bytes (`commits`). All else is an object of its own that is there
 when the call returns, under the condition that its name is absent. In journal mode a directory is only recorded

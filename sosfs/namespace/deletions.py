@@ -1,4 +1,4 @@
-"""Deletes that travel together: one by one they are asked for, in batches they are sent.
+"""Collect deletes of keys and send them in batches.
 
     delete(key) --first of a burst--> sent and awaited
         `------while that succeeded lately--> QUEUED --batch--> gone

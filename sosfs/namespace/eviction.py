@@ -1,4 +1,4 @@
-"""Names that are forgotten because there are too many: which of them, and when.
+"""Forget inodes when there are too many.
 
 What was listed stays known for as long as the kernel knows it, and that is for as long as the machine has memory.
 With more than `most` names known, files of the directories that were listed longest ago go: at once where the

@@ -1,4 +1,4 @@
-"""When a name is won in the bucket, before the call that makes it returns or later. Pure functions.
+"""When `O_EXCL` and mkdir claim their name in the bucket.
 
 A file created with O_EXCL is created in the bucket under the condition that its name is absent, so of any
 number of hosts one wins. Usually that happens with its bytes, at the first close: cp, tar and rsync open
@@ -10,6 +10,8 @@ the name. The first upload wins; the bytes of the others are kept beside it, aft
 needs one winner for plain names too takes `--exclusive always`, which holds in both modes.
 
 mkdir is as exclusive, and done before it returns; in journal mode only that of a lock is, or with `always` each.
+
+Pure functions.
 """
 
 from __future__ import annotations

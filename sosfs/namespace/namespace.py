@@ -1,4 +1,4 @@
-"""Which names exist: lookup and removing. Creating is in `creation`, renaming in `rename`.
+"""Look up and remove names.
 
 A directory that was listed lately answers every lookup, the absent ones too; so does one that this mount
 made. Otherwise one page of a LIST is asked for, which serves the lookups that follow; only in directories

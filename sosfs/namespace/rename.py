@@ -1,4 +1,4 @@
-"""Renaming: copies on the server, then deletes, and the tree shows it as one step.
+"""Rename files and directories: copy on the server, then delete.
 
 A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
 (headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old

@@ -1,4 +1,4 @@
-"""What a rename does to objects: a copy of each under its new key, and when the old ones may go.
+"""The copies that a rename makes, and when the old keys may go.
 
     COPYING --all copies are there--> COPIED --the old keys are removed--> done
        `--an error, an unmount, a crash--> the copies go, the old keys are as they were (`rename_rollback`)

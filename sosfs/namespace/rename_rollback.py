@@ -1,4 +1,4 @@
-"""The way back of a rename that did not get through: its copies go again, now, later, or by the next mount.
+"""Undo a rename that did not get through: now, later, or at the next mount.
 
 Where a rename ends is one rule for a running mount and for the next one after a crash: as long as a copy is missing
 all copies go; once all are there nothing is taken back, for the first delete may have been sent. But where the key

@@ -1,4 +1,4 @@
-"""The attribute changes that an earlier mount left in its journal, written before the next one begins.
+"""Write the attribute changes that an earlier mount left in its journal.
 
 A change holds for the bytes whose attributes were changed, whatever was done to their metadata since: each copy of ours
 makes another version, and which of them a dead process has made is not known. It is of single fields, so that what

@@ -1,4 +1,4 @@
-"""Where the keys of a journal are in the tree, whose directories nobody has looked at yet.
+"""Find the inodes of the journal's keys in a tree that nobody has listed yet.
 
 Concurrency: trio thread only; runs before the kernel's first request.
 """

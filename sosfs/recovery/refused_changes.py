@@ -1,4 +1,4 @@
-"""How a mount goes on with what the server has refused to an earlier one, and may refuse to it as well.
+"""Go on with changes that the server has refused to an earlier mount.
 
 `replay.Replay` writes what it can before the mount begins, and leaves in the journal what was refused, and what a
 request of the dead process may undo yet. It is back in the tree then, as it was in the earlier mount: attributes as

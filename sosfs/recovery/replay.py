@@ -1,4 +1,4 @@
-"""What a mount does with the journal that an earlier one left.
+"""Replay the journal that an earlier mount left.
 
     renames under way   -> taken back, or finished where all copies were there (`rename_rollback`)
     deletes             -> sent, where the object is still the version that was removed

@@ -1,4 +1,4 @@
-"""The bytes that an earlier mount left: are they what was recorded? What is not, and what nobody knows, is set aside.
+"""Check the bytes that an earlier mount left, and set aside what is damaged or unknown.
 
     a draft of the journal  -> its spool, if that has the length and the checksums of the row; else an entry of `damage`
     a file without a row    -> removed, if the journal is sound and the last mount made it: its draft was in the

@@ -1,4 +1,4 @@
-"""The calls on an account and on its buckets as a whole: list, create, remove.
+"""List, create and remove the buckets of an account.
 
 A bucket is created in the zone of the server that is asked, and only that zone's server removes it.
 

@@ -1,4 +1,4 @@
-"""How many keys are removed: in batches, or one by one where a batch is refused.
+"""Delete any number of keys, in batches where the server takes them.
 
 A batch names its keys in its body, and some servers (Ceph 16) ask for the right to remove from the whole bucket
 before they look into it: a key limited to a prefix is refused what it may do one by one.

@@ -1,4 +1,4 @@
-"""One bucket of an S3 server: what a call promises beyond what the server does.
+"""One bucket of an S3 server behind the `ObjectStore` protocol.
 
 What the server does not honour (conditions, pins of copies: `capabilities`) is made up for with a HEAD, which
 narrows a race and cannot close it. A lost answer to a conditional write is told from a lost race.

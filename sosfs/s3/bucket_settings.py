@@ -1,4 +1,4 @@
-"""The lane for what is set for a whole bucket, and for versions: botocore, whose 2 ms of CPU a call do not matter here.
+"""ACL, CORS, versioning, policy and old versions of a bucket, over botocore.
 
 What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
 `StoreError`. botocore takes an answer that it does not know for one in which nothing is set, and follows a server to

@@ -1,4 +1,4 @@
-"""In which zone a bucket is: the server is asked.
+"""Ask the server in which zone a bucket is.
 
 A bucket's name is unique over all zones of Exoscale, and a HEAD of it at any zone's endpoint is answered with
 `x-amz-bucket-region`, whatever the status. That is asked without a signature: no right is needed, and a key is

@@ -1,4 +1,4 @@
-"""Which conditions a server honours.
+"""Find out which preconditions a server honours, on a scratch key.
 
 Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
 takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload

@@ -1,4 +1,4 @@
-"""Which certificate authorities a server's certificate may come from.
+"""Which certificate authorities are trusted.
 
     --ca-bundle, AWS_CA_BUNDLE, `ca_bundle` of the AWS profile, SSL_CERT_FILE, REQUESTS_CA_BUNDLE, CURL_CA_BUNDLE,
     else those of the system, else those that the certifi package brings

@@ -1,4 +1,4 @@
-"""The checksums that S3 records of objects, how they are told and how they are computed.
+"""The checksums that S3 keeps of objects: read, compute, compare.
 
 Values and pure functions, safe from any thread.
 """

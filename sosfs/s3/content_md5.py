@@ -1,4 +1,4 @@
-"""The hash that a server may want with what is stored (Content-MD5).
+"""Send Content-MD5 where a server insists on it.
 
 AWS stores nothing without one in a bucket whose objects it locks by themselves (Object Lock with a default retention),
 and says so with a 400. A hash costs 1.6 s of CPU a GB: so it is sent from the first such refusal on.

@@ -1,4 +1,4 @@
-"""Copying an object on the server whatever its size: one CopyObject, or parts side by side over 5 GiB.
+"""Copy an object on the server: one CopyObject, or parts side by side over 5 GiB.
 
 Parts are also the way where the server cannot copy an object whole: Ceph before version 20 copies what is encrypted
 with a customer's key part by part only.

@@ -1,4 +1,4 @@
-"""The key with which the server encrypts objects, and which it does not keep (SSE-C): read and sent.
+"""The key of SSE-C, with which the server encrypts and which it does not keep.
 
 It is read from a file once, at the start, and goes nowhere but into the headers of requests: no repr, log, status
 or journal has it. A server needs it with each request that reads or writes an object's bytes or asks about it, a

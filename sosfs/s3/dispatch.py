@@ -1,4 +1,4 @@
-"""How a request gets a thread and a valid key.
+"""Run a request in a thread with a valid key.
 
 Requests block threads, bulk data other ones than all else, so that it never starves `ls`. A request that
 began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again

@@ -1,4 +1,7 @@
-"""Where a bucket is, whom to trust on the way, and how long its server may take to answer. Immutable."""
+"""Where a bucket is, whom to trust on the way, and how long its server may take.
+
+Immutable.
+"""
 
 from __future__ import annotations
 

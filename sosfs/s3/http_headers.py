@@ -1,4 +1,4 @@
-"""How keys, properties and versions look in HTTP headers.
+"""Keys, properties and versions as HTTP headers.
 
 User metadata is text for us and ASCII on the wire: a value that HTTP would not carry as it is becomes an
 RFC 2047 encoded word (which is what S3 itself answers for such values), and raw UTF-8 written by other

@@ -1,4 +1,4 @@
-"""An HTTP request, its answer, and why there is none: the values between `transport` and who uses it.
+"""An HTTP request, its answer, and why there is none.
 
 All are immutable and safe from any thread. None shows a secret in its repr.
 """

@@ -1,4 +1,4 @@
-"""What the answers to listings say: pages of keys, of versions, of uploads and their parts, of buckets.
+"""Parse the answers to listings of keys, versions, uploads, parts and buckets.
 
 Read with the C parser of the standard library: 5 ms of CPU for a page of 1,000 keys, where boto3 takes 57.
 

@@ -1,4 +1,4 @@
-"""What an answer to a HEAD or a GET must have to be an object: decided before the first byte of its body is read.
+"""Judge whether the answer to a HEAD or a GET is an object, before its body is read.
 
 A login page, an empty answer, an error that came with 200 are no objects, however well they look. An object has an
 ETag, a length, and a time that can be read; a range says which one it is and of how many bytes. What lacks one of

@@ -1,4 +1,4 @@
-"""The URLs of objects: the plain one and the presigned one.
+"""The plain and the presigned URL of an object.
 
 A presigned URL is made here, without a request: whoever has it may read the object until it expires, as far as
 the key that signed it may, and at that key's cost where the requester pays. There is none for objects that are

@@ -1,4 +1,4 @@
-"""Listings that come in pages: all of one, and that it comes to an end.
+"""Read a paged listing to its end, and see to it that it has one.
 
 A server or a gateway that answers each page with the same one, or with pages that lead back to an earlier one, would
 keep who lists for ever. So no token may come twice.

@@ -1,4 +1,4 @@
-"""How a condition on a write is kept: by the server where it honours it, else by a HEAD compare.
+"""Keep a condition on a write: by the server where it honours it, else by a HEAD compare.
 
 A HEAD compare narrows the race and cannot close it. Also here: how a lost answer is told from a lost race, and
 an absence from a refusal. Each function asks through the `head` it is given and keeps no state; trio thread.

@@ -1,4 +1,4 @@
-"""What an object store can do, as sosfs needs it: the protocol and its values.
+"""The object store as the rest of sosfs sees it: protocol and values.
 
 Whoever implements it (`s3.S3Store` over HTTP, `fake.FakeStore` in memory) passes one contract suite.
 Keys are whole S3 keys as `str` (any legal key: `a//b`, `../x`, control characters), ranges half-open

@@ -1,4 +1,4 @@
-"""Which proxy a request goes through, by the variables that curl, Python's urllib and most tools read.
+"""Which proxy a request goes through, by the usual variables.
 
     http_proxy, HTTP_PROXY       for http:// endpoints
     https_proxy, HTTPS_PROXY     for https:// endpoints, through a tunnel (CONNECT)

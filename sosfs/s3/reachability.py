@@ -1,4 +1,4 @@
-"""Whether a bucket can be mounted and, in words for the user, why not. Trio thread."""
+"""Tell in words why a bucket cannot be mounted."""
 
 from __future__ import annotations
 

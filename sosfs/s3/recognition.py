@@ -1,4 +1,4 @@
-"""How an object is known to be the one that a request of ours made, when its answer was lost.
+"""Recognise the object that a request of ours made when its answer was lost.
 
 Before a request that makes an object is sent, its token is written down. Where ETags are hashes the token is the
 ETag that the object will have. With encryption a server may make ETags of its own (AWS does); then the token is

@@ -1,4 +1,4 @@
-"""What is tried again, when, and for how long: the one rule for all requests.
+"""Which requests are tried again, when, and for how long.
 
 A try that got no answer, or one that says "not now", is made again after a pause that doubles from try to try, up
 to `PAUSE_MAX`; of which a part is slept that dice choose ("full jitter"), so that many clients of a server that

@@ -1,4 +1,4 @@
-"""The key on which a server or a key's rights are tried."""
+"""The key on which a server and a key's rights are tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One S3 request and its whole answer: how it is signed, what counts as an answer, and what is made of its refusal.
+"""Sign and send one S3 request, and judge its answer.
 
 libcurl signs (`transport`), 0.08 ms of CPU a small request; botocore's signer what libcurl cannot: a path with `.`
 or `..` in it, and all where libcurl is older than the one that was seen to sign every key, query and header right.

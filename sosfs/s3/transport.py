@@ -1,4 +1,4 @@
-"""One HTTP request and its whole answer, over libcurl: 0.08 ms of CPU a small one, 0.4 s a GiB.
+"""One HTTP exchange over libcurl: 0.08 ms of CPU a small one, 0.4 s a GiB.
 
 Nothing here knows S3, but that libcurl itself can sign for it (`Signing`). What holds for every request:
 

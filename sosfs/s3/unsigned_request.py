@@ -1,4 +1,4 @@
-"""What a server tells anybody: one HEAD request without a signature.
+"""Ask a server what it tells anybody: one HEAD without a signature.
 
 No key is sent and no redirect is followed, so nothing can be led astray by an answer. Safe from any thread;
 blocks its thread. Imports libcurl and so must not be imported before the daemon has forked.

@@ -1,4 +1,4 @@
-"""Whether what was sent arrived: the MD5 that is the ETag of a PUT or a part, beside that of the bytes sent.
+"""Compare the ETag of a PUT or a part with the MD5 of what was sent.
 
 What arrived otherwise, or was refused for that, is sent once more, then it is EIO. A damaged object has replaced what
 was there before: the second try is on condition that it still stands there, and so must be every later one.

@@ -1,4 +1,4 @@
-"""The XML of S3: what bodies of requests and answers look like; and which answers are errors. Listings: `listed`.
+"""S3's XML: bodies of requests and answers, and which answers are errors.
 
 An answer is good only where it can be an S3 server's answer to what was asked (`refusal_of`): a 200 may carry an
 error, and a gateway's page may come with any status. Namespaces are passed over, because servers disagree about them.

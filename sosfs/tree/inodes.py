@@ -1,4 +1,4 @@
-"""Inodes and directories: what a file is to this mount, and what is known of a directory's entries.
+"""Inodes and directories: what a mount knows of its files.
 
 An inode knows its parent and its segment of the key, never a path: a renamed directory changes one
 pointer. The two halves above, names (`namespace`) and bytes (`files`), share nothing but the inode.

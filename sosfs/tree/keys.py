@@ -1,4 +1,4 @@
-"""How a key's segments become file names and back.
+"""Keys to file names and back.
 
 A key is cut at every `/`; a segment is shown as it is, unless Linux or the tree cannot carry it. Then its
 name begins with `%~`, and the escape round-trips:
@@ -15,7 +15,7 @@ Control characters need no escape: Linux carries every byte but `/` and NUL, and
 a key with NUL.
 
 A key is UTF-8, a file name is any bytes. A byte that is no UTF-8 stands in the key as rclone writes it: U+201B and
-two hex digits, so that the Latin-1 name `caf\\xe9` is the segment `caf‛E9`. A name that has such a text itself
+two hex digits, so that the Latin-1 name `caf\xe9` is the segment `caf‛E9`. A name that has such a text itself
 gets the `‛` doubled; a segment that no name would give (`‛C3‛A9` is `é`) is shown as `%~=` and the segment.
 
 Pure functions, safe from any thread.

@@ -1,4 +1,4 @@
-"""Asking for a directory's keys, page by page, when what is known of them is out of date.
+"""List a directory's keys, page by page, when what is known is out of date.
 
 Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
 already asking for. Who has read half of the first page finds the next one asked for, and who has come to a later page

@@ -1,4 +1,4 @@
-"""How the pages of a listing are merged into a directory.
+"""Merge the pages of a listing into a directory.
 
 What this mount did after a pass began is newer than what its pages say, so `touched` names are left as they are;
 entries that a finished pass did not show are gone.

@@ -1,4 +1,4 @@
-"""Listing a whole subtree at once: thousands of keys a request, where a directory's listing has a handful.
+"""List a whole subtree at once, thousands of keys a request.
 
 A LIST without delimiter gives every key below a prefix in order, so the directories can be told from it: those
 whose keys have all been shown are complete, and become a finished pass each, as if they had been

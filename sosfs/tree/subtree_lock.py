@@ -1,4 +1,4 @@
-"""Keeps commits and renames of one subtree apart: a key must not change while bytes travel to it.
+"""Shared and exclusive locks on subtrees: no key changes while bytes travel to it.
 
 Commits, attribute writes, and what makes or removes a name pass together; a rename waits until none is under
 way in its subtree and holds new ones back until it is done. A task that renames may itself commit inside: it

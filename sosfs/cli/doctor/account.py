@@ -1,4 +1,4 @@
-"""Checks of what the user has configured: settings files and the key.
+"""Check what the user has configured: settings files and the key.
 
 Each place where a key was looked for is told, never a secret. Blocking, no state.
 """

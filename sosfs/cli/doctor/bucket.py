@@ -1,4 +1,4 @@
-"""Checks of what is set for the whole bucket: read only, and none is needed for a mount.
+"""Check what is set for the whole bucket; read only.
 
 A key for files alone may read none of it: that is "not allowed", and a mount works. Blocking, no state.
 """

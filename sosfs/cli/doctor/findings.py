@@ -1,4 +1,4 @@
-"""What a check of `sosfs doctor` found, and how findings are shown.
+"""The result of a check, and how results are shown.
 
 A table on a terminal, one line each in a pipe, one JSON document where that is asked for. No state but what
 `display` keeps of one run.

@@ -1,4 +1,4 @@
-"""Checks of this machine: FUSE, the mount point, the state directory, what is mounted.
+"""Check this machine: FUSE, the mount point, the state directory, other mounts.
 
 Nothing is changed. Blocking, no state.
 """

@@ -1,4 +1,4 @@
-"""`sosfs doctor`: which checks are made, in which order, and which need the ones before.
+"""`sosfs doctor`: which checks are made, in which order.
 
     machine -> settings -> key -> endpoint, clock, zone -> rights -> server -> settings of the bucket -> mounts
 

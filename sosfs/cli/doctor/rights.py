@@ -1,4 +1,4 @@
-"""What a key may do under a prefix: how each right is tried, and how grave its lack is.
+"""Try each right of a key under a prefix, and tell how grave its lack is.
 
 No real key is written to. Reading is tried on a key that nobody has: a 404 is the answer of a server that lets
 it, a 403 of one that does not. Everything that writes is tried on that same key, which is removed afterwards;

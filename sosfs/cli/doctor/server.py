@@ -1,4 +1,4 @@
-"""Checks of the server: whether it answers, its clock, the bucket's zone, and what it honours.
+"""Check the server: whether it answers, its clock, the bucket's zone, what it honours.
 
 Blocking, no state.
 """
