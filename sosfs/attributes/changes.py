@@ -121,7 +121,7 @@ class Changes(Revalidation):
         open_file = inode.open_file
         is_first = open_file is not None and open_file.draft is not None and open_file.draft.base is None
         version = None if inode.is_directory or is_first else inode.version
-        tokens = (open_file.going[0], *open_file.late) if open_file is not None and open_file.going is not None else ()
+        tokens = open_file.in_flight.tokens if open_file is not None else ()
         posix, is_written = inode.posix, self._is_written(inode)
         if is_written:  # a kill may leave it without those bytes
             posix = replace(posix, mtime_ns=self._times[inode])
@@ -142,7 +142,7 @@ class Changes(Revalidation):
             self.dirty.add(inode)
             self.marked(inode)
 
-    def goes(self, inode: Inode) -> None:
+    def sent(self, inode: Inode) -> None:
         """An upload is about to make the object, with the attributes of now: the record knows it by its token."""
         if inode.attributes_dirty:
             self._mark(inode)

@@ -145,11 +145,11 @@ class Commits:
         await self._deletions.settle(key)
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
         await self._attributes.ascertain(inode)
-        if open_file.going is not None and await self.recognise(inode, draft, open_file.going[0], *open_file.late):
+        if await self.recognise(inode, draft, *open_file.in_flight.tokens):
             self.records.moved(inode)
             await self.drop_upload(open_file)  # the object may be made of it: it is no more then
         posix, serial = inode.posix, draft.commit_begins()
-        announce = partial(self.records.goes, inode, open_file, serial)
+        announce = partial(self.records.sent, inode, open_file, serial)
         try:
             properties, acl = await self.carry(inode)
             version = await self._send(open_file, draft, key, properties, acl, announce)
@@ -162,8 +162,8 @@ class Commits:
             if error.cause is Cause.DENIED:
                 self._attributes.permissions.add([Right.WRITE])
             if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
-                if open_file.late and await self.recognise(inode, draft, *open_file.late):
-                    open_file.going, open_file.late = None, ()
+                if await self.recognise(inode, draft, *open_file.in_flight.earlier):
+                    open_file.in_flight.answered()
                     self.records.moved(inode)
                     await self._commit(inode, open_file, draft)
                     return
@@ -177,14 +177,17 @@ class Commits:
         inode.pages = version.etag if inode.pages in ("", before) else inode.pages
         draft.commit_landed(Source(key, version.etag, version.size), version, serial)
         used = open_file.upload.properties if open_file.upload is not None else properties
-        open_file.upload, open_file.going, open_file.late = None, None, ()
+        open_file.upload = None
+        open_file.in_flight.answered()
         with self._journal.together():
             self._landed(inode, open_file, draft, version)
             self._attributes.wrote(inode, used, posix, adopt_time=not open_file.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
 
     async def recognise(self, inode: Inode, draft: Draft, *tokens: str) -> Object | None:
-        """The object that a request of ours made whose answer was lost, if it is there; the draft stands on it."""
+        """The object that a request with one of these tokens made, if it is there; the draft then stands on it."""
+        if not tokens:
+            return None
         key = self._inodes.key(inode)
         try:
             found = await look(self._uploader.store, key, detail=Detail.WHOLE)
@@ -200,8 +203,8 @@ class Commits:
 
     async def ascertain(self, inode: Inode) -> None:
         """Which version the bucket has of a file is known afterwards, though the answer to our request was lost."""
-        if (open_file := opened(inode)) and open_file.draft and open_file.going:
-            await self.recognise(inode, open_file.draft, open_file.going[0], *open_file.late)
+        if (open_file := opened(inode)) and open_file.draft:
+            await self.recognise(inode, open_file.draft, *open_file.in_flight.tokens)
 
     def _landed(self, inode: Inode, open_file: OpenFile, draft: Draft, version: Version) -> None:
         inode.version, inode.known, inode.whole = version, Known.ALL, True
@@ -318,9 +321,8 @@ class Commits:
             self._backlog.fell(size)
         if open_file.writers == 0:
             await self.let_go(inode, open_file)
-        if (
-            inode.opens == 0 and open_file.draft is None and opened(inode) is open_file
-        ):  # not one begun while this rested
+        is_last = opened(inode) is open_file  # not one begun while this rested
+        if is_last and inode.opens == 0 and open_file.draft is None:
             inode.open_file = None
 
     async def wait_for_room(self, limit: int) -> None:

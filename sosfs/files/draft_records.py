@@ -95,7 +95,7 @@ class DraftRecords:
             properties=self._attributes.known(inode),
             spool=draft.spool.path.name if draft.spool.on_disk else "",
             sums=draft.sums if draft.recorded == draft.serial else (),
-            going=_going(open_file, draft),
+            going=_in_flight(open_file, draft),
             body=draft.spool.body,
             edits=inode.edits,
             parts=open_file.upload.freed if open_file.upload is not None else (),
@@ -114,14 +114,14 @@ class DraftRecords:
             self._journal.alter_draft(open_file.row, partial(self._followed, inode, open_file, draft))
 
     def _followed(self, inode: Inode, open_file: OpenFile, draft: Draft, saved: SavedDraft) -> SavedDraft:
-        base, going = draft.base, open_file.going
+        base, flight = draft.base, open_file.in_flight
         return replace(
             saved,
             key=self._inodes.key(inode),
             base=(base.key, base.etag, base.size) if base is not None else None,
             expected=draft.expected,
             version=inode.version,
-            going=(going[0], going[1] >= draft.safe) if going is not None else None,
+            going=(flight.newest, flight.serial >= draft.safe) if flight.newest is not None else None,
         )
 
     def landed(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
@@ -141,27 +141,27 @@ class DraftRecords:
             posix=inode.posix,
             properties=self._attributes.known(inode),
             edits=inode.edits,
-            going=_going(open_file, open_file.draft),
+            going=_in_flight(open_file, open_file.draft),
         )
         self._journal.alter_draft(open_file.row, change)
 
-    def goes(self, inode: Inode, open_file: OpenFile, serial: int, token: str) -> None:
+    def sent(self, inode: Inode, open_file: OpenFile, serial: int, token: str) -> None:
         """A request is about to make the object with this token, of the draft as of `serial`.
 
         Should its answer get lost, the record tells of it.
         """
-        open_file.goes(token, serial)
+        open_file.in_flight.sent(token, serial)
         if not open_file.row:
-            self._attributes.goes(inode)
+            self._attributes.sent(inode)
             return
         try:
-            self._tell_going(open_file, serial, token)
+            self._note_sent(open_file, serial, token)
         except OSError as error:
             if error.errno not in FULL:
                 raise
             log.info("the upload of a recorded file is not recorded: %s", error)  # it makes room, so it goes on
 
-    def _tell_going(self, open_file: OpenFile, serial: int, token: str) -> None:
+    def _note_sent(self, open_file: OpenFile, serial: int, token: str) -> None:
         if open_file.draft is not None and open_file.draft.safe > serial:  # recorded since the commit began
             self._journal.alter_draft(open_file.row, partial(replace, going=(token, False)))
         else:
@@ -182,7 +182,7 @@ class DraftRecords:
         """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
         open_file = opened(inode)
         if open_file is not None and open_file.row and open_file.draft is not None and open_file.draft.spool.on_disk:
-            change = partial(_cut, open_file.draft.size, _going(open_file, open_file.draft))
+            change = partial(_cut, open_file.draft.size, _in_flight(open_file, open_file.draft))
             self._journal.alter_draft(open_file.row, change)
 
     async def rest(self, draft: Draft) -> None:
@@ -214,5 +214,6 @@ def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedD
     return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
 
 
-def _going(open_file: OpenFile, draft: Draft) -> tuple[str, bool] | None:
-    return (open_file.going[0], open_file.going[1] == draft.serial) if open_file.going is not None else None
+def _in_flight(open_file: OpenFile, draft: Draft) -> tuple[str, bool] | None:
+    flight = open_file.in_flight
+    return (flight.newest, flight.serial == draft.serial) if flight.newest is not None else None

@@ -16,16 +16,15 @@ from sosfs.concurrency.locks import FairLock
 from sosfs.files.draft import Draft
 from sosfs.files.upload import Upload
 from sosfs.s3.protocol import Version
+from sosfs.s3.recognition import InFlight
 from sosfs.tree.inodes import Inode
-
-LATE_MAX = 64  # different ones that are remembered of the requests without an answer
 
 
 class OpenFile:
     """The bytes side of an inode that is open or not yet in the bucket."""
 
     __slots__ = (
-        *("draft", "failed", "going", "late", "lock", "row"),
+        *("draft", "failed", "in_flight", "lock", "row"),
         *("sending", "source", "times_given", "upload", "writers"),
     )
 
@@ -38,8 +37,7 @@ class OpenFile:
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket
         self.row = 0  # of the draft in the journal; 0: none
-        self.going: tuple[str, int] | None = None  # ETag and serial of what a request under way stores
-        self.late: tuple[str, ...] = ()  # ETags of what earlier ones may store yet: they got no answer
+        self.in_flight = InFlight()
         self.failed: OSError | None = None  # what the last commit ended with
 
     @contextmanager
@@ -51,12 +49,6 @@ class OpenFile:
             self.failed = error
             raise
         self.failed = None
-
-    def goes(self, token: str, serial: int) -> None:
-        """A request is about to be sent; those before it that got no answer may take effect yet."""
-        if self.going is not None:
-            self.late = tuple(dict.fromkeys((*self.late, self.going[0])))[-LATE_MAX:]
-        self.going = (token, serial)
 
     def rebase(self, source: Source, version: Version) -> None:
         """The object became another version with the same bytes, or under another key, by our own doing."""

@@ -241,7 +241,7 @@ class WriteBehind:
             open_file.upload.free()
 
     async def _follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
-        if draft.is_committing or open_file.going is not None or draft.size < self._uploader.plan.first:
+        if draft.is_committing or open_file.in_flight.tokens or draft.size < self._uploader.plan.first:
             return  # a request without an answer may have completed the upload: the commit finds out
         key = self._inodes.key(inode)
         if open_file.upload is None or open_file.upload.key != key:

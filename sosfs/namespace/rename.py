@@ -92,9 +92,8 @@ class Renames:
             await held.enter_async_context(self._file_io.writeback.gathered(inode))
             if target is not None:
                 await held.enter_async_context(self._file_io.leaving(target))
-            await held.enter_async_context(
-                self._subtree_lock.shared(parent)
-            )  # else it could be renamed itself meanwhile
+            # Else the new parent could be renamed itself meanwhile.
+            await held.enter_async_context(self._subtree_lock.shared(parent))
             await held.enter_async_context(self._subtree_lock.exclusive(*filter(None, (inode, target))))
             await self._move(inode, target, parent, segment, parsed.form)
         old_parent.touch()

@@ -313,7 +313,7 @@ class Adoption:
         if going is None:
             return False
         etag, is_all = going
-        content_of(inode).going = (etag, draft.serial if is_all else 0)
+        content_of(inode).in_flight.sent(etag, draft.serial if is_all else 0)
         found = await self._commits.recognise(inode, draft, etag)
         if found is None or not is_all:
             return False

@@ -31,6 +31,7 @@ from sosfs.concurrency.locks import FairLock
 from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
+from sosfs.s3.recognition import InFlight
 from sosfs.tree.keys import BEHIND_CONTROL, CONTROL, Form, name_of
 
 ROOT = 1
@@ -94,12 +95,8 @@ class FileState(Protocol):
         """Of the draft in the journal; 0 for none."""
 
     @property
-    def going(self) -> tuple[str, int] | None:
-        """ETag and serial of what a request under way stores."""
-
-    @property
-    def late(self) -> tuple[str, ...]:
-        """ETags of what earlier requests, which got no answer, may store yet."""
+    def in_flight(self) -> InFlight:
+        """The requests that may store it yet."""
 
     def rebase(self, source: Source, version: Version) -> None:
         """The object became another version with the same bytes, or under another key, by our own doing."""
