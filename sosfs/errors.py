@@ -94,7 +94,7 @@ BY_STATUS: dict[int, int] = {
     504: errno.ETIMEDOUT,
 }
 
-# For an answer that is no S3 server's, where it tells a program more than EIO would.
+# For an answer that is no S3 server's, where it says more to a program than EIO would.
 BY_STATUS_ELSEWHERE: dict[int, int] = {
     401: errno.EACCES,
     403: errno.EACCES,

@@ -16,7 +16,7 @@ BEGIN, END = "<!-- modules -->\n", "<!-- end of modules -->"
 def modules() -> str:
     """The modules of each wing, from the top, each with the first line of its docstring."""
     found = [path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"]
-    wings = sorted(found, key=lambda path: (WINGS.index(path.with_suffix("").parts[0]), str(path)))
+    wings = sorted(found, key=lambda path: (WINGS.index(path.with_suffix("").parts[0]), path.parent, path.name))
     lines = ["```"]
     for folder, paths in groupby(wings, key=lambda path: path.parent):
         lines += [f"{folder}/"] if folder.name else []

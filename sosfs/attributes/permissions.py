@@ -1,6 +1,6 @@
 """What the mount's key may not do, asked before a program is promised anything.
 
-A key may be limited to reading, to a part of the bucket, or to storing without removing, and no server tells
+A key may be limited to reading, to a part of the bucket, or to storing without removing, and no server says
 which. As long as nothing was refused nothing is asked. After a refusal (of the mount's scratch key, or of a
 write) opening for writing, creating and changing attributes ask first, with a request that changes nothing
 whatever its answer is, so that EACCES comes from open(2) and not from a close whose bytes then have nowhere to go.

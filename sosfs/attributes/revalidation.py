@@ -204,7 +204,7 @@ class Revalidation:
             return inode
         remembered = self._cache.find(self._inodes.key(inode), "")
         if remembered is not None:
-            # Its listing tells whether the marker is still that one, and will be asked for next.
+            # Its listing shows whether the marker is still that one, and will be asked for next.
             directory = self._listings.directory(inode)
             self.attribute_prefetch.listing(directory)
             await self._listings.first_page(directory)

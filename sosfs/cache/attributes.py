@@ -1,6 +1,6 @@
 """Object metadata on disk, kept over restarts and valid for one version each.
 
-A listing tells an object's key, ETag, size and time. If all four are as they were when the object's
+A listing shows an object's key, ETag, size and time. If all four are as they were when the object's
 metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
 So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
 yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash such rows
@@ -179,7 +179,7 @@ def _row(row: Remembered) -> tuple[object, ...]:
 
 
 def _remembered(etag: str, size: int, modified: int | None, written: int, whole: int, properties: str) -> Remembered:
-    headers, metadata, *rest = json.loads(properties)  # older rows have no storage class: the listing tells it
+    headers, metadata, *rest = json.loads(properties)  # older rows have no storage class: the listing shows it
     known = Properties(Headers(*headers), metadata, *rest)
     return Remembered(Version(etag, size, modified), written, known, bool(whole))
 

@@ -99,7 +99,7 @@ class BlockFetch:
         return answer
 
     async def lay_up(self, source: Fetched, first: int, last: int) -> Object:
-        """Fetches the blocks `[first, last)` onto the disk, past the memory; what the answer tells of the object.
+        """Fetches the blocks `[first, last)` onto the disk, past the memory; what the answer says of the object.
 
         Raises ENOSPC where the disk cache has no room for them, and what the fetch raises.
         """
@@ -133,7 +133,7 @@ class BlockFetch:
 
     async def drop(self, source: Fetched) -> None:
         """Keeps nothing of a version that was found wrong."""
-        log.error("%s: its bytes came without the checksum that the server tells of ETag %s", source.key, source.etag)
+        log.error("%s: its bytes came without the checksum that the server gives for ETag %s", source.key, source.etag)
         self._verifier.condemn(source)
         self._forget(source)
         await self._forget_on_disk(source)
@@ -145,5 +145,5 @@ class BlockFetch:
 
 def wrong(source: Fetched) -> StoreError:
     """EIO for a version whose bytes are not those that were stored."""
-    detail = "the bytes do not have the checksum that the server tells (--verify none reads them anyway)"
+    detail = "the bytes do not have the checksum that the server gives (--verify none reads them anyway)"
     return StoreError(errno.EIO, f"GetObject {source.key!r}", detail=detail)

@@ -32,7 +32,7 @@ from sosfs.s3.protocol import ObjectStore, Slice
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
 REQUEST = 8 << 20  # bytes of one GET: beyond it a range gains nothing (measured 1.0-1.1 GB/s from 8 MiB)
-LAG = 4  # the part of the memory for blocks by which who reads in order may be ahead of the hash
+LAG = 4  # the part of the memory for blocks by which whoever reads in order may be ahead of the hash
 ACTIVE = 1.0  # seconds after which who has not read on is not counted among those who read ahead
 
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
@@ -76,7 +76,7 @@ class _Memory(LRUCache[Any, Run]):
     def popitem(self) -> tuple[Any, Run]:
         """Drives out the least recently used block, and when its fetch has lost more than half, all of that.
 
-        Who wants one of them again fetches it by itself, so it then keeps no other's bytes.
+        Whoever wants one of them again fetches it by itself, so it then keeps no other's bytes.
         """
         place, run = super().popitem()
         run.evicted += 1

@@ -7,7 +7,7 @@ order, so neither is a short run sequential nor a small step a jump.
 
 Reading at random places costs a round trip a place. The first few jumps fetch only what is asked; then each
 also fetches, behind it, the region it fell into, which doubles every few jumps. So the bytes that nobody may want
-never take much longer than the waiting that they may save, and who reads densely soon has the file at hand: once
+never take much longer than the waiting that they may save, and whoever reads densely soon has the file at hand: once
 an eighth of its regions are, the others are fetched side by side, as many at a time as the server needs to be busy.
 
 Concurrency: trio thread only.

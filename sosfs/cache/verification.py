@@ -7,7 +7,7 @@ CRC-64/NVME, SHA-1, SHA-256; a HEAD asks for it where the answer to a GET did no
 - A version of up to `WHOLE` bytes always comes in one request and is hashed before any byte of it is handed out or
   kept, and so does one of up to `blocks.REQUEST` that is read in large pieces (`readahead`). Wrong bytes are asked for
   once more; wrong again is EIO.
-- A larger one is hashed while its blocks come, in order, as far as they are here from the first one on; who reads is
+- A larger one is hashed while its blocks come, in order, as far as they are here from the first one on; a reader is
   never far ahead of the hash, and waits for its verdict at the end of the file. Bytes that turn out wrong were handed
   out by then and cannot be called back: the read of the end fails with EIO, as does from then on every read of those
   open files that had some of it, and the version is forgotten in memory, on disk and by the kernel. The next open asks
@@ -16,7 +16,7 @@ CRC-64/NVME, SHA-1, SHA-256; a HEAD asks for it where the answer to a GET did no
 
 What cannot be told: bytes of a version that is read in part (a hash is of all), or at random places and never all of
 it while it is in memory; of a multipart upload without such a checksum (its ETag is a hash of hashes of parts whose
-sizes nobody tells); of objects under KMS or an SSE-C key without one. Their blocks are handed out and kept as they
+sizes nobody knows); of objects under KMS or an SSE-C key without one. Their blocks are handed out and kept as they
 come. In the disk cache each block has a CRC-32 of its own, against what the disk does to it; that is no proof against
 the object's checksum, so a version from the disk is hashed like one from the server each time it is read whole.
 
@@ -154,7 +154,7 @@ class Verification:
         self.moved()
 
     def moved(self) -> None:
-        """Wakes who waits for it to get on."""
+        """Wakes whoever waits for it to get on."""
         self.step.set()
         self.step = trio.Event()
 

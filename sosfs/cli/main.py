@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     umount.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer, then exit with 3")
     umount.set_defaults(run=_umount)
 
-    status = commands.add_parser("status", help="tell what a mount is doing")
+    status = commands.add_parser("status", help="show what a mount is doing")
     status.add_argument("directory", metavar="MOUNTPOINT")
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)

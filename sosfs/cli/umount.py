@@ -33,7 +33,7 @@ BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is
 
 
 class _Ending(Exception):
-    """The daemon hears no more: it is about to end, and its last status tells the rest."""
+    """The daemon hears no more: it is about to end, and its last status shows the rest."""
 
 
 class Progress(Protocol):

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     path = mountpoint.canonical(options.directory)
     try:
-        if options.l:  # who asks for that does not want to wait
+        if options.l:  # whoever asks for that does not want to wait
             mountpoint.detach(path, Detach.LAZY)
             return Exit.OK
         return Exit.OK if umount.run(path) == Exit.OK else FAILURE

@@ -90,7 +90,7 @@ class Bench:
     stop: Event = field(default_factory=Event)
 
     def measurements(self) -> Iterator[tuple[str, Callable[[], Measured]]]:
-        """What is to be measured, in this order, each with a name for who waits for it."""
+        """What is to be measured, in this order, each with a name for whoever waits for it."""
         for name, work in self._large():
             yield f"{Group.LARGE.value}: {name}", partial(work, name)
         for threads in sorted({1, self.extent.threads}):

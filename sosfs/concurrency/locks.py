@@ -45,7 +45,7 @@ class FairLock:
 
     async def __aenter__(self) -> None:
         if self.taken:
-            await waited(self._waiting.park)  # who leaves hands it on
+            await waited(self._waiting.park)  # whoever leaves hands it on
         self.taken = True
 
     async def __aexit__(

@@ -60,10 +60,10 @@ class Durability(Enum):
 
 
 class Shown(Enum):
-    """What stat shows of an object whose metadata nobody has read."""
+    """What `stat` shows of an object whose metadata nobody has read."""
 
     EXACT = "exact"  # its own, for which it is asked
-    LISTED = "listed"  # what the listing tells, until that answer is there
+    LISTED = "listed"  # what the listing shows, until that answer is there
 
 
 class LogLevel(Enum):

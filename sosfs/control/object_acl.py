@@ -54,7 +54,7 @@ class ObjectAcls:
             wanted = acl_text.parse(text, owner=now.owner)
             if isinstance(wanted, Acl) and acl_text.same(wanted, now):
                 return
-            if inode.version is not None:  # Ceph's Last-Modified is that of the ACL, and no answer tells it
+            if inode.version is not None:  # Ceph's Last-Modified is that of the ACL, and no answer shows it
                 inode.version = replace(inode.version, modified=None)
             await self._store.put_acl(key, wanted)
             inode.acl_private_until = 0.0

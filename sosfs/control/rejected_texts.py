@@ -1,6 +1,6 @@
 """Settings texts that were refused, and why, for `.sosfs/errors`.
 
-Who writes `.sosfs/...` or an xattr gets no more than an errno; the line and the reason are kept for
+Whoever writes `.sosfs/...` or an xattr gets no more than an errno; the line and the reason are kept for
 `.sosfs/errors`. Concurrency: trio thread only.
 """
 

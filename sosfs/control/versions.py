@@ -4,7 +4,7 @@ A directory of the mount is a directory here, and so is each of its files, delet
 each version, named by the time it was written (UTC) and its id, so that names sort by age. Delete markers have
 no bytes and are not shown. `cp` of a version over the file restores it.
 
-Every look is a LIST of versions: who looks here wants to know what is there now. Concurrency: trio thread only.
+Every look is a LIST of versions: whoever looks here wants to know what is there now. Concurrency: trio thread only.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def _unescaped(field: str) -> str:
 async def raise_read_ahead(mountpoint: Path) -> None:
     """Widens the read-ahead where this process may; without the right to, reading is only slower.
 
-    The kernel sets its own value when FUSE's first request is answered, which nothing tells us of.
+    The kernel sets its own value when FUSE's first request is answered, of which nothing tells us.
     """
     for pause in PAUSES:
         await trio.sleep(pause)

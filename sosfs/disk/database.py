@@ -14,7 +14,7 @@ A change survives the death of this process as soon as its statement returns (wr
 cache), and the death of the machine once `sync` returns (fsync of that log, shared by all who wait).
 
 On a full disk what is new is ENOSPC and changes nothing. What leads to more room (`Need.RELIEF`) gets that of the
-`reserve`, and where even that is too little it is owed: it counts as written, for the bucket has what such rows tell
+`reserve`, and where even that is too little it is owed: it counts as written, for the bucket has what such rows show
 of, and goes before anything else is written. Should the process die before, the next mount finds work that is done.
 
     open -> (put, drop) -> written            room for all

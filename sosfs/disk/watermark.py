@@ -7,7 +7,7 @@ knows better:
     synced    the last transaction that an fsync has seen through
 
 What must be there at the next start depends on how this one ends: as long as the machine runs, all that was
-`written`, for the kernel has it; after that, what was `synced`. The boot id tells which.
+`written`, for the kernel has it; after that, what was `synced`. The boot id says which.
 
 The file is written (one pwrite a transaction) and never synced on the way: the kernel brings it to the disk
 within half a minute. After a power loss it may thus be behind, and vouches for less; ahead it never is, for `synced`

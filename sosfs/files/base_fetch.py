@@ -1,8 +1,8 @@
 """Fetch bytes of the stored version into the spool of a changed file.
 
-Around a change that is read: the commit sends a changed part whole, so it needs them as well, and who reads and writes
-a file at random places would ask for a block with nearly every read. Who also reads where an eighth of it has changed
-is all over the file: the rest comes, at the server's speed and not at the reader's. And all of them before the base is
+Around a change that is read: the commit sends a changed part whole, so it needs these bytes as well, and a program
+that reads and writes a file at random places would ask for a block with nearly every read. Where an eighth of a file
+has changed, its rest follows at the server's speed and not at the reader's. And all of it comes before the base is
 removed while somebody has the file open.
 
 Concurrency: trio thread only; what was written or cut since the bytes were asked for stays as it is (`Draft.absorb`).

@@ -148,7 +148,7 @@ class DraftRecords:
     def sent(self, inode: Inode, open_file: OpenFile, serial: int, token: str) -> None:
         """A request is about to make the object with this token, of the draft as of `serial`.
 
-        Should its answer get lost, the record tells of it.
+        Should its answer get lost, the record speaks of it.
         """
         open_file.in_flight.sent(token, serial)
         if not open_file.row:
@@ -192,7 +192,7 @@ class DraftRecords:
         await draft.spool.rest()
 
     async def free(self, draft: Draft) -> None:
-        """Frees a draft that no row tells of."""
+        """Frees a draft that no row speaks of."""
         if draft.spool.is_named:
             await self._journal.settled()
         draft.close()

@@ -2,7 +2,7 @@
 
 A program that is told ENOSPC knows that its file is not whole, and nobody else does: a half file in the bucket would
 be taken for the file by every other program and host. So once the last writer has closed it, the draft is gone: a new
-file was never there, and an existing one is what it was. Who writes again what was refused, or cuts it off, as
+file was never there, and an existing one is what it was. Whoever writes again what was refused, or cuts it off, as
 databases do, has a whole file again before that.
 
 Concurrency: trio thread only.

@@ -128,7 +128,7 @@ class PageCache:
     async def _bring(self, give: Callable[[int, int, Any], None], inode: Inode, source: Source, run: Run) -> None:
         await run.done.wait()
         if run.error is not None:
-            return  # who reads there asks again, and is told
+            return  # whoever reads there asks again, and is told
         async with self._limiter:
             if self._kernel is None or not self._may_give(inode, source):
                 return

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 RUN = 3  # files in order, after which more are expected
 AHEAD, AHEAD_MAX = 16, 64  # files, at first and at most
-SMALL = 1 << 20  # bytes of a file that is fetched ahead; larger ones are by who reads them (`readahead`)
+SMALL = 1 << 20  # bytes of a file that is fetched ahead; larger ones are by whoever reads them (`readahead`)
 ROOM = 4  # the part of the memory for blocks that they may take
 SPREAD = 32  # places in a directory between files that processes read side by side
 STRAYS = 8  # files read out of order, by others or by one who turned elsewhere, that end a run

@@ -209,7 +209,7 @@ class Spool:
         return True
 
     def label(self, key: str) -> None:
-        """Has the file tell its key, should the journal be lost. Where the disk keeps no attributes it cannot."""
+        """Has the file show its key, should the journal be lost. Where the disk keeps no attributes it cannot."""
         if self._memory is None and self._label != key:
             self._label, self.is_named = key, True
             with contextlib.suppress(OSError):
@@ -276,7 +276,7 @@ class Spool:
 
 
 def label(path: Path) -> str:
-    """The key of a spool file, "" where it does not tell."""
+    """The key of a spool file, "" where it does not say."""
     try:
         return os.getxattr(path, LABEL, follow_symlinks=False).decode(errors="replace")
     except OSError:

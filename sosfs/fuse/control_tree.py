@@ -1,7 +1,7 @@
 """Answer the kernel's requests for `.sosfs`.
 
 An open text is read whole, changed in memory and applied as a whole when it is closed. A flush applies what
-was written since the last one, and carries the error. A shell flushes what it has opened before it writes anything, so
+was written since the last one, and has the error. A shell flushes what it has opened before it writes anything, so
 a text that was only emptied (`: > cors`) is applied when the file is released, and its error is only in
 `.sosfs/errors`. Texts are read past the kernel's cache (`direct_io`): their size is known only when they are read.
 

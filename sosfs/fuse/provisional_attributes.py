@@ -1,7 +1,7 @@
 """What `stat` shows of an object whose metadata nobody has read yet.
 
-A listing tells size and time; mode, owner, true time and even the type are in the metadata, for which each object
-has to be asked. By default who asks waits for that, since a backup that saw other times would copy everything
+A listing shows size and time; mode, owner, true time and even the type are in the metadata, for which each object
+has to be asked. By default whoever asks waits for that, since a backup that saw other times would copy everything
 anew. With `--attributes listed` the listing's guess is shown at once and the truth is asked for behind it. Opening a
 file always waits: its type must not be a guess, nor may the kernel have let somebody in by one.
 

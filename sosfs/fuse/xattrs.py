@@ -9,7 +9,7 @@
 | `user.sos.etag`, `.version-id`, `.url` ... | read-only                                             |
 
 Listed is only what a copy of the file should carry: metadata, headers that are set, a Content-Type other than
-the name tells. So `cp --preserve=xattr` and `rsync -X` neither meet what cannot be set nor spread an ACL.
+the name shows. So `cp --preserve=xattr` and `rsync -X` neither meet what cannot be set nor spread an ACL.
 What is set goes into the bucket with the file's other attributes, in one request.
 
 Concurrency: trio thread only.

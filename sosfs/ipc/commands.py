@@ -80,7 +80,7 @@ async def _line(works: Mapping[str, Work], stream: trio.SocketStream) -> Told:
         raise
     except Exception:
         log.exception("an errand failed")
-        return {"error": [errno.EIO, "a fault of the mount; its log tells which", None]}
+        return {"error": [errno.EIO, "a fault of the mount; its log shows which", None]}
 
 
 def _require_owner(stream: trio.SocketStream) -> None:

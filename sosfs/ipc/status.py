@@ -78,7 +78,7 @@ class Status:
 
     @classmethod
     def from_json(cls, text: str) -> Status:
-        """The status again; names that a newer daemon tells and this program does not know are left out.
+        """The status again; names that a newer daemon shows and this program does not know are left out.
 
         Raises ValueError for anything else.
         """

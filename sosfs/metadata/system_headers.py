@@ -34,7 +34,7 @@ def renamed(kind: str, old: str, new: str) -> str:
     """The Content-Type under the name `new`: what only the name `old` told becomes what the new one tells.
 
     Programs write under a temporary name first: rsync `.page.html.Xa3b`, browsers `page.html.part`. A type that
-    `old` did not tell was given by somebody and stays, and so does any where the new name tells none.
+    `old` did not tell was given by somebody and stays, and so does any where the new name shows none.
     """
     told, before = for_name(new).content_type, for_name(old).content_type
     is_of_name = kind == before or (before == UNKNOWN and kind in UNTYPED)

@@ -45,7 +45,7 @@ class Posix:
 
 
 def read(metadata: Mapping[str, str], *, kind: int = stat.S_IFREG) -> Posix:
-    """The attributes in an object's user metadata; `kind` is the st_mode type that its key tells."""
+    """The attributes in an object's user metadata; `kind` is the st_mode type that its key shows."""
     noted = _noted(metadata[_S3CMD]) if _S3CMD in metadata else _NOTHING_NOTED
     mode, uid, gid, mtime = (metadata.get(name) or noted.get(name, "") for name in ("mode", "uid", "gid", "mtime"))
     return _understood(mode, uid, gid, mtime, metadata.get("rdev", ""), kind)

@@ -354,7 +354,7 @@ class Deletions:
                     self._journal.drop_delete(key)
                     self._forget.get(key, _nothing)()
         except OSError as failure:
-            log.error("the journal cannot be written: %s", failure)  # who waits for these keys must go on
+            log.error("the journal cannot be written: %s", failure)  # whoever waits for these keys must go on
         if answered:
             await self._journal.settled()
         for key in answered:

@@ -2,7 +2,7 @@
 
 What was listed stays known for as long as the kernel knows it, and that is for as long as the machine has memory.
 With more than `most` names known, files of the directories that were listed longest ago go: at once where the
-kernel does not know them, else when it has forgotten them, which it is asked to. Who wants such a name again
+kernel does not know them, else when it has forgotten them, which it is asked to. Whoever wants such a name again
 makes the directory be listed again.
 
 What stays: directories (one may be somebody's working directory, which would be told that it was removed), files that

@@ -127,7 +127,7 @@ class RenameRollback:
         """Whether a rename that a crash cut short is to be finished; else it has been taken back. Raises OSError.
 
         A copy that stands over what was there before cannot be taken back, so that one is finished too; and that of
-        which nothing tells how far it is, as an older version of sosfs has left it.
+        of which nothing says how far it is, as an older version of sosfs has left it.
         """
         if state in ("", State.COPIED):
             return True

@@ -39,7 +39,7 @@ def is_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """All buckets of an account by name; `owner` is the account's id, "" where the server does not tell it."""
+    """All buckets of an account by name; `owner` is the account's id, "" where the server does not name it."""
 
     owner: str
     buckets: Mapping[str, Bucket]

@@ -78,7 +78,7 @@ class S3Store:
         self.dispatcher = Dispatcher(target, on_request or (lambda operation: None), limits)
         self._send = self.dispatcher.send
         self._look = partial(look, self)
-        self.capabilities = Capabilities()  # until `probe_conditions` found out, or somebody who knows the server tells
+        self.capabilities = Capabilities()  # until `probe_conditions` found out, or somebody who knows the server says
         self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
         self._digests = ContentMd5()
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
@@ -224,7 +224,7 @@ class S3Store:
         # The copy of a multipart object has another ETag, and so has that of an encrypted one on some servers.
         hashed = version is not None and "-" not in version.etag and self.hashes
         if version == UNKNOWN:
-            raise unanswered(request, "the listing does not tell which version")
+            raise unanswered(request, "the listing does not say which version")
         if version and not (self.capabilities.copy_pin or hashed):
             await check_still(self.head, request, source, version)
         if not self._copies:

@@ -307,5 +307,5 @@ def _kept(page: Any, prefix: str) -> list[Kept]:
                 raise ValueError(f"a size of {size}")
             kept.append(Kept(key, found["VersionId"], etag, size, moment.timestamp()))
         except (LookupError, ValueError, OverflowError) as error:
-            log.info("a listing tells nonsense of a version of %r: %r", key, error)
+            log.info("a listing shows nonsense of a version of %r: %r", key, error)
     return kept

@@ -32,7 +32,7 @@ MISPLACED = frozenset({301, 307, 400})  # what S3 answers in the wrong region, o
 
 
 def ask(place: Place, bucket: str, bundle: Bundle) -> Place | None:
-    """The place where the server at `place` says the bucket is; None where it does not tell, or nonsense.
+    """The place where the server at `place` says the bucket is; None where it does not say, or nonsense.
 
     Raises `StoreError` where no answer came.
     """
@@ -58,7 +58,7 @@ def located(settings: Settings) -> Settings:
         log.info("zone %s is assumed: %s", place.zone, error.strerror)
         return settings
     if found is None:
-        log.info("zone %s is assumed: %s does not tell where the bucket is", place.zone, place.url)
+        log.info("zone %s is assumed: %s does not say where the bucket is", place.zone, place.url)
         return settings
     log.info("the bucket is in zone %s, as %s answered to a HEAD of it", found.zone, place.url)
     return settings.placed(found, settings.naming)

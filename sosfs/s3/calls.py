@@ -229,7 +229,7 @@ class SignedCalls:
         return Part(number, etag, stop - start)
 
     def complete_multipart(self, key: str, upload_id: str, parts: Sequence[Part], condition: Mapping[str, str]) -> str:
-        """Joins the parts and returns the ETag, "" from a server that does not tell it (Ceph 16)."""
+        """Joins the parts and returns the ETag, "" from a server that does not name it (Ceph 16)."""
         with _upload_known():
             answer = self._send(
                 "CompleteMultipartUpload",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-CLEARING = 3.0  # seconds for which what fails is tried again: who mounts waits
+CLEARING = 3.0  # seconds for which what fails is tried again: the user waits for the mount
 PAUSE = 0.1
 _BODY = b"sosfs"
 _OTHER = "0" * 32  # the ETag of nothing that anybody has stored

@@ -75,7 +75,7 @@ def in_etag(etag: str) -> Checksum | None:
 
 
 def in_headers(headers: Mapping[str, str], etag: str) -> Checksum | None:
-    """The checksum of the full object that an answer tells; one that is made of parts' checksums is none."""
+    """The checksum of the full object that an answer shows; one that is made of parts' checksums is none."""
     kind = headers.get("x-amz-checksum-type", "" if "-" in etag else "FULL_OBJECT")
     if kind.upper() != "FULL_OBJECT":
         return None

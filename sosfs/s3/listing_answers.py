@@ -56,7 +56,7 @@ def _version(key: str, found: Mapping[str, str]) -> Version:
         etag, size = bare_etag(found["ETag"]), _size(found["Size"])
         version = Version(etag, size, modified(datetime.fromisoformat(found["LastModified"])))
     except (LookupError, ValueError, OverflowError) as error:
-        log.info("a listing tells nonsense of %r, which is asked for by itself: %r", key, error)
+        log.info("a listing shows nonsense of %r, which is asked for by itself: %r", key, error)
         return UNKNOWN
     return version if etag else UNKNOWN
 
@@ -113,7 +113,7 @@ def _token(told: Mapping[str, str], objects: list[Listed], prefixes: list[str], 
     last = [*(listed.key for listed in objects[-1:]), *prefixes[-1:]]
     marker = plain(told.get("NextMarker", "")) or max(last, default="")
     if not marker:
-        raise ParseError("more keys follow, but nothing tells after which")
+        raise ParseError("more keys follow, but nothing shows after which")
     return MARKER + marker
 
 
@@ -154,7 +154,7 @@ def parts_of(body: bytes) -> tuple[list[Part], str]:
 
 def _marker(text: str) -> str:
     if not text:
-        raise ParseError("more follows, but nothing tells after what")
+        raise ParseError("more follows, but nothing shows after what")
     return text
 
 

@@ -23,7 +23,7 @@ _RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19})", re.ASCII)
 
 
 def described(request: str, key: str, headers: Mapping[str, str], *, size: int | None = None) -> Object:
-    """The object that an answer's headers tell of; `size` where Content-Length counts a range only.
+    """The object that an answer's headers speak of; `size` where Content-Length counts a range only.
 
     EIO for headers that are no object's.
     """

@@ -41,7 +41,7 @@ def check_progress(request: str, token: M, seen: set[M]) -> None:
 async def all_pages(
     dispatcher: Dispatcher, operation: str, ask: Callable[[SignedCalls, M | None], tuple[list[T], M | None]]
 ) -> list[T]:
-    """All that a listing has; each page tells after what the next one begins."""
+    """All that a listing has; each page shows after what the next one begins."""
 
     def page_after(marker: M | None, calls: SignedCalls) -> tuple[list[T], M | None]:
         return ask(calls, marker)

@@ -38,7 +38,7 @@ DELETE_MAX = 1000  # keys a DeleteObjects call
 class Version:
     """The identity of an object's bytes at one time.
 
-    An ETag on SOS is a pure content hash, so it alone does not tell that nobody touched the object.
+    An ETag on SOS is a pure content hash, so it alone does not say that nobody touched the object.
     `modified` is Last-Modified in seconds since the epoch (HEAD knows no fractions, so a listing's are
     dropped), None right after our own write, whose answer does not carry it.
     """
@@ -58,7 +58,7 @@ class Version:
         return self.modified is None or other.modified is None or self.modified == other.modified
 
 
-UNKNOWN = Version("", 0)  # what a listing that tells nonsense of an object leaves to be asked
+UNKNOWN = Version("", 0)  # what a listing that has nonsense of an object leaves to be asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Properties:
 
     headers: Headers = Headers()
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
-    # "" is STANDARD, which not all servers name; None is not known. No part of what is compared: few answers tell it.
+    # "" is STANDARD, which not all servers name; None is not known. No part of what is compared: few answers have it.
     storage_class: str | None = field(default=None, compare=False)
 
 
@@ -116,7 +116,7 @@ class Bucket:
 
     name: str
     created: float = 0.0  # seconds since the epoch
-    region: str = ""  # "" where the listing does not tell it
+    region: str = ""  # "" where the listing does not name it
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class Detail(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object without its bytes, as HEAD tells it."""
+    """An object without its bytes, as HEAD shows it."""
 
     key: str
     version: Version

@@ -12,7 +12,7 @@ from sosfs.s3.endpoint import S3Target
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
 
-REACH_PATIENCE = 3.0  # seconds: who mounts waits at a terminal
+REACH_PATIENCE = 3.0  # seconds: the user waits at a terminal
 
 WORDS = {
     "NoSuchBucket": "there is no such bucket",

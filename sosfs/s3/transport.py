@@ -144,7 +144,7 @@ def _set_request(handle: pycurl.Curl, origin: str, request: Request) -> None:
     signing = request.signing
     headers = [*request.headers, b"Expect:"]
     handle.setopt(pycurl.URL, origin + request.path)
-    # libcurl refuses to sign what it must not normalise; who asks for its signature has a path that stays as it is.
+    # libcurl refuses to sign what it must not normalise; whoever asks for its signature has a path that stays as it is.
     handle.setopt(pycurl.PATH_AS_IS, 0 if signing else 1)
     if signing:
         handle.setopt(pycurl.AWS_SIGV4, f"aws:amz:{signing.region}:s3")

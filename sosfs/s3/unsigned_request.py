@@ -1,4 +1,4 @@
-"""Ask a server what it tells anybody: one HEAD without a signature.
+"""Ask a server what it shows anybody: one HEAD without a signature.
 
 No key is sent and no redirect is followed, so nothing can be led astray by an answer. Safe from any thread;
 blocks its thread. Imports libcurl and so must not be imported before the daemon has forked.
@@ -18,7 +18,7 @@ from sosfs.s3.certificate_authorities import Bundle
 from sosfs.s3.http_messages import Fault, Request, TransferError
 from sosfs.s3.transport import Transport
 
-TRIES = 2  # where a connection was lost; who waits sits at a terminal
+TRIES = 2  # where a connection was lost; the user sits at a terminal
 ANSWER_SECONDS = 5.0
 
 

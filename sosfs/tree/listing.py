@@ -1,6 +1,6 @@
 """List a directory's keys, page by page, when what is known is out of date.
 
-Who reads a directory and who looks a name up share one pass; nobody asks for a page that another task is
+Whoever reads a directory and whoever looks a name up share one pass; nobody asks for a page that another task is
 already asking for. Who has read half of the first page finds the next one asked for, and who has come to a later page
 the one after that. A directory that is renamed while it is read is read on under its new key.
 
@@ -35,7 +35,7 @@ from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
-PATIENCE = 0.5  # seconds; a longer scan does not hold up who wants one directory
+PATIENCE = 0.5  # seconds; a longer scan does not hold up whoever wants one directory
 
 
 class Listings:

@@ -69,7 +69,7 @@ def directory(path: Path) -> Finding:
     if state is MountState.DEAD:
         return Finding(what, Verdict.NOTE, f"{path}: a dead mount", "the next mount clears it, or 'sosfs umount'")
     if state is MountState.LIVE:
-        return Finding(what, Verdict.NOTE, f"{path}: has a mount already", "'sosfs status' tells of it")
+        return Finding(what, Verdict.NOTE, f"{path}: has a mount already", "'sosfs status' shows it")
     try:
         mountpoint.check_directory(path)
     except StartError as error:

@@ -26,7 +26,7 @@ from sosfs.s3.unsigned_request import Told
 
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 15.0
-PATIENCE = 3.0  # seconds for which a failing request is tried again: who asks sits at a terminal
+PATIENCE = 3.0  # seconds for which a failing request is tried again: the user sits at a terminal
 
 SKEW_REFUSED = 900.0  # seconds; S3 refuses a signature that is further off (RequestTimeTooSkewed)
 SKEW_NOTED = 5.0  # from here on `make` and `rsync -u` see times of files that contradict each other
@@ -81,7 +81,7 @@ def _route(endpoint: str, bundle: Bundle) -> Iterator[Finding]:
 def _clock(told: Told) -> Finding:
     skew, advice = told.skew, "set the clock: 'timedatectl set-ntp true'"
     if skew is None:
-        return Finding("clock", Verdict.UNKNOWN, "the server does not tell its time")
+        return Finding("clock", Verdict.UNKNOWN, "the server gives no time")
     off = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the server's"
     if abs(skew) > SKEW_REFUSED:
         return Finding("clock", Verdict.FAIL, f"{off}: it refuses every request beyond {SKEW_REFUSED:.0f} s", advice)
@@ -98,7 +98,7 @@ def _zone(settings: Settings, told: Told) -> tuple[Settings, Finding]:
         return settings, Finding("zone", Verdict.NOTE, f"{place.zone}, as you state")
     found = bucket_zone.named_in(told, place)
     if found is None:
-        detail = f"{place.zone} is assumed: the server does not tell where the bucket is"
+        detail = f"{place.zone} is assumed: the server does not say where the bucket is"
         return settings, Finding("zone", Verdict.UNKNOWN, detail, "if it is another one, name it with --zone")
     detail = f"{found.zone}: {place.url} says that the bucket is there"
     return settings.placed(found, settings.naming), Finding("zone", Verdict.OK, detail)
