@@ -103,7 +103,7 @@ def test_an_answer_that_names_no_zone_leaves_the_guess(
     zones.tell(answer, zones.home)
     with zones.mount(tmp_path, watchdog, EXOSCALE_ZONE=name(zones.home)) as mount:
         (mount.path / "file").write_text("here")
-        assert f"zone {name(zones.home)} is assumed: {zones.home.endpoint} does not tell" in mount.log
+        assert f"zone {name(zones.home)} is assumed: {zones.home.endpoint} does not say" in mount.log
     assert zones.bucket.get("file") == b"here"
 
 

@@ -359,3 +359,26 @@ def test_a_chmod_of_another_host_is_seen_on_a_directory(tmp_path: Path) -> None:
         mount.loop.passes(TTL + 1)
         mount.loop.run(lambda: mode_of(mount, "d/file"))  # the marker is in the directory's own listing
         assert mount.loop.run(lambda: mode_of(mount, "d")) == 0o700
+
+
+def test_another_client_removes_files_between_the_pages_of_one_readdir(foreign: Foreign, mounter: Mounter) -> None:
+    """Each file that stays is met once, and nothing is an error: of those that go none is met twice."""
+    long = "x" * 200  # getdents(2) brings 140 such names at a time
+    wanted = [f"{number:04d}{long}" for number in range(2500)]
+    foreign.put_all({f"d/{name}": b"" for name in wanted})
+    drive = mounter("", *("--ttl", "600"))
+    with os.scandir(drive.here / "d") as entries:
+        found = [next(entries).name for _ in range(10)]
+        gone = [
+            *wanted[5:15],
+            *wanted[990:1010],
+            *wanted[1995:2005],
+            wanted[-1],
+        ]  # read; on the borders of pages; to come
+        foreign.delete(*(f"d/{name}" for name in gone))
+        found += [entry.name for entry in entries]
+    assert len(found) == len(set(found)), "none twice"
+    assert set(wanted) - set(gone) <= set(found) <= set(wanted)
+    assert wanted[-1] not in found, "a page that was listed after a file went does not show it"
+    with fails(errno.ENOENT):
+        (drive.here / "d" / gone[0]).read_bytes()
