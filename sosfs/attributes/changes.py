@@ -33,7 +33,7 @@ from sosfs.s3.protocol import (
     ObjectStore,
     Properties,
 )
-from sosfs.tree.inodes import DraftState, Inode, Inodes, Known
+from sosfs.tree.inodes import ChangedBytes, Inode, Inodes, Known
 from sosfs.tree.listing import Listings
 from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import SubtreeLock
@@ -305,7 +305,7 @@ class Changes(Revalidation):
         return [f"attributes of {_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
 
 
-def _outlives(inode: Inode, draft: DraftState) -> bool:
+def _outlives(inode: Inode, draft: ChangedBytes) -> bool:
     """Whether a change of a file that is being written holds without its bytes: the bucket has the file, or will.
 
     What a new file was renamed over is in the bucket under its name, and another one.

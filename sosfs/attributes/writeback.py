@@ -99,18 +99,18 @@ class AttributeWriteback(Changes):
         name = inode.name.decode(errors="replace")
         what = f"the directory {name} is" if inode in self._made else f"attributes of {name} are"
         try:
-            await self.settle(inode)
+            await self.write_now(inode)
         except OSError as error:
             log.error("%s not in the bucket: %s", what, error)
 
     async def fsync(self, inode: Inode, *, durability: Durability) -> None:
         """Changed attributes are as safe afterwards as `durability` wants it. Raises what prevents it."""
         if durability is Durability.BUCKET:
-            await self.settle(inode)
+            await self.write_now(inode)
         elif inode.attributes_dirty:
             await self._journal.sync()
 
-    async def settle(self, inode: Inode) -> None:
+    async def write_now(self, inode: Inode) -> None:
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
         if not inode.attributes_dirty or _has_commit(inode):
             return  # the commit carries them
@@ -133,10 +133,10 @@ class AttributeWriteback(Changes):
         while inode in self._rewriting:
             await waited(self._rewriting[inode].wait)
 
-    async def settle_directories(self, top: Inode) -> None:
-        """As `settle`, for the directories at and below `top`: those without marker are in the bucket then."""
+    async def write_directories(self, top: Inode) -> None:
+        """As `write_now`, for the directories at and below `top`: those without marker are in the bucket then."""
         below = [one for one in self.dirty if one.is_directory and self._inodes.is_under(one, top)]
-        await each(self.settle, below, at_once=SETTLERS)
+        await each(self.write_now, below, at_once=SETTLERS)
 
     async def ascertain(self, inode: Inode) -> None:
         """Which version the bucket has of a file is known afterwards, though a copy of ours got no answer.

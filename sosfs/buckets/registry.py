@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PAUSE_FIRST, PAUSE_MAX = 5.0, 300.0  # seconds between tries to take up what an earlier mount left
-AT_ONCE = 8
+BUCKETS_AT_ONCE = 8
 
 
 class BucketRegistry:
@@ -156,14 +156,14 @@ class BucketRegistry:
         for served in self.served:
             await served.let_go()
 
-    async def settle(self) -> None:
+    async def store_all(self) -> None:
         """Everything is in its bucket afterwards. Raises what is not."""
-        await each(BucketMount.settle, self.served, at_once=AT_ONCE)
+        await each(BucketMount.store_all, self.served, at_once=BUCKETS_AT_ONCE)
 
     async def drain(self) -> None:
         """Sends what the buckets lack; what cannot be sent stays in their journals."""
         await self._try_waiting()
-        await each(BucketMount.drain, self.served, at_once=AT_ONCE)
+        await each(BucketMount.drain, self.served, at_once=BUCKETS_AT_ONCE)
 
     async def keep(self) -> None:
         """Whatever the buckets lack is in their journals afterwards."""
@@ -289,7 +289,7 @@ class BucketRegistry:
         async with member.lock:
             served = member.served
             if served is not None:
-                await served.settle_deletes()
+                await served.store_deletes()
             await self.account.remove(member.name, await self._place(member))
             member.is_gone = True
             self._named.pop(member.name, None)

@@ -134,7 +134,7 @@ class RootOperations:
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Everything in all buckets is stored afterwards."""
-        await self._buckets.settle()
+        await self._buckets.store_all()
 
     # Extended attributes: it has none
 

@@ -22,7 +22,7 @@ from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.log.escaping import printable
 
-AT_ONCE = 32  # as many small requests as the mount sends side by side
+REQUESTS_AT_ONCE = 32  # as many small requests as the mount sends side by side
 TOLD = 20  # failures that are named one by one
 
 
@@ -133,8 +133,8 @@ def _each(work: Callable[[Target], str], targets: Sequence[Target], doing: str) 
             return Outcome(target, error=error)
 
     terminal = console.Console(stderr=True)
-    hidden = not terminal.is_terminal or len(targets) < AT_ONCE
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    hidden = not terminal.is_terminal or len(targets) < REQUESTS_AT_ONCE
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
         outcomes = pool.map(attempt, targets)
         yield from progress.track(
             outcomes, f"{doing} ACLs", total=len(targets), console=terminal, transient=True, disable=hidden

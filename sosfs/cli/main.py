@@ -203,7 +203,7 @@ def mount(source: str, directory: str, layers: Sequence[Any]) -> int:
     path = mountpoint.canonical(directory)
 
     def read() -> Settings:
-        return parameters.settle(bucket, prefix, path, [*layers, *parameters.from_files(bucket, parameters.files())])
+        return parameters.resolve(bucket, prefix, path, [*layers, *parameters.from_files(bucket, parameters.files())])
 
     settings = read()
     level.follow(lambda: read().log_level)
@@ -274,8 +274,8 @@ def _doctor(options: argparse.Namespace) -> int:
     bucket, prefix = parameters.split_source(options.source) if options.source else ("", "")
     path = mountpoint.canonical(options.directory) if options.directory else None
     layers = [parameters.given(options), *parameters.from_files(bucket, parameters.files())]
-    form = findings.Form.JSON if options.json else findings.Form.TEXT
-    return doctor_plan.run(parameters.settle(bucket, prefix, path or Path("/"), layers), path, form)
+    form = findings.Output.JSON if options.json else findings.Output.TEXT
+    return doctor_plan.run(parameters.resolve(bucket, prefix, path or Path("/"), layers), path, form)
 
 
 def _demo(options: argparse.Namespace) -> int:

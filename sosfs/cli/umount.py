@@ -24,7 +24,7 @@ from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Detach, Mount, MountState
 from sosfs.ipc import status
-from sosfs.ipc.status import State, Status
+from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.escaping import printable_lines
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
@@ -128,7 +128,7 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             # None: it has closed its socket and is about to end.
             now = status.fetch(path, owner=owner) or now
             show(now)
-            is_served = now.state is State.MOUNTED
+            is_served = now.state is MountPhase.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
                 with contextlib.suppress(_Ending):
                     return _stored(path, owner, elsewhere)

@@ -30,7 +30,7 @@ from sosfs.config.zones import NOWHERE, Naming, Place
 
 T = TypeVar("T")
 
-PART_SIZE = 8 << 20  # bytes; the smallest at which the slower lane still moves 1 GB/s
+PART_SIZE = 8 << 20  # bytes; the smallest at which uploads still move 1 GB/s
 MEMORY = 64 << 20
 DIRTY_LIMIT = 10 << 30
 ALL = "sos://"  # the source of a mount of all buckets, where one has to be named (fstab)
@@ -239,7 +239,7 @@ _SWITCHES = {"ro": {"read_only": True}, "rw": {"read_only": False}, "exec": {"no
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in dataclasses.fields(Settings)}
 
 
-def settle(bucket: str, prefix: str, mountpoint: Path, layers: Iterable[Mapping[str, Any]]) -> Settings:
+def resolve(bucket: str, prefix: str, mountpoint: Path, layers: Iterable[Mapping[str, Any]]) -> Settings:
     """The settings of one mount: each value from the first layer that has it, parsed already."""
     chosen: dict[str, Any] = {}
     for layer in reversed(list(layers)):

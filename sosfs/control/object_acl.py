@@ -62,6 +62,6 @@ class ObjectAcls:
     async def _bring(self, inode: Inode) -> None:
         await self._attributes.revalidate(inode)
         await self._commits.commit(inode)
-        await self._attributes.settle(inode)
+        await self._attributes.write_now(inode)
         if inode.version is None or inode.parent is None:
             raise OSError(errno.ENODATA, "there is no object that could have an ACL")

@@ -104,7 +104,7 @@ class _Mount:
         self._source = source
         self.ages = task_dump.Ages()
         self._errors = _Errors()
-        self._state = status.State.MOUNTING
+        self._state = status.MountPhase.MOUNTING
         self._draining = trio.CancelScope()
         self._service: Service = service_of(settings, source, self._moment)
 
@@ -180,7 +180,7 @@ class _Mount:
                         log.warning("%s", line)
                     continue
                 log.info("%s: unmounting", signal.Signals(number).name)
-                if self._state is status.State.DRAINING:
+                if self._state is status.MountPhase.DRAINING:
                     self._draining.cancel()  # the rest stays in the journal, for the next mount
                 else:
                     pyfuse3.terminate()
@@ -200,7 +200,7 @@ class _Mount:
         nursery.start_soon(self._prime, primed)
         with trio.move_on_after(PRIMING):
             await primed.wait()
-        self._state = status.State.MOUNTED
+        self._state = status.MountPhase.MOUNTED
         ready()
 
     async def _prime(self, primed: trio.Event) -> None:
@@ -216,7 +216,7 @@ class _Mount:
 
     async def _store(self, paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
         """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""
-        await self._service.settle()
+        await self._service.store_all()
         return {"pending": self._service.pending}
 
     async def _sweep(self) -> None:
@@ -226,14 +226,14 @@ class _Mount:
 
     async def _drain(self) -> bool:
         """Sends what the bucket lacks; what it cannot send stays in the journal. Returns whether anything is wrong."""
-        self._state = status.State.DRAINING
+        self._state = status.MountPhase.DRAINING
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_manager)
             with self._draining:
                 await self._service.drain()
             nursery.cancel_scope.cancel()
         await self._service.keep()
-        self._state = status.State.STOPPED
+        self._state = status.MountPhase.STOPPED
         last = self._service.status()
         status.write_last(last)
         if last.pending_files:

@@ -60,7 +60,7 @@ class Service(Protocol):
     def sweep(self) -> None:
         """Frees what nobody needs any more."""
 
-    async def settle(self) -> None:
+    async def store_all(self) -> None:
         """Everything is stored afterwards. Raises what is not."""
 
     async def let_go(self) -> None:

@@ -26,7 +26,7 @@ from sosfs.tree.inodes import Inode
 log = logging.getLogger(__name__)
 
 WINDOW = 8 << 20  # bytes that come together; the smallest part of an upload by default
-AT_ONCE = 4  # windows of a mount
+WINDOWS_AT_ONCE = 4  # windows of a mount
 DENSE = 8  # of so many windows one has changed: then all are brought
 SEVERAL = 4  # windows that a change here and there, as of a database, may touch without that
 
@@ -40,7 +40,7 @@ class BaseFetch:
         self._records = records
         self._spawn = spawn
         self._room = room
-        self._turns = trio.CapacityLimiter(AT_ONCE)
+        self._turns = trio.CapacityLimiter(WINDOWS_AT_ONCE)
 
     def around(self, at: int, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """A byte of a changed file is read: all near it comes if that changed, and all if much did. Does not wait."""
@@ -83,7 +83,7 @@ class BaseFetch:
             while not await self._bring(inode, open_file, draft, start, start + WINDOW):
                 pass  # attributes that are written make another version of the same bytes
 
-        await each(bring, range(0, draft.base_stop, WINDOW), at_once=AT_ONCE)
+        await each(bring, range(0, draft.base_stop, WINDOW), at_once=WINDOWS_AT_ONCE)
 
     async def _bring(self, inode: Inode, open_file: OpenFile, draft: Draft, start: int, stop: int) -> bool:
         """Whether the spool lacks nothing there any more; not where the base became another one meanwhile.

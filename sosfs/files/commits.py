@@ -29,7 +29,7 @@ from sosfs.errors import Cause, StoreError
 from sosfs.files import pending
 from sosfs.files.conflict import Conflicts
 from sosfs.files.debounce import Debounce
-from sosfs.files.draft import Draft, State
+from sosfs.files.draft import Draft, DraftState
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import OpenFile, opened
 from sosfs.files.spool import INLINE, DamagedSpool
@@ -50,7 +50,7 @@ RETRY_FIRST, RETRY_MAX = 5.0, 300.0  # seconds between tries
 class PendingDeletes(Protocol):
     """The deletes of keys that were asked for and may not have been answered."""
 
-    async def settle(self, key: str) -> None:
+    async def wait_for(self, key: str) -> None:
         """Returns once no delete of `key` is under way; raises OSError where one cannot be done."""
 
 
@@ -142,7 +142,7 @@ class Commits:
 
     async def _commit(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         key = self._inodes.key(inode)
-        await self._deletions.settle(key)
+        await self._deletions.wait_for(key)
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
         await self._attributes.ascertain(inode)
         if await self.recognise(inode, draft, *open_file.in_flight.tokens):
@@ -254,7 +254,7 @@ class Commits:
 
     async def _lost(self, inode: Inode, open_file: OpenFile, draft: Draft, error: StoreError) -> None:
         """Another client's version won: ours is kept beside it, and the inode shows theirs."""
-        draft.state = State.CONFLICT  # takes no more: what came now would be nowhere
+        draft.state = DraftState.CONFLICT  # takes no more: what came now would be nowhere
         try:
             await draft.spool.rest()  # what is being written will be acknowledged, so it is kept too
             if draft.away:
@@ -278,7 +278,7 @@ class Commits:
     async def let_go(self, inode: Inode, open_file: OpenFile) -> None:
         """Frees a draft that the bucket has, or that nobody can reach any more."""
         draft = open_file.draft
-        if draft is None or draft.is_dirty or (draft.state is State.ORPHAN and inode.opens):
+        if draft is None or draft.is_dirty or (draft.state is DraftState.ORPHAN and inode.opens):
             return
         self.records.forget(open_file)
         open_file.draft, open_file.upload, upload = None, None, open_file.upload
@@ -329,15 +329,15 @@ class Commits:
         """Slows a writer while drafts that are on their way up hold more than `limit` bytes."""
         await self._backlog.is_under(limit)
 
-    async def settle_under(self, top: Inode) -> None:
+    async def commit_under(self, top: Inode) -> None:
         """Everything at and below a directory is in the bucket afterwards. Raises what is not."""
         changed = {inode for inode in (*self.drafts, *self._attributes.dirty) if self._inodes.is_under(inode, top)}
 
-        async def settle(inode: Inode) -> None:
+        async def store(inode: Inode) -> None:
             await self.commit(inode)
-            await self._attributes.settle(inode)
+            await self._attributes.write_now(inode)
 
-        await each(settle, changed, at_once=SENDERS)
+        await each(store, changed, at_once=SENDERS)
 
     async def drain(self) -> int:
         """Sends every draft once more, side by side; returns how many did not get through."""

@@ -32,7 +32,7 @@ BETWEEN = 1 << 20  # bytes of ours that are fetched along, which costs less than
 FETCHES = 8  # requests side by side
 
 
-class State(Enum):
+class DraftState(Enum):
     """Where a draft is in its life."""
 
     NEW = "new"
@@ -47,7 +47,7 @@ class Draft:
     """The changed bytes of one file."""
 
     def __init__(self, spool: Spool, blocks: Blocks, base: Source | None, expected: Condition) -> None:
-        self.state = State.NEW if base is None else State.CLEAN
+        self.state = DraftState.NEW if base is None else DraftState.CLEAN
         self.expected = expected  # what the bucket must hold for the commit to take place
         self.base = base
         self.base_stop = base.size if base else 0
@@ -82,7 +82,7 @@ class Draft:
     @property
     def is_dirty(self) -> bool:
         """Whether the bucket lacks something of it."""
-        return self.saved != self.serial and self.state is not State.ORPHAN
+        return self.saved != self.serial and self.state is not DraftState.ORPHAN
 
     @property
     def is_sendable(self) -> bool:
@@ -92,7 +92,7 @@ class Draft:
     @property
     def is_committing(self) -> bool:
         """Whether a commit is under way."""
-        return self.state is State.COMMITTING
+        return self.state is DraftState.COMMITTING
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full."""
@@ -134,7 +134,7 @@ class Draft:
 
     def shed(self) -> None:
         """Frees the spool of a draft that is in the bucket: its bytes are the base's."""
-        assert self.state is State.CLEAN
+        assert self.state is DraftState.CLEAN
         self.local, self.dirty = Extents(), Extents()
         self.brought.clear()
         self.spool.truncate(0)
@@ -162,8 +162,8 @@ class Draft:
 
     def _changed(self) -> None:
         self.serial += 1
-        if self.state in (State.NEW, State.CLEAN):
-            self.state = State.DIRTY
+        if self.state in (DraftState.NEW, DraftState.CLEAN):
+            self.state = DraftState.DIRTY
 
     async def read(self, start: int, stop: int) -> bytes | memoryview:
         """The bytes `[start, stop)`, cut at the end. Raises what fetching the base raises, ESTALE if they are away."""
@@ -261,17 +261,17 @@ class Draft:
 
     def commit_begins(self) -> int:
         """Marks what is dirty now as under way; returns the serial that the commit will carry."""
-        self.state = State.COMMITTING
+        self.state = DraftState.COMMITTING
         self._flying, self.dirty = self.dirty, Extents()
         self._lowest = self.size
         return self.serial
 
-    def commit_failed(self, state: State = State.DIRTY) -> None:
+    def commit_failed(self, state: DraftState = DraftState.DIRTY) -> None:
         """What was under way is dirty again."""
         for start, stop in self._flying:
             self.dirty.add(start, stop)
         self._flying = Extents()
-        self.state = state if self.state is not State.ORPHAN else State.ORPHAN
+        self.state = state if self.state is not DraftState.ORPHAN else DraftState.ORPHAN
 
     def commit_landed(self, base: Source, expected: Condition, serial: int) -> None:
         """The bytes as of `serial` are in the bucket as `base`."""
@@ -281,8 +281,8 @@ class Draft:
         self.base = base
         # What was cut off since the commit began must not come back from the new base.
         self.base_stop = min(base.size, self._lowest)
-        if self.state is not State.ORPHAN:
-            self.state = State.CLEAN if serial == self.serial else State.DIRTY
+        if self.state is not DraftState.ORPHAN:
+            self.state = DraftState.CLEAN if serial == self.serial else DraftState.DIRTY
 
     def _disown(self) -> None:
         """What came into the spool of the base has turned out wrong, and is not here any more."""

@@ -188,13 +188,13 @@ class DraftRecords:
     async def rest(self, draft: Draft) -> None:
         """What rows no longer say of a spool, they do not say after a power loss either; and nobody holds it."""
         if draft.spool.is_named:
-            await self._journal.settled()
+            await self._journal.flushed()
         await draft.spool.rest()
 
     async def free(self, draft: Draft) -> None:
         """Frees a draft that no row speaks of."""
         if draft.spool.is_named:
-            await self._journal.settled()
+            await self._journal.flushed()
         draft.close()
 
     def forget(self, open_file: OpenFile) -> None:

@@ -14,7 +14,7 @@ import logging
 
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.files.commits import Commits
-from sosfs.files.draft import Draft, State
+from sosfs.files.draft import Draft, DraftState
 from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.metadata import user_metadata
@@ -73,7 +73,7 @@ class FailedWrites:
             directory.take(inode.name, when=0.0)
         inode.parent.touch()
         inode.parent = None
-        draft.state = State.ORPHAN
+        draft.state = DraftState.ORPHAN
         if not held(inode):
             self._inodes.drop(inode)
 

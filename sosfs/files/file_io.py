@@ -22,7 +22,7 @@ from sosfs.errors import Cause, StoreError
 from sosfs.files import last_close
 from sosfs.files.base_fetch import BaseFetch
 from sosfs.files.commits import Commits
-from sosfs.files.draft import Draft, State, fresh
+from sosfs.files.draft import Draft, DraftState, fresh
 from sosfs.files.failed_writes import FailedWrites
 from sosfs.files.open_file import Handle, content_of, draft_of, opened
 from sosfs.files.page_cache import PageCache
@@ -83,7 +83,7 @@ class FileIO:
         """
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        await self._pages.settle(inode)
+        await self._pages.wait_for(inode)
         self.require_name(inode)  # the kernel looks the name up again
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
@@ -237,7 +237,7 @@ class FileIO:
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Sets a file's length; without an open writer it is safe at once, as after a close."""
-        await self._pages.settle(inode)
+        await self._pages.wait_for(inode)
         open_file = content_of(inode)
         if 0 < size < inode.size:
             await self.writeback.gather(inode, 0, inode.size)  # a part that is cut is sent again
@@ -269,7 +269,7 @@ class FileIO:
     def _begin(self, inode: Inode) -> Draft:
         """The draft of a file, begun on the version that is known now. Raises ESTALE while it loses to another."""
         open_file = content_of(inode)
-        if open_file.draft is not None and open_file.draft.state is State.CONFLICT:
+        if open_file.draft is not None and open_file.draft.state is DraftState.CONFLICT:
             raise OSError(errno.ESTALE, "another client's version won")
         if open_file.draft is None:
             self.require_name(inode)  # it would be written to nowhere
@@ -333,5 +333,5 @@ class FileIO:
         """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""
         open_file = opened(inode)
         if open_file is not None and open_file.draft is not None:
-            open_file.draft.state = State.ORPHAN
+            open_file.draft.state = DraftState.ORPHAN
             self.records.forget(open_file)

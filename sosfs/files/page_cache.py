@@ -9,7 +9,7 @@ that is open for writing, or whose pages are of another version; and who is abou
 first waits until what is being given has arrived.
 
 Concurrency: trio thread only; the giving itself blocks (on a page that a read under way has locked) and so
-runs in a thread. It can't be cut short, so `settle` waits for as long as a copy takes.
+runs in a thread. It can't be cut short, so `wait_for` waits for as long as a copy takes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from sosfs.tree.inodes import Inode, Inodes
 log = logging.getLogger(__name__)
 
 WRONG = "?"  # the version of pages that turned out wrong: no ETag
-AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
+COPIES_AT_ONCE = 2  # copies into the kernel; one does 2 GB/s and more
 
 
 class PageNotifier(Protocol):
@@ -54,7 +54,7 @@ class PageCache:
         self._inodes = inodes
         self._spawn = spawn
         self._kernel = kernel
-        self._limiter = trio.CapacityLimiter(AT_ONCE)
+        self._limiter = trio.CapacityLimiter(COPIES_AT_ONCE)
         self._giving: defaultdict[int, set[trio.Event]] = defaultdict(set)  # what each inode is being given
 
     def hold(self, inode: Inode) -> bool:
@@ -69,7 +69,7 @@ class PageCache:
             for run in runs:
                 self._spawn(partial(self._bring, self._kernel.give, inode, source, run))
 
-    async def settle(self, inode: Inode) -> None:
+    async def wait_for(self, inode: Inode) -> None:
         """Waits until nothing is being given to this inode: from then to the next wait it may be changed."""
         while events := self._giving.get(inode.number):
             await waited(next(iter(events)).wait)
@@ -89,7 +89,7 @@ class PageCache:
             self._spawn(partial(self._drop_wrong, self._kernel, inode))
 
     async def _drop_wrong(self, kernel: PageNotifier, inode: Inode) -> None:
-        await self.settle(inode)
+        await self.wait_for(inode)
         try:
             await kernel.forget([inode.number], [])
         except OSError as error:

@@ -38,7 +38,7 @@ from sosfs.s3.protocol import Acl, Check, Condition, Guard, ObjectStore, Part, P
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16  # parts of one upload; a copy of the whole is shared among as many, 1.3x as fast at 32 MiB on Ceph
+PARTS_AT_ONCE = 16  # parts of one upload; a copy of the whole is shared among as many, 1.3x as fast at 32 MiB on Ceph
 COPY_MAX = 1 << 30  # bytes of one UploadPartCopy; up to 5 GiB is legal
 END_MAX = 1 << 20  # bytes that stay at hand of the last part; more of it is fetched while the rest is copied
 BEHIND = 4  # parts of one file under way behind its writer
@@ -100,7 +100,7 @@ class Upload:
         self.acl = acl
         self._shared = uploader
         self._draft = draft
-        self._piece = max(1, min(COPY_MAX, draft.base.size // AT_ONCE if draft.base else 0))  # bytes copied together
+        self._piece = max(1, min(COPY_MAX, draft.base.size // PARTS_AT_ONCE if draft.base else 0))
         self._id = ""
         self._begin = FairLock()
         self._condition: Condition = Guard.NONE  # under which the object will be made
@@ -194,7 +194,7 @@ class Upload:
             jobs = [job for job in self._jobs(size) if not self._has(job)]
             if not jobs:
                 break
-            await each(self._make, jobs, at_once=AT_ONCE)
+            await each(self._make, jobs, at_once=PARTS_AT_ONCE)
         # A writer that never rests must not keep fsync from returning: what came later is dirty again.
         parts = [self._sent[job.number] if self._has(job) else await self._make(job) for job in self._jobs(size)]
         await self._ensure()

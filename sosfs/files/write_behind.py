@@ -27,7 +27,7 @@ import trio
 
 from sosfs.errors import FULL
 from sosfs.files.commits import Commits
-from sosfs.files.draft import Draft, State
+from sosfs.files.draft import Draft, DraftState
 from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.spool import SPILL, SpoolArea
 from sosfs.files.upload import Upload, Uploader
@@ -186,7 +186,9 @@ class WriteBehind:
                 continue
             if open_file.upload is not None:
                 freed |= open_file.upload.free(first=first)
-            elif draft.state is State.CLEAN and draft.local and not draft.spool.is_held and not open_file.lock.taken:
+            elif (
+                draft.state is DraftState.CLEAN and draft.local and not draft.spool.is_held and not open_file.lock.taken
+            ):
                 draft.shed()
                 freed = True
         return freed
@@ -225,7 +227,7 @@ class WriteBehind:
             log.info("no room is made by sending %s: %s", inode.name.decode(errors="replace"), error)
             raise refusal from error
         await self._commits.records.rest(draft)  # pages of a mapping are written, and others read, beside this
-        if draft.state is State.CLEAN:
+        if draft.state is DraftState.CLEAN:
             draft.shed()
 
     # Parts behind the writer

@@ -205,19 +205,19 @@ class BucketMount:
         self._kernel.close()
         await self.parts.pages.close()
 
-    async def settle(self) -> None:
+    async def store_all(self) -> None:
         """Everything is in the bucket afterwards. Raises what is not."""
-        await self.parts.commits.settle_under(self.parts.inodes.root)
-        await self.parts.deletions.settle_under("")
+        await self.parts.commits.commit_under(self.parts.inodes.root)
+        await self.parts.deletions.wait_under("")
 
-    async def settle_deletes(self) -> None:
+    async def store_deletes(self) -> None:
         """What was deleted is gone from the bucket afterwards, and nothing else is on its way there.
 
         Raises ENOTEMPTY where a file is, EBUSY where one that was unlinked is still open, and what keeps
         a delete from being sent.
         """
         parts = self.parts
-        await parts.deletions.settle_under("")
+        await parts.deletions.wait_under("")
         if parts.commits.pending[0]:
             raise OSError(errno.ENOTEMPTY, "files in it are not stored yet")
         inodes = map(parts.inodes.find, parts.inodes.numbers())

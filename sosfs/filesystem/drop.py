@@ -81,7 +81,7 @@ class DropCommand:
         await self._rows(found)
         disk = await self._disk(found)
         for inode in found.inodes:
-            await self._pages.settle(inode)
+            await self._pages.wait_for(inode)
         await self._kernel.forget(
             [inode.number for inode in found.inodes], self._negative_entries.take(found.directories)
         )

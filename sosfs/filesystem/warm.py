@@ -28,7 +28,7 @@ from sosfs.namespace.namespace import Namespace
 from sosfs.tree.inodes import Inode, Inodes, Known
 from sosfs.tree.keys import meant_path
 
-AT_ONCE = 32  # files side by side: small ones are bound by the round trip
+FILES_AT_ONCE = 32  # files side by side: small ones are bound by the round trip
 OF_ONE = 4  # requests of one file
 IN_FLIGHT = 32 << 20  # bytes
 BATCH = 20_000  # files, as many as one scan of a tree shows
@@ -140,7 +140,7 @@ class _Call:
                     self.tally.total_bytes += inode.size
                 self._tell(self.tally.news())
             self.tally.is_listing = bool(todo)
-            await each(self._warm, batch, at_once=AT_ONCE)
+            await each(self._warm, batch, at_once=FILES_AT_ONCE)
 
     async def _entries(self, inode: Inode) -> list[Inode]:
         try:

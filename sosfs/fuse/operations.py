@@ -1,6 +1,6 @@
 """Answer the kernel's requests for files: numbers to inodes, answers to attributes.
 
-With `control_tree` and `routing` all that speaks pyfuse3. A handler answers or raises `FUSEError`; whatever
+A handler answers or raises `FUSEError`; whatever
 else comes out of the halves below is turned into one by `error_replies`: an OSError into its errno, a bug into EIO and
 a traceback in the log, so that a bug never ends the mount.
 
@@ -303,9 +303,9 @@ class Operations(pyfuse3.Operations):
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
         """Everything below is in the bucket afterwards."""
         top = self._readings[fh].directory.inode
-        await self._commits.settle_under(top)
+        await self._commits.commit_under(top)
         if self._inodes.has_name(top):  # else nothing is below it
-            await self._deletions.settle_under(self._inodes.key(top))
+            await self._deletions.wait_under(self._inodes.key(top))
 
     # Files
 

@@ -27,7 +27,7 @@ from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.control import acl_text
 from sosfs.control.object_acl import ObjectAcls
 from sosfs.control.rejected_texts import Rejections
-from sosfs.files.draft import State
+from sosfs.files.draft import DraftState
 from sosfs.files.open_file import draft_of
 from sosfs.metadata import system_headers, user_metadata, xattr_encoding
 from sosfs.metadata.edits import Edits
@@ -189,7 +189,7 @@ class Xattrs:
     async def _state(self, inode: Inode) -> str:
         """clean: as in the bucket; dirty: not yet; uploading: on its way; conflict: ours is kept beside another's."""
         draft = draft_of(inode)
-        if draft is not None and draft.state is State.COMMITTING:
+        if draft is not None and draft.state is DraftState.COMMITTING:
             return "uploading"
         if inode.attributes_dirty or (draft is not None and draft.is_dirty):
             return "dirty"

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from sosfs.ipc.status import State, Status
+from sosfs.ipc.status import MountPhase, Status
 
 
 class _Moment(Collector):
@@ -24,7 +24,7 @@ class _Moment(Collector):
     def collect(self) -> Iterator[Metric]:
         now = self._status
         yield GaugeMetricFamily(
-            "sosfs_mounted", "1 while the mount serves, 0 while it drains.", int(now.state is State.MOUNTED)
+            "sosfs_mounted", "1 while the mount serves, 0 while it drains.", int(now.state is MountPhase.MOUNTED)
         )
         yield GaugeMetricFamily("sosfs_pending_files", "Changes that are not in the bucket yet.", now.pending_files)
         yield GaugeMetricFamily("sosfs_pending_bytes", "Bytes that are not in the bucket yet.", now.pending_bytes)

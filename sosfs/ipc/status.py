@@ -27,7 +27,7 @@ WAITING = 10  # lines that tell what waits, and why
 _NAME_BYTES = 12  # of the hash: short enough for the 107 bytes of a socket's path
 
 
-class State(Enum):
+class MountPhase(Enum):
     """The life of a mount.
 
     MOUNTING -> MOUNTED -> DRAINING (unmounted, changes still going to the bucket) -> STOPPED
@@ -51,7 +51,7 @@ class Status:
     prefix: str
     mountpoint: str
     endpoint: str
-    state: State
+    state: MountPhase
     pending_files: int = 0
     pending_bytes: int = 0
     sent_bytes: int = 0
@@ -87,7 +87,7 @@ class Status:
         if not isinstance(document, dict):
             raise ValueError("no status")
         values = {name: value for name, value in document.items() if name in known}
-        values["state"] = State(values.get("state"))
+        values["state"] = MountPhase(values.get("state"))
         values |= {name: tuple(values.get(name, ())) for name in ("errors", "waiting", "damaged")}
         try:
             return cls(**values)

@@ -120,7 +120,7 @@ class Journal:
                 self.damage.note(f"the journal in {self._path.parent} was removed while it was in use")
             raise
 
-    async def settled(self) -> None:
+    async def flushed(self) -> None:
         """What was dropped is not done again after a power loss, to what has the name then. Never raises."""
         try:
             await self.sync()

@@ -69,9 +69,9 @@ class Creations:
         else:
             raise refuse(errno.EEXIST)
         await self._attributes.permissions.require_store(key)
-        await self._rollback.settle(key)
-        await self._deletions.settle(key)
-        await self._deletions.settle(key + "/")
+        await self._rollback.wait_for(key)
+        await self._deletions.wait_for(key)
+        await self._deletions.wait_for(key + "/")
         return self._namespace.directory(parent), parsed
 
     def new_file(self, directory: Directory, parsed: keys.Parsed, mode: int, uid: int, gid: int) -> Inode:
@@ -124,7 +124,7 @@ class Creations:
             raise
         finally:
             inode.pins -= 1
-        directory.settled(inode.name)
+        directory.reached_bucket(inode.name)
         directory.inode.touch()
 
     async def _record_new(self, directory: Directory, inode: Inode) -> None:

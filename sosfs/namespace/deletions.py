@@ -9,7 +9,7 @@
 `rm -rf` asks for one key at a time and waits for each answer, so batches form only where the answer comes
 before the request: the first delete of a burst proves that the key may delete here, those that follow
 within `PROVEN` seconds are answered from the queue. What was answered from it stays removed: a refusal that comes
-after that is tried again for ever, and keeps nothing else waiting. Whoever is about to use a key awaits `settle`.
+after that is tried again for ever, and keeps nothing else waiting. Whoever is about to use a key awaits `wait_for`.
 
 Concurrency: trio thread only; up to 4 batches under way.
 """
@@ -36,7 +36,7 @@ PROVEN = 5.0  # seconds
 GATHER = 0.02  # seconds without company after which a batch sets off: an unlink through FUSE takes 0.1-0.2 ms
 LINGER = 0.5  # seconds that a batch gathers company at most
 BATCHES = 4
-AT_ONCE = 16  # looks at keys that are tried again
+LOOKS_AT_ONCE = 16  # looks at keys that are tried again
 CROWD = 250  # keys of a full batch; four of these side by side are faster than one of a thousand
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
 HELD_FIRST, HELD_MAX = 5.0, 120.0  # seconds between tries of what was refused
@@ -101,7 +101,7 @@ class Deletions:
             self._forget[key] = forget
             self._queue(key, version, outcome)
             return
-        await self.settle(key)
+        await self.wait_for(key)
         self._recorded(key, version)  # if not, only a crash before the answer would let the name stay
         try:
             await self._store.delete(key)
@@ -112,7 +112,7 @@ class Deletions:
         with self._journal.together():
             self._journal.drop_delete(key)
             forget()
-        await self._journal.settled()
+        await self._journal.flushed()
         outcome()
 
     async def retire(self, key: str, version: Version, outcome: Outcome) -> None:
@@ -164,10 +164,10 @@ class Deletions:
         self._tried.add(key)
         self.later(key, version, outcome)
 
-    async def settle(self, key: str) -> None:
+    async def wait_for(self, key: str) -> None:
         """Returns when no delete of this key is outstanding, nor below a directory's. Raises what keeps it back."""
         if key.endswith("/") and self.is_pending(key):
-            await self.settle_under(key)
+            await self.wait_under(key)
             return
         while self.is_pending(key):
             outcome = self._queued.pop(key, None) or self._held.pop(key, None)
@@ -177,7 +177,7 @@ class Deletions:
                 self._flying[key] = outcome
                 await self._send_now([key])
 
-    async def settle_under(self, prefix: str) -> None:
+    async def wait_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""
         while self.under(prefix):
             self._recall(prefix)
@@ -332,7 +332,7 @@ class Deletions:
                     log.warning("%s was removed here, and another client has replaced it since: theirs stays", key)
                     found.add(key)
 
-        await each(ask, [key for key in batch if key in self._tried], at_once=AT_ONCE)
+        await each(ask, [key for key in batch if key in self._tried], at_once=LOOKS_AT_ONCE)
         return found
 
     async def _answer(self, batch: list[str], failed: dict[str, OSError]) -> None:
@@ -356,7 +356,7 @@ class Deletions:
         except OSError as failure:
             log.error("the journal cannot be written: %s", failure)  # whoever waits for these keys must go on
         if answered:
-            await self._journal.settled()
+            await self._journal.flushed()
         for key in answered:
             outcome = self._flying.pop(key)
             self._versions.pop(key, None)

@@ -183,7 +183,7 @@ class Namespace:
             yield
         except BaseException:
             for directory, one in places:
-                directory.settled(one)
+                directory.reached_bucket(one)
             raise
 
     # Removing
@@ -211,7 +211,7 @@ class Namespace:
         self._leave(directory, inode, None if version is None else PENDING)
 
         if version is not None:
-            settled, forget = partial(directory.settled, name), partial(self._file_io.left, inode)
+            settled, forget = partial(directory.reached_bucket, name), partial(self._file_io.left, inode)
             try:
                 await self._deletions.delete(key, version, settled, forget=forget)
             except OSError:

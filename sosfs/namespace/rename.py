@@ -33,7 +33,7 @@ from sosfs.tree import keys
 from sosfs.tree.inodes import PENDING, Inode
 from sosfs.tree.subtree_lock import SubtreeLock
 
-AT_ONCE = 32
+COPIES_AT_ONCE = 32
 
 
 class _Copy(NamedTuple):
@@ -86,7 +86,7 @@ class Renames:
         segment = target.segment if target is not None else parsed.segment
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # what was asked for the target has shown it
-        await self._attributes.settle_directories(inode)
+        await self._attributes.write_directories(inode)
         await self._namespace.keep_parent(inode.parent, inode)
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._file_io.writeback.gathered(inode))
@@ -142,7 +142,7 @@ class Renames:
             directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
 
             def gone() -> None:
-                directory.settled(name)
+                directory.reached_bucket(name)
                 directory.now = None
 
             if self._rollback.watch(move, gone) and target is None:
@@ -155,9 +155,9 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
     ) -> None:
         old_key = self._inodes.key(inode)
-        await self._rollback.settle(key)
-        await self._deletions.settle(key)
-        await self._deletions.settle(old_key)
+        await self._rollback.wait_for(key)
+        await self._deletions.wait_for(key)
+        await self._deletions.wait_for(old_key)
         await self._file_io.ascertain(inode)
         if inode.version is None:
             if target is not None:
@@ -176,7 +176,7 @@ class Renames:
             inode.version = version
             self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
             self._file_io.moved(inode)
-        await self._journal.settled()
+        await self._journal.flushed()
 
     def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
         """A file that the bucket has not seen takes its new name along; it will go up over what has that name there."""
@@ -226,7 +226,7 @@ class Renames:
         assert inode.version is not None and inode.parent is not None
         directory, name = self._namespace.directory(inode.parent), inode.name
         try:
-            await self._deletions.retire(move.old, inode.version, partial(directory.settled, name))
+            await self._deletions.retire(move.old, inode.version, partial(directory.reached_bucket, name))
         except StoreError:
             self._moves.refused(move)
             raise
@@ -252,9 +252,9 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
     ) -> None:
         old_prefix = self._inodes.key(inode)
-        await self._rollback.settle(prefix)
-        await self._deletions.settle_under(old_prefix)
-        await self._deletions.settle_under(prefix)
+        await self._rollback.wait_for(prefix)
+        await self._deletions.wait_under(old_prefix)
+        await self._deletions.wait_under(prefix)
         known = self._inodes.below(inode)
         listed = await listed_under(self._store, old_prefix)
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
@@ -275,7 +275,7 @@ class Renames:
             self._replace(inode, target, parent, segment, plain, gone=PENDING if left else None)
             for old_key, moved in known.items():
                 self._moved(moved, copies.get(move.target(old_key)))
-        await self._journal.settled()
+        await self._journal.flushed()
 
     def _remove_later(self, left: Mapping[str, Version], inode: Inode) -> None:
         """The old name stays hidden until what is left under it is gone."""
@@ -285,7 +285,7 @@ class Renames:
             if key != top:
                 self._deletions.later(key, left[key], lambda: None)
         if left:  # of a directory the marker goes last, be there one or not
-            settled = partial(self._namespace.directory(inode.parent).settled, inode.name)
+            settled = partial(self._namespace.directory(inode.parent).reached_bucket, inode.name)
             self._deletions.later(top, left.get(top, Version("", 0)), settled)
 
     def _moved(self, inode: Inode, copy: _Copy | None) -> None:
@@ -321,7 +321,7 @@ class Renames:
             if made is not None:
                 copies[move.target(one.key)] = made
 
-        await each(copy, listed, at_once=AT_ONCE)
+        await each(copy, listed, at_once=COPIES_AT_ONCE)
         return copies
 
     async def _copy_one(self, one: Listed, move: Move, inode: Inode | None) -> _Copy | None:

@@ -25,10 +25,10 @@ from sosfs.s3.paging import check_progress
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import Acl, Listed, ObjectStore, Properties, Version
 
-AT_ONCE = 16
+LOOKS_AT_ONCE = 16
 
 
-class State(StrEnum):
+class RenameState(StrEnum):
     """How far a rename is, in the journal."""
 
     COPYING = "copying"
@@ -47,7 +47,7 @@ class _Request:
 
 @dataclass(eq=False)
 class Move:
-    """One rename, from key to key or from prefix to prefix. `over`: see `State.OVER`."""
+    """One rename, from key to key or from prefix to prefix. `over`: see `RenameState.OVER`."""
 
     row: int  # in the journal
     old: str
@@ -95,7 +95,7 @@ class RenameCopies:
         """A rename begins: recorded before the first copy is asked for. Raises OSError of the journal."""
         with self._journal.together(Need.PROMISE):
             move = Move(self._journal.add_rename(old, new), old, new, over)
-            self._journal.set_rename(move.row, State.OVER if over else State.COPYING, Need.PROMISE)
+            self._journal.set_rename(move.row, RenameState.OVER if over else RenameState.COPYING, Need.PROMISE)
         return move
 
     async def copy(
@@ -148,7 +148,7 @@ class RenameCopies:
                 self._store, move.source(key), key, asked.version, properties=asked.properties, acl=asked.acl
             )
         try:
-            self._journal.set_rename(move.row, State.COPIED)
+            self._journal.set_rename(move.row, RenameState.COPIED)
         except OSError as error:
             if error.errno not in FULL or not move.over:
                 raise  # what was copied over another file the next mount finishes anyway
@@ -173,7 +173,7 @@ class RenameCopies:
                     raise
                 lost.append(key)
 
-        await each(ask, doubted, at_once=AT_ONCE)
+        await each(ask, doubted, at_once=LOOKS_AT_ONCE)
         return lost
 
     def refused(self, move: Move) -> None:

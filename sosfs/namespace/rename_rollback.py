@@ -7,7 +7,7 @@ may remove nothing, nothing was, and the copies go too.
 Only our own copies are removed: those that the store has confirmed, as long as they are that version; and where an
 answer was lost, or the process died, what has bytes and metadata of a source that is still there. A copy that got no
 answer may be made after it was looked for, so for `LATE` seconds it is looked for again and again, by the next mount
-too. What this mount is about to make under the new name ends that (`settle`).
+too. What this mount is about to make under the new name ends that (`wait_for`).
 
 The copies leave through the delete queue (`deletions`): recorded, counted as pending, tried for ever.
 
@@ -31,7 +31,7 @@ from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes, SavedDraft
 from sosfs.metadata import user_metadata
 from sosfs.namespace.deletions import Deletions
-from sosfs.namespace.rename_copies import Move, State, below_first, listed_under
+from sosfs.namespace.rename_copies import Move, RenameState, below_first, listed_under
 from sosfs.s3.preconditions import find
 from sosfs.s3.protocol import Object, ObjectStore, Version
 
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 LATE = 60.0  # seconds after which a request that got no answer is taken to have no effect any more
 LOOK_FIRST, LOOK_MAX = 1.0, 30.0  # seconds between looks
-AT_ONCE = 16
+LOOKS_AT_ONCE = 16
 
 Metadata = Mapping[str, str]
 
@@ -96,7 +96,7 @@ class RenameRollback:
             for key in below_first(made):
                 self._deletions.retract(key, made[key], lambda: self._removed(move))
             if move.doubtful:
-                self._journal.set_rename(move.row, State.OVER if move.over else State.COPYING)
+                self._journal.set_rename(move.row, RenameState.OVER if move.over else RenameState.COPYING)
             else:
                 self._journal.drop_rename(move.row)
         if move.doubtful:
@@ -114,9 +114,9 @@ class RenameRollback:
     async def _gone(self, move: Move) -> None:
         """Returns when the copies that are known are gone. Raises what keeps them."""
         if move.is_directory:
-            await self._deletions.settle_under(move.new)
+            await self._deletions.wait_under(move.new)
         else:
-            await self._deletions.settle(move.new)
+            await self._deletions.wait_for(move.new)
 
     def watch(self, move: Move, gone: Callable[[], None]) -> bool:
         """Whether something may be left of a rename that failed; `gone` is called when nothing is any more."""
@@ -129,9 +129,9 @@ class RenameRollback:
         A copy that stands over what was there before cannot be taken back, so that one is finished too; and that of
         of which nothing says how far it is, as an older version of sosfs has left it.
         """
-        if state in ("", State.COPIED):
+        if state in ("", RenameState.COPIED):
             return True
-        move = Move(row, old, new, state == State.OVER, is_unknown=True, is_pending=True)
+        move = Move(row, old, new, state == RenameState.OVER, is_unknown=True, is_pending=True)
         if not move.is_directory and await self._has_moved(move):
             return True
         log.warning("taking back the rename of %s to %s that a crash cut short", old, new)
@@ -157,7 +157,7 @@ class RenameRollback:
         is_same = self._are_hashes(source, target) and source.version.same_bytes(target.version)
         return is_same or self._is_copy(move, source, target, self._changed().get(move.old, []))
 
-    async def settle(self, key: str) -> None:
+    async def wait_for(self, key: str) -> None:
         """Something is to be made at `key`: what a failed rename left there is gone afterwards. Raises what keeps it.
 
         Nothing that is found there later is taken for a copy of that rename.
@@ -227,7 +227,7 @@ class RenameRollback:
             if (version := await self._copy(move, key, changed.get(move.source(key), []))) is not None:
                 ours[key] = version
 
-        await each(ask, found, at_once=AT_ONCE)
+        await each(ask, found, at_once=LOOKS_AT_ONCE)
         return ours
 
     def _changed(self) -> dict[str, list[Metadata]]:

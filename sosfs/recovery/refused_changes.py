@@ -90,4 +90,4 @@ class RefusedChanges:
             if found is not None:
                 found.parent = None
                 self._namespace.inodes.drop(found)
-        return lambda: directory.settled(name)
+        return lambda: directory.reached_bucket(name)

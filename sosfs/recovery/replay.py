@@ -25,7 +25,7 @@ from sosfs.cache.blocks import Blocks, Source
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.commits import Commits
-from sosfs.files.draft import Draft, State
+from sosfs.files.draft import Draft, DraftState
 from sosfs.files.failed_writes import FailedWrites
 from sosfs.files.open_file import content_of
 from sosfs.files.spool import Spool
@@ -49,11 +49,11 @@ from sosfs.tree.keys import Form
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 16
+KEYS_AT_ONCE = 16
 
 
 class Replay:
-    """Work on objects alone: renames, deletes, attributes, attributes."""
+    """Work on objects alone: renames, deletes, attributes."""
 
     def __init__(
         self,
@@ -88,7 +88,7 @@ class Replay:
                 raise StoreError(error.errno or errno.EIO, what, status=error.status, detail=said) from error
         await self._delete_all()
         self._drop_carried()
-        await each(self._attribute_replay.write, self._journal.attributes(), at_once=AT_ONCE)
+        await each(self._attribute_replay.write, self._journal.attributes(), at_once=KEYS_AT_ONCE)
 
     def _hold_back(self) -> None:
         """What an incomplete journal has of removals and renames may be done: it is not done again to other files."""
@@ -115,7 +115,7 @@ class Replay:
             if not is_copied:
                 await self._move(one, new_key)
 
-        await each(move, left, at_once=AT_ONCE)
+        await each(move, left, at_once=KEYS_AT_ONCE)
         failures = await self._store.delete_many(below_first(one.key for one in left))
         for failure in failures:
             if not deletions.is_denied(failure.error):
@@ -174,7 +174,7 @@ class Replay:
                 for key, version in gone
                 if _depth(key) == depth and not any(_is_below(other, key) for other in left)
             ]
-            await each(self._delete, free, at_once=AT_ONCE)
+            await each(self._delete, free, at_once=KEYS_AT_ONCE)
 
     async def _delete(self, item: tuple[str, Version]) -> None:
         key, version = item
@@ -282,7 +282,7 @@ class Adoption:
         base = Source(*saved.base) if saved.base is not None else None
         draft = Draft(spool, self._blocks, base, saved.expected)
         draft.size, draft.base_stop = saved.size, saved.base_stop
-        draft.serial, draft.saved, draft.recorded, draft.safe, draft.state = 1, 0, 1, 1, State.DIRTY
+        draft.serial, draft.saved, draft.recorded, draft.safe, draft.state = 1, 0, 1, 1, DraftState.DIRTY
         for start, stop in saved.local:
             draft.local.add(start, stop)
         for start, stop in saved.dirty:

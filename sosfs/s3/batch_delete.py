@@ -20,7 +20,7 @@ from sosfs.s3.protocol import DELETE_MAX, Failure
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
 
-AT_ONCE = 32
+DELETES_AT_ONCE = 32
 
 
 async def remove_all(
@@ -41,7 +41,7 @@ async def remove_all(
             failures += await dispatcher.send("DeleteObjects", partial(_batch, batch))
         except StoreError as error:
             if error.cause is Cause.DENIED:
-                await each(alone, batch, at_once=AT_ONCE)
+                await each(alone, batch, at_once=DELETES_AT_ONCE)
             else:
                 failures += [Failure(key, error) for key in batch]
     return failures

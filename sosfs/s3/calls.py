@@ -3,7 +3,7 @@
 A boto3 client would take 2 ms of CPU a small request and 57 ms a page of a listing; this takes 0.1 and 5.
 
 Imports libcurl and so must not be imported before the daemon has forked. Safe from any thread; each call blocks
-its thread. Nothing is checked here that the facade has checked.
+its thread. Nothing is checked here that `bucket` has checked.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class SignedCalls:
         self._http.close()
 
     def under(self, interrupt: Interrupt) -> Self:
-        """The same lane for somebody who may lose interest: its calls end with EINTR once `interrupt` is set."""
+        """The same calls for somebody who may lose interest: its calls end with EINTR once `interrupt` is set."""
         return self._with(interrupt=interrupt)
 
     def within(self, seconds: float) -> Self:
-        """The same lane for somebody in a hurry: a failing call of it is tried again for so long at most."""
+        """The same calls for somebody in a hurry: a failing call of it is tried again for so long at most."""
         return self._with(patience=seconds)
 
     def _with(self, **options: Any) -> Self:

@@ -16,7 +16,7 @@ from sosfs.errors import Cause, StoreError
 from sosfs.s3.protocol import PUT_MAX, Acl, Detail, Guard, ObjectStore, Part, Properties, Version
 
 PART = 512 << 20  # bytes of one UploadPartCopy: 4 TiB in 8,192 parts
-AT_ONCE = 8
+PARTS_AT_ONCE = 8
 
 
 class UploadsBegun(Protocol):
@@ -100,7 +100,7 @@ async def _copy_parts(
         parts.append(await store.copy_part(target, upload_id, number, source, version, start, stop))
 
     try:
-        await each(copy, range(1, -(-version.size // PART) + 1), at_once=AT_ONCE)
+        await each(copy, range(1, -(-version.size // PART) + 1), at_once=PARTS_AT_ONCE)
         parts.sort(key=lambda part: part.number)
         condition = version if source == target else Guard.NONE  # what came meanwhile is not to be undone
         made = await store.complete_multipart(target, upload_id, parts, condition=condition, begun_with=properties)

@@ -4,7 +4,7 @@ Requests block threads, bulk data other ones than all else, so that it never sta
 began is waited for, also when its caller is cancelled. A key that the server no longer takes is read again
 from its source, and the request made once more.
 
-Concurrency: state changes in the trio thread only, between awaits. The lane is imported with the first
+Concurrency: state changes in the trio thread only, between awaits. `calls` is imported with the first
 request: what it sends with starts threads, which must not be before the daemon has forked.
 """
 
@@ -123,7 +123,7 @@ class Dispatcher:
         return ends + ends[-1:] * (len(keys) - len(ends))
 
     def _current(self, operation: str) -> SignedCalls:
-        """A lane with the source's key of now: another part of the mount may have read it again."""
+        """Calls with the source's key of now: another part of the mount may have read it again."""
         try:
             key = self._target.credentials.current()
         except OSError as error:
@@ -135,7 +135,7 @@ class Dispatcher:
         return self._calls if self._calls.key == key else type(self._calls)(self._target, key)
 
     async def _followed(self, used: SignedCalls, operation: str) -> SignedCalls:
-        """A lane with the key that follows one which is about to end; the same one where there is none yet."""
+        """Calls with the key that follows one which is about to end; the same one where there is none yet."""
         async with self._renewal:
             if not self._current(operation).key.is_ending:
                 return self._current(operation)  # read again by another call, while this one waited
@@ -148,7 +148,7 @@ class Dispatcher:
             return self._current(operation)
 
     async def _renewed(self, used: SignedCalls, error: StoreError) -> SignedCalls | None:
-        """A lane with another key than `used`, if its refusal is the matter and the source has one."""
+        """Calls with another key than `used`, if its refusal is the matter and the source has one."""
         mute = error.status == 403 and not error.code  # a HEAD's: it may mean any refusal
         if error.code not in KEY_REFUSED and not mute:
             return None

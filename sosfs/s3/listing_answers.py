@@ -3,7 +3,7 @@
 Read with the C parser of the standard library: 5 ms of CPU for a page of 1,000 keys, where boto3 takes 57.
 
 A listing is what tells a backup that files are gone, so a page must be one for what was asked: of this prefix, folded
-as asked, saying whether more follows and, if so, how to ask for it. Anything else raises `ParseError`, which the lane
+as asked, saying whether more follows and, if so, how to ask for it. Anything else raises `ParseError`, which `calls`
 makes an EIO. One entry that makes no sense spoils itself alone: its name is there, and its version is `UNKNOWN`.
 Pure functions, safe from any thread.
 """

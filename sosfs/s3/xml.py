@@ -2,7 +2,7 @@
 
 An answer is good only where it can be an S3 server's answer to what was asked (`refusal_of`): a 200 may carry an
 error, and a gateway's page may come with any status. Namespaces are passed over, because servers disagree about them.
-A body that is not the XML it should be raises `ParseError`, which the lane makes an EIO. Pure functions, safe from
+A body that is not the XML it should be raises `ParseError`, which `calls` makes an EIO. Pure functions, safe from
 any thread.
 """
 

@@ -67,7 +67,7 @@ class Defaults:
         return stat.S_IFDIR | (0o777 & ~self.umask)
 
 
-class DraftState(Protocol):
+class ChangedBytes(Protocol):
     """What attributes have to know of a file's changed bytes."""
 
     @property
@@ -87,7 +87,7 @@ class FileState(Protocol):
     """What the rest of the program may know of a file that is open or not stored yet; `files.open_file` has it."""
 
     @property
-    def draft(self) -> DraftState | None:
+    def draft(self) -> ChangedBytes | None:
         """Its changed bytes."""
 
     @property
@@ -305,7 +305,7 @@ class Directory:
         self.entries.pop(name, None)
         self.touched[name] = trio.current_time() if when is None else when
 
-    def settled(self, name: bytes) -> None:
+    def reached_bucket(self, name: bytes) -> None:
         """What was pending for this name has reached the bucket."""
         self.touched[name] = trio.current_time()
 
@@ -321,7 +321,7 @@ class Directory:
 def stored(inode: Inode) -> None:
     """An object was stored here, and with it the prefixes that it is in: listings on their way know nothing of it."""
     while inode.parent is not None and inode.parent.directory is not None:
-        inode.parent.directory.settled(inode.name)
+        inode.parent.directory.reached_bucket(inode.name)
         inode = inode.parent
 
 

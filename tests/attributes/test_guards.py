@@ -120,7 +120,7 @@ def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None
         inode = await mount._walk("file")
         store.before["copy"] = held
         for _ in range(2):
-            await begun(mount, partial(mount.parts.attributes.settle, inode))
+            await begun(mount, partial(mount.parts.attributes.write_now, inode))
         await _set(held)
         assert store.calls["copy"] == 1
 
@@ -134,7 +134,7 @@ def test_attributes_of_a_file_that_is_being_written_go_with_its_bytes(mount: Com
         handle = await opened(mount)
         await mount.parts.file_io.write(handle, 0, b"B")
         await _chmod(mount, "file", 0o600)
-        await mount.parts.attributes.settle(handle.inode)
+        await mount.parts.attributes.write_now(handle.inode)
         assert store.calls["copy"] == 0
         await closed(mount, handle)
         assert store.calls["copy"] == 0
@@ -252,7 +252,7 @@ def test_a_marker_that_is_being_written_does_not_come_after_its_directory_has_go
         await put_all(store, {"d/": b"", "other": b"o"})
         await _chmod(mount, "d", 0o700)
         store.before["put"] = held
-        await begun(mount, partial(mount.parts.attributes.settle, await mount._walk("d")))
+        await begun(mount, partial(mount.parts.attributes.write_now, await mount._walk("d")))
         assert ("put", "d/") in store.reached
         await begun(mount, partial(mount.rmdir, "d"))
         await _set(held)

@@ -34,8 +34,8 @@ def test_two_who_settle_one_file_send_one_request(tmp_path: Path) -> None:
             inode.mode = 0o100600
             mount.parts.attributes.changed(inode)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount.parts.attributes.settle, inode)
-                nursery.start_soon(mount.parts.attributes.settle, inode)
+                nursery.start_soon(mount.parts.attributes.write_now, inode)
+                nursery.start_soon(mount.parts.attributes.write_now, inode)
 
         mount.loop.run(settle_twice)
         assert store.calls["copy"] == 1

@@ -31,7 +31,7 @@ from sosfs.config.parameters import Settings
 from sosfs.daemon import mountpoint
 from sosfs.daemon.mountpoint import StartError
 from sosfs.ipc import status
-from sosfs.ipc.status import State
+from sosfs.ipc.status import MountPhase
 from tests.support.mounting import ROOT
 from tests.support.waiting import SECONDS, alive, until
 from tests.support.watchdog import clear, mounted
@@ -397,7 +397,7 @@ class TestUmount:
         with desk.draining() as subtree_lock:
             desk.mount(orders={"gate": str(subtree_lock)})
             process = desk.begin("umount", desk.path)
-            until(lambda: (now := status.fetch(desk.path)) and now.state is State.DRAINING, "the drain begins")
+            until(lambda: (now := status.fetch(desk.path)) and now.state is MountPhase.DRAINING, "the drain begins")
             assert not mounted(desk.path)
             assert process.poll() is None
             subtree_lock.unlink()

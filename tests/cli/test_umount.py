@@ -26,11 +26,11 @@ def test_a_daemon_that_ends_while_another_namespace_seems_to_keep_it_is_no_error
         raise OSError(errno.ENOTCONN, "the daemon of this mount does not listen", str(path))
 
     with subprocess.Popen(["sleep", "1"]) as process:
-        now = status.Status(process.pid, "b", "", "/nowhere", "http://localhost", status.State.MOUNTED)
+        now = status.Status(process.pid, "b", "", "/nowhere", "http://localhost", status.MountPhase.MOUNTED)
         monkeypatch.setattr(commands, "ask", gone)
         monkeypatch.setattr(holders, "namespace_of", lambda device, pid: "another")
         monkeypatch.setattr(status, "fetch", lambda path, owner: now)
-        monkeypatch.setattr(status, "read_last", lambda path, owner: replace(now, state=status.State.STOPPED))
+        monkeypatch.setattr(status, "read_last", lambda path, owner: replace(now, state=status.MountPhase.STOPPED))
         monkeypatch.setattr(status, "forget_last", lambda path, owner: None)
         mount = Mount(Path("/nowhere"), "fuse.sosfs", "bucket", 0, "0:1")
         daemon = umount.Daemon(process.pid, os.pidfd_open(process.pid))

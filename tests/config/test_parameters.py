@@ -58,7 +58,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
 
 
 def settle(*layers: Any) -> Settings:
-    return parameters.settle("b", "", Path("/m"), layers)
+    return parameters.resolve("b", "", Path("/m"), layers)
 
 
 def from_command_line(*arguments: str) -> Any:
@@ -193,7 +193,7 @@ def test_state_of_a_user_and_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_no_two_mounts_share_their_state() -> None:
     places = [
-        parameters.settle(bucket, prefix, Path("/m"), [{"endpoint": endpoint}])
+        parameters.resolve(bucket, prefix, Path("/m"), [{"endpoint": endpoint}])
         for bucket in ("a", "b")
         for prefix in ("", "p/")
         for endpoint in ("http://one", "http://two")

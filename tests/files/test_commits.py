@@ -394,7 +394,7 @@ def test_fsync_of_a_directory_waits_for_all_that_is_below(tmp_path: Path) -> Non
         inode = await mount._walk("d/chmod")
         inode.mode = 0o100600
         mount.parts.attributes.changed(inode)
-        await mount.parts.commits.settle_under(await mount._walk("d"))
+        await mount.parts.commits.commit_under(await mount._walk("d"))
         assert bodies(store) == {"d/changed": b"new", "d/made": b"made", "d/chmod": b"x", "other": b"x"}
         assert store._stored["d/chmod"].object.properties.metadata["mode"] == str(0o100600)
 

@@ -309,7 +309,7 @@ def test_a_commit_beside_a_rewrite_of_attributes_is_no_conflict(tmp_path: Path, 
         mount.parts.attributes.changed(inode)
         store.after["copy"] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.parts.attributes.settle, inode)
+            nursery.start_soon(mount.parts.attributes.write_now, inode)
             await trio.testing.wait_all_tasks_blocked()
             handle = await opened(mount)
             await mount.parts.file_io.write(handle, 0, b"new")
@@ -347,7 +347,7 @@ def test_a_slow_copy_onto_itself_does_not_undo_a_commit(tmp_path: Path) -> None:
         mount.parts.attributes.changed(inode)
         store.before["copy"] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.parts.attributes.settle, inode)
+            nursery.start_soon(mount.parts.attributes.write_now, inode)
             await trio.testing.wait_all_tasks_blocked()
             handle = await opened(mount)
             await mount.parts.file_io.write(handle, 0, b"new")

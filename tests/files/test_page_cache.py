@@ -209,10 +209,10 @@ def test_who_is_about_to_write_waits_for_what_is_being_given() -> None:
             pages.bring(inode, source, [arrived(b"x" * BLOCK)])
             await trio.testing.wait_all_tasks_blocked()
             with trio.move_on_after(0.05) as waiting:
-                await pages.settle(inode)
+                await pages.wait_for(inode)
             assert waiting.cancelled_caught
             kernel.may.set()
-            await pages.settle(inode)
+            await pages.wait_for(inode)
             assert kernel.has == [(inode.number, 0, b"x" * BLOCK)]
 
     trio.run(run)

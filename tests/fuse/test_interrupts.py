@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sosfs.fuse.requests import PATIENT
-from sosfs.ipc.status import State
+from sosfs.ipc.status import MountPhase
 from tests.conftest import LARGE, Mounter
 from tests.support.drive import Drive, eventually, status
 from tests.support.faults import Hang
@@ -139,7 +139,7 @@ def test_a_second_program_that_waits_for_the_same_goes_on(drive: Drive, proxy: P
 
 def test_the_status_answers_whatever_hangs(drive: Drive, proxy: Proxy) -> None:
     """The kernel looks up one name of a directory at a time: that of the status must not be one it asks for."""
-    eventually(lambda: status(drive).state is State.MOUNTED)
+    eventually(lambda: status(drive).state is MountPhase.MOUNTED)
     with proxy.broken(Hang(), on()):
         stuck = [
             subprocess.Popen(["stat", drive.mount.path / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sosfs.ipc import sockets, status
-from sosfs.ipc.status import State, Status
+from sosfs.ipc.status import MountPhase, Status
 from sosfs.s3.protocol import Properties
 from tests.support.composed import composed
 from tests.support.fake_store import FakeStore
@@ -24,7 +24,7 @@ from tests.support.fake_store import FakeStore
 MOUNTPOINT = Path("/mnt/some where")
 
 
-def some(*, pid: int = 7, state: State = State.MOUNTED) -> Status:
+def some(*, pid: int = 7, state: MountPhase = MountPhase.MOUNTED) -> Status:
     return Status(pid, "b", "p/", str(MOUNTPOINT), "http://localhost", state)
 
 
@@ -45,7 +45,7 @@ STATUSES = st.builds(
     prefix=st.text(),
     mountpoint=st.text(),
     endpoint=st.text(),
-    state=st.sampled_from(State),
+    state=st.sampled_from(MountPhase),
     pending_files=COUNTS,
     pending_bytes=COUNTS,
     errors=st.lists(st.text()).map(tuple),
@@ -77,7 +77,7 @@ async def asked(path: Path) -> Status | None:
 
 
 def test_a_daemon_answers_each_reader_with_its_state_of_that_moment(runtime: Path) -> None:
-    states = iter([State.MOUNTING, State.MOUNTED, State.DRAINING])
+    states = iter([MountPhase.MOUNTING, MountPhase.MOUNTED, MountPhase.DRAINING])
 
     async def scene() -> list[Status | None]:
         async with trio.open_nursery() as nursery:
@@ -88,16 +88,16 @@ def test_a_daemon_answers_each_reader_with_its_state_of_that_moment(runtime: Pat
         return answers
 
     assert [answer and answer.state for answer in trio.run(scene)] == [
-        State.MOUNTING,
-        State.MOUNTED,
-        State.DRAINING,
+        MountPhase.MOUNTING,
+        MountPhase.MOUNTED,
+        MountPhase.DRAINING,
     ]
     assert list(runtime.iterdir()) == []
     assert status.fetch(MOUNTPOINT) is None
 
 
 def test_a_reader_that_goes_away_does_not_end_the_daemon(runtime: Path) -> None:
-    huge = Status(7, "b", "", str(MOUNTPOINT), "", State.MOUNTED, errors=("x" * (4 << 20),))
+    huge = Status(7, "b", "", str(MOUNTPOINT), "", MountPhase.MOUNTED, errors=("x" * (4 << 20),))
 
     async def scene() -> Status | None:
         async with trio.open_nursery() as nursery:
@@ -177,8 +177,8 @@ def test_a_socket_that_talks_nonsense_is_an_error(runtime: Path) -> None:
 def test_the_last_word_stays_and_is_replaced(runtime: Path) -> None:
     assert status.read_last(MOUNTPOINT) is None
     for pid in (1, 2):
-        status.write_last(some(pid=pid, state=State.STOPPED))
-        assert status.read_last(MOUNTPOINT) == some(pid=pid, state=State.STOPPED)
+        status.write_last(some(pid=pid, state=MountPhase.STOPPED))
+        assert status.read_last(MOUNTPOINT) == some(pid=pid, state=MountPhase.STOPPED)
     assert [path.suffix for path in runtime.iterdir()] == [".last"]
 
 

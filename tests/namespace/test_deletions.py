@@ -97,7 +97,7 @@ def test_a_removed_file_with_unsent_bytes_does_not_come_back(tmp_path: Path, fir
         await here.write("file", b"more", flags=os.O_APPEND)
         if not first:
             await here.unlink("other")
-        here._journal.settled = settled_never  # type: ignore[method-assign]
+        here._journal.flushed = settled_never  # type: ignore[method-assign]
         await begun(here, partial(here.unlink, "file"))
 
     async def require_gone() -> None:

@@ -389,7 +389,7 @@ def test_a_directory_made_before_a_rename_is_there_after_a_crash(tmp_path: Path)
             store.before["copy", "p/f"] = trio.Event()
             inode.mode = 0o100600
             mount.parts.attributes.changed(inode)
-            mount.nursery.start_soon(mount.parts.attributes.settle, inode)  # under way: the rename waits for it
+            mount.nursery.start_soon(mount.parts.attributes.write_now, inode)  # under way: the rename waits for it
             await trio.testing.wait_all_tasks_blocked()
             assert store.reached
             mount.nursery.start_soon(mount.rename, "p", "q")

@@ -63,7 +63,7 @@ def test_a_directory_that_is_removed_while_its_marker_is_on_its_way_stays_away(t
             await mount.unlink("docs/last")  # from here on only a marker can say that there is a directory
             top, docs = mount.parts.inodes.root, await mount.parts.namespace.lookup(mount.parts.inodes.root, b"docs")
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(mount.parts.attributes.settle, docs)
+                nursery.start_soon(mount.parts.attributes.write_now, docs)
                 await store.asked.wait()
                 nursery.start_soon(mount.parts.namespace.rmdir, top, b"docs")
                 await trio.testing.wait_all_tasks_blocked()

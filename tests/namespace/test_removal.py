@@ -271,7 +271,7 @@ def test_what_somebody_waits_for_in_vain_is_tried_on(mount: Composed, store: Hel
 
     async def wait() -> None:
         with fails(errno.EIO):
-            await mount.parts.deletions.settle("file")
+            await mount.parts.deletions.wait_for("file")
 
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})

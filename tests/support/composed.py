@@ -283,8 +283,8 @@ class Composed:
 
     async def settle(self) -> None:
         """fsync of the root."""
-        await self.parts.commits.settle_under(self.parts.inodes.root)
-        await self.parts.deletions.settle_under("")
+        await self.parts.commits.commit_under(self.parts.inodes.root)
+        await self.parts.deletions.wait_under("")
 
     async def tree(self) -> dict[str, tuple[bytes, int] | None]:
         """Everything there is: bytes and mode of files, None for directories."""

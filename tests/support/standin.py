@@ -27,7 +27,7 @@ from sosfs.config.parameters import Settings
 from sosfs.daemon import launch
 from sosfs.daemon.mountpoint import StartError
 from sosfs.ipc import sockets, status
-from sosfs.ipc.status import State, Status
+from sosfs.ipc.status import MountPhase, Status
 
 LIFE_SECONDS = 120  # then it dies, should the test that began it have been killed
 
@@ -83,7 +83,7 @@ class Mounted:
     def __init__(self, settings: Settings, orders: Orders) -> None:
         self.settings = settings
         self.orders = orders
-        self.state = State.MOUNTING
+        self.state = MountPhase.MOUNTING
 
     def status(self) -> Status:
         pending = self.orders.left or (1 if self.orders.subtree_lock else 0)
@@ -94,8 +94,8 @@ class Mounted:
             str(self.settings.mountpoint),
             self.settings.endpoint,
             self.state,
-            pending_files=pending if self.state is not State.STOPPED else self.orders.left,
-            pending_bytes=pending << 20 if self.state is not State.STOPPED else self.orders.left << 20,
+            pending_files=pending if self.state is not MountPhase.STOPPED else self.orders.left,
+            pending_bytes=pending << 20 if self.state is not MountPhase.STOPPED else self.orders.left << 20,
             errors=("a.txt: AccessDenied",) if self.orders.left else (),
         )
 
@@ -104,14 +104,14 @@ class Mounted:
         pyfuse3.init(Empty(), str(path), {*pyfuse3.default_options, f"fsname={self.settings.source}", "subtype=sosfs"})
         async with trio.open_nursery() as nursery:
             await nursery.start(sockets.tell, status.socket_path(path), self.status)
-            self.state = State.MOUNTED
+            self.state = MountPhase.MOUNTED
             ready()
             await pyfuse3.main()
-            self.state = State.DRAINING
+            self.state = MountPhase.DRAINING
             while self.orders.subtree_lock and Path(self.orders.subtree_lock).exists():
                 await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
-        self.state = State.STOPPED
+        self.state = MountPhase.STOPPED
         pyfuse3.close(unmount=False)
 
 

@@ -188,7 +188,7 @@ def test_a_reader_goes_on_while_a_chmod_takes_effect(tmp_path: Path) -> None:
         reader.inode.mode = 0o100600
         mount.parts.attributes.changed(reader.inode)
         store.after["copy"] = trio.Event()
-        await begun(mount, partial(mount.parts.attributes.settle, reader.inode))
+        await begun(mount, partial(mount.parts.attributes.write_now, reader.inode))
         assert ("copy", "file") in store.reached
         found: list[bytes | OSError] = []
 

@@ -52,7 +52,7 @@ class Finding:
         return f"{_word(self.verdict):<7} {self.what:<22} {self.detail}{advice}"
 
 
-class Form(Enum):
+class Output(Enum):
     """How findings are shown."""
 
     TEXT = "text"  # a table on a terminal, else lines
@@ -63,10 +63,10 @@ Tell = Callable[[Finding], None]
 
 
 @contextlib.contextmanager
-def display(form: Form) -> Iterator[Tell]:
+def display(form: Output) -> Iterator[Tell]:
     """Shows on standard output what it is told: lines at once, a table or a document at the end of the block."""
     console, told = Console(), list[Finding]()
-    if form is Form.JSON:
+    if form is Output.JSON:
         yield told.append
         print(document(told))
     elif console.is_terminal:

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sosfs.cli.doctor import account, bucket, machine, rights, server
-from sosfs.cli.doctor.findings import Finding, Form, Verdict, display
+from sosfs.cli.doctor.findings import Finding, Output, Verdict, display
 from sosfs.config.parameters import Settings
 from sosfs.daemon.launch import Exit
 from sosfs.s3.customer_key import CustomerKeyError
 
 
-def run(settings: Settings, mountpoint: Path | None, form: Form) -> int:
+def run(settings: Settings, mountpoint: Path | None, form: Output) -> int:
     """Shows the outcome of all checks; 1 when one says that a mount cannot work."""
     code = Exit.OK
     with display(form) as tell:

@@ -31,7 +31,7 @@ REPLACED = Properties(Headers(cache_control="no-cache", content_language="en"), 
 
 
 @dataclass(frozen=True, slots=True)
-class Right:
+class TriedRight:
     """A right, and what it means not to have it."""
 
     name: str
@@ -39,13 +39,15 @@ class Right:
     advice: str
 
 
-GET = Right("get", Verdict.FAIL, "no file can be read: allow get-object")
-DELETE = Right("delete", Verdict.WARNING, "no file can be removed or renamed: allow delete-object, or use --read-only")
-PUT = Right("put", Verdict.WARNING, "no file can be written: allow put-object, or use --read-only")
-COPY = Right("copy", Verdict.WARNING, "no rename, chmod or change of metadata: allow get-object and put-object")
-MULTIPART = Right("multipart", Verdict.WARNING, "no file larger than --part-size: allow its uploads as put-object")
-READ_ACL = Right("read ACL", Verdict.WARNING, "a file loses its ACL when it is rewritten: allow get-object-acl")
-WRITE_ACL = Right("write ACL", Verdict.NOTE, "ACLs cannot be changed: allow put-object-acl")
+GET = TriedRight("get", Verdict.FAIL, "no file can be read: allow get-object")
+DELETE = TriedRight(
+    "delete", Verdict.WARNING, "nothing can be removed or renamed: allow delete-object, or use --read-only"
+)
+PUT = TriedRight("put", Verdict.WARNING, "no file can be written: allow put-object, or use --read-only")
+COPY = TriedRight("copy", Verdict.WARNING, "no rename, chmod or change of metadata: allow get-object and put-object")
+MULTIPART = TriedRight("multipart", Verdict.WARNING, "no file larger than twice --part-size: allow it as put-object")
+READ_ACL = TriedRight("read ACL", Verdict.WARNING, "a file loses its ACL when it is rewritten: allow get-object-acl")
+WRITE_ACL = TriedRight("write ACL", Verdict.NOTE, "ACLs cannot be changed: allow put-object-acl")
 
 
 def tried(
@@ -191,7 +193,7 @@ def _multipart(calls: SignedCalls, key: str) -> Iterator[Finding]:
             calls.abort_multipart(key, upload)
 
 
-def _asked(right: Right, call: Callable[[], object]) -> Finding:
+def _asked(right: TriedRight, call: Callable[[], object]) -> Finding:
     try:
         call()
     except StoreError as error:
@@ -199,11 +201,11 @@ def _asked(right: Right, call: Callable[[], object]) -> Finding:
     return _allowed(right)
 
 
-def _allowed(right: Right) -> Finding:
+def _allowed(right: TriedRight) -> Finding:
     return Finding(f"right: {right.name}", Verdict.OK, "allowed")
 
 
-def _lacking(right: Right, error: StoreError) -> Finding:
+def _lacking(right: TriedRight, error: StoreError) -> Finding:
     what = f"right: {right.name}"
     if error.cause is Cause.DENIED:
         return Finding(what, right.lack, "not allowed", right.advice)

@@ -46,7 +46,7 @@ def target(settings: Settings, source: CredentialSource) -> S3Target:
 
 
 def opened(settings: Settings, source: CredentialSource) -> closing[SignedCalls]:
-    """A lane to the bucket, for a `with`. Raises `CustomerKeyError`."""
+    """Calls on the bucket, for a `with`. Raises `CustomerKeyError`."""
     return closing(SignedCalls(target(settings, source), source.current()))
 
 
