@@ -13,6 +13,7 @@ budget of bytes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -29,7 +30,7 @@ from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
-from sosfs.files.part_ranges import PartPlan, Range
+from sosfs.files.part_ranges import PartPlan, Range, plan_of
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedPart
 from sosfs.s3 import recognition
@@ -99,6 +100,7 @@ class Upload:
         self.properties = properties
         self.acl = acl
         self._shared = uploader
+        self._plan = uploader.plan
         self._draft = draft
         self._piece = max(1, min(COPY_MAX, draft.base.size // PARTS_AT_ONCE if draft.base else 0))
         self._id = ""
@@ -116,7 +118,7 @@ class Upload:
 
     def written(self, start: int, stop: int) -> None:
         """The draft changed in `[start, stop)`: parts sent of it are out of date."""
-        plan, serial = self._shared.plan, self._draft.serial
+        plan, serial = self._plan, self._draft.serial
         for number in range(plan.at(start).number, plan.at(max(start, stop - 1)).number + 1):
             self._changed[number] = serial
             self._sent.pop(number, None)
@@ -127,8 +129,8 @@ class Upload:
         self._writer = offset
         if len(self._behind) >= BEHIND:
             return
-        here = self._shared.plan.at(offset)
-        for part in self._shared.plan.ranges(here.start, begin=self._frontier):
+        here = self._plan.at(offset)
+        for part in self._plan.ranges(here.start, begin=self._frontier):
             if part.number in self._sent or part.number in self._behind:
                 self._frontier = part.stop if part.start == self._frontier else self._frontier
                 continue
@@ -234,7 +236,9 @@ class Upload:
             return
         shared.multiparts.resumed(upload_id)
         self._id = upload_id
-        ranges = {part.number: part for part in shared.plan.ranges(self._draft.size)}
+        with contextlib.suppress(ValueError):  # then they are not there as they were
+            self._plan = plan_of([Range(number, start, stop) for number, _, start, stop in freed], shared.plan)
+        ranges = {part.number: part for part in self._plan.ranges(self._draft.size)}
         for part in parts:
             self._made.add(part.number)
             at = ranges.get(part.number)
@@ -278,7 +282,7 @@ class Upload:
         Runs end at fixed places, so that what is written meanwhile adds jobs and leaves out no part that was made.
         """
         run: Range | None = None
-        for part in self._shared.plan.ranges(size):
+        for part in self._plan.ranges(size):
             if not self._draft.is_untouched(part.start, part.stop):
                 if run is not None:
                     yield run

@@ -6,6 +6,7 @@ import errno
 import os
 import random
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.files import part_ranges
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import SpoolArea
 from sosfs.s3.protocol import Properties
@@ -115,6 +117,53 @@ def test_a_crash_after_a_close_that_failed_loses_nothing(store: FakeStore, tmp_p
     with mounted(store, tmp_path) as mount:
         run(mount, main)
         mount.crash()
+        mount.start()
+        mount.loop.passes(10)
+        assert stored(store) == BODY
+
+
+@pytest.mark.parametrize("part_size", [PART // 2, 2 * PART, 3 * PART])
+def test_a_crash_loses_nothing_when_the_next_mount_has_parts_of_another_size(
+    store: FakeStore, tmp_path: Path, part_size: int
+) -> None:
+    """Bytes that are only in parts of the upload bind it to the sizes that it began with."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        mount._settings = replace(mount._settings, part_size=part_size)
+        mount.start()
+        mount.loop.passes(10)
+        assert stored(store) == BODY
+
+
+def test_a_crash_loses_nothing_of_an_upload_whose_parts_grew_as_they_once_did(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until parts doubled by thousands, 1,000 were as large as the first, 1,000 four times, and the rest 65 times."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+
+    with mounted(store, tmp_path) as mount:
+        monkeypatch.setattr(part_ranges, "DOUBLING", ((2, 1), (2, 4), (9, 65)))
+        mount.crash()
+        mount.start()
+        run(mount, main)
+        mount.crash()
+        monkeypatch.setattr(part_ranges, "DOUBLING", ((2, 1), (2, 2), (9, 4)))
+        monkeypatch.setattr(part_ranges, "EARLIER", ((2, 1), (2, 4), (9, 65)))
         mount.start()
         mount.loop.passes(10)
         assert stored(store) == BODY
