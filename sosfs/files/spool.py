@@ -25,6 +25,7 @@ from sosfs.concurrency.budgets import Allowance
 from sosfs.concurrency.threads import LOCAL
 from sosfs.disk.free_space import Disk
 from sosfs.errors import FULL
+from sosfs.s3.file_body import FileBody
 
 T = TypeVar("T")
 
@@ -124,6 +125,10 @@ class Spool:
         if stop - start <= INLINE:
             return _read_all(self._file, start, stop)
         return await self._away(_read_all, start, stop)
+
+    def part(self, start: int, stop: int) -> FileBody | None:
+        """The bytes `[start, stop)` to be sent from the file, within `held`; None where they are in memory."""
+        return FileBody(self._file, start, stop) if self._memory is None else None
 
     async def _away(self, work: Callable[..., T], *arguments: Any) -> T:
         """Does `work` with the file in a thread."""

@@ -43,6 +43,7 @@ from sosfs.s3.protocol import (
     OnRepeat,
     Page,
     Part,
+    PartBody,
     Properties,
     Right,
     Slice,
@@ -273,7 +274,7 @@ class S3Store:
             lambda calls: calls.create_multipart(key, properties, acl or self._new_acl, on_repeat),
         )
 
-    async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: PartBody) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
 
         async def store(headers: Mapping[str, str]) -> tuple[Part, bool]:

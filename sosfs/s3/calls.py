@@ -37,6 +37,7 @@ from sosfs.s3.protocol import (
     OnRepeat,
     Page,
     Part,
+    PartBody,
     Properties,
     Slice,
     Upload,
@@ -212,7 +213,7 @@ class SignedCalls:
         return upload_id
 
     def upload_part(
-        self, key: str, upload_id: str, number: int, body: Body, digest: Mapping[str, str] = NO_HEADERS
+        self, key: str, upload_id: str, number: int, body: PartBody, digest: Mapping[str, str] = NO_HEADERS
     ) -> Part:
         query = {"partNumber": str(number), "uploadId": upload_id}
         with _upload_known():

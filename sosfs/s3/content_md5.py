@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from sosfs.errors import StoreError
 from sosfs.s3.http_headers import content_md5
-from sosfs.s3.protocol import Body
+from sosfs.s3.protocol import PartBody
 
 T = TypeVar("T")
 
@@ -27,7 +27,7 @@ class ContentMd5:
     def __init__(self) -> None:
         self.are_wanted = False
 
-    async def stored(self, body: Body, send: Send[T], headers: Mapping[str, str]) -> T:
+    async def stored(self, body: PartBody, send: Send[T], headers: Mapping[str, str]) -> T:
         """What `send` returns, called with `headers` and the body's hash where the server wants that."""
         if not self.are_wanted:
             try:

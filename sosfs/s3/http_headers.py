@@ -16,20 +16,22 @@ from datetime import UTC, datetime
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.utils import parsedate_to_datetime
+from functools import partial
 from hashlib import md5
 from urllib.parse import quote
 
 from sosfs.config.choices import Canned
 from sosfs.errors import StoreError
 from sosfs.s3 import checksums
+from sosfs.s3.file_body import hashed
 from sosfs.s3.protocol import (
     KEY_MAX,
     METADATA_MAX,
     Acl,
-    Body,
     Headers,
     Object,
     Part,
+    PartBody,
     Properties,
     Version,
 )
@@ -83,9 +85,9 @@ def bare_etag(text: str) -> str:
     return text.removeprefix("W/").strip('"')
 
 
-def content_md5(body: Body) -> dict[str, str]:
+def content_md5(body: PartBody) -> dict[str, str]:
     """The Content-MD5 that S3 demands with the documents of a few calls, and with what it is to lock."""
-    return {"Content-MD5": b64encode(md5(body, usedforsecurity=False).digest()).decode()}
+    return {"Content-MD5": b64encode(hashed(partial(md5, usedforsecurity=False), body).digest()).decode()}
 
 
 def joined_etag(parts: Sequence[Part]) -> str:

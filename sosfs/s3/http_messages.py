@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-from sosfs.s3.protocol import Body
+from sosfs.s3.protocol import PartBody
 
 DOCUMENT_MAX = 64 << 20  # bytes; a page of 1,000 keys of 1 KiB, each byte escaped, is 3 MB
 REFUSAL_MAX = 64 << 10  # bytes of the body of an answer that is an error
@@ -71,7 +71,7 @@ class Request:
     method: str
     path: str
     headers: Sequence[bytes] = field(default=(), repr=False)
-    body: Body = field(default=b"", repr=False)
+    body: PartBody = field(default=b"", repr=False)
     silence: float = 60.0
     signing: Signing | None = None
     room: Callable[[int, Fields], Room] = document_room

@@ -21,8 +21,10 @@ from typing import Protocol
 from sosfs.config.choices import Canned
 from sosfs.errors import StoreError
 from sosfs.s3.checksums import Checksum
+from sosfs.s3.file_body import FileBody
 
 Body = bytes | bytearray | memoryview
+PartBody = Body | FileBody
 OnRepeat = Callable[[str], object]
 
 PARTS_MAX = 10_000
@@ -299,7 +301,7 @@ class ObjectStore(Protocol):
     ) -> str:
         """Begins a multipart upload and returns its id; `on_repeat` is told it if a lost try may have begun one too."""
 
-    async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: PartBody) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
 
     async def copy_part(

@@ -26,9 +26,10 @@ from sosfs.config.credentials import Credentials
 from sosfs.errors import StoreError, from_elsewhere, unanswered
 from sosfs.s3 import certificate_authorities, retries, transport, xml
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.file_body import hashed
 from sosfs.s3.http_headers import path_of
 from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, Signing, TransferError, document_room
-from sosfs.s3.protocol import Body
+from sosfs.s3.protocol import PartBody
 from sosfs.s3.retries import CLOCK, Clock, Patience
 from sosfs.s3.transport import PROXY_LOGIN, Transport
 
@@ -97,7 +98,7 @@ class SignedHttp:
         *,
         query: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        body: Body = b"",
+        body: PartBody = b"",
         pace: Pace = Pace.USUAL,
         room: Callable[[int, Fields], Room] = document_room,
         patience: float = math.inf,
@@ -112,7 +113,7 @@ class SignedHttp:
         if query:
             path = f"{path}?{urlencode(query, quote_via=quote, safe='~')}"
         request = f"{operation} {key!r}" if key else operation
-        digest = sha256(body).hexdigest() if self._is_clear else "UNSIGNED-PAYLOAD"
+        digest = hashed(sha256, body).hexdigest() if self._is_clear else "UNSIGNED-PAYLOAD"
         told = {"x-amz-content-sha256": digest, **self._standing, **(headers or {})}
 
         def attempt() -> Reply:
@@ -155,7 +156,7 @@ class SignedHttp:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: Body,
+        body: PartBody,
         pace: Pace,
         room: Callable[[int, Fields], Room],
     ) -> Request:
@@ -168,7 +169,7 @@ class SignedHttp:
         silence = self._target.read_timeout * pace.value
         return Request(method, path, lines, body, silence, None if ours else self._signing, room)
 
-    def _signed_by_botocore(self, method: str, path: str, headers: Mapping[str, str], body: Body) -> dict[str, str]:
+    def _signed_by_botocore(self, method: str, path: str, headers: Mapping[str, str], body: PartBody) -> dict[str, str]:
         from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - 0.2 s, for keys that few people have
         from botocore.awsrequest import AWSRequest  # noqa: PLC0415
         from botocore.config import Config  # noqa: PLC0415
@@ -176,7 +177,7 @@ class SignedHttp:
 
         # It sets the token itself, from the key.
         given = {name: value for name, value in headers.items() if name != "x-amz-security-token"}
-        request = AWSRequest(method=method, url=self._origin + path, headers=given, data=body)
+        request = AWSRequest(method=method, url=self._origin + path, headers=given, data=bytes(body))
         request.context["client_config"] = Config(s3={"payload_signing_enabled": self._is_clear})
         key = SigningKey(self._key.access_key, self._key.secret_key, self._key.token or None)
         S3SigV4Auth(key, "s3", self._target.region).add_auth(request)

@@ -30,6 +30,7 @@ import pycurl
 from sosfs import __version__
 from sosfs.concurrency.interrupt import Interrupt
 from sosfs.errors import StoreError
+from sosfs.s3.file_body import FileBody
 from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, TransferError
 from sosfs.s3.proxies import proxy_for
 
@@ -170,7 +171,7 @@ class _Try:
     def __init__(self, request: Request, interrupt: Interrupt | None) -> None:
         self._request = request
         self._interrupt = interrupt
-        self._upload = memoryview(request.body)
+        self._upload = request.body if isinstance(request.body, FileBody) else memoryview(request.body)
         self._uploaded = 0
         self._lines: list[bytes] = []
         self._headers: Fields | None = None  # once they are whole
@@ -221,9 +222,26 @@ class _Try:
         self._moved_at = time.monotonic()
         return int(pycurl.PREREQFUNC_OK)
 
-    def _read(self, size: int) -> bytes:
-        chunk = bytes(self._upload[self._uploaded : self._uploaded + size])
+    def _read(self, size: int) -> bytes | int:
+        at = self._uploaded
+        if isinstance(self._upload, FileBody):
+            chunk = self._read_file(self._upload, at, size)
+            if not chunk and at < len(self._upload):
+                return int(pycurl.READFUNC_ABORT)
+        else:
+            chunk = bytes(self._upload[at : at + size])
         self._uploaded += len(chunk)
+        return chunk
+
+    def _read_file(self, body: FileBody, at: int, size: int) -> bytes:
+        """b"" where it has fewer bytes than it should, which is a fault: libcurl would wait for the rest."""
+        try:
+            chunk = body.read(at, size)
+        except OSError as error:
+            self.fault = (Fault.IMPOSSIBLE, f"what is to be sent cannot be read: {error}")
+            return b""
+        if not chunk and at < len(body):
+            self.fault = (Fault.IMPOSSIBLE, "what is to be sent was cut off")
         return chunk
 
     def _seek(self, offset: int, origin: int) -> int:

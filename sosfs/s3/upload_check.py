@@ -11,12 +11,14 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from hashlib import md5
 from typing import TYPE_CHECKING, TypeVar
 
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.checksums import in_etag
-from sosfs.s3.protocol import Body, Condition, Guard, Object, Part, Version
+from sosfs.s3.file_body import FileBody, hashed
+from sosfs.s3.protocol import Condition, Guard, Object, Part, PartBody, Version
 
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
@@ -38,7 +40,7 @@ class DamagedWrite(StoreError):
 
 
 def compared(
-    wanted: bool, call: Callable[[SignedCalls], T], body: Body, digest: str = ""
+    wanted: bool, call: Callable[[SignedCalls], T], body: PartBody, digest: str = ""
 ) -> Callable[[SignedCalls], tuple[T, bool]]:
     """Makes a call that sends `body` tell, too, whether its ETag is the MD5 of other bytes, if that is `wanted`.
 
@@ -49,7 +51,8 @@ def compared(
         made = call(calls)
         if not wanted or in_etag(made.etag) is None:
             return made, False
-        return made, made.etag.lower() != (digest or md5(body, usedforsecurity=False).hexdigest())
+        known = digest or (body.sent_md5 if isinstance(body, FileBody) else "")
+        return made, made.etag.lower() != (known or hashed(partial(md5, usedforsecurity=False), body).hexdigest())
 
     return sent
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import md5
+from pathlib import Path
 
 import pytest
 import trio
@@ -22,6 +23,7 @@ from sosfs.config.choices import (
 )
 from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
+from sosfs.s3.file_body import FileBody
 from sosfs.s3.protocol import (
     KEY_MAX,
     METADATA_MAX,
@@ -686,3 +688,20 @@ async def test_bodies_of_any_kind_and_size(store: ObjectStore, wrap: Callable[[b
         version = await store.put(key, wrap(body), Properties())
         assert version == Version(etag_of(body), size)
         assert (await store.get(key, 0, size + 1, etag=version.etag)).body.tobytes() == body
+
+
+@trio_test
+async def test_a_part_from_a_file(subject: Subject, store: ObjectStore, tmp_path: Path) -> None:
+    body = bytes(range(256)) * 4096 * 6
+    path = tmp_path / "file"
+    path.write_bytes(b"before" + body)
+    upload = await store.create_multipart("large", Properties())
+    with path.open("rb") as file:
+        first = await store.upload_part("large", upload, 1, FileBody(file.fileno(), 6, 6 + len(body)))
+        assert (first.size, first.etag) == (len(body), etag_of(body))
+        cut = FileBody(file.fileno(), 6, 7 + len(body))
+        if subject.name != "fake":
+            with refused(errno.EIO):
+                await store.upload_part("large", upload, 2, cut)
+    done = await store.complete_multipart("large", upload, [first])
+    assert (await store.get("large", 0, len(body), etag=done.etag)).body.tobytes() == body

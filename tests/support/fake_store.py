@@ -41,6 +41,7 @@ from sosfs.s3.protocol import (
     Object,
     Page,
     Part,
+    PartBody,
     Properties,
     Slice,
     Upload,
@@ -279,7 +280,7 @@ class FakeStore:
         upload.parts[number] = (part, body)
         return part
 
-    async def upload_part(self, key: str, upload_id: str, number: int, body: Body) -> Part:
+    async def upload_part(self, key: str, upload_id: str, number: int, body: PartBody) -> Part:
         """As `ObjectStore.upload_part`."""
         await self._begin("upload_part", key)
         return self._add(self._upload("upload_part", key, upload_id), number, bytes(body))
