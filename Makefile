@@ -14,10 +14,11 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 
 # pyfuse3 is built from its source, hence the headers and the compiler.
 RUN_PACKAGES  := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
-TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd radosgw ceph-mon ceph-osd ceph-common s3fs
+TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd radosgw ceph-mon ceph-osd ceph-common s3fs \
+	borgbackup curl man-db bash-completion zsh fish
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz check options install uninstall clean debian-run debian-test
+.PHONY: help demo test fuzz check docs install install-docs uninstall uninstall-docs clean debian-run debian-test
 
 help:
 	@echo "make demo       try it: a bucket on a small S3 server, mounted until Ctrl-C"
@@ -26,7 +27,7 @@ help:
 	@echo "make mutants    small slips in the code, and whether the tests notice; PART=commits for one part, half an hour"
 	@echo "make check      linter, formatter, types"
 	@echo "make bench      sosfs beside s3fs and rclone, hours; make bench-quick: some ten minutes"
-	@echo "make options    write the option table of the README anew"
+	@echo "make docs       write the tables of the pages, the man pages and the completion anew"
 	@echo "make install    install to PREFIX=$(PREFIX) (DESTDIR is honoured)"
 	@echo "make uninstall  remove it again"
 	@echo "make clean      remove what was built here"
@@ -48,8 +49,9 @@ check: debian-run $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-options: $(VENV)/.demo
-	$(BIN)/python -m sosfs options README.md
+docs: $(VENV)/.dev
+	for page in options exit-codes; do $(BIN)/python -m sosfs options sosfs/docs/$$page.md || exit 1; done
+	$(BIN)/python -m tests.support.manual_pages
 
 # Asks for nothing where all is there; elsewhere than on Debian says what to install.
 define debian
@@ -101,8 +103,18 @@ install:
 	$(call launcher,$(DESTDIR)$(SBIN)/umount.fuse.sosfs,sosfs.cli.umount_helper)
 	sed 's|/usr/local|$(PREFIX)|' systemd/sosfs@.service > '$(DESTDIR)$(UNITS)/sosfs@.service'
 	chmod 644 '$(DESTDIR)$(UNITS)/sosfs@.service'
+	$(MAKE) --no-print-directory install-docs
 
-uninstall:
+# Man pages and shell completion; the tree below sosfs/docs/share is that below PREFIX/share.
+SHARED := $(shell cd sosfs/docs/share && find . -type f)
+
+install-docs:
+	for file in $(SHARED); do install -D -m 644 "sosfs/docs/share/$$file" '$(DESTDIR)$(PREFIX)'"/share/$$file" || exit 1; done
+
+uninstall-docs:
+	for file in $(SHARED); do rm -f '$(DESTDIR)$(PREFIX)'"/share/$$file"; done
+
+uninstall: uninstall-docs
 	rm -rf '$(LIB)'
 	rm -f '$(DESTDIR)$(PREFIX)/bin/sosfs' '$(DESTDIR)$(UNITS)/sosfs@.service'
 	rm -f '$(DESTDIR)$(SBIN)/mount.sosfs' '$(DESTDIR)$(SBIN)/umount.fuse.sosfs'

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sosfs
-from sosfs.cli import option_table
+from sosfs.cli import option_table, usage
 from sosfs.config import key_search, parameters, values, zones
 from sosfs.config.credentials import Surroundings
 from sosfs.config.key_search import Finder
@@ -42,8 +42,11 @@ EXAMINED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
-    parser = _parser()
+    parser = command_line()
     options = _parsed(parser, arguments)
+    if not hasattr(options, "run"):
+        parser.print_help(sys.stderr)
+        return Exit.USAGE
     try:
         return int(options.run(options))
     except SettingError as error:
@@ -65,49 +68,52 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     return options
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = argparse.ArgumentParser(
-        prog="sosfs", description="Mounts buckets of Exoscale Simple Object Storage, or of any S3 store, as a drive."
+        prog="sosfs",
+        description=usage.PROGRAM,
+        epilog="'sosfs COMMAND --help' shows options, examples and exit codes, 'sosfs help' the pages of the manual.",
     )
     parser.add_argument("--version", action="version", version=f"sosfs {sosfs.__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(metavar="COMMAND", title="commands")
 
     _add_mount(commands)
-    _add_acl(commands)
-
-    umount = commands.add_parser("umount", help="unmount and wait until every change is in the bucket")
+    umount = usage.add(commands, "umount")
     umount.add_argument("directory", metavar="MOUNTPOINT")
     umount.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer, then exit with 3")
     umount.set_defaults(run=_umount)
 
-    status = commands.add_parser("status", help="show what a mount is doing")
+    status = usage.add(commands, "status")
     status.add_argument("directory", metavar="MOUNTPOINT")
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)
 
+    _add_acl(commands)
     _add_caches(commands)
     _add_bench(commands)
     _add_doctor(commands)
 
-    demo = commands.add_parser("demo", help="try it: a bucket on a small server of its own, mounted until Ctrl-C")
+    demo = usage.add(commands, "demo")
     demo.add_argument("directory", metavar="DIR", nargs="?", help="where to mount (default: a new directory)")
     demo.set_defaults(run=_demo)
 
-    table = commands.add_parser("options")  # no help: it is for those who write the README
-    table.add_argument("readme", type=Path)
-    table.set_defaults(run=_options)
+    help_ = usage.add(commands, "help")
+    help_.add_argument("topic", metavar="TOPIC", nargs="?", help="a page of the manual, or a command")
+    help_.set_defaults(run=lambda options: _help(options, commands.choices))
+
+    tables = commands.add_parser("options")  # no help: it is for those who write the pages
+    tables.add_argument("page", type=Path)
+    tables.set_defaults(run=_options)
     return parser
 
 
 def _add_mount(commands: Any) -> None:
-    mount = commands.add_parser(
-        "mount",
-        help="mount a bucket, or all of them",
-        description="Mounts a bucket, or without one all buckets of the account; returns when it is ready.",
-        usage="%(prog)s [BUCKET[/PREFIX]] MOUNTPOINT [options]",
+    mount = usage.add(commands, "mount")
+    mount.add_argument(
+        "source", metavar="[BUCKET[/PREFIX]]", help="what to mount; without it all buckets of the account"
     )
-    mount.add_argument("source", metavar="[BUCKET[/PREFIX]]")
-    mount.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
+    mount.add_argument("directory", metavar="MOUNTPOINT", nargs="?", help="an empty directory")
     mount.add_argument(
         "-o", dest="fstab", action="append", default=[], metavar="NAME=VALUE,...", help="options as in fstab"
     )
@@ -116,45 +122,30 @@ def _add_mount(commands: Any) -> None:
 
 
 def _add_acl(commands: Any) -> None:
-    acl = commands.add_parser("acl", help="show or change who may read and write files of a mount")
+    acl = usage.add(commands, "acl")
     of_acl = acl.add_subparsers(metavar="get|set", required=True)
-    acl_get = of_acl.add_parser("get", help="show ACLs")
-    acl_set = of_acl.add_parser("set", help="replace ACLs")
+    acl_get = usage.add(of_acl, "acl get")
+    acl_set = usage.add(of_acl, "acl set")
     acl_set.add_argument(
         "text", metavar="ACL", help="a canned ACL such as public-read, grants with commas between them, or - for stdin"
     )
     for command, run in ((acl_get, _acl_get), (acl_set, _acl_set)):
         command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
-        command.add_argument("paths", metavar="PATH", nargs="+")
+        command.add_argument("paths", metavar="PATH", nargs="+", help="a file in a mount; with -r a directory")
         command.set_defaults(run=run)
 
 
 def _add_caches(commands: Any) -> None:
-    warm = commands.add_parser(
-        "warm",
-        help="fetch files ahead, so that reading them is local",
-        description="Brings files of a mount into its caches: attributes, and with --cache-size their bytes. "
-        "They stay there over a remount. Ctrl-C stops it; called again it goes on.",
-    )
+    warm = usage.add(commands, "warm")
     warm.set_defaults(run=_warm)
-    drop = commands.add_parser(
-        "drop",
-        help="forget what is cached of files, so that the bucket is asked",
-        description="Forgets all that a mount and the kernel have cached of files, for instance after another "
-        "program has changed the bucket. What is not in the bucket yet stays.",
-    )
+    drop = usage.add(commands, "drop")
     drop.set_defaults(run=_drop)
     for command in (warm, drop):
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
 
 
 def _add_bench(commands: Any) -> None:
-    bench = commands.add_parser(
-        "bench",
-        help="measure how fast a mount is",
-        description="Measures a mount, or any directory to compare it with: large file, small files, latencies. "
-        "Writes into a directory of its own, and removes it.",
-    )
+    bench = usage.add(commands, "bench")
     bench.add_argument("directory", metavar="DIRECTORY", help="a mount point, or a directory that you may write to")
     bench.add_argument(
         "--size",
@@ -172,13 +163,9 @@ def _add_bench(commands: Any) -> None:
 
 
 def _add_doctor(commands: Any) -> None:
-    doctor = commands.add_parser(
-        "doctor",
-        help="check what a mount needs and show what was found where",
-        description="Checks what a mount needs. Writes nothing into the bucket but scratch keys, removed again.",
-    )
-    doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?")
-    doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
+    doctor = usage.add(commands, "doctor")
+    doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?", help="the bucket to look at")
+    doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?", help="where it is to be mounted")
     doctor.add_argument("--json", action="store_true", help="as one JSON document")
     parameters.add_arguments(doctor, EXAMINED)
     doctor.set_defaults(run=_doctor)
@@ -284,7 +271,13 @@ def _demo(options: argparse.Namespace) -> int:
     return demo.run(Path(options.directory).absolute() if options.directory else None)
 
 
+def _help(options: argparse.Namespace, commands: Mapping[str, argparse.ArgumentParser]) -> int:
+    from sosfs.cli import manual  # noqa: PLC0415
+
+    return manual.show(options.topic, commands)
+
+
 def _options(options: argparse.Namespace) -> int:
-    readme: Path = options.readme
-    readme.write_text(option_table.in_readme(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    page: Path = options.page
+    page.write_text(option_table.in_page(page.read_text(encoding="utf-8")), encoding="utf-8")
     return Exit.OK

@@ -30,6 +30,7 @@ GENERIC = frozenset(
 
 
 FAILURE = 32  # mount(8): "mount failure"
+EXITS = {0: "mounted", 1: "wrong options, one line says which", 32: "not mounted, one line says why"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +60,11 @@ def _own(options: Iterable[str]) -> Iterable[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mount.sosfs", description="Mounts a bucket for mount(8).")
+    parser = argparse.ArgumentParser(
+        prog="mount.sosfs",
+        description="Mounts a bucket for mount(8).",
+        epilog="exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXITS.items()),
+    )
     parser.add_argument("source", metavar="BUCKET[/PREFIX]")
     parser.add_argument("directory", metavar="DIRECTORY")
     parser.add_argument("-o", dest="options", action="append", default=[], metavar="OPTIONS")

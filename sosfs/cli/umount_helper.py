@@ -31,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="umount.fuse.sosfs", description="Unmounts a bucket for umount(8).")
+    parser = argparse.ArgumentParser(
+        prog="umount.fuse.sosfs",
+        description="Unmounts a bucket for umount(8).",
+        epilog="exit codes: 0 every change is in the bucket, or -l was given; 32 not unmounted, or changes are left",
+    )
     parser.add_argument("directory", metavar="DIRECTORY")
     parser.add_argument("-l", action="store_true", help="detach now, do not wait")
     for flag in "fnrv":

@@ -1,7 +1,7 @@
 """Every option of a mount, once: name, type, default, help.
 
 The fields of `Settings` are the table. The command line, `-o name=value` of fstab, the TOML files and the
-option table of the README are all made from it. What is said closer to the mount holds:
+option table of the pages are all made from it. What is said closer to the mount holds:
 
     command line > -o > ~/.config/sosfs/sosfs.toml > /etc/sosfs.toml > default
 
@@ -75,22 +75,31 @@ class LogLevel(Enum):
     ERROR = "error"
 
 
+class Group(Enum):
+    """How parameters are sorted for the user."""
+
+    EVERYDAY = "everyday"
+    CACHES = "caches"
+    TUNING = "tuning"
+
+
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """What the user is told of a field. `default` is the text in the README where the value would not do."""
+    """What the user is told of a field. `default` is the text in the table where the value would not do."""
 
     kind: Kind[Any]
     help: str
+    group: Group
     default: str = ""
     short: str = ""
 
 
-def _option(default: T, kind: Kind[Any], help: str, *, shown: str = "", short: str = "") -> T:
-    return field(default=default, metadata={"parameter": Parameter(kind, help, shown, short)})
+def _option(default: T, kind: Kind[Any], help: str, group: Group, *, shown: str = "", short: str = "") -> T:
+    return field(default=default, metadata={"parameter": Parameter(kind, help, group, shown, short)})
 
 
-def _of_process(default: Callable[[], T], kind: Kind[Any], help: str, *, shown: str) -> T:
-    return field(default_factory=default, metadata={"parameter": Parameter(kind, help, shown)})
+def _of_process(default: Callable[[], T], kind: Kind[Any], help: str, group: Group, *, shown: str) -> T:
+    return field(default_factory=default, metadata={"parameter": Parameter(kind, help, group, shown)})
 
 
 def _cache_root() -> Path:
@@ -111,99 +120,154 @@ class Settings:
     bucket: str
     prefix: str
     mountpoint: Path
-    endpoint: str = _option("", values.URL, "The S3 server. May hold `{zone}`.", shown="that of the zone")
+    endpoint: str = _option(
+        "", values.URL, "The S3 server. May hold `{zone}`.", Group.EVERYDAY, shown="that of the zone"
+    )
     zone: str = _option(
-        "", values.TEXT.named("ZONE"), "Exoscale zone, such as ch-gva-2.", shown="the one the bucket is in"
+        "",
+        values.TEXT.named("ZONE"),
+        "Exoscale zone, such as ch-gva-2.",
+        Group.EVERYDAY,
+        shown="the one the bucket is in",
     )
     profile: str = _option(
-        "", values.TEXT.named("NAME"), "AWS profile to take the key from; no other source is looked at.", shown="none"
+        "",
+        values.TEXT.named("NAME"),
+        "AWS profile to take the key from; no other source is looked at.",
+        Group.EVERYDAY,
+        shown="none",
     )
-    uid: int = _of_process(os.getuid, values.USER, "Owner of files whose metadata names none.", shown="who mounts")
-    gid: int = _of_process(os.getgid, values.GROUP, "Group of files whose metadata names none.", shown="who mounts")
-    umask: int = _option(0o022, values.OCTAL, "Permission bits taken away from files whose metadata holds no mode.")
-    allow_other: bool = _option(False, values.FLAG, "Let other users in; the permission bits then decide.")
-    read_only: bool = _option(False, values.FLAG, "Refuse every change.")
-    noexec: bool = _option(False, values.FLAG, "Let no program be run from the mount.")
+    uid: int = _of_process(
+        os.getuid, values.USER, "Owner of files whose metadata names none.", Group.EVERYDAY, shown="who mounts"
+    )
+    gid: int = _of_process(
+        os.getgid, values.GROUP, "Group of files whose metadata names none.", Group.EVERYDAY, shown="who mounts"
+    )
+    umask: int = _option(
+        0o022, values.OCTAL, "Permission bits taken away from files whose metadata holds no mode.", Group.EVERYDAY
+    )
+    allow_other: bool = _option(
+        False, values.FLAG, "Let other users in; the permission bits then decide.", Group.EVERYDAY
+    )
+    read_only: bool = _option(False, values.FLAG, "Refuse every change.", Group.EVERYDAY)
+    noexec: bool = _option(False, values.FLAG, "Let no program be run from the mount.", Group.EVERYDAY)
     ttl: float = _option(
-        TTL, values.SECONDS, "Seconds for which a listing or an attribute is trusted before the bucket is asked again."
+        TTL,
+        values.SECONDS,
+        "Seconds for which a listing or an attribute is trusted before the bucket is asked again.",
+        Group.CACHES,
     )
     attributes: Shown = _option(
         Shown.EXACT,
         values.choice(Shown),
         "What `stat` shows first: the object's own mode and time (`exact`), or at once the listing's (`listed`).",
+        Group.CACHES,
     )
     cache_dir: Path | None = _option(
         None,
         values.PATH.named("DIR"),
         "Where the journal, the files being written and the caches are kept. One directory serves one mount.",
+        Group.CACHES,
         shown="one for each bucket in `~/.cache/sosfs`; for root in `/var/cache/sosfs`",
     )
     durability: Durability = _option(
         Durability.BUCKET,
         values.choice(Durability),
         "What `close` and `fsync` wait for: the `bucket`, or this machine's `journal`, from which uploads follow.",
+        Group.EVERYDAY,
     )
     dirty_limit: int = _option(
-        DIRTY_LIMIT, values.SIZE, "With the journal: bytes that may wait for their upload before writers are slowed."
+        DIRTY_LIMIT,
+        values.SIZE,
+        "With the journal: bytes that may wait for their upload before writers are slowed.",
+        Group.CACHES,
     )
     memory: int = _option(
-        MEMORY, values.SIZE, "Memory for blocks that were read; names of files may take twice as much."
+        MEMORY, values.SIZE, "Memory for blocks that were read; names of files may take twice as much.", Group.CACHES
     )
-    cache_size: int = _option(0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 for none.")
+    cache_size: int = _option(
+        0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 for none.", Group.CACHES
+    )
     verify: Verify = _option(
-        Verify.ALL, values.choice(Verify), "Compare bytes with the server's checksums of them: `all`, or `none`."
+        Verify.ALL,
+        values.choice(Verify),
+        "Compare bytes with the server's checksums of them: `all`, or `none`.",
+        Group.TUNING,
     )
     part_size: int = _option(
         PART_SIZE,
         values.PART,
         "Size of the first parts of a multipart upload; less on a small disk. Later ones grow so that 4 TiB fits.",
+        Group.TUNING,
     )
     exclusive: Exclusive = _option(
         Exclusive.LOCKS,
         values.choice(Exclusive),
         "When a file created with `O_EXCL` claims its name in the bucket: at open if it looks like a lock file "
         "(`locks`), at open (`always`), or when it is closed (`close`). With the journal, so does `mkdir`.",
+        Group.TUNING,
     )
     acl: Canned = _option(
         Canned.PRIVATE,
         values.choice(Canned).named("CANNED"),
         "ACL of new objects: `private`, `public-read`, `public-read-write`, `authenticated-read`, `bucket-owner-read` "
         "or `bucket-owner-full-control`. What exists keeps its own, unless the key may not read that.",
+        Group.EVERYDAY,
     )
     storage_class: str = _option(
-        "", values.STORAGE_CLASS, "Storage class of new objects. What exists keeps its own.", shown="STANDARD"
+        "",
+        values.STORAGE_CLASS,
+        "Storage class of new objects. What exists keeps its own.",
+        Group.EVERYDAY,
+        shown="STANDARD",
     )
     sse_c_key: Path | None = _option(
         None,
         values.PATH.named("FILE"),
         "Have the server encrypt each object with the key in this file (SSE-C): 32 bytes, or their base64.",
+        Group.EVERYDAY,
         shown="none",
     )
     requester_pays: bool = _option(
-        False, values.FLAG, "Pay for requests and transfer where the bucket's owner does not."
+        False, values.FLAG, "Pay for requests and transfer where the bucket's owner does not.", Group.EVERYDAY
     )
     link_lifetime: float = _option(
         3600.0,
         values.LIFETIME,
         "Seconds for which a link read from `user.sos.presigned-url` is good; a week at most.",
+        Group.TUNING,
     )
     ca_bundle: Path | None = _option(
-        None, values.CERTIFICATES, "Certificate authorities (PEM) to trust, not the system's.", shown="`AWS_CA_BUNDLE`"
+        None,
+        values.CERTIFICATES,
+        "Certificate authorities (PEM) to trust, not the system's.",
+        Group.EVERYDAY,
+        shown="`AWS_CA_BUNDLE`",
     )
     timeout: float = _option(
-        60.0, values.PERIOD, "Seconds without a word from the server after which a request has failed."
+        60.0, values.PERIOD, "Seconds without a word from the server after which a request has failed.", Group.TUNING
     )
     patience: float = _option(
-        25.0, values.SECONDS, "Seconds for which a failing request is tried again before the error is passed on."
+        25.0,
+        values.SECONDS,
+        "Seconds for which a failing request is tried again before the error is passed on.",
+        Group.TUNING,
     )
-    foreground: bool = _option(False, values.FLAG, "Stay in the foreground and log to the terminal.", short="-f")
+    foreground: bool = _option(
+        False, values.FLAG, "Stay in the foreground and log to the terminal.", Group.EVERYDAY, short="-f"
+    )
     log_level: LogLevel = _option(
         LogLevel.INFO,
         values.choice(LogLevel),
         "What is logged: messages of this weight (`debug`, `info`, `warning`, `error`) and above.",
+        Group.EVERYDAY,
     )
     log_file: Path | None = _option(
-        None, values.PATH.named("FILE"), "Log into this file.", shown="the system log; with `-f` the terminal"
+        None,
+        values.PATH.named("FILE"),
+        "Log into this file.",
+        Group.EVERYDAY,
+        shown="the system log; with `-f` the terminal",
     )
     place: Place = NOWHERE
     naming: Naming = Naming.STATED
@@ -260,21 +324,34 @@ def split_source(source: str) -> tuple[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser, names: Sequence[str] = tuple(TABLE)) -> None:
-    """Adds these parameters as options. What is not given stays out of the namespace."""
-    for name in names:
-        parameter = TABLE[name]
-        flags = [*([parameter.short] if parameter.short else []), f"--{name.replace('_', '-')}"]
-        text = parameter.help.replace("`", "").replace("%", "%%")
-        if parameter.kind is values.FLAG:
-            parser.add_argument(*flags, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
-            continue
-        parser.add_argument(
-            *flags,
-            type=values.for_argparse(parameter.kind),
-            metavar=parameter.kind.metavar,
-            default=argparse.SUPPRESS,
-            help=f"{text} (default: {default_of(name).replace('`', '')})",
+    """Adds these parameters as options, by group. What is not given stays out of the namespace."""
+    for group in Group:
+        within = parser.add_argument_group(group.value)
+        for name in (name for name in names if TABLE[name].group is group):
+            _add_argument(within, name)
+
+
+def _add_argument(group: argparse._ArgumentGroup, name: str) -> None:
+    parameter = TABLE[name]
+    text = parameter.help.replace("`", "").replace("%", "%%")
+    if parameter.kind is values.FLAG:
+        group.add_argument(
+            *flags(name), action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=f"{text} (default: no)"
         )
+        return
+    group.add_argument(
+        *flags(name),
+        type=values.for_argparse(parameter.kind),
+        metavar=parameter.kind.metavar,
+        default=argparse.SUPPRESS,
+        help=f"{text} (default: {default_of(name).replace('`', '')})",
+    )
+
+
+def flags(name: str) -> Sequence[str]:
+    """How a parameter is written on the command line."""
+    short = TABLE[name].short
+    return (*([short] if short else []), f"--{name.replace('_', '-')}")
 
 
 def given(arguments: argparse.Namespace) -> Mapping[str, Any]:
@@ -351,6 +428,6 @@ def _parsed(kind: Kind[T], text: str, where: str) -> T:
 
 
 def default_of(name: str) -> str:
-    """The default of a parameter as the README shows it."""
+    """The default of a parameter as the table shows it."""
     parameter = TABLE[name]
     return parameter.default or f"`{parameter.kind.shown(_DEFAULTS[name])}`"

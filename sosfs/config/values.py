@@ -33,12 +33,13 @@ _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Kind(Generic[T]):
-    """One way to write a value. `parse` raises ValueError with a sentence for the user."""
+    """One way to write a value. `parse` raises ValueError with a sentence for the user. `words`: all that there are."""
 
     metavar: str
     parse: Callable[[str], T]
     shown: Callable[[T], str] = str
     natives: tuple[type, ...] = ()
+    words: tuple[str, ...] = ()
 
     def named(self, metavar: str) -> Kind[T]:
         """The same kind under a name that fits the parameter better."""
@@ -164,14 +165,14 @@ def _storage_class(text: str) -> str:
 
 def choice(enum: type[E]) -> Kind[E]:
     """One of the values of an Enum."""
-    words = [str(member.value) for member in enum]
+    words = tuple(str(member.value) for member in enum)
 
     def parse(text: str) -> E:
         if text not in words:
             raise ValueError(f"{text!r} is none of {', '.join(words)}")
         return enum(text)
 
-    return Kind("WORD", parse, lambda member: str(member.value))
+    return Kind(f"{{{','.join(words)}}}", parse, lambda member: str(member.value), words=words)
 
 
 TEXT: Kind[str] = Kind("TEXT", str)

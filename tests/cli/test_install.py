@@ -121,6 +121,23 @@ def test_the_program_that_is_installed_is_the_one_that_runs(installed: Installed
     assert Path(out.strip()).is_relative_to(installed.prefix / "lib/sosfs/lib")
 
 
+def test_manual_and_completion_are_where_programs_look_for_them(installed: Installed) -> None:
+    share = installed.prefix / "share"
+    for section, name in ((1, "sosfs"), (5, "sosfs.toml"), (8, "mount.sosfs")):
+        found = subprocess.run(
+            ["man", "-M", share / "man", "-w", str(section), name], capture_output=True, text=True, check=True
+        )
+        assert Path(found.stdout.strip()) == share / f"man/man{section}/{name}.{section}"
+    names = ("bash-completion/completions/sosfs", "zsh/site-functions/_sosfs", "fish/vendor_completions.d/sosfs.fish")
+    assert all((share / name).stat().st_mode & 0o777 == 0o644 for name in names)
+    shown = subprocess.run(
+        [installed.prefix / "bin/sosfs", "help", "recipes"], capture_output=True, text=True, timeout=SECONDS, check=True
+    )
+    assert shown.stdout == (installed.source / "sosfs/docs/recipes.md").read_text()
+    # pip, without make, brings them too.
+    assert (installed.prefix / "lib/sosfs/share/man/man1/sosfs.1").exists()
+
+
 def test_systemd_understands_the_unit(installed: Installed) -> None:
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", installed.unit()],

@@ -1,4 +1,4 @@
-"""One table of parameters: the command line, `-o`, TOML and the README say the same, and wrong names are refused."""
+"""One table of parameters: the command line, `-o`, TOML and the manual say the same, and wrong names are refused."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sosfs.cli import option_table
+from sosfs.cli import manual, option_table
 from sosfs.config import parameters, values
 from sosfs.config.choices import Canned, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
-README = Path(__file__).resolve().parents[2] / "README.md"
 
 # For each parameter a text, and the value that it must come to by every way.
 SAMPLES: dict[str, tuple[str, Any]] = {
@@ -218,7 +217,13 @@ def test_sizes(text: str, size: int) -> None:
     assert values.SIZE.parse(text) == size
 
 
-def test_the_readme_has_the_table() -> None:
-    text = README.read_text(encoding="utf-8")
-    assert option_table.in_readme(text) == text, "run 'make options'"
+def test_the_page_has_the_tables() -> None:
+    text = (manual.PAGES / "options.md").read_text(encoding="utf-8")
+    assert option_table.in_page(text) == text, "run 'make docs'"
     assert all(f"--{name.replace('_', '-')}" in text for name in parameters.TABLE)
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == ["Everyday", "Caches", "Tuning"]
+
+
+def test_help_names_all_words_of_a_choice() -> None:
+    for parameter in parameters.TABLE.values():
+        assert all(f"`{word}`" in parameter.help for word in parameter.kind.words)

@@ -268,6 +268,51 @@ def test_reading_a_little_of_a_large_file_moves_little(foreign: Foreign, mounter
     assert traffic.received("GET") <= 10 * MIB, str(traffic)
 
 
+def test_attributes_of_an_old_file_are_one_copy(known: Drive, proxy: Proxy) -> None:
+    path = known.here / "d" / "file"
+    path.write_bytes(b"content")
+    proxy.settle()
+    with proxy.recording() as traffic:
+        path.chmod(0o600)
+        os.utime(path, ns=(MOMENT, MOMENT))
+        os.setxattr(path, "user.author", b"me")
+        sync(path)
+    assert traffic.tally() == {"COPY": 1}, str(traffic)
+
+
+def test_making_a_directory_is_one_put(known: Drive, proxy: Proxy) -> None:
+    with proxy.recording() as traffic:
+        (known.here / "d" / "new").mkdir()
+    assert traffic.tally() == {"PUT": 1}, str(traffic)
+
+
+def test_removing_a_file_is_one_delete(known: Drive, proxy: Proxy) -> None:
+    path = known.here / "d" / "file"
+    path.write_bytes(b"content")
+    proxy.settle()
+    with proxy.recording() as traffic:
+        path.unlink()
+        sync(known.here / "d")
+    assert traffic.count() == traffic.count("DELETE", "DELETE_MANY") == 1, str(traffic)
+
+
+def test_a_file_of_two_parts_is_one_put(known: Drive, proxy: Proxy) -> None:
+    with proxy.recording() as traffic:
+        (known.here / "d" / "file").write_bytes(bytes(2 * PART))
+    assert traffic.tally() == {"PUT": 1}, str(traffic)
+
+
+def test_a_first_walk_asks_for_each_file_once(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
+    foreign.put_all(numbered("d/f", 60))
+    drive = mounter(proxy.endpoint, *PATIENT)
+    names(drive.here)
+    with proxy.recording() as traffic:
+        drive.run("ls", "-l", "d")
+        drive.run("ls", "-l", "d")
+    asked = [request.key for request in (*traffic.of("HEAD"), *traffic.of("GET")) if request.key != "d/"]
+    assert sorted(asked) == sorted(numbered("d/f", 60)), str(traffic)
+
+
 def test_chmod_right_after_a_write_goes_up_with_it(known: Drive, proxy: Proxy) -> None:
     with proxy.recording() as traffic, (known.here / "d" / "file").open("wb") as file:
         file.write(b"content")

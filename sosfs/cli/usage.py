@@ -1,0 +1,197 @@
+"""What each command is for, in words: arguments, description, examples, exit codes.
+
+`--help`, the table of commands in the pages and the man pages are made from it. No imports but the standard
+library's, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+PROGRAM = "Mounts buckets of Exoscale Simple Object Storage, or of any S3 store, as a drive."
+
+
+@dataclass(frozen=True)
+class Usage:
+    """The words of one command. `arguments` is what follows its name, `examples` are pairs of command and remark."""
+
+    arguments: str
+    help: str
+    description: str
+    exits: Mapping[int, str]
+    examples: Sequence[tuple[str, str]] = field(default=())
+
+    @property
+    def epilog(self) -> str:
+        """What `--help` shows below the options."""
+        width = max((len(command) for command, _ in self.examples), default=0)
+        lines = ["examples:", *(f"  {command:<{width}}  # {remark}" for command, remark in self.examples), ""]
+        codes = ["exit codes:", *(f"  {code}  {meaning}" for code, meaning in self.exits.items())]
+        return "\n".join([*(lines if self.examples else []), *codes])
+
+
+USAGES: Mapping[str, Usage] = {
+    "mount": Usage(
+        "[BUCKET[/PREFIX]] MOUNTPOINT [options]",
+        "mount a bucket, or all of them",
+        "Mounts a bucket, or without one all buckets of the account, in the background or with -f in the foreground. "
+        "Returns when the mount is ready.",
+        {0: "the mount is ready; with -f: it has ended well", 1: "failed, one line says why", 2: "wrong usage"},
+        (
+            ("sosfs mount my-bucket ~/bucket", "a bucket"),
+            ("sosfs mount my-bucket/photos ~/photos --read-only", "what is under a prefix"),
+            ("sosfs mount ~/sos --zone ch-gva-2", "all buckets, each as a directory"),
+            ("sosfs mount my-bucket ~/bucket --cache-size 20G", "with a cache on disk"),
+        ),
+    ),
+    "umount": Usage(
+        "MOUNTPOINT [--timeout SECONDS]",
+        "unmount and wait until every change is in the bucket",
+        "Unmounts and waits until every change is in the bucket, with a progress bar on a terminal.",
+        {
+            0: "every change is in the bucket",
+            1: "not unmounted: busy, or nothing is mounted there",
+            2: "wrong usage",
+            3: "changes are or may be left, or something was damaged",
+        },
+        (
+            ("sosfs umount ~/bucket", "wait as long as it takes"),
+            ("sosfs umount ~/bucket --timeout 60", "wait a minute; the daemon goes on sending"),
+        ),
+    ),
+    "status": Usage(
+        "MOUNTPOINT [--json]",
+        "show what a mount is doing",
+        "Shows what a mount is doing: what is pending and what keeps it, what is damaged, errors, requests.",
+        {0: "shown", 1: "nothing is mounted there, or its daemon is gone", 2: "wrong usage"},
+        (
+            ("sosfs status ~/bucket", "for people"),
+            ("sosfs status ~/bucket --json", "for programs"),
+        ),
+    ),
+    "acl": Usage(
+        "get|set ...",
+        "show or change who may read and write files of a mount",
+        "Shows or replaces the ACLs of files in a mount.",
+        {0: "done", 1: "failed for one file or more", 2: "wrong usage"},
+        (
+            ("sosfs acl get -r ~/bucket/site", "a whole tree"),
+            ("sosfs acl set public-read ~/bucket/page.html", "a file that everybody may read"),
+        ),
+    ),
+    "acl get": Usage(
+        "[-r] PATH...",
+        "show the ACLs of files",
+        "Shows the ACLs of files in a mount.",
+        {0: "shown", 1: "one could not be read", 2: "wrong usage"},
+        (
+            ("sosfs acl get ~/bucket/page.html", "of one file"),
+            ("sosfs acl get -r ~/bucket/site", "of all files below a directory"),
+        ),
+    ),
+    "acl set": Usage(
+        "[-r] ACL PATH...",
+        "replace the ACLs of files",
+        "Replaces the ACLs of files in a mount. ACL is a canned ACL such as public-read, or grants with commas between "
+        "them, or - for standard input.",
+        {0: "replaced", 1: "one was not changed", 2: "wrong usage"},
+        (
+            ("sosfs acl set -r public-read ~/bucket/site", "a whole tree"),
+            ('sosfs acl set "all-users READ, user ID WRITE" ~/bucket/notes', "grants"),
+            ("sosfs acl get a.txt | sosfs acl set - b.txt", "as another file has it"),
+        ),
+    ),
+    "warm": Usage(
+        "PATH...",
+        "fetch files and trees ahead, so that reading them is local",
+        "Brings files of a mount into its caches: attributes, and with --cache-size their bytes. They stay there over "
+        "a remount. Ctrl-C stops it; called again it goes on.",
+        {0: "all of it is here", 1: "not all of it is", 2: "wrong usage"},
+        (("sosfs warm ~/bucket/photos", "before you leave"),),
+    ),
+    "drop": Usage(
+        "PATH...",
+        "forget what is cached of files, so that the bucket is asked",
+        "Forgets all that a mount and the kernel have cached of files, for instance after another program has changed "
+        "the bucket. What is not in the bucket yet stays.",
+        {0: "forgotten", 1: "failed", 2: "wrong usage"},
+        (("sosfs drop ~/bucket/photos", "another program has just changed them"),),
+    ),
+    "bench": Usage(
+        "DIRECTORY [--size SIZE] [--files N] [--threads N] [--json]",
+        "measure how fast a mount is",
+        "Measures a mount, or any directory to compare it with: large file, small files, latencies. Writes into a "
+        "directory of its own, and removes it.",
+        {0: "measured", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs bench ~/bucket", "a mount"),
+            ("sosfs bench /tmp --size 64M", "the local disk, to compare"),
+        ),
+    ),
+    "doctor": Usage(
+        "[BUCKET[/PREFIX] [MOUNTPOINT]] [options]",
+        "check what a mount needs and show what was found where",
+        "Checks what a mount needs: the machine and, with a bucket, the key's rights and the server. Writes nothing "
+        "into the bucket but scratch keys, and removes them again.",
+        {0: "a mount can work", 1: "a mount cannot work", 2: "wrong usage"},
+        (
+            ("sosfs doctor", "this machine, and which key was found where"),
+            ("sosfs doctor my-bucket ~/bucket", "all that a mount needs"),
+        ),
+    ),
+    "demo": Usage(
+        "[DIR]",
+        "try it: a bucket on a small server of its own, mounted until Ctrl-C",
+        "What 'make demo' runs: starts a small S3 server, mounts a bucket of it until Ctrl-C, then removes everything.",
+        {0: "ended and removed", 1: "failed"},
+        (("sosfs demo", "mounted in a new directory"),),
+    ),
+    "help": Usage(
+        "[TOPIC]",
+        "show a page of the manual",
+        "Shows a page of the manual, or without a topic the list of pages. The name of a command is a topic too.",
+        {0: "shown", 2: "there is no such topic"},
+        (
+            ("sosfs help", "the list of topics"),
+            ("sosfs help recipes", "a page"),
+            ("sosfs help recipes > recipes.md", "as Markdown"),
+        ),
+    ),
+}
+
+
+def add(commands: Any, name: str, **options: Any) -> argparse.ArgumentParser:
+    """Adds the parser of a command with its words. `name` is the key in `USAGES`."""
+    usage = USAGES[name]
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name.rpartition(" ")[2],
+        help=usage.help,
+        description=usage.description,
+        usage=f"sosfs {name} {usage.arguments}",
+        epilog=usage.epilog,
+        formatter_class=Formatter,
+        **options,
+    )
+    return parser
+
+
+class Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the examples, and wraps the description."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if "\n" in text:
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+def commands_table() -> str:
+    """The Markdown table of all commands with their exit codes."""
+    rows = ["| command | what it does | exit codes |", "|---|---|---|"]
+    for name, usage in USAGES.items():
+        codes = "; ".join(f"{code} {meaning}" for code, meaning in usage.exits.items() if meaning != "wrong usage")
+        arguments = usage.arguments.replace("|", "\\|")
+        rows.append(f"| `sosfs {name} {arguments}` | {usage.description} | {codes} |")
+    return "\n".join(rows) + "\n"
