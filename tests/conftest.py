@@ -32,6 +32,16 @@ FAILED = pytest.StashKey[bool]()
 Mounter = Callable[..., Drive]
 Cramped = Callable[..., Drive]
 MOUNTING = frozenset({"mounter", "shared", "drive"})
+# What tests ask for that mount or need a server.
+NEEDING = frozenset({"watchdog", "desk", "server", "ceph", "weed", "moto", "installed", "package"})
+# Where files are given to other users, disks mounted or namespaces made.
+OF_ROOT = frozenset(
+    {
+        *("test_attributes", "test_bench", "test_control", "test_full_disk_mounted", "test_guesses", "test_interrupts"),
+        *("test_limited", "test_other_users", "test_peers", "test_refused_changes", "test_small_disk", "test_tools"),
+        *("test_service", "test_warm_and_drop"),
+    }
+)
 SLOW = frozenset({"test_crash", "test_memory", "test_tools", "test_peers"})
 
 
@@ -51,14 +61,23 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # `-m root` is to see what is marked here
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves each test that mounts to one server, and begins with the files whose few tests take minutes.
 
     A mount costs a second of CPU, and what the servers do otherwise is tested without one: so half of these tests
     runs on each, chosen by their names, unless `SOSFS_SERVERS=all` or a selection asks for more. At the end one
-    worker would be alone with a slow file.
+    worker would be alone with a slow file. `SOSFS_MOUNTS=no` leaves out all that mount or need a server.
     """
+    for item in items:
+        if item.path.stem in OF_ROOT or "cramped" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.root)
+            if os.geteuid() != 0:
+                item.add_marker(pytest.mark.skip(reason="needs root: 'make test' runs it with sudo"))
+    if os.environ.get("SOSFS_MOUNTS") == "no":
+        mounting = {item for item in items if not NEEDING.isdisjoint(getattr(item, "fixturenames", ()))}
+        config.hook.pytest_deselected(items=list(mounting))
+        items[:] = [item for item in items if item not in mounting]
     if os.environ.get("SOSFS_SERVERS") != "all":
         spared = _spared(items)
         config.hook.pytest_deselected(items=[item for item in items if item in spared])

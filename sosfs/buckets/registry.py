@@ -104,6 +104,11 @@ class BucketRegistry:
         self._lock = locked(self.state_dir)
         self._quotas = Quotas(self.settings, self.state_dir)
 
+    async def learn(self) -> None:
+        """Finds out what the servers of its buckets can do, also of those entered later: it began read-only."""
+        self.settings = replace(self.settings, read_only=False)
+        await each(BucketMount.learn, self.served, at_once=BUCKETS_AT_ONCE)
+
     async def begin(self, background: Background) -> None:
         """Begins to take up what an earlier mount left, whether or not anybody enters those buckets."""
         self._background = background

@@ -1,6 +1,8 @@
 """`sosfs demo`: a bucket on a small S3 server of its own, mounted until Ctrl-C.
 
-    server (moto, loopback) -> bucket filled -> mounted -> Ctrl-C or SIGTERM -> unmounted -> server ended, all removed
+    server (moto, loopback) -> bucket filled -> mounted -> told to end -> unmounted -> server ended, all removed
+
+It is told to end by Ctrl-C, SIGTERM or the end of its terminal.
 
 Whatever was begun is undone in reverse, also when a step fails. Server and daemon are in sessions of their
 own: Ctrl-C reaches this program alone, which finishes the step it is at and then ends them in order.
@@ -24,7 +26,7 @@ import time
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sosfs.cli import umount
@@ -60,8 +62,15 @@ def run(directory: Path | None) -> int:
     if importlib.util.find_spec("moto") is None:
         raise StartError("the demo's server is missing: pip install 'sosfs[demo]', or run 'make demo'")
     stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
+    terminal = [stream for stream in (1, 2) if os.isatty(stream)]
+
+    def end(number: int, _: object) -> None:
+        if number == signal.SIGHUP:
+            _leave(terminal)
+        stopped.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
     with contextlib.ExitStack() as stack:
         # Removed last: all that the steps below need lies in it.
         base = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sosfs-demo-")))
@@ -76,6 +85,14 @@ def run(directory: Path | None) -> int:
         print("\nUnmounting ...", flush=True)
     print("Everything is removed.", flush=True)
     return Exit.OK
+
+
+def _leave(terminal: Sequence[int]) -> None:
+    """What is said to these streams from now on is lost: their terminal is gone, and each line would be an error."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in terminal:
+        os.dup2(null, stream)
+    os.close(null)
 
 
 def _program() -> str:

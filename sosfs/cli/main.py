@@ -1,13 +1,14 @@
 """The program: its commands, their options and exit codes.
 
-Exit codes: 0 well; 1 failed, with one line on standard error; 2 wrong usage; 3 (umount) the time ran out or
-changes are left over. What a command needs is imported when it runs: `sosfs mount` forks before anything
-that starts a thread is loaded, and `sosfs --help` answers at once.
+Exit codes: 0 well; 1 failed, with one line on standard error; 2 wrong usage; 3 (umount) the time ran out or changes
+are left over; 78 (mount) failed, and fails again until what was asked for is changed. What a command needs is imported
+when it runs: `sosfs mount` forks before anything that starts a thread is loaded, and `sosfs --help` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from sosfs.config.credentials import Surroundings
 from sosfs.config.key_search import Finder
 from sosfs.config.parameters import SettingError, Settings
 from sosfs.config.zones import Naming, Place
-from sosfs.daemon import launch, mountpoint
+from sosfs.daemon import launch, mountpoint, remount
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import StartError
 from sosfs.log import level
@@ -81,7 +82,9 @@ def command_line() -> argparse.ArgumentParser:
     _add_mount(commands)
     umount = usage.add(commands, "umount")
     umount.add_argument("directory", metavar="MOUNTPOINT")
-    umount.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer, then exit with 3")
+    how = umount.add_mutually_exclusive_group()
+    how.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer, then exit with 3")
+    how.add_argument("-l", "--lazy", action="store_true", help="detach it even while it is in use, and do not wait")
     umount.set_defaults(run=_umount)
 
     status = usage.add(commands, "status")
@@ -115,7 +118,12 @@ def _add_mount(commands: Any) -> None:
     )
     mount.add_argument("directory", metavar="MOUNTPOINT", nargs="?", help="an empty directory")
     mount.add_argument(
-        "-o", dest="fstab", action="append", default=[], metavar="NAME=VALUE,...", help="options as in fstab"
+        "-o",
+        dest="fstab",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="options as in fstab; remount,ro and remount,rw switch a mount that is there",
     )
     parameters.add_arguments(mount)
     mount.set_defaults(run=_mount)
@@ -178,6 +186,8 @@ def _count(text: str) -> int:
 
 
 def _mount(options: argparse.Namespace) -> int:
+    if remount.is_asked(options.fstab):
+        return remount.run(options.directory or options.source, options.fstab)
     layers = [parameters.given(options), *map(parameters.from_options, reversed(options.fstab))]
     if options.directory is None:
         return mount(parameters.ALL, options.source, layers)
@@ -190,7 +200,8 @@ def mount(source: str, directory: str, layers: Sequence[Any]) -> int:
     path = mountpoint.canonical(directory)
 
     def read() -> Settings:
-        return parameters.resolve(bucket, prefix, path, [*layers, *parameters.from_files(bucket, parameters.files())])
+        found = [*layers, *parameters.from_files(bucket, parameters.files())]
+        return dataclasses.replace(parameters.resolve(bucket, prefix, path, found), named=source)
 
     settings = read()
     level.follow(lambda: read().log_level)
@@ -214,7 +225,8 @@ def located(settings: Settings, finder: Finder) -> Settings:
 def _umount(options: argparse.Namespace) -> int:
     from sosfs.cli import umount  # noqa: PLC0415
 
-    return umount.run(mountpoint.canonical(options.directory), seconds=options.timeout)
+    path = mountpoint.canonical(options.directory)
+    return umount.lazily(path) if options.lazy else umount.run(path, seconds=options.timeout)
 
 
 def _status(options: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""`mount.sosfs`, which mount(8) calls for a line of /etc/fstab.
+"""`mount.sosfs` and `mount.fuse.sosfs`, which mount(8) calls for a line of /etc/fstab.
 
 mount.sosfs BUCKET[/PREFIX] DIRECTORY [-sfnv] [-N NAMESPACE] [-t TYPE] [-o OPTIONS]
 """
@@ -7,27 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from sosfs.cli import main as program
 from sosfs.config import parameters
 from sosfs.config.parameters import SettingError
-from sosfs.daemon import launch
+from sosfs.daemon import launch, remount
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import StartError
-
-# fmt: off
-# What mount(8) and systemd read for themselves or what is true of every FUSE mount.
-GENERIC = frozenset(
-    {
-        "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "async",
-        "sync", "dirsync", "relatime", "norelatime", "strictatime", "nostrictatime", "atime", "noatime",
-        "diratime", "nodiratime", "lazytime", "nolazytime", "suid", "nosuid", "dev", "nodev",
-        "iversion", "noiversion", "silent", "loud", "fail",
-    }
-)
-# fmt: on
-
 
 FAILURE = 32  # mount(8): "mount failure"
 EXITS = {0: "mounted", 1: "wrong options, one line says which", 32: "not mounted, one line says why"}
@@ -37,8 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Mounts as mount(8) asks and returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        own = ",".join(_own(",".join(options.options).split(",")))
-        layer = parameters.from_options(own)
+        if remount.is_asked(options.options):
+            return remount.run(options.directory, options.options, really=not options.fake)
+        layer = parameters.from_options(",".join(options.options))
         if options.fake:
             return Exit.OK
         return program.mount(options.source, options.directory, [layer])
@@ -48,15 +36,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StartError, OSError) as error:
         launch.report(error)
         return FAILURE
-
-
-def _own(options: Iterable[str]) -> Iterable[str]:
-    """The options that are not mount(8)'s own, `x-...` and `X-...` being comments to us."""
-    return (
-        option
-        for option in options
-        if option not in GENERIC and not option.lower().startswith(("x-", "comment=", "uhelper=", "helper="))
-    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -73,6 +73,22 @@ def run(path: Path, *, seconds: float | None = None) -> int:
         return _drained(path, mount, process, now, seconds)
 
 
+def lazily(path: Path) -> int:
+    """Takes a mount off the tree at once, even while it is in use, and says what its daemon goes on with.
+
+    The daemon sends its changes and ends when nobody has anything open any more. Raises OSError where nothing of ours
+    is mounted.
+    """
+    mount = mountpoint.at(path)
+    if mount is None or mount.type != mountpoint.TYPE:
+        raise OSError(errno.EINVAL, "nothing of sosfs is mounted there", str(path))
+    now = _asked(path, mount)
+    mountpoint.detach(path, Detach.LAZY)
+    if now is not None and now.pending_files:
+        _say(f"detached; the daemon (pid {now.pid}) goes on sending {_pending(now)}")
+    return Exit.OK
+
+
 def _asked(path: Path, mount: Mount | None) -> Status | None:
     try:
         return status.fetch(path, owner=mount.owner if mount else None)

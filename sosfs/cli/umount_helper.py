@@ -13,7 +13,6 @@ from sosfs.cli import umount
 from sosfs.cli.mount_helper import FAILURE
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
-from sosfs.daemon.mountpoint import Detach
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,9 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     path = mountpoint.canonical(options.directory)
     try:
-        if options.l:  # whoever asks for that does not want to wait
-            mountpoint.detach(path, Detach.LAZY)
-            return Exit.OK
+        if options.l:
+            return umount.lazily(path)
         return Exit.OK if umount.run(path) == Exit.OK else FAILURE
     except OSError as error:
         launch.report(error)

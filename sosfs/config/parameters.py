@@ -113,8 +113,8 @@ class Settings:
     """What one mount was asked for. `bucket` is "" for all buckets of the account.
 
     `prefix` is "" or ends with a slash. `mountpoint` is absolute with links resolved. `endpoint` is a URL and
-    `zones` may be "" once `placed` was applied; `place` and `naming` tell then where they come from. Sizes are
-    bytes, `ttl` seconds.
+    `zone` may be "" once `placed` was applied; `place` and `naming` say then where they come from. Sizes are
+    bytes, `ttl` seconds. `named` is the source as the user wrote it, which the mount table shows.
     """
 
     bucket: str
@@ -256,6 +256,12 @@ class Settings:
     foreground: bool = _option(
         False, values.FLAG, "Stay in the foreground and log to the terminal.", Group.EVERYDAY, short="-f"
     )
+    slow_request: float = _option(
+        120.0,
+        values.SECONDS,
+        "Seconds after which a request that waits has the log told all that is under way; 0 for never.",
+        Group.TUNING,
+    )
     log_level: LogLevel = _option(
         LogLevel.INFO,
         values.choice(LogLevel),
@@ -271,6 +277,7 @@ class Settings:
     )
     place: Place = NOWHERE
     naming: Naming = Naming.STATED
+    named: str = ""
 
     @property
     def source(self) -> str:
@@ -298,6 +305,18 @@ class Settings:
 TABLE: Mapping[str, Parameter] = {
     item.name: item.metadata["parameter"] for item in dataclasses.fields(Settings) if item.metadata
 }
+# fmt: off
+# Words of fstab(5) that mount(8) and systemd read for themselves, or that are true of every FUSE mount.
+GENERIC = frozenset(
+    {
+        "defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev", "async",
+        "sync", "dirsync", "relatime", "norelatime", "strictatime", "nostrictatime", "atime", "noatime",
+        "diratime", "nodiratime", "lazytime", "nolazytime", "suid", "nosuid", "dev", "nodev",
+        "iversion", "noiversion", "silent", "loud", "fail",
+    }
+)
+# fmt: on
+COMMENTS = ("x-", "comment=", "uhelper=", "helper=")  # in whatever case
 # Words of mount(8) for the values of flags.
 _SWITCHES = {"ro": {"read_only": True}, "rw": {"read_only": False}, "exec": {"noexec": False}}
 _DEFAULTS: Mapping[str, Any] = {item.name: item.default for item in dataclasses.fields(Settings)}
@@ -360,9 +379,11 @@ def given(arguments: argparse.Namespace) -> Mapping[str, Any]:
 
 
 def from_options(text: str) -> Mapping[str, Any]:
-    """The layer of an `-o` text, `name=value,name,...`. Raises `SettingError`."""
+    """The layer of an `-o` text, `name=value,name,...`, as fstab has it. Raises `SettingError`."""
     layer: dict[str, Any] = {}
     for item in filter(None, text.split(",")):
+        if item in GENERIC or item.lower().startswith(COMMENTS):
+            continue
         name, equals, value = item.partition("=")
         if name in _SWITCHES:
             layer |= _SWITCHES[name]

@@ -14,6 +14,7 @@ locked for ever in the child.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import logging
 import logging.handlers
@@ -28,7 +29,7 @@ from typing import Any, Protocol
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
 from sosfs.daemon import readiness
-from sosfs.daemon.mountpoint import StartError
+from sosfs.daemon.mountpoint import LastingError, StartError
 from sosfs.ipc import status
 from sosfs.log import level
 from sosfs.log.escaping import printable, printable_lines
@@ -57,6 +58,7 @@ class Exit(IntEnum):
     FAILED = 1
     USAGE = 2
     LEFT_OVER = 3  # umount: changes are not in the bucket yet
+    LASTING = 78  # EX_CONFIG of sysexits.h: mounting fails until somebody changes what it was asked for
 
 
 class Serve(Protocol):
@@ -83,6 +85,7 @@ def run(settings: Settings, source: CredentialSource, *, serve: Serve = serve) -
 
 def _foreground(settings: Settings, source: CredentialSource, serve: Serve) -> int:
     _log_to(logging.StreamHandler() if settings.log_file is None else _file(settings.log_file), _FORMAT, settings)
+    faulthandler.enable()  # a service manager ends a daemon that hangs with SIGABRT: its log then tells where it hung
     try:
         return serve(settings, source, ready=lambda: readiness.ready(_summary(settings)))
     except OSError as error:
@@ -111,9 +114,10 @@ def _background(settings: Settings, source: CredentialSource, serve: Serve) -> i
         raise
     if not answer:
         raise StartError(f"the mount process ended before it was ready ({_end_of(child)}); see {log_place(settings)}")
-    if error := json.loads(answer)["error"]:
+    told = json.loads(answer)
+    if error := told["error"]:
         os.waitpid(child, 0)
-        raise StartError(error)
+        raise LastingError(error) if told["lasting"] else StartError(error)
     return Exit.OK
 
 
@@ -139,7 +143,7 @@ def _daemon(settings: Settings, source: CredentialSource, serve: Serve, writer: 
             if pipe.closed:
                 log.exception("The mount has failed")
             else:
-                pipe.write(json.dumps({"error": one_line(error)}))
+                pipe.write(json.dumps({"error": one_line(error), "lasting": isinstance(error, LastingError)}))
         except BaseException:  # of a process: what is not logged here is seen by nobody
             log.exception("The mount has failed")
         return Exit.FAILED
@@ -196,7 +200,7 @@ def one_line(error: BaseException) -> str:
 
 
 def report(error: BaseException) -> Exit:
-    """Tells the user what failed, in one line on standard error."""
+    """Tells the user what failed, in one line on standard error; the exit code for it."""
     with contextlib.suppress(BrokenPipeError):
         print(f"sosfs: {one_line(error)}", file=sys.stderr)
-    return Exit.FAILED
+    return Exit.LASTING if isinstance(error, LastingError) else Exit.FAILED

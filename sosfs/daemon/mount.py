@@ -13,7 +13,8 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -25,11 +26,13 @@ from sosfs.concurrency.threads import LOCAL
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import SettingError, Settings
 from sosfs.control import nodes
-from sosfs.daemon import allocator, privacy, readiness, task_dump
+from sosfs.daemon import allocator, mountpoint, privacy, readiness, takeover, task_dump
 from sosfs.daemon.bdi import raise_read_ahead
-from sosfs.daemon.mountpoint import StartError
+from sosfs.daemon.mountpoint import LastingError, Mount, StartError
+from sosfs.daemon.remount import Access
 from sosfs.daemon.service import Service, service_of
 from sosfs.errors import StoreError
+from sosfs.fuse.read_only import Switch
 from sosfs.fuse.requests import CALLERS
 from sosfs.ipc import commands, sockets, status
 from sosfs.log import level as log_level
@@ -60,6 +63,17 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
     return trio.run(mount.run, ready, instruments=[mount.ages])
 
 
+# What an S3 server says of a bucket or a key that no restart makes another one.
+LASTING = frozenset({"NoSuchBucket", "InvalidBucketName", "InvalidAccessKeyId"})
+
+
+def _start_error(error: StoreError, settings: Settings, elsewhere: str) -> StartError:
+    """What to tell the user of a bucket that cannot be mounted; `elsewhere`: that it is in another zone."""
+    if elsewhere:
+        return LastingError(elsewhere)
+    return (LastingError if error.code in LASTING else StartError)(_in_words(error, settings))
+
+
 def _in_words(error: StoreError, settings: Settings) -> str:
     """Why a bucket cannot be mounted, in one line for the user."""
     if error.code == "NoSuchBucket":
@@ -77,12 +91,20 @@ def _only(group: BaseExceptionGroup[OSError | StartError]) -> OSError | StartErr
     return _only(first) if isinstance(first, BaseExceptionGroup) else first
 
 
-def _attach(operations: pyfuse3.Operations, mountpoint: Path, options: set[str]) -> None:
+def _attach(operations: pyfuse3.Operations, path: Path, options: set[str]) -> None:
     """Mounts. Raises `StartError` when the kernel or fusermount3 refuses."""
     try:
-        pyfuse3.init(operations, os.fspath(mountpoint), options)
+        pyfuse3.init(operations, os.fspath(path), options)
     except RuntimeError as error:
-        raise StartError(f"cannot mount on {mountpoint}: {error}") from error
+        raise StartError(f"cannot mount on {path}: {error}") from error
+
+
+async def _heartbeat() -> None:
+    """Tells the service manager that this loop turns, as often as it wants to know, until cancelled."""
+    seconds = readiness.heartbeat_seconds()
+    while seconds is not None:
+        readiness.alive()
+        await trio.sleep(seconds)
 
 
 class _Errors(logging.Handler):
@@ -106,6 +128,7 @@ class _Mount:
         self._errors = _Errors()
         self._state = status.MountPhase.MOUNTING
         self._draining = trio.CancelScope()
+        self._taken_over: Mount | None = None
         self._service: Service = service_of(settings, source, self._moment)
 
     async def run(self, ready: Callable[[], None]) -> int:
@@ -127,38 +150,64 @@ class _Mount:
             elsewhere = ""
             if self._settings.bucket:
                 elsewhere = await trio.to_thread.run_sync(bucket_zone.elsewhere, self._settings, error)
-            raise StartError(elsewhere or _in_words(error, self._settings)) from error
+            raise _start_error(error, self._settings, elsewhere) from error
 
     async def _serve(self, ready: Callable[[], None]) -> bool:
         """Serves the kernel until the mount point is gone, then drains; returns whether that left anything."""
-        mountpoint = self._settings.mountpoint
+        path = self._settings.mountpoint
         async with trio.open_nursery() as nursery:
             background = Background(nursery)
             await self._service.begin(background)
             CALLERS.attach(background)
-            await nursery.start(sockets.tell, status.socket_path(mountpoint), self._service.status)
-            _attach(self._service.operations, mountpoint, self._options())
-            works = {**self._service.errands, "store": self._store}
-            await nursery.start(commands.serve, commands.socket_path(mountpoint), works)
+            await nursery.start(sockets.tell, status.socket_path(path), self._service.status)
+            self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
+            self._attach()
+            works = {**self._service.errands, "store": self._store, **self._switching()}
+            await nursery.start(commands.serve, commands.socket_path(path), works)
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
             nursery.start_soon(CALLERS.watch)
-            nursery.start_soon(raise_read_ahead, mountpoint)
+            nursery.start_soon(task_dump.watch, self.ages, self._settings.slow_request)
+            nursery.start_soon(_heartbeat)
+            nursery.start_soon(raise_read_ahead, path)
             nursery.start_soon(self._open_up, nursery, ready)
             try:
                 await pyfuse3.main(min_tasks=1, max_tasks=TASKS)
             finally:
                 with trio.CancelScope(shield=True):
                     await self._service.let_go()
-                pyfuse3.close(unmount=True)
+                self._detach()
             left = await self._drain()
             nursery.cancel_scope.cancel()
         return left
 
+    def _attach(self) -> None:
+        """Mounts, in place of a dead mount where there is one. Raises `StartError` and OSError."""
+        path = self._settings.mountpoint
+        mount = partial(_attach, self._switch, options=self._options())
+        if takeover.is_possible(path):
+            takeover.mounted(path, mount)
+            self._taken_over = mountpoint.at(path)
+        else:
+            mountpoint.clear(path)
+            mount(path)
+
+    def _detach(self) -> None:
+        """Takes the mount off where nobody has done so yet, and ends the kernel's connection."""
+        path, taken_over = self._settings.mountpoint, self._taken_over
+        if taken_over is None:
+            pyfuse3.close(unmount=True)
+            return
+        now = mountpoint.at(path)
+        if now is not None and now.device == taken_over.device:
+            takeover.detach(path)
+        pyfuse3.close(unmount=False)  # what it would unmount is where this mount was made, not where it is
+
     def _options(self) -> set[str]:
         settings = self._settings
         # As fstab has it: by that mount(8) knows what `mount -a` has mounted already.
-        name = settings.source.rstrip("/") if settings.bucket else settings.source
+        name = settings.named or (settings.source.rstrip("/") if settings.bucket else settings.source)
+        name = name.replace("\\", r"\\").replace(",", r"\,")
         options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=sosfs", "default_permissions"}
         if settings.allow_other:
             options.add("allow_other")
@@ -176,8 +225,7 @@ class _Mount:
                     await self._reread()
                     continue
                 if number == signal.SIGUSR1:
-                    for line in task_dump.lines(self.ages):
-                        log.warning("%s", line)
+                    task_dump.report(self.ages)
                     continue
                 log.info("%s: unmounting", signal.Signals(number).name)
                 if self._state is status.MountPhase.DRAINING:
@@ -218,6 +266,20 @@ class _Mount:
         """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""
         await self._service.store_all()
         return {"pending": self._service.pending}
+
+    def _switching(self) -> Mapping[str, commands.Work]:
+        """The errands of `mount -o remount`."""
+
+        async def read_only(paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+            self._switch.read_only()
+            return {}
+
+        async def read_write(paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+            await self._service.learn()
+            self._switch.read_write()
+            return {}
+
+        return {Access.RO.value: read_only, Access.RW.value: read_write}
 
     async def _sweep(self) -> None:
         while True:

@@ -33,6 +33,10 @@ class StartError(Exception):
     """A mount that cannot begin, in one line for the user."""
 
 
+class LastingError(StartError):
+    """One that every further try meets as well, until somebody changes what the mount was asked for."""
+
+
 class MountState(Enum):
     """What is at a mount point."""
 
@@ -57,6 +61,7 @@ class Mount:
     source: str
     owner: int  # the uid that mounted it, for FUSE; else 0
     device: str  # MAJOR:MINOR, the name of its read-ahead settings under /sys/class/bdi
+    options: tuple[str, ...] = ()  # of this mount: ro or rw, nosuid...
 
 
 def table() -> list[Mount]:
@@ -70,8 +75,9 @@ def _parsed(line: str) -> Mount:
     fields, _, rest = line.partition(" - ")
     kind, source, options = rest.split(" ")
     owner = re.search(r"\buser_id=(\d+)", options)
-    _, _, device, _, mountpoint, *_ = fields.split(" ")
-    return Mount(Path(_unescaped(mountpoint)), kind, _unescaped(source), int(owner[1]) if owner else 0, device)
+    _, _, device, _, mountpoint, own, *_ = fields.split(" ")
+    uid = int(owner[1]) if owner else 0
+    return Mount(Path(_unescaped(mountpoint)), kind, _unescaped(source), uid, device, tuple(own.split(",")))
 
 
 def _unescaped(text: str) -> str:
@@ -101,16 +107,26 @@ def canonical(path: str | Path) -> Path:
 
 
 def prepare(settings: Settings) -> None:
-    """Makes sure that the mount can be made, clearing away a dead one first. Raises `StartError`."""
+    """Raises `StartError` where the mount cannot be made. A dead one stays for now (`clear`)."""
     _check_fuse(settings)
-    path = settings.mountpoint
-    found = state(path)
-    if found is MountState.DEAD:
+    found = state(settings.mountpoint)
+    if found is MountState.LIVE:
+        raise StartError(f"mount point is busy: {settings.mountpoint} has a mount already")
+    if found is MountState.FREE:
+        check_directory(settings.mountpoint)
+
+
+def clear(path: Path) -> None:
+    """Takes off a dead mount. Raises `StartError` where nothing can be mounted then, and OSError.
+
+    To be called right before the new mount is made: meanwhile programs see the directory below, which is empty, and
+    may write into it.
+    """
+    if state(path) is MountState.DEAD:
         detach(path, Detach.LAZY)
-        found = state(path)
-    if found is not MountState.FREE:
-        raise StartError(f"mount point is busy: {path} has a mount already")
-    check_directory(path)
+        if state(path) is not MountState.FREE:
+            raise StartError(f"mount point is busy: {path} has another mount below the dead one")
+        check_directory(path)
 
 
 def check_directory(path: Path) -> None:
@@ -118,15 +134,15 @@ def check_directory(path: Path) -> None:
     try:
         entry = next(path.iterdir(), None)
     except FileNotFoundError as error:
-        raise StartError(f"no such mount point: {path}") from error
+        raise LastingError(f"no such mount point: {path}") from error
     except NotADirectoryError as error:
-        raise StartError(f"mount point is not a directory: {path}") from error
+        raise LastingError(f"mount point is not a directory: {path}") from error
     except OSError as error:
         raise StartError(f"mount point {path}: {error.strerror}") from error
     if entry is not None:
-        raise StartError(f"mount point is not empty: {path} (it has {entry.name!r}, which the mount would hide)")
+        raise LastingError(f"mount point is not empty: {path} (it has {entry.name!r}, which the mount would hide)")
     if not os.access(path, os.W_OK):
-        raise StartError(f"mount point {path}: you may not write to it, so FUSE does not let you mount there")
+        raise LastingError(f"mount point {path}: you may not write to it, so FUSE does not let you mount there")
 
 
 def state(path: Path) -> MountState:
@@ -167,7 +183,7 @@ def _check_fuse(settings: Settings) -> None:
     if shutil.which("fusermount3") is None:
         raise StartError("fusermount3 is missing: install the package fuse3")
     if settings.allow_other and os.geteuid() != 0 and not others_allowed():
-        raise StartError(f"--allow-other needs the line 'user_allow_other' in {FUSE_SETTINGS}, or root")
+        raise LastingError(f"--allow-other needs the line 'user_allow_other' in {FUSE_SETTINGS}, or root")
 
 
 def others_allowed() -> bool:

@@ -7,6 +7,7 @@ It is told by the main process of the service, which is why the unit uses `sosfs
 from __future__ import annotations
 
 import functools
+import os
 
 import sdnotify
 
@@ -14,6 +15,19 @@ import sdnotify
 @functools.cache
 def _notifier() -> sdnotify.SystemdNotifier:
     return sdnotify.SystemdNotifier()
+
+
+def heartbeat_seconds() -> float | None:
+    """How often `alive` is to be told: half of what the manager waits (sd_watchdog_enabled(3)); None: not at all."""
+    waits = os.environ.get("WATCHDOG_USEC", "")
+    if not waits.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(waits) / 1e6 / 2 or None
+
+
+def alive() -> None:
+    """The daemon works; a manager that does not hear it for too long ends the daemon."""
+    _notifier().notify("WATCHDOG=1")
 
 
 def ready(what: str) -> None:

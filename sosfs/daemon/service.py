@@ -54,6 +54,12 @@ class Service(Protocol):
     async def reach(self) -> None:
         """Finds out whether it can be served. Raises StoreError with a reason in words, and OSError."""
 
+    async def learn(self) -> None:
+        """Finds out what the server can do, where that was spared because nothing was to be changed.
+
+        Raises StoreError.
+        """
+
     async def begin(self, background: Background) -> None:
         """Builds what answers the kernel, and takes up what an earlier mount left."""
 

@@ -1,10 +1,13 @@
 """List requests and tasks with their age and where they wait, for the log.
 
+It is logged when somebody asks (SIGUSR1) and when a request is older than the mount's limit.
+
 Concurrency: trio thread only.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +18,10 @@ import trio
 
 from sosfs.fuse.requests import CALLERS, Call
 
+log = logging.getLogger(__name__)
+
 DEPTH = 4  # innermost calls of a task that are shown
+LOOKS = 4  # at the ages of requests, within the limit
 
 
 class Ages(trio.abc.Instrument):
@@ -30,6 +36,28 @@ class Ages(trio.abc.Instrument):
     def of(self, task: trio.lowlevel.Task) -> float:
         """Seconds since the task began."""
         return time.monotonic() - self._began.get(task, time.monotonic())
+
+
+async def watch(ages: Ages, limit: float) -> None:
+    """Logs what is under way when a request gets older than `limit` seconds, until cancelled; 0: never.
+
+    A request that stays is told of again when its age has doubled, so that a log does not fill with one of days.
+    """
+    told: WeakKeyDictionary[Call, float] = WeakKeyDictionary()
+    while limit:
+        await trio.sleep(limit / LOOKS)
+        old = [call for call in CALLERS if call.age >= told.get(call, limit)]
+        if not old:
+            continue
+        told |= {call: 2 * call.age for call in old}
+        log.warning("%s is not answered for %.1f s; under way are:", old[0].name, old[0].age)
+        report(ages)
+
+
+def report(ages: Ages) -> None:
+    """Logs all that is under way."""
+    for line in lines(ages):
+        log.warning("%s", line)
 
 
 def lines(ages: Ages) -> Iterator[str]:

@@ -118,6 +118,11 @@ class BucketMount:
         elif not self.settings.read_only:
             await self._probe()
 
+    async def learn(self) -> None:
+        """Finds out what the server can do, where that was spared because nothing was to be changed."""
+        if not self.store.capabilities.known:
+            await self._probe()
+
     async def _probe(self) -> None:
         """Finds out what the server can. Raises EPROTO where it would not store what this mount is to store."""
         settings = self.settings

@@ -53,7 +53,7 @@ class Opened:
 NOTHING = Opened("", 0)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Call:
     """One kernel request. `pid` is the calling thread's, 0 where the kernel does not say; `opened` what it is about."""
 

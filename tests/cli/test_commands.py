@@ -29,6 +29,7 @@ import pytest
 import sosfs
 from sosfs.config.parameters import Settings
 from sosfs.daemon import mountpoint
+from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import StartError
 from sosfs.ipc import status
 from sosfs.ipc.status import MountPhase
@@ -273,7 +274,7 @@ class TestMountPoint:
     def test_not_empty(self, desk: Desk) -> None:
         (desk.path / "precious").touch()
         done = desk.mount()
-        assert done.returncode == 1
+        assert done.returncode == Exit.LASTING
         assert done.stderr.startswith(f"sosfs: mount point is not empty: {desk.path} (it has 'precious'")
 
     def test_busy(self, desk: Desk) -> None:
@@ -290,6 +291,30 @@ class TestMountPoint:
         assert done.returncode == 1
         assert "has a mount already" in done.stderr
         assert desk.run("umount", desk.path).returncode == 0
+
+    def test_nothing_mounted_cannot_be_remounted(self, desk: Desk) -> None:
+        done = desk.run("mount", "-o", "remount,ro", desk.path)
+        assert (done.returncode, done.stderr) == (1, f"sosfs: {desk.path}: nothing of sosfs is mounted there\n")
+
+    def test_one_that_hangs_and_is_ended_by_its_manager_says_where(self, desk: Desk) -> None:
+        hanging = desk.base / "hanging"
+        where = ("mount", "-f", "bucket", desk.path, "--endpoint", "http://127.0.0.1:1")
+        process = desk.begin(*where, orders={"hang": str(hanging)})
+        until(hanging.exists, "it hangs")
+        process.send_signal(signal.SIGABRT)
+        _, said = process.communicate(timeout=SECONDS)
+        assert process.returncode == -signal.SIGABRT
+        assert "Fatal Python error: Aborted" in said and "standin.py" in said
+
+    @pytest.mark.promise(12)
+    def test_a_dead_mount_stays_where_the_next_cannot_begin(self, desk: Desk) -> None:
+        """An empty directory in its place would look like an empty bucket."""
+        assert desk.mount().returncode == 0
+        os.kill(desk.pid, signal.SIGKILL)
+        until(lambda: mountpoint.state(desk.path) is mountpoint.MountState.DEAD, "the daemon dies")
+        assert desk.mount(orders={"refuse": "no"}).returncode == 1
+        with pytest.raises(OSError, match="not connected"):
+            next(desk.path.iterdir())
 
     @pytest.mark.promise(12)
     def test_a_dead_mount_is_cleared_first(self, desk: Desk) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -67,7 +68,7 @@ def demo(tmp_path: Path, watchdog: Watchdog) -> Iterator[Demo]:
         watchdog.forget(demo.process.pid)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_it_shows_files_and_leaves_nothing(demo: Demo, number: signal.Signals) -> None:
     assert mounted(demo.path)
     assert {str(path.relative_to(demo.path)) for path in demo.path.rglob("*") if path.is_file()} == {
@@ -86,6 +87,32 @@ def test_it_shows_files_and_leaves_nothing(demo: Demo, number: signal.Signals) -
     assert not demo.path.exists()
     assert list(demo.temporary.iterdir()) == []
     assert [pid for pid in children if alive(pid)] == []
+
+
+def test_it_ends_with_its_terminal(tmp_path: Path, watchdog: Watchdog) -> None:
+    """As when a window is closed while it runs."""
+    path, temporary = tmp_path / "mnt", tmp_path / "tmp"
+    temporary.mkdir()
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), "PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "sosfs", "demo", str(path)], environ)
+    watchdog.watch(pid, path)
+    try:
+        said = b""
+        while b"Ctrl-C" not in said:
+            said += os.read(terminal, 4096)
+        now = status.fetch(path)
+        assert now is not None
+        os.close(terminal)
+        _, code = os.waitpid(pid, 0)
+    finally:
+        watchdog.forget(pid)
+    assert os.waitstatus_to_exitcode(code) == 0
+    assert not mounted(path)
+    assert not path.exists()
+    assert list(temporary.iterdir()) == []
+    assert not alive(now.pid)
 
 
 def test_what_it_says_to_try_works(demo: Demo) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from sosfs.cli.doctor import machine
+from sosfs.cli.doctor.findings import Verdict
 from tests.conftest import access_to, new_bucket
 from tests.support.faults import Answer
 from tests.support.foreign import Foreign
@@ -234,3 +236,23 @@ def test_a_bucket_that_anybody_may_write(doctor: Practice, ceph: Server) -> None
     foreign.client.put_bucket_acl(Bucket=foreign.bucket, ACL="public-read-write")
     found = doctor.ask(access_to(ceph), foreign.bucket, "--read-only")
     assert found["bucket: ACL"] == ("warning", "anybody may write into it and delete from it")
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ('PRUNEFS="nfs fuse.sosfs tmpfs"\n', Verdict.OK),
+        ('# fuse.sosfs\nPRUNEFS = "nfs fuse.sosfs2"\n', Verdict.WARNING),
+        ("", Verdict.WARNING),
+    ],
+)
+def test_what_locate_would_read_each_day_is_told(
+    text: str, verdict: Verdict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "updatedb.conf").write_text(text)
+    monkeypatch.setattr(machine, "UPDATEDB", tmp_path / "updatedb.conf")
+    (finding,) = machine.search_index()
+    assert finding.verdict is verdict
+    assert verdict is Verdict.OK or "fuse.sosfs" in finding.advice
+    monkeypatch.setattr(machine, "UPDATEDB", tmp_path / "nowhere")
+    assert list(machine.search_index()) == []

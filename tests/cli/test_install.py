@@ -13,6 +13,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,9 @@ from tests.support.servers import Server, client_of
 from tests.support.waiting import alive
 from tests.support.watchdog import Watchdog, mounted
 
+pytestmark = pytest.mark.timeout(900)
 SECONDS = 60.0
-INSTALL_SECONDS = 280.0  # builds pyfuse3 when pip has it not in its cache
+INSTALL_SECONDS = 800.0  # builds pyfuse3 when pip has it not in its cache
 BODY = b"through the whole way\n"
 
 
@@ -36,6 +38,8 @@ class Installed:
 
     prefix: Path
     source: Path
+    said: str
+    left: frozenset[Path]  # what it has left in its source
 
     def unit(self) -> Path:
         return self.prefix / "lib/systemd/system/sosfs@.service"
@@ -58,18 +62,20 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     source, stage, prefix = base / "source", base / "stage", base / "final"
     leave_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "results")
     shutil.copytree(ROOT, source, ignore=leave_out)
-    make("install", source, DESTDIR=stage, PREFIX=prefix)
+    before = frozenset(source.rglob("*"))
+    said = make("install", source, DESTDIR=stage, PREFIX=prefix)
     shutil.move(f"{stage}{prefix}", prefix)
     shutil.rmtree(stage)
-    return Installed(prefix, source)
+    return Installed(prefix, source, said, frozenset(source.rglob("*")) - before)
 
 
-def make(target: str, source: Path, **variables: object) -> None:
-    """Runs make in a source tree, failing with all it said."""
+def make(target: str, source: Path, **variables: object) -> str:
+    """Runs make in a source tree, failing with all it said, which is returned otherwise."""
     command = ["make", "-C", str(source), target, f"PYTHON={sys.executable}"]
     command += [f"{name}={value}" for name, value in variables.items()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=INSTALL_SECONDS, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout + done.stderr
 
 
 @pytest.fixture
@@ -95,7 +101,12 @@ def test_the_program_runs_from_anywhere_whatever_lies_there(installed: Installed
     trap = tmp_path / "sosfs"
     trap.mkdir()
     (trap / "__init__.py").write_text("raise SystemExit('trapped')")
-    for program in ("bin/sosfs", "sbin/mount.sosfs", "sbin/umount.fuse.sosfs"):
+    for program, name in (
+        ("bin/sosfs", "sosfs"),
+        ("sbin/mount.sosfs", "mount.sosfs"),
+        ("sbin/mount.fuse.sosfs", "mount.sosfs"),
+        ("sbin/umount.fuse.sosfs", "umount.fuse.sosfs"),
+    ):
         done = subprocess.run(
             [installed.prefix / program, "--help"],
             cwd=tmp_path,
@@ -106,7 +117,7 @@ def test_the_program_runs_from_anywhere_whatever_lies_there(installed: Installed
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.startswith(f"usage: {Path(program).name}")
+        assert done.stdout.startswith(f"usage: {name} ")
 
 
 def test_the_program_that_is_installed_is_the_one_that_runs(installed: Installed) -> None:
@@ -138,9 +149,49 @@ def test_manual_and_completion_are_where_programs_look_for_them(installed: Insta
     assert (installed.prefix / "lib/sosfs/share/man/man1/sosfs.1").exists()
 
 
-def test_systemd_understands_the_unit(installed: Installed) -> None:
+def test_it_leaves_nothing_in_its_source_and_says_nothing_of_pips(installed: Installed) -> None:
+    assert installed.left == frozenset()
+    assert not re.search("DEPRECATION|WARNING: (?!Location)|notice", installed.said)
+
+
+def test_one_that_fails_leaves_the_one_that_works(installed: Installed, tmp_path: Path) -> None:
+    source = tmp_path / "broken"
+    shutil.copytree(installed.source, source)
+    (source / "pyproject.toml").write_text("this is no TOML")
+    with pytest.raises(AssertionError, match="pyproject"):
+        make("install", source, PREFIX=installed.prefix)
+    done = subprocess.run([installed.prefix / "bin/sosfs", "--version"], timeout=SECONDS, check=False)
+    assert done.returncode == 0
+    assert not (installed.prefix / "lib/sosfs.new").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_without_root_it_says_in_one_line_what_to_do() -> None:
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        Path(directory).chmod(0o755)
+        shutil.copy(ROOT / "Makefile", directory)
+        done = subprocess.run(
+            ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "make", "--no-print-directory", "install"],
+            cwd=directory,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+    first, *_ = done.stderr.splitlines()
+    assert done.returncode == 2
+    assert "make install PREFIX=$HOME/.local" in first
+    assert "apt-get" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("manager", "unit"),
+    [("--system", "lib/systemd/system/sosfs@.service"), ("--user", "share/systemd/user/sosfs@.service")],
+)
+def test_systemd_understands_the_units(installed: Installed, manager: str, unit: str, tmp_path: Path) -> None:
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", installed.unit()],
+        ["systemd-analyze", manager, "verify", "--man=no", installed.prefix / unit],
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
         capture_output=True,
         text=True,
         timeout=SECONDS,

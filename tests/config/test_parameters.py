@@ -50,6 +50,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "link_lifetime": ("600", 600.0),
     "timeout": ("7", 7.0),
     "patience": ("9", 9.0),
+    "slow_request": ("600", 600.0),
     "foreground": ("on", True),
     "log_level": ("debug", LogLevel.DEBUG),
     "log_file": ("/var/tmp/l", Path("/var/tmp/l")),

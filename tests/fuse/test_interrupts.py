@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -197,6 +198,26 @@ def test_sigusr1_writes_what_is_under_way_to_the_log(drive: Drive, proxy: Proxy)
         assert " s, " in drive.mount.log
         process.kill()
     assert drive.mount.running
+
+
+def test_a_request_that_waits_too_long_has_the_log_told_all_that_waits(
+    mounter: Mounter, foreign: Foreign, proxy: Proxy
+) -> None:
+    foreign.put_all({"d/file": b"x", "d/other": b"y"})
+    drive = mounter(proxy.endpoint, "--slow-request", "1")
+    drive.mount.allow_log("WARNING")
+    assert (drive.here / "d/other").read_bytes() == b"y"
+    assert "is not answered" not in drive.mount.log
+    with (
+        proxy.broken(Hang(), on("GET", "HEAD")),
+        subprocess.Popen(["cat", drive.here / "d/file"], stdout=subprocess.DEVNULL) as process,
+    ):
+        eventually(lambda: "Callers.watch" in drive.mount.log)
+        told = drive.mount.log
+        process.kill()
+    (first,) = re.findall(r"WARNING .*: (\w+) is not answered for", told)
+    assert re.search(rf"WARNING .*: request {first}, \d+\.\d s, (for cat \(pid {process.pid}\)|.*/d/file)", told)
+    assert re.search(r"WARNING .*: task .*, \d+\.\d s, .* > ", told), "each task with where it waits"
 
 
 def test_umount_ends_when_all_is_stored_though_another_namespace_keeps_the_mount(

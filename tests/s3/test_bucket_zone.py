@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from sosfs.config.zones import Place
+from sosfs.daemon.launch import Exit
 from tests.conftest import new_bucket
 from tests.support.faults import Answer
 from tests.support.foreign import Foreign
@@ -112,7 +113,7 @@ def test_an_endpoint_without_zones_is_asked_only_why_it_refused(
 ) -> None:
     environment = zones.mount(tmp_path, watchdog).environment | {"EXOSCALE_SOS_ENDPOINT": zones.other.endpoint}
     done = run_sosfs(["mount", zones.bucket.bucket, tmp_path / "mnt"], environment)
-    assert done.returncode == 1
+    assert done.returncode == Exit.LASTING
     assert re.fullmatch(
         rf"sosfs: .* is in region {name(zones.home)}, not in us-east-1: give it as --zone\n", done.stderr
     )

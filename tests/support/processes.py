@@ -53,6 +53,10 @@ class Process:
                 start_new_session=True,
             )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def until(self, ready: Callable[[], bool], seconds: float) -> None:
         """Waits for `ready`; fails with the end of the log when it takes longer or the process ends."""
         deadline = time.monotonic() + seconds

@@ -24,7 +24,7 @@ import trio
 from sosfs.cli import main, mount_helper
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
-from sosfs.daemon import launch
+from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.mountpoint import StartError
 from sosfs.ipc import sockets, status
 from sosfs.ipc.status import MountPhase, Status
@@ -101,6 +101,7 @@ class Mounted:
 
     async def run(self, ready: Callable[[], None]) -> None:
         path = self.settings.mountpoint
+        mountpoint.clear(path)
         pyfuse3.init(Empty(), str(path), {*pyfuse3.default_options, f"fsname={self.settings.source}", "subtype=sosfs"})
         async with trio.open_nursery() as nursery:
             await nursery.start(sockets.tell, status.socket_path(path), self.status)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -30,9 +31,38 @@ def plain(server: Server, tmp_path: Path) -> Iterator[Mount]:
 
 def test_a_bucket_that_is_not_there_fails_at_once_and_leaves_nothing(plain: Mount) -> None:
     plain.source = "no-such-bucket-anywhere"
-    with pytest.raises(MountFailed, match="exit code 1"):
+    with pytest.raises(MountFailed, match="exit code 78"):
         plain.start()
     assert not mounted(plain.path)
+
+
+@pytest.mark.promise(12)
+@pytest.mark.parametrize("asked_by", ["umount", "SIGTERM"])
+def test_one_in_the_place_of_a_dead_mount_ends_as_any_other(plain: Mount, asked_by: str) -> None:
+    plain.start()
+    assert plain._process
+    plain._process.kill()
+    plain._process.wait()
+    assert mounted(plain.path), "dead"
+    plain._process = None
+    plain.start()
+    process = plain._process
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return os.listdir(plain.path) == []
+        return False
+
+    eventually(answers)
+    (plain.path / "file").write_bytes(b"x")
+    if asked_by == "umount":
+        plain.stop()
+        return
+    assert process is not None
+    process.terminate()
+    assert process.wait(30) == 0
+    assert not mounted(plain.path)
+    plain.check_log()
 
 
 def test_trouble_in_the_log_must_be_announced(plain: Mount) -> None:

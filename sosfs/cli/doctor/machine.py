@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from sosfs.daemon.mountpoint import Mount, MountState, StartError
 from sosfs.ipc import status
 
 READ_AHEADS = Path("/sys/class/bdi")
+UPDATEDB = Path("/etc/updatedb.conf")
 ROOM = 1 << 30  # bytes; what is being written lies there until it is in the bucket
 VOLATILE = frozenset({"tmpfs", "ramfs"})
 
@@ -84,6 +86,20 @@ def read_ahead() -> Finding:
         return Finding(what, Verdict.OK, f"a mount can raise it to {READ_AHEAD} KiB")
     advice = f"as root: echo {READ_AHEAD} > {READ_AHEADS}/$(findmnt -rno MAJ:MIN MOUNTPOINT)/read_ahead_kb"
     return Finding(what, Verdict.NOTE, "stays at the kernel's 128 KiB, so a large file is read slower", advice)
+
+
+def search_index() -> Iterator[Finding]:
+    """Whether updatedb(8), where it is installed, would read whole buckets for `locate`."""
+    try:
+        text = UPDATEDB.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    pruned = re.search(r"""^\s*PRUNEFS\s*=\s*["']?([^"'\n]*)""", text, re.MULTILINE)
+    if pruned and mountpoint.TYPE in pruned[1].split():
+        yield Finding("updatedb", Verdict.OK, f"{UPDATEDB} leaves mounts out")
+        return
+    advice = f"add {mountpoint.TYPE} to PRUNEFS in {UPDATEDB}"
+    yield Finding("updatedb", Verdict.WARNING, "lists every mounted bucket each day, for 'locate'", advice)
 
 
 def state(settings: Settings) -> Iterator[Finding]:

@@ -37,6 +37,7 @@ def examine(settings: Settings, mountpoint: Path | None = None) -> Iterator[Find
     if mountpoint is not None:
         yield machine.directory(mountpoint)
     yield machine.read_ahead()
+    yield from machine.search_index()
     yield from account.files()
     key = yield from account.key(settings)
     if key is not None:

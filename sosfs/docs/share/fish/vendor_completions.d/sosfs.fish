@@ -51,7 +51,7 @@ function _shtab_sosfs_using
 end
 
 set -g _shtab_sosfs_commands mount umount status acl 'acl get' 'acl set' warm drop bench doctor demo help
-set -g _shtab_sosfs_opts_with_value --acl --attributes --ca-bundle --cache-dir --cache-size --dirty-limit --durability --endpoint --exclusive --files --gid --link-lifetime --log-file --log-level --memory --part-size --patience --profile --size --sse-c-key --storage-class --threads --timeout --ttl --uid --umask --verify --zone -o
+set -g _shtab_sosfs_opts_with_value --acl --attributes --ca-bundle --cache-dir --cache-size --dirty-limit --durability --endpoint --exclusive --files --gid --link-lifetime --log-file --log-level --memory --part-size --patience --profile --size --slow-request --sse-c-key --storage-class --threads --timeout --ttl --uid --umask --verify --zone -o
 
 complete -c sosfs -e
 complete -c sosfs -f
@@ -60,7 +60,7 @@ complete -c sosfs -n _shtab_sosfs_using -s h -l help -d 'show this help message 
 complete -c sosfs -n _shtab_sosfs_using -l version -d 'show program'"'"'s version number and exit'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a mount -d 'Mounts a bucket, or without one all buckets of the account, in the background or with -f in the foreground. Returns when the mount is ready.'
 complete -c sosfs -n '_shtab_sosfs_using mount' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using mount' -s o -x -d 'options as in fstab'
+complete -c sosfs -n '_shtab_sosfs_using mount' -s o -x -d 'options as in fstab; remount,ro and remount,rw switch a mount that is there'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l endpoint -x -d 'The S3 server. May hold {zone}. (default: that of the zone)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l zone -x -d 'Exoscale zone, such as ch-gva-2. (default: the one the bucket is in)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l profile -x -d 'AWS profile to take the key from; no other source is looked at. (default: none)'
@@ -91,11 +91,13 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -l exclusive -xka "locks always 
 complete -c sosfs -n '_shtab_sosfs_using mount' -l link-lifetime -x -d 'Seconds for which a link read from user.sos.presigned-url is good; a week at most. (default: 3600)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l timeout -x -d 'Seconds without a word from the server after which a request has failed. (default: 60)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l patience -x -d 'Seconds for which a failing request is tried again before the error is passed on. (default: 25)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l slow-request -x -d 'Seconds after which a request that waits has the log told all that is under way; 0 for never. (default: 120)'
 complete -c sosfs -n '_shtab_sosfs_using mount; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'what to mount; without it all buckets of the account'
 complete -c sosfs -n '_shtab_sosfs_using mount; and test $_shtab_sosfs_npos -eq 1' -ka "(__fish_complete_directories)" -d 'an empty directory'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a umount -d 'Unmounts and waits until every change is in the bucket, with a progress bar on a terminal.'
 complete -c sosfs -n '_shtab_sosfs_using umount' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using umount' -l timeout -x -d 'wait no longer, then exit with 3'
+complete -c sosfs -n '_shtab_sosfs_using umount' -s l -l lazy -d 'detach it even while it is in use, and do not wait'
 complete -c sosfs -n '_shtab_sosfs_using umount; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a status -d 'Shows what a mount is doing: what is pending and what keeps it, what is damaged, errors, requests.'
 complete -c sosfs -n '_shtab_sosfs_using status' -s h -l help -d 'show this help message and exit'

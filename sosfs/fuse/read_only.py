@@ -1,0 +1,82 @@
+"""The switch of a running mount between read-only and read-write (`mount -o remount,ro` and `remount,rw`).
+
+The kernel has a flag of its own for that, which only root may change in a mount that is there; what the mount table
+shows is that flag. This switch holds for everybody's mounts: with it on, whatever would change something is EROFS. What
+was changed before goes on to the bucket.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pyfuse3
+
+HANDLERS = tuple(name for name in vars(pyfuse3.Operations) if not name.startswith("_"))
+CHANGING = frozenset(
+    {"setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "setxattr", "removexattr"}
+)
+OPENING = frozenset({"open", "create"})
+
+
+class Switch(pyfuse3.Operations):
+    """The requests of a mount, passed on to what answers them unless they are refused."""
+
+    def __init__(self, operations: pyfuse3.Operations, *, is_read_only: bool) -> None:
+        super().__init__()
+        self._is_read_only = is_read_only
+        self._writers: set[int] = set()  # handles
+        for name in HANDLERS:
+            handler = getattr(operations, name)
+            if name in CHANGING:
+                handler = self._refusing(handler)
+            elif name in OPENING:
+                handler = self._opening(handler, is_creating=name == "create")
+            elif name == "release":
+                handler = self._releasing(handler)
+            setattr(self, name, handler)
+
+    def read_only(self) -> None:
+        """From now on nothing is changed. Raises EBUSY where a file is open for writing, as the kernel does."""
+        if self._writers:
+            count = "1 file is" if len(self._writers) == 1 else f"{len(self._writers)} files are"
+            raise OSError(errno.EBUSY, f"{count} open for writing")
+        self._is_read_only = True
+
+    def read_write(self) -> None:
+        """From now on changes are taken again."""
+        self._is_read_only = False
+
+    def _refusing(self, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def guarded(*args: Any) -> Any:
+            self._require()
+            return await handler(*args)
+
+        return guarded
+
+    def _opening(self, handler: Callable[..., Awaitable[Any]], *, is_creating: bool) -> Callable[..., Awaitable[Any]]:
+        async def guarded(*args: Any) -> Any:
+            *_, flags, _ctx = args
+            if not is_creating and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
+                return await handler(*args)
+            self._require()
+            opened = await handler(*args)
+            self._writers.add((opened[0] if is_creating else opened).fh)
+            return opened
+
+        return guarded
+
+    def _releasing(self, handler: Callable[..., Awaitable[None]]) -> Callable[..., Awaitable[None]]:
+        async def guarded(handle: int) -> None:
+            self._writers.discard(handle)
+            await handler(handle)
+
+        return guarded
+
+    def _require(self) -> None:
+        if self._is_read_only:
+            raise pyfuse3.FUSEError(errno.EROFS)
