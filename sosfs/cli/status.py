@@ -23,11 +23,17 @@ def run(path: Path, *, json: bool) -> int:
     mount = mountpoint.at(path)
     now = status.fetch(path, owner=mount.owner if mount else None)
     if now is None:
-        dead = mount is not None and mountpoint.state(path) is mountpoint.MountState.DEAD
-        reason = "its daemon is gone; 'sosfs umount' clears it" if dead else "nothing of sosfs is mounted there"
-        raise OSError(errno.ENOTCONN if dead else errno.EINVAL, reason, str(path))
+        raise _unanswered(path, mount)
     print(now.to_json() if json else "\n".join(f"{name:<10} {printable(value)}" for name, value in lines(now)))
     return Exit.OK
+
+
+def _unanswered(path: Path, mount: mountpoint.Mount | None) -> OSError:
+    if mount is None or mount.type != mountpoint.TYPE:
+        return OSError(errno.EINVAL, "nothing of sosfs is mounted there", str(path))
+    if mountpoint.state(path) is mountpoint.MountState.DEAD:
+        return OSError(errno.ENOTCONN, "its daemon is gone; 'sosfs umount' clears it", str(path))
+    return OSError(errno.ENOTCONN, f"its daemon is not found; ask as who mounted it, user {mount.owner}", str(path))
 
 
 def lines(now: Status) -> Iterator[tuple[str, str]]:

@@ -32,6 +32,7 @@ from sosfs.files.debounce import Debounce
 from sosfs.files.draft import Draft, DraftState
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import OpenFile, opened
+from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import INLINE, DamagedSpool
 from sosfs.files.upload import Announce, Truncated, Upload, Uploader, etag_of
 from sosfs.journal.journal import Journal
@@ -65,6 +66,7 @@ class Commits:
         deletions: PendingDeletes,
         subtree_lock: SubtreeLock,
         conflicts: Conflicts,
+        pages: PageCache,
         journal: Journal,
         spawn: Spawn,
         backlog: Backlog,
@@ -82,6 +84,7 @@ class Commits:
         self._deletions = deletions
         self._subtree_lock = subtree_lock
         self._conflicts = conflicts
+        self._pages = pages
         self._journal = journal
         self._spawn = spawn
         self._retries = retries
@@ -265,8 +268,16 @@ class Commits:
             draft.commit_failed()
             raise
         draft.saved = draft.serial
+        parent, name = inode.parent, inode.name
         await self.let_go(inode, open_file)
-        await self._attributes.refresh(inode)
+        if inode.version is not None:
+            inode.size = inode.version.size  # who has it open goes on with the version that was opened
+        try:
+            await self._attributes.refresh(inode)
+        finally:
+            await self._pages.doubt(inode)
+            if parent is not None:  # not waited for: who waits for this commit may hold the directory's lock
+                self._spawn(partial(self._pages.forget_name, parent, name))
 
     # Drafts come and go
 

@@ -132,14 +132,24 @@ class FileIO:
         if draft.is_blank and last_close.holds(handle.task, self.path(handle.inode)):
             return  # a duplicate was closed before anything was written
         try:
-            await self._commits.save(handle.inode)
+            await self._save(handle.inode)
         except OSError:
             await self.failed_writes.hide(handle.inode)
             raise
 
+    async def _save(self, inode: Inode) -> None:
+        """As `Commits.save`; where another version won, the name leads there before this program is told."""
+        parent, name = inode.parent, inode.name
+        try:
+            await self._commits.save(inode)
+        except OSError as error:
+            if error.errno == errno.ESTALE and parent is not None:
+                await self._pages.forget_name(parent, name)
+            raise
+
     async def fsync(self, inode: Inode) -> None:
         """The file's bytes and attributes are safe afterwards."""
-        await self._commits.save(inode)
+        await self._save(inode)
         await self._attributes.fsync(inode, durability=self._commits.durability)
 
     def path(self, inode: Inode) -> str:

@@ -219,7 +219,7 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
 def _bytes(on: _Ground, attributes: AttributeWriteback) -> tuple[Conflicts, Commits, FileIO]:
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
-        on.inodes, on.uploader, attributes, on.deletions, on.subtree_lock, conflicts, on.journal, on.spawn,
+        on.inodes, on.uploader, attributes, on.deletions, on.subtree_lock, conflicts, on.pages, on.journal, on.spawn,
         on.share.backlog, on.retries, durability=on.settings.durability
     )  # fmt: skip
     failed_writes = FailedWrites(on.inodes, attributes, commits, on.pages)

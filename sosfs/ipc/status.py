@@ -107,6 +107,8 @@ def runtime_dir() -> Path:
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     if _is_foreign(directory, os.geteuid()):
         raise PermissionError(errno.EACCES, "not a directory of yours alone", str(directory))
+    if stat.S_IMODE(directory.stat().st_mode) != stat.S_IRWXU:  # an umask or somebody's mkdir: logs tell names
+        directory.chmod(stat.S_IRWXU)
     return directory
 
 

@@ -1,7 +1,7 @@
 """The copies that a rename makes, and when the old keys may go.
 
     COPYING --all copies are there--> COPIED --the old keys are removed--> done
-       `--an error, an unmount, a crash--> the copies go, the old keys are as they were (`rename_rollback`)
+       `--an error, an unmount, a crash--> BACK: the copies go, the old keys are as they were (`rename_rollback`)
 
 As long as a copy is missing nothing is removed. What the store has confirmed is looked for before the first delete:
 SeaweedFS copies no directory markers, and a copy that is none would cost the object.
@@ -34,6 +34,7 @@ class RenameState(StrEnum):
     COPYING = "copying"
     OVER = "over"  # the same, where there was something at the very key `new`
     COPIED = "copied"
+    BACK = "back"  # of a file, whose copy may still come; what is done to the old name since is the user's doing
 
 
 @dataclass(frozen=True, slots=True)

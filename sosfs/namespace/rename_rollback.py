@@ -96,12 +96,17 @@ class RenameRollback:
             for key in below_first(made):
                 self._deletions.retract(key, made[key], lambda: self._removed(move))
             if move.doubtful:
-                self._journal.set_rename(move.row, RenameState.OVER if move.over else RenameState.COPYING)
+                self._note(move)
             else:
                 self._journal.drop_rename(move.row)
         if move.doubtful:
             self._back.append(move)
             self._spawn(lambda: self._look_on(move))
+
+    def _note(self, move: Move) -> None:
+        """Records that a rename is being taken back: a later mount must not take it for one that got through."""
+        back = RenameState.OVER if move.over else RenameState.COPYING
+        self._journal.set_rename(move.row, back if move.is_directory else RenameState.BACK)
 
     async def _go_back(self, move: Move) -> None:
         try:
@@ -127,13 +132,18 @@ class RenameRollback:
         """Whether a rename that a crash cut short is to be finished; else it has been taken back. Raises OSError.
 
         A copy that stands over what was there before cannot be taken back, so that one is finished too; and that of
-        of which nothing says how far it is, as an older version of sosfs has left it.
+        which nothing says how far it is, as an older version of sosfs has left it.
         """
         if state in ("", RenameState.COPIED):
             return True
         move = Move(row, old, new, state == RenameState.OVER, is_unknown=True, is_pending=True)
-        if not move.is_directory and await self._has_moved(move):
-            return True
+        if not move.is_directory and state != RenameState.BACK:
+            if await self._has_moved(move):
+                return True
+            if move.over:  # what it was to replace is there, and a copy that may still come could not be taken back
+                self._journal.drop_rename(row)
+                return False
+            self._note(move)
         log.warning("taking back the rename of %s to %s that a crash cut short", old, new)
         move.until = trio.current_time() + LATE
         self._back.append(move)

@@ -416,6 +416,78 @@ def test_a_crash_in_the_rename_of_a_file_leaves_one_name(mount: Composed, store:
     assert bodies(store) == ({"b": b"file"} if over else {"a": b"file"})
 
 
+def cut_before_its_copy(mount: Composed, store: Flaky) -> None:
+    """A crash in the rename of a file, before its copy was made, and the next mount, that takes it back."""
+    store.before["copy", "a"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+    mount.start()
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("then", ["rename", "unlink"])
+def test_what_is_set_after_a_rename_was_taken_back_survives_another_crash(
+    mount: Composed, store: Flaky, then: str
+) -> None:
+    """That the old name is gone by then is the user's doing, and says nothing of the rename."""
+    mount.loop.run(lambda: put_all(store, {"a": b"file", "b": b"other"}))
+    cut_before_its_copy(mount, store)
+
+    async def go() -> None:
+        inode = await mount._walk("b")
+        inode.mode = 0o100600
+        mount.parts.attributes.changed(inode)
+        if then == "rename":
+            await mount.rename("a", "c")
+        else:
+            await mount.unlink("a")
+
+    mount.loop.run(go)
+    mount.crash()
+    mount.start()
+    left = {"c": (b"file", 0o644)} if then == "rename" else {}
+    assert mount.loop.run(mount.tree) == {"b": (b"other", 0o600)} | left
+
+
+@pytest.mark.promise(3)
+def test_a_copy_that_the_user_makes_after_a_rename_was_taken_back_costs_no_original(
+    mount: Composed, store: Flaky
+) -> None:
+    mount.loop.run(lambda: put_all(store, {"a": b"file", "b": b"old!"}))
+    cut_before_its_copy(mount, store)
+    mount.loop.run(lambda: mount.write("b", b"file"))
+    mount.crash()
+    mount.start()
+    assert bodies(store) == {"a": b"file", "b": b"file"}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("cut", ["by a crash", "by an error"])
+def test_a_new_file_under_the_old_name_stays_there_though_the_copy_came_late(
+    tmp_path: Path, store: Flaky, cut: str
+) -> None:
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(lambda: put_all(store, {"a": b"file"}))
+        if cut == "by a crash":
+            cut_before_its_copy(mount, store)
+        else:
+            store.late["a"] = []
+            mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+
+        async def go() -> None:
+            await mount.unlink("a")
+            await mount.parts.deletions.wait_for("a")
+            await mount.write("a", b"new", flags=os.O_CREAT)
+            await store.put("b", b"file", NOTHING)
+
+        mount.loop.run(go)
+        mount.crash()
+        mount.start()
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"a": b"new", "b": b"file"}
+
+
 # On a mount
 
 STUCK = "new/f0007"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import random
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -92,6 +93,16 @@ class Delay:
 
 
 @dataclass(frozen=True, slots=True)
+class Meet:
+    """Nothing happens until as many requests as the barrier has parties are under way, then all is well.
+
+    Where they do not come within the barrier's time-out it is broken, and all is well too.
+    """
+
+    barrier: threading.Barrier
+
+
+@dataclass(frozen=True, slots=True)
 class Throttle:
     """Both bodies move at `rate` bytes a second."""
 
@@ -127,7 +138,7 @@ class Flip:
     at: int = 0
 
 
-Action = Answer | Reset | Hang | Delay | Throttle | CutResponse | CutRequest | Flip
+Action = Answer | Reset | Hang | Delay | Meet | Throttle | CutResponse | CutRequest | Flip
 
 
 @dataclass(slots=True)

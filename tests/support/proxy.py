@@ -27,6 +27,7 @@ from tests.support.faults import (
     Delay,
     Flip,
     Hang,
+    Meet,
     Moment,
     Reset,
     Rule,
@@ -103,6 +104,9 @@ class Conversation:
                 raise Gone("cut")
             case Delay(seconds):
                 time.sleep(seconds)
+            case Meet(barrier):
+                with contextlib.suppress(threading.BrokenBarrierError):
+                    barrier.wait()
             case Throttle(rate):
                 pass
         self._forward(request, head, rate, flip=_flip(action, Body.REQUEST))
