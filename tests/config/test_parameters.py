@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sosfs.cli import option_table
 from sosfs.config import parameters, values
-from sosfs.config.choices import Canned, Verify
+from sosfs.config.choices import Canned, Share, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
@@ -27,6 +27,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "endpoint": ("http://localhost:9000", "http://localhost:9000"),
     "zone": ("at-vie-1", "at-vie-1"),
     "profile": ("work", "work"),
+    "anonymous": ("yes", True),
     "uid": ("1234", 1234),
     "gid": ("root", 0),
     "umask": ("027", 0o027),
@@ -39,6 +40,10 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "dirty_limit": ("2T", 2 << 40),
     "memory": ("1G", 1 << 30),
     "cache_size": ("3G", 3 << 30),
+    "cache_free": ("10%", Share(percent=10.0)),
+    "upload_rate": ("10M", 10 << 20),
+    "download_rate": ("512K", 512 << 10),
+    "transfers": ("8", 8),
     "verify": ("none", Verify.NONE),
     "part_size": ("16M", 16 << 20),
     "attributes": ("listed", Shown.LISTED),
@@ -94,8 +99,8 @@ def test_all_ways_to_say_it_are_one(name: str, tmp_path: Path) -> None:
 
 
 def test_toml_may_use_its_own_types(tmp_path: Path) -> None:
-    found = from_toml(tmp_path / "t", "uid = 7\numask = 0o027\nallow_other = true\nttl = 3\nmemory = 1048576\n")
-    assert (found.uid, found.umask, found.allow_other, found.ttl, found.memory) == (7, 0o027, True, 3.0, 1 << 20)
+    found = from_toml(tmp_path / "t", "uid = 7\numask = 0o027\nallow_other = true\nttl = 3\ntransfers = 9\n")
+    assert (found.uid, found.umask, found.allow_other, found.ttl, found.transfers) == (7, 0o027, True, 3.0, 9)
 
 
 def test_what_is_closer_to_the_mount_holds(tmp_path: Path) -> None:
