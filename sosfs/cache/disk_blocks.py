@@ -163,11 +163,13 @@ class DiskCache:
             for kind in ("sums", "data"):
                 self._path(name, kind).unlink(missing_ok=True)
 
-    def give_way(self, size: int) -> int:
+    def give_way(self, size: int, *, keep: str = "") -> int:
         """Forgets what was not used for longest, `size` bytes of it; how many that were."""
         before = self.used
-        while self._index and before - self.used < size:
-            self._drop_oldest()
+        for name in [name for name in self._index if name != keep]:
+            if before - self.used >= size:
+                break
+            self._drop(name)
         return before - self.used
 
     def _make_room(self, name: str, more: int) -> bool:
@@ -176,7 +178,7 @@ class DiskCache:
         if self.used + more > self.capacity:
             return False
         lacking = self._lacking(more)
-        if lacking > 0 and self._floor and self.give_way(lacking):
+        if lacking > 0 and self._floor and self.give_way(lacking, keep=name):
             lacking = self._lacking(more)
         if lacking > 0:
             return False
@@ -192,8 +194,7 @@ class DiskCache:
         usual = max(min(FLOOR_BYTES, size * FLOOR_MOST), size * FLOOR_SHARE)
         return int(self._floor(size) if self._floor else usual) + more - state.f_bavail * state.f_frsize
 
-    def _drop_oldest(self) -> None:
-        name = next(iter(self._index))
+    def _drop(self, name: str) -> None:
         self.used -= self._index.pop(name)
         self._unlink(name)
 
@@ -202,7 +203,7 @@ class DiskCache:
             name = next(iter(self._index))
             if name == keep:
                 return
-            self._drop_oldest()
+            self._drop(name)
 
     def _write(self, name: str, first: int, body: memoryview) -> None:
         pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]

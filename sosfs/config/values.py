@@ -45,6 +45,7 @@ class Kind(Generic[T]):
     parse: Callable[[str], T]
     shown: Callable[[T], str] = str
     natives: tuple[type, ...] = ()
+    has_none: bool = False  # a plain 0 in a TOML file is good, and means none
     hint: str = ""  # how to write it, where a TOML file gives it in a type that does not fit
 
     def named(self, metavar: str) -> Kind[T]:
@@ -53,6 +54,8 @@ class Kind(Generic[T]):
 
     def text(self, value: object) -> str | None:
         """The text for a value that a TOML file gave in its own type, None where that type does not fit."""
+        if self.has_none and type(value) is int and value == 0:
+            return "0"
         if type(value) not in self.natives:
             return None
         if isinstance(value, bool):
@@ -244,9 +247,11 @@ FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool
 SIZE: Kind[int] = Kind("SIZE", _size, shown_size, hint='write it with a unit, as "64M" or "1G"')
 PART: Kind[int] = dataclasses.replace(SIZE, parse=_part)
 MEMORY: Kind[int] = dataclasses.replace(SIZE, parse=_memory)
-CACHE: Kind[int] = dataclasses.replace(SIZE, parse=_cache_size)
-RATE: Kind[int] = Kind("RATE", _rate, shown_size, hint='write it with a unit, as "10M", or "0" for no limit')
-FREE: Kind[Share | None] = Kind("SIZE|N%", _free, _shown_free, hint='write it as "20G" or "10%"')
+CACHE: Kind[int] = dataclasses.replace(SIZE, parse=_cache_size, has_none=True)
+RATE: Kind[int] = Kind(
+    "RATE", _rate, shown_size, has_none=True, hint='write it with a unit, as "10M", or "0" for no limit'
+)
+FREE: Kind[Share | None] = Kind("SIZE|N%", _free, _shown_free, has_none=True, hint='write it as "20G" or "10%"')
 TRANSFERS: Kind[int] = Kind("N", _transfers, str, (int,))
 SECONDS: Kind[float] = Kind("SECONDS", _seconds, "{:g}".format, (int, float))
 PERIOD: Kind[float] = dataclasses.replace(SECONDS, parse=_period)

@@ -55,6 +55,8 @@ def test_a_public_bucket_is_read_without_a_key_and_read_only(
             (here / "new").write_bytes(b"x")
         with fails(errno.EOPNOTSUPP):
             os.getxattr(here / "open", "user.sos.presigned-url")
+        with fails(errno.EACCES):
+            (here / ".sosfs/bucket/versioning").read_text()
     assert seen.requests and not [str(each) for each in seen.requests if "authorization" in each.headers]
     assert "x-amz-date" not in {name for each in seen.requests for name in each.headers}
 
@@ -101,6 +103,7 @@ def test_the_doctor_asks_as_nobody_too(ceph: Server, public: Foreign, tmp_path: 
             ["doctor", bucket.bucket, "--anonymous", "--json", "--endpoint", ceph.endpoint],
             access_to(ceph).environment(tmp_path),
         )
+        assert done.stdout, done.stderr
         return {row["what"]: (row["verdict"], row["detail"]) for row in json.loads(done.stdout)["findings"]}
 
     rows = found(public)
@@ -112,8 +115,9 @@ def test_the_doctor_asks_as_nobody_too(ceph: Server, public: Foreign, tmp_path: 
     )
 
 
-def test_anonymous_reads_on_a_server_that_enforces_nothing(moto: Server, watchdog: Watchdog, tmp_path: Path) -> None:
+def test_moto_is_read_without_a_key_too(moto: Server, watchdog: Watchdog, tmp_path: Path) -> None:
     bucket = new_bucket(moto)
-    bucket.put("file", b"bytes")
+    bucket.client.put_object(Bucket=bucket.bucket, Key="file", Body=b"bytes", ACL="public-read")
+    bucket.client.put_bucket_acl(Bucket=bucket.bucket, ACL="public-read")
     with mounted(access_to(moto), bucket, tmp_path, watchdog, "--read-only") as mount:
         assert (mount.path / "file").read_bytes() == b"bytes"

@@ -132,6 +132,21 @@ def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
         ("[mount.b]\nzoned = 1", "mount b: unknown option 'zoned'; did you mean 'zone'"),
         ("mount = 3", "under"),
         ("= 3", "line 1"),
+        ("memory = 256", 'memory cannot be 256; write it with a unit, as "64M"'),
+        ("memory = 67108864", "memory cannot be 67108864"),
+        ('memory = "256"', "memory: '256' is less than 64K"),
+        ('memory = "-1M"', "memory: '-1M' is no size"),
+        ('memory = "1000T"', "that this machine has"),
+        ("memory = 0", "memory cannot be 0"),
+        ("cache_size = 10", "cache_size cannot be 10"),
+        ('cache_size = "10K"', "cache_size: '10K' is less than 1M, and not 0"),
+        ("dirty_limit = 0", "dirty_limit cannot be 0"),
+        ("upload_rate = 100", 'write it with a unit, as "10M", or "0" for none'),
+        ('download_rate = "100"', "download_rate: '100' is less than 1K a second"),
+        ("transfers = 1", "transfers: '1' is no number from 2 to 512"),
+        ("transfers = -4", "transfers: '-4' is no number"),
+        ('cache_free = "100%"', "cache_free: '100%' is no part of a disk"),
+        ('cache_free = "-5G"', "cache_free: '-5G' is no part of a disk"),
     ],
 )
 def test_bad_files_are_refused_with_a_reason(tmp_path: Path, text: str, complaint: str) -> None:
@@ -221,6 +236,20 @@ def test_a_size_reads_back_as_it_is_shown(size: int) -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert values.SIZE.parse(text) == size
+
+
+def test_none_is_said_with_a_plain_zero_where_there_can_be_none(tmp_path: Path) -> None:
+    found = from_toml(tmp_path / "t", "cache_size = 0\nupload_rate = 0\ndownload_rate = 0\ncache_free = 0\n")
+    assert (found.cache_size, found.upload_rate, found.download_rate, found.cache_free) == (0, 0, 0, Share())
+
+
+@pytest.mark.parametrize(
+    ("text", "disk", "kept"), [("10G", 1 << 40, 10 << 30), ("5%", 200 << 30, 10 << 30), ("0.5%", 200, 1)]
+)
+def test_a_part_of_a_disk(text: str, disk: int, kept: int) -> None:
+    share = values.FREE.parse(text)
+    assert share is not None and share.of(disk) == kept
+    assert values.FREE.parse(values.FREE.shown(share)) == share
 
 
 def test_the_readme_has_the_table() -> None:

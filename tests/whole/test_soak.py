@@ -1,4 +1,4 @@
-"""A short soak: all programs go round over a bad server, and what they have written is right. `make soak` is the long one.
+"""A short soak: programs go round over a bad server, and what they have written is right. `make soak` is the long one.
 
 `SOSFS_SOAK_MINUTES` sets how long. What grows shows only after minutes, so shorter runs look at the programs alone.
 """
