@@ -174,10 +174,10 @@ def test_uploads_that_a_mount_left_are_ended_before_its_directory_goes(machine: 
     """A mount that was killed while a file was being written: the file was promised to nobody, its parts cost money."""
     mount = machine.mount("", "--part-size", "5M")
     writer = subprocess.Popen(
-        ["sh", "-c", f"exec 3>{mount.path}/large; head -c {100 * MIB} /dev/zero >&3; exec sleep 60"],
+        ["sh", "-c", f"exec 3>{mount.path}/large; dd if=/dev/zero bs=1M count=100 >&3; exec sleep 60"],
         stderr=subprocess.DEVNULL,
     )
-    eventually(lambda: bool(machine.bucket.uploads()))
+    eventually(lambda: bool(machine.bucket.uploads()), seconds=60)
     mount.kill()
     writer.kill()
     writer.wait()

@@ -30,7 +30,7 @@ from pathlib import Path
 from sosfs.ipc.status import Status
 from tests.conftest import access_to, new_bucket
 from tests.support.disks import small_disk
-from tests.support.faults import Answer, Delay, Moment, Reset
+from tests.support.faults import Action, Answer, Delay, Moment, Reset
 from tests.support.mounting import Mount, run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.seaweed import Weed
@@ -240,7 +240,7 @@ def _work(
 
 def break_some(proxy: Proxy) -> None:
     """A part of the requests fails, in four ways."""
-    kinds = (Answer(500, "InternalError"), Answer(503, "SlowDown"), Reset(Moment.AFTER), Delay(0.5))
+    kinds: Sequence[Action] = (Answer(500, "InternalError"), Answer(503, "SlowDown"), Reset(Moment.AFTER), Delay(0.5))
     for seed, action in enumerate(kinds):
         proxy.inject(action, chance=FAULTS / len(kinds), seed=seed)
 
