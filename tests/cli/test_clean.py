@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -173,10 +174,8 @@ def test_an_upload_that_a_mount_here_goes_on_with_is_no_left_over(machine: Machi
 def test_uploads_that_a_mount_left_are_ended_before_its_directory_goes(machine: Machine) -> None:
     """A mount that was killed while a file was being written: the file was promised to nobody, its parts cost money."""
     mount = machine.mount("", "--part-size", "5M")
-    writer = subprocess.Popen(
-        ["sh", "-c", f"exec 3>{mount.path}/large; dd if=/dev/zero bs=1M count=100 >&3; exec sleep 60"],
-        stderr=subprocess.DEVNULL,
-    )
+    write = f"f = open({str(mount.path / 'large')!r}, 'wb'); [f.write(b'x' * {5 * MIB}) for _ in range(20)]"
+    writer = subprocess.Popen([sys.executable, "-c", f"{write}; import time; time.sleep(300)"])
     eventually(lambda: bool(machine.bucket.uploads()), seconds=60)
     mount.kill()
     writer.kill()
