@@ -141,7 +141,7 @@ def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
         ("cache_size = 10", "cache_size cannot be 10"),
         ('cache_size = "10K"', "cache_size: '10K' is less than 1M, and not 0"),
         ("dirty_limit = 0", "dirty_limit cannot be 0"),
-        ("upload_rate = 100", 'write it with a unit, as "10M", or "0" for none'),
+        ("upload_rate = 100", 'write it with a unit, as "10M", or "0" for no limit'),
         ('download_rate = "100"', "download_rate: '100' is less than 1K a second"),
         ("transfers = 1", "transfers: '1' is no number from 2 to 512"),
         ("transfers = -4", "transfers: '-4' is no number"),
