@@ -30,6 +30,7 @@ help:
 	@echo "make test       run all tests; with SOSFS_SERVERS=all those that mount on each server"
 	@echo "make test-unmounted  those without mounts and servers, for PYTHON=python3.13"
 	@echo "make fuzz       kill and break it for hours"
+	@echo "make soak       programs on one mount for an hour over a bad server, and whether it grows; MINUTES=10 for less"
 	@echo "make mutants    small slips in the code, and whether the tests notice; PART=commits for one part, half an hour"
 	@echo "make check      linter, formatter, types"
 	@echo "make bench      sosfs beside s3fs and rclone, hours; make bench-quick: some ten minutes"
@@ -66,6 +67,12 @@ fuzz: debian-test $(VENV)/.dev
 	SOSFS_CRASH_ROUNDS=300 SOSFS_CRASH_SEED=$$(date +%s) SOSFS_MODEL_EXAMPLES=3000 \
 	SOSFS_FUZZ_RUNS=5000 SOSFS_FUZZ_SEED=$$(date +%s) \
 		$(BIN)/python -m pytest -n 2 --timeout 7200 tests/recovery/test_crash.py tests/whole/test_model.py tests/whole/test_turmoil.py $(ARGS)
+
+.PHONY: soak
+MINUTES ?= 60
+
+soak: debian-test $(VENV)/.dev
+	$(BIN)/python -m tests.whole.soak $(MINUTES) $(ARGS)
 
 check: debian-run $(VENV)/.dev
 	$(BIN)/ruff check .

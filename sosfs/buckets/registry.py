@@ -45,8 +45,8 @@ from sosfs.journal.journal import DAMAGED, LeftOver, left_over
 from sosfs.s3 import bucket_zone, certificate_authorities, reachability
 from sosfs.s3.account import Account
 from sosfs.s3.capabilities import Capabilities
-from sosfs.s3.dispatch import Limits
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.limits import Limits
 from sosfs.s3.protocol import Bucket, Conditions
 from sosfs.s3.reachability import REACH_PATIENCE
 
@@ -64,8 +64,15 @@ class BucketRegistry:
 
     operations: Operations
 
+    may_write = True  # each bucket for itself
+
     def __init__(
-        self, settings: Settings, source: CredentialSource, moment: Callable[[], Status], kernel: KernelNotifier
+        self,
+        settings: Settings,
+        source: CredentialSource,
+        moment: Callable[[], Status],
+        limits: Limits,
+        kernel: KernelNotifier,
     ) -> None:
         self.settings = settings
         self.state_dir = settings.state_dir
@@ -74,7 +81,7 @@ class BucketRegistry:
         self._kernel = kernel
         self.errands = works(self)
         self._requests: Counter[str] = Counter()
-        self._limits = Limits()
+        self._limits = limits
         self.account = Account(S3Target.of(settings, source), self._count, self._limits)
         self._members: list[Member | None] = [None]  # by index
         self._named: dict[str, Member] = {}
@@ -152,6 +159,7 @@ class BucketRegistry:
 
     def sweep(self) -> None:
         """Frees what nobody needs any more."""
+        self.account.sweep()
         for served in self.served:
             served.sweep()
 
@@ -180,7 +188,6 @@ class BucketRegistry:
         for served in self.served:
             served.close()
         self.account.close()
-        self._limits.close()
         if self._lock >= 0:
             os.close(self._lock)
 

@@ -27,6 +27,9 @@ class Disk(Protocol):
     def capacity(self) -> int:
         """How many bytes fit there."""
 
+    def give_way(self, size: int) -> int:
+        """Forgets so many bytes; how many that were."""
+
     async def read(self, key: str, etag: str, size: int, first: int, last: int) -> memoryview | None:
         """The blocks `[first, last)` of a version, or None."""
 

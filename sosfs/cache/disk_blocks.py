@@ -18,7 +18,7 @@ import os
 import struct
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sosfs.concurrency.threads import LOCAL
@@ -34,8 +34,15 @@ _ENTRY = struct.Struct("<II")  # length, CRC-32
 class DiskCache:
     """The block cache of a mount on disk, of at most `capacity` bytes."""
 
-    def __init__(self, directory: Path, *, capacity: int, block: int) -> None:
-        """Takes over what an earlier mount left. Raises OSError when the directory cannot be used."""
+    def __init__(
+        self, directory: Path, *, capacity: int, block: int, floor: Callable[[int], int] | None = None
+    ) -> None:
+        """Takes over what an earlier mount left. Raises OSError when the directory cannot be used.
+
+        `floor` tells how many bytes of a disk of some size are left free, also by giving up blocks that are here;
+        without it only new ones are not taken on a disk that is nearly full.
+        """
+        self._floor = floor
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.capacity = capacity
         self.used = 0
@@ -156,26 +163,47 @@ class DiskCache:
             for kind in ("sums", "data"):
                 self._path(name, kind).unlink(missing_ok=True)
 
+    def give_way(self, size: int, *, keep: str = "") -> int:
+        """Forgets what was not used for longest, `size` bytes of it; how many that were."""
+        before = self.used
+        for name in [name for name in self._index if name != keep]:
+            if before - self.used >= size:
+                break
+            self._drop(name)
+        return before - self.used
+
     def _make_room(self, name: str, more: int) -> bool:
         """Counts `more` bytes for a version, after evicting others. Whether they fit."""
         self._evict(more, keep=name)
-        state = os.statvfs(self._directory)
-        size = state.f_blocks * state.f_frsize
-        floor = max(min(FLOOR_BYTES, size * FLOOR_MOST), size * FLOOR_SHARE)
-        if self.used + more > self.capacity or state.f_bavail * state.f_frsize - more < floor:
+        if self.used + more > self.capacity:
+            return False
+        lacking = self._lacking(more)
+        if lacking > 0 and self._floor and self.give_way(lacking, keep=name):
+            lacking = self._lacking(more)
+        if lacking > 0:
             return False
         self._index[name] = self._index.get(name, 0) + more
         self._index.move_to_end(name)
         self.used += more
         return True
 
+    def _lacking(self, more: int) -> int:
+        """How much less would be free than is left alone, with `more` bytes here."""
+        state = os.statvfs(self._directory)
+        size = state.f_blocks * state.f_frsize
+        usual = max(min(FLOOR_BYTES, size * FLOOR_MOST), size * FLOOR_SHARE)
+        return int(self._floor(size) if self._floor else usual) + more - state.f_bavail * state.f_frsize
+
+    def _drop(self, name: str) -> None:
+        self.used -= self._index.pop(name)
+        self._unlink(name)
+
     def _evict(self, more: int, *, keep: str) -> None:
         while self.used + more > self.capacity and self._index:
             name = next(iter(self._index))
             if name == keep:
                 return
-            self.used -= self._index.pop(name)
-            self._unlink(name)
+            self._drop(name)
 
     def _write(self, name: str, first: int, body: memoryview) -> None:
         pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]

@@ -17,7 +17,7 @@ from typing import Any
 import sosfs
 from sosfs.cli import option_table, usage
 from sosfs.config import key_search, parameters, values, zones
-from sosfs.config.credentials import Surroundings
+from sosfs.config.credentials import Anonymous, Found, Surroundings
 from sosfs.config.key_search import Finder
 from sosfs.config.parameters import SettingError, Settings
 from sosfs.config.zones import Naming, Place
@@ -31,6 +31,7 @@ EXAMINED = (
     "endpoint",
     "zone",
     "profile",
+    "anonymous",
     "allow_other",
     "read_only",
     "cache_dir",
@@ -93,6 +94,8 @@ def command_line() -> argparse.ArgumentParser:
     status.set_defaults(run=_status)
 
     _add_acl(commands)
+    _add_limit(commands)
+    _add_clean(commands)
     _add_caches(commands)
     _add_bench(commands)
     _add_doctor(commands)
@@ -141,6 +144,32 @@ def _add_acl(commands: Any) -> None:
         command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file in a mount; with -r a directory")
         command.set_defaults(run=run)
+
+
+def _add_limit(commands: Any) -> None:
+    limit = usage.add(commands, "limit")
+    limit.add_argument("directory", metavar="MOUNTPOINT")
+    parameters.add_arguments(limit, ("upload_rate", "download_rate", "transfers"))
+    limit.set_defaults(run=_limit)
+
+
+def _add_clean(commands: Any) -> None:
+    clean = usage.add(commands, "clean")
+    clean.add_argument("source", metavar="BUCKET", nargs="?", help="only what mounts of this bucket have left")
+    clean.add_argument(
+        "--uploads", action="store_true", help="end all unfinished uploads of the bucket, whoever began them"
+    )
+    clean.add_argument("--yes", action="store_true", help="do not ask before that")
+    clean.add_argument("-n", "--dry-run", action="store_true", help="only show what would be done")
+    clean.add_argument(
+        "--cache-dir",
+        type=values.for_argparse(values.PATH),
+        metavar="DIR",
+        default=argparse.SUPPRESS,
+        help="a cache directory, or one that holds some (default: where mounts make them)",
+    )
+    parameters.add_arguments(clean, ("endpoint", "zone", "profile", "requester_pays", "ca_bundle"))
+    clean.set_defaults(run=_clean)
 
 
 def _add_caches(commands: Any) -> None:
@@ -205,18 +234,28 @@ def mount(source: str, directory: str, layers: Sequence[Any]) -> int:
 
     settings = read()
     level.follow(lambda: read().log_level)
-    finder = Finder(lambda: Surroundings.of_process(settings.profile))
-    settings = located(settings, finder)
+    keys = source_of(settings)
+    settings = located(settings, keys)
     mountpoint.prepare(settings)
     if settings.sse_c_key and settings.endpoint.startswith("http:"):
         print("sosfs: over http everybody on the way sees the encryption key; most servers refuse it", file=sys.stderr)
-    return launch.run(settings, finder)
+    return launch.run(settings, keys)
 
 
-def located(settings: Settings, finder: Finder) -> Settings:
+def source_of(settings: Settings) -> Finder | Anonymous:
+    """Where the key comes from. Raises `SettingError` where none is wanted and one is needed, and as `Finder` does."""
+    if not settings.anonymous:
+        return Finder(lambda: Surroundings.of_process(settings.profile))
+    if not settings.bucket:
+        raise SettingError("--anonymous needs a bucket: nobody has an account whose buckets could be listed")
+    return Anonymous()
+
+
+def located(settings: Settings, source: Finder | Anonymous) -> Settings:
     """The settings with the endpoint and zone that hold, warning of a zone that does not look like one."""
     named = Place(settings.endpoint, settings.zone)
-    place = key_search.place(named, finder.found, Surroundings.of_process(settings.profile))
+    found = source.found if isinstance(source, Finder) else Found(source.current(), "--anonymous")
+    place = key_search.place(named, found, Surroundings.of_process(settings.profile))
     if settings.zone and not settings.endpoint and not zones.is_usual(settings.zone):
         print(f"sosfs: {settings.zone!r} does not look like a zone (as ch-dk-2 does); trying it", file=sys.stderr)
     return settings.placed(place, Naming.STATED if named.is_fixed else Naming.ASSUMED)
@@ -233,6 +272,27 @@ def _status(options: argparse.Namespace) -> int:
     from sosfs.cli import status as status_command  # noqa: PLC0415
 
     return status_command.run(mountpoint.canonical(options.directory), json=options.json)
+
+
+def _limit(options: argparse.Namespace) -> int:
+    from sosfs.cli import limit as limit_command  # noqa: PLC0415
+
+    return limit_command.run(mountpoint.canonical(options.directory), parameters.given(options))
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from sosfs.cli import clean  # noqa: PLC0415
+
+    wishes = clean.Wishes(options.uploads, not options.yes, options.dry_run)
+    if options.source is None:
+        if options.uploads:
+            raise SettingError("--uploads needs a bucket: sosfs clean BUCKET --uploads")
+        return clean.of_machine(getattr(options, "cache_dir", None), wishes)
+    bucket, prefix = parameters.split_source(options.source)
+    layers = [parameters.given(options), *parameters.from_files(bucket, parameters.files())]
+    settings = parameters.resolve(bucket, prefix, Path("/"), layers)
+    keys = source_of(settings)
+    return clean.of_bucket(located(settings, keys), keys, wishes)
 
 
 def _acl_get(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich import filesize
 
+from sosfs.config.values import shown_size
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.ipc import status
@@ -48,6 +49,7 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
         yield "room", f"{who} for room in {now.state_dir}, {filesize.decimal(now.free_bytes)} free"
     yield "moved", f"{filesize.decimal(now.sent_bytes)} sent, {filesize.decimal(now.received_bytes)} received"
     yield "memory", f"{filesize.decimal(now.memory_bytes)} of {filesize.decimal(now.memory_limit)}"
+    yield "limits", limits(now)
     for name, pending in sorted(now.buckets.items()):
         yield "in use", f"{name}, {pending} pending"
     yield "conditions", now.conditions
@@ -58,3 +60,16 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
         yield "damaged", one
     for error in now.errors:
         yield "error", error
+
+
+def limits(now: Status) -> str:
+    """How many requests there may be, and how fast their bytes may move."""
+    many = f"{now.transfers} requests at once"
+    if now.allowed < now.transfers:
+        many += f", {now.allowed} for now, as the server has asked for fewer {now.refusals} times"
+    up, down = _rate(now.upload_rate), _rate(now.download_rate)
+    return f"{many}; {up} up, {down} down"
+
+
+def _rate(rate: int) -> str:
+    return f"{shown_size(rate)}/s" if rate else "no limit"

@@ -104,6 +104,27 @@ USAGES: Mapping[str, Usage] = {
             ("sosfs acl get a.txt | sosfs acl set - b.txt", "as another file has it"),
         ),
     ),
+    "limit": Usage(
+        "MOUNTPOINT [--upload-rate RATE] [--download-rate RATE] [--transfers N]",
+        "change how fast a mount may be, while it goes on",
+        "Changes limits of a mount from now on, for requests under way as well, and shows those that hold.",
+        {0: "done", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs limit ~/bucket --upload-rate 2M", "two megabytes a second"),
+            ("sosfs limit ~/bucket --upload-rate 0", "no limit any more"),
+        ),
+    ),
+    "clean": Usage(
+        "[BUCKET] [--uploads] [-n]",
+        "remove what mounts that are no more have left behind",
+        "Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET "
+        "only those of that one, and the unfinished uploads that its mounts have left there.",
+        {0: "done", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs clean -n", "what would be removed"),
+            ("sosfs clean my-bucket --uploads", "unfinished uploads of anybody, asked first"),
+        ),
+    ),
     "warm": Usage(
         "PATH...",
         "fetch files and trees ahead, so that reading them is local",

@@ -1,16 +1,18 @@
 """Bounds on bytes: in flight, kept in memory, waiting for their upload.
 
-Concurrency: trio thread only; first come, first served, so that a large request is never starved.
+Concurrency: trio thread only. Who waits is served in turn with other callers (`FairQueue`), a large request too: what
+came later does not overtake it because it is smaller.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass
 from functools import partial
 
 import trio
 
+from sosfs.concurrency import fairness
+from sosfs.concurrency.fairness import FairQueue
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.locks import Scope
 
@@ -21,7 +23,7 @@ class Budget:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.used = 0
-        self._waiting: deque[tuple[int, trio.Event]] = deque()
+        self._waiting: FairQueue[tuple[int, trio.Event]] = FairQueue()
 
     def holding(self, size: int) -> Scope:
         """Waits for `size` bytes and holds them for the length of the block."""
@@ -32,14 +34,12 @@ class Budget:
         if not self._waiting and self.used + size <= self.limit:
             self.used += size
             return
-        entry = (size, trio.Event())
-        self._waiting.append(entry)
+        caller, entry = fairness.current(), (size, trio.Event())
+        self._waiting.put(caller, entry)
         try:
             await waited(entry[1].wait)
         except (trio.Cancelled, OSError):
-            if entry in self._waiting:
-                self._waiting.remove(entry)
-            else:
+            if not self._waiting.withdraw(caller, entry):
                 self.used -= size
             self._wake()
             raise
@@ -49,8 +49,8 @@ class Budget:
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self.used + self._waiting[0][0] <= self.limit:
-            size, event = self._waiting.popleft()
+        while self._waiting and self.used + self._waiting.first[0] <= self.limit:
+            size, event = self._waiting.take()
             self.used += size
             event.set()
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from sosfs.concurrency.fairness import CALLER
 from sosfs.concurrency.interrupt import CURRENT
 
 log = logging.getLogger(__name__)
@@ -98,10 +99,12 @@ class Background:
 
     def spawn(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Starts a task. What it raises is logged and ends that task alone: a bug never ends the mount."""
-        self._nursery.start_soon(self._guarded, task)
+        caller = CALLER.get()
+        self._nursery.start_soon(self._guarded, task, caller() if caller else 0)
 
-    async def _guarded(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def _guarded(self, task: Callable[[], Coroutine[Any, Any, None]], process: int) -> None:
         CURRENT.set(None)  # it outlives the request that has started it
+        CALLER.set(lambda: process)
         try:
             await task()
         except Exception:

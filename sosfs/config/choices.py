@@ -5,6 +5,7 @@ Immutable values.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import Enum
 
 PART_MIN = 5 << 20  # bytes; every part but the last (S3 and SOS limits)
@@ -20,6 +21,18 @@ class Canned(Enum):
     AUTHENTICATED_READ = "authenticated-read"
     BUCKET_OWNER_READ = "bucket-owner-read"
     BUCKET_OWNER_FULL_CONTROL = "bucket-owner-full-control"
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """So much of a disk: bytes, or per cent of it."""
+
+    size: int = 0
+    percent: float = 0.0
+
+    def of(self, disk: int) -> int:
+        """Bytes of a disk of `disk` bytes."""
+        return int(disk * self.percent / 100) if self.percent else self.size
 
 
 class Verify(Enum):

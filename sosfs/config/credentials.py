@@ -32,9 +32,29 @@ class Credentials:
     expires: float = math.inf
 
     @property
+    def is_nobody(self) -> bool:
+        """Whether this is no key: requests go unsigned."""
+        return not self.access_key
+
+    @property
     def is_ending(self) -> bool:
         """Whether it is time for another one."""
         return time.time() > self.expires - ENDING
+
+
+NOBODY = Credentials("", "")  # with which nothing is signed
+
+
+class Anonymous:
+    """The `CredentialSource` of who uses no key: none is looked for, and none is found in its place."""
+
+    def current(self) -> Credentials:
+        """Nobody's."""
+        return NOBODY
+
+    def refresh(self) -> Credentials:
+        """Nobody's, still."""
+        return NOBODY
 
 
 class CredentialSource(Protocol):

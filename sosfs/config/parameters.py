@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sosfs.config import values
-from sosfs.config.choices import Canned, Verify
+from sosfs.config.choices import Canned, Share, Verify
 from sosfs.config.values import Kind
 from sosfs.config.zones import NOWHERE, Naming, Place
 
@@ -33,6 +33,7 @@ T = TypeVar("T")
 PART_SIZE = 8 << 20  # bytes; the smallest at which uploads still move 1 GB/s
 MEMORY = 64 << 20
 DIRTY_LIMIT = 10 << 30
+TRANSFERS = 48
 ALL = "sos://"  # the source of a mount of all buckets, where one has to be named (fstab)
 TTL = 10.0  # seconds; as long as an NFS client trusts what it may not be told of
 
@@ -102,7 +103,8 @@ def _of_process(default: Callable[[], T], kind: Kind[Any], help: str, group: Gro
     return field(default_factory=default, metadata={"parameter": Parameter(kind, help, group, shown)})
 
 
-def _cache_root() -> Path:
+def cache_root() -> Path:
+    """Where the directories are that nobody has named with `--cache-dir`."""
     if os.geteuid() == 0:
         return Path("/var/cache/sosfs")
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sosfs"
@@ -136,6 +138,12 @@ class Settings:
         "AWS profile to take the key from; no other source is looked at.",
         Group.EVERYDAY,
         shown="none",
+    )
+    anonymous: bool = _option(
+        False,
+        values.FLAG,
+        "Use no key, for a public bucket: it is read-only unless anybody may write to it.",
+        Group.EVERYDAY,
     )
     uid: int = _of_process(
         os.getuid, values.USER, "Owner of files whose metadata names none.", Group.EVERYDAY, shown="who mounts"
@@ -183,10 +191,36 @@ class Settings:
         Group.CACHES,
     )
     memory: int = _option(
-        MEMORY, values.SIZE, "Memory for blocks that were read; names of files may take twice as much.", Group.CACHES
+        MEMORY, values.MEMORY, "Memory for blocks that were read; names of files may take twice as much.", Group.CACHES
     )
     cache_size: int = _option(
-        0, values.SIZE, "Disk space for blocks that were read, kept over restarts; 0 for none.", Group.CACHES
+        0, values.CACHE, "Disk space for blocks that were read, kept over restarts; 0 for none.", Group.CACHES
+    )
+    cache_free: Share | None = _option(
+        None,
+        values.FREE,
+        "Free space that is kept on the disk of the cache directory. Blocks that were read give way first, then "
+        "writers are slowed as on a small disk.",
+        Group.CACHES,
+        shown="none for files being written; for blocks `1G` or `5%`, the larger",
+    )
+    upload_rate: int = _option(
+        0,
+        values.RATE,
+        "Bytes a second that go to the server at most, all requests together; 0 for no limit.",
+        Group.TUNING,
+    )
+    download_rate: int = _option(
+        0,
+        values.RATE,
+        "Bytes a second that come from the server at most, all requests together; 0 for no limit.",
+        Group.TUNING,
+    )
+    transfers: int = _option(
+        TRANSFERS,
+        values.TRANSFERS,
+        "Requests to the server side by side; fewer for a while when it asks for that (503, 429).",
+        Group.TUNING,
     )
     verify: Verify = _option(
         Verify.ALL,
@@ -290,7 +324,7 @@ class Settings:
         if self.cache_dir is not None:
             return self.cache_dir
         place = f"{self.endpoint} {self.bucket} {self.prefix}"
-        return _cache_root() / f"{self.bucket or 'all'}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
+        return cache_root() / f"{self.bucket or 'all'}-{hashlib.sha256(place.encode()).hexdigest()[:12]}"
 
     @property
     def region(self) -> str:
@@ -327,6 +361,8 @@ def resolve(bucket: str, prefix: str, mountpoint: Path, layers: Iterable[Mapping
     chosen: dict[str, Any] = {}
     for layer in reversed(list(layers)):
         chosen.update(layer)
+    if chosen.get("anonymous") and chosen.get("profile"):
+        raise SettingError("--anonymous uses no key, and --profile names one: leave one of them out")
     return Settings(bucket, prefix, mountpoint, **chosen)
 
 
@@ -363,7 +399,7 @@ def _add_argument(group: argparse._ArgumentGroup, name: str) -> None:
         type=values.for_argparse(parameter.kind),
         metavar=parameter.kind.metavar,
         default=argparse.SUPPRESS,
-        help=f"{text} (default: {default_of(name).replace('`', '')})",
+        help=f"{text} (default: {default_of(name).replace('`', '')})".replace("%", "%%"),  # argparse expands it
     )
 
 
@@ -424,7 +460,7 @@ def _from_table(table: Mapping[str, object], where: str) -> Mapping[str, Any]:
         kind = _parameter(name, where).kind
         text = value if isinstance(value, str) else kind.text(value)
         if text is None:
-            raise SettingError(f"{where}: {name} cannot be {value!r}")
+            raise SettingError(f"{where}: {name} cannot be {value!r}" + (f"; {kind.hint}" if kind.hint else ""))
         layer[_plain(name)] = _parsed(kind, text, f"{where}: {name}")
     return layer
 

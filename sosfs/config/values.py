@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import grp
 import math
+import os
 import pwd
 import re
 from collections.abc import Callable
@@ -21,12 +22,17 @@ from typing import Generic, TypeVar
 from sosfs.config.choices import (
     PART_MAX,
     PART_MIN,
+    Share,
 )
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Enum)
 
 LIFETIME_MAX = 7 * 86_400  # seconds; S3 takes no longer-lived signature of version 4
+MEMORY_MIN = 64 << 10  # bytes
+CACHE_MIN = 1 << 20
+RATE_MIN = 1 << 10  # bytes a second
+TRANSFERS_MIN, TRANSFERS_MAX = 2, 512  # a large request never keeps all small ones waiting, so there are two at least
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -40,6 +46,8 @@ class Kind(Generic[T]):
     shown: Callable[[T], str] = str
     natives: tuple[type, ...] = ()
     words: tuple[str, ...] = ()
+    has_none: bool = False  # a plain 0 in a TOML file is good, and means none
+    hint: str = ""  # how to write it, where a TOML file gives it in a type that does not fit
 
     def named(self, metavar: str) -> Kind[T]:
         """The same kind under a name that fits the parameter better."""
@@ -47,6 +55,8 @@ class Kind(Generic[T]):
 
     def text(self, value: object) -> str | None:
         """The text for a value that a TOML file gave in its own type, None where that type does not fit."""
+        if self.has_none and type(value) is int and value == 0:
+            return "0"
         if type(value) not in self.natives:
             return None
         if isinstance(value, bool):
@@ -59,6 +69,59 @@ def _size(text: str) -> int:
     if match is None or int(match[1]) == 0:
         raise ValueError(f"{text!r} is no size; write it as 64M or 1G")
     return int(match[1]) << _UNITS[match[2].upper()]
+
+
+def _memory(text: str) -> int:
+    size = _size(text)
+    if size < MEMORY_MIN:
+        raise ValueError(f"{text!r} is less than {shown_size(MEMORY_MIN)}; write it with a unit, as 64M")
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        raise ValueError(f"{text!r} is more than the {there >> 20}M that this machine has")
+    return size
+
+
+def _cache_size(text: str) -> int:
+    if text.strip() == "0":
+        return 0
+    size = _size(text)
+    if size < CACHE_MIN:
+        raise ValueError(f"{text!r} is less than {shown_size(CACHE_MIN)}, and not 0; write it with a unit, as 10G")
+    return size
+
+
+def _rate(text: str) -> int:
+    if text.strip() == "0":
+        return 0
+    rate = _size(text.strip().removesuffix("/s"))
+    if rate < RATE_MIN:
+        raise ValueError(f"{text!r} is less than {shown_size(RATE_MIN)} a second; 0 is for no limit")
+    return rate
+
+
+def _transfers(text: str) -> int:
+    count = int(text) if text.isascii() and text.isdigit() else 0
+    if not TRANSFERS_MIN <= count <= TRANSFERS_MAX:
+        raise ValueError(f"{text!r} is no number from {TRANSFERS_MIN} to {TRANSFERS_MAX}")
+    return count
+
+
+def _free(text: str) -> Share:
+    match = re.fullmatch(r"(\d{1,2}(?:\.\d+)?)\s*%", text.strip())
+    if match:
+        return Share(percent=float(match[1]))
+    if text.strip() == "0":
+        return Share()
+    try:
+        return Share(size=_size(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is no part of a disk; write it as 20G or 10%") from None
+
+
+def _shown_free(share: Share | None) -> str:
+    if share is None:
+        return ""
+    return f"{share.percent:g}%" if share.percent else shown_size(share.size)
 
 
 def _part(text: str) -> int:
@@ -181,8 +244,16 @@ URL: Kind[str] = Kind("URL", _url)
 PATH: Kind[Path] = Kind("PATH", _path)
 CERTIFICATES: Kind[Path] = Kind("FILE", _certificates)
 FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool,))
-SIZE: Kind[int] = Kind("SIZE", _size, shown_size, (int,))
-PART: Kind[int] = Kind("SIZE", _part, shown_size, (int,))
+# None of them is a plain number in TOML: `memory = 256` is 256 bytes, and never meant.
+SIZE: Kind[int] = Kind("SIZE", _size, shown_size, hint='write it with a unit, as "64M" or "1G"')
+PART: Kind[int] = dataclasses.replace(SIZE, parse=_part)
+MEMORY: Kind[int] = dataclasses.replace(SIZE, parse=_memory)
+CACHE: Kind[int] = dataclasses.replace(SIZE, parse=_cache_size, has_none=True)
+RATE: Kind[int] = Kind(
+    "RATE", _rate, shown_size, has_none=True, hint='write it with a unit, as "10M", or "0" for no limit'
+)
+FREE: Kind[Share | None] = Kind("SIZE|N%", _free, _shown_free, has_none=True, hint='write it as "20G" or "10%"')
+TRANSFERS: Kind[int] = Kind("N", _transfers, str, (int,))
 SECONDS: Kind[float] = Kind("SECONDS", _seconds, "{:g}".format, (int, float))
 PERIOD: Kind[float] = dataclasses.replace(SECONDS, parse=_period)
 LIFETIME: Kind[float] = dataclasses.replace(SECONDS, parse=_lifetime)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -17,6 +18,12 @@ _SETTINGS = {
     -3: 32 << 20,  # M_MMAP_THRESHOLD, bytes; setting it keeps glibc from moving it
     -1: 128 << 20,  # M_TRIM_THRESHOLD, bytes
 }
+
+
+def give_back() -> None:
+    """Lets the kernel have the pages that are free within the heaps, where the C library is glibc. Blocks for a ms."""
+    with contextlib.suppress(OSError, AttributeError):  # musl gives them back by itself
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def keep_few_heaps() -> None:

@@ -9,6 +9,8 @@ Concurrency: the one place that opens the mount's nursery; everything runs in it
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import errno
 import logging
 import os
 import signal
@@ -37,6 +39,7 @@ from sosfs.fuse.requests import CALLERS
 from sosfs.ipc import commands, sockets, status
 from sosfs.log import level as log_level
 from sosfs.s3 import bucket_zone
+from sosfs.s3.limits import Limits
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +132,10 @@ class _Mount:
         self._state = status.MountPhase.MOUNTING
         self._draining = trio.CancelScope()
         self._taken_over: Mount | None = None
-        self._service: Service = service_of(settings, source, self._moment)
+        self._limits = Limits(
+            transfers=settings.transfers, upload_rate=settings.upload_rate, download_rate=settings.download_rate
+        )
+        self._service: Service = service_of(settings, source, self._moment, self._limits)
 
     async def run(self, ready: Callable[[], None]) -> int:
         """The life of the mount."""
@@ -141,6 +147,7 @@ class _Mount:
             raise _only(group) from group
         finally:
             self._service.close()
+            self._limits.close()
         return LEFT_OVER if left else 0
 
     async def _reach(self) -> None:
@@ -162,7 +169,7 @@ class _Mount:
             await nursery.start(sockets.tell, status.socket_path(path), self._service.status)
             self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
             self._attach()
-            works = {**self._service.errands, "store": self._store, **self._switching()}
+            works = {**self._service.errands, "store": self._store, "limit": self._limit, **self._switching()}
             await nursery.start(commands.serve, commands.socket_path(path), works)
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
@@ -211,7 +218,7 @@ class _Mount:
         options = set(pyfuse3.default_options) | {f"fsname={name}", "subtype=sosfs", "default_permissions"}
         if settings.allow_other:
             options.add("allow_other")
-        if settings.read_only:
+        if settings.read_only or not self._service.may_write:
             options.add("ro")
         if settings.noexec:
             options.add("noexec")
@@ -281,10 +288,25 @@ class _Mount:
 
         return {Access.RO.value: read_only, Access.RW.value: read_write}
 
+    async def _limit(self, changes: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+        """For `sosfs limit`: each change is the name of a limit and its new value."""
+        limits = {"upload_rate", "download_rate", "transfers"}
+        try:
+            asked = {name.decode(): int(value) for name, value in changes}
+        except ValueError as error:
+            raise OSError(errno.EPROTO, "the request is not understood") from error
+        if not asked.keys() <= limits or any(value < 0 for value in asked.values()):
+            raise OSError(errno.EOPNOTSUPP, f"this mount knows the limits {', '.join(sorted(limits))}")
+        self._limits.change(**asked)
+        if asked:
+            log.info("limits: %s", ", ".join(f"{name} {value}" for name, value in asked.items()))
+        return dataclasses.asdict(self._limits.now)
+
     async def _sweep(self) -> None:
         while True:
             await trio.sleep(SWEEP)
             self._service.sweep()
+            await LOCAL.run(allocator.give_back)
 
     async def _drain(self) -> bool:
         """Sends what the bucket lacks; what it cannot send stays in the journal. Returns whether anything is wrong."""
@@ -320,4 +342,5 @@ class _Mount:
             endpoint=self._settings.endpoint,
             state=self._state,
             errors=tuple(self._errors.last),
+            **dataclasses.asdict(self._limits.now),
         )

@@ -26,6 +26,7 @@ from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.notifier import KernelNotifier
 from sosfs.ipc.commands import Work
 from sosfs.ipc.status import Status
+from sosfs.s3.limits import Limits
 from sosfs.tree.inodes import Defaults
 
 
@@ -46,6 +47,10 @@ class Service(Protocol):
     @property
     def state_dir(self) -> Path:
         """Where its journal is."""
+
+    @property
+    def may_write(self) -> bool:
+        """Whether anything may be changed, from `reach` on: else it is mounted read-only."""
 
     @property
     def pending(self) -> int:
@@ -85,11 +90,11 @@ class Service(Protocol):
         """What it says of itself."""
 
 
-def service_of(settings: Settings, source: CredentialSource, moment: Callable[[], Status]) -> Service:
+def service_of(settings: Settings, source: CredentialSource, moment: Callable[[], Status], limits: Limits) -> Service:
     """What these settings ask for. Raises OSError EBUSY where another mount has the journal."""
     if settings.bucket:
-        return BucketMount(settings, source, moment, kernel=KernelNotifier())
-    buckets = BucketRegistry(settings, source, moment, KernelNotifier())
+        return BucketMount(settings, source, moment, limits=limits, kernel=KernelNotifier())
+    buckets = BucketRegistry(settings, source, moment, limits, KernelNotifier())
     rejections = Rejections()
     defaults = Defaults(settings.uid, settings.gid, settings.umask, time.time_ns())
     top = RootOperations(buckets, defaults, rejections, ttl=settings.ttl)

@@ -14,8 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sosfs.config.choices import Share
+
 log = logging.getLogger(__name__)
 
+NOTHING = Share()
 _PUNCH = 0x02 | 0x01  # FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE: fallocate(2)
 
 
@@ -29,15 +32,18 @@ class Room(NamedTuple):
 class Disk:
     """The file system that a directory is on."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, kept: Share = NOTHING) -> None:
+        """`kept` of it is left to others: that much room is never there."""
         self._directory = directory
+        self._kept = kept
         self._punches = True  # until it says that it does not
 
     def room(self) -> Room:
         """How much room there is now; for a directory that was removed, where it was. Raises OSError."""
         state = _state_of(self._directory)
         has_inodes = state.f_files == 0 or state.f_favail > 0  # btrfs counts none
-        return Room(state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize if has_inodes else 0)
+        size, free = state.f_blocks * state.f_frsize, state.f_bavail * state.f_frsize if has_inodes else 0
+        return Room(size, max(0, free - self._kept.of(size)))
 
     def punch(self, file: int, start: int, stop: int) -> bool:
         """Frees the blocks of `[start, stop)` of an open file; they read as zeros then. Whether it could."""

@@ -23,7 +23,8 @@ import trio
 
 from sosfs.concurrency.budgets import Allowance
 from sosfs.concurrency.threads import LOCAL
-from sosfs.disk.free_space import Disk
+from sosfs.config.choices import Share
+from sosfs.disk.free_space import NOTHING, Disk, Room
 from sosfs.errors import FULL
 from sosfs.s3.file_body import FileBody
 
@@ -39,6 +40,11 @@ LABEL = "user.sosfs.key"
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
 
 
+def floor(size: int) -> int:
+    """Bytes of a disk of `size` bytes with less of which room is short."""
+    return min(FLOOR, size // FLOOR_SHARE)
+
+
 class DamagedSpool(OSError):
     """Bytes that were written are not in the spool any more."""
 
@@ -49,10 +55,20 @@ class DamagedSpool(OSError):
 class SpoolArea:
     """The spool directory of a mount and the memory its small spools share."""
 
-    def __init__(self, directory: Path, memory: Allowance, *, part: int = TIGHT) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        memory: Allowance,
+        *,
+        part: int = TIGHT,
+        kept: Share = NOTHING,
+        give_way: Callable[[int], int] = lambda _: 0,
+    ) -> None:
+        """`kept` of the disk is left to others. `give_way` frees so many bytes if it can, and tells how many."""
         self.directory = directory
         self._part = part  # bytes of the part of an upload
-        self.disk = Disk(directory)
+        self.disk = Disk(directory, kept)
+        self._give_way = give_way
         self.memory = memory
         self.beginning = f"{time.time_ns():x}-"  # of names: those of an earlier mount are still in its journal
         self._serial = 0
@@ -62,13 +78,19 @@ class SpoolArea:
     def is_short(self) -> bool:
         """Whether the disk has less room than is left to others."""
         room = self.disk.room()
-        return room.free < min(FLOOR, room.size // FLOOR_SHARE)
+        least = floor(room.size)
+        return room.free < least and self._made(room, least).free < least
 
     def is_tight(self, more: int, *, alone: bool = False) -> bool:
         """Whether `more` bytes would leave too little: none for the journal, or for the writer that goes on `alone`."""
         room = self.disk.room()
         left = min(JOURNAL, room.size // JOURNAL_SHARE)
-        return room.free - more < (left if alone else left + min(self._part, room.size // TIGHT_SHARE))
+        least = more + (left if alone else left + min(self._part, room.size // TIGHT_SHARE))
+        return room.free < least and self._made(room, least).free < least
+
+    def _made(self, room: Room, least: int) -> Room:
+        """The room after what need not be on this disk has given way."""
+        return self.disk.room() if self._give_way(least - room.free) else room
 
     def new(self) -> Spool:
         """An empty spool."""

@@ -46,8 +46,8 @@ from sosfs.s3 import scratch_key
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.bucket_settings import BucketSettings
 from sosfs.s3.capabilities import Capabilities
-from sosfs.s3.dispatch import Limits
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.limits import Limits
 from sosfs.s3.object_urls import Links
 from sosfs.s3.protocol import Conditions
 from sosfs.tree.inodes import ROOT
@@ -106,6 +106,11 @@ class BucketMount:
     def state_dir(self) -> Path:
         """Where its journal is."""
         return self.settings.state_dir
+
+    @property
+    def may_write(self) -> bool:
+        """Whether the mount may change anything: without a key only where anybody may write."""
+        return not self.settings.anonymous or not self.store.denied
 
     async def reach(self, known: Capabilities | None = None) -> None:
         """Finds out whether the bucket can be used and, where that is not `known`, what its server can do.
@@ -204,6 +209,7 @@ class BucketMount:
         self.parts.namespace.sweep()
         self.parts.eviction.look()
         self.parts.cache.flush()
+        self.store.dispatcher.sweep()
 
     async def let_go(self) -> None:
         """Nothing more is said to the kernel unasked; its connection may then go."""

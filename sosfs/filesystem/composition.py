@@ -14,7 +14,7 @@ from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Spawn
 from sosfs.concurrency.backoff import Backoff
 from sosfs.config.parameters import Settings
-from sosfs.disk.free_space import Disk
+from sosfs.disk.free_space import NOTHING, Disk
 from sosfs.files import pending
 from sosfs.files.commits import Commits
 from sosfs.files.conflict import Conflicts
@@ -147,7 +147,6 @@ def assemble(
     merger, subtree_lock, retries = Merger(inodes, cache), SubtreeLock(inodes), Backoff()
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
     part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
-    spools = SpoolArea(settings.state_dir / "spool", share.drafts, part=part)
     multiparts = MultipartUploads(store, journal, spawn)
     ground = _Ground(
         settings=settings,
@@ -163,12 +162,21 @@ def assemble(
         deletions=Deletions(store, spawn, journal, retries),
         multiparts=multiparts,
         uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts),
-        spools=spools,
+        spools=_spools(settings, share, part),
         pages=PageCache(inodes, spawn, kernel),
         share=share,
         retries=retries,
     )
     return _halves(ground, kernel)
+
+
+def _spools(settings: Settings, share: Quota, part: int) -> SpoolArea:
+    """Where drafts lie; blocks on the same disk give way to them."""
+    kept = settings.cache_free or NOTHING
+    directory = settings.state_dir / "spool"
+    if share.disk is None:
+        return SpoolArea(directory, share.drafts, part=part, kept=kept)
+    return SpoolArea(directory, share.drafts, part=part, kept=kept, give_way=share.disk.give_way)
 
 
 def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:

@@ -20,6 +20,7 @@ from sosfs.cache.disk_blocks import DiskCache
 from sosfs.concurrency.budgets import Allowance, Backlog, Budget
 from sosfs.config.parameters import Durability, Settings
 from sosfs.disk.free_space import Disk
+from sosfs.files import spool
 from sosfs.files.spool import MEMORY
 
 NAME = 1 << 10  # bytes that a listed name takes; measured 940 in a directory of 100,000
@@ -61,7 +62,10 @@ def whole(settings: Settings) -> Quota:
 def _disk(settings: Settings, directory: Path) -> DiskCache | None:
     if not settings.cache_size:
         return None
-    return DiskCache(directory / "blocks", capacity=settings.cache_size, block=BLOCK)
+    kept = settings.cache_free
+    # Writers find room short above what is kept: blocks keep out of that too, and so give way before them.
+    floor = (lambda size: kept.of(size) + spool.floor(size)) if kept else None
+    return DiskCache(directory / "blocks", capacity=settings.cache_size, block=BLOCK, floor=floor)
 
 
 def _drafts(settings: Settings, directory: Path) -> Allowance:
@@ -130,6 +134,10 @@ class _Shelf:
     def capacity(self) -> int:
         """As `DiskCache.capacity`: of all buckets together."""
         return self._whole.capacity
+
+    def give_way(self, size: int) -> int:
+        """As `DiskCache.give_way`: of all buckets."""
+        return self._whole.give_way(size)
 
     async def store(self, key: str, etag: str, size: int, first: int, body: memoryview) -> bool:
         """As `DiskCache.store`."""

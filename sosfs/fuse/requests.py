@@ -16,6 +16,7 @@ Concurrency: trio thread only; /proc is read in a thread.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from typing import Any
 
 import trio
 
+from sosfs.concurrency.fairness import CALLER
 from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.concurrency.tasks import Background
 from sosfs.concurrency.threads import LOCAL
@@ -68,6 +70,11 @@ class Call:
         """Seconds."""
         return trio.current_time() - self.since
 
+    def process(self) -> int:
+        """The id of the calling process, 0 where it is not known."""
+        thread = self.pid or self.opened().opener
+        return _process_of(thread) if thread else 0
+
 
 class KernelRequests:
     """The requests under way."""
@@ -88,10 +95,11 @@ class KernelRequests:
         """Does `work` for a caller; EINTR once that is gone."""
         call = Call(name, pid, opened, trio.current_time())
         self._calls.add(call)
-        token = CURRENT.set(call.interrupt)
+        token, caller = CURRENT.set(call.interrupt), CALLER.set(call.process)
         try:
             return await work()
         finally:
+            CALLER.reset(caller)
             CURRENT.reset(token)
             self._calls.discard(call)
 
@@ -107,6 +115,7 @@ class KernelRequests:
 
         async def run() -> None:
             CURRENT.set(Interrupt())  # that nobody sets
+            CALLER.set(call.process)
             try:
                 results.append(await work())
             except Exception as error:  # noqa: BLE001 - whoever waits raises it
@@ -161,6 +170,16 @@ def _gone(asked: Iterable[tuple[Call, Opened]]) -> list[Call]:
         held = set(itertools.chain.from_iterable(map(_held, stuck)))
         gone += [call for call, path in unknown if path in held]
     return gone
+
+
+@functools.lru_cache(1024)  # a number that comes back as another thread's costs somebody a turn, and nothing else
+def _process_of(thread: int) -> int:
+    """The process that a thread is of: itself where that is gone already, or not to be seen from here."""
+    try:
+        fields = dict(line.split(":", 1) for line in (PROC / str(thread) / "status").read_text().splitlines())
+        return int(fields["Tgid"])
+    except (OSError, ValueError, KeyError):
+        return thread
 
 
 def _processes() -> list[Path]:

@@ -33,6 +33,15 @@ class _Moment(Collector):
         yield GaugeMetricFamily("sosfs_memory_limit_bytes", "The most memory for data.", now.memory_limit)
         yield CounterMetricFamily("sosfs_sent_bytes", "Bytes of data sent to the bucket.", now.sent_bytes)
         yield CounterMetricFamily("sosfs_received_bytes", "Bytes of data received from it.", now.received_bytes)
+        yield GaugeMetricFamily("sosfs_upload_rate_limit_bytes", "Bytes a second up; 0: no limit.", now.upload_rate)
+        yield GaugeMetricFamily(
+            "sosfs_download_rate_limit_bytes", "Bytes a second down; 0: no limit.", now.download_rate
+        )
+        yield GaugeMetricFamily("sosfs_transfers_limit", "Requests side by side at most.", now.transfers)
+        yield GaugeMetricFamily("sosfs_transfers_allowed", "Of these, as many as the server bears now.", now.allowed)
+        yield GaugeMetricFamily("sosfs_transfers", "Requests under way.", now.under_way)
+        yield GaugeMetricFamily("sosfs_transfers_queued", "Requests that wait for their turn.", now.queued)
+        yield CounterMetricFamily("sosfs_slow_downs", "Answers that asked for fewer requests.", now.refusals)
         requests = CounterMetricFamily("sosfs_requests", "Requests by S3 operation.", labels=["operation"])
         for operation, count in sorted(now.requests.items()):
             requests.add_metric([operation], count)

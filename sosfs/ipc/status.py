@@ -67,6 +67,13 @@ class Status:
     waiting_writers: int = 0  # for room in the directory, of which so much is free
     state_dir: str = ""
     free_bytes: int = 0
+    upload_rate: int = 0  # bytes a second at most, 0 for no limit
+    download_rate: int = 0
+    transfers: int = 0  # requests side by side at most
+    allowed: int = 0  # of these, as many as the server bears now
+    under_way: int = 0  # requests
+    queued: int = 0  # requests that wait for their turn
+    refusals: int = 0  # answers by which the server asked for fewer requests
 
     def to_json(self) -> str:
         """One line of JSON."""

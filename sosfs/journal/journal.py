@@ -338,3 +338,15 @@ def left_over(directory: Path) -> LeftOver | None:
             raise OSError(errno.EIO, f"{path}: {error}") from error
         return LeftOver(mark.owner, 0, 0, is_whole=False)
     return LeftOver(owner, sum(counted[:-1]), counted[-1], is_whole=mark is None or number >= mark.least)
+
+
+def upload_ids(directory: Path) -> list[str]:
+    """The ids of the uploads that the journal in a directory knows, also while a mount has it. Raises OSError EIO."""
+    path = directory / FILE
+    if not path.exists():
+        return []
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
+            return [upload_id for (upload_id,) in db.execute("select upload from uploads")]
+    except sqlite3.Error as error:
+        raise OSError(errno.EIO, f"{path}: {error}") from error

@@ -19,8 +19,9 @@ from sosfs.config.credentials import Credentials
 from sosfs.config.zones import Place
 from sosfs.errors import StoreError, unanswered
 from sosfs.s3 import listing_answers, xml
-from sosfs.s3.dispatch import Dispatcher, Limits
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.limits import Limits
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Bucket
 from sosfs.s3.signed_request import Answer, SignedHttp
@@ -51,6 +52,7 @@ class Account:
     def __init__(self, target: S3Target, on_request: Callable[[str], None], limits: Limits) -> None:
         self._target = target
         self._dispatcher = Dispatcher(target, on_request, limits)
+        self._throttle = limits.throttle
         self._lock = threading.Lock()
         self._opened: dict[tuple[S3Target, Credentials], SignedHttp] = {}
 
@@ -59,6 +61,12 @@ class Account:
         for http in self._opened.values():
             http.close()
         self._dispatcher.close()
+
+    def sweep(self) -> None:
+        """Closes connections that nobody has used for a while."""
+        with self._lock:
+            for http in self._opened.values():
+                http.sweep()
 
     async def owned(self, *, patience: float = math.inf) -> Owned:
         """All buckets that the server lists. EACCES for a key that may not list them."""
@@ -123,6 +131,6 @@ class Account:
     ) -> Answer:
         with self._lock:
             if (target, calls.key) not in self._opened:
-                self._opened[target, calls.key] = SignedHttp(target, calls.key)
+                self._opened[target, calls.key] = SignedHttp(target, calls.key, throttle=self._throttle)
             http = self._opened[target, calls.key]
         return http.send(operation, method, name, query=query, body=body)

@@ -23,9 +23,10 @@ from sosfs.s3 import reachability, recognition
 from sosfs.s3.batch_delete import remove_all
 from sosfs.s3.capabilities import Capabilities, Quoting, probe
 from sosfs.s3.content_md5 import ContentMd5
-from sosfs.s3.dispatch import Dispatcher, Limits
+from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import check_key, check_properties, joined_etag
+from sosfs.s3.limits import Limits
 from sosfs.s3.paging import all_pages, check_progress
 from sosfs.s3.preconditions import check_still, checked, keeping, landed, look, stale
 from sosfs.s3.protocol import (

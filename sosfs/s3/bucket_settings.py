@@ -232,13 +232,14 @@ class BucketSettings:
             return self._clients[key]
 
     def _opened(self, key: Credentials) -> S3Client:
-        from botocore.config import Config  # noqa: PLC0415 - not before the daemon has forked
+        from botocore import UNSIGNED  # noqa: PLC0415 - not before the daemon has forked
+        from botocore.config import Config  # noqa: PLC0415
         from botocore.session import Session  # noqa: PLC0415
 
         endpoint = self._target.endpoint
         proxy = proxy_for(endpoint)
         config = Config(
-            signature_version="s3v4",
+            signature_version=UNSIGNED if key.is_nobody else "s3v4",
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",

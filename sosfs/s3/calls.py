@@ -45,6 +45,7 @@ from sosfs.s3.protocol import (
 )
 from sosfs.s3.retries import CLOCK, Clock
 from sosfs.s3.signed_request import Answer, Pace, SignedHttp
+from sosfs.s3.throttle import Throttle
 
 T = TypeVar("T")
 
@@ -56,10 +57,13 @@ _UNSAYABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML 1.
 class SignedCalls:
     """The calls on one bucket, signed with `key`."""
 
-    def __init__(self, target: S3Target, key: Credentials, clock: Clock = CLOCK) -> None:
+    def __init__(
+        self, target: S3Target, key: Credentials, clock: Clock = CLOCK, *, throttle: Throttle | None = None
+    ) -> None:
+        """`throttle` is the mount's, None for requests that keep to nothing."""
         self.key = key
         self._bucket = target.bucket
-        self._http = SignedHttp(target, key, clock)
+        self._http = SignedHttp(target, key, clock, throttle=throttle)
         self._send: Callable[..., Answer] = self._http.send
         secret = target.customer_key
         self._encrypted = secret.headers if secret else {}
@@ -68,6 +72,10 @@ class SignedCalls:
     def close(self) -> None:
         """Closes the idle connections."""
         self._http.close()
+
+    def sweep(self) -> None:
+        """Closes connections that nobody has used for a while."""
+        self._http.sweep()
 
     def under(self, interrupt: Interrupt) -> Self:
         """The same calls for somebody who may lose interest: its calls end with EINTR once `interrupt` is set."""

@@ -21,10 +21,11 @@ import trio
 
 from sosfs.concurrency.interrupt import CURRENT, Interrupt, waited
 from sosfs.concurrency.locks import FairLock
-from sosfs.concurrency.threads import Threads
+from sosfs.config.credentials import Credentials
 from sosfs.errors import KEY_REFUSED, StoreError
 from sosfs.s3.customer_key import explain
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.limits import Limits
 
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
@@ -32,24 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-SMALL_REQUESTS = 32  # at once
-BULK_REQUESTS = 16
 BULK = 256 << 10  # bytes from which a request is bulk
 ENDING_PAUSE = 10.0  # seconds between two looks for the key that follows one about to end
 MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
-
-
-class Limits:
-    """How many requests may be under way at once, of one mount together."""
-
-    def __init__(self) -> None:
-        self.small = Threads(SMALL_REQUESTS)
-        self.bulk = Threads(BULK_REQUESTS)
-
-    def close(self) -> None:
-        """Ends the threads; no request may follow."""
-        self.small.close()
-        self.bulk.close()
 
 
 class Dispatcher:
@@ -73,6 +59,11 @@ class Dispatcher:
         if self._calls:
             self._calls.close()
             self._calls = None
+
+    def sweep(self) -> None:
+        """Closes connections that nobody has used for a while."""
+        if self._calls:
+            self._calls.sweep()
 
     async def send(
         self,
@@ -129,10 +120,13 @@ class Dispatcher:
         except OSError as error:
             raise StoreError(errno.EACCES, operation, detail=str(error)) from error
         if self._calls is None:
-            from sosfs.s3.calls import SignedCalls  # noqa: PLC0415  # starts threads: not before the fork
+            return self._lane(key)
+        return self._calls if self._calls.key == key else self._lane(key)
 
-            return SignedCalls(self._target, key)
-        return self._calls if self._calls.key == key else type(self._calls)(self._target, key)
+    def _lane(self, key: Credentials) -> SignedCalls:
+        from sosfs.s3.calls import SignedCalls  # noqa: PLC0415  # starts threads: not before the fork
+
+        return SignedCalls(self._target, key, throttle=self._limits.throttle)
 
     async def _followed(self, used: SignedCalls, operation: str) -> SignedCalls:
         """Calls with the key that follows one which is about to end; the same one where there is none yet."""
@@ -149,6 +143,8 @@ class Dispatcher:
 
     async def _renewed(self, used: SignedCalls, error: StoreError) -> SignedCalls | None:
         """Calls with another key than `used`, if its refusal is the matter and the source has one."""
+        if used.key.is_nobody:
+            return None
         mute = error.status == 403 and not error.code  # a HEAD's: it may mean any refusal
         if error.code not in KEY_REFUSED and not mute:
             return None
@@ -165,7 +161,7 @@ class Dispatcher:
                 raise StoreError(errno.EACCES, error.request, code=error.code, detail=str(failure)) from failure
             if key == used.key:
                 return None
-            self._calls = type(used)(self._target, key)
+            self._calls = self._lane(key)
             self.on_new_key()
             return self._calls
 

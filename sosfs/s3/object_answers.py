@@ -87,5 +87,5 @@ class RangeAnswer:
 
 
 def _no_object(request: str, headers: Mapping[str, str], why: str) -> StoreError:
-    came = shown(Fields([f"Content-Type: {headers.get('OpenFile-Type', '')}".encode("latin-1", "replace")]))
+    came = shown(Fields([f"Content-Type: {headers.get('Content-Type', '')}".encode("latin-1", "replace")]))
     return unanswered(request, f"the answer is no object: {why}" + (f", it is {came}" if came else ""))

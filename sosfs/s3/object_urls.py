@@ -29,7 +29,7 @@ class Links:
     def presigned(self, key: str) -> str:
         """An address that lets anybody GET the object for `lifetime` seconds from now.
 
-        Raises OSError EOPNOTSUPP where objects are encrypted with a customer's key.
+        Raises OSError EOPNOTSUPP where objects are encrypted with a customer's key, or there is no key to sign with.
         """
         if self.target.customer_key:
             raise OSError(errno.EOPNOTSUPP, "a link cannot carry the key that the object is encrypted with")
@@ -38,6 +38,8 @@ class Links:
         from botocore.credentials import Credentials  # noqa: PLC0415
 
         used = self.target.credentials.current()
+        if used.is_nobody:
+            raise OSError(errno.EOPNOTSUPP, "without a key nothing can be signed")
         key_of = Credentials(used.access_key, used.secret_key, used.token or None)
         request = AWSRequest(method="GET", url=self.url(key), params=self.target.payer.headers)
         S3SigV4QueryAuth(key_of, "s3", self.target.region, expires=self.lifetime).add_auth(request)

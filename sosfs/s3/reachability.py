@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from sosfs.errors import StoreError
+from sosfs.errors import Cause, StoreError
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 
@@ -24,9 +24,14 @@ WORDS = {
 }
 
 
-def unreachable(error: StoreError, where: str) -> StoreError:
+NOT_PUBLIC = "it is not public: without a key nobody may list it"
+
+
+def unreachable(error: StoreError, where: str, *, anonymous: bool = False) -> StoreError:
     """The refusal to list the bucket `where`, with its reason."""
     why = WORDS.get(error.code) or error.detail or error.code
+    if anonymous and error.cause is Cause.DENIED:
+        why = NOT_PUBLIC
     return StoreError(error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why)
 
 
@@ -39,4 +44,5 @@ async def reach(dispatcher: Dispatcher, target: S3Target, prefix: str) -> None:
     try:
         await dispatcher.send("ListObjectsV2", ask)
     except StoreError as error:
-        raise unreachable(error, f"bucket {target.bucket!r} at {target.endpoint}") from error
+        where, nobody = f"bucket {target.bucket!r} at {target.endpoint}", target.credentials.current().is_nobody
+        raise unreachable(error, where, anonymous=nobody) from error

@@ -31,6 +31,7 @@ from sosfs.s3.http_headers import path_of
 from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, Signing, TransferError, document_room
 from sosfs.s3.protocol import PartBody
 from sosfs.s3.retries import CLOCK, Clock, Patience
+from sosfs.s3.throttle import Throttle, asks_for_fewer
 from sosfs.s3.transport import PROXY_LOGIN, Transport
 
 log = logging.getLogger(__name__)
@@ -65,12 +66,14 @@ class Answer:
 
 
 class SignedHttp:
-    """Requests to one endpoint, signed with one key.
+    """Requests to one endpoint, signed with one key; unsigned for nobody's.
 
     For a target without a bucket the keys are the names of buckets, and "" is the account.
     """
 
-    def __init__(self, target: S3Target, credentials: Credentials, clock: Clock = CLOCK) -> None:
+    def __init__(
+        self, target: S3Target, credentials: Credentials, clock: Clock = CLOCK, *, throttle: Throttle | None = None
+    ) -> None:
         url = urlsplit(target.endpoint)
         self._target = target
         self._key = credentials
@@ -81,14 +84,21 @@ class SignedHttp:
             self._standing["x-amz-security-token"] = credentials.token
         self._base = f"{url.path.rstrip('/')}/{target.bucket}".rstrip("/")
         self._signing = Signing(target.region, credentials.access_key, credentials.secret_key)
+        self._congestion = throttle.congestion if throttle else None
         # TLS keeps the body whole already; in the clear its hash is signed (0.6 s of CPU a GB).
         self._is_clear = url.scheme != "https"
         bundle = target.ca_bundle or certificate_authorities.of_system().path
-        self._transport = Transport(self._origin, ca_bundle=bundle, connect_timeout=target.connect_timeout)
+        self._transport = Transport(
+            self._origin, ca_bundle=bundle, connect_timeout=target.connect_timeout, throttle=throttle
+        )
 
     def close(self) -> None:
         """Closes the idle connections."""
         self._transport.close()
+
+    def sweep(self) -> None:
+        """Closes connections that nobody has used for a while."""
+        self._transport.sweep()
 
     def send(
         self,
@@ -113,13 +123,18 @@ class SignedHttp:
         if query:
             path = f"{path}?{urlencode(query, quote_via=quote, safe='~')}"
         request = f"{operation} {key!r}" if key else operation
-        digest = hashed(sha256, body).hexdigest() if self._is_clear else "UNSIGNED-PAYLOAD"
-        told = {"x-amz-content-sha256": digest, **self._standing, **(headers or {})}
+        told = {**self._digest(body), **self._standing, **(headers or {})}
 
         def attempt() -> Reply:
             return self._transport.exchange(self._signed(request, method, path, told, body, pace, room), interrupt)
 
         return self._persist(request, method, attempt, min(patience, self._target.patience), interrupt)
+
+    def _digest(self, body: PartBody) -> dict[str, str]:
+        """What is signed of a body; nothing is where nobody signs."""
+        if self._key.is_nobody:
+            return {}
+        return {"x-amz-content-sha256": hashed(sha256, body).hexdigest() if self._is_clear else "UNSIGNED-PAYLOAD"}
 
     def _persist(
         self, request: str, method: str, attempt: Callable[[], Reply], seconds: float, interrupt: Interrupt | None
@@ -130,7 +145,7 @@ class SignedHttp:
         while True:
             if interrupt:
                 interrupt.check(request)
-            pause = 0.0
+            pause, began = 0.0, self._clock.now()
             try:
                 reply = attempt()
             except TransferError as fault:
@@ -139,6 +154,7 @@ class SignedHttp:
             else:
                 repeated, sends = repeated or reply.sends > 1, reply.sends
                 answer = refusal_of(request, method, reply, proxy=self._transport.proxy)
+                self._note(answer, began)
                 if answer is None:
                     if patience.tries > 1:
                         log.info("%s was tried %d times", request, patience.tries)
@@ -149,6 +165,15 @@ class SignedHttp:
             if not passes or not patience.wait(pause, interrupt):
                 raise refusal
             repeated = repeated or sends > 0
+
+    def _note(self, refusal: StoreError | None, began: float) -> None:
+        """Lets an answer count for how many requests there may be at once."""
+        if self._congestion is None:
+            return
+        if refusal is None:
+            self._congestion.answered()
+        elif asks_for_fewer(refusal.status, refusal.code):
+            self._congestion.refused(began)
 
     def _signed(
         self,
@@ -161,13 +186,14 @@ class SignedHttp:
         room: Callable[[int, Fields], Room],
     ) -> Request:
         ours = transport.VERSION < SIGNS_RIGHT or _DOTS.search(path) is not None
-        if ours:
+        if ours and not self._key.is_nobody:
             headers = self._signed_by_botocore(method, path, headers, body)
         lines = [f"{name}: {value}".encode() if value else f"{name};".encode() for name, value in headers.items()]
         if _LINE_END.search(b"".join(lines)):
             raise StoreError(errno.EINVAL, request, detail="a line end in a header")
         silence = self._target.read_timeout * pace.value
-        return Request(method, path, lines, body, silence, None if ours else self._signing, room)
+        signing = None if ours or self._key.is_nobody else self._signing
+        return Request(method, path, lines, body, silence, signing, room)
 
     def _signed_by_botocore(self, method: str, path: str, headers: Mapping[str, str], body: PartBody) -> dict[str, str]:
         from botocore.auth import S3SigV4Auth  # noqa: PLC0415 - 0.2 s, for keys that few people have

@@ -19,6 +19,7 @@ its connection serves one request at a time, the one used last first. Not to be 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import time
@@ -33,13 +34,19 @@ from sosfs.errors import StoreError
 from sosfs.s3.file_body import FileBody
 from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, TransferError
 from sosfs.s3.proxies import proxy_for
+from sosfs.s3.throttle import Throttle
 
+IDLE = 30.0  # seconds after which a connection that nobody uses is closed: busy moments leave dozens
+IN_FLIGHT = 1 << 30  # bytes: more than are ever under way together, for how long a request may take at a low rate
+SLOWNESS_MAX = 7 * 86_400  # seconds
 CHUNK = 512 << 10  # bytes that libcurl reads or sends at once; 64 KiB cost a third more CPU
 REQUEST_SECONDS = 3600  # of a whole request: for what trickles
 PROXY_FAILED = 97  # CURLE_PROXY, for which pycurl has no name
 PROXY_LOGIN = "it asks for a name and a password (407)"
 VERSION: tuple[int, ...] = tuple(int(part) for part in pycurl.version_info()[1].split("-")[0].split("."))
 
+
+UNBOUND = Throttle(transfers=1)  # whose rates hold nothing up
 
 _FAULTS = {
     pycurl.E_COULDNT_RESOLVE_PROXY: Fault.UNREACHED,
@@ -62,13 +69,17 @@ class Transport:
     for name, TCP, TLS and the proxy's tunnel together.
     """
 
-    def __init__(self, origin: str, *, ca_bundle: str, connect_timeout: float) -> None:
+    def __init__(
+        self, origin: str, *, ca_bundle: str, connect_timeout: float, throttle: Throttle | None = None
+    ) -> None:
         self._origin = origin
         self._proxy = proxy_for(origin)
         self._host = urlsplit(origin).netloc
         self._ca_bundle = ca_bundle
         self._connect_timeout = connect_timeout
-        self._idle: deque[pycurl.Curl] = deque()  # its appends and pops are atomic
+        self._throttle = throttle or UNBOUND
+        # Those used last at the end, each with the time; its appends and pops are atomic.
+        self._idle: deque[tuple[float, pycurl.Curl]] = deque()
 
     @property
     def proxy(self) -> str:
@@ -78,19 +89,30 @@ class Transport:
     def close(self) -> None:
         """Closes the idle connections."""
         while self._idle:
-            self._idle.pop().close()
+            self._idle.pop()[1].close()
+
+    def sweep(self) -> None:
+        """Closes the connections that were not used for a while, and with each its buffers of 1 MiB."""
+        until = time.monotonic() - IDLE
+        with contextlib.suppress(IndexError):  # a request has taken the last one meanwhile
+            while self._idle and self._idle[0][0] < until:
+                since, handle = self._idle.popleft()
+                if since >= until:  # it has another one's place
+                    self._idle.append((since, handle))
+                    return
+                handle.close()
 
     def exchange(self, request: Request, interrupt: Interrupt | None = None) -> Reply:
         """Sends `request` once. Raises `TransferError`, and what `request.room` raises."""
         try:
-            handle = self._idle.pop()
+            _, handle = self._idle.pop()
         except IndexError:
             handle = pycurl.Curl()
         try:
-            return self._perform(handle, request, _Try(request, interrupt))
+            return self._perform(handle, request, _Try(request, interrupt, self._throttle))
         finally:
             handle.reset()  # keeps the connection, and none of the bodies
-            self._idle.append(handle)
+            self._idle.append((time.monotonic(), handle))
 
     def _perform(self, handle: pycurl.Curl, request: Request, attempt: _Try) -> Reply:
         self._set_route(handle)
@@ -110,15 +132,20 @@ class Transport:
         handle.setopt(pycurl.HTTP_VERSION, pycurl.CURL_HTTP_VERSION_1_1)
         handle.setopt(pycurl.HTTP_CONTENT_DECODING, 0)  # an object with Content-Encoding is its encoded bytes
         handle.setopt(pycurl.TCP_KEEPALIVE, 1)
-        handle.setopt(pycurl.BUFFERSIZE, CHUNK)
+        handle.setopt(pycurl.BUFFERSIZE, min(CHUNK, self._throttle.download.piece))
         handle.setopt(pycurl.CONNECTTIMEOUT_MS, max(1, int(self._connect_timeout * 1000)))
-        handle.setopt(pycurl.TIMEOUT, REQUEST_SECONDS)
+        handle.setopt(pycurl.TIMEOUT, REQUEST_SECONDS + self._slowness())
         handle.setopt(pycurl.USERAGENT, f"sosfs/{__version__}")
         handle.setopt(pycurl.PROXY, self._proxy.url if self._proxy else "")  # "": the environment does not count
         handle.setopt(pycurl.NOPROXY, "")
         if self._ca_bundle:
             handle.setopt(pycurl.CAINFO, self._ca_bundle)
             handle.setopt(pycurl.PROXY_CAINFO, self._ca_bundle)
+
+    def _slowness(self) -> int:
+        """Seconds that a request may take longer because of the mount's own limits."""
+        limits = [rate.limit for rate in (self._throttle.upload, self._throttle.download) if rate.limit]
+        return min(IN_FLIGHT // min(limits), SLOWNESS_MAX) if limits else 0
 
     def _fault(self, handle: pycurl.Curl, error: pycurl.error, sends: int) -> tuple[Fault, str]:
         """What libcurl's error is, in words."""
@@ -168,7 +195,8 @@ class _Try:
     All run in the thread that performs. Their exceptions would end on stderr: none may leave them.
     """
 
-    def __init__(self, request: Request, interrupt: Interrupt | None) -> None:
+    def __init__(self, request: Request, interrupt: Interrupt | None, throttle: Throttle) -> None:
+        self._throttle = throttle
         self._request = request
         self._interrupt = interrupt
         self._upload = request.body if isinstance(request.body, FileBody) else memoryview(request.body)
@@ -223,13 +251,15 @@ class _Try:
         return int(pycurl.PREREQFUNC_OK)
 
     def _read(self, size: int) -> bytes | int:
-        at = self._uploaded
+        rate, at = self._throttle.upload, self._uploaded
+        size = min(size, rate.piece)
         if isinstance(self._upload, FileBody):
             chunk = self._read_file(self._upload, at, size)
             if not chunk and at < len(self._upload):
                 return int(pycurl.READFUNC_ABORT)
         else:
             chunk = bytes(self._upload[at : at + size])
+        rate.take(len(chunk), self._interrupt)
         self._uploaded += len(chunk)
         return chunk
 
@@ -262,6 +292,7 @@ class _Try:
         else:
             self._window[self._filled : end] = chunk
         self._filled = end
+        self._throttle.download.take(len(chunk), self._interrupt)
         return len(chunk)
 
     def _begin(self) -> bool:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sosfs.cli import manual, option_table
 from sosfs.config import parameters, values
-from sosfs.config.choices import Canned, Verify
+from sosfs.config.choices import Canned, Share, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
@@ -26,6 +26,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "endpoint": ("http://localhost:9000", "http://localhost:9000"),
     "zone": ("at-vie-1", "at-vie-1"),
     "profile": ("work", "work"),
+    "anonymous": ("yes", True),
     "uid": ("1234", 1234),
     "gid": ("root", 0),
     "umask": ("027", 0o027),
@@ -38,6 +39,10 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "dirty_limit": ("2T", 2 << 40),
     "memory": ("1G", 1 << 30),
     "cache_size": ("3G", 3 << 30),
+    "cache_free": ("10%", Share(percent=10.0)),
+    "upload_rate": ("10M", 10 << 20),
+    "download_rate": ("512K", 512 << 10),
+    "transfers": ("8", 8),
     "verify": ("none", Verify.NONE),
     "part_size": ("16M", 16 << 20),
     "attributes": ("listed", Shown.LISTED),
@@ -94,8 +99,8 @@ def test_all_ways_to_say_it_are_one(name: str, tmp_path: Path) -> None:
 
 
 def test_toml_may_use_its_own_types(tmp_path: Path) -> None:
-    found = from_toml(tmp_path / "t", "uid = 7\numask = 0o027\nallow_other = true\nttl = 3\nmemory = 1048576\n")
-    assert (found.uid, found.umask, found.allow_other, found.ttl, found.memory) == (7, 0o027, True, 3.0, 1 << 20)
+    found = from_toml(tmp_path / "t", "uid = 7\numask = 0o027\nallow_other = true\nttl = 3\ntransfers = 9\n")
+    assert (found.uid, found.umask, found.allow_other, found.ttl, found.transfers) == (7, 0o027, True, 3.0, 9)
 
 
 def test_what_is_closer_to_the_mount_holds(tmp_path: Path) -> None:
@@ -127,6 +132,21 @@ def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
         ("[mount.b]\nzoned = 1", "mount b: unknown option 'zoned'; did you mean 'zone'"),
         ("mount = 3", "under"),
         ("= 3", "line 1"),
+        ("memory = 256", 'memory cannot be 256; write it with a unit, as "64M"'),
+        ("memory = 67108864", "memory cannot be 67108864"),
+        ('memory = "256"', "memory: '256' is less than 64K"),
+        ('memory = "-1M"', "memory: '-1M' is no size"),
+        ('memory = "1000T"', "that this machine has"),
+        ("memory = 0", "memory cannot be 0"),
+        ("cache_size = 10", "cache_size cannot be 10"),
+        ('cache_size = "10K"', "cache_size: '10K' is less than 1M, and not 0"),
+        ("dirty_limit = 0", "dirty_limit cannot be 0"),
+        ("upload_rate = 100", 'write it with a unit, as "10M", or "0" for no limit'),
+        ('download_rate = "100"', "download_rate: '100' is less than 1K a second"),
+        ("transfers = 1", "transfers: '1' is no number from 2 to 512"),
+        ("transfers = -4", "transfers: '-4' is no number"),
+        ('cache_free = "100%"', "cache_free: '100%' is no part of a disk"),
+        ('cache_free = "-5G"', "cache_free: '-5G' is no part of a disk"),
     ],
 )
 def test_bad_files_are_refused_with_a_reason(tmp_path: Path, text: str, complaint: str) -> None:
@@ -216,6 +236,20 @@ def test_a_size_reads_back_as_it_is_shown(size: int) -> None:
 )
 def test_sizes(text: str, size: int) -> None:
     assert values.SIZE.parse(text) == size
+
+
+def test_none_is_said_with_a_plain_zero_where_there_can_be_none(tmp_path: Path) -> None:
+    found = from_toml(tmp_path / "t", "cache_size = 0\nupload_rate = 0\ndownload_rate = 0\ncache_free = 0\n")
+    assert (found.cache_size, found.upload_rate, found.download_rate, found.cache_free) == (0, 0, 0, Share())
+
+
+@pytest.mark.parametrize(
+    ("text", "disk", "kept"), [("10G", 1 << 40, 10 << 30), ("5%", 200 << 30, 10 << 30), ("0.5%", 200, 1)]
+)
+def test_a_part_of_a_disk(text: str, disk: int, kept: int) -> None:
+    share = values.FREE.parse(text)
+    assert share is not None and share.of(disk) == kept
+    assert values.FREE.parse(values.FREE.shown(share)) == share
 
 
 def test_the_page_has_the_tables() -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from sosfs.cli.doctor.findings import Finding, Verdict
 from sosfs.config import key_search, parameters
-from sosfs.config.credentials import CredentialError, Credentials, Found, Surroundings
+from sosfs.config.credentials import NOBODY, CredentialError, Credentials, Found, Surroundings
 from sosfs.config.parameters import Settings
 from sosfs.config.zones import Naming, Place
 
@@ -36,6 +36,9 @@ def files() -> Iterator[Finding]:
 
 def key(settings: Settings) -> Generator[Finding, None, Key | None]:
     """Each source in order, up to the one that is used, which is returned."""
+    if settings.anonymous:
+        yield Finding("key", Verdict.NOTE, "none is looked for: --anonymous")
+        return Key(Found(NOBODY, "--anonymous"))
     around = Surroundings.of_process(settings.profile)
     try:
         for answer in key_search.look(around):

@@ -126,6 +126,10 @@ def listed(calls: SignedCalls, settings: Settings) -> Listing:
         if error.code in KEY_REFUSED:
             advice = "create a new key, or correct the one shown above where it was found"
             return Listing(Finding("key", Verdict.FAIL, f"refused: {why}", advice), refused=True)
+        if error.errno == errno.EACCES and settings.anonymous:
+            return Listing(
+                Finding(what, Verdict.FAIL, f"not allowed: {reachability.NOT_PUBLIC}", "leave out --anonymous")
+            )
         if error.errno == errno.EACCES:
             advice = "a mount needs it: allow list-objects, or name the prefix that the key is for (BUCKET/PREFIX)"
             return Listing(Finding(what, Verdict.FAIL, "not allowed", advice))

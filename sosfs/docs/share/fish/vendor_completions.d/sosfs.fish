@@ -50,8 +50,8 @@ function _shtab_sosfs_using
   test "$_shtab_sosfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_sosfs_commands mount umount status acl 'acl get' 'acl set' warm drop bench doctor demo help
-set -g _shtab_sosfs_opts_with_value --acl --attributes --ca-bundle --cache-dir --cache-size --dirty-limit --durability --endpoint --exclusive --files --gid --link-lifetime --log-file --log-level --memory --part-size --patience --profile --size --slow-request --sse-c-key --storage-class --threads --timeout --ttl --uid --umask --verify --zone -o
+set -g _shtab_sosfs_commands mount umount status acl 'acl get' 'acl set' limit clean warm drop bench doctor demo help
+set -g _shtab_sosfs_opts_with_value --acl --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --link-lifetime --log-file --log-level --memory --part-size --patience --profile --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
 
 complete -c sosfs -e
 complete -c sosfs -f
@@ -64,6 +64,7 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -s o -x -d 'options as in fstab;
 complete -c sosfs -n '_shtab_sosfs_using mount' -l endpoint -x -d 'The S3 server. May hold {zone}. (default: that of the zone)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l zone -x -d 'Exoscale zone, such as ch-gva-2. (default: the one the bucket is in)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l profile -x -d 'AWS profile to take the key from; no other source is looked at. (default: none)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l anonymous -l no-anonymous -d 'Use no key, for a public bucket: it is read-only unless anybody may write to it. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l uid -x -d 'Owner of files whose metadata names none. (default: who mounts)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l gid -x -d 'Group of files whose metadata names none. (default: who mounts)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l umask -x -d 'Permission bits taken away from files whose metadata holds no mode. (default: 022)'
@@ -85,6 +86,10 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-dir -xka "(__fish_compl
 complete -c sosfs -n '_shtab_sosfs_using mount' -l dirty-limit -x -d 'With the journal: bytes that may wait for their upload before writers are slowed. (default: 10G)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l memory -x -d 'Memory for blocks that were read; names of files may take twice as much. (default: 64M)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-size -x -d 'Disk space for blocks that were read, kept over restarts; 0 for none. (default: 0)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-free -x -d 'Free space that is kept on the disk of the cache directory. Blocks that were read give way first, then writers are slowed as on a small disk. (default: none for files being written; for blocks 1G or 5%, the larger)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l upload-rate -x -d 'Bytes a second that go to the server at most, all requests together; 0 for no limit. (default: 0)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l download-rate -x -d 'Bytes a second that come from the server at most, all requests together; 0 for no limit. (default: 0)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l transfers -x -d 'Requests to the server side by side; fewer for a while when it asks for that (503, 429). (default: 48)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l verify -xka "all none" -d 'Compare bytes with the server'"'"'s checksums of them: all, or none. (default: all)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l part-size -x -d 'Size of the first parts of a multipart upload; less on a small disk. Later ones grow so that 4 TiB fits. (default: 8M)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l exclusive -xka "locks always close" -d 'When a file created with O_EXCL claims its name in the bucket: at open if it looks like a lock file (locks), at open (always), or when it is closed (close). With the journal, so does mkdir. (default: locks)'
@@ -114,6 +119,23 @@ complete -c sosfs -n '_shtab_sosfs_using acl set' -s h -l help -d 'show this hel
 complete -c sosfs -n '_shtab_sosfs_using acl set' -s r -l recursive -d 'all files below a directory'
 complete -c sosfs -n '_shtab_sosfs_using acl set; and test $_shtab_sosfs_npos -eq 0' -ka "private public-read public-read-write authenticated-read bucket-owner-read bucket-owner-full-control" -d 'a canned ACL such as public-read, grants with commas between them, or - for stdin'
 complete -c sosfs -n '_shtab_sosfs_using acl set; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a limit -d 'Changes limits of a mount from now on, for requests under way as well, and shows those that hold.'
+complete -c sosfs -n '_shtab_sosfs_using limit' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using limit' -l upload-rate -x -d 'Bytes a second that go to the server at most, all requests together; 0 for no limit. (default: 0)'
+complete -c sosfs -n '_shtab_sosfs_using limit' -l download-rate -x -d 'Bytes a second that come from the server at most, all requests together; 0 for no limit. (default: 0)'
+complete -c sosfs -n '_shtab_sosfs_using limit' -l transfers -x -d 'Requests to the server side by side; fewer for a while when it asks for that (503, 429). (default: 48)'
+complete -c sosfs -n '_shtab_sosfs_using limit; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a clean -d 'Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET only those of that one, and the unfinished uploads that its mounts have left there.'
+complete -c sosfs -n '_shtab_sosfs_using clean' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l uploads -d 'end all unfinished uploads of the bucket, whoever began them'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l yes -d 'do not ask before that'
+complete -c sosfs -n '_shtab_sosfs_using clean' -s n -l dry-run -d 'only show what would be done'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l cache-dir -xka "(__fish_complete_directories)" -d 'a cache directory, or one that holds some (default: where mounts make them)'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l endpoint -x -d 'The S3 server. May hold {zone}. (default: that of the zone)'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l zone -x -d 'Exoscale zone, such as ch-gva-2. (default: the one the bucket is in)'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l profile -x -d 'AWS profile to take the key from; no other source is looked at. (default: none)'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l requester-pays -l no-requester-pays -d 'Pay for requests and transfer where the bucket'"'"'s owner does not. (default: no)'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l ca-bundle -xka "(__fish_complete_path (commandline -ct))" -d 'Certificate authorities (PEM) to trust, not the system'"'"'s. (default: AWS_CA_BUNDLE)'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a warm -d 'Brings files of a mount into its caches: attributes, and with --cache-size their bytes. They stay there over a remount. Ctrl-C stops it; called again it goes on.'
 complete -c sosfs -n '_shtab_sosfs_using warm' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using warm; and test $_shtab_sosfs_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount'
@@ -133,6 +155,7 @@ complete -c sosfs -n '_shtab_sosfs_using doctor' -l json -d 'as one JSON documen
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l endpoint -x -d 'The S3 server. May hold {zone}. (default: that of the zone)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l zone -x -d 'Exoscale zone, such as ch-gva-2. (default: the one the bucket is in)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l profile -x -d 'AWS profile to take the key from; no other source is looked at. (default: none)'
+complete -c sosfs -n '_shtab_sosfs_using doctor' -l anonymous -l no-anonymous -d 'Use no key, for a public bucket: it is read-only unless anybody may write to it. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l allow-other -l no-allow-other -d 'Let other users in; the permission bits then decide. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l read-only -l no-read-only -d 'Refuse every change. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l durability -xka "bucket journal" -d 'What close and fsync wait for: the bucket, or this machine'"'"'s journal, from which uploads follow. (default: bucket)'
@@ -146,4 +169,4 @@ complete -c sosfs -n '_shtab_sosfs_using demo' -s h -l help -d 'show this help m
 complete -c sosfs -n '_shtab_sosfs_using demo; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where to mount (default: a new directory)'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a help -d 'Shows a page of the manual, or without a topic the list of pages. The name of a command is a topic too.'
 complete -c sosfs -n '_shtab_sosfs_using help' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates coming-from control-files costs encryption exit-codes install keys limits options promises proxies recipes speed troubleshooting" -d 'a page of the manual, or a command'
+complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness options promises proxies recipes speed troubleshooting" -d 'a page of the manual, or a command'

@@ -1,0 +1,97 @@
+"""Multipart uploads that were begun and never ended: they are no file, and cost money all the same.
+
+Blocking. Not to be imported before it is needed: it loads libcurl.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator, Set
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from sosfs.errors import StoreError
+from sosfs.journal.journal import Journal, left_over, upload_ids
+from sosfs.s3.calls import SignedCalls
+from sosfs.s3.protocol import Upload
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """One upload with what has arrived of it."""
+
+    upload: Upload
+    parts: int
+    size: int  # bytes
+
+
+def listed(calls: SignedCalls, prefix: str, *, used: Set[str]) -> Iterator[Unfinished]:
+    """All uploads below a prefix but for those that mounts of this machine go on with (`used`), by key.
+
+    Raises StoreError.
+    """
+    after: tuple[str, str] | None = None
+    while True:
+        uploads, following = calls.list_uploads(prefix, after)
+        for upload in uploads:
+            if upload.upload_id not in used and (found := _measured(calls, upload)):
+                yield found
+        if following is None or following == after:
+            return
+        after = following
+
+
+def _measured(calls: SignedCalls, upload: Upload) -> Unfinished | None:
+    """The upload with its parts; None where it has ended meanwhile."""
+    count = total = 0
+    after = ""
+    while True:
+        try:
+            parts, following = calls.list_parts(upload.key, upload.upload_id, after)
+        except StoreError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+        count, total = count + len(parts), total + sum(part.size for part in parts)
+        if not following or following == after:
+            return Unfinished(upload, count, total)
+        after = following
+
+
+def abort(calls: SignedCalls, key: str, upload_id: str) -> None:
+    """Ends an upload; that it has ended already is as good. Raises StoreError."""
+    try:
+        calls.abort_multipart(key, upload_id)
+    except StoreError as error:
+        if error.errno != errno.ENXIO:
+            raise
+
+
+def abort_of_journal(calls: SignedCalls, directory: Path, endpoint: str, bucket: str) -> int:
+    """Ends the uploads that the journal of a directory knows, if it is this bucket's; how many. Raises OSError.
+
+    Only where the journal is whole and holds no change, which would go on with its upload; and where no mount has it.
+    """
+    left = left_over(directory)
+    if left is None or not left.is_whole or left.changes or not left.uploads:
+        return 0
+    if left.owner.split(" ", 2)[:2] != [endpoint, bucket]:
+        return 0
+    try:
+        journal = Journal(directory, left.owner)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return 0
+    with closing(journal):
+        uploads = journal.uploads()
+        for upload_id, key, _ in uploads:
+            abort(calls, key, upload_id)
+            journal.drop_upload(upload_id)
+    return len(uploads)
+
+
+def in_use(directories: Iterator[Path]) -> set[str]:
+    """The ids of the uploads that journals know, also of mounts that go on."""
+    return {upload_id for directory in directories for upload_id in upload_ids(directory)}

@@ -1,0 +1,188 @@
+"""What `sosfs clean` removes, and above all what it does not."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import access_to
+from tests.support.drive import eventually
+from tests.support.faults import Answer
+from tests.support.foreign import Foreign
+from tests.support.mounting import SOSFS, Mount, run_sosfs
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.traffic import Op, on
+from tests.support.watchdog import Watchdog
+
+MIB = 1 << 20
+
+
+class Machine:
+    """A user with cache directories in the usual place, `caches`."""
+
+    def __init__(self, server: Server, endpoint: str, bucket: Foreign, base: Path, watchdog: Watchdog) -> None:
+        self.endpoint, self.bucket = endpoint, bucket
+        self.access = access_to(server, endpoint)
+        self.base, self.watchdog = base, watchdog
+        self.caches = base / "caches"
+        self.mounts: list[Mount] = []
+
+    def mount(self, prefix: str = "", *options: str) -> Mount:
+        """A mount with its cache directory where `clean` looks."""
+        name = f"{self.bucket.bucket}-{len(self.mounts):012x}"
+        source = f"{self.bucket.bucket}/{prefix}" if prefix else self.bucket.bucket
+        cache = self.caches / name
+        mount = Mount(
+            self.access,
+            source,
+            self.base / f"m{len(self.mounts)}",
+            self.watchdog,
+            (*options, "--cache-dir", str(cache)),
+        )
+        mount.cache = cache
+        mount.start()
+        self.mounts.append(mount)
+        return mount
+
+    def clean(self, *arguments: str, code: int = 0) -> str:
+        done = run_sosfs(["clean", *arguments, "--cache-dir", self.caches], self.access.environment(self.base / "home"))
+        assert done.returncode == code, done.stderr
+        return done.stdout + done.stderr
+
+    def clean_bucket(self, *arguments: str, code: int = 0) -> str:
+        return self.clean(self.bucket.bucket, "--endpoint", self.endpoint, *arguments, code=code)
+
+
+@pytest.fixture
+def machine(server: Server, proxy: Proxy, foreign: Foreign, tmp_path: Path, watchdog: Watchdog) -> Iterator[Machine]:
+    machine = Machine(server, proxy.endpoint, foreign, tmp_path, watchdog)
+    yield machine
+    for mount in machine.mounts:
+        mount.clear()
+
+
+def test_what_nobody_needs_goes_and_a_dry_run_only_tells(machine: Machine) -> None:
+    old, live = machine.mount("old", "--cache-size", "10M"), machine.mount("live")
+    (old.path / "file").write_bytes(b"x" * 100_000)
+    assert (old.path / "file").read_bytes()
+    old.stop()
+    told = machine.clean("-n")
+    assert f"would be removed: {old.cache}" in told and f"stays: {live.cache}: a mount has it" in told
+    assert old.cache.is_dir()
+    told = machine.clean()
+    assert f"removed: {old.cache}" in told and "1 cache directory removed" in told
+    assert not old.cache.exists()
+    (live.path / "new").write_bytes(b"goes on")
+    live.stop()
+    assert machine.bucket.get("live/new") == b"goes on"
+    assert "0 cache directories removed" in machine.clean("another-bucket", "--endpoint", machine.endpoint)
+    assert live.cache.is_dir()
+    assert "1 cache directory removed" in machine.clean_bucket()
+
+
+def test_what_is_not_in_the_bucket_yet_stays(machine: Machine, proxy: Proxy) -> None:
+    mount = machine.mount("", "--durability", "journal", "--patience", "1")
+    with proxy.broken(Answer(403, "AccessDenied"), on(Op.PUT, key="kept")):
+        (mount.path / "kept").write_bytes(b"only here")
+        mount.kill()
+        for told in (machine.clean(), machine.clean_bucket()):
+            assert f"stays: {mount.cache}: 1 change is not in the bucket: mount {machine.bucket.bucket} of" in told
+            assert "0 cache directories removed" in told
+    mount.start()
+    eventually(lambda: machine.bucket.exists("kept"))
+    mount.stop()
+    assert machine.bucket.get("kept") == b"only here"
+    assert "1 cache directory removed" in machine.clean()
+
+
+@pytest.mark.parametrize("what", ["damaged/20260101T000000Z-1/what", "spool/1-1.spool", "notes.txt"])
+def test_what_is_damaged_or_unknown_stays(machine: Machine, what: str) -> None:
+    mount = machine.mount()
+    mount.stop()
+    strange = mount.cache / what
+    strange.parent.mkdir(parents=True, exist_ok=True)
+    strange.write_text("a file of the user's\n")
+    assert f"stays: {mount.cache}: " in machine.clean()
+    assert strange.read_text() == "a file of the user's\n"
+
+
+def test_a_journal_that_cannot_be_read_stays(machine: Machine) -> None:
+    mount = machine.mount()
+    mount.stop()
+    for path in mount.cache.glob("journal.sqlite*"):
+        path.write_bytes(b"no database" * 1000)
+    assert f"stays: {mount.cache}: its journal is damaged" in machine.clean()
+
+
+def begin(machine: Machine, key: str, size: int = 6 * MIB) -> str:
+    client, bucket = machine.bucket.client, machine.bucket.bucket
+    upload = client.create_multipart_upload(Bucket=bucket, Key=key)["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(size))
+    return upload
+
+
+def test_only_uploads_of_mounts_here_are_ended_unless_all_are_meant(machine: Machine) -> None:
+    begin(machine, "others/large")
+    told = machine.clean_bucket("--uploads", "-n")
+    assert "6.3 MB      1 parts  others/large" in told and "1 unfinished upload in" in told
+    assert len(machine.bucket.uploads()) == 1
+    assert "none was ended" in machine.clean_bucket("--uploads")  # nobody can be asked
+    machine.clean_bucket()
+    assert len(machine.bucket.uploads()) == 1
+    begin(machine, "others/more")
+    assert "2 unfinished uploads ended" in machine.clean_bucket("--uploads", "--yes")
+    assert machine.bucket.uploads() == []
+
+
+@pytest.mark.parametrize(("answer", "left"), [(b"n\n", 1), (b"\n", 1), (b"y\n", 0)])
+def test_who_can_be_asked_is(machine: Machine, answer: bytes, left: int) -> None:
+    begin(machine, "others/large")
+    master, slave = pty.openpty()
+    try:
+        os.write(master, answer)
+        done = subprocess.run(
+            [*SOSFS, "clean", machine.bucket.bucket, "--uploads", "--endpoint", machine.endpoint],
+            env=machine.access.environment(machine.base / "home"), stdin=slave, capture_output=True, text=True,
+            timeout=60, check=True, cwd="/",
+        )  # fmt: skip
+    finally:
+        os.close(master)
+        os.close(slave)
+    assert "End them all? [y/N]" in done.stdout
+    assert len(machine.bucket.uploads()) == left
+
+
+def test_an_upload_that_a_mount_here_goes_on_with_is_no_left_over(machine: Machine) -> None:
+    mount = machine.mount("", "--part-size", "5M")
+    with (mount.path / "large").open("wb") as file:
+        for _ in range(20):
+            file.write(os.urandom(5 * MIB))
+        eventually(lambda: bool(machine.bucket.uploads()))
+        begin(machine, "others/large")
+        assert "1 unfinished upload ended" in machine.clean_bucket("--uploads", "--yes")
+    mount.stop()
+    assert machine.bucket.head("large")["ContentLength"] == 100 * MIB
+
+
+def test_uploads_that_a_mount_left_are_ended_before_its_directory_goes(machine: Machine) -> None:
+    """A mount that was killed while a file was being written: the file was promised to nobody, its parts cost money."""
+    mount = machine.mount("", "--part-size", "5M")
+    write = f"f = open({str(mount.path / 'large')!r}, 'wb'); [f.write(b'x' * {5 * MIB}) for _ in range(20)]"
+    writer = subprocess.Popen([sys.executable, "-c", f"{write}; import time; time.sleep(300)"])
+    eventually(lambda: bool(machine.bucket.uploads()), seconds=60)
+    mount.kill()
+    writer.kill()
+    writer.wait()
+    assert machine.bucket.uploads()
+    told = machine.clean()
+    assert f"stays: {mount.cache}: " in told
+    told = machine.clean_bucket()
+    if "1 upload of it" in told:
+        raise AssertionError(told)
