@@ -80,11 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     umount.add_argument("--timeout", type=float, metavar="SECONDS", help="wait no longer, then exit with 3")
     umount.set_defaults(run=_umount)
 
-    status = commands.add_parser("status", help="tell what a mount is doing")
-    status.add_argument("directory", metavar="MOUNTPOINT")
-    status.add_argument("--json", action="store_true", help="as one JSON document")
-    status.set_defaults(run=_status)
-
+    _add_status(commands)
+    _add_pending(commands)
     _add_caches(commands)
     _add_bench(commands)
     _add_doctor(commands)
@@ -127,6 +124,37 @@ def _add_acl(commands: Any) -> None:
         command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
         command.add_argument("paths", metavar="PATH", nargs="+")
         command.set_defaults(run=run)
+
+
+def _add_status(commands: Any) -> None:
+    status = commands.add_parser(
+        "status",
+        help="tell what a mount is doing, or all of them",
+        description="Tells what the mount is doing that PATH is in; without PATH, all mounts of yours, a line each.",
+    )
+    status.add_argument("directory", metavar="PATH", nargs="?", help="a mount point, or anything in a mount")
+    status.add_argument("--json", action="store_true", help="as one JSON document; with --watch one a line")
+    status.add_argument("--watch", action="store_true", help="live, with rates, until Ctrl-C")
+    status.set_defaults(run=_status)
+
+
+def _add_pending(commands: Any) -> None:
+    pending = commands.add_parser(
+        "pending",
+        help="list what is not in the bucket yet, and why",
+        description="Lists the changes at and below PATH that wait to go into the bucket: since when, how far they "
+        "are, what the last try met and when the next one is. Without PATH, those of all mounts of yours.",
+    )
+    pending.add_argument("directory", metavar="PATH", nargs="?", help="a file or directory in a mount")
+    pending.add_argument("--json", action="store_true", help="as one JSON document")
+    pending.set_defaults(run=_pending)
+    retry = commands.add_parser(
+        "retry",
+        help="try now to bring what waits into the bucket",
+        description="Tries all changes at and below PATH now, and tells what still waits.",
+    )
+    retry.add_argument("directory", metavar="PATH", help="a file or directory in a mount, or a mount point")
+    retry.set_defaults(run=_retry)
 
 
 def _add_caches(commands: Any) -> None:
@@ -180,6 +208,7 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?")
     doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?")
     doctor.add_argument("--json", action="store_true", help="as one JSON document")
+    doctor.add_argument("--all", action="store_true", help="look at the other mounts of this machine as well")
     parameters.add_arguments(doctor, EXAMINED)
     doctor.set_defaults(run=_doctor)
 
@@ -232,8 +261,26 @@ def _umount(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from sosfs.cli import status as status_command  # noqa: PLC0415
+    from sosfs.cli import watch  # noqa: PLC0415
 
-    return status_command.run(mountpoint.canonical(options.directory), json=options.json)
+    form = status_command.Form.JSON if options.json else status_command.Form.TEXT
+    if options.watch:
+        return watch.run(options.directory, form)
+    return status_command.run(options.directory, form)
+
+
+def _pending(options: argparse.Namespace) -> int:
+    from sosfs.cli import pending  # noqa: PLC0415
+    from sosfs.cli import status as status_command  # noqa: PLC0415
+
+    form = status_command.Form.JSON if options.json else status_command.Form.TEXT
+    return pending.show(options.directory, form)
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from sosfs.cli import pending  # noqa: PLC0415
+
+    return pending.retry(options.directory)
 
 
 def _acl_get(options: argparse.Namespace) -> int:
@@ -275,7 +322,8 @@ def _doctor(options: argparse.Namespace) -> int:
     path = mountpoint.canonical(options.directory) if options.directory else None
     layers = [parameters.given(options), *parameters.from_files(bucket, parameters.files())]
     form = findings.Form.JSON if options.json else findings.Form.TEXT
-    return doctor_plan.run(parameters.settle(bucket, prefix, path or Path("/"), layers), path, form)
+    mounts = doctor_plan.Mounts.ALL if options.all else doctor_plan.Mounts.NAMED
+    return doctor_plan.run(parameters.settle(bucket, prefix, path or Path("/"), layers), path, form, mounts)
 
 
 def _demo(options: argparse.Namespace) -> int:

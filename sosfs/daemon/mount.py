@@ -9,6 +9,7 @@ Concurrency: the one place that opens the mount's nursery; everything runs in it
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -66,9 +67,11 @@ def _in_words(error: StoreError, settings: Settings) -> str:
         return f"no such bucket: {settings.bucket} (asked {settings.endpoint})"
     if not settings.bucket and error.code == "AccessDenied":
         return f"this key may not list the buckets: name the one to mount (asked {settings.endpoint})"
+    if error.elsewhere:
+        return f"{settings.endpoint} is not an S3 server ({error.detail})"
     if error.status == 0:
-        return f"cannot reach {settings.endpoint}: {error.strerror}"
-    return error.strerror or str(error)
+        return f"cannot reach {settings.endpoint}: {error.detail or os.strerror(error.errno or errno.EIO)}"
+    return f"{settings.source.rstrip('/')} at {settings.endpoint}: {error.detail or error.code or error.strerror}"
 
 
 def _only(group: BaseExceptionGroup[OSError | StartError]) -> OSError | StartError:

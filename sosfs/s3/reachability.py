@@ -27,7 +27,9 @@ WORDS = {
 def unreachable(error: StoreError, where: str) -> StoreError:
     """The refusal to list the bucket `where`, with its reason."""
     why = WORDS.get(error.code) or error.detail or error.code
-    return StoreError(error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why)
+    told = StoreError(error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why)
+    told.elsewhere = error.elsewhere
+    return told
 
 
 async def reach(dispatcher: Dispatcher, target: S3Target, prefix: str) -> None:

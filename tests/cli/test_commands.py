@@ -541,11 +541,11 @@ class TestDoctor:
 
     def test_what_is_wrong_and_what_was_found_without_a_secret(self, desk: Desk) -> None:
         desk.mount()
-        done = desk.run("doctor", "--endpoint", "http://127.0.0.1:1")
+        done = desk.run("doctor", "--all", "--endpoint", "http://127.0.0.1:1")
         assert done.returncode == 1
         assert re.search(r"^ok +key +environment, EXOSCALE_API_KEY: EXOtest$", done.stdout, re.MULTILINE)
         assert re.findall(r"^FAIL.*", done.stdout, re.MULTILINE) == [
-            "FAIL    endpoint               http://127.0.0.1:1 does not answer: Connection refused"
+            "FAIL    endpoint               http://127.0.0.1:1 does not answer: connection refused"
             " -> check the network, --endpoint and --zone"
         ]
         assert re.search(rf"^ok +mount +{re.escape(str(desk.path))}: bucket, mounted", done.stdout, re.MULTILINE)
