@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from collections import deque
@@ -42,14 +41,16 @@ def holding(given: str, mounts: Sequence[Mount]) -> Location | None:
         current /= parts.popleft()
         if current in ours:
             break
-        with contextlib.suppress(OSError):  # it is no link, or not there
+        try:
             target = current.readlink()
-            links += 1
-            if links > LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), given)
-            path = Path(os.path.abspath(current.parent / target))  # noqa: PTH100
-            parts.extendleft(reversed(path.parts[1:]))
-            current = Path("/")
+        except OSError:  # it is no link, or not there
+            continue
+        links += 1
+        if links > LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), given)
+        path = Path(os.path.abspath(current.parent / target))  # noqa: PTH100
+        parts.extendleft(reversed(path.parts[1:]))
+        current = Path("/")
     path = current.joinpath(*parts)
     above = [each for each in ours if path.is_relative_to(each)]
     return Location(ours[max(above, key=lambda each: len(each.parts))], path, given) if above else None

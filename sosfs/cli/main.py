@@ -263,18 +263,18 @@ def _status(options: argparse.Namespace) -> int:
     from sosfs.cli import status as status_command  # noqa: PLC0415
     from sosfs.cli import watch  # noqa: PLC0415
 
-    form = status_command.Form.JSON if options.json else status_command.Form.TEXT
+    output = status_command.Output.JSON if options.json else status_command.Output.TEXT
     if options.watch:
-        return watch.run(options.directory, form)
-    return status_command.run(options.directory, form)
+        return watch.run(options.directory, output)
+    return status_command.run(options.directory, output)
 
 
 def _pending(options: argparse.Namespace) -> int:
     from sosfs.cli import pending  # noqa: PLC0415
     from sosfs.cli import status as status_command  # noqa: PLC0415
 
-    form = status_command.Form.JSON if options.json else status_command.Form.TEXT
-    return pending.show(options.directory, form)
+    output = status_command.Output.JSON if options.json else status_command.Output.TEXT
+    return pending.show(options.directory, output)
 
 
 def _retry(options: argparse.Namespace) -> int:

@@ -19,13 +19,13 @@ from rich import filesize
 
 from sosfs.cli import location, progress, status
 from sosfs.cli.progress import Step
-from sosfs.cli.status import Form
+from sosfs.cli.status import Output
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.ipc import commands
 from sosfs.ipc.commands import Names, Tell, Told
 from sosfs.ipc.pending import Kind
-from sosfs.ipc.status import ANSWER_SECONDS
+from sosfs.ipc.status import ANSWER_SECONDS, fetch
 from sosfs.log.escaping import printable
 from sosfs.log.wording import counted, lasting
 
@@ -43,13 +43,13 @@ class Target:
         return commands.ask(self.mountpoint, errand, [self.names], owner=self.owner, news=news, silence=ANSWER_SECONDS)
 
 
-def show(given: str | None, form: Form) -> int:
+def show(given: str | None, output: Output) -> int:
     """Prints what waits at a path, or in all mounts; 1 when a mount did not answer. Raises OSError for the one."""
     if given is not None:
         code, outcomes = Exit.OK, [_asked(_target(given))]
     else:
         code, outcomes = _everywhere()
-    if form is Form.JSON:
+    if output is Output.JSON:
         print(json.dumps([change for target, outcome in outcomes for change in _documents(target, outcome)]))
     else:
         print("\n".join(_text(outcomes)))
@@ -80,7 +80,10 @@ def _target(given: str) -> Target:
     """What a path means. One outside of all mounts may have been a mount point, whose daemon drains."""
     place = location.holding(given, mountpoint.table())
     if place is None:
-        return Target(mountpoint.canonical(given), os.geteuid(), ())
+        path = mountpoint.canonical(given)
+        if fetch(path) is None:
+            raise OSError(errno.EINVAL, "nothing of sosfs is mounted there", given)
+        return Target(path, os.geteuid(), ())
     return Target(place.mount.mountpoint, place.mount.owner, place.names)
 
 

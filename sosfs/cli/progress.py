@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from time import monotonic
 
 from rich import console, filesize, progress
 from rich.progress import ProgressColumn
@@ -79,13 +79,13 @@ def _shown(first: str, columns: Sequence[ProgressColumn], amount: Callable[[int]
 
 
 def _lines(amount: Callable[[int], str]) -> Callable[[Step], bool]:
-    due = time.monotonic() + LINE_SECONDS
+    due = monotonic() + LINE_SECONDS
 
     def show(step: Step) -> bool:
         nonlocal due
-        if time.monotonic() < due:
+        if monotonic() < due:
             return False
-        due = time.monotonic() + LINE_SECONDS
+        due = monotonic() + LINE_SECONDS
         far = f": {amount(step.done)} of {amount(step.total)}" if step.total else ""
         print(f"sosfs: {printable(step.text)}{far}", file=sys.stderr, flush=True)
         return True

@@ -24,7 +24,7 @@ from sosfs.ipc.status import State, Status
 from sosfs.log.escaping import printable
 from sosfs.log.wording import clock, counted, lasting
 
-AT_ONCE = 16  # mounts that are asked side by side: one that hangs keeps the others no longer than itself
+ASKED_AT_ONCE = 16  # mounts that are asked side by side: one that hangs keeps the others no longer than itself
 
 STATES = {
     State.MOUNTING: "mounting",
@@ -40,7 +40,7 @@ CONDITIONS = {
 CACHES = {"attributes": "attributes", "memory": "data in memory", "disk": "data on disk"}
 
 
-class Form(Enum):
+class Output(Enum):
     """How it is shown."""
 
     TEXT = "text"
@@ -61,17 +61,17 @@ class Seen:
         return json.loads(self.now.to_json()) if self.now else {"mountpoint": self.mountpoint, "error": self.why}
 
 
-def run(given: str | None, form: Form) -> int:
+def run(given: str | None, output: Output) -> int:
     """Prints what the mount says that a path is in, or a line for each mount; 1 where one does not answer.
 
     Raises OSError for a path where nothing of sosfs is mounted, or whose mount does not answer.
     """
     if given is not None:
         now = of_path(given)
-        print(now.to_json() if form is Form.JSON else "\n".join(text(now)))
+        print(now.to_json() if output is Output.JSON else "\n".join(text(now)))
         return Exit.OK
     seen = everywhere()
-    if form is Form.JSON:
+    if output is Output.JSON:
         print(json.dumps([one.document for one in seen]))
     else:
         print("\n".join(overview(seen)))
@@ -96,7 +96,7 @@ def of_path(given: str) -> Status:
 def everywhere() -> list[Seen]:
     """All mounts of this machine that this user may ask, and those that were unmounted and still send."""
     own = askable(mountpoint.table())
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
         seen = list(pool.map(_asked, own))
     owners = {os.geteuid(), *(mount.owner for mount in own)}
     draining = status.unmounted([mount.mountpoint for mount in own], sorted(owners))

@@ -18,7 +18,7 @@ from rich.live import Live
 from rich.text import Text
 
 from sosfs.cli import status
-from sosfs.cli.status import Form, Seen
+from sosfs.cli.status import Output, Seen
 from sosfs.daemon.launch import Exit
 from sosfs.ipc.status import Status
 from sosfs.log.escaping import printable
@@ -86,7 +86,7 @@ class History:
         return between(first, last, ended - began)
 
 
-def run(given: str | None, form: Form, *, looks: int | None = None) -> int:
+def run(given: str | None, output: Output, *, looks: int | None = None) -> int:
     """Shows the mount that a path is in, or all, until Ctrl-C or its end, or for so many `looks`.
 
     Raises OSError for a path where nothing of sosfs is mounted.
@@ -94,7 +94,7 @@ def run(given: str | None, form: Form, *, looks: int | None = None) -> int:
     history = History()
     frames = _frames(given, looks)
     try:
-        if form is Form.JSON:
+        if output is Output.JSON:
             for seen in frames:
                 print(json.dumps([one.document for one in seen] if given is None else seen[0].document), flush=True)
         elif Console().is_terminal:

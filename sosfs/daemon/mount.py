@@ -34,7 +34,7 @@ from sosfs.errors import StoreError
 from sosfs.fuse.requests import CALLERS
 from sosfs.ipc import commands, sockets, status
 from sosfs.log import level as log_level
-from sosfs.s3 import bucket_zone
+from sosfs.s3 import bucket_zone, xml
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def _in_words(error: StoreError, settings: Settings) -> str:
     if not settings.bucket and error.code == "AccessDenied":
         return f"this key may not list the buckets: name the one to mount (asked {settings.endpoint})"
     if error.elsewhere:
-        return f"{settings.endpoint} is not an S3 server ({error.detail})"
+        return f"{settings.endpoint} is not an S3 server ({error.detail.replace(xml.NO_S3, '')})"
     if error.status == 0:
         return f"cannot reach {settings.endpoint}: {error.detail or os.strerror(error.errno or errno.EIO)}"
     return f"{settings.source.rstrip('/')} at {settings.endpoint}: {error.detail or error.code or error.strerror}"

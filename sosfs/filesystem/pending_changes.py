@@ -19,7 +19,7 @@ from sosfs.ipc.pending import Change, Kind
 log = logging.getLogger(__name__)
 
 TOLD = 10_000  # changes that are told one by one
-AT_ONCE = 16
+TRIED_AT_ONCE = 16
 
 
 class PendingChanges:
@@ -57,7 +57,7 @@ class PendingChanges:
             done += 1
             tell({"tried": done, "total": len(before)})
 
-        await each(attempt, [one for one in before if one.pending.kind is not Kind.REMOVAL], at_once=AT_ONCE)
+        await each(attempt, [one for one in before if one.pending.kind is not Kind.REMOVAL], at_once=TRIED_AT_ONCE)
         await self._remove([one.key for one in before if one.pending.kind is Kind.REMOVAL])
         return {"tried": len(before), **told(self.changes(paths))}
 

@@ -221,6 +221,16 @@ class TestMount:
         assert process.wait(SECONDS) == 130
         assert not alive(int(pids.read_text()))
 
+    @pytest.mark.parametrize("options", [(), ("-f",)])
+    def test_who_waits_is_told_for_what(self, desk: Desk, options: Sequence[str]) -> None:
+        orders = {"hang": str(desk.base / "pid")}
+        process = desk.begin(
+            "mount", "bucket", desk.path, "--endpoint", "http://127.0.0.1:1/s3", *options, orders=orders
+        )
+        assert process.stderr.readline() == "sosfs: connecting to 127.0.0.1:1 ...\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) in (130, -signal.SIGINT)
+
     def test_interrupt_while_it_forks_is_heeded(self, desk: Desk) -> None:
         pids = desk.base / "pid"
         process = desk.begin("mount", "bucket", desk.path, orders={"hang": str(pids), "interrupt": True})
@@ -549,6 +559,11 @@ class TestDoctor:
             " -> check the network, --endpoint and --zone"
         ]
         assert re.search(rf"^ok +mount +{re.escape(str(desk.path))}: bucket, mounted", done.stdout, re.MULTILINE)
+        assert done.stdout.splitlines()[-1] == (
+            "1 problem, first: endpoint: http://127.0.0.1:1 does not answer: connection refused"
+        )
+        silent = desk.run("doctor", "bucket", desk.base, "--endpoint", "http://127.0.0.1:1")
+        assert not re.search(r"^\w+ +mount ", silent.stdout, re.MULTILINE), "of other mounts it tells with --all"
         assert SECRET not in done.stdout + done.stderr
 
     @pytest.mark.parametrize(

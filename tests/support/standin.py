@@ -41,7 +41,7 @@ class Orders:
     die: int = 0  # at the start, by this signal
     bug: str = ""  # at the start, by an exception nobody foresaw
     hang: str = ""  # at the start, writing its pid into this file
-    subtree_lock: str = ""  # drain as long as this file exists
+    gate: str = ""  # drain as long as this file exists
     left: int = 0  # files that are left at the end
     silent: bool = False  # end without a last status
     interrupt: bool = False  # the program, while it forks
@@ -86,7 +86,7 @@ class Mounted:
         self.state = State.MOUNTING
 
     def status(self) -> Status:
-        pending = self.orders.left or (1 if self.orders.subtree_lock else 0)
+        pending = self.orders.left or (1 if self.orders.gate else 0)
         return Status(
             os.getpid(),
             self.settings.bucket,
@@ -108,7 +108,7 @@ class Mounted:
             ready()
             await pyfuse3.main()
             self.state = State.DRAINING
-            while self.orders.subtree_lock and Path(self.orders.subtree_lock).exists():
+            while self.orders.gate and Path(self.orders.gate).exists():
                 await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
         self.state = State.STOPPED
