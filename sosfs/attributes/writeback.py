@@ -27,7 +27,7 @@ from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import Durability
-from sosfs.errors import Cause, StoreError
+from sosfs.errors import Cause, StoreError, reason
 from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
@@ -122,7 +122,7 @@ class AttributeWriteback(Changes):
                     self._inodes.names(inode),
                     Kind.ATTRIBUTES,
                     self.since[inode],
-                    error=(error.strerror or str(error)) if error else "",
+                    error=reason(error) if error else "",
                     retry_at=ends.get(inode, 0.0),
                 ),
                 partial(self.settle, inode),

@@ -36,7 +36,7 @@ from sosfs.config.zones import Place
 from sosfs.disk.damage import Damage, entries
 from sosfs.disk.free_space import Disk
 from sosfs.disk.lock import locked
-from sosfs.errors import StoreError
+from sosfs.errors import StoreError, reason
 from sosfs.filesystem.bucket import BucketMount, memory_limit
 from sosfs.filesystem.quotas import Quotas
 from sosfs.fuse.notifier import KernelNotifier
@@ -138,7 +138,7 @@ class BucketRegistry:
                 await self.entered(member)
             except OSError as error:
                 log.error("%d changes to bucket %s still wait: %s", left.changes, name, error)
-                self._refused[directory] = error.strerror or str(error)
+                self._refused[directory] = reason(error)
                 continue
             self._refused.pop(directory, None)
             if self._waiting.pop(directory, None) is not None:  # that of its namesake elsewhere

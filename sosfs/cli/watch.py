@@ -6,11 +6,13 @@ A look a second, until Ctrl-C or until the mount has ended. On a terminal the pi
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from rich import filesize
 from rich.console import Console
@@ -34,14 +36,14 @@ class Rates:
 
     up: float = 0.0
     down: float = 0.0
-    requests: Mapping[str, float] | None = None  # by kind; None before there are two looks
+    requests: Mapping[str, float] = field(default_factory=dict)  # by kind
     retries: float = 0.0
     failures: float = 0.0
 
     @property
     def total(self) -> float:
         """Requests of all kinds."""
-        return sum((self.requests or {}).values())
+        return sum(self.requests.values())
 
     def left(self, now: Status) -> float | None:
         """How many seconds the bytes that wait take at this rate; None where nothing goes up, or nothing waits."""
@@ -96,7 +98,8 @@ def run(given: str | None, output: Output, *, looks: int | None = None) -> int:
     try:
         if output is Output.JSON:
             for seen in frames:
-                print(json.dumps([one.document for one in seen] if given is None else seen[0].document), flush=True)
+                looked = [_document(one, history) for one in seen]
+                print(json.dumps(looked if given is None else looked[0]), flush=True)
         elif Console().is_terminal:
             with Live(auto_refresh=False, screen=False) as live:
                 for seen in frames:
@@ -133,6 +136,14 @@ def _frames(given: str | None, looks: int | None) -> Iterator[list[Seen]]:
         count += 1
 
 
+def _document(one: Seen, history: History) -> dict[str, Any]:
+    """A look as JSON, with its rates; `left` is how many seconds what waits takes at this rate, null for unknown."""
+    if one.now is None:
+        return one.document
+    rates = history.add(one.now)
+    return {**one.document, "rates": {**dataclasses.asdict(rates), "left": rates.left(one.now)}}
+
+
 def picture(seen: list[Seen], history: History) -> list[str]:
     """What is shown of one look: details of a single mount, of several a line each with its rates."""
     if len(seen) == 1 and seen[0].now is not None:
@@ -161,7 +172,7 @@ def details(now: Status, rates: Rates) -> list[str]:
         f"{'cache':<10} {status.CACHES.get(name, name)}: {status.share(hits, asked)}"
         for name, (hits, asked) in now.caches.items()
     ]
-    kinds = {kind: rate for kind, rate in (rates.requests or {}).items() if rate}
+    kinds = {kind: rate for kind, rate in rates.requests.items() if rate}
     each = ", ".join(f"{kind} {rate:.1f}" for kind, rate in sorted(kinds.items(), key=lambda item: -item[1]))
     told.append(f"{'requests':<10} {rates.total:.1f} a second{f': {each}' if each else ''}")
     told.append(f"{'retries':<10} {rates.retries:.1f} a second, {now.retries:,} in all; {now.failures:,} given up")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 
+from sosfs.errors import reason
 from sosfs.files.draft import Draft
 from sosfs.files.open_file import OpenFile, opened
 from sosfs.ipc.pending import Kind, Pending
@@ -61,9 +62,8 @@ def _error(open_file: OpenFile, draft: Draft) -> str:
     try:
         draft.require_whole()
     except OSError as error:
-        return error.strerror or str(error)
-    failed = open_file.failed
-    return (failed.strerror or str(failed)) if failed is not None else ""
+        return reason(error)
+    return reason(open_file.failed) if open_file.failed is not None else ""
 
 
 def _unsent(inodes: Iterable[Inode]) -> Iterator[tuple[Inode, OpenFile, Draft]]:

@@ -27,7 +27,7 @@ from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
-from sosfs.errors import FULL, Cause, StoreError
+from sosfs.errors import FULL, Cause, StoreError, reason
 from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.s3.preconditions import look
@@ -100,7 +100,7 @@ class Deletions:
                     names_of(key.removeprefix(prefix)),
                     Kind.REMOVAL,
                     self._since.get(key, 0.0),
-                    error=(error.strerror or str(error)) if error else "",
+                    error=reason(error) if error else "",
                     retry_at=ends.get(who, 0.0) if error and key not in self._flying else 0.0,
                 ),
                 partial(self.settle, key),

@@ -27,7 +27,7 @@ from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
-from sosfs.errors import Cause, StoreError
+from sosfs.errors import Cause, StoreError, reason
 from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes, SavedDraft
@@ -94,7 +94,7 @@ class RenameRollback:
             yield Change(Pending(names_of(move.old.removeprefix(prefix)), Kind.RENAME, move.since, error=why), _nothing)
         for move in (one for one in self._back if one.is_pending):
             error = f"copies may be left at {move.new.removeprefix(prefix)}"
-            error += f": {move.failed.strerror or move.failed}" if move.failed else ""
+            error += f": {reason(move.failed)}" if move.failed else ""
             yield Change(
                 Pending(
                     names_of(move.old.removeprefix(prefix)),

@@ -223,7 +223,7 @@ class TestMount:
 
     @pytest.mark.parametrize("options", [(), ("-f",)])
     def test_who_waits_is_told_for_what(self, desk: Desk, options: Sequence[str]) -> None:
-        orders = {"hang": str(desk.base / "pid")}
+        orders = {"hang": str(desk.base / "pid"), "slow": 0.1}
         process = desk.begin(
             "mount", "bucket", desk.path, "--endpoint", "http://127.0.0.1:1/s3", *options, orders=orders
         )

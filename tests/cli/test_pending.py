@@ -136,8 +136,9 @@ def test_retry_tries_what_is_meant_and_tells_what_still_waits(kept: Drive, proxy
 
 
 def test_removals_and_attributes(kept: Drive, proxy: Proxy, foreign: Foreign) -> None:
-    foreign.put_all({"gone": b"", "mode": b"m"})
-    assert {path.name for path in kept.here.iterdir()} >= {"gone", "mode"}
+    for name in ("gone", "mode"):
+        (kept.here / name).write_bytes(b"x")
+    eventually(lambda: not pending(kept))
     proxy.inject(REFUSED, on(Op.COPY))
     (kept.here / "prover").write_bytes(b"")
     eventually(lambda: foreign.exists("prover"))
@@ -176,20 +177,24 @@ def test_a_server_that_is_away_keeps_nobody_waiting(kept: Drive, proxy: Proxy) -
 
 def test_bytes_inside_one_request_are_told(patient: Drive, proxy: Proxy) -> None:
     size = 8 * MIB
-    proxy.inject(Throttle(MIB), on(Op.PUT))
+    proxy.inject(Throttle(MIB // 4), on(Op.PUT))
     (patient.here / "f").write_bytes(random.Random(1).randbytes(size))
     seen = set[int]()
 
     def moves() -> bool:
-        for one in pending(patient):
-            assert one["size"] == size
-            assert 0 <= one["uploaded"] <= size
-            seen.add(one["uploaded"])
+        now = ipc_status.fetch(patient.mount.path)
+        assert now is not None
+        assert 0 <= now.uploaded_bytes <= now.pending_bytes == size
+        seen.add(now.uploaded_bytes)
         return len(seen - {0, size}) >= 2
 
-    eventually(moves)
-    now = status(patient)
-    assert 0 < now.uploaded_bytes <= now.pending_bytes == size
+    eventually(moves, seconds=40)
+    (one,) = pending(patient)
+    assert one["size"] == size
+    assert one["uploaded"] >= max(seen)
+    assert re.search(r": 8.4 MB, \d+ % up, for \d+ s$", command(patient, "pending").stdout, re.MULTILINE)
+    proxy.heal()
+    proxy.drop_connections()
     eventually(lambda: not pending(patient), seconds=60)
     assert status(patient).uploaded_bytes == 0
 
@@ -268,13 +273,15 @@ def test_all_buckets(moto: Server, proxy: Proxy, watchdog: Watchdog, tmp_path: P
 
 
 def test_a_draining_mount_is_listed_and_asked_by_its_place(patient: Drive, proxy: Proxy) -> None:
-    proxy.inject(Throttle(MIB), on(Op.PUT))
-    (patient.here / "f").write_bytes(random.Random(1).randbytes(6 * MIB))
+    proxy.inject(Hang(), on(Op.PUT))
+    (patient.here / "f").write_bytes(b"f")
     assert command(patient, "umount", patient.mount.path, "--timeout", "0.1").returncode == 3
     listed = json.loads(command(patient, "status", "--json").stdout)
     assert [one["state"] for one in listed if one["mountpoint"] == str(patient.mount.path)] == ["draining"]
     assert "unmounted, sending what waits" in command(patient, "status", patient.mount.path).stdout
     assert [one["path"] for one in pending(patient, patient.mount.path)] == ["f"]
+    proxy.heal()
+    proxy.drop_connections()
     assert command(patient, "umount", patient.mount.path).returncode == 0
     assert patient.foreign.keys() == ["f"]
 

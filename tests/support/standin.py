@@ -45,6 +45,7 @@ class Orders:
     left: int = 0  # files that are left at the end
     silent: bool = False  # end without a last status
     interrupt: bool = False  # the program, while it forks
+    slow: float = 60.0  # seconds after which who waits is told what for; a busy machine takes longer than a user would
 
 
 def ordered() -> Orders:
@@ -141,6 +142,7 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
 
 if __name__ == "__main__":
     launch.run = functools.partial(launch.run, serve=serve)
+    launch.SLOW_SECONDS = ordered().slow
     if ordered().interrupt:
         os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
     program, *arguments = sys.argv
