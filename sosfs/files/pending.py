@@ -30,7 +30,7 @@ def oldest(inodes: Iterable[Inode]) -> float:
 
 def uploaded(inodes: Inodes, drafts: Iterable[Inode], moved: Mapping[str, int]) -> int:
     """Bytes of those that `pending` counts which the server has in parts, or is just getting: `moved`, by keys."""
-    return sum(_uploaded(inodes.key(inode), open_file, draft, moved) for inode, open_file, draft in _unsent(drafts))
+    return sum(_uploaded(inodes, inode, open_file, draft, moved) for inode, open_file, draft in _unsent(drafts))
 
 
 def described(
@@ -45,17 +45,20 @@ def described(
                 Kind.CONTENT,
                 draft.since,
                 size=sum(stop - start for start, stop in draft.unsent),
-                uploaded=_uploaded(inodes.key(inode), open_file, draft, moved),
+                uploaded=_uploaded(inodes, inode, open_file, draft, moved),
                 error=_error(open_file, draft),
                 retry_at=ends.get(open_file, 0.0),
             ),
         )
 
 
-def _uploaded(key: str, open_file: OpenFile, draft: Draft, moved: Mapping[str, int]) -> int:
+def _uploaded(inodes: Inodes, inode: Inode, open_file: OpenFile, draft: Draft, moved: Mapping[str, int]) -> int:
+    if open_file.upload is None and not draft.is_committing:
+        return 0  # as most of a long queue: nothing of it is on its way
     unsent = draft.unsent
     parts = open_file.upload.confirmed(unsent) if open_file.upload is not None else 0
-    return min(parts + moved.get(key, 0), sum(stop - start for start, stop in unsent))
+    flying = next((size for key, size in moved.items() if inodes.has_key(inode, key)), 0)
+    return min(parts + flying, sum(stop - start for start, stop in unsent))
 
 
 def _error(open_file: OpenFile, draft: Draft) -> str:

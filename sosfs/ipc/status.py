@@ -84,8 +84,8 @@ class Status:
         return json.dumps({**dataclasses.asdict(self), "state": self.state.value})
 
     def without_names(self) -> Status:
-        """What any user may know: no lines that name files, and no buckets."""
-        return dataclasses.replace(self, errors=(), waiting=(), damaged=(), buckets={})
+        """What any user may know: no lines that name files, and no buckets. A gateway's page may name files, too."""
+        return dataclasses.replace(self, errors=(), waiting=(), damaged=(), buckets={}, silence="")
 
     @classmethod
     def from_json(cls, text: str) -> Status:

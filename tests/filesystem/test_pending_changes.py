@@ -14,11 +14,13 @@ import trio
 import trio.testing
 
 from sosfs.concurrency.backoff import Backoff
+from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.s3.traffic import Traffic
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
+from tests.support.held import Held
 
 
 class Refusing(FakeStore):
@@ -53,6 +55,7 @@ def refuse(mount: Composed, store: Refusing, *keys: str) -> None:
     for key in keys:
         with pytest.raises(StoreError):
             mount.loop.run(partial(mount.write, key, b"12345", flags=os.O_CREAT))
+    mount.loop.passes(3)  # the task that sends them has tried, and waits
 
 
 @pytest.fixture
@@ -79,7 +82,6 @@ def test_a_retry_leaves_nobody_waiting(tmp_path: Path, store: Refusing) -> None:
     """A task that waits to send a file ends once that is stored by another way: it holds memory and a writer's room."""
     with composed(store, tmp_path) as mount:
         refuse(mount, store, "a")
-        mount.loop.passes(3)
         (waits,) = ask(mount, "pending")["changes"]
         assert "AccessDenied" in waits["error"]
         assert 0 < waits["retry_at"] - time.time() <= 300
@@ -89,12 +91,18 @@ def test_a_retry_leaves_nobody_waiting(tmp_path: Path, store: Refusing) -> None:
         assert not mount.parts.commits.drafts
 
 
-def test_bytes_on_the_wire_count_for_their_file_and_never_beyond_its_size(tmp_path: Path, store: Refusing) -> None:
-    with composed(store, tmp_path) as mount:
-        refuse(mount, store, "a", "b")
+def test_bytes_on_the_wire_count_for_their_file_and_never_beyond_its_size(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        store.before["put"] = trio.Event()
+        for key in ("a", "b"):
+            mount.loop.run(partial(mount.write, key, b"12345", flags=os.O_CREAT))
+        assert {one["uploaded"] for one in ask(mount, "pending", moved={"a": 3})["changes"]} == {0}, "none is sent yet"
+        mount.loop.passes(3)
+        assert store.reached == {("put", "a"), ("put", "b")}
         told = ask(mount, "pending", moved={"a": 3, "b": 99, "c": 5})
         assert {one["path"]: one["uploaded"] for one in told["changes"]} == {"a": 3, "b": 5}
-        store.refused.clear()
+        mount.loop.run(store.release)
 
 
 def test_traffic_knows_what_is_under_way_and_whether_the_server_answers() -> None:
