@@ -158,6 +158,15 @@ class StoreError(OSError):
         return _CAUSES.get(self.errno or errno.EIO, Cause.FAILED)
 
 
+def reason(error: OSError) -> str:
+    """Why, without what was asked for: for who names that beside it."""
+    if not isinstance(error, StoreError):
+        return error.strerror or str(error)
+    if not error.code:
+        return error.detail or os.strerror(error.errno or errno.EIO)
+    return f"{error.code} ({error.detail})" if error.detail else error.code
+
+
 KEY_REFUSED = frozenset({"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"})
 _UNAUTHENTICATED = KEY_REFUSED | {"RequestTimeTooSkewed"}
 SERVER_FAILED = 500  # from this status on

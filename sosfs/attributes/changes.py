@@ -11,6 +11,7 @@ Concurrency: trio thread only.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
@@ -70,6 +71,7 @@ class Changes(Revalidation):
         self._unanswered_copies = UnansweredCopies()
         self._times: dict[Inode, int] = {}  # the mtime that was set, of those whose edits have one
         self.dirty: set[Inode] = set()
+        self.since: dict[Inode, float] = {}  # when each became dirty, in seconds since the epoch
         self.failed: dict[Inode, OSError] = {}  # what the last try to write it ended with
         self.marked: Callable[[Inode], None] = lambda inode: None  # is told of each that becomes dirty
         self.carried_later: Callable[[Inode], None] = lambda inode: None  # is told what a commit has to carry
@@ -140,6 +142,7 @@ class Changes(Revalidation):
             inode.attributes_dirty = True
             inode.pins += 1
             self.dirty.add(inode)
+            self.since[inode] = time.time()
             self.marked(inode)
 
     def sent(self, inode: Inode) -> None:
@@ -181,6 +184,7 @@ class Changes(Revalidation):
             self._journal.drop_attributes(self._rows.pop(inode))
             inode.pins -= 1
             self.dirty.discard(inode)
+            del self.since[inode]
 
     def wrote(self, inode: Inode, used: Properties, posix: user_metadata.Posix, *, adopt_time: bool) -> None:
         """A commit stored `used` for an inode whose attributes were `posix` when it began.

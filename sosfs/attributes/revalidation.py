@@ -82,6 +82,7 @@ class Revalidation:
         self.attribute_prefetch = AttributePrefetch(listings, self.ask_ahead, self.ask_files, spawn)
         listings.watchers.append(self.attribute_prefetch.listed)
         self._asking: dict[Inode, _Question] = {}
+        self.hits, self.asked = 0, 0  # questions for attributes that were answered without the bucket, and all
         self._acl_answered: set[str] = set()  # directories in which ACLs could be read
         self._acl_denials = 0
         self._acl_refused: Counter[str] = Counter()  # by key, of those directories
@@ -95,13 +96,9 @@ class Revalidation:
         """
         if inode.parent is None and inode.known is Known.NAME and not (inode.opens or inode.pins):
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))  # the kernel looks the name up again
-        if inode.pins or inode.parent is None:
-            return inode
-        if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
-            return inode
-        if inode.known is Known.ALL and inode.is_directory:
-            return inode  # the listing of its parent keeps watch over it
-        if inode.is_directory and self._has_no_marker(inode):
+        self.asked += 1
+        if self._is_fresh(inode):
+            self.hits += 1
             return inode
         if inode in self._asking:
             question = self._asking[inode]
@@ -111,6 +108,16 @@ class Revalidation:
             return question.answer or await self.revalidate(inode)
         alone = self.attribute_prefetch.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
+
+    def _is_fresh(self, inode: Inode) -> bool:
+        """Whether the bucket need not be asked: what is known is ours, recent, or watched over by a listing."""
+        if inode.pins or inode.parent is None:
+            return True
+        if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
+            return True
+        if inode.known is Known.ALL and inode.is_directory:
+            return True  # the listing of its parent keeps watch over it
+        return inode.is_directory and self._has_no_marker(inode)
 
     def is_asked(self, inode: Inode) -> bool:
         """Whether somebody waits for the attributes of an inode."""

@@ -13,6 +13,7 @@ Concurrency: trio thread only; one copy of an inode at a time.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from functools import partial
 
 import trio
@@ -26,7 +27,8 @@ from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import Durability
-from sosfs.errors import Cause, StoreError
+from sosfs.errors import Cause, StoreError, reason
+from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.metadata import user_metadata
@@ -90,7 +92,7 @@ class AttributeWriteback(Changes):
     async def _settle_later(self, inode: Inode) -> None:
         pause = DELAY
         while inode.attributes_dirty:
-            hurried = await self._retries.pause(pause)
+            hurried = await self._retries.pause(pause, inode)
             pause = DELAY if hurried else min(2 * pause + 4, RETRY_MAX)
             async with self._settlers:
                 await self._tried(inode)
@@ -102,6 +104,29 @@ class AttributeWriteback(Changes):
             await self.write_now(inode)
         except OSError as error:
             log.error("%s not in the bucket: %s", what, error)
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first change waits, in seconds since the epoch; 0.0 where none does."""
+        return next(iter(self.since.values()), 0.0)
+
+    def changes(self) -> Iterator[Change]:
+        """What is not written yet and does not go up with a file's bytes."""
+        ends = self._retries.ends
+        for inode in list(self.dirty):
+            if _has_commit(inode) or not self._inodes.has_name(inode):
+                continue
+            error = self.failed.get(inode)
+            yield Change(
+                Pending(
+                    self._inodes.names(inode),
+                    Kind.ATTRIBUTES,
+                    self.since[inode],
+                    error=reason(error) if error else "",
+                    retry_at=ends.get(inode, 0.0),
+                ),
+                partial(self.write_now, inode),
+            )
 
     async def fsync(self, inode: Inode, *, durability: Durability) -> None:
         """Changed attributes are as safe afterwards as `durability` wants it. Raises what prevents it."""

@@ -2,7 +2,7 @@
 
 The first name of a path is its bucket; the root stands for all. A bucket is entered to be warmed; to drop what is
 known of one that nobody has entered there is nothing to do. One bucket comes after the other, so that what is in
-flight is bounded as for one.
+flight is bounded as for one. What is told and tried of waiting changes asks no bucket, and enters none.
 
 Concurrency: trio thread only.
 """
@@ -17,8 +17,10 @@ from typing import Protocol
 from sosfs.buckets.bucket_list import BucketList
 from sosfs.buckets.member import Member
 from sosfs.filesystem.bucket import BucketMount
+from sosfs.filesystem.pending_changes import TOLD, told, tried
 from sosfs.filesystem.warm import NAMED
 from sosfs.ipc.commands import Names, Tell, Told, Work
+from sosfs.ipc.pending import Change
 from sosfs.s3.protocol import Bucket
 
 ERRANDS = ("warm", "drop")
@@ -32,6 +34,13 @@ class Members(Protocol):
     def bucket_list(self) -> BucketList:
         """Which buckets the account has."""
 
+    @property
+    def served(self) -> Sequence[BucketMount]:
+        """The buckets that were entered."""
+
+    def earlier(self) -> Sequence[Change]:
+        """What an earlier mount left for others, and that could not be taken up yet."""
+
     def known(self, bucket: Bucket) -> Member:
         """The member for a bucket of the roster."""
 
@@ -44,7 +53,8 @@ class Members(Protocol):
 
 def works(buckets: Members) -> Mapping[str, Work]:
     """The errands by name."""
-    return {errand: partial(_run, buckets, errand) for errand in ERRANDS}
+    own = {errand: partial(_run, buckets, errand) for errand in ERRANDS}
+    return own | {"pending": partial(_pending, buckets), "retry": partial(_retry, buckets)}
 
 
 async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell) -> Told:
@@ -54,6 +64,36 @@ async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell
         if served is not None:
             _add(total, member.name, await served.errands[errand](inner, tell))
     return total or dict(NOTHING_DROPPED)
+
+
+async def _pending(buckets: Members, paths: Sequence[Names], tell: Tell) -> Told:
+    return await _of_each("pending", buckets, paths, told(_earlier(buckets, paths)), tell)
+
+
+async def _retry(buckets: Members, paths: Sequence[Names], tell: Tell) -> Told:
+    before = _earlier(buckets, paths)
+    if before:
+        await tried(before[0])  # takes up what waits of all buckets
+    total = {"tried": len(before), **told(_earlier(buckets, paths))}
+    return await _of_each("retry", buckets, paths, total, tell)
+
+
+async def _of_each(errand: str, buckets: Members, paths: Sequence[Names], total: Told, tell: Tell) -> Told:
+    """Adds up what the buckets tell that were entered; the paths get their names before them."""
+    for served in buckets.served:
+        name = served.settings.bucket
+        inner = [path[1:] for path in paths if not path or path[0] == os.fsencode(name)]
+        if inner:
+            outcome = await served.errands[errand](inner, tell)
+            changes = [{**one, "path": f"{name}/{one['path']}"} for one in outcome.pop("changes")]
+            total["changes"] = sorted([*total["changes"], *changes], key=lambda one: float(one["since"]))[:TOLD]
+            for count, value in outcome.items():
+                total[count] += value
+    return total
+
+
+def _earlier(buckets: Members, paths: Sequence[Names]) -> list[Change]:
+    return [one for one in buckets.earlier() if any(one.pending.is_under(path[:1]) for path in paths)]
 
 
 async def _by_bucket(buckets: Members, paths: Sequence[Names]) -> Iterable[tuple[Member, list[Names]]]:

@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,12 +36,14 @@ from sosfs.config.zones import Place
 from sosfs.disk.damage import Damage, entries
 from sosfs.disk.free_space import Disk
 from sosfs.disk.lock import locked
-from sosfs.errors import StoreError
+from sosfs.errors import StoreError, reason
 from sosfs.filesystem.bucket import BucketMount, memory_limit
 from sosfs.filesystem.quotas import Quotas
 from sosfs.fuse.notifier import KernelNotifier
+from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.ipc.status import Status, few
 from sosfs.journal.journal import DAMAGED, LeftOver, left_over
+from sosfs.log.wording import counted
 from sosfs.s3 import bucket_zone, certificate_authorities, reachability
 from sosfs.s3.account import Account
 from sosfs.s3.capabilities import Capabilities
@@ -88,6 +90,7 @@ class BucketRegistry:
         self.bucket_list = BucketList(self.account, ttl=settings.ttl)
         self._able: dict[str, Capabilities] = {}  # by endpoint
         self._waiting: dict[str, LeftOver] = {}  # by state directory
+        self._refused: dict[str, str] = {}  # why what waits could not be taken up at the last try, likewise
         self._damage = Damage(self.state_dir / DAMAGED)  # of what is no bucket's
         self._stranded = 0  # changes in journals of buckets that are no longer where they were
         self._lock = -1
@@ -147,10 +150,22 @@ class BucketRegistry:
                 await self.entered(member)
             except OSError as error:
                 log.error("%d changes to bucket %s still wait: %s", left.changes, name, error)
+                self._refused[directory] = reason(error)
                 continue
+            self._refused.pop(directory, None)
             if self._waiting.pop(directory, None) is not None:  # that of its namesake elsewhere
                 self._stranded += left.changes
                 log.error("%d changes were for %s, which is not there any more", left.changes, left.owner)
+
+    def earlier(self) -> list[Change]:
+        """What an earlier mount left for buckets that nobody has entered, and that could not be taken up yet."""
+        found = []
+        for directory, left in self._waiting.items():
+            bucket = left.owner.split(" ", 2)[1]
+            since = (self.state_dir / directory).stat().st_mtime
+            error = f"{counted(left.changes, 'change')}: {self._refused.get(directory, 'not taken up yet')}"
+            found.append(Change(Pending((bucket.encode(),), Kind.EARLIER, since, error=error), self._try_waiting))
+        return found
 
     @property
     def served(self) -> list[BucketMount]:
@@ -340,6 +355,7 @@ class BucketRegistry:
         each_of = [served.status() for served in self.served]
         requests = sum((Counter(one.requests) for one in each_of), Counter(self._requests))
         known = {one.conditions for one in each_of}
+        silent = [one for one in each_of if one.silent_since]
         return replace(
             self._moment(),
             pending_files=self.pending,
@@ -356,7 +372,25 @@ class BucketRegistry:
             state_dir=os.fspath(self.state_dir),
             free_bytes=Disk(self.state_dir).room().free,
             buckets={one.bucket: one.pending_files for one in each_of},
+            durability=self.settings.durability.value,
+            uploaded_bytes=sum(one.uploaded_bytes for one in each_of),
+            moving_bytes=sum(one.moving_bytes for one in each_of),
+            waiting_since=min((one.waiting_since for one in each_of if one.waiting_since), default=0.0),
+            silent_since=min((one.silent_since for one in silent), default=0.0),
+            silence=silent[0].silence if silent else "",
+            retries=self.account.traffic.retries + sum(one.retries for one in each_of),
+            failures=self.account.traffic.failures + sum(one.failures for one in each_of),
+            caches=_sums(one.caches for one in each_of),
         )
+
+
+def _sums(counts: Iterable[Mapping[str, Sequence[int]]]) -> dict[str, tuple[int, ...]]:
+    """The counts of several buckets' caches together."""
+    total: dict[str, tuple[int, ...]] = {}
+    for caches in counts:
+        for name, numbers in caches.items():
+            total[name] = tuple(map(sum, zip(total.get(name, (0,) * len(numbers)), numbers, strict=True)))
+    return total
 
 
 def _forget(directory: Path) -> None:

@@ -63,6 +63,7 @@ class BlockFetch:
         request: int,
     ) -> None:
         self.received_bytes = 0
+        self.disk_hits, self.disk_asked = 0, 0  # fetches that the disk cache answered, and those it was asked for
         self._store = store
         self._disk = disk
         self._verifier = verifier
@@ -73,8 +74,10 @@ class BlockFetch:
     async def bring(self, source: Fetched, first: int, last: int) -> tuple[memoryview, bool]:
         """The blocks `[first, last)`, and whether they are not on the disk yet. Raises EIO for wrong ones."""
         if self._disk is not None:
+            self.disk_asked += 1
             body = await self._disk.read(source.key, source.etag, source.size, first, last)
             if body is not None and await self._verifier.accepts(source, first, body):
+                self.disk_hits += 1
                 return body, False
             if body is not None:
                 log.info("%s is wrong in the disk cache, and fetched again", source.key)

@@ -112,6 +112,7 @@ class Blocks:
         self.capacity = capacity
         self._cached = cached
         self._fetching: dict[tuple[Source, int], Run] = {}
+        self.hits, self.asked = 0, 0  # reads that found all in memory, and all reads
         self._streams: dict[object, float] = {}  # when each of those who read ahead last did
 
     @property
@@ -204,6 +205,8 @@ class Blocks:
             return b""
         pieces: list[memoryview] = []
         runs = self._runs(source, start, stop, [])
+        self.asked += 1
+        self.hits += all(run.done.is_set() for run, _ in runs)
         running = self.verifier.of(source)
         for run, until in runs:
             if not run.done.is_set():

@@ -21,6 +21,7 @@ from sosfs.control import acl_text, nodes
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.log.escaping import printable
+from sosfs.log.wording import counted
 
 REQUESTS_AT_ONCE = 32  # as many small requests as the mount sends side by side
 TOLD = 20  # failures that are named one by one
@@ -77,6 +78,8 @@ def put(text: str, paths: Sequence[str], *, recursive: bool) -> int:
         return ""
 
     failed = [outcome for outcome in _each(write, targets, "setting") if outcome.error is not None]
+    if recursive:
+        print(f"{counted(len(targets) - len(failed), 'file')} changed")
     return _told(failed, len(targets), "changed")
 
 
@@ -124,7 +127,7 @@ def _below(directory: Path) -> Iterator[Path]:
 
 def _each(work: Callable[[Target], str], targets: Sequence[Target], doing: str) -> Iterator[Outcome]:
     """Does `work` for all, side by side; outcomes in order, as they come."""
-    from rich import console, progress  # noqa: PLC0415 - only where there is something to show
+    from sosfs.cli import progress  # noqa: PLC0415 - only where there is something to show
 
     def attempt(target: Target) -> Outcome:
         try:
@@ -132,13 +135,11 @@ def _each(work: Callable[[Target], str], targets: Sequence[Target], doing: str) 
         except OSError as error:
             return Outcome(target, error=error)
 
-    terminal = console.Console(stderr=True)
-    hidden = not terminal.is_terminal or len(targets) < REQUESTS_AT_ONCE
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool:
-        outcomes = pool.map(attempt, targets)
-        yield from progress.track(
-            outcomes, f"{doing} ACLs", total=len(targets), console=terminal, transient=True, disable=hidden
-        )
+    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool, progress.of_items() as shown:
+        for done, outcome in enumerate(pool.map(attempt, targets), start=1):
+            if len(targets) >= REQUESTS_AT_ONCE:
+                shown.tell(progress.Step(f"{doing} ACLs", done, len(targets)))
+            yield outcome
 
 
 def _told(failed: Sequence[Outcome], total: int, done: str) -> int:
@@ -150,5 +151,5 @@ def _told(failed: Sequence[Outcome], total: int, done: str) -> int:
         print(f"sosfs: and {len(failed) - TOLD} more", file=sys.stderr)
     if failed:
         why = "; .sosfs/errors in the mount says why" if done == "changed" else ""
-        print(f"sosfs: {len(failed)} of {total} files not {done}{why}", file=sys.stderr)
+        print(f"sosfs: {len(failed):,} of {counted(total, 'file')} not {done}{why}", file=sys.stderr)
     return Exit.FAILED if failed else Exit.OK

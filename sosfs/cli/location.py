@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sosfs.daemon import mountpoint
 from sosfs.daemon.mountpoint import Mount
+
+LINKS = 40  # on the way to a path, as for the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,33 @@ class Location:
     def names(self) -> tuple[bytes, ...]:
         """The names from the root of the mount to it."""
         return tuple(os.fsencode(name) for name in self.path.relative_to(self.mount.mountpoint).parts)
+
+
+def holding(given: str, mounts: Sequence[Mount]) -> Location | None:
+    """Where a path is, without asking a mount of ours, so that one that hangs holds nobody; None outside of them.
+
+    Links are followed on the way to a mount, and not in it.
+    """
+    ours = {mount.mountpoint: mount for mount in mounts if mount.type == mountpoint.TYPE}
+    path, links = Path(os.path.abspath(given)), 0  # noqa: PTH100 - resolve() would ask
+    parts, current = deque(path.parts[1:]), Path("/")
+    while parts and current not in ours:
+        current /= parts.popleft()
+        if current in ours:
+            break
+        try:
+            target = current.readlink()
+        except OSError:  # it is no link, or not there
+            continue
+        links += 1
+        if links > LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), given)
+        path = Path(os.path.abspath(current.parent / target))  # noqa: PTH100
+        parts.extendleft(reversed(path.parts[1:]))
+        current = Path("/")
+    path = current.joinpath(*parts)
+    above = [each for each in ours if path.is_relative_to(each)]
+    return Location(ours[max(above, key=lambda each: len(each.parts))], path, given) if above else None
 
 
 def unfollowed(given: str) -> Path:

@@ -88,11 +88,8 @@ def command_line() -> argparse.ArgumentParser:
     how.add_argument("-l", "--lazy", action="store_true", help="detach it even while it is in use, and do not wait")
     umount.set_defaults(run=_umount)
 
-    status = usage.add(commands, "status")
-    status.add_argument("directory", metavar="MOUNTPOINT")
-    status.add_argument("--json", action="store_true", help="as one JSON document")
-    status.set_defaults(run=_status)
-
+    _add_status(commands)
+    _add_pending(commands)
     _add_acl(commands)
     _add_limit(commands)
     _add_clean(commands)
@@ -172,6 +169,24 @@ def _add_clean(commands: Any) -> None:
     clean.set_defaults(run=_clean)
 
 
+def _add_status(commands: Any) -> None:
+    status = usage.add(commands, "status")
+    status.add_argument("directory", metavar="PATH", nargs="?", help="a mount point, or anything in a mount")
+    status.add_argument("--json", action="store_true", help="as one JSON document; with --watch one a line")
+    status.add_argument("--watch", action="store_true", help="live, with rates, until Ctrl-C")
+    status.set_defaults(run=_status)
+
+
+def _add_pending(commands: Any) -> None:
+    pending = usage.add(commands, "pending")
+    pending.add_argument("directory", metavar="PATH", nargs="?", help="a file or directory in a mount")
+    pending.add_argument("--json", action="store_true", help="as one JSON document")
+    pending.set_defaults(run=_pending)
+    retry = usage.add(commands, "retry")
+    retry.add_argument("directory", metavar="PATH", help="a file or directory in a mount, or a mount point")
+    retry.set_defaults(run=_retry)
+
+
 def _add_caches(commands: Any) -> None:
     warm = usage.add(commands, "warm")
     warm.set_defaults(run=_warm)
@@ -204,6 +219,7 @@ def _add_doctor(commands: Any) -> None:
     doctor.add_argument("source", metavar="BUCKET[/PREFIX]", nargs="?", help="the bucket to look at")
     doctor.add_argument("directory", metavar="MOUNTPOINT", nargs="?", help="where it is to be mounted")
     doctor.add_argument("--json", action="store_true", help="as one JSON document")
+    doctor.add_argument("--all", action="store_true", help="look at the other mounts of this machine as well")
     parameters.add_arguments(doctor, EXAMINED)
     doctor.set_defaults(run=_doctor)
 
@@ -270,8 +286,26 @@ def _umount(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     from sosfs.cli import status as status_command  # noqa: PLC0415
+    from sosfs.cli import watch  # noqa: PLC0415
 
-    return status_command.run(mountpoint.canonical(options.directory), json=options.json)
+    output = status_command.Output.JSON if options.json else status_command.Output.TEXT
+    if options.watch:
+        return watch.run(options.directory, output)
+    return status_command.run(options.directory, output)
+
+
+def _pending(options: argparse.Namespace) -> int:
+    from sosfs.cli import pending  # noqa: PLC0415
+    from sosfs.cli import status as status_command  # noqa: PLC0415
+
+    output = status_command.Output.JSON if options.json else status_command.Output.TEXT
+    return pending.show(options.directory, output)
+
+
+def _retry(options: argparse.Namespace) -> int:
+    from sosfs.cli import pending  # noqa: PLC0415
+
+    return pending.retry(options.directory)
 
 
 def _limit(options: argparse.Namespace) -> int:
@@ -334,7 +368,8 @@ def _doctor(options: argparse.Namespace) -> int:
     path = mountpoint.canonical(options.directory) if options.directory else None
     layers = [parameters.given(options), *parameters.from_files(bucket, parameters.files())]
     form = findings.Output.JSON if options.json else findings.Output.TEXT
-    return doctor_plan.run(parameters.resolve(bucket, prefix, path or Path("/"), layers), path, form)
+    mounts = doctor_plan.Mounts.ALL if options.all else doctor_plan.Mounts.NAMED
+    return doctor_plan.run(parameters.resolve(bucket, prefix, path or Path("/"), layers), path, form, mounts)
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -17,15 +17,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from sosfs.cli import holders
+from sosfs.cli import holders, progress
+from sosfs.cli.progress import Progress, Step
+from sosfs.cli.status import server
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Detach, Mount, MountState
 from sosfs.ipc import status
 from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.escaping import printable_lines
+from sosfs.log.wording import counted
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
 NAMED = 20  # lines
@@ -34,12 +36,6 @@ BUSY_SECONDS = 2.0  # a hold that nobody is seen to have (a file just closed) is
 
 class _Ending(Exception):
     """The daemon hears no more: it is about to end, and its last status shows the rest."""
-
-
-class Progress(Protocol):
-    """What is told while the daemon drains."""
-
-    def __call__(self, now: Status) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +133,14 @@ def _detach(path: Path) -> None:
 def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seconds: float | None) -> int:
     owner = mount.owner if mount else None
     deadline = None if seconds is None else time.monotonic() + seconds
-    with _progress() as show:
+    with progress.of_bytes() as shown:
+        show = _Queue(shown)
         while not process.ended_within(LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, _left(deadline))):
             if deadline is not None and not _left(deadline):
                 return _told(f"time ran out: {_pending(now)} not in the bucket yet; the daemon goes on sending")
             # None: it has closed its socket and is about to end.
             now = status.fetch(path, owner=owner) or now
-            show(now)
+            show.tell(now)
             is_served = now.state is MountPhase.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
                 with contextlib.suppress(_Ending):
@@ -153,6 +150,8 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
     code = _verdict(last)
     if code is Exit.OK:
+        if shown.was_shown:
+            _say(f"all is in the bucket: {show.sent}")
         status.forget_last(path, owner=owner)
     return code
 
@@ -200,41 +199,32 @@ def _pending(now: Status) -> str:
 
 
 def _files(now: Status) -> str:
-    return "1 file" if now.pending_files == 1 else f"{now.pending_files} files"
+    return counted(now.pending_files, "file")
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
-    """A bar on a terminal, shown once there is something to wait for; else nothing."""
-    from rich import console, progress  # noqa: PLC0415
+class _Queue:
+    """What is told of the queue while it empties. It may grow meanwhile, so the most there was stands for the whole."""
 
-    terminal = console.Console(stderr=True)
-    if not terminal.is_terminal:
-        yield lambda now: None
-        return
-    columns = (
-        progress.TextColumn("sending, {task.fields[files]} left"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=terminal, transient=True) as bar:
-        task = bar.add_task("", total=0, files="", visible=False)
-        most = 0
+    def __init__(self, shown: Progress) -> None:
+        self._shown = shown
+        self._files = 0
+        self._bytes = 0
 
-        def show(now: Status) -> None:
-            nonlocal most
-            most = max(most, now.pending_bytes)
-            bar.update(
-                task,
-                total=most,
-                completed=most - now.pending_bytes,
-                files=_files(now),
-                visible=now.pending_files > 0,
-            )
+    def tell(self, now: Status) -> None:
+        """Shows how far it is, bytes in parts of unfinished uploads included."""
+        self._files = max(self._files, now.pending_files)
+        self._bytes = max(self._bytes, now.pending_bytes)
+        if now.pending_files:
+            up = self._bytes - now.pending_bytes + now.uploaded_bytes
+            silent = f"; the server {server(now)}" if now.silent_since else ""
+            self._shown.tell(Step(f"sending, {_files(now)} left{silent}", up, self._bytes))
 
-        yield show
+    @property
+    def sent(self) -> str:
+        """How much there was."""
+        from rich import filesize  # noqa: PLC0415  only where there is something to tell
+
+        return f"{counted(self._files, 'file')}, {filesize.decimal(self._bytes)}"
 
 
 def _told(text: str) -> int:

@@ -63,14 +63,31 @@ USAGES: Mapping[str, Usage] = {
         ),
     ),
     "status": Usage(
-        "MOUNTPOINT [--json]",
-        "show what a mount is doing",
-        "Shows what a mount is doing: what is pending and what keeps it, what is damaged, errors, requests.",
-        {0: "shown", 1: "nothing is mounted there, or its daemon is gone", 2: "wrong usage"},
+        "[PATH] [--watch] [--json]",
+        "show what a mount is doing, or all of them",
+        "Shows what the mount is doing that PATH is in; without PATH, all mounts of yours, a line each.",
+        {0: "shown", 1: "nothing is mounted there, or a mount does not answer", 2: "wrong usage"},
         (
-            ("sosfs status ~/bucket", "for people"),
+            ("sosfs status", "all mounts, a line each"),
+            ("sosfs status ~/bucket", "one of them"),
+            ("sosfs status ~/bucket --watch", "live, with rates"),
             ("sosfs status ~/bucket --json", "for programs"),
         ),
+    ),
+    "pending": Usage(
+        "[PATH] [--json]",
+        "list what is not in the bucket yet, and why",
+        "Lists the changes at and below PATH that wait to go into the bucket: since when, how far they are, what the "
+        "last try met and when the next one is. Without PATH, those of all mounts of yours.",
+        {0: "listed", 1: "a mount does not answer", 2: "wrong usage"},
+        (("sosfs pending ~/bucket/photos", "what of a directory waits"),),
+    ),
+    "retry": Usage(
+        "PATH",
+        "try now to bring what waits into the bucket",
+        "Tries all changes at and below PATH now, and shows what still waits.",
+        {0: "all is in the bucket", 1: "something still waits", 2: "wrong usage"},
+        (("sosfs retry ~/bucket", "do not wait for the next try"),),
     ),
     "acl": Usage(
         "get|set ...",

@@ -9,19 +9,22 @@ import contextlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-from rich import console, filesize, progress
+from rich import filesize
 
-from sosfs.cli import location
+from sosfs.cli import location, progress
 from sosfs.cli.location import Location
+from sosfs.cli.progress import Progress, Step
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc import commands
-from sosfs.ipc.commands import Names, Tell, Told
+from sosfs.ipc.commands import Names, Told
 from sosfs.log.escaping import printable
+from sosfs.log.wording import counted
 
 TOLD = 20  # files that are named one by one
 
@@ -32,7 +35,8 @@ def warm(paths: Sequence[str]) -> int:
     places = [location.of(Path(os.path.realpath(given)), given, mounts) for given in paths]
     code = Exit.OK
     for mount, names in _by_mount(places):
-        with _progress() as news:
+        with progress.of_bytes("looking") as shown:
+            news = partial(_tell_news, shown)
             outcome = commands.ask(mount.mountpoint, "warm", names, owner=mount.owner, news=news)
         _tell_warmed(outcome, mount)
         if outcome["failed_files"] or outcome["unfit_files"]:
@@ -60,32 +64,12 @@ def _by_mount(places: Sequence[Location]) -> list[tuple[Mount, list[Names]]]:
     return [(mount, list(names)) for mount, names in found.items()]
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """A bar on a terminal, else nothing."""
-    terminal = console.Console(stderr=True)
-    columns = (
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.DownloadColumn(),
-        progress.TransferSpeedColumn(),
-        progress.TimeRemainingColumn(),
-    )
-    with progress.Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("looking", total=None)
-
-        def show(news: Told) -> None:
-            if not news:
-                return  # it has not found anything yet
-            more = " so far" if news["listing"] else ""
-            bar.update(
-                task,
-                description=f"warming, {news['files']} of {_files(news['total_files'])}{more}",
-                completed=news["bytes"],
-                total=news["total_bytes"] or None,
-            )
-
-        yield show
+def _tell_news(shown: Progress, news: Told) -> None:
+    if not news:
+        return  # it has not found anything yet
+    more = " so far" if news["listing"] else ""
+    text = f"warming, {news['files']:,} of {_files(news['total_files'])}{more}"
+    shown.tell(Step(text, news["bytes"], news["total_bytes"] or None))
 
 
 def _tell_warmed(outcome: Told, mount: Mount) -> None:
@@ -120,7 +104,7 @@ def _name(lines: Sequence[str], total: int, mount: Mount) -> None:
 
 
 def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+    return counted(count, "file")
 
 
 def _say(text: str) -> None:

@@ -88,10 +88,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """Where a key was looked for and why there was none; `why` never holds a value."""
+    """Where a key was looked for and why there was none; `why` never holds a value.
+
+    `is_near`: there is half of one, or one that cannot be used, so its user takes it for a key.
+    """
 
     where: str
     why: str
+    is_near: bool = False
 
 
 @dataclass(frozen=True)

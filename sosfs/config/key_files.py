@@ -21,6 +21,7 @@ from sosfs.config import aws_profiles, zones
 from sosfs.config.credentials import Absent, CredentialError, Credentials, Found, Surroundings
 from sosfs.config.zones import NOWHERE, Place
 
+UNUSABLE = ("login_session", "credential_source", "source_profile")  # of a profile without a role or a pair
 COMMAND_SECONDS = 60.0  # a password store may ask for a passphrase
 
 # ./exoscale.toml, which the CLI reads too, is left out: a `secretCommand` in whatever directory one happens
@@ -45,7 +46,10 @@ def from_exoscale_file(around: Surroundings) -> Found | Absent:
         name = str(accounts[0].get("name", ""))
     account = next((account for account in accounts if account.get("name") == name), None)
     if account is None:
-        return Absent(where, f"no account {name!r}" if name else "no account is the default one")
+        named = ", ".join(sorted(str(account.get("name", "")) for account in accounts))
+        there = f" (it has {named})" if named else ""
+        why = f"no account {name!r}{there}" if name else f"no account is the default one{there}: set EXOSCALE_ACCOUNT"
+        return Absent(where, why, is_near=bool(named))
     return _exoscale_account(account, f"{where}, account {name}")
 
 
@@ -64,7 +68,7 @@ def _exoscale_account(account: Mapping[str, Any], where: str) -> Found | Absent:
     if not secret and command:
         secret = _output_of(command, where)
     if not secret:
-        return Absent(where, "no secret and no secretCommand")
+        return Absent(where, "no secret and no secretCommand beside the key", is_near=True)
     place = Place(str(account.get("sosendpoint", "")), str(account.get("defaultzone", "")))
     return Found(Credentials(key, secret), where, place)
 
@@ -109,10 +113,11 @@ def from_s3cfg(around: Surroundings) -> Found | Absent:
     values = {name: string.Template(value).safe_substitute(around.environ) for name, value in section.items()}
     key, secret = values.get("access_key", ""), values.get("secret_key", "")
     if not (key and secret):
-        return Absent(where, "no access_key or no secret_key")
+        lacking = [name for name in ("access_key", "secret_key") if not values.get(name)]
+        return Absent(where, f"no {' and no '.join(lacking)}", is_near=len(lacking) == 1)
     unset = [f"${name}" for value in (key, secret) for name in re.findall(r"\$\{?(\w+)\}?", value)]
     if unset:
-        return Absent(where, f"{' and '.join(unset)} not set")
+        return Absent(where, f"{' and '.join(unset)} not set in the environment", is_near=True)
     scheme = "http" if values.get("use_https", "").lower() in {"false", "no", "off", "0"} else "https"
     host = values.get("host_base", "")
     return Found(Credentials(key, secret, values.get("access_token", "")), where, _place_of_host(scheme, host))
@@ -143,9 +148,18 @@ def from_profile(around: Surroundings) -> Found | Absent:
         return Absent(f"{shown[0]}, profile {name}", f"no such profile there or in {shown[1]}")
     credentials = _of_values(around, values, name, where)
     if credentials is None:
-        return Absent(where, "no aws_access_key_id or no aws_secret_access_key")
+        return _keyless(values, where, is_named=name != "default")
     region = around.first(("AWS_REGION", "AWS_DEFAULT_REGION")) or values.get("region", "")
     return Found(credentials, where, aws_place(_aws_endpoint(around, values, settings), region))
+
+
+def _keyless(values: Mapping[str, str], where: str, *, is_named: bool) -> Absent:
+    """Why there is no key in a profile. The default one often holds a region alone, and is no near miss then."""
+    unusable = [name for name in UNUSABLE if values.get(name)]
+    if unusable:
+        return Absent(where, f"sosfs cannot use a profile with {' and '.join(unusable)}", is_near=True)
+    lacking = [name for name in ("aws_access_key_id", "aws_secret_access_key") if not values.get(name)]
+    return Absent(where, f"no {' and no '.join(lacking)}", is_near=is_named or len(lacking) == 1)
 
 
 def _of_values(around: Surroundings, values: Mapping[str, str], profile: str, where: str) -> Credentials | None:

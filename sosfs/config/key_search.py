@@ -36,7 +36,7 @@ Source = Callable[[Surroundings], Found | Absent]
 
 def from_exoscale_environment(around: Surroundings) -> Found | Absent:
     """The key of the Exoscale CLI's variables; both halves must be set, as the CLI asks."""
-    return _pair("EXOSCALE_API_KEY", around.first(EXOSCALE_KEY), around.first(EXOSCALE_SECRET))
+    return _pair(("EXOSCALE_API_KEY", "EXOSCALE_API_SECRET"), around.first(EXOSCALE_KEY), around.first(EXOSCALE_SECRET))
 
 
 def from_aws_environment(around: Surroundings) -> Found | Absent:
@@ -45,16 +45,17 @@ def from_aws_environment(around: Surroundings) -> Found | Absent:
     key, secret = environ.get("AWS_ACCESS_KEY_ID", ""), environ.get("AWS_SECRET_ACCESS_KEY", "")
     endpoint = around.first(("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
     place = key_files.aws_place(endpoint, around.first(("AWS_REGION", "AWS_DEFAULT_REGION")))
-    return _pair("AWS_ACCESS_KEY_ID", key, secret, token=environ.get("AWS_SESSION_TOKEN", ""), place=place)
+    token = environ.get("AWS_SESSION_TOKEN", "")
+    return _pair(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), key, secret, token=token, place=place)
 
 
-def _pair(name: str, key: str, secret: str, *, token: str = "", place: Place = NOWHERE) -> Found | Absent:
-    where = f"environment, {name}"
+def _pair(names: tuple[str, str], key: str, secret: str, *, token: str = "", place: Place = NOWHERE) -> Found | Absent:
+    where = f"environment, {names[0]}"
     if key and secret:
         return Found(Credentials(key, secret, token), where, place)
     if key:
-        return Absent(where, "the secret is not set")
-    return Absent(where, "the key is not set" if secret else "not set")
+        return Absent(where, f"the secret ({names[1]}) is not set", is_near=True)
+    return Absent(where, "the key is not set", is_near=True) if secret else Absent(where, "not set")
 
 
 ORDER: Sequence[Source] = (
@@ -100,6 +101,9 @@ class Finder:
             return last
         if around.profile:
             raise CredentialError(f"{last.where}: {last.why}")
+        near = next((answer for answer in answers if isinstance(answer, Absent) and answer.is_near), None)
+        if near is not None:
+            raise CredentialError(f"no credentials: {near.where}: {near.why}; 'sosfs doctor' shows all places")
         raise CredentialError(
             "no credentials: set EXOSCALE_API_KEY and EXOSCALE_API_SECRET; 'sosfs doctor' shows where else they may be"
         )

@@ -19,12 +19,15 @@ import json
 import logging
 import logging.handlers
 import os
+import select
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
@@ -37,6 +40,7 @@ from sosfs.log.escaping import printable, printable_lines
 log = logging.getLogger(__name__)
 
 SYSTEM_LOG = Path("/dev/log")
+SLOW_SECONDS = 3.0  # after which who waits for a mount is told what for
 FALLBACK_LOG_BYTES = 1 << 20  # it lies in memory (/run), so it is kept short
 _FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -86,10 +90,20 @@ def run(settings: Settings, source: CredentialSource, *, serve: Serve = serve) -
 def _foreground(settings: Settings, source: CredentialSource, serve: Serve) -> int:
     _log_to(logging.StreamHandler() if settings.log_file is None else _file(settings.log_file), _FORMAT, settings)
     faulthandler.enable()  # a service manager ends a daemon that hangs with SIGABRT: its log then tells where it hung
+    slow = threading.Timer(SLOW_SECONDS, _tell_connecting, [settings])
+    slow.daemon = True
+    slow.start()
+
+    def ready() -> None:
+        slow.cancel()
+        readiness.ready(_summary(settings))
+
     try:
-        return serve(settings, source, ready=lambda: readiness.ready(_summary(settings)))
+        return serve(settings, source, ready=ready)
     except OSError as error:
         raise StartError(one_line(error)) from error
+    finally:
+        slow.cancel()
 
 
 def _background(settings: Settings, source: CredentialSource, serve: Serve) -> int:
@@ -107,6 +121,8 @@ def _background(settings: Settings, source: CredentialSource, serve: Serve) -> i
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         with os.fdopen(reader, encoding="utf-8") as pipe:
+            if not select.select([pipe], [], [], SLOW_SECONDS)[0]:
+                _tell_connecting(settings)
             answer = pipe.read()
     except KeyboardInterrupt:
         os.kill(child, signal.SIGTERM)
@@ -119,6 +135,10 @@ def _background(settings: Settings, source: CredentialSource, serve: Serve) -> i
         os.waitpid(child, 0)
         raise LastingError(error) if told["lasting"] else StartError(error)
     return Exit.OK
+
+
+def _tell_connecting(settings: Settings) -> None:
+    print(f"sosfs: connecting to {printable(urlsplit(settings.endpoint).netloc)} ...", file=sys.stderr, flush=True)
 
 
 def _end_of(child: int) -> str:

@@ -38,7 +38,7 @@ from sosfs.fuse.read_only import Switch
 from sosfs.fuse.requests import CALLERS
 from sosfs.ipc import commands, sockets, status
 from sosfs.log import level as log_level
-from sosfs.s3 import bucket_zone
+from sosfs.s3 import bucket_zone, xml
 from sosfs.s3.limits import Limits
 
 log = logging.getLogger(__name__)
@@ -83,9 +83,11 @@ def _in_words(error: StoreError, settings: Settings) -> str:
         return f"no such bucket: {settings.bucket} (asked {settings.endpoint})"
     if not settings.bucket and error.code == "AccessDenied":
         return f"this key may not list the buckets: name the one to mount (asked {settings.endpoint})"
+    if error.elsewhere:
+        return f"{settings.endpoint} is not an S3 server ({error.detail.replace(xml.NO_S3, '')})"
     if error.status == 0:
-        return f"cannot reach {settings.endpoint}: {error.strerror}"
-    return error.strerror or str(error)
+        return f"cannot reach {settings.endpoint}: {error.detail or os.strerror(error.errno or errno.EIO)}"
+    return f"{settings.source.rstrip('/')} at {settings.endpoint}: {error.detail or error.code or error.strerror}"
 
 
 def _only(group: BaseExceptionGroup[OSError | StartError]) -> OSError | StartError:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -35,6 +36,7 @@ from sosfs.files.open_file import OpenFile, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import INLINE, DamagedSpool
 from sosfs.files.upload import Announce, Truncated, Upload, Uploader, etag_of
+from sosfs.ipc.pending import Change
 from sosfs.journal.journal import Journal
 from sosfs.s3 import recognition
 from sosfs.s3.preconditions import look
@@ -186,6 +188,7 @@ class Commits:
             self._landed(inode, open_file, draft, version)
             self._attributes.wrote(inode, used, posix, adopt_time=not open_file.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
+        self._retries.hurry_one(open_file)  # a task that waits to send it has nothing to wait for
 
     async def recognise(self, inode: Inode, draft: Draft, *tokens: str) -> Object | None:
         """The object that a request with one of these tokens made, if it is there; the draft then stands on it."""
@@ -317,7 +320,7 @@ class Commits:
         try:
             while open_file.draft is not None and open_file.draft.is_sendable and inode.parent is not None:
                 if pause:
-                    await self._retries.pause(0 if self._hurry else pause)
+                    await self._retries.pause(0 if self._hurry else pause, open_file)
                 pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
                 try:
                     async with self._senders:
@@ -366,6 +369,20 @@ class Commits:
 
         await each(send, list(self.drafts), at_once=SENDERS)
         return self.pending[0]
+
+    def changes(self, moved: Mapping[str, int]) -> Iterator[Change]:
+        """The files of which the bucket lacks bytes; `moved` are those on their way, by keys."""
+        for inode, told in pending.described(self._inodes, list(self.drafts), self._retries.ends, moved):
+            yield Change(told, partial(self.commit, inode))
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first of these files waits, in seconds since the epoch; 0.0 where none does."""
+        return pending.oldest(self.drafts)
+
+    def uploaded(self, moved: Mapping[str, int]) -> int:
+        """How many of the bytes that the bucket lacks the server has in parts, or is just getting."""
+        return pending.uploaded(self._inodes, self.drafts, moved)
 
     @property
     def pending(self) -> tuple[int, int]:

@@ -17,6 +17,7 @@ what came after it.
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from enum import Enum
@@ -57,6 +58,8 @@ class Draft:
         self.away = Extents()  # in parts of the upload under way and nowhere else
         self.refused = Extents()  # a write failed there, or the bytes that were there are lost
         self._arriving: list[tuple[int, int]] = []  # being written
+        self.since = time.time()  # when the bucket began to lack something of it, in seconds since the epoch
+        self._begun = self.since  # when the last commit began
         self.serial = 0
         self.saved = -1 if base is None else 0  # the serial that is in the bucket
         self.recorded = -1  # the serial that is in the journal
@@ -161,6 +164,8 @@ class Draft:
             raise OSError(errno.ENOSPC, "a write to it failed for want of room, and it is not stored without that")
 
     def _changed(self) -> None:
+        if self.saved == self.serial:
+            self.since = time.time()
         self.serial += 1
         if self.state in (DraftState.NEW, DraftState.CLEAN):
             self.state = DraftState.DIRTY
@@ -264,6 +269,7 @@ class Draft:
         self.state = DraftState.COMMITTING
         self._flying, self.dirty = self.dirty, Extents()
         self._lowest = self.size
+        self._begun = time.time()
         return self.serial
 
     def commit_failed(self, state: DraftState = DraftState.DIRTY) -> None:
@@ -276,7 +282,7 @@ class Draft:
     def commit_landed(self, base: Source, expected: Condition, serial: int) -> None:
         """The bytes as of `serial` are in the bucket as `base`."""
         self._flying, self.away = Extents(), Extents()
-        self.saved = serial
+        self.saved, self.since = serial, self._begun
         self.expected = expected
         self.base = base
         # What was cut off since the commit began must not come back from the new base.

@@ -129,6 +129,11 @@ class Spool:
         """Whether the bytes are in a file."""
         return self._memory is None
 
+    @property
+    def modified(self) -> float:
+        """When its file was written to last, in seconds since the epoch; 0.0 where it has none."""
+        return os.fstat(self._file).st_mtime if self.on_disk else 0.0
+
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Stores `data` at `offset`. Raises OSError ENOSPC and the like; what was there before may be gone."""
         if self._memory is not None and self._keeps(self._memory, offset, data):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import md5
@@ -30,6 +30,7 @@ from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
+from sosfs.files.extents import Extents
 from sosfs.files.part_ranges import PartPlan, Range, plan_of
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedPart
@@ -164,6 +165,11 @@ class Upload:
         gone = [part.number for part in ranges if self._draft.part_with(part.start, part.stop)]
         self._here.difference_update(gone)
         return bool(gone)
+
+    def confirmed(self, ranges: Iterable[tuple[int, int]]) -> int:
+        """How many bytes of these ranges the server has in parts that are up to date."""
+        sent = Extents((one.range.start, one.range.stop) for one in self._sent.values())
+        return sum(stop - start for start, stop in sent.common(ranges))
 
     async def _send_behind(self, part: Range) -> None:
         try:

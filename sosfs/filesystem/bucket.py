@@ -31,6 +31,7 @@ from sosfs.disk.free_space import Disk
 from sosfs.errors import StoreError
 from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.filesystem.drop import DropCommand
+from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota
 from sosfs.filesystem.warm import IN_FLIGHT, WarmCommand
 from sosfs.fuse.control_tree import ControlOperations
@@ -195,7 +196,13 @@ class BucketMount:
         dropping = DropCommand(
             parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.negative_entries, self._kernel
         )
-        self.errands = {"warm": self.warming.run, "drop": dropping.run}
+        self.changes = PendingChanges(parts, self.settings.prefix, self._target.traffic.moved)
+        self.errands = {
+            "warm": self.warming.run,
+            "drop": dropping.run,
+            "pending": self.changes.tell,
+            "retry": self.changes.retry,
+        }
 
     def _control(self, sharing: ObjectAcls, rejections: Rejections, spawn: Spawn) -> Tree:
         """The control tree beside the files."""
@@ -269,7 +276,8 @@ class BucketMount:
 
     def status(self) -> Status:
         """This moment of the bucket."""
-        parts, settings = self.parts, self.settings
+        parts, settings, traffic = self.parts, self.settings, self._target.traffic
+        silence, moved = traffic.silence, traffic.moved()
         return dataclasses.replace(
             self._moment(),
             bucket=settings.bucket,
@@ -288,4 +296,13 @@ class BucketMount:
             waiting_writers=parts.file_io.writeback.waiting,
             state_dir=os.fspath(self.state_dir),
             free_bytes=Disk(self.state_dir).room().free,
+            durability=settings.durability.value,
+            uploaded_bytes=parts.commits.uploaded(moved),
+            moving_bytes=sum(moved.values()),
+            waiting_since=parts.oldest,
+            silent_since=silence.since if silence else 0.0,
+            silence=silence.why if silence else "",
+            retries=traffic.retries,
+            failures=traffic.failures,
+            caches=parts.caches,
         )

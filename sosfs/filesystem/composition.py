@@ -96,6 +96,20 @@ class Filesystem:
         return self.commits.pending[0] + len(self.attributes.dirty) + self.deletions.pending + self.rollback.pending
 
     @property
+    def oldest(self) -> float:
+        """Since when the oldest change waits, in seconds since the epoch; 0.0 where none does."""
+        since = (self.commits.oldest, self.attributes.oldest, self.deletions.oldest, self.rollback.oldest)
+        return min(filter(None, since), default=0.0)
+
+    @property
+    def caches(self) -> dict[str, tuple[int, int]]:
+        """What each cache was asked for: how often it had the answer, and how often in all."""
+        fetching = self.blocks.fetching
+        caches = {"attributes": (self.attributes.hits, self.attributes.asked)}
+        caches |= {"memory": (self.blocks.hits, self.blocks.asked)}
+        return caches | ({"disk": (fetching.disk_hits, fetching.disk_asked)} if self.blocks.disk is not None else {})
+
+    @property
     def waiting(self) -> list[str]:
         """What the last try did not bring into the bucket, and why."""
         drafts = pending.waiting(self.commits.drafts)

@@ -133,16 +133,25 @@ async def _send(stream: trio.SocketStream, line: Told) -> None:
     await stream.send_all(json.dumps(line).encode() + b"\n")
 
 
-def ask(mountpoint: Path, errand: str, paths: Sequence[Names], *, owner: int, news: Tell) -> Told:
+def ask(
+    mountpoint: Path,
+    errand: str,
+    paths: Sequence[Names],
+    *,
+    owner: int,
+    news: Tell,
+    silence: float = SILENCE_SECONDS,
+) -> Told:
     """Has the daemon of this mount point (mounted by the uid `owner`) do an errand; returns its outcome.
 
-    `news` is called while it goes on. Raises OSError: what the daemon refused, EPERM for whom it does not
-    serve, ENOTCONN where none listens, ETIMEDOUT when it falls silent.
+    `news` is called while it goes on; after `silence` seconds without a line the daemon is taken for hung. Raises
+    OSError: what the daemon refused, EPERM for whom it does not serve, ENOTCONN where none listens, ETIMEDOUT when it
+    falls silent.
     """
-    with _connected(mountpoint, owner) as client:
+    with _connected(mountpoint, owner, silence) as client:
         request = {"do": errand, "paths": [[os.fsdecode(name) for name in path] for path in paths]}
         client.sendall(json.dumps(request).encode() + b"\n")
-        for line in _lines(client):
+        for line in _lines(client, mountpoint):
             if "news" in line:
                 news(line["news"])
             elif "outcome" in line:
@@ -154,10 +163,10 @@ def ask(mountpoint: Path, errand: str, paths: Sequence[Names], *, owner: int, ne
     raise OSError(errno.ENOTCONN, "the daemon ended meanwhile", str(mountpoint))
 
 
-def _connected(mountpoint: Path, owner: int) -> socket.socket:
+def _connected(mountpoint: Path, owner: int, silence: float) -> socket.socket:
     for path in status.candidates(mountpoint, owner, SUFFIX):
         client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        client.settimeout(SILENCE_SECONDS)
+        client.settimeout(silence)
         try:
             client.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -166,16 +175,19 @@ def _connected(mountpoint: Path, owner: int) -> socket.socket:
         except PermissionError as error:
             client.close()
             raise OSError(errno.EPERM, "only who mounted it, or root, may do that", str(mountpoint)) from error
+        except (TimeoutError, BlockingIOError) as error:
+            client.close()
+            raise OSError(errno.ETIMEDOUT, status.NO_ANSWER, str(mountpoint)) from error
         return client
     raise OSError(errno.ENOTCONN, "the daemon of this mount does not listen", str(mountpoint))
 
 
-def _lines(client: socket.socket) -> Iterator[Told]:
+def _lines(client: socket.socket, mountpoint: Path) -> Iterator[Told]:
     try:
         with client.makefile("rb") as answer:
             for line in answer:
                 yield json.loads(line)
     except TimeoutError as error:
-        raise OSError(errno.ETIMEDOUT, "the daemon does not answer") from error
+        raise OSError(errno.ETIMEDOUT, status.NO_ANSWER, str(mountpoint)) from error
     except ValueError as error:
         raise OSError(errno.EPROTO, "the daemon's answer is not understood") from error

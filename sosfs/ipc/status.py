@@ -10,6 +10,7 @@ commands that answer at once, hence nothing here imports trio.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -17,12 +18,13 @@ import json
 import os
 import socket
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 ANSWER_SECONDS = 5.0
+NO_ANSWER = "the daemon of this mount does not answer"
 WAITING = 10  # lines that tell what waits, and why
 _NAME_BYTES = 12  # of the hash: short enough for the 107 bytes of a socket's path
 
@@ -74,14 +76,23 @@ class Status:
     under_way: int = 0  # requests
     queued: int = 0  # requests that wait for their turn
     refusals: int = 0  # answers by which the server asked for fewer requests
+    durability: str = ""  # what close and fsync wait for: "bucket" or "journal"
+    uploaded_bytes: int = 0  # of those pending, what the server has in parts of uploads, or is just getting
+    moving_bytes: int = 0  # of bodies under way, what the connections have taken so far
+    waiting_since: float = 0.0  # the oldest pending change, in seconds since the epoch; 0.0 for none
+    silent_since: float = 0.0  # the server has not answered since, in seconds since the epoch; 0.0: it answers
+    silence: str = ""  # what the newest try met then, in words
+    retries: int = 0  # tries beyond the first
+    failures: int = 0  # requests that were given up after such tries
+    caches: Mapping[str, Sequence[int]] = field(default_factory=dict)  # by name: questions that it answered, and all
 
     def to_json(self) -> str:
         """One line of JSON."""
         return json.dumps({**dataclasses.asdict(self), "state": self.state.value})
 
     def without_names(self) -> Status:
-        """What any user may know: no lines that name files, and no buckets."""
-        return dataclasses.replace(self, errors=(), waiting=(), damaged=(), buckets={})
+        """What any user may know: no lines that name files, and no buckets. A gateway's page may name files, too."""
+        return dataclasses.replace(self, errors=(), waiting=(), damaged=(), buckets={}, silence="")
 
     @classmethod
     def from_json(cls, text: str) -> Status:
@@ -96,6 +107,7 @@ class Status:
         values = {name: value for name, value in document.items() if name in known}
         values["state"] = MountPhase(values.get("state"))
         values |= {name: tuple(values.get(name, ())) for name in ("errors", "waiting", "damaged")}
+        values["caches"] = {name: tuple(counts) for name, counts in values.get("caches", {}).items()}
         try:
             return cls(**values)
         except TypeError as error:
@@ -178,7 +190,22 @@ def fetch(mountpoint: Path, *, owner: int | None = None) -> Status | None:
             return _ask(path)
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError):
             continue
+        except (TimeoutError, BlockingIOError) as error:  # or so many ask already that no more may wait
+            raise OSError(errno.ETIMEDOUT, NO_ANSWER, str(mountpoint)) from error
     return None
+
+
+def unmounted(mountpoints: Iterable[Path], owners: Iterable[int]) -> Iterator[Status]:
+    """What daemons of these users say that serve none of these mount points: those that drain.
+
+    One that does not answer is passed over: nobody can tell what it was for.
+    """
+    known = {f"{_name(mountpoint)}.sock" for mountpoint in mountpoints}
+    places = ((uid, directory) for uid in dict.fromkeys(owners) for directory in _runtime_dirs(uid))
+    own = (directory for uid, directory in places if not _is_foreign(directory, uid))
+    for path in (path for directory in own for path in sorted(directory.glob("*.sock")) if path.name not in known):
+        with contextlib.suppress(OSError):
+            yield _ask(path)
 
 
 def _ask(path: Path) -> Status:

@@ -17,7 +17,9 @@ Concurrency: trio thread only; up to 4 batches under way.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import trio
 
@@ -25,10 +27,12 @@ from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
-from sosfs.errors import FULL, Cause, StoreError
+from sosfs.errors import FULL, Cause, StoreError, reason
+from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import DELETE_MAX, ObjectStore, Version
+from sosfs.tree.keys import names_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ LOOKS_AT_ONCE = 16  # looks at keys that are tried again
 CROWD = 250  # keys of a full batch; four of these side by side are faster than one of a thousand
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
 HELD_FIRST, HELD_MAX = 5.0, 120.0  # seconds between tries of what was refused
+QUEUE, REFUSED = "queued deletes", "refused deletes"  # who waits for another try
 
 Outcome = Callable[[], None]
 
@@ -63,6 +68,7 @@ class Deletions:
         self._forget: dict[str, Callable[[], None]] = {}  # what goes from the journal with it
         self._tried: set[str] = set()  # keys that wait since a try: another client may have stored something there
         self._failed: dict[str, OSError] = {}  # what the last try ended with
+        self._since: dict[str, float] = {}  # when each was asked for, in seconds since the epoch
         self._is_holding = False  # a task tries again what is held
         self._proven_until = 0.0
         self._workers = 0
@@ -78,6 +84,28 @@ class Deletions:
     def waiting(self) -> list[str]:
         """What could not be removed at the last try, and why."""
         return [f"removal of {key}: {error.strerror or error}" for key, error in self._failed.items()]
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first key waits to be removed, in seconds since the epoch; 0.0 where none does."""
+        return next(iter(self._since.values()), 0.0)
+
+    def changes(self, prefix: str) -> Iterator[Change]:
+        """What is not removed yet; the paths are below `prefix`."""
+        ends = self._retries.ends
+        for key in (*self._queued, *self._flying, *self._held):
+            error, who = self._failed.get(key), REFUSED if key in self._held else QUEUE
+            yield Change(
+                Pending(
+                    names_of(key.removeprefix(prefix)),
+                    Kind.REMOVAL,
+                    self._since.get(key, 0.0),
+                    error=reason(error) if error else "",
+                    retry_at=ends.get(who, 0.0) if error and key not in self._flying else 0.0,
+                ),
+                partial(self.wait_for, key),
+                key,
+            )
 
     def is_pending(self, key: str) -> bool:
         """Whether a delete of this key is outstanding."""
@@ -146,11 +174,12 @@ class Deletions:
 
     def _queue(self, key: str, version: Version, outcome: Outcome) -> None:
         self._queued[key], self._versions[key] = outcome, version
+        self._since[key] = time.time()
         self._begin_work()
 
     def take_up(self, key: str, version: Version, outcome: Outcome, error: OSError) -> None:
         """Goes on with what an earlier mount was refused, and has in the journal."""
-        self._versions[key] = version
+        self._versions[key], self._since[key] = version, time.time()
         self._tried.add(key)
         self._hold(key, outcome, error)
 
@@ -228,7 +257,7 @@ class Deletions:
         pause = HELD_FIRST
         try:
             while self._held:
-                hurried = await self._retries.pause(pause)
+                hurried = await self._retries.pause(pause, REFUSED)
                 pause = HELD_FIRST if hurried else min(2 * pause, HELD_MAX)
                 self._recall("")
                 while batch := self._batch(DELETE_MAX):
@@ -256,7 +285,7 @@ class Deletions:
                 except OSError as error:
                     log.warning("%d deletes wait for the store: %s", self.pending, error)
                     if not self._queued.keys().isdisjoint(batch):
-                        hurried = await self._retries.pause(self._pause)
+                        hurried = await self._retries.pause(self._pause, QUEUE)
                         self._pause = PAUSE_FIRST if hurried else min(2 * self._pause, PAUSE_MAX)
         finally:
             self._workers -= 1
@@ -362,6 +391,7 @@ class Deletions:
             self._versions.pop(key, None)
             self._forget.pop(key, None)
             self._failed.pop(key, None)
+            self._since.pop(key, None)
             self._tried.discard(key)
             outcome()
         async with self._settled:

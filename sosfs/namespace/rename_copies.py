@@ -11,6 +11,7 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -54,6 +55,7 @@ class Move:
     old: str
     new: str
     over: bool
+    since: float = field(default_factory=time.time)  # seconds since the epoch
     asked: dict[str, _Request] = field(default_factory=dict)  # by new keys, as all below
     made: dict[str, Version] = field(default_factory=dict)  # what the store has confirmed
     doubtful: set[str] = field(default_factory=set)  # what it may have made, or may make yet, all the same

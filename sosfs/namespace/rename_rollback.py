@@ -17,8 +17,9 @@ Concurrency: trio thread only; looks run in the background, one at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
@@ -26,7 +27,8 @@ from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.backoff import Backoff
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
-from sosfs.errors import Cause, StoreError
+from sosfs.errors import Cause, StoreError, reason
+from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes, SavedDraft
 from sosfs.metadata import user_metadata
@@ -34,6 +36,7 @@ from sosfs.namespace.deletions import Deletions
 from sosfs.namespace.rename_copies import Move, RenameState, below_first, listed_under
 from sosfs.s3.preconditions import find
 from sosfs.s3.protocol import Object, ObjectStore, Version
+from sosfs.tree.keys import names_of
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,10 @@ LOOK_FIRST, LOOK_MAX = 1.0, 30.0  # seconds between looks
 LOOKS_AT_ONCE = 16
 
 Metadata = Mapping[str, str]
+
+
+async def _nothing() -> None:
+    """For what only the next mount can do."""
 
 
 class RenameRollback:
@@ -72,6 +79,32 @@ class RenameRollback:
             *(f"rename of {move.old} to {move.new}: the next mount finishes it" for move in self._unfinished),
             *(f"copies of {move.old} at {move.new}: {error.strerror or error}" for move, error in looked),
         ]
+
+    @property
+    def oldest(self) -> float:
+        """Since when the first one waits, in seconds since the epoch; 0.0 where none does."""
+        waiting = (*self._unfinished, *(move for move in self._back if move.is_pending))
+        return min((move.since for move in waiting), default=0.0)
+
+    def changes(self, prefix: str) -> Iterator[Change]:
+        """The renames that are not at their end; the paths are below `prefix`."""
+        ends = self._retries.ends
+        for move in self._unfinished:
+            why = f"rename to {move.new.removeprefix(prefix)}: the next mount finishes it"
+            yield Change(Pending(names_of(move.old.removeprefix(prefix)), Kind.RENAME, move.since, error=why), _nothing)
+        for move in (one for one in self._back if one.is_pending):
+            error = f"copies may be left at {move.new.removeprefix(prefix)}"
+            error += f": {reason(move.failed)}" if move.failed else ""
+            yield Change(
+                Pending(
+                    names_of(move.old.removeprefix(prefix)),
+                    Kind.RENAME,
+                    move.since,
+                    error=error,
+                    retry_at=ends.get(move, 0.0),
+                ),
+                partial(self._look, move),
+            )
 
     @asynccontextmanager
     async def taking_back(self, move: Move) -> AsyncIterator[None]:
@@ -200,7 +233,7 @@ class RenameRollback:
     async def _look_on(self, move: Move) -> None:
         pause = LOOK_FIRST
         while move in self._back:
-            hurried = await self._retries.pause(pause)
+            hurried = await self._retries.pause(pause, move)
             pause = LOOK_FIRST if hurried else min(2 * pause, LOOK_MAX)
             try:
                 is_last = trio.current_time() >= move.until

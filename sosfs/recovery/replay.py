@@ -282,6 +282,7 @@ class Adoption:
         base = Source(*saved.base) if saved.base is not None else None
         draft = Draft(spool, self._blocks, base, saved.expected)
         draft.size, draft.base_stop = saved.size, saved.base_stop
+        draft.since = spool.modified or draft.since
         draft.serial, draft.saved, draft.recorded, draft.safe, draft.state = 1, 0, 1, 1, DraftState.DIRTY
         for start, stop in saved.local:
             draft.local.add(start, stop)

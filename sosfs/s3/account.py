@@ -25,6 +25,7 @@ from sosfs.s3.limits import Limits
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Bucket
 from sosfs.s3.signed_request import Answer, SignedHttp
+from sosfs.s3.traffic import Traffic
 
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
@@ -55,6 +56,11 @@ class Account:
         self._throttle = limits.throttle
         self._lock = threading.Lock()
         self._opened: dict[tuple[S3Target, Credentials], SignedHttp] = {}
+
+    @property
+    def traffic(self) -> Traffic:
+        """What goes over the wire of these calls."""
+        return self._target.traffic
 
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""

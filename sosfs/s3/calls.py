@@ -44,7 +44,7 @@ from sosfs.s3.protocol import (
     Version,
 )
 from sosfs.s3.retries import CLOCK, Clock
-from sosfs.s3.signed_request import Answer, Pace, SignedHttp
+from sosfs.s3.signed_request import Answer, Pace, SignedHttp, shown
 from sosfs.s3.throttle import Throttle
 
 T = TypeVar("T")
@@ -318,4 +318,6 @@ def _read(request: str, parse: Callable[[bytes], T], answer: Answer) -> T:
     try:
         return parse(answer.document)
     except (xml.ParseError, LookupError, ValueError, StopIteration) as error:
-        raise unanswered(request, f"answer not understood: {error!r}") from error
+        told = unanswered(request, f"answer not understood: {shown(answer.headers, answer.document) or repr(error)}")
+        told.elsewhere = True
+        raise told from error

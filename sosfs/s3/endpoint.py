@@ -5,13 +5,14 @@ Immutable.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
 from sosfs.s3 import certificate_authorities
 from sosfs.s3.customer_key import CustomerKey
+from sosfs.s3.traffic import Traffic
 
 
 class Payer(Enum):
@@ -32,7 +33,7 @@ class S3Target:
 
     Times are seconds. `patience` is how long after a request's start a further try of it may begin; after
     that a server that fails is EIO, one that says nothing ETIMEDOUT. `customer_key` encrypts every object.
-    `ca_bundle` is a file of trusted certificates, "" for those of the system.
+    `ca_bundle` is a file of trusted certificates, "" for those of the system. All lanes to it tell one `traffic`.
     """
 
     bucket: str
@@ -45,6 +46,7 @@ class S3Target:
     customer_key: CustomerKey | None = None
     payer: Payer = Payer.OWNER
     ca_bundle: str = ""
+    traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
 
     @classmethod
     def of(cls, settings: Settings, source: CredentialSource) -> S3Target:

@@ -66,6 +66,7 @@ class Request:
     """What is sent. `path` begins with a slash, holds the query, and goes out as it is: escaped already.
 
     `room` may raise `StoreError` for an answer that is not what was asked for. `silence` is seconds.
+    `moved` is told how many bytes of the body are off, in the thread that sends.
     """
 
     method: str
@@ -75,6 +76,7 @@ class Request:
     silence: float = 60.0
     signing: Signing | None = None
     room: Callable[[int, Fields], Room] = document_room
+    moved: Callable[[int], None] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,11 @@ class Fault(Enum):
     def passes(self) -> bool:
         """Whether another try may fare better."""
         return self in (Fault.UNREACHED, Fault.LOST, Fault.SILENT)
+
+    @property
+    def is_of_server(self) -> bool:
+        """Whether it says that there is no S3 server that answers."""
+        return self.passes or self is Fault.UNTRUSTED
 
 
 class TransferError(Exception):

@@ -32,7 +32,9 @@ def unreachable(error: StoreError, where: str, *, anonymous: bool = False) -> St
     why = WORDS.get(error.code) or error.detail or error.code
     if anonymous and error.cause is Cause.DENIED:
         why = NOT_PUBLIC
-    return StoreError(error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why)
+    told = StoreError(error.errno or errno.EIO, where, code=error.code, status=error.status, detail=why)
+    told.elsewhere = error.elsewhere
+    return told
 
 
 async def reach(dispatcher: Dispatcher, target: S3Target, prefix: str) -> None:

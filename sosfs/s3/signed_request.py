@@ -16,7 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
 from urllib.parse import quote, urlencode, urlsplit
@@ -126,9 +126,21 @@ class SignedHttp:
         told = {**self._digest(body), **self._standing, **(headers or {})}
 
         def attempt() -> Reply:
-            return self._transport.exchange(self._signed(request, method, path, told, body, pace, room), interrupt)
+            signed = self._signed(request, method, path, told, body, pace, room)
+            try:
+                return self._transport.exchange(replace(signed, moved=moved), interrupt)
+            except TransferError:
+                if moved is not None:
+                    moved(0)  # what had gone out is nowhere
+                raise
 
-        return self._persist(request, method, attempt, min(patience, self._target.patience), interrupt)
+        moved: Callable[[int], None] | None = None
+        seconds = min(patience, self._target.patience)
+        if method != "PUT" or not body:
+            return self._persist(request, method, attempt, seconds, interrupt)
+        with self._target.traffic.sending(key) as sending:
+            moved = sending.at
+            return self._persist(request, method, attempt, seconds, interrupt)
 
     def _digest(self, body: PartBody) -> dict[str, str]:
         """What is signed of a body; nothing is where nobody signs."""
@@ -140,7 +152,7 @@ class SignedHttp:
         self, request: str, method: str, attempt: Callable[[], Reply], seconds: float, interrupt: Interrupt | None
     ) -> Answer:
         """Tries until there is an answer that stands, or `seconds` are over."""
-        patience = Patience(seconds, self._clock)
+        patience, traffic = Patience(seconds, self._clock), self._target.traffic
         repeated = False
         while True:
             if interrupt:
@@ -150,11 +162,17 @@ class SignedHttp:
                 reply = attempt()
             except TransferError as fault:
                 refusal, sends = _failure(request, fault), fault.sends
+                if fault.fault.is_of_server:
+                    traffic.unanswered(str(fault))
                 passes = fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
             else:
                 repeated, sends = repeated or reply.sends > 1, reply.sends
                 answer = refusal_of(request, method, reply, proxy=self._transport.proxy)
                 self._note(answer, began)
+                if answer is not None and answer.elsewhere:
+                    traffic.unanswered(answer.detail)
+                else:
+                    traffic.answered()
                 if answer is None:
                     if patience.tries > 1:
                         log.info("%s was tried %d times", request, patience.tries)
@@ -163,7 +181,10 @@ class SignedHttp:
                 pause = retries.retry_after(reply.headers)
             refusal.repeated = repeated
             if not passes or not patience.wait(pause, interrupt):
+                if passes:
+                    traffic.failed()
                 raise refusal
+            traffic.tried_again()
             repeated = repeated or sends > 0
 
     def _note(self, refusal: StoreError | None, began: float) -> None:

@@ -154,9 +154,12 @@ class Transport:
         if number == pycurl.E_SSL_CACERT_BADFILE:
             return fault, f"CA bundle {self._ca_bundle} cannot be read, or holds no certificate"
         if fault is Fault.UNTRUSTED:
-            return fault, f"certificate of {self._host} not trusted: {told.removeprefix('SSL certificate problem: ')}"
+            why = told.removeprefix("SSL certificate problem: ")
+            return fault, f"certificate not trusted ({why}): see 'sosfs help certificates'"
+        if number == pycurl.E_COULDNT_RESOLVE_HOST:
+            told = "name not found"
         if number == pycurl.E_COULDNT_CONNECT and (system := handle.getinfo(pycurl.OS_ERRNO)):
-            told = os.strerror(system)
+            told = os.strerror(system).lower()
         if sends or self._proxy is None:
             return fault, told
         refused = handle.getinfo(pycurl.HTTP_CONNECTCODE)
@@ -261,6 +264,7 @@ class _Try:
             chunk = bytes(self._upload[at : at + size])
         rate.take(len(chunk), self._interrupt)
         self._uploaded += len(chunk)
+        self._tell_moved()
         return chunk
 
     def _read_file(self, body: FileBody, at: int, size: int) -> bytes:
@@ -274,10 +278,15 @@ class _Try:
             self.fault = (Fault.IMPOSSIBLE, "what is to be sent was cut off")
         return chunk
 
+    def _tell_moved(self) -> None:
+        if self._request.moved is not None:
+            self._request.moved(self._uploaded)
+
     def _seek(self, offset: int, origin: int) -> int:
         if origin != io.SEEK_SET:
             return int(pycurl.SEEKFUNC_FAIL)
         self._uploaded = offset
+        self._tell_moved()
         return int(pycurl.SEEKFUNC_OK)
 
     def _write(self, chunk: bytes) -> int:

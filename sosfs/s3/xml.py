@@ -25,6 +25,7 @@ JOINED = "CompleteMultipartUploadResult"
 INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 
 REQUEST_IDS = ("x-amz-request-id", "x-amz-id-2", "x-amzn-requestid")  # the last is moto's, and of some services of AWS
+NO_S3 = " that is no S3 server's"  # of an answer, after its status
 LATE_MAX = 1 << 16  # bytes; a copy of 5 GiB takes minutes, with a blank every few seconds
 _OF_XML = frozenset({400, 403, 405, 501})  # what a HEAD is told by servers without ids, too
 _TOLD_BY_STATUS = ("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutBucket", "DeleteBucket", "CreateBucket")
@@ -107,7 +108,7 @@ def refusal_of(
     `request` begins with the name of the operation, names in `headers` are of any case, and `body` may be left out
     (b"") for a good answer to a GET. `came` says in words what a gateway sent.
     """
-    words = f"HTTP {status} that is no S3 server's" + (f": {came}" if came else "")
+    words = f"HTTP {status}{NO_S3}" + (f": {came}" if came else "")
     if status < HTTPStatus.MULTIPLE_CHOICES:
         code, message = late_error(method, status, body)
         if code:

@@ -32,7 +32,7 @@ from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
 from sosfs.s3.recognition import InFlight
-from sosfs.tree.keys import BEHIND_CONTROL, CONTROL, Form, name_of
+from sosfs.tree.keys import Form, name_of, shown_in_root
 
 ROOT = 1
 PENDING = math.inf
@@ -405,15 +405,19 @@ class Inodes:
                     todo.append(child)
         return found
 
+    def names(self, inode: Inode) -> tuple[bytes, ...]:
+        """The names that lead a user from the root of the mount to an inode."""
+        names: list[bytes] = []
+        while inode.parent is not None:
+            names.append(inode.name)
+            inode = inode.parent
+        if names:
+            names[-1] = shown_in_root(names[-1])
+        return tuple(reversed(names))
+
     def path(self, inode: Inode, mountpoint: str) -> str:
         """Where a user finds an inode."""
-        names: list[str] = []
-        while inode.parent is not None:
-            names.append(os.fsdecode(inode.name))
-            inode = inode.parent
-        if names and names[-1] == CONTROL:
-            names[-1] = BEHIND_CONTROL
-        return os.path.join(mountpoint, *reversed(names))  # noqa: PTH118 - a hot path
+        return os.path.join(mountpoint, *map(os.fsdecode, self.names(inode)))  # noqa: PTH118 - a hot path
 
     def key(self, inode: Inode) -> str:
         """The object's key now; a directory's ends in `/`. Raises OSError ESTALE for what no name leads to any more."""

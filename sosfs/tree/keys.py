@@ -157,6 +157,15 @@ def shown_in_root(name: bytes) -> bytes:
     return BEHIND_CONTROL.encode() if name == CONTROL.encode() else name
 
 
+def names_of(path: str) -> tuple[bytes, ...]:
+    """The names that lead from the root of a mount to what has this key, without the mount's prefix.
+
+    An object beside a directory of its name is taken for that one.
+    """
+    first, *rest = (name_of(segment) for segment in path.removesuffix("/").split("/"))
+    return shown_in_root(first), *rest
+
+
 def matches(parsed: Parsed, segment: str) -> bool:
     """Whether `segment` is the one that a parsed name stands for."""
     if parsed.form is Form.FOLDED:

@@ -222,6 +222,14 @@ class TestMount:
         assert process.wait(SECONDS) == 130
         assert not alive(int(pids.read_text()))
 
+    @pytest.mark.parametrize("options", [(), ("-f",)])
+    def test_who_waits_is_told_for_what(self, desk: Desk, options: Sequence[str]) -> None:
+        orders = {"hang": str(desk.base / "pid"), "slow": 0.1}
+        process = desk.begin("mount", "bucket", desk.path, "--endpoint", "http://127.0.0.1:1", *options, orders=orders)
+        assert process.stderr.readline() == "sosfs: connecting to 127.0.0.1:1 ...\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) in (130, -signal.SIGINT)
+
     def test_interrupt_while_it_forks_is_heeded(self, desk: Desk) -> None:
         pids = desk.base / "pid"
         process = desk.begin("mount", "bucket", desk.path, orders={"hang": str(pids), "interrupt": True})
@@ -566,14 +574,19 @@ class TestDoctor:
 
     def test_what_is_wrong_and_what_was_found_without_a_secret(self, desk: Desk) -> None:
         desk.mount()
-        done = desk.run("doctor", "--endpoint", "http://127.0.0.1:1")
+        done = desk.run("doctor", "--all", "--endpoint", "http://127.0.0.1:1")
         assert done.returncode == 1
         assert re.search(r"^ok +key +environment, EXOSCALE_API_KEY: EXOtest$", done.stdout, re.MULTILINE)
         assert re.findall(r"^FAIL.*", done.stdout, re.MULTILINE) == [
-            "FAIL    endpoint               http://127.0.0.1:1 does not answer: Connection refused"
+            "FAIL    endpoint               http://127.0.0.1:1 does not answer: connection refused"
             " -> check the network, --endpoint and --zone"
         ]
         assert re.search(rf"^ok +mount +{re.escape(str(desk.path))}: bucket, mounted", done.stdout, re.MULTILINE)
+        assert done.stdout.splitlines()[-1] == (
+            "1 problem, first: endpoint: http://127.0.0.1:1 does not answer: connection refused"
+        )
+        silent = desk.run("doctor", "bucket", desk.base, "--endpoint", "http://127.0.0.1:1")
+        assert not re.search(r"^\w+ +mount  ", silent.stdout, re.MULTILINE), "of other mounts it tells with --all"
         assert SECRET not in done.stdout + done.stderr
 
     @pytest.mark.parametrize(

@@ -122,7 +122,7 @@ def test_each_place_that_was_looked_at_is_told_without_a_value(home: Home) -> No
         "~/.aws/credentials, profile default",
     ]
     assert all(isinstance(answer, Absent) for answer in answers)
-    assert answers[0] == Absent("environment, EXOSCALE_API_KEY", "the key is not set")
+    assert answers[0] == Absent("environment, EXOSCALE_API_KEY", "the key is not set", is_near=True)
     assert "$EXO_SOS_SECRET not set" in str(answers[3])
     assert "hidden" not in str(answers)
 

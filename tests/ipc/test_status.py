@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 import tempfile
@@ -64,6 +65,14 @@ def test_a_status_comes_back_from_json_in_one_line(original: Status) -> None:
 
 def test_what_a_newer_daemon_adds_is_left_out() -> None:
     assert Status.from_json(some().to_json()[:-1] + ', "invented": 3}') == some()
+
+
+def test_others_are_told_nothing_that_may_name_a_file() -> None:
+    secret = ("secret",)
+    now = dataclasses.replace(some(), errors=secret, waiting=secret, damaged=secret, buckets={"secret": 1})
+    told = dataclasses.replace(now, silence="404: /b/secret", silent_since=7.0).without_names()
+    assert "secret" not in told.to_json()
+    assert told.silent_since == 7.0
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", '{"state": "mounted"}', '{"state": "dreaming"}'])

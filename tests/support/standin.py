@@ -41,10 +41,11 @@ class Orders:
     die: int = 0  # at the start, by this signal
     bug: str = ""  # at the start, by an exception nobody foresaw
     hang: str = ""  # at the start, writing its pid into this file
-    subtree_lock: str = ""  # drain as long as this file exists
+    gate: str = ""  # drain as long as this file exists
     left: int = 0  # files that are left at the end
     silent: bool = False  # end without a last status
     interrupt: bool = False  # the program, while it forks
+    slow: float = 60.0  # seconds after which who waits is told what for; a busy machine takes longer than a user would
 
 
 def ordered() -> Orders:
@@ -86,7 +87,7 @@ class Mounted:
         self.state = MountPhase.MOUNTING
 
     def status(self) -> Status:
-        pending = self.orders.left or (1 if self.orders.subtree_lock else 0)
+        pending = self.orders.left or (1 if self.orders.gate else 0)
         return Status(
             os.getpid(),
             self.settings.bucket,
@@ -109,7 +110,7 @@ class Mounted:
             ready()
             await pyfuse3.main()
             self.state = MountPhase.DRAINING
-            while self.orders.subtree_lock and Path(self.orders.subtree_lock).exists():
+            while self.orders.gate and Path(self.orders.gate).exists():
                 await trio.sleep(0.02)
             nursery.cancel_scope.cancel()
         self.state = MountPhase.STOPPED
@@ -142,6 +143,7 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
 
 if __name__ == "__main__":
     launch.run = functools.partial(launch.run, serve=serve)
+    launch.SLOW_SECONDS = ordered().slow
     if ordered().interrupt:
         os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))
     program, *arguments = sys.argv

@@ -13,6 +13,7 @@ import trio
 from sosfs.cli.doctor.findings import Finding, Verdict
 from sosfs.control import acl_text
 from sosfs.errors import Cause, StoreError
+from sosfs.log.wording import counted
 from sosfs.s3.bucket_settings import BucketSettings, Versioning
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
@@ -33,8 +34,8 @@ async def _asked(target: S3Target, prefix: str) -> list[Finding]:
         ("bucket: ACL", bucket.acl, _of_acl),
         ("bucket: versioning", bucket.versioning, _of_versioning),
         ("bucket: lifecycle", bucket.lifecycle, lambda rules: _of_lifecycle(rules, prefix)),
-        ("bucket: CORS", bucket.cors, lambda rules: _set("bucket: CORS", len(rules), "rules")),
-        ("bucket: policy", bucket.policy, lambda text: _set("bucket: policy", len(text), "bytes")),
+        ("bucket: CORS", bucket.cors, lambda rules: _set("bucket: CORS", len(rules), "rule")),
+        ("bucket: policy", bucket.policy, lambda text: _set("bucket: policy", len(text), "byte")),
     )
     try:
         return [await _one(*question) for question in questions]
@@ -54,7 +55,7 @@ async def _one(what: str, ask: Callable[[], Awaitable[Any]], judge: Judge) -> Fi
 
 
 def _set(what: str, count: int, unit: str) -> Finding:
-    return Finding(what, Verdict.NOTE, f"{count} {unit}" if count else "none")
+    return Finding(what, Verdict.NOTE, counted(count, unit) if count else "none")
 
 
 def _of_acl(held: Acl) -> Finding:
@@ -82,14 +83,14 @@ def _of_lifecycle(rules: Sequence[Mapping[str, Any]], prefix: str) -> Finding:
     if removing:
         advice = "files there go away by themselves: change the rule, or mount another prefix"
         return Finding(what, Verdict.WARNING, "; ".join(removing), advice)
-    return Finding(what, Verdict.NOTE, f"{len(rules)} rules, none removes files" if rules else "none")
+    return Finding(what, Verdict.NOTE, f"{counted(len(rules), 'rule')}, none removes files" if rules else "none")
 
 
 def _removing(rules: Sequence[Mapping[str, Any]], prefix: str) -> Iterator[str]:
     """Each rule in force that removes what a mount of `prefix` shows, in words."""
     for rule in rules:
         expiry = rule.get("Expiration", {})
-        when = f"{expiry['Days']} days" if "Days" in expiry else expiry.get("Date")
+        when = counted(int(expiry["Days"]), "day") if "Days" in expiry else expiry.get("Date")
         under = _prefix_of(rule)
         if when and rule.get("Status") == "Enabled" and (under.startswith(prefix) or prefix.startswith(under)):
             yield f"removes files{f' under {under!r}' if under else ''} {'after' if 'Days' in expiry else 'on'} {when}"

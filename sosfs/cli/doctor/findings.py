@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sosfs.log.escaping import printable, printable_lines
+from sosfs.log.wording import counted
 
 
 class Verdict(Enum):
@@ -62,6 +63,21 @@ class Output(Enum):
 Tell = Callable[[Finding], None]
 
 
+def summary(findings: Sequence[Finding]) -> str:
+    """The whole in one line: what keeps a mount from working, else what it works without."""
+    problems = [each for each in findings if each.verdict is Verdict.FAIL]
+    if problems:
+        first = problems[0]
+        return f"{counted(len(problems), 'problem')}, first: {first.what}: {first.detail}"
+    warnings = [each for each in findings if each.verdict is Verdict.WARNING]
+    told = "everything a mount needs is there"
+    if any(each.what == "bucket" and each.verdict is Verdict.UNKNOWN for each in findings):
+        told += ", as far as can be told without a bucket"
+    if warnings:
+        told += f"; {counted(len(warnings), 'warning')}, first: {warnings[0].what}: {warnings[0].detail}"
+    return told
+
+
 @contextlib.contextmanager
 def display(form: Output) -> Iterator[Tell]:
     """Shows on standard output what it is told: lines at once, a table or a document at the end of the block."""
@@ -78,8 +94,15 @@ def display(form: Output) -> Iterator[Tell]:
 
             yield tell
         console.print(table(told))
+        console.print(Text(printable(summary(told)), style="bold"))
     else:
-        yield lambda finding: print(printable_lines(str(finding)), flush=True)
+
+        def tell_line(finding: Finding) -> None:
+            told.append(finding)
+            print(printable_lines(str(finding)), flush=True)
+
+        yield tell_line
+        print(printable(summary(told)))
 
 
 def document(findings: Sequence[Finding]) -> str:
@@ -88,7 +111,7 @@ def document(findings: Sequence[Finding]) -> str:
         {"what": each.what, "verdict": each.verdict.value, "detail": each.detail, "advice": each.advice}
         for each in findings
     ]
-    return json.dumps({"ok": not failed(findings), "findings": rows}, indent=2)
+    return json.dumps({"ok": not failed(findings), "summary": summary(findings), "findings": rows}, indent=2)
 
 
 def table(findings: Sequence[Finding]) -> Table:

@@ -123,10 +123,12 @@ def state(settings: Settings) -> Iterator[Finding]:
         yield Finding(what, verdict, detail, "name one on a disk with --cache-dir")
 
 
-def mounts() -> Iterator[Finding]:
-    """What is mounted already, as far as this user may ask."""
+def mounts(only: Path | None = None) -> Iterator[Finding]:
+    """What is mounted already, as far as this user may ask; where one is named, on that mount point."""
     for mount in mountpoint.table():
         if mount.type != mountpoint.TYPE or os.geteuid() not in {0, mount.owner}:
+            continue
+        if only is not None and mount.mountpoint != only:
             continue
         try:
             now = status.fetch(mount.mountpoint, owner=mount.owner)

@@ -10,6 +10,7 @@ written but scratch keys, which are removed again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 
 from sosfs.cli.doctor import account, bucket, machine, rights, server
@@ -19,18 +20,25 @@ from sosfs.daemon.launch import Exit
 from sosfs.s3.customer_key import CustomerKeyError
 
 
-def run(settings: Settings, mountpoint: Path | None, form: Output) -> int:
+class Mounts(Enum):
+    """Which mounts are looked at."""
+
+    NAMED = "named"  # the one on the mount point that the user named
+    ALL = "all"
+
+
+def run(settings: Settings, mountpoint: Path | None, form: Output, mounts: Mounts = Mounts.NAMED) -> int:
     """Shows the outcome of all checks; 1 when one says that a mount cannot work."""
     code = Exit.OK
     with display(form) as tell:
-        for finding in examine(settings, mountpoint):
+        for finding in examine(settings, mountpoint, mounts):
             tell(finding)
             if finding.verdict is Verdict.FAIL:
                 code = Exit.FAILED
     return code
 
 
-def examine(settings: Settings, mountpoint: Path | None = None) -> Iterator[Finding]:
+def examine(settings: Settings, mountpoint: Path | None = None, mounts: Mounts = Mounts.NAMED) -> Iterator[Finding]:
     """The findings, each as it is made. `settings` are as the user gave them, not placed yet."""
     yield from machine.program()
     yield from machine.fuse(settings)
@@ -45,7 +53,10 @@ def examine(settings: Settings, mountpoint: Path | None = None) -> Iterator[Find
         if answers:
             yield from _bucket(settings, key)
     yield from machine.state(settings)
-    yield from machine.mounts()
+    if mounts is Mounts.ALL:
+        yield from machine.mounts()
+    elif mountpoint is not None:
+        yield from machine.mounts(mountpoint)
 
 
 def _bucket(settings: Settings, key: account.Key) -> Iterator[Finding]:

@@ -50,7 +50,7 @@ function _shtab_sosfs_using
   test "$_shtab_sosfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_sosfs_commands mount umount status acl 'acl get' 'acl set' limit clean warm drop bench doctor demo help
+set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' limit clean warm drop bench doctor demo help
 set -g _shtab_sosfs_opts_with_value --acl --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --link-lifetime --log-file --log-level --memory --part-size --patience --profile --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
 
 complete -c sosfs -e
@@ -104,10 +104,18 @@ complete -c sosfs -n '_shtab_sosfs_using umount' -s h -l help -d 'show this help
 complete -c sosfs -n '_shtab_sosfs_using umount' -l timeout -x -d 'wait no longer, then exit with 3'
 complete -c sosfs -n '_shtab_sosfs_using umount' -s l -l lazy -d 'detach it even while it is in use, and do not wait'
 complete -c sosfs -n '_shtab_sosfs_using umount; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
-complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a status -d 'Shows what a mount is doing: what is pending and what keeps it, what is damaged, errors, requests.'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a status -d 'Shows what the mount is doing that PATH is in; without PATH, all mounts of yours, a line each.'
 complete -c sosfs -n '_shtab_sosfs_using status' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using status' -l json -d 'as one JSON document'
-complete -c sosfs -n '_shtab_sosfs_using status; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
+complete -c sosfs -n '_shtab_sosfs_using status' -l json -d 'as one JSON document; with --watch one a line'
+complete -c sosfs -n '_shtab_sosfs_using status' -l watch -d 'live, with rates, until Ctrl-C'
+complete -c sosfs -n '_shtab_sosfs_using status; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a mount point, or anything in a mount'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a pending -d 'Lists the changes at and below PATH that wait to go into the bucket: since when, how far they are, what the last try met and when the next one is. Without PATH, those of all mounts of yours.'
+complete -c sosfs -n '_shtab_sosfs_using pending' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using pending' -l json -d 'as one JSON document'
+complete -c sosfs -n '_shtab_sosfs_using pending; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a retry -d 'Tries all changes at and below PATH now, and shows what still waits.'
+complete -c sosfs -n '_shtab_sosfs_using retry' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using retry; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount, or a mount point'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a acl -d 'Shows or replaces the ACLs of files in a mount.'
 complete -c sosfs -n '_shtab_sosfs_using acl' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using acl; and test $_shtab_sosfs_npos -eq 0' -a get -d 'Shows the ACLs of files in a mount.'
@@ -152,6 +160,7 @@ complete -c sosfs -n '_shtab_sosfs_using bench; and test $_shtab_sosfs_npos -eq 
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a doctor -d 'Checks what a mount needs: the machine and, with a bucket, the key'"'"'s rights and the server. Writes nothing into the bucket but scratch keys, and removes them again.'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l json -d 'as one JSON document'
+complete -c sosfs -n '_shtab_sosfs_using doctor' -l all -d 'look at the other mounts of this machine as well'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l endpoint -x -d 'The S3 server. May hold {zone}. (default: that of the zone)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l zone -x -d 'Exoscale zone, such as ch-gva-2. (default: the one the bucket is in)'
 complete -c sosfs -n '_shtab_sosfs_using doctor' -l profile -x -d 'AWS profile to take the key from; no other source is looked at. (default: none)'
@@ -169,4 +178,4 @@ complete -c sosfs -n '_shtab_sosfs_using demo' -s h -l help -d 'show this help m
 complete -c sosfs -n '_shtab_sosfs_using demo; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where to mount (default: a new directory)'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a help -d 'Shows a page of the manual, or without a topic the list of pages. The name of a command is a topic too.'
 complete -c sosfs -n '_shtab_sosfs_using help' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness options promises proxies recipes speed troubleshooting" -d 'a page of the manual, or a command'
+complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness options promises proxies recipes speed status troubleshooting" -d 'a page of the manual, or a command'

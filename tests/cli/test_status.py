@@ -1,0 +1,291 @@
+"""What `sosfs status` says in words and live, and that long waits of other commands speak."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sosfs.cli import location, progress, status, watch
+from sosfs.cli.doctor import findings
+from sosfs.cli.doctor.findings import Finding, Verdict
+from sosfs.cli.progress import Step
+from sosfs.daemon.mountpoint import Mount
+from sosfs.ipc.status import MountPhase, Status
+from sosfs.log.wording import counted, lasting
+from tests.conftest import Mounter
+from tests.support.drive import Drive
+from tests.support.faults import Hang
+from tests.support.foreign import Foreign, numbered
+from tests.support.mounting import SOSFS, run_sosfs
+from tests.support.proxy import Proxy
+from tests.support.servers import Server
+from tests.support.traffic import Op, on
+from tests.support.waiting import SECONDS
+
+NOW = Status(7, "photos", "", "/mnt/photos", "https://sos-ch-dk-2.exo.io", MountPhase.MOUNTED)
+# The program as it is installed, but that a line of progress is due at once.
+IMPATIENT = "import sys; from sosfs.cli import main, progress; progress.LINE_SECONDS = 0; sys.exit(main.main())"
+
+
+def moment(**values: object) -> Status:
+    return Status.from_json(json.dumps({**json.loads(NOW.to_json()), **values}))
+
+
+@pytest.fixture
+def server(moto: Server) -> Server:
+    """One is enough."""
+    return moto
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("values", "line"),
+        [
+            ({}, "pending    all is in the bucket"),
+            ({"pending_files": 1}, "pending    1 change not in the bucket yet"),
+            ({"pending_files": 2, "pending_bytes": 1}, "pending    2 changes not in the bucket yet (1 byte)"),
+            (
+                {"pending_files": 2, "pending_bytes": 5000, "uploaded_bytes": 1000},
+                "pending    2 changes not in the bucket yet (5.0 kB, 1.0 kB of them are up)",
+            ),
+            ({"memory_bytes": 3000, "memory_limit": 9000}, "memory     3.0 kB in use for data and names, of 9.0 kB"),
+            ({"conditions": "honoured"}, "conditions honoured: the server refuses to overwrite what another host"),
+            ({"conditions": "ignored"}, "conditions ignored: sosfs looks before it writes"),
+            ({"caches": {"memory": [3, 4]}}, "cache      data in memory: 75 % of 4 questions answered from here"),
+            ({"caches": {"disk": [0, 0]}}, "cache      data on disk: not asked yet"),
+            ({"requests": {"GetObject": 1200}, "retries": 1}, "requests   1,200 GetObject; 1 try made again"),
+            ({"bucket": "", "buckets": {"a": 1}}, "in use     a, 1 pending"),
+        ],
+    )
+    def test_a_fact_a_line(self, values: dict[str, object], line: str) -> None:
+        assert any(shown.startswith(line) for shown in status.text(moment(**values))), status.text(moment(**values))
+
+    @pytest.mark.parametrize(
+        ("durability", "files", "told"),
+        [
+            ("journal", 3, "3 changes wait in the journal"),
+            ("journal", 1, "1 change waits in the journal"),
+            ("bucket", 2, "2 changes wait on this machine"),
+        ],
+    )
+    def test_a_server_that_is_away(self, durability: str, files: int, told: str) -> None:
+        now = moment(silent_since=time.time(), silence="connection refused", durability=durability, pending_files=files)
+        assert status.server(now).endswith(f" (connection refused); {told}")
+        assert status.server(now).startswith("does not answer since ")
+
+    def test_an_overview_has_a_line_each(self) -> None:
+        seen = [
+            status.Seen("/mnt/photos", moment(pending_files=2)),
+            status.Seen("/a", None, "the daemon of this mount does not answer"),
+            status.Seen("/m\x1b[2J", moment(bucket="", state="draining", damaged=["x"])),
+        ]
+        assert status.overview(seen) == [
+            "/mnt/photos  photos       mounted, 2 changes not in the bucket yet",
+            "/a           the daemon of this mount does not answer",
+            "/m\\x1b[2J    all buckets  unmounted, sending what waits, all is in the bucket, 1 damaged file or change",
+        ]
+
+    def test_numbers(self) -> None:
+        assert [counted(n, "file") for n in (0, 1, 2, 1234)] == ["0 files", "1 file", "2 files", "1,234 files"]
+        assert [lasting(s) for s in (-1, 3.4, 99, 100, 3600, 7500, 86400 * 3)] == [
+            *("0 s", "3 s", "99 s", "1 min", "60 min", "2 h 5 min", "3 days"),
+        ]
+
+
+class TestRates:
+    def test_between_two_looks(self) -> None:
+        before = moment(sent_bytes=100, moving_bytes=50, requests={"GetObject": 1}, retries=1)
+        requests = {"GetObject": 5, "PutObject": 2}
+        now = moment(sent_bytes=300, moving_bytes=250, received_bytes=20, requests=requests, retries=3)
+        rates = watch.between(before, now, 2.0)
+        assert (rates.up, rates.down, rates.requests, rates.retries) == (200, 10, {"GetObject": 2, "PutObject": 1}, 1)
+        assert rates.total == 3
+        assert rates.left(moment(pending_bytes=1000, uploaded_bytes=400)) == 3.0
+        assert rates.left(moment()) is None
+
+    def test_what_was_given_up_is_no_negative_rate_and_another_daemon_no_rate(self) -> None:
+        assert watch.between(moment(moving_bytes=9), moment(), 1.0).up == 0
+        assert watch.between(moment(), moment(pid=8, sent_bytes=9), 1.0).up == 0
+
+    def test_a_picture(self) -> None:
+        clock = iter([0.0, 10.0])
+        history = watch.History(lambda: next(clock))
+        history.add(moment())
+        now = moment(sent_bytes=20_000, pending_files=1, pending_bytes=8000, requests={"PutObject": 40}, failures=2)
+        picture = "\n".join(watch.picture([status.Seen("/mnt/photos", now)], history))
+        for line in (
+            "up         2.0 kB/s, 20.0 kB in all",
+            "queue      1 change not in the bucket yet (8.0 kB); 4 s left at this rate",
+            "requests   4.0 a second: PutObject 4.0",
+            "retries    0.0 a second, 0 in all; 2 given up",
+        ):
+            assert line in picture
+
+
+class TestPlace:
+    """Which mount a path is in is found without a look into it."""
+
+    def test_by_name_alone(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def of(path: Path, kind: str = "fuse.sosfs") -> Mount:
+            return Mount(path, kind, "b", 0, "0:1")
+
+        root, outer, inner = tmp_path / "plain", tmp_path / "outer", tmp_path / "outer/a/inner"
+        for path in (root, inner):
+            path.mkdir(parents=True)
+        (tmp_path / "link").symlink_to("outer/a")
+        (tmp_path / "round").symlink_to("round")
+        mounts = [of(Path("/"), "ext4"), of(outer), of(inner)]
+        asked: list[Path] = []
+        real = Path.readlink
+
+        def readlink(path: Path) -> Path:
+            asked.append(path)
+            return real(path)
+
+        monkeypatch.setattr(Path, "readlink", readlink)
+
+        def found(path: Path | str) -> tuple[Path, tuple[bytes, ...]] | None:
+            place = location.holding(str(path), mounts)
+            return (place.mount.mountpoint, place.names) if place else None
+
+        assert found(outer) == (outer, ())
+        assert found(outer / "x/y") == (outer, (b"x", b"y"))
+        assert found(tmp_path / "link/z") == (outer, (b"a", b"z"))
+        assert found(inner / "z") == (inner, (b"z",))
+        assert found(root / "z") is None
+        assert not [path for path in asked if path.is_relative_to(outer)]
+        with pytest.raises(OSError, match="symbolic links"):
+            found(tmp_path / "round/x")
+        monkeypatch.chdir(root)
+        assert found("../outer/./x") == (outer, (b"x",))
+
+
+def test_all_mounts_and_any_path_in_one(mounter: Mounter) -> None:
+    drives = [mounter(), mounter()]
+    environment = drives[0].mount.environment
+    done = run_sosfs(["status"], environment)
+    for drive in drives:
+        bucket = drive.foreign.bucket
+        assert re.search(
+            rf"^{re.escape(str(drive.mount.path))} +{bucket} +mounted, all is in the bucket$", done.stdout, re.MULTILINE
+        )
+    listed = json.loads(run_sosfs(["status", "--json"], environment).stdout)
+    assert {str(drive.mount.path) for drive in drives} <= {one["mountpoint"] for one in listed}
+    inside = json.loads(run_sosfs(["status", drives[1].here / "not/there", "--json"], environment).stdout)
+    assert inside["pid"] == drives[1].mount.pid
+
+
+def test_live_in_a_pipe_as_lines_of_json_and_on_a_terminal(mounter: Mounter) -> None:
+    drive = mounter()
+    (drive.here / "f").write_bytes(b"x" * 1000)
+    command = [*SOSFS, "status", "--watch", str(drive.here)]
+    for options, marks in (((), ["up ", "requests  "]), (("--json",), ['"sent_bytes": 1000', '"rates": {"up": '])):
+        with subprocess.Popen(
+            [*command, *options], env=drive.mount.environment, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            for mark in marks:
+                assert any(mark in line for line in process.stdout)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(SECONDS) == 0
+    ours, theirs = pty.openpty()
+    with (
+        closing(os.fdopen(ours, "rb", buffering=0)) as screen,
+        subprocess.Popen(command, env={**drive.mount.environment, "TERM": "xterm"}, stdout=theirs) as process,
+    ):
+        os.close(theirs)
+        shown = b""
+        while shown.count(b"queue") < 2:
+            shown += screen.read(4096)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+    assert b"\x1b[" in shown, "it is repainted"
+
+
+def test_what_caches_have_answered(mounter: Mounter, foreign: Foreign) -> None:
+    foreign.put("f", b"x" * 300_000)
+    drive = mounter("", "--cache-size", "64M")
+    for _ in range(3):
+        with (drive.here / "f").open("rb", buffering=0) as file:
+            assert len(os.pread(file.fileno(), 1000, 0)) == 1000
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    caches = json.loads(run_sosfs(["status", drive.here, "--json"], drive.mount.environment).stdout)["caches"]
+    hits, asked = caches["memory"]
+    assert 1 <= hits < asked
+    assert caches["attributes"][0] < caches["attributes"][1]
+    assert caches["disk"][0] <= caches["disk"][1]
+
+
+class TestProgress:
+    def test_lines_off_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        clock = iter([0.0, 5.0, 10.0, 10.0, 15.0, 20.5, 20.5])
+        monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", said)
+        with progress.of_bytes() as shown:
+            shown.tell(Step("sending, 2 files left", 0, 4000))
+            assert not shown.was_shown, "what is quick is silent"
+            for done in (1000, 2000, 3000):
+                shown.tell(Step("sending\x1b, 1 file left", done, 4000))
+        assert said.getvalue() == (
+            "sosfs: sending\\x1b, 1 file left: 1.0 kB of 4.0 kB\nsosfs: sending\\x1b, 1 file left: 3.0 kB of 4.0 kB\n"
+        )
+        assert shown.was_shown
+
+    def run(self, drive: Drive, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", IMPATIENT, *map(str, arguments)],
+            env=drive.mount.environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    def test_of_warm_acl_and_umount(self, mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
+        foreign.put_all(numbered("t/f", 40))
+        drive = mounter(proxy.endpoint, "--durability", "journal")
+        done = self.run(drive, "warm", drive.here / "t")
+        assert done.returncode == 0
+        assert done.stdout.startswith("40 files: attributes only")
+        done = self.run(drive, "acl", "set", "-r", "private", drive.here / "t")
+        assert (done.returncode, done.stdout) == (0, "40 files changed\n")
+        assert "sosfs: setting ACLs: 40 of 40\n" in done.stderr
+        proxy.inject(Hang(), on(Op.PUT))
+        (drive.here / "new").write_bytes(b"x" * 1000)
+        command = [sys.executable, "-c", IMPATIENT, "umount", str(drive.mount.path)]
+        with subprocess.Popen(command, env=drive.mount.environment, stderr=subprocess.PIPE, text=True) as process:
+            assert process.stderr is not None
+            assert process.stderr.readline().startswith("sosfs: sending, 1 file left")
+            proxy.heal()
+            proxy.drop_connections()
+            *_, last = process.stderr
+            assert last == "sosfs: all is in the bucket: 1 file, 1.0 kB\n"
+            assert process.wait(SECONDS) == 0
+        drive.mount.clear()
+
+
+@pytest.mark.parametrize(
+    ("told", "line"),
+    [
+        ([], "everything a mount needs is there"),
+        ([("bucket", Verdict.UNKNOWN)], "everything a mount needs is there, as far as can be told without a bucket"),
+        ([("a", Verdict.WARNING)], "everything a mount needs is there; 1 warning, first: a: it is a"),
+        ([("a", Verdict.WARNING), ("b", Verdict.FAIL)], "1 problem, first: b: it is b"),
+        ([("b", Verdict.FAIL), ("c", Verdict.FAIL)], "2 problems, first: b: it is b"),
+    ],
+)
+def test_doctor_ends_with_its_verdict(told: Sequence[tuple[str, Verdict]], line: str) -> None:
+    assert findings.summary([Finding(what, verdict, f"it is {what}") for what, verdict in told]) == line

@@ -1,0 +1,145 @@
+"""What waits, tried at once, without a kernel: the clock stands still, so nothing is tried by itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.concurrency.backoff import Backoff
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.filesystem.pending_changes import PendingChanges
+from sosfs.s3.traffic import Traffic
+from tests.support.composed import Composed, composed
+from tests.support.fake_store import FakeStore
+from tests.support.held import Held
+
+
+class Refusing(FakeStore):
+    """Refuses to store under the keys in `refused`, and counts who tried."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.refused: set[str] = set()
+        self.tried: list[str] = []
+        self.fault = self._refuse
+
+    def _refuse(self, operation: str, key: str) -> None:
+        if operation in {"put", "copy", "delete", "delete_many"}:
+            self.tried.append(key)
+            if key in self.refused:
+                raise StoreError(errno.EACCES, f"{operation} {key!r}", code="AccessDenied", status=403)
+
+
+def ask(mount: Composed, errand: str, *path: bytes, moved: dict[str, int] | None = None) -> dict[str, Any]:
+    changes = PendingChanges(mount.parts, "", lambda: moved or {})
+    work = {"pending": changes.tell, "retry": changes.retry}[errand]
+    return mount.loop.run(lambda: work([path], lambda _: None))
+
+
+def paths(told: dict[str, Any]) -> list[str]:
+    return [one["path"] for one in told["changes"]]
+
+
+def refuse(mount: Composed, store: Refusing, *keys: str) -> None:
+    """Writes files that the store does not take."""
+    store.refused = set(keys)
+    for key in keys:
+        with pytest.raises(StoreError):
+            mount.loop.run(partial(mount.write, key, b"12345", flags=os.O_CREAT))
+    mount.loop.passes(3)  # the task that sends them has tried, and waits
+
+
+@pytest.fixture
+def store() -> Refusing:
+    return Refusing()
+
+
+def test_only_what_is_meant_is_tried(tmp_path: Path, store: Refusing) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(mount.mkdir, "d"))
+        refuse(mount, store, "a", "d/b")
+        assert {"a", "d/b"} <= set(paths(ask(mount, "pending")))
+        store.tried.clear()
+        store.refused.clear()
+        assert ask(mount, "retry", b"d", b"b") == {"tried": 1, "changes": [], "total": 0}
+        assert store.tried == ["d/b"]
+        assert ask(mount, "retry", b"d", b"b")["tried"] == 0
+        assert "a" in paths(ask(mount, "pending"))
+        assert ask(mount, "retry")["total"] == 0
+        assert ask(mount, "pending")["total"] == 0
+
+
+def test_a_retry_leaves_nobody_waiting(tmp_path: Path, store: Refusing) -> None:
+    """A task that waits to send a file ends once that is stored by another way: it holds memory and a writer's room."""
+    with composed(store, tmp_path) as mount:
+        refuse(mount, store, "a")
+        (waits,) = ask(mount, "pending")["changes"]
+        assert "AccessDenied" in waits["error"]
+        assert 0 < waits["retry_at"] - time.time() <= 300
+        store.refused.clear()
+        assert ask(mount, "retry")["total"] == 0
+        mount.loop.passes(0.1)
+        assert not mount.parts.commits.drafts
+
+
+def test_bytes_on_the_wire_count_for_their_file_and_never_beyond_its_size(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        store.before["put"] = trio.Event()
+        for key in ("a", "b"):
+            mount.loop.run(partial(mount.write, key, b"12345", flags=os.O_CREAT))
+        assert {one["uploaded"] for one in ask(mount, "pending", moved={"a": 3})["changes"]} == {0}, "none is sent yet"
+        mount.loop.passes(3)
+        assert store.reached == {("put", "a"), ("put", "b")}
+        told = ask(mount, "pending", moved={"a": 3, "b": 99, "c": 5})
+        assert {one["path"]: one["uploaded"] for one in told["changes"]} == {"a": 3, "b": 5}
+        mount.loop.run(store.release)
+
+
+def test_traffic_knows_what_is_under_way_and_whether_the_server_answers() -> None:
+    traffic = Traffic(now=lambda: 7.0)
+    with traffic.sending("k") as one, traffic.sending("k") as other:
+        one.at(10)
+        other.at(5)
+        one.at(2)  # sent again from there
+        assert traffic.moved() == {"k": 7}
+    assert traffic.moved() == {}
+    traffic.unanswered("reset")
+    traffic.unanswered("refused")
+    assert traffic.silence is not None
+    assert (traffic.silence.since, traffic.silence.why) == (7.0, "refused")
+    traffic.answered()
+    assert traffic.silence is None
+
+
+def test_one_of_those_who_wait_is_woken() -> None:
+    ended: list[tuple[str, bool]] = []
+
+    async def scene() -> None:
+        backoff = Backoff()
+
+        async def wait(who: str, seconds: float) -> None:
+            ended.append((who, await backoff.pause(seconds, who)))
+
+        async with trio.open_nursery() as nursery:
+            for who, seconds in (("a", 100.0), ("b", 50.0), ("a", 10.0)):
+                nursery.start_soon(wait, who, seconds)
+            await trio.testing.wait_all_tasks_blocked()
+            assert backoff.ends["a"] < backoff.ends["b"] < time.time() + 60
+            backoff.hurry_one("a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(backoff.ends) == {"b"}
+            backoff.hurry()
+        assert not backoff.ends
+
+    trio.run(scene)
+    assert ended == [("a", True), ("a", True), ("b", True)]
