@@ -16,6 +16,7 @@ from typing import Protocol
 from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
 from sosfs.errors import StoreError
 from sosfs.s3.protocol import Object, ObjectStore, Slice
+from sosfs.tracing.meters import METERS
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,9 @@ class BlockFetch:
         """The blocks `[first, last)`, and whether they are not on the disk yet. Raises EIO for wrong ones."""
         if self._disk is not None:
             body = await self._disk.read(source.key, source.etag, source.size, first, last)
-            if body is not None and await self._verifier.accepts(source, first, body):
+            is_good = body is not None and await self._verifier.accepts(source, first, body)
+            METERS.disk_reads[is_good] += 1
+            if body is not None and is_good:
                 return body, False
             if body is not None:
                 log.info("%s is wrong in the disk cache, and fetched again", source.key)

@@ -18,7 +18,7 @@ from sosfs.cli import option_table
 from sosfs.config import key_search, parameters, values, zones
 from sosfs.config.credentials import Surroundings
 from sosfs.config.key_search import Finder
-from sosfs.config.parameters import SettingError, Settings
+from sosfs.config.parameters import LogLevel, SettingError, Settings
 from sosfs.config.zones import Naming, Place
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
@@ -85,6 +85,8 @@ def _parser() -> argparse.ArgumentParser:
     status.add_argument("--json", action="store_true", help="as one JSON document")
     status.set_defaults(run=_status)
 
+    _add_log(commands)
+    _add_profile(commands)
     _add_caches(commands)
     _add_bench(commands)
     _add_doctor(commands)
@@ -146,6 +148,38 @@ def _add_caches(commands: Any) -> None:
     drop.set_defaults(run=_drop)
     for command in (warm, drop):
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
+
+
+def _add_log(commands: Any) -> None:
+    log = commands.add_parser(
+        "log",
+        help="change what a running mount logs, or show it",
+        description="Changes what a running mount logs and tells what it logs then. An access log has a line for "
+        "each request of a program and each S3 request.",
+    )
+    log.add_argument("directory", metavar="MOUNTPOINT")
+    log.add_argument("--access", metavar="FILE|off", help="write an access log into this file, or end it")
+    log.add_argument(
+        "--level", choices=[one.value for one in LogLevel], help="what goes into the log of the mount from now on"
+    )
+    log.set_defaults(run=_log)
+
+
+def _add_profile(commands: Any) -> None:
+    profile = commands.add_parser(
+        "profile",
+        help="show which programs ask what of a mount, and what it costs",
+        description="Sums by operation and by process what is asked of a mount: live on a terminal, else at the end.",
+    )
+    profile.add_argument("directory", metavar="MOUNTPOINT")
+    profile.add_argument(
+        "--seconds",
+        type=values.for_argparse(values.PERIOD),
+        metavar="N",
+        help="for how long (default: until Ctrl-C)",
+    )
+    profile.add_argument("--json", action="store_true", help="as one JSON document, at the end")
+    profile.set_defaults(run=_profile)
 
 
 def _add_bench(commands: Any) -> None:
@@ -234,6 +268,18 @@ def _status(options: argparse.Namespace) -> int:
     from sosfs.cli import status as status_command  # noqa: PLC0415
 
     return status_command.run(mountpoint.canonical(options.directory), json=options.json)
+
+
+def _log(options: argparse.Namespace) -> int:
+    from sosfs.cli import log as log_command  # noqa: PLC0415
+
+    return log_command.run(mountpoint.canonical(options.directory), access=options.access, level=options.level)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from sosfs.cli import profile  # noqa: PLC0415
+
+    return profile.run(mountpoint.canonical(options.directory), seconds=options.seconds, as_json=options.json)
 
 
 def _acl_get(options: argparse.Namespace) -> int:

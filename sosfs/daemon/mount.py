@@ -28,10 +28,12 @@ from sosfs.control import nodes
 from sosfs.daemon import allocator, privacy, readiness, task_dump
 from sosfs.daemon.bdi import raise_read_ahead
 from sosfs.daemon.mountpoint import StartError
+from sosfs.daemon.observation import Observation
 from sosfs.daemon.service import Service, service_of
 from sosfs.errors import StoreError
+from sosfs.fuse.measured import measure
 from sosfs.fuse.requests import CALLERS
-from sosfs.ipc import commands, sockets, status
+from sosfs.ipc import commands, metrics_server, sockets, status
 from sosfs.log import level as log_level
 from sosfs.s3 import bucket_zone
 
@@ -104,6 +106,7 @@ class _Mount:
         self._source = source
         self.ages = task_dump.Ages()
         self._errors = _Errors()
+        self._observation = Observation(settings.mountpoint)
         self._state = status.State.MOUNTING
         self._draining = trio.CancelScope()
         self._service: Service = service_of(settings, source, self._moment)
@@ -137,8 +140,11 @@ class _Mount:
             await self._service.begin(background)
             CALLERS.attach(background)
             await nursery.start(sockets.tell, status.socket_path(mountpoint), self._service.status)
+            if self._settings.metrics:
+                await nursery.start(metrics_server.serve, self._settings.metrics, self._service.status)
+            measure(self._service.operations)
             _attach(self._service.operations, mountpoint, self._options())
-            works = {**self._service.errands, "store": self._store}
+            works = {**self._service.errands, **self._observation.works, "store": self._store}
             await nursery.start(commands.serve, commands.socket_path(mountpoint), works)
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
@@ -152,6 +158,7 @@ class _Mount:
                     await self._service.let_go()
                 pyfuse3.close(unmount=True)
             left = await self._drain()
+            await self._observation.close()
             nursery.cancel_scope.cancel()
         return left
 

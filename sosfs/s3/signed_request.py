@@ -31,6 +31,7 @@ from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, Signing,
 from sosfs.s3.protocol import Body
 from sosfs.s3.retries import CLOCK, Clock, Patience
 from sosfs.s3.transport import PROXY_LOGIN, Transport
+from sosfs.tracing.exchange import Exchange
 
 log = logging.getLogger(__name__)
 
@@ -118,13 +119,19 @@ class SignedHttp:
         def attempt() -> Reply:
             return self._transport.exchange(self._signed(request, method, path, told, body, pace, room), interrupt)
 
-        return self._persist(request, method, attempt, min(patience, self._target.patience), interrupt)
+        tried = Patience(min(patience, self._target.patience), self._clock)
+        with Exchange(operation, key, sent=len(body)) as exchange:
+            try:
+                answer = self._persist(request, method, attempt, tried, interrupt)
+            finally:
+                exchange.tries = tried.tries
+            exchange.received, exchange.status = len(answer.body), answer.status
+        return answer
 
     def _persist(
-        self, request: str, method: str, attempt: Callable[[], Reply], seconds: float, interrupt: Interrupt | None
+        self, request: str, method: str, attempt: Callable[[], Reply], patience: Patience, interrupt: Interrupt | None
     ) -> Answer:
-        """Tries until there is an answer that stands, or `seconds` are over."""
-        patience = Patience(seconds, self._clock)
+        """Tries until there is an answer that stands, or the patience is over."""
         repeated = False
         while True:
             if interrupt:
