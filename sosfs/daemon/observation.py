@@ -52,9 +52,7 @@ class Observation:
         """Changes what is told (`level` with its name, `access` with a path or `OFF`) and returns what holds then."""
         for name, value in words:
             if name == b"level":
-                wanted = _level(value)
-                level.put(wanted)
-                log.log(max(logging.INFO, logging.getLogger().level), "the log level is %s", wanted.value)
+                _put_level(_level(value))
             elif name == b"access":
                 await self._end_access_log()
                 if value != OFF:
@@ -100,6 +98,15 @@ class Observation:
         finally:
             METERS.unwatch(profile)
             self._profiles -= 1
+
+
+def _put_level(wanted: LogLevel) -> None:
+    is_told = log.isEnabledFor(logging.INFO)  # else it may be afterwards
+    if is_told:
+        log.info("the log level is %s from now on", wanted.value)
+    level.put(wanted)
+    if not is_told:
+        log.info("the log level is %s from now on", wanted.value)
 
 
 def _level(value: bytes) -> LogLevel:

@@ -43,9 +43,14 @@ class AccessLog:
         self.path = path
         self._file = _File(path)
         self._waiting: queue.Queue[KernelRequest | S3Request | None] = queue.Queue(WAITING)
-        self._lost = 0
+        self.lost = 0  # lines, since that was last said
         self._thread = threading.Thread(target=self._write, name="access log", daemon=True)
         self._thread.start()
+
+    @property
+    def waits(self) -> int:
+        """How many lines wait for the disk."""
+        return self._waiting.qsize()
 
     def kernel_request(self, request: KernelRequest) -> None:
         """Has a line written for it."""
@@ -67,7 +72,7 @@ class AccessLog:
         try:
             self._waiting.put_nowait(request)
         except queue.Full:
-            self._lost += 1
+            self.lost += 1
 
     def _write(self) -> None:
         while (first := self._waiting.get()) is not None:
@@ -83,13 +88,13 @@ class AccessLog:
         self._file.close()
 
     def _append(self, lines: list[str]) -> None:
-        lost = self._lost
+        lost = self.lost
         if lost:
             lines = [f"{_time(datetime.now(UTC).timestamp())} - lost lines={lost}", *lines]
         if self._file.append(lines):
-            self._lost -= lost
+            self.lost -= lost
         else:
-            self._lost += len(lines) - bool(lost)
+            self.lost += len(lines) - bool(lost)
 
 
 class _File(WatchedFileHandler):
