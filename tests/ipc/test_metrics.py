@@ -20,9 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 import sosfs
 from tests.conftest import Mounter
 from tests.support.drive import Drive
+from tests.support.faults import Answer
 from tests.support.mounting import run_sosfs
 from tests.support.processes import Process, free_port, listening
 from tests.support.proxy import Proxy
+from tests.support.traffic import on
 from tests.support.waiting import until
 
 DASHBOARD = Path(sosfs.__file__).parent / "docs/grafana.json"
@@ -66,7 +68,9 @@ def work(drive: Drive) -> None:
     """What makes each of the metrics move."""
     (drive.here / "file").write_bytes(b"x" * 10_000)
     drive.run("cat", "file")
-    drive.foreign.put(f"foreign-{os.urandom(4).hex()}", b"y" * 3000)
+    name = f"foreign-{os.urandom(4).hex()}"
+    drive.foreign.put(name, b"y" * 3000)
+    drive.run("cat", drive.mount.path / name)
     with contextlib.suppress(FileNotFoundError):
         (drive.here / f"absent-{os.urandom(4).hex()}").stat()
     drive.run("ls", "-la", drive.here)
@@ -100,18 +104,29 @@ def test_a_mount_counts_what_is_asked_of_it(mounter: Mounter, proxy: Proxy) -> N
 def test_tries_and_errors_are_counted(mounter: Mounter, proxy: Proxy) -> None:
     port = free_port()
     drive = mounter(proxy.endpoint, "--metrics", f"127.0.0.1:{port}")
-    drive.mount.allow_log("is not in the bucket yet")
+    drive.mount.allow_log("WARNING")
     before = samples(scraped(port))
-    proxy.fail_next("PUT", 503)
-    (drive.here / "file").write_bytes(b"x")
+    with proxy.broken(Answer(503, "SlowDown"), on("PUT"), times=2):
+        (drive.here / "file").write_bytes(b"x")
     after = samples(scraped(port))
     name = ("sosfs_s3_retries_total", "PutObject")
-    assert after[name] - before[name] == 1
+    assert after[name] - before[name] == 2
+    with proxy.broken(Answer(403, "AccessDenied"), on("PUT"), times=1), pytest.raises(PermissionError):
+        (drive.here / "other").write_bytes(b"x")
+    errors = ("sosfs_s3_errors_total", "PutObject", "403")
+    final = samples(scraped(port))
+    assert final[errors] - before.get(errors, 0) == 1
 
 
 def test_only_the_loopback_is_served_and_a_taken_port_is_no_mount(mounter: Mounter, tmp_path: Path) -> None:
     drive = mounter()
-    place = ["mount", drive.foreign.bucket, tmp_path / "other", "--endpoint", drive.mount.access.endpoint]
+    place: list[str | Path] = [
+        "mount",
+        drive.foreign.bucket,
+        tmp_path / "other",
+        "--endpoint",
+        drive.mount.access.endpoint,
+    ]
     (tmp_path / "other").mkdir()
     port = int(drive.mount.access.endpoint.rpartition(":")[2])  # the S3 server's
     for address, code in (("0.0.0.0:9500", 2), (f"127.0.0.1:{port}", 1), (str(Path(__file__)), 1)):
@@ -162,21 +177,26 @@ def prometheus(target: int, base: Path) -> Iterator[int]:
 
 def test_each_expression_of_the_dashboard_shows_something(mounter: Mounter, tmp_path: Path) -> None:
     port = free_port()
-    drive = mounter("", "--metrics", f"127.0.0.1:{port}", "--cache-size", "16M")
+    drive = mounter("", "--metrics", f"127.0.0.1:{port}", "--cache-size", "16M", "--ttl", "0")
     work(drive)
     if PROMETHEUS is None:  # then at least each name is one of ours
         names = {name for name, *_ in samples(scraped(port))}
         for title, expression in expressions().items():
             assert set(re.findall(r"sosfs_\w+", expression)) <= names, title
         return
+    missing = expressions()
     with prometheus(port, tmp_path) as server:
-        for title, expression in expressions().items():
 
-            def shows(expression: str = expression) -> bool:
-                work(drive)
-                return any(item["value"][1] != "NaN" for item in query(server, expression))
+        def all_show() -> bool:
+            work(drive)
+            for title, expression in list(missing.items()):
+                if any(item["value"][1] != "NaN" for item in query(server, expression)):
+                    del missing[title]
+            return not missing
 
-            until(shows, f"{title}: {expression}")
+        with contextlib.suppress(AssertionError):
+            until(all_show, "every panel shows something")
+    assert missing == {}
 
 
 def test_the_dashboard_is_one_of_grafana() -> None:
@@ -184,12 +204,16 @@ def test_the_dashboard_is_one_of_grafana() -> None:
     assert {variable["name"] for variable in document["templating"]["list"]} == {"datasource", "instance"}
     panels = document["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels) > 10
-    spots = [panel["gridPos"] for panel in panels]
-    taken = [
-        (x, y) for at in spots for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])
-    ]
+    taken = [spot for panel in panels for spot in spots(**panel["gridPos"])]
     assert len(set(taken)) == len(taken), "panels lie on one another"
     assert max(x for x, _ in taken) < 24
-    assert all(
-        set(re.findall(r"\$(\w+)", t["expr"])) <= {"instance", "__rate_interval"} for p in panels for t in p["targets"]
-    )
+    variables = {name for target in targets(document) for name in re.findall(r"\$(\w+)", target["expr"])}
+    assert variables == {"instance", "__rate_interval"}
+
+
+def spots(x: int, y: int, w: int, h: int) -> list[tuple[int, int]]:
+    return [(column, row) for column in range(x, x + w) for row in range(y, y + h)]
+
+
+def targets(document: Any) -> list[Mapping[str, str]]:
+    return [target for panel in document["panels"] for target in panel["targets"]]
