@@ -18,6 +18,7 @@ from sosfs.cli import option_table
 from sosfs.config import parameters, values
 from sosfs.config.choices import Canned, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
+from sosfs.config.values import Loopback
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
 README = Path(__file__).resolve().parents[2] / "README.md"
@@ -54,6 +55,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "foreground": ("on", True),
     "log_level": ("debug", LogLevel.DEBUG),
     "log_file": ("/var/tmp/l", Path("/var/tmp/l")),
+    "metrics": ("[::1]:9500", Loopback("::1", 9500)),
 }
 
 
