@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pyfuse3
 
 from sosfs.fuse.requests import Opened
-from sosfs.tracing.callers import caller_of
+from sosfs.tracing.callers import caller_of, opener_of
 from sosfs.tracing.meters import METERS
 from sosfs.tracing.requests import CURRENT, KernelRequest
 
@@ -93,17 +93,18 @@ _SEEN: dict[str, Callable[[KernelRequest, Any], None]] = {"read": _read, "write"
 def _describe(request: KernelRequest, subjects: Subjects, args: tuple[Any, ...]) -> None:
     """Notes path and caller."""
     name = request.operation
-    thread = args[-1].pid if args and isinstance(args[-1], pyfuse3.RequestContext) else 0
     if name in BY_HANDLE:
         opened = subjects.opened(args[0])
-        request.path, thread = opened.path, opened.opener
-    elif name in BY_NAME:
+        request.path, request.caller = opened.path, opener_of(opened.opener)
+        return
+    if name in BY_NAME:
         request.path = _below(subjects, args[0], args[1])
         if name == "rename":
             request.target = _below(subjects, args[2], args[3])
     elif name in BY_INODE:
         request.path = subjects.path(args[0])
-    request.caller = caller_of(thread)
+    if args and isinstance(args[-1], pyfuse3.RequestContext):
+        request.caller = caller_of(args[-1].pid)
 
 
 def _below(subjects: Subjects, directory: int, name: bytes) -> str:

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from sosfs import __version__
 from sosfs.ipc.status import State, Status
+from sosfs.log.escaping import printable
 from sosfs.tracing.histogram import Histogram
 from sosfs.tracing.meters import METERS, Hit
 
@@ -38,7 +39,8 @@ def _of_mount(now: Status) -> Iterator[Metric]:
     about = GaugeMetricFamily(
         "sosfs_mount", "Always 1; what is mounted where.", labels=["bucket", "mountpoint", "version"]
     )
-    about.add_metric([f"{now.bucket}/{now.prefix}" if now.bucket else "", now.mountpoint, __version__], 1)
+    source = f"{now.bucket}/{now.prefix}".rstrip("/")
+    about.add_metric([printable(source), printable(now.mountpoint), __version__], 1)
     yield about
     yield GaugeMetricFamily(
         "sosfs_mounted", "1 while the mount serves, 0 while it drains.", int(now.state is State.MOUNTED)

@@ -121,7 +121,11 @@ async def _response(provider: Callable[[], Status], head: bytes) -> bytes:
         return _message(HTTPStatus.NOT_FOUND)
     if method not in ("GET", "HEAD"):
         return _message(HTTPStatus.METHOD_NOT_ALLOWED)
-    body, form = await LOCAL.run(metrics.exposed, provider(), fields.get("accept", ""))
+    try:
+        body, form = await LOCAL.run(metrics.exposed, provider(), fields.get("accept", ""))
+    except Exception:
+        log.exception("there are no metrics")  # and no reason for the mount to end
+        return _message(HTTPStatus.INTERNAL_SERVER_ERROR)
     return _message(HTTPStatus.OK, body, form, has_body=method == "GET")
 
 

@@ -61,10 +61,11 @@ class Meters:
             self.kernel_errors[operation, errno.errorcode.get(request.errno, "other")] += 1
         if request.bytes:
             self.kernel_bytes[operation] += request.bytes
-        request.seconds = seconds
-        request.ended = time.time()
-        for watcher in self.watchers:
-            watcher.kernel_request(request)
+        request.is_answered = True
+        if self.watchers:
+            request.seconds, request.ended = seconds, time.time()
+            for watcher in self.watchers:
+                watcher.kernel_request(request)
 
     def exchanged(self, request: S3Request) -> None:
         """An S3 request has ended, well or not."""

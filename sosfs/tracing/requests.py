@@ -36,26 +36,29 @@ _charging = threading.Lock()
 
 
 class KernelRequest:
-    """One request of the kernel. `path`, `target` (of a rename) and `caller` are known only while somebody watches."""
+    """One request of the kernel. `path`, `target` (of a rename) and `caller` are known only while somebody watches.
 
-    __slots__ = ("_s3", "bytes", "caller", "ended", "errno", "number", "operation", "path", "seconds", "target")
+    There is one for each, on the hottest path: what most of them do not have is left to the class.
+    """
+
+    path = ""
+    target = ""
+    caller = NOBODY
+    bytes = 0  # that were read or written
+    errno = 0
+    seconds = 0.0
+    ended = 0.0  # Unix time; only while somebody watches
+    is_answered = False
+    _s3: dict[str, Sum] | None = None
 
     def __init__(self, operation: str) -> None:
         self.number = next(_numbers)  # never again in this process
         self.operation = operation
-        self.path = ""
-        self.target = ""
-        self.caller = NOBODY
-        self.bytes = 0  # that were read or written
-        self.errno = 0
-        self.seconds = 0.0
-        self.ended = 0.0  # Unix time; 0 while it is under way
-        self._s3: dict[str, Sum] | None = None
 
     def charge(self, operation: str, seconds: float) -> None:
         """Notes an S3 request; one that ends after the kernel was answered is in no sum."""
         with _charging:
-            if not self.ended:
+            if not self.is_answered:
                 self._s3 = self._s3 or {}
                 before = self._s3.get(operation, Sum(0, 0.0))
                 self._s3[operation] = Sum(before.requests + 1, before.seconds + seconds)

@@ -96,7 +96,7 @@ def test_a_mount_counts_what_is_asked_of_it(mounter: Mounter, proxy: Proxy) -> N
     assert more("sosfs_kernel_errors_total", "ENOENT", "lookup") >= 1
     assert more("sosfs_s3_request_seconds_count", "PutObject") == 1
     assert more("sosfs_s3_body_bytes_total", "sent") == 10_000
-    assert after["sosfs_mount", drive.foreign.bucket + "/", str(drive.mount.path), sosfs.__version__] == 1
+    assert after["sosfs_mount", drive.foreign.bucket, str(drive.mount.path), sosfs.__version__] == 1
     assert after["sosfs_kernel_requests_under_way",] == after["sosfs_s3_requests_under_way",] == 0
     assert set(samples((drive.mount.path / ".sosfs/metrics").read_text())) >= set(after)
 

@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -167,6 +168,22 @@ def test_the_loop_turns_while_the_text_is_made(monkeypatch: pytest.MonkeyPatch) 
     served(lambda at: exchange(at, GET) and None)
     assert threads
     assert threading.get_ident() not in threads
+
+
+def test_a_bug_in_a_metric_ends_no_mount(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def scene(at: Loopback | Path) -> None:
+        with monkeypatch.context() as broken:
+            broken.setattr(metrics, "exposed", lambda *_: 1 // 0)
+            assert exchange(at, GET)[0] == 500
+        assert exchange(at, GET)[0] == 200
+
+    served(scene)
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_mount_point_that_is_no_text_is_told_all_the_same() -> None:
+    strange = replace(STATUS, mountpoint="/mnt/\udcff\n", bucket="b", prefix="p/")
+    assert 'bucket="b/p",mountpoint="/mnt/\\\\udcff\\\\n"' in metrics.text(strange)
 
 
 def refused(address: Loopback | Path) -> OSError:
