@@ -19,7 +19,7 @@ SUDO    := $(if $(filter 0,$(shell id -u)),,sudo)
 # pyfuse3 is built from its source, hence the headers and the compiler.
 RUN_PACKAGES  := fuse3 libfuse3-dev pkg-config gcc python3-dev python3-venv
 TEST_PACKAGES := $(RUN_PACKAGES) rsync git sqlite3 restic attr tar systemd systemd-container radosgw ceph-mon ceph-osd \
-	ceph-common s3fs borgbackup curl man-db bash-completion zsh fish
+	ceph-common s3fs prometheus strace borgbackup curl man-db bash-completion zsh fish
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-unmounted fuzz check docs install install-docs uninstall uninstall-docs deb clean debian-run \

@@ -34,6 +34,7 @@ WINGS = (
     "disk",
     "s3",
     "ipc",
+    "tracing",
     "log",
     "config",
     "concurrency",

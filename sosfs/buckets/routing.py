@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.entries import room
 from sosfs.fuse.error_replies import answered, guard_of
 from sosfs.fuse.operations import Operations
+from sosfs.fuse.requests import Opened
 from sosfs.fuse.routing import BY_NUMBER, in_tree
 from sosfs.fuse.xattrs import USER
 from sosfs.tree.inodes import ROOT
@@ -61,6 +63,21 @@ class BucketRouting(pyfuse3.Operations):
         served = member.served or await self._buckets.entered(member)
         with member.answering():
             return await getattr(served.operations, name)(number, *rest)
+
+    def path(self, number: int) -> str:
+        """Where a user finds an inode; "" for one whose bucket nobody has entered."""
+        if not index_of(number):
+            root = os.fspath(self._buckets.settings.mountpoint)
+            return f"{root}/{nodes.NAME.decode()}" if number >= nodes.FIRST else root
+        member = self._member(number)
+        return member.served.operations.path(number) if member is not None and member.served is not None else ""
+
+    def opened(self, handle: int) -> Opened:
+        """What a handle has open."""
+        member = self._member(handle) if index_of(handle) else None
+        if member is not None and member.served is not None:
+            return member.served.operations.opened(handle)
+        return Opened(self.path(handle), 0)
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

@@ -16,6 +16,7 @@ from typing import Protocol
 from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
 from sosfs.errors import StoreError
 from sosfs.s3.protocol import Object, ObjectStore, Slice
+from sosfs.tracing.meters import METERS
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,9 @@ class BlockFetch:
         if self._disk is not None:
             self.disk_asked += 1
             body = await self._disk.read(source.key, source.etag, source.size, first, last)
-            if body is not None and await self._verifier.accepts(source, first, body):
+            is_good = body is not None and await self._verifier.accepts(source, first, body)
+            METERS.disk_reads[is_good] += 1
+            if body is not None and is_good:
                 self.disk_hits += 1
                 return body, False
             if body is not None:

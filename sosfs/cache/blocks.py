@@ -16,7 +16,7 @@ Concurrency: trio thread only. A fetch is a task of its own, so a reader that gi
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine, MutableMapping
+from collections.abc import Callable, Coroutine, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -29,6 +29,7 @@ from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
 from sosfs.concurrency.interrupt import waited
 from sosfs.config.choices import Verify
 from sosfs.s3.protocol import ObjectStore, Slice
+from sosfs.tracing.meters import METERS, Hit
 
 BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs 0.1 ms
 REQUEST = 8 << 20  # bytes of one GET: beyond it a range gains nothing (measured 1.0-1.1 GB/s from 8 MiB)
@@ -204,7 +205,9 @@ class Blocks:
         if start >= stop:
             return b""
         pieces: list[memoryview] = []
-        runs = self._runs(source, start, stop, [])
+        begun: list[Run] = []
+        runs = self._runs(source, start, stop, begun)
+        METERS.reads[_hit(runs, begun)] += 1
         self.asked += 1
         self.hits += all(run.done.is_set() for run, _ in runs)
         running = self.verifier.of(source)
@@ -318,3 +321,9 @@ class Blocks:
         finally:
             running.is_busy = False
             running.moved()
+
+
+def _hit(runs: Sequence[tuple[Run, int]], begun: Sequence[Run]) -> Hit:
+    if begun:
+        return Hit.MISS
+    return Hit.MEMORY if all(run.done.is_set() for run, _ in runs) else Hit.AWAITED

@@ -72,3 +72,11 @@ def of(path: Path, given: str, mounts: Sequence[Mount]) -> Location:
         raise OSError(errno.EINVAL, "not in a mount of sosfs", given)
     # The last of several on one place lies on top.
     return Location(max(reversed(ours), key=lambda each: len(each.mountpoint.parts)), path, given)
+
+
+def mount_at(path: Path) -> Mount:
+    """Our mount on exactly this directory (absolute, links resolved). Raises OSError EINVAL where there is none."""
+    mount = mountpoint.at(path)
+    if mount is None or mount.type != mountpoint.TYPE:
+        raise OSError(errno.EINVAL, "nothing of sosfs is mounted there", str(path))
+    return mount

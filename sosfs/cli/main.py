@@ -19,7 +19,7 @@ from sosfs.cli import option_table, usage
 from sosfs.config import key_search, parameters, values, zones
 from sosfs.config.credentials import Anonymous, Found, Surroundings
 from sosfs.config.key_search import Finder
-from sosfs.config.parameters import SettingError, Settings
+from sosfs.config.parameters import LogLevel, SettingError, Settings
 from sosfs.config.zones import Naming, Place
 from sosfs.daemon import launch, mountpoint, remount
 from sosfs.daemon.launch import Exit
@@ -93,6 +93,8 @@ def command_line() -> argparse.ArgumentParser:
     _add_acl(commands)
     _add_limit(commands)
     _add_clean(commands)
+    _add_log(commands)
+    _add_profile(commands)
     _add_caches(commands)
     _add_bench(commands)
     _add_doctor(commands)
@@ -194,6 +196,29 @@ def _add_caches(commands: Any) -> None:
     drop.set_defaults(run=_drop)
     for command in (warm, drop):
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
+
+
+def _add_log(commands: Any) -> None:
+    log = usage.add(commands, "log")
+    log.add_argument("directory", metavar="MOUNTPOINT")
+    log.add_argument("--access", metavar="FILE|off", help="write an access log into this file, or end it")
+    log.add_argument(
+        "--level", choices=[one.value for one in LogLevel], help="what goes into the log of the mount from now on"
+    )
+    log.set_defaults(run=_log)
+
+
+def _add_profile(commands: Any) -> None:
+    profile = usage.add(commands, "profile")
+    profile.add_argument("directory", metavar="MOUNTPOINT")
+    profile.add_argument(
+        "--seconds",
+        type=values.for_argparse(values.PERIOD),
+        metavar="N",
+        help="for how long (default: until Ctrl-C)",
+    )
+    profile.add_argument("--json", action="store_true", help="as one JSON document, at the end")
+    profile.set_defaults(run=_profile)
 
 
 def _add_bench(commands: Any) -> None:
@@ -327,6 +352,18 @@ def _clean(options: argparse.Namespace) -> int:
     settings = parameters.resolve(bucket, prefix, Path("/"), layers)
     keys = source_of(settings)
     return clean.of_bucket(located(settings, keys), keys, wishes)
+
+
+def _log(options: argparse.Namespace) -> int:
+    from sosfs.cli import log as log_command  # noqa: PLC0415
+
+    return log_command.run(mountpoint.canonical(options.directory), access=options.access, level=options.level)
+
+
+def _profile(options: argparse.Namespace) -> int:
+    from sosfs.cli import profile  # noqa: PLC0415
+
+    return profile.run(mountpoint.canonical(options.directory), seconds=options.seconds, as_json=options.json)
 
 
 def _acl_get(options: argparse.Namespace) -> int:

@@ -89,6 +89,24 @@ USAGES: Mapping[str, Usage] = {
         {0: "all is in the bucket", 1: "something still waits", 2: "wrong usage"},
         (("sosfs retry ~/bucket", "do not wait for the next try"),),
     ),
+    "log": Usage(
+        "MOUNTPOINT [--access FILE|off] [--level WORD]",
+        "change what a running mount logs, or show it",
+        "Changes what a running mount logs, and shows what it logs then. An access log has a line for each request of "
+        "a program and each S3 request.",
+        {0: "done", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs log ~/bucket --access /tmp/access.log", "begin an access log"),
+            ("sosfs log ~/bucket --access off --level debug", "end it, and log more"),
+        ),
+    ),
+    "profile": Usage(
+        "MOUNTPOINT [--seconds N] [--json]",
+        "show which programs ask what of a mount, and what it costs",
+        "Sums by operation and by process what is asked of a mount: live on a terminal, else at the end.",
+        {0: "shown", 1: "failed", 2: "wrong usage"},
+        (("sosfs profile ~/bucket --seconds 10", "who costs what, for ten seconds"),),
+    ),
     "acl": Usage(
         "get|set ...",
         "show or change who may read and write files of a mount",

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 from sosfs.config import values
 from sosfs.config.choices import Canned, Share, Verify
-from sosfs.config.values import Kind
+from sosfs.config.values import Kind, Loopback
 from sosfs.config.zones import NOWHERE, Naming, Place
 
 T = TypeVar("T")
@@ -308,6 +308,13 @@ class Settings:
         "Log into this file.",
         Group.EVERYDAY,
         shown="the system log; with `-f` the terminal",
+    )
+    metrics: Loopback | Path | None = _option(
+        None,
+        values.LISTENING,
+        "Serve metrics for Prometheus over HTTP: `127.0.0.1:PORT`, `[::1]:PORT`, or the path of a unix socket.",
+        Group.TUNING,
+        shown="none",
     )
     place: Place = NOWHERE
     naming: Naming = Naming.STATED

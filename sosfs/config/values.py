@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import grp
+import ipaddress
 import math
 import os
 import pwd
@@ -201,6 +202,34 @@ def _url(text: str) -> str:
     return text.rstrip("/")
 
 
+@dataclass(frozen=True, slots=True)
+class Loopback:
+    """A TCP port that only this machine reaches."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _listening(text: str) -> Loopback | Path:
+    """A port of the loopback, or a path; a relative one has a slash in it, for a word alone is rather a host."""
+    if "/" in text:
+        return _path(text)
+    host, _, port = text.rpartition(":")
+    if not (port.isascii() and port.isdigit() and 0 < int(port) < 1 << 16):
+        raise ValueError(f"{text!r} is no address; write it as 127.0.0.1:PORT, [::1]:PORT or the path of a socket")
+    host = "127.0.0.1" if host == "localhost" else host.removeprefix("[").removesuffix("]")
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise ValueError(f"{text!r} is not of this machine's loopback, and metrics are not for others")
+    return Loopback(host, int(port))
+
+
 def _path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty")
@@ -243,6 +272,7 @@ STORAGE_CLASS: Kind[str] = Kind("NAME", _storage_class)
 URL: Kind[str] = Kind("URL", _url)
 PATH: Kind[Path] = Kind("PATH", _path)
 CERTIFICATES: Kind[Path] = Kind("FILE", _certificates)
+LISTENING: Kind[Loopback | Path] = Kind("ADDRESS", _listening)
 FLAG: Kind[bool] = Kind("", _flag, lambda value: "yes" if value else "no", (bool,))
 # None of them is a plain number in TOML: `memory = 256` is 256 bytes, and never meant.
 SIZE: Kind[int] = Kind("SIZE", _size, shown_size, hint='write it with a unit, as "64M" or "1G"')

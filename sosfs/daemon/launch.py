@@ -36,19 +36,24 @@ from sosfs.daemon.mountpoint import LastingError, StartError
 from sosfs.ipc import status
 from sosfs.log import level
 from sosfs.log.escaping import printable, printable_lines
+from sosfs.tracing.requests import current_number
 
 log = logging.getLogger(__name__)
 
 SYSTEM_LOG = Path("/dev/log")
 SLOW_SECONDS = 3.0  # after which who waits for a mount is told what for
 FALLBACK_LOG_BYTES = 1 << 20  # it lies in memory (/run), so it is kept short
-_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_FORMAT = "%(asctime)s %(levelname)s [%(request)s] %(name)s: %(message)s"
 
 
 class _Lines(logging.Formatter):
-    """One line a record, whatever names it speaks of; a traceback follows in lines of its own."""
+    """One line a record, whatever names it speaks of; a traceback follows in lines of its own.
+
+    `request` is the number of the kernel request that it is about, as in the access log; - for none.
+    """
 
     def formatMessage(self, record: logging.LogRecord) -> str:
+        record.request = current_number() or "-"
         return printable(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:
@@ -182,7 +187,9 @@ def _daemon_handler(settings: Settings) -> tuple[logging.Handler, str]:
         return _file(settings.log_file), _FORMAT
     if SYSTEM_LOG.exists():
         # The system log adds the time itself.
-        return logging.handlers.SysLogHandler(str(SYSTEM_LOG)), f"sosfs[{os.getpid()}]: %(levelname)s %(message)s"
+        return logging.handlers.SysLogHandler(
+            str(SYSTEM_LOG)
+        ), f"sosfs[{os.getpid()}]: %(levelname)s [%(request)s] %(message)s"
     path = status.log_path(settings.mountpoint)
     return logging.handlers.RotatingFileHandler(path, maxBytes=FALLBACK_LOG_BYTES, backupCount=1), _FORMAT
 

@@ -31,12 +31,14 @@ from sosfs.control import nodes
 from sosfs.daemon import allocator, mountpoint, privacy, readiness, takeover, task_dump
 from sosfs.daemon.bdi import raise_read_ahead
 from sosfs.daemon.mountpoint import LastingError, Mount, StartError
+from sosfs.daemon.observation import Observation
 from sosfs.daemon.remount import Access
 from sosfs.daemon.service import Service, service_of
 from sosfs.errors import StoreError
+from sosfs.fuse.measured import measure
 from sosfs.fuse.read_only import Switch
 from sosfs.fuse.requests import CALLERS
-from sosfs.ipc import commands, sockets, status
+from sosfs.ipc import commands, metrics_server, sockets, status
 from sosfs.log import level as log_level
 from sosfs.s3 import bucket_zone, xml
 from sosfs.s3.limits import Limits
@@ -131,6 +133,7 @@ class _Mount:
         self._source = source
         self.ages = task_dump.Ages()
         self._errors = _Errors()
+        self._observation = Observation(settings.mountpoint)
         self._state = status.MountPhase.MOUNTING
         self._draining = trio.CancelScope()
         self._taken_over: Mount | None = None
@@ -169,9 +172,18 @@ class _Mount:
             await self._service.begin(background)
             CALLERS.attach(background)
             await nursery.start(sockets.tell, status.socket_path(path), self._service.status)
+            if self._settings.metrics:
+                await nursery.start(metrics_server.serve, self._settings.metrics, self._service.status)
+            measure(self._service.operations)
             self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
             self._attach()
-            works = {**self._service.errands, "store": self._store, "limit": self._limit, **self._switching()}
+            works = {
+                **self._service.errands,
+                **self._observation.works,
+                "store": self._store,
+                "limit": self._limit,
+                **self._switching(),
+            }
             await nursery.start(commands.serve, commands.socket_path(path), works)
             nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
@@ -187,6 +199,7 @@ class _Mount:
                     await self._service.let_go()
                 self._detach()
             left = await self._drain()
+            await self._observation.close()
             nursery.cancel_scope.cancel()
         return left
 

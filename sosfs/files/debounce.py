@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context, copy_context
 from typing import Any
 
 import trio
@@ -22,11 +23,11 @@ class Debounce:
 
     def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
-        self._tasks: deque[tuple[float, Callable[[], Coroutine[Any, Any, None]]]] = deque()  # by their trio times
+        self._tasks: deque[tuple[float, Context, Callable[[], Coroutine[Any, Any, None]]]] = deque()  # by trio times
 
     def add(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Has a task begin after `DELAY`."""
-        self._tasks.append((trio.current_time() + DELAY, task))
+        """Has a task begin after `DELAY`, in the context of whoever adds it."""
+        self._tasks.append((trio.current_time() + DELAY, copy_context(), task))
         if len(self._tasks) == 1:
             self._spawn(self._release)
 
@@ -34,4 +35,5 @@ class Debounce:
         while self._tasks:
             await trio.sleep_until(self._tasks[0][0])
             while self._tasks and self._tasks[0][0] <= trio.current_time() + COMPANY:
-                self._spawn(self._tasks.popleft()[1])
+                _, context, task = self._tasks.popleft()
+                context.run(self._spawn, task)

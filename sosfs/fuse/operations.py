@@ -96,7 +96,12 @@ class Operations(pyfuse3.Operations):
         if found := self._files.get(handle):
             return Opened(self._file_io.path(found.inode), found.task)
         reading = self._readings.get(handle)
-        return Opened(self._file_io.path(reading.directory.inode), 0) if reading else NOTHING
+        return Opened(self._file_io.path(reading.directory.inode), reading.task) if reading else NOTHING
+
+    def path(self, number: int) -> str:
+        """Where a user finds an inode; "" for one that is forgotten."""
+        inode = self._inodes.find(number)
+        return self._file_io.path(inode) if inode is not None else ""
 
     # Attributes
 
@@ -255,10 +260,12 @@ class Operations(pyfuse3.Operations):
     async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
         here = self._inodes[inode]
         if not self._inodes.has_name(here) and not here.is_left_behind:
-            return self._reading(Reading(here.directory or Directory(here), ended()))  # removed here: it is empty
+            return self._reading(
+                Reading(here.directory or Directory(here), ended(), ctx.pid)
+            )  # removed here: it is empty
         self._attributes.attribute_prefetch.entered(self._listings.directory(here))
         await self._listings.scanned(here)
-        return self._reading(Reading(*self._listings.walk(here)))
+        return self._reading(Reading(*self._listings.walk(here), ctx.pid))
 
     def _reading(self, reading: Reading) -> int:
         handle = self._handle()
@@ -271,7 +278,7 @@ class Operations(pyfuse3.Operations):
         if start_id == 0 and not reading.directory.is_young(self._ttl):
             newest = self._listings.walk(reading.directory.inode)  # rewinddir
             reading.close()
-            reading = self._readings[fh] = Reading(*newest)
+            reading = self._readings[fh] = Reading(*newest, reading.task)
         here = reading.directory.inode
         for at in range(start_id, len(DOTS)):
             dot = here if at == 0 or here.parent is None else here.parent

@@ -21,6 +21,7 @@ from sosfs.control import nodes
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.error_replies import answered, guard_of
 from sosfs.fuse.operations import Operations
+from sosfs.fuse.requests import Opened
 from sosfs.fuse.xattrs import USER, Xattrs
 from sosfs.tree import keys
 from sosfs.tree.inodes import Inodes
@@ -48,6 +49,14 @@ class Routing(pyfuse3.Operations):
         self._xattrs = xattrs
         for name in BY_NUMBER:
             setattr(self, name, _routed(getattr(files, name), guard_of(name)(getattr(tree, name)), self._root))
+
+    def path(self, number: int) -> str:
+        """Where a user finds an inode; all that is below `.sosfs` is there."""
+        return f"{self._files.path(self._root)}/{keys.CONTROL}" if number >= nodes.FIRST else self._files.path(number)
+
+    def opened(self, handle: int) -> Opened:
+        """What a handle has open."""
+        return Opened(self.path(handle), 0) if handle >= nodes.FIRST else self._files.opened(handle)
 
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

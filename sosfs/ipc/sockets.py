@@ -47,7 +47,7 @@ async def listen(
     listener, inode = _listen(path)
     try:
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
-        await trio.serve_listeners(answer, listeners, task_status=_started(task_status))
+        await trio.serve_listeners(answer, listeners, task_status=started(task_status))
     finally:
         _forget(path, inode)
 
@@ -69,7 +69,9 @@ def _forget(path: Path, inode: int) -> None:
             path.unlink()
 
 
-def _started(task_status: trio.TaskStatus[None]) -> Any:
+def started(task_status: trio.TaskStatus[None]) -> Any:
+    """What `serve_listeners` is to start, where a task is to be started with nothing."""
+
     class Adapter:
         """`serve_listeners` starts with its listeners, `serve` with nothing."""
 

@@ -9,6 +9,7 @@ Pure, safe from any thread.
 
 from __future__ import annotations
 
+import json
 import unicodedata
 
 # Control, format (directions, zero width), lone surrogates (bytes that are no UTF-8), line and paragraph separators.
@@ -31,3 +32,14 @@ def _shown(character: str) -> str:
     if unicodedata.category(character) not in UNSAFE:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def quoted(text: str) -> str:
+    """`text` as a JSON string that is printable and keeps letters of any script: for logs that programs read too."""
+    if text.isprintable() and '"' not in text and "\\" not in text:
+        return f'"{text}"'
+    return f'"{"".join(json.dumps(one)[1:-1] if _is_special(one) else one for one in text)}"'
+
+
+def _is_special(character: str) -> bool:
+    return character in '"\\' or unicodedata.category(character) in UNSAFE

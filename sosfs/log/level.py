@@ -28,6 +28,11 @@ def put(level: LogLevel) -> None:
         logging.getLogger(library).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
+def name() -> str:
+    """That which holds, as a user writes it."""
+    return logging.getLevelName(logging.getLogger().level).lower()
+
+
 def again() -> LogLevel | None:
     """Reads the level again and puts it; None where nobody said from where. Raises OSError, `SettingError`."""
     if _read is None:

@@ -16,6 +16,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
@@ -33,6 +34,7 @@ from sosfs.s3.protocol import PartBody
 from sosfs.s3.retries import CLOCK, Clock, Patience
 from sosfs.s3.throttle import Throttle, asks_for_fewer
 from sosfs.s3.transport import PROXY_LOGIN, Transport
+from sosfs.tracing.exchange import Exchange
 
 log = logging.getLogger(__name__)
 
@@ -135,12 +137,16 @@ class SignedHttp:
                 raise
 
         moved: Callable[[int], None] | None = None
-        seconds = min(patience, self._target.patience)
-        if method != "PUT" or not body:
-            return self._persist(request, method, attempt, seconds, interrupt)
-        with self._target.traffic.sending(key) as sending:
-            moved = sending.at
-            return self._persist(request, method, attempt, seconds, interrupt)
+        tried = Patience(min(patience, self._target.patience), self._clock)
+        with Exchange(operation, key, sent=len(body)) as exchange, ExitStack() as stack:
+            if method == "PUT" and body:
+                moved = stack.enter_context(self._target.traffic.sending(key)).at
+            try:
+                answer = self._persist(request, method, attempt, tried, interrupt)
+            finally:
+                exchange.tries = tried.tries
+            exchange.received, exchange.status = len(answer.body), answer.status
+        return answer
 
     def _digest(self, body: PartBody) -> dict[str, str]:
         """What is signed of a body; nothing is where nobody signs."""
@@ -149,10 +155,10 @@ class SignedHttp:
         return {"x-amz-content-sha256": hashed(sha256, body).hexdigest() if self._is_clear else "UNSIGNED-PAYLOAD"}
 
     def _persist(
-        self, request: str, method: str, attempt: Callable[[], Reply], seconds: float, interrupt: Interrupt | None
+        self, request: str, method: str, attempt: Callable[[], Reply], patience: Patience, interrupt: Interrupt | None
     ) -> Answer:
-        """Tries until there is an answer that stands, or `seconds` are over."""
-        patience, traffic = Patience(seconds, self._clock), self._target.traffic
+        """Tries until there is an answer that stands, or the patience is over."""
+        traffic = self._target.traffic
         repeated = False
         while True:
             if interrupt:

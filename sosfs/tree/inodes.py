@@ -332,13 +332,17 @@ def is_unsent(inode: Inode) -> bool:
 
 
 class Reading:
-    """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed."""
+    """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed.
 
-    __slots__ = ("directory", "walk")
+    `task` is the thread that has opened it, 0 where nobody knows.
+    """
 
-    def __init__(self, directory: Directory, walk: Pass) -> None:
+    __slots__ = ("directory", "task", "walk")
+
+    def __init__(self, directory: Directory, walk: Pass, task: int = 0) -> None:
         self.directory = directory
         self.walk = walk
+        self.task = task
         directory.readers += 1
 
     def close(self) -> None:

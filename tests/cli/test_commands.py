@@ -265,7 +265,7 @@ class TestMount:
         )
         path = status.log_path(desk.path)
         assert done.stdout == f"{path}\n"
-        assert "WARNING sosfs.daemon.launch: it is written" in path.read_text()
+        assert "WARNING [-] sosfs.daemon.launch: it is written" in path.read_text()
         path.unlink()
 
 

@@ -18,6 +18,7 @@ from sosfs.cli import manual, option_table
 from sosfs.config import parameters, values
 from sosfs.config.choices import Canned, Share, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
+from sosfs.config.values import Loopback
 
 CERTIFICATES = Path(botocore.__file__).with_name("cacert.pem")
 
@@ -59,6 +60,7 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "foreground": ("on", True),
     "log_level": ("debug", LogLevel.DEBUG),
     "log_file": ("/var/tmp/l", Path("/var/tmp/l")),
+    "metrics": ("[::1]:9500", Loopback("::1", 9500)),
 }
 
 

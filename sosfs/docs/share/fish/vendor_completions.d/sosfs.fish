@@ -50,8 +50,8 @@ function _shtab_sosfs_using
   test "$_shtab_sosfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' limit clean warm drop bench doctor demo help
-set -g _shtab_sosfs_opts_with_value --acl --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --link-lifetime --log-file --log-level --memory --part-size --patience --profile --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
+set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' limit clean log profile warm drop bench doctor demo help
+set -g _shtab_sosfs_opts_with_value --access --acl --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --part-size --patience --profile --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
 
 complete -c sosfs -e
 complete -c sosfs -f
@@ -97,6 +97,7 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -l link-lifetime -x -d 'Seconds 
 complete -c sosfs -n '_shtab_sosfs_using mount' -l timeout -x -d 'Seconds without a word from the server after which a request has failed. (default: 60)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l patience -x -d 'Seconds for which a failing request is tried again before the error is passed on. (default: 25)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l slow-request -x -d 'Seconds after which a request that waits has the log told all that is under way; 0 for never. (default: 120)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l metrics -x -d 'Serve metrics for Prometheus over HTTP: 127.0.0.1:PORT, [::1]:PORT, or the path of a unix socket. (default: none)'
 complete -c sosfs -n '_shtab_sosfs_using mount; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'what to mount; without it all buckets of the account'
 complete -c sosfs -n '_shtab_sosfs_using mount; and test $_shtab_sosfs_npos -eq 1' -ka "(__fish_complete_directories)" -d 'an empty directory'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a umount -d 'Unmounts and waits until every change is in the bucket, with a progress bar on a terminal.'
@@ -144,6 +145,16 @@ complete -c sosfs -n '_shtab_sosfs_using clean' -l zone -x -d 'Exoscale zone, su
 complete -c sosfs -n '_shtab_sosfs_using clean' -l profile -x -d 'AWS profile to take the key from; no other source is looked at. (default: none)'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l requester-pays -l no-requester-pays -d 'Pay for requests and transfer where the bucket'"'"'s owner does not. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l ca-bundle -xka "(__fish_complete_path (commandline -ct))" -d 'Certificate authorities (PEM) to trust, not the system'"'"'s. (default: AWS_CA_BUNDLE)'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a log -d 'Changes what a running mount logs, and shows what it logs then. An access log has a line for each request of a program and each S3 request.'
+complete -c sosfs -n '_shtab_sosfs_using log' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using log' -l access -x -d 'write an access log into this file, or end it'
+complete -c sosfs -n '_shtab_sosfs_using log' -l level -xka "debug info warning error" -d 'what goes into the log of the mount from now on'
+complete -c sosfs -n '_shtab_sosfs_using log; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a profile -d 'Sums by operation and by process what is asked of a mount: live on a terminal, else at the end.'
+complete -c sosfs -n '_shtab_sosfs_using profile' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using profile' -l seconds -x -d 'for how long (default: until Ctrl-C)'
+complete -c sosfs -n '_shtab_sosfs_using profile' -l json -d 'as one JSON document, at the end'
+complete -c sosfs -n '_shtab_sosfs_using profile; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a warm -d 'Brings files of a mount into its caches: attributes, and with --cache-size their bytes. They stay there over a remount. Ctrl-C stops it; called again it goes on.'
 complete -c sosfs -n '_shtab_sosfs_using warm' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using warm; and test $_shtab_sosfs_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount'
@@ -178,4 +189,4 @@ complete -c sosfs -n '_shtab_sosfs_using demo' -s h -l help -d 'show this help m
 complete -c sosfs -n '_shtab_sosfs_using demo; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where to mount (default: a new directory)'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a help -d 'Shows a page of the manual, or without a topic the list of pages. The name of a command is a topic too.'
 complete -c sosfs -n '_shtab_sosfs_using help' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness options promises proxies recipes speed status troubleshooting" -d 'a page of the manual, or a command'
+complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness log metrics options promises proxies recipes speed status troubleshooting" -d 'a page of the manual, or a command'
