@@ -12,16 +12,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from sosfs.buckets.bucket_list import BucketList
 from sosfs.buckets.member import Member
 from sosfs.filesystem.bucket import BucketMount
 from sosfs.filesystem.warm import NAMED
-from sosfs.ipc.commands import Names, Tell, Told, Work
+from sosfs.ipc.commands import Names, Options, Tell, Told, Work
 from sosfs.s3.protocol import Bucket
 
-ERRANDS = ("warm", "drop")
+ERRANDS = ("warm", "drop", "restore", "versions", "prune")
+WHOLE = frozenset({"changes", "entries"})  # lists of which nothing is left out
 NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
 
 
@@ -47,12 +48,12 @@ def works(buckets: Members) -> Mapping[str, Work]:
     return {errand: partial(_run, buckets, errand) for errand in ERRANDS}
 
 
-async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell) -> Told:
+async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell, options: Options) -> Told:
     total: Told = {}
     for member, inner in await _by_bucket(buckets, paths):
-        served = await buckets.entered(member) if errand == "warm" else member.served
+        served = await buckets.entered(member) if errand != "drop" else member.served
         if served is not None:
-            _add(total, member.name, await served.errands[errand](inner, tell))
+            _add(total, member.name, await served.errands[errand](inner, tell, options))
     return total or dict(NOTHING_DROPPED)
 
 
@@ -73,15 +74,13 @@ def _add(total: Told, bucket: str, outcome: Told) -> None:
     for name, value in outcome.items():
         if isinstance(value, list):
             named = [*total.get(name, []), *(_below(bucket, one) for one in value)]
-            total[name] = named[:NAMED]
+            total[name] = named if name in WHOLE else named[:NAMED]
         elif name == "cache_bytes":
             total[name] = value  # all have one disk cache
         else:
             total[name] = total.get(name, 0) + value
 
 
-def _below(bucket: str, told: str | tuple[str, str]) -> str | tuple[str, str]:
-    if isinstance(told, str):
-        return f"{bucket}/{told}"
-    path, why = told
-    return f"{bucket}/{path}", why
+def _below(bucket: str, told: str | Sequence[Any]) -> str | Sequence[Any]:
+    """A path, or what is told of one and begins with it."""
+    return f"{bucket}/{told}" if isinstance(told, str) else [f"{bucket}/{told[0]}", *told[1:]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,3 +40,11 @@ def of(path: Path, given: str, mounts: Sequence[Mount]) -> Location:
         raise OSError(errno.EINVAL, "not in a mount of sosfs", given)
     # The last of several on one place lies on top.
     return Location(max(reversed(ours), key=lambda each: len(each.mountpoint.parts)), path, given)
+
+
+def by_mount(places: Sequence[Location]) -> list[tuple[Mount, list[tuple[bytes, ...]]]]:
+    """Mount by mount what is in each, none twice."""
+    found: dict[Mount, dict[tuple[bytes, ...], None]] = defaultdict(dict)
+    for place in places:
+        found[place.mount][place.names] = None
+    return [(mount, list(names)) for mount, names in found.items()]

@@ -42,6 +42,8 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     for name, pending in sorted(now.buckets.items()):
         yield "in use", f"{name}, {pending} pending"
     yield "conditions", now.conditions
+    if now.keeps_versions:
+        yield "versions", "kept of all that is overwritten or removed, on SOS 1,000 a file: see 'sosfs versions'"
     yield "requests", ", ".join(f"{count} {name}" for name, count in sorted(now.requests.items())) or "none"
     for what in now.waiting:
         yield "waiting", what

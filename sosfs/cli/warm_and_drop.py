@@ -8,19 +8,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich import console, filesize, progress
 
 from sosfs.cli import location
-from sosfs.cli.location import Location
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc import commands
-from sosfs.ipc.commands import Names, Tell, Told
+from sosfs.ipc.commands import Tell, Told
 from sosfs.log.escaping import printable
 
 TOLD = 20  # files that are named one by one
@@ -31,7 +29,7 @@ def warm(paths: Sequence[str]) -> int:
     mounts = mountpoint.table()
     places = [location.of(Path(os.path.realpath(given)), given, mounts) for given in paths]
     code = Exit.OK
-    for mount, names in _by_mount(places):
+    for mount, names in location.by_mount(places):
         with _progress() as news:
             outcome = commands.ask(mount.mountpoint, "warm", names, owner=mount.owner, news=news)
         _tell_warmed(outcome, mount)
@@ -47,17 +45,10 @@ def drop(paths: Sequence[str]) -> int:
     for place in list(places):
         with contextlib.suppress(OSError):  # a link that leads out of our mounts
             places.append(location.of(Path(os.path.realpath(place.path)), place.given, mounts))
-    for mount, names in _by_mount(places):
+    for mount, names in location.by_mount(places):
         outcome = commands.ask(mount.mountpoint, "drop", names, owner=mount.owner, news=lambda _: None)
         _tell_dropped(outcome)
     return Exit.OK
-
-
-def _by_mount(places: Sequence[Location]) -> list[tuple[Mount, list[Names]]]:
-    found: dict[Mount, dict[Names, None]] = defaultdict(dict)
-    for place in places:
-        found[place.mount][place.names] = None
-    return [(mount, list(names)) for mount, names in found.items()]
 
 
 @contextlib.contextmanager

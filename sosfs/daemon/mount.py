@@ -214,7 +214,9 @@ class _Mount:
             await trio.run_process(["stat", "--", path], check=False, stdout=DEVNULL, stderr=DEVNULL)
         primed.set()
 
-    async def _store(self, paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+    async def _store(
+        self, paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
+    ) -> commands.Told:
         """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""
         await self._service.settle()
         return {"pending": self._service.pending}

@@ -30,10 +30,14 @@ from sosfs.control.settings_files import tree_of
 from sosfs.control.versions import Shelf
 from sosfs.disk.free_space import Disk
 from sosfs.errors import StoreError
+from sosfs.files.debounce import VERSIONED_DELAY
 from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.filesystem.drop import DropCommand
 from sosfs.filesystem.past import Past
 from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota, whole
+from sosfs.filesystem.restore import RestoreCommand
+from sosfs.filesystem.version_paths import VersionPaths
+from sosfs.filesystem.versions import VersionsCommand
 from sosfs.filesystem.warm import IN_FLIGHT, WarmCommand
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.notifier import KernelNotifier
@@ -54,6 +58,8 @@ from sosfs.s3.endpoint import S3Target
 from sosfs.s3.object_urls import Links
 from sosfs.s3.past_store import PastStore
 from sosfs.s3.protocol import Conditions, ObjectStore
+from sosfs.s3.version_changes import VersionChanges
+from sosfs.s3.version_history import VersionHistory
 from sosfs.tree.inodes import ROOT
 
 
@@ -117,6 +123,8 @@ class BucketMount:
         self.store = S3Store(
             self._target, on_request=self._count, new_acl=settings.acl, limits=limits, verify=settings.verify
         )
+        self._bucket_settings = BucketSettings(self._target, self.store.dispatcher)
+        self._versioning = VersioningRequired(self._bucket_settings)
         self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
 
     @property
@@ -171,6 +179,8 @@ class BucketMount:
         )
         self._begun = True
         self.past = Past(self.settings, self.store, spawn, self._share, self._operations_at, first=self._first)
+        if self.store.keeps_versions:
+            self.parts.commits.debounce.delay = VERSIONED_DELAY
         self.store.dispatcher.on_new_key = self.parts.retries.hurry
         self.parts.attributes.permissions.add(self.store.denied)
         self.operations = self._routing(spawn)
@@ -202,13 +212,22 @@ class BucketMount:
         dropping = DropCommand(
             parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.negative_entries, self._kernel
         )
-        self.errands = {"warm": self.warming.run, "drop": dropping.run}
+        history = VersionHistory(self.store.dispatcher)
+        paths, changes = VersionPaths(history, self.settings.prefix), VersionChanges(self.store)
+        versions = VersionsCommand(paths, changes, self._versioning)
+        self.errands = {
+            "warm": self.warming.run,
+            "drop": dropping.run,
+            "restore": RestoreCommand(parts, paths, changes, self._versioning, dropping).run,
+            "versions": versions.list,
+            "prune": versions.prune,
+        }
 
     def _control(self, sharing: ObjectAcls, spawn: Spawn) -> Tree:
         """The control tree beside the files."""
-        bucket, rejections = BucketSettings(self._target, self.store.dispatcher), self._rejections
+        bucket, rejections = self._bucket_settings, self._rejections
         versions = Shelf(bucket, spawn).folder(self.settings.prefix)
-        past = PastFolder(self.past, VersioningRequired(bucket), rejections)
+        past = PastFolder(self.past, self._versioning, rejections)
         top = tree_of(self.parts.namespace, sharing, bucket, rejections, versions, past, self.status)
         return Tree(top, first=nodes.FIRST + self._first - ROOT)
 
@@ -292,6 +311,7 @@ class BucketMount:
             sent_bytes=parts.uploader.sent_bytes,
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,
+            keeps_versions=self.store.keeps_versions,
             requests=dict(self._requests),
             memory_bytes=self.memory_used + parts.uploader.budget.used,
             memory_limit=memory_limit(settings, buckets=1),

@@ -107,6 +107,11 @@ class S3Store:
         """What the key may not do with the scratch key of `probe_conditions`."""
         return self.capabilities.denied
 
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether the bucket was seen to keep what is overwritten or deleted, by a delete that left a marker."""
+        return self._markers is True
+
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""
         self.dispatcher.close()

@@ -177,9 +177,10 @@ def test_more_moments_than_are_kept(keeping: Drive) -> None:
 
 
 @CEPH
+@pytest.mark.timeout(300)
 def test_a_large_directory_answers_before_all_pages_came(keeping: Drive, proxy: Proxy) -> None:
     for body in (b"x", b"y"):
-        keeping.foreign.put_all(numbered("many/f", 2500, body))
+        keeping.foreign.put_all(numbered("many/f", 1100, body))
     when = moment()
     keeping.foreign.client.put_object(Bucket=keeping.foreign.bucket, Key="many/a-later", Body=b"z")
     old = at(keeping, when) / "many"
@@ -188,11 +189,12 @@ def test_a_large_directory_answers_before_all_pages_came(keeping: Drive, proxy: 
         seen = traffic.count(Op.LIST_VERSIONS)
         rest = sorted([first, *(entry.name for entry in listed)])
     assert first == "f0000"
-    assert seen <= 4, str(traffic)  # of the root, which shows that there is such a directory, and of its beginning
-    assert rest == [f"f{number:04d}" for number in range(2500)]
-    assert traffic.count(Op.LIST_VERSIONS) <= 10, str(traffic)
+    # Of the root, what tells that there was such a directory, its first page, and perhaps the next one.
+    assert seen <= 4, str(traffic)
+    assert rest == [f"f{number:04d}" for number in range(1100)]
+    assert seen < traffic.count(Op.LIST_VERSIONS) <= 7, str(traffic)
     with proxy.recording() as traffic:
-        assert len(os.listdir(old)) == 2500
+        assert len(os.listdir(old)) == 1100
     assert traffic.requests == [], "what cannot change is not asked for twice"
 
 
@@ -219,11 +221,10 @@ def test_the_prefix_that_is_mounted_is_the_root(foreign: Foreign, mounter: Mount
 
 
 def test_odd_keys_are_there(keeping: Drive) -> None:
-    for key in ("a", "a/b", "x//y", "ümläut", "w/..", "n" * 300, "plus+per%cent"):
+    odd = ("a", "a/b", "x//y", "ümläut", "w/..", "n" * 300, "plus+per%cent")
+    for key in odd:
         keeping.foreign.put(key, key.encode())
     when = moment()
-    for key in keeping.foreign.keys():
+    for key in odd:
         keeping.foreign.put(key, b"new")
-    assert sorted(tree(at(keeping, when)).values()) == sorted(
-        key.encode() for key in ("a", "a/b", "x//y", "ümläut", "w/..", "n" * 300, "plus+per%cent")
-    )
+    assert sorted(tree(at(keeping, when)).values()) == sorted(key.encode() for key in odd)
