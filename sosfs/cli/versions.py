@@ -29,8 +29,8 @@ def show(paths: Sequence[str], *, as_json: bool) -> int:
         told = commands.ask(mount.mountpoint, "versions", names, owner=mount.owner, news=lambda _: None)
         found += [(f"{mount.mountpoint}/{path}", *rest) for path, *rest in told["entries"]]
     if as_json:
-        names = ("path", "modified", "size", "id", "current", "deleted")
-        print(json.dumps([dict(zip(names, entry, strict=True)) for entry in found], indent=1))
+        titles = ("path", "modified", "size", "id", "current", "deleted")
+        print(json.dumps([dict(zip(titles, entry, strict=True)) for entry in found], indent=1))
         return Exit.OK
     last = ""
     for path, modified, size, version_id, is_current, is_deleted in found:

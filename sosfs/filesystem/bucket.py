@@ -150,6 +150,8 @@ class BucketMount:
             self.store.capabilities = known
         elif not self.settings.read_only:
             await self._probe()
+        if not self.settings.read_only:
+            await self.store.look_for_versions()
 
     async def _probe(self) -> None:
         """Finds out what the server can. Raises EPROTO where it would not store what this mount is to store."""

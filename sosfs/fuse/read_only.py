@@ -25,10 +25,9 @@ class ReadOnlyOperations:
         self._files = files
         self._inodes = inodes
         self._xattrs = xattrs
-        for name in ("lookup", "getattr", "readlink", "forget", "opendir", "readdir", "releasedir"):
-            setattr(self, name, getattr(files, name))
-        for name in ("read", "flush", "release"):
-            setattr(self, name, getattr(files, name))
+        self.lookup, self.getattr, self.forget = files.lookup, files.getattr, files.forget
+        self.readlink, self.opendir, self.readdir = files.readlink, files.opendir, files.readdir
+        self.releasedir, self.read, self.flush, self.release = files.releasedir, files.read, files.flush, files.release
 
     async def open(self, number: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:

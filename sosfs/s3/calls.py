@@ -200,6 +200,11 @@ class SignedCalls:
             raise
         return _read(request, xml.retention_of, answer)
 
+    def keeps_versions(self) -> bool:
+        """Whether the bucket keeps what is overwritten or deleted."""
+        answer = self._send("GetBucketVersioning", "GET", query={"versioning": ""})
+        return _read("GetBucketVersioning", xml.keeps_versions, answer)
+
     def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Up to 1,000 keys in one request, but for those that XML cannot say: one each."""
         said = [key for key in keys if not _UNSAYABLE.search(key)]

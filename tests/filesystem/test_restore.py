@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sosfs.files.debounce import VERSIONED_DELAY
 from tests.conftest import Mounter
 from tests.support.drive import Drive, eventually, names, status, tree
 from tests.support.foreign import Foreign, numbered
@@ -205,6 +206,7 @@ def test_the_history_of_a_file_is_listed(keeping: Drive) -> None:
     assert "3 bytes" in shown[2]
 
 
+@pytest.mark.timeout(300)
 def test_old_versions_are_pruned_and_what_is_current_stays(keeping: Drive) -> None:
     for body in (b"1", b"22", b"333", b"4444"):
         keeping.foreign.put("d/file", body)
@@ -231,10 +233,12 @@ def test_rewrites_soon_after_each_other_make_one_version(foreign: Foreign, mount
     keep_versions(foreign)
     drive = mounter("", "--durability", "journal")
     path = drive.here / "file"
+    begun = time.monotonic()
     for number in range(10):
         path.write_bytes(b"%d" % number)
-        time.sleep(0.3)
+        time.sleep(0.2)
+    taken = time.monotonic() - begun
     eventually(lambda: foreign.exists("file") and foreign.get("file") == b"9", seconds=30)
-    assert len(listed(drive, path)) == 1
+    assert len(listed(drive, path)) <= 1 + taken // VERSIONED_DELAY
     assert status(drive).keeps_versions
     assert "sosfs versions" in command(drive, "status", drive.mount.path).stdout
