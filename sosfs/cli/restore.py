@@ -67,8 +67,8 @@ def _progress() -> Iterator[Tell]:
 
 def _summary(told: Told, mode: Run, mount: Path) -> None:
     words = "would be restored" if mode is Run.DRY else "restored"
-    line = f"{_files(told['restored'])} {words}, {told['same']} are as they were"
-    print(line + (f", {told['later']} that came later stay" if told["later"] else ""))
+    line = f"{_files(told['restored'])} {words}, {told['same']} as before"
+    print(line + (f", {told['later']} came later and stay" if told["later"] else ""))
     if told["unsent_files"]:
         _say(f"{_files(told['unsent_files'])} left: open for writing, or changed and not in the bucket yet")
         _name(told["unsent"], told["unsent_files"], mount)

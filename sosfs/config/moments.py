@@ -4,7 +4,8 @@
     now   today   yesterday   monday   90 seconds ago   2 hours ago   3 days   2w
 
 A date alone is the beginning of that day; without a zone a time is local. `yesterday` and `2 days ago` are whole days
-before now, `today` and the days of the week midnight, the last one that has been. Pure but for the local time zone.
+before now, months 30 days and years 365; `today` and the days of the week are midnight, of the last one that has been.
+Pure but for the local time zone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import re
 from datetime import datetime, timedelta
 
 _UNITS = {"second": 1, "sec": 1, "s": 1, "minute": 60, "min": 60, "m": 60, "hour": 3600, "h": 3600}
-_UNITS |= {"day": 86_400, "d": 86_400, "week": 7 * 86_400, "w": 7 * 86_400}
+_UNITS |= {"day": 86_400, "d": 86_400, "week": 7 * 86_400, "w": 7 * 86_400, "month": 30 * 86_400, "year": 365 * 86_400}
 _AGO = re.compile(r"(an?|\d{1,9})\s*([a-z]+?)s?(?:\s+ago)?", re.IGNORECASE)
 _SPAN = re.compile(r"(\d{1,9})\s*([a-z]+?)s?", re.IGNORECASE)
+ROUNDING = 1e-3  # seconds by which a datetime may be off
 _DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
 
 
@@ -35,7 +37,7 @@ def moment(text: str, *, now: float) -> float:
         seconds = found.timestamp()
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{text!r} is no time that a computer knows") from error
-    if seconds > now:
+    if seconds > now + ROUNDING:
         raise FutureError(f"{text!r} is in the future")
     return max(seconds, 0.0)
 

@@ -179,8 +179,8 @@ class BucketMount:
             share=self._share,
             kernel=self._kernel,
         )
-        self._begun = True
         self.past = Past(self.settings, self.store, spawn, self._share, self._operations_at, first=self._first)
+        self._begun = True
         if self.store.keeps_versions:
             self.parts.commits.debounce.delay = VERSIONED_DELAY
         self.store.dispatcher.on_new_key = self.parts.retries.hurry

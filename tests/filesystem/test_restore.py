@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,12 +16,14 @@ from pathlib import Path
 import pytest
 
 from sosfs.files.debounce import VERSIONED_DELAY
-from tests.conftest import Mounter
+from tests.conftest import Mounter, access_to
 from tests.support.drive import Drive, eventually, names, status, tree
 from tests.support.foreign import Foreign, numbered
-from tests.support.mounting import run_sosfs
+from tests.support.mounting import Mount, run_sosfs
 from tests.support.proxy import Proxy
+from tests.support.servers import Server
 from tests.support.traffic import Op
+from tests.support.watchdog import Watchdog
 
 CEPH = pytest.mark.parametrize("server", ["ceph"], indirect=True)  # it enforces ACLs
 MOTO = pytest.mark.parametrize("server", ["moto"], indirect=True)  # where the server makes no difference
@@ -82,10 +85,10 @@ def test_a_removed_tree_comes_back_with_one_command(keeping: Drive, proxy: Proxy
         dry = restore(keeping, "-n", top)
     assert dry.splitlines()[-1].startswith("30"), dry
     assert f"{top}/d/f0007: " in dry
-    assert "would be restored, 0 are as they were" in dry
+    assert "would be restored, 0 as before" in dry
     assert {request.op for request in traffic.requests} <= {Op.LIST_VERSIONS, Op.SETTING, Op.DELETE_MANY, Op.DELETE}
     assert not top.exists()
-    assert "restored, 0 are as they were" in restore(keeping, top)
+    assert "restored, 0 as before" in restore(keeping, top)
     assert tree(top) == kept
     assert attributes(top / "special") == before
     assert (top / "link").readlink() == Path("special")
@@ -122,11 +125,52 @@ def test_a_tree_as_it_was_at_a_time(keeping: Drive, proxy: Proxy) -> None:
     assert not (top / "gone").exists()
     with proxy.recording() as traffic:
         told = restore(keeping, "--at", when, top)
-    assert told == "2 files restored, 1 are as they were, 1 that came later stay\n"
+    assert told == "2 files restored, 1 as before, 1 came later and stay\n"
     assert "t/same" not in {request.key for request in traffic.requests}, "what is the same costs nothing"
     assert tree(top) == {"changed": b"old", "gone": b"gone", "later": b"later", "same": b"same"}
     assert (keeping.here / "out").read_bytes() == b"new"
     assert "0 files restored" in restore(keeping, "--at", when, top)
+
+
+@MOTO
+@pytest.mark.timeout(300)
+def test_a_stopped_restore_goes_on_where_it_stopped(keeping: Drive, proxy: Proxy) -> None:
+    keeping.foreign.put_all(numbered("t/f", 200))
+    keeping.foreign.delete(*numbered("t/f", 200))
+    top = keeping.here / "t"
+    assert names(keeping.here) == []
+    proxy.latency = 0.3
+    with proxy.recording() as traffic:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sosfs", "restore", str(top)], env=keeping.mount.environment, stderr=subprocess.PIPE
+        )
+        eventually(lambda: traffic.count(Op.DELETE) >= 20, seconds=60)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    proxy.latency = 0.0
+    assert (process.returncode, said) == (130, b"")
+    eventually(lambda: 20 <= len(keeping.foreign.keys("t/")) < 200)
+    told = restore(keeping, top)
+    restored = int(told.split()[0])
+    assert 0 < restored <= 180
+    assert f"{200 - restored} as before" in told
+    assert len(names(top)) == 200
+
+
+def test_where_all_buckets_are_mounted(server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path) -> None:
+    keep_versions(foreign)
+    foreign.put("d/file", b"body")
+    when = now()
+    with Mount(access_to(server), "", tmp_path, watchdog) as mount:
+        path = mount.path / foreign.bucket / "d/file"
+        path.write_bytes(b"spoilt")
+        assert (mount.path / foreign.bucket / ".sosfs/at" / when / "d/file").read_bytes() == b"body"
+        path.unlink()
+        done = run_sosfs(["restore", "--at", when, path], mount.environment)
+        assert (done.returncode, done.stdout) == (0, "1 file restored, 0 as before\n"), done.stderr
+        assert path.read_bytes() == b"body"
+        done = run_sosfs(["versions", path], mount.environment)
+        assert done.stdout.startswith(f"{path}\n"), done.stderr
 
 
 @CEPH
