@@ -110,9 +110,9 @@ class Past:
     # Trees
 
     def at(self, number: int) -> ReadOnlyOperations | None:
-        """The tree that a number belongs to; None for one of the control tree. ESTALE where it was pushed out."""
+        """The tree that a number belongs to; None for any other. ESTALE where it was pushed out."""
         slot = (number - self._base) >> SHIFT
-        if slot == 0:
+        if slot <= 0:
             return None
         shown = self._shown.get(slot)
         if shown is None:
