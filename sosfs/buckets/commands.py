@@ -12,18 +12,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 from sosfs.buckets.bucket_list import BucketList
 from sosfs.buckets.member import Member
 from sosfs.filesystem.bucket import BucketMount
 from sosfs.filesystem.pending_changes import TOLD, told, tried
 from sosfs.filesystem.warm import NAMED
-from sosfs.ipc.commands import Names, Tell, Told, Work
+from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told, Work
 from sosfs.ipc.pending import Change
 from sosfs.s3.protocol import Bucket
 
-ERRANDS = ("warm", "drop")
+ERRANDS = ("warm", "drop", "restore", "versions", "prune")
+WHOLE = frozenset({"changes", "entries"})  # lists of which nothing is left out
 NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
 
 
@@ -57,20 +58,20 @@ def works(buckets: Members) -> Mapping[str, Work]:
     return own | {"pending": partial(_pending, buckets), "retry": partial(_retry, buckets)}
 
 
-async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell) -> Told:
+async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell, options: Options) -> Told:
     total: Told = {}
     for member, inner in await _by_bucket(buckets, paths):
-        served = await buckets.entered(member) if errand == "warm" else member.served
+        served = await buckets.entered(member) if errand != "drop" else member.served
         if served is not None:
-            _add(total, member.name, await served.errands[errand](inner, tell))
+            _add(total, member.name, await served.errands[errand](inner, tell, options))
     return total or dict(NOTHING_DROPPED)
 
 
-async def _pending(buckets: Members, paths: Sequence[Names], tell: Tell) -> Told:
+async def _pending(buckets: Members, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
     return await _of_each("pending", buckets, paths, told(_earlier(buckets, paths)), tell)
 
 
-async def _retry(buckets: Members, paths: Sequence[Names], tell: Tell) -> Told:
+async def _retry(buckets: Members, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
     before = _earlier(buckets, paths)
     if before:
         await tried(before[0])  # takes up what waits of all buckets
@@ -78,13 +79,15 @@ async def _retry(buckets: Members, paths: Sequence[Names], tell: Tell) -> Told:
     return await _of_each("retry", buckets, paths, total, tell)
 
 
-async def _of_each(errand: str, buckets: Members, paths: Sequence[Names], total: Told, tell: Tell) -> Told:
+async def _of_each(
+    errand: str, buckets: Members, paths: Sequence[Names], total: Told, tell: Tell, options: Options = NO_OPTIONS
+) -> Told:
     """Adds up what the buckets tell that were entered; the paths get their names before them."""
     for served in buckets.served:
         name = served.settings.bucket
         inner = [path[1:] for path in paths if not path or path[0] == os.fsencode(name)]
         if inner:
-            outcome = await served.errands[errand](inner, tell)
+            outcome = await served.errands[errand](inner, tell, NO_OPTIONS)
             changes = [{**one, "path": f"{name}/{one['path']}"} for one in outcome.pop("changes")]
             total["changes"] = sorted([*total["changes"], *changes], key=lambda one: float(one["since"]))[:TOLD]
             for count, value in outcome.items():
@@ -113,15 +116,13 @@ def _add(total: Told, bucket: str, outcome: Told) -> None:
     for name, value in outcome.items():
         if isinstance(value, list):
             named = [*total.get(name, []), *(_below(bucket, one) for one in value)]
-            total[name] = named[:NAMED]
+            total[name] = named if name in WHOLE else named[:NAMED]
         elif name == "cache_bytes":
             total[name] = value  # all have one disk cache
         else:
             total[name] = total.get(name, 0) + value
 
 
-def _below(bucket: str, told: str | tuple[str, str]) -> str | tuple[str, str]:
-    if isinstance(told, str):
-        return f"{bucket}/{told}"
-    path, why = told
-    return f"{bucket}/{path}", why
+def _below(bucket: str, told: str | Sequence[Any]) -> str | Sequence[Any]:
+    """A path, or what is told of one and begins with it."""
+    return f"{bucket}/{told}" if isinstance(told, str) else [f"{bucket}/{told[0]}", *told[1:]]

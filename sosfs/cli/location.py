@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,3 +80,11 @@ def mount_at(path: Path) -> Mount:
     if mount is None or mount.type != mountpoint.TYPE:
         raise OSError(errno.EINVAL, "nothing of sosfs is mounted there", str(path))
     return mount
+
+
+def by_mount(places: Sequence[Location]) -> list[tuple[Mount, list[tuple[bytes, ...]]]]:
+    """Mount by mount what is in each, none twice."""
+    found: dict[Mount, dict[tuple[bytes, ...], None]] = defaultdict(dict)
+    for place in places:
+        found[place.mount][place.names] = None
+    return [(mount, list(names)) for mount, names in found.items()]

@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sosfs
 from sosfs.cli import option_table, usage
-from sosfs.config import key_search, parameters, values, zones
+from sosfs.config import key_search, moments, parameters, values, zones
 from sosfs.config.credentials import Anonymous, Found, Surroundings
 from sosfs.config.key_search import Finder
 from sosfs.config.parameters import LogLevel, SettingError, Settings
@@ -96,6 +97,8 @@ def command_line() -> argparse.ArgumentParser:
     _add_log(commands)
     _add_profile(commands)
     _add_caches(commands)
+    _add_restore(commands)
+    _add_versions(commands)
     _add_bench(commands)
     _add_doctor(commands)
 
@@ -196,6 +199,43 @@ def _add_caches(commands: Any) -> None:
     drop.set_defaults(run=_drop)
     for command in (warm, drop):
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
+
+
+def _add_restore(commands: Any) -> None:
+    restore = usage.add(commands, "restore")
+    restore.add_argument(
+        "--at", type=_moment, metavar="TIME", help="as it was then: 2026-11-01, 2026-11-01T12:30Z, '2 hours ago'"
+    )
+    restore.add_argument("-n", "--dry-run", action="store_true", help="only list what would be restored")
+    restore.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount, deleted or not")
+    restore.set_defaults(run=_restore)
+
+
+def _add_versions(commands: Any) -> None:
+    versions = usage.add(commands, "versions")
+    rule = versions.add_mutually_exclusive_group()
+    rule.add_argument(
+        "--prune", type=_count, metavar="KEEP", help="keep as many versions of each file, remove the others"
+    )
+    rule.add_argument("--older", type=_age, metavar="AGE", help="remove what was replaced or deleted so long ago: 30d")
+    versions.add_argument("--yes", action="store_true", help="do not ask before removing")
+    versions.add_argument("--json", action="store_true", help="list as one JSON document")
+    versions.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount, deleted or not")
+    versions.set_defaults(run=_versions)
+
+
+def _moment(text: str) -> float:
+    try:
+        return moments.moment(text, now=time.time())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def _age(text: str) -> float:
+    try:
+        return moments.span(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _add_log(commands: Any) -> None:
@@ -388,6 +428,22 @@ def _drop(options: argparse.Namespace) -> int:
     from sosfs.cli import warm_and_drop  # noqa: PLC0415
 
     return warm_and_drop.drop(options.paths)
+
+
+def _restore(options: argparse.Namespace) -> int:
+    from sosfs.cli import restore  # noqa: PLC0415
+
+    return restore.run(options.paths, options.at, restore.Run.DRY if options.dry_run else restore.Run.REAL)
+
+
+def _versions(options: argparse.Namespace) -> int:
+    from sosfs.cli import versions  # noqa: PLC0415
+
+    if options.prune is not None:
+        return versions.prune(options.paths, {"keep": str(options.prune)}, is_agreed=options.yes)
+    if options.older is not None:
+        return versions.prune(options.paths, {"older": repr(options.older)}, is_agreed=options.yes)
+    return versions.show(options.paths, as_json=options.json)
 
 
 def _bench(options: argparse.Namespace) -> int:

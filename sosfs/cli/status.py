@@ -202,6 +202,8 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     for name, waiting in sorted(now.buckets.items()):
         yield "in use", f"{name}, {waiting} pending"
     yield "conditions", CONDITIONS.get(now.conditions, now.conditions)
+    if now.keeps_versions:
+        yield "versions", "kept of all that is overwritten or removed, on SOS 1,000 a file: see 'sosfs versions'"
     yield "limits", limits(now)
     yield "requests", requests(now)
     for what in now.waiting:

@@ -160,6 +160,27 @@ USAGES: Mapping[str, Usage] = {
             ("sosfs clean my-bucket --uploads", "unfinished uploads of anybody, asked first"),
         ),
     ),
+    "restore": Usage(
+        "[--at TIME] [-n] PATH...",
+        "bring back deleted or changed files, on a bucket with versions",
+        "Brings files and trees back: what is deleted, a changed file that is named itself, or with --at all as it was "
+        "then. Files that have come since stay. Ctrl-C stops it; called again it goes on.",
+        {0: "done", 1: "not all could be restored", 2: "wrong usage"},
+        (
+            ("sosfs restore ~/bucket/photos", "what was deleted"),
+            ('sosfs restore -n --at "2 hours ago" ~/bucket/photos', "what would change"),
+        ),
+    ),
+    "versions": Usage(
+        "[--prune KEEP | --older AGE] [--yes] PATH...",
+        "list the versions of files, or remove old ones",
+        "Lists the versions of files, or removes old ones after asking; what is current always stays.",
+        {0: "done", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs versions ~/bucket/report.odt", "time, size and id of each"),
+            ("sosfs versions --older 30d ~/bucket", "remove what was replaced so long ago"),
+        ),
+    ),
     "warm": Usage(
         "PATH...",
         "fetch files and trees ahead, so that reading them is local",

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,13 +15,12 @@ from pathlib import Path
 from rich import filesize
 
 from sosfs.cli import location, progress
-from sosfs.cli.location import Location
 from sosfs.cli.progress import Progress, Step
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc import commands
-from sosfs.ipc.commands import Names, Told
+from sosfs.ipc.commands import Told
 from sosfs.log.escaping import printable
 from sosfs.log.wording import counted
 
@@ -34,7 +32,7 @@ def warm(paths: Sequence[str]) -> int:
     mounts = mountpoint.table()
     places = [location.of(Path(os.path.realpath(given)), given, mounts) for given in paths]
     code = Exit.OK
-    for mount, names in _by_mount(places):
+    for mount, names in location.by_mount(places):
         with progress.of_bytes("looking") as shown:
             news = partial(_tell_news, shown)
             outcome = commands.ask(mount.mountpoint, "warm", names, owner=mount.owner, news=news)
@@ -51,17 +49,10 @@ def drop(paths: Sequence[str]) -> int:
     for place in list(places):
         with contextlib.suppress(OSError):  # a link that leads out of our mounts
             places.append(location.of(Path(os.path.realpath(place.path)), place.given, mounts))
-    for mount, names in _by_mount(places):
+    for mount, names in location.by_mount(places):
         outcome = commands.ask(mount.mountpoint, "drop", names, owner=mount.owner, news=lambda _: None)
         _tell_dropped(outcome)
     return Exit.OK
-
-
-def _by_mount(places: Sequence[Location]) -> list[tuple[Mount, list[Names]]]:
-    found: dict[Mount, dict[Names, None]] = defaultdict(dict)
-    for place in places:
-        found[place.mount][place.names] = None
-    return [(mount, list(names)) for mount, names in found.items()]
 
 
 def _tell_news(shown: Progress, news: Told) -> None:

@@ -3,6 +3,7 @@
     .sosfs/acl/PATH                                the ACL of an object          (control_files)
     .sosfs/bucket/{acl,cors,versioning,policy}     settings of the bucket        (control_files)
     .sosfs/versions/PATH/                          old versions of an object     (versions)
+    .sosfs/at/TIME/                                the bucket as it was         (past)
     .sosfs/status, metrics, errors                 what the mount says of itself (control_files)
 
 Its root is found by its name and never listed, so that `rsync` and `cp -r` do not meet it. The nodes have numbers

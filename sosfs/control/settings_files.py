@@ -261,6 +261,7 @@ def tree_of(
     bucket: BucketSettings,
     rejections: Rejections,
     versions: Folder,
+    past: Folder,
     status: Callable[[], Status],
 ) -> Folder:
     """The root of the control tree of a mount."""
@@ -276,6 +277,7 @@ def tree_of(
             b"acl": AclFolder(namespace.inodes.root, namespace, sharing, rejections),
             b"bucket": Fixed("bucket", settings),
             b"versions": versions,
+            b"at": past,
             **_reports(rejections, status),
         },
         permissions=0o755,

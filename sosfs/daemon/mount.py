@@ -284,7 +284,9 @@ class _Mount:
             await trio.run_process(["stat", "--", path], check=False, stdout=DEVNULL, stderr=DEVNULL)
         primed.set()
 
-    async def _store(self, paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+    async def _store(
+        self, paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
+    ) -> commands.Told:
         """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""
         await self._service.store_all()
         return {"pending": self._service.pending}
@@ -292,18 +294,24 @@ class _Mount:
     def _switching(self) -> Mapping[str, commands.Work]:
         """The errands of `mount -o remount`."""
 
-        async def read_only(paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+        async def read_only(
+            paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
+        ) -> commands.Told:
             self._switch.read_only()
             return {}
 
-        async def read_write(paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+        async def read_write(
+            paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
+        ) -> commands.Told:
             await self._service.learn()
             self._switch.read_write()
             return {}
 
         return {Access.RO.value: read_only, Access.RW.value: read_write}
 
-    async def _limit(self, changes: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+    async def _limit(
+        self, changes: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
+    ) -> commands.Told:
         """For `sosfs limit`: each change is the name of a limit and its new value."""
         limits = {"upload_rate", "download_rate", "transfers"}
         try:

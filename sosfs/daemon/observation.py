@@ -18,7 +18,7 @@ import trio
 
 from sosfs.concurrency.threads import LOCAL
 from sosfs.config.parameters import LogLevel
-from sosfs.ipc.commands import Names, Tell, Told, Work
+from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told, Work
 from sosfs.log import level
 from sosfs.tracing.access_log import AccessLog
 from sosfs.tracing.meters import METERS
@@ -48,7 +48,7 @@ class Observation:
         """Ends the access log."""
         await self._end_access_log()
 
-    async def _log(self, words: Sequence[Names], tell: Tell) -> Told:
+    async def _log(self, words: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
         """Changes what is told (`level` with its name, `access` with a path or `OFF`) and returns what holds then."""
         for name, value in words:
             if name == b"level":
@@ -76,7 +76,7 @@ class Observation:
             await LOCAL.run(ended.close)
             log.info("the access log has ended")
 
-    async def _profile(self, words: Sequence[Names], tell: Tell) -> Told:
+    async def _profile(self, words: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
         """Sums what is asked of the mount for so many `seconds`, or until who asks hangs up; tells it meanwhile."""
         if self._profiles >= PROFILES:
             raise OSError(errno.EBUSY, f"{PROFILES} profiles of this mount are being made already")

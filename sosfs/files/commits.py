@@ -91,7 +91,7 @@ class Commits:
         self._spawn = spawn
         self._retries = retries
         self._senders = trio.CapacityLimiter(SENDERS)
-        self._debounce = Debounce(spawn)
+        self.debounce = Debounce(spawn)
         self._hurry = False  # the drain has begun: nothing waits for company any more
 
     # What close and fsync do
@@ -313,7 +313,7 @@ class Commits:
             if self.durability is Durability.BUCKET:
                 self._spawn(sending)
                 return
-            self._debounce.add(sending)
+            self.debounce.add(sending)
 
     async def _sending(self, inode: Inode, open_file: OpenFile, size: int) -> None:
         pause = 0.0

@@ -24,19 +24,26 @@ from sosfs.config.parameters import Settings
 from sosfs.control import nodes
 from sosfs.control.nodes import Tree
 from sosfs.control.object_acl import ObjectAcls
+from sosfs.control.past import PastFolder, VersioningRequired
 from sosfs.control.rejected_texts import Rejections
 from sosfs.control.settings_files import tree_of
 from sosfs.control.versions import Shelf
 from sosfs.disk.free_space import Disk
 from sosfs.errors import StoreError
+from sosfs.files.debounce import VERSIONED_DELAY
 from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.filesystem.drop import DropCommand
+from sosfs.filesystem.past import Past
 from sosfs.filesystem.pending_changes import PendingChanges
-from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota
+from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota, whole
+from sosfs.filesystem.restore import RestoreCommand
+from sosfs.filesystem.version_paths import VersionPaths
+from sosfs.filesystem.versions import VersionsCommand
 from sosfs.filesystem.warm import IN_FLIGHT, WarmCommand
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.notifier import KernelNotifier
 from sosfs.fuse.operations import Operations
+from sosfs.fuse.past_operations import ReadOnlyOperations
 from sosfs.fuse.provisional_attributes import ProvisionalAttributes
 from sosfs.fuse.routing import Routing
 from sosfs.fuse.xattrs import Xattrs
@@ -50,13 +57,36 @@ from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.limits import Limits
 from sosfs.s3.object_urls import Links
-from sosfs.s3.protocol import Conditions
+from sosfs.s3.past_store import PastStore
+from sosfs.s3.protocol import Conditions, ObjectStore
+from sosfs.s3.version_changes import VersionChanges
+from sosfs.s3.version_history import VersionHistory
 from sosfs.tree.inodes import ROOT
 
 
 def memory_limit(settings: Settings, *, buckets: int) -> int:
     """How many bytes of memory a mount takes for data and names, with this many buckets in use."""
     return (1 + NAMES * buckets) * settings.memory + UPLOADS + IN_FLIGHT
+
+
+def _operations(settings: Settings, parts: Filesystem) -> Operations:
+    return Operations(
+        parts.inodes,
+        parts.namespace,
+        parts.creations,
+        parts.renames,
+        parts.file_io,
+        parts.commits,
+        parts.attributes,
+        parts.deletions,
+        parts.pages,
+        ProvisionalAttributes(parts.attributes, settings.attributes, ttl=settings.ttl),
+        ttl=settings.ttl,
+    )
+
+
+def _sharing(store: ObjectStore, parts: Filesystem) -> ObjectAcls:
+    return ObjectAcls(parts.inodes, store, parts.attributes, parts.commits, parts.subtree_lock)
 
 
 class BucketMount:
@@ -88,11 +118,14 @@ class BucketMount:
         self._share = share
         self._kernel = kernel
         self._begun = False
+        self._rejections = Rejections()
         self._requests: Counter[str] = Counter()
         self._target = S3Target.of(settings, source)
         self.store = S3Store(
             self._target, on_request=self._count, new_acl=settings.acl, limits=limits, verify=settings.verify
         )
+        self._bucket_settings = BucketSettings(self._target, self.store.dispatcher)
+        self._versioning = VersioningRequired(self._bucket_settings)
         self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
 
     @property
@@ -123,6 +156,8 @@ class BucketMount:
             self.store.capabilities = known
         elif not self.settings.read_only:
             await self._probe()
+        if not self.settings.read_only:
+            await self.store.look_for_versions()
 
     async def learn(self) -> None:
         """Finds out what the server can do, where that was spared because nothing was to be changed."""
@@ -145,6 +180,7 @@ class BucketMount:
     async def begin(self, background: Background) -> None:
         """Builds the parts and takes up what an earlier mount left. Raises what the bucket answers."""
         spawn = background.spawn
+        self._share = self._share or whole(self.settings)
         self.parts = assemble(
             self.settings,
             self.store,
@@ -154,41 +190,34 @@ class BucketMount:
             share=self._share,
             kernel=self._kernel,
         )
+        self.past = Past(self.settings, self.store, spawn, self._share, self._operations_at, first=self._first)
         self._begun = True
+        if self.store.keeps_versions:
+            self.parts.commits.debounce.delay = VERSIONED_DELAY
         self.store.dispatcher.on_new_key = self.parts.retries.hurry
         self.parts.attributes.permissions.add(self.store.denied)
         self.operations = self._routing(spawn)
         await self.parts.recover()
 
     def _routing(self, spawn: Spawn) -> Routing:
-        settings, parts = self.settings, self.parts
-        files = Operations(
-            parts.inodes,
-            parts.namespace,
-            parts.creations,
-            parts.renames,
-            parts.file_io,
-            parts.commits,
-            parts.attributes,
-            parts.deletions,
-            parts.pages,
-            ProvisionalAttributes(parts.attributes, settings.attributes, ttl=settings.ttl),
-            ttl=settings.ttl,
-        )
+        files, sharing = _operations(self.settings, self.parts), _sharing(self.store, self.parts)
         self._do_errands(files)
-        sharing = ObjectAcls(parts.inodes, self.store, parts.attributes, parts.commits, parts.subtree_lock)
-        rejections = Rejections()
-        tree = self._control(sharing, rejections, spawn)
-        xattrs = Xattrs(
-            parts.inodes,
-            self.store,
-            parts.attributes,
-            sharing,
-            Links(self._target, int(settings.link_lifetime)),
-            rejections,
-            kept=parts.conflicts.kept,
+        tree = self._control(sharing, spawn)
+        xattrs = self._xattrs(self.store, self.parts, sharing)
+        return Routing(files, ControlOperations(tree), self.parts.inodes, xattrs, self.past)
+
+    def _xattrs(self, store: ObjectStore, parts: Filesystem, sharing: ObjectAcls) -> Xattrs:
+        links = Links(self._target, int(self.settings.link_lifetime))
+        return Xattrs(
+            parts.inodes, store, parts.attributes, sharing, links, self._rejections, kept=parts.conflicts.kept
         )
-        return Routing(files, ControlOperations(tree), parts.inodes, xattrs)
+
+    def _operations_at(
+        self, store: PastStore, settings: Settings, parts: Filesystem
+    ) -> tuple[Operations, ReadOnlyOperations]:
+        """What the kernel may ask of the bucket as it was."""
+        files = _operations(settings, parts)
+        return files, ReadOnlyOperations(files, parts.inodes, self._xattrs(store, parts, _sharing(store, parts)))
 
     def _do_errands(self, files: Operations) -> None:
         parts = self.parts
@@ -197,18 +226,25 @@ class BucketMount:
             parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, files.negative_entries, self._kernel
         )
         self.changes = PendingChanges(parts, self.settings.prefix, self._target.traffic.moved)
+        history = VersionHistory(self.store.dispatcher)
+        paths, changes = VersionPaths(history, self.settings.prefix), VersionChanges(self.store)
+        versions = VersionsCommand(paths, changes, self._versioning)
         self.errands = {
             "warm": self.warming.run,
             "drop": dropping.run,
             "pending": self.changes.tell,
             "retry": self.changes.retry,
+            "restore": RestoreCommand(parts, paths, changes, self._versioning, dropping).run,
+            "versions": versions.list,
+            "prune": versions.prune,
         }
 
-    def _control(self, sharing: ObjectAcls, rejections: Rejections, spawn: Spawn) -> Tree:
+    def _control(self, sharing: ObjectAcls, spawn: Spawn) -> Tree:
         """The control tree beside the files."""
-        bucket = BucketSettings(self._target, self.store.dispatcher)
+        bucket, rejections = self._bucket_settings, self._rejections
         versions = Shelf(bucket, spawn).folder(self.settings.prefix)
-        top = tree_of(self.parts.namespace, sharing, bucket, rejections, versions, self.status)
+        past = PastFolder(self.past, self._versioning, rejections)
+        top = tree_of(self.parts.namespace, sharing, bucket, rejections, versions, past, self.status)
         return Tree(top, first=nodes.FIRST + self._first - ROOT)
 
     def sweep(self) -> None:
@@ -217,6 +253,7 @@ class BucketMount:
         self.parts.eviction.look()
         self.parts.cache.flush()
         self.store.dispatcher.sweep()
+        self.past.sweep()
 
     async def let_go(self) -> None:
         """Nothing more is said to the kernel unasked; its connection may then go."""
@@ -256,6 +293,7 @@ class BucketMount:
         if not self._begun:
             self._journal.withdraw()
             return
+        self.past.close()
         self.parts.cache.close()
         self._journal.close()
 
@@ -272,7 +310,8 @@ class BucketMount:
     @property
     def memory_used(self) -> int:
         """Bytes of blocks and names in memory."""
-        return self.parts.blocks.used + self.warming.budget.used + len(self.parts.inodes) * NAME
+        names = len(self.parts.inodes) + self.past.inodes
+        return self.parts.blocks.used + self.past.used + self.warming.budget.used + names * NAME
 
     def status(self) -> Status:
         """This moment of the bucket."""
@@ -290,6 +329,7 @@ class BucketMount:
             sent_bytes=parts.uploader.sent_bytes,
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,
+            keeps_versions=self.store.keeps_versions,
             requests=dict(self._requests),
             memory_bytes=self.memory_used + parts.uploader.budget.used,
             memory_limit=memory_limit(settings, buckets=1),

@@ -24,7 +24,7 @@ from sosfs.files.commits import Commits
 from sosfs.files.open_file import opened
 from sosfs.files.page_cache import PageCache, PageNotifier
 from sosfs.fuse.negative_entries import NegativeEntries
-from sosfs.ipc.commands import Names, Tell, Told
+from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told
 from sosfs.tree import keys
 from sosfs.tree.inodes import Inode, Inodes, Known
 
@@ -71,7 +71,7 @@ class DropCommand:
         self._negative_entries = negative_entries
         self._kernel = kernel
 
-    async def run(self, paths: Sequence[Names], tell: Tell) -> Told:
+    async def run(self, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
         """Forgets the files and trees at these paths; tells how many files, and how many bytes of them."""
         await self._let_go()
         found = _Found()

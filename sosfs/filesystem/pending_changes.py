@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from sosfs.concurrency.tasks import each
 from sosfs.filesystem.composition import Filesystem
-from sosfs.ipc.commands import Names, Tell, Told
+from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told
 from sosfs.ipc.pending import Change, Kind
 
 log = logging.getLogger(__name__)
@@ -42,11 +42,11 @@ class PendingChanges:
         yield from parts.deletions.changes(self._prefix)
         yield from parts.rollback.changes(self._prefix)
 
-    async def tell(self, paths: Sequence[Names], tell: Tell) -> Told:
+    async def tell(self, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
         """For `sosfs pending`: up to `TOLD` changes and how many there are."""
         return told(self.changes(paths))
 
-    async def retry(self, paths: Sequence[Names], tell: Tell) -> Told:
+    async def retry(self, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
         """For `sosfs retry`: tries what waits; how many that was, and what is left of it as `tell` has it."""
         before = self.changes(paths)
         done = 0

@@ -23,7 +23,7 @@ from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source
 from sosfs.concurrency.budgets import Budget
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
-from sosfs.ipc.commands import Names, Tell, Told
+from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told
 from sosfs.namespace.namespace import Namespace
 from sosfs.tree.inodes import Inode, Inodes, Known
 from sosfs.tree.keys import meant_path
@@ -87,7 +87,7 @@ class WarmCommand:
         self._attributes = attributes
         self._blocks = blocks
 
-    async def run(self, paths: Sequence[Names], tell: Tell) -> Told:
+    async def run(self, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
         """Warms the files and trees at these paths. Raises OSError for a path that is not there, before it begins."""
         todo = [await self._at(path) for path in paths]
         call = _Call(self, self._inodes, self._namespace, self._attributes, self._blocks, tell)

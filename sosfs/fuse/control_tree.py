@@ -21,6 +21,7 @@ import pyfuse3
 
 from sosfs.concurrency.locks import FairLock
 from sosfs.control.nodes import Audience, BytesFile, Folder, Node, TextFile, Tree
+from sosfs.control.past import Doorway
 
 LASTING = 1e6  # seconds for which the kernel may keep a name that never goes
 TEXT_MAX = 1 << 20  # bytes; a bucket policy has at most 20 kB
@@ -101,7 +102,11 @@ class ControlOperations:
         return self._entry(self.tree.take(self.tree.root))
 
     async def lookup(self, parent: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
-        return self._entry(self.tree.take(await self._folder(parent).child(name)))
+        return self._entry(self._held(await self._folder(parent).child(name)))
+
+    def _held(self, found: Node) -> Node:
+        """The node that the kernel is told of; what lies behind a door counts its own lookups."""
+        return found if isinstance(found, Doorway) else self.tree.take(found)
 
     def _folder(self, number: int) -> Folder:
         node = self.tree[number]
@@ -163,7 +168,7 @@ class ControlOperations:
         assert isinstance(listed, list)
         for at in range(start_id, len(listed)):
             name, found = listed[at]
-            node = self.tree.take(found)
+            node = self._held(found)
             if not pyfuse3.readdir_reply(token, name, self._entry(node), at + 1):
                 self.tree.forget(node.number, 1)
                 return

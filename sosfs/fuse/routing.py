@@ -21,6 +21,7 @@ from sosfs.control import nodes
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.error_replies import answered, guard_of
 from sosfs.fuse.operations import Operations
+from sosfs.fuse.past_operations import ReadOnlyTrees
 from sosfs.fuse.requests import Opened
 from sosfs.fuse.xattrs import USER, Xattrs
 from sosfs.tree import keys
@@ -40,15 +41,19 @@ class Routing(pyfuse3.Operations):
     supports_dot_lookup = Operations.supports_dot_lookup
     enable_writeback_cache = Operations.enable_writeback_cache
 
-    def __init__(self, files: Operations, tree: ControlOperations, inodes: Inodes, xattrs: Xattrs) -> None:
+    def __init__(
+        self, files: Operations, tree: ControlOperations, inodes: Inodes, xattrs: Xattrs, past: ReadOnlyTrees
+    ) -> None:
         super().__init__()
         self._files = files
         self._tree = tree
         self._inodes = inodes
         self._root = inodes.root.number
         self._xattrs = xattrs
+        self._past = past
         for name in BY_NUMBER:
-            setattr(self, name, _routed(getattr(files, name), guard_of(name)(getattr(tree, name)), self._root))
+            inner = guard_of(name)(_by_number(past, name, getattr(tree, name)))
+            setattr(self, name, _routed(getattr(files, name), inner, self._root))
 
     def path(self, number: int) -> str:
         """Where a user finds an inode; all that is below `.sosfs` is there."""
@@ -63,7 +68,7 @@ class Routing(pyfuse3.Operations):
         if parent_inode == self._root and name == nodes.NAME:
             return self._tree.root()
         if parent_inode >= nodes.FIRST:
-            return await self._tree.lookup(parent_inode, name, ctx)
+            return await (self._past.at(parent_inode) or self._tree).lookup(parent_inode, name, ctx)
         return await self._files.lookup(parent_inode, self._meant(parent_inode, name), ctx)
 
     def _meant(self, parent: int, name: bytes) -> bytes:
@@ -79,8 +84,9 @@ class Routing(pyfuse3.Operations):
         flags: int,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        if parent_inode_old >= nodes.FIRST or parent_inode_new >= nodes.FIRST:
-            await self._tree.refused()
+        for number in (parent_inode_old, parent_inode_new):
+            if number >= nodes.FIRST:
+                await (self._past.at(number) or self._tree).refused()
         if nodes.NAME in self._in_root((parent_inode_old, name_old), (parent_inode_new, name_new)):
             await self._tree.refused()
         name_old, name_new = self._meant(parent_inode_old, name_old), self._meant(parent_inode_new, name_new)
@@ -96,7 +102,9 @@ class Routing(pyfuse3.Operations):
 
     @answered
     async def _forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        await self._tree.forget(inode_list)
+        for number, count in inode_list:
+            with contextlib.suppress(OSError):  # its moment was pushed out, and its inodes with it
+                await (self._past.at(number) or self._tree).forget([(number, count)])
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         return await self._files.statfs(ctx)
@@ -113,12 +121,17 @@ class Routing(pyfuse3.Operations):
     @answered
     async def _getxattr(self, inode: int, name: bytes, uid: int) -> bytes:
         if inode >= nodes.FIRST:
+            if past := self._past.at(inode):
+                return await past.getxattr(inode, name, uid)
             raise OSError(errno.EOPNOTSUPP, "the control tree has no attributes")
         return await self._xattrs.get(self._inodes[inode], name, uid=uid)
 
     @answered
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> Sequence[bytes]:
-        return [] if inode >= nodes.FIRST else await self._xattrs.names(self._inodes[inode])
+        if inode >= nodes.FIRST:
+            past = self._past.at(inode)
+            return await past.listxattr(inode) if past else []
+        return await self._xattrs.names(self._inodes[inode])
 
     @answered
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
@@ -138,6 +151,17 @@ def _settable(inode: int, name: bytes) -> int:
 def in_tree(number: int, rest: tuple[Any, ...], root: int) -> bool:
     """Whether a request for an inode or handle, with these arguments, is for the control tree below `root`."""
     return number >= nodes.FIRST or (number == root and rest[:1] == (nodes.NAME,))
+
+
+def _by_number(past: ReadOnlyTrees, name: str, tree: Any) -> Any:
+    """The handler of this name of the tree as it was that a number belongs to, else the control tree's."""
+
+    async def handler(number: int, *rest: Any) -> Any:
+        shown = past.at(number)
+        return await (getattr(shown, name) if shown else tree)(number, *rest)
+
+    handler.__name__ = name
+    return handler
 
 
 def _routed(files: Any, tree: Any, root: int) -> Any:

@@ -18,6 +18,7 @@ import struct
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -42,7 +43,9 @@ class _HungUpError(Exception):
 Names = tuple[bytes, ...]  # a path below the root of the mount, name by name
 Told = dict[str, Any]  # what can be written as JSON
 Tell = Callable[[Told], None]  # the newest news; what nobody has read yet is replaced
-Work = Callable[[Sequence[Names], Tell], Awaitable[Told]]
+Options = Mapping[str, str]  # of an errand, by name
+Work = Callable[[Sequence[Names], Tell, Options], Awaitable[Told]]
+NO_OPTIONS: Options = MappingProxyType({})
 
 
 def socket_path(mountpoint: Path) -> Path:
@@ -70,10 +73,10 @@ async def _line(works: Mapping[str, Work], stream: trio.SocketStream) -> Told:
     try:
         text = await _request(stream)  # first: a command that is cut short in the middle of it would not hear why
         _require_owner(stream)
-        name, paths = _parsed(text)
+        name, paths, options = _parsed(text)
         if name not in works:
             raise OSError(errno.EOPNOTSUPP, f"this mount knows no {name!r}")
-        return {"outcome": await _with_news(stream, partial(works[name], paths))}
+        return {"outcome": await _with_news(stream, partial(works[name], paths), options)}
     except OSError as error:
         return {"error": [error.errno or errno.EIO, error.strerror or str(error), error.filename]}
     except (trio.BrokenResourceError, _HungUpError):
@@ -101,16 +104,19 @@ async def _request(stream: trio.SocketStream) -> bytes:
     return bytes(text)
 
 
-def _parsed(text: bytes) -> tuple[str, list[Names]]:
+def _parsed(text: bytes) -> tuple[str, list[Names], Options]:
     try:
         request = json.loads(text)
         paths = [tuple(os.fsencode(name) for name in path) for path in request["paths"]]
-        return str(request["do"]), paths
-    except (ValueError, TypeError, KeyError) as error:
+        options = {str(name): str(value) for name, value in request.get("options", {}).items()}
+        return str(request["do"]), paths, options
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise OSError(errno.EPROTO, "the request is not understood") from error
 
 
-async def _with_news(stream: trio.SocketStream, work: Callable[[Tell], Awaitable[Told]]) -> Told:
+async def _with_news(
+    stream: trio.SocketStream, work: Callable[[Tell, Options], Awaitable[Told]], options: Options
+) -> Told:
     newest: Told = {}
 
     def tell(news: Told) -> None:
@@ -126,7 +132,7 @@ async def _with_news(stream: trio.SocketStream, work: Callable[[Tell], Awaitable
             pass  # nothing is asked after the request
         raise _HungUpError
 
-    return await first(partial(work, tell), report, hung_up)
+    return await first(partial(work, tell, options), report, hung_up)
 
 
 async def _send(stream: trio.SocketStream, line: Told) -> None:
@@ -141,6 +147,7 @@ def ask(
     owner: int,
     news: Tell,
     silence: float = SILENCE_SECONDS,
+    options: Options = NO_OPTIONS,
 ) -> Told:
     """Has the daemon of this mount point (mounted by the uid `owner`) do an errand; returns its outcome.
 
@@ -149,7 +156,8 @@ def ask(
     falls silent.
     """
     with _connected(mountpoint, owner, silence) as client:
-        request = {"do": errand, "paths": [[os.fsdecode(name) for name in path] for path in paths]}
+        named = [[os.fsdecode(name) for name in path] for path in paths]
+        request = {"do": errand, "paths": named, "options": dict(options)}
         client.sendall(json.dumps(request).encode() + b"\n")
         for line in _lines(client, mountpoint):
             if "news" in line:

@@ -62,6 +62,7 @@ class Status:
     damaged: tuple[str, ...] = ()  # a line each, with where it is set aside; stays until that is removed
     errors: tuple[str, ...] = ()
     conditions: str = "unknown"
+    keeps_versions: bool = False  # as far as it has been seen
     requests: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
     memory_limit: int = 0

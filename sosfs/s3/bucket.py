@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import errno
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -58,6 +59,10 @@ if TYPE_CHECKING:
 
 __all__ = ["S3Store", "S3Target"]
 
+log = logging.getLogger(__name__)
+
+VERSIONS_PATIENCE = 2.0  # seconds for an answer that a mount does without
+
 
 class S3Store:
     """A bucket as `protocol.ObjectStore`. `on_request` is told the name of each S3 operation as it is sent.
@@ -82,6 +87,7 @@ class S3Store:
         self._look = partial(look, self)
         self.capabilities = Capabilities()  # until `probe_conditions` found out, or somebody who knows the server says
         self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
+        self._keeps_versions = False
         self._digests = ContentMd5()
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
 
@@ -108,6 +114,20 @@ class S3Store:
     def denied(self) -> frozenset[Right]:
         """What the key may not do with the scratch key of `probe_conditions`."""
         return self.capabilities.denied
+
+    @property
+    def keeps_versions(self) -> bool:
+        """Whether the bucket keeps what is overwritten or deleted, as far as it was told or a delete has shown."""
+        return self._keeps_versions or self._markers is True
+
+    async def look_for_versions(self) -> None:
+        """Finds out whether versions are kept; a key that may not ask, or no answer, leaves it open."""
+        try:
+            self._keeps_versions = await self._send(
+                "GetBucketVersioning", lambda calls: calls.within(VERSIONS_PATIENCE).keeps_versions()
+            )
+        except StoreError as error:
+            log.info("whether the bucket keeps versions is not known: %s", error)
 
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""

@@ -22,7 +22,7 @@ from sosfs.concurrency.interrupt import Interrupt
 from sosfs.config.choices import Canned
 from sosfs.config.credentials import Credentials
 from sosfs.errors import Cause, StoreError, unanswered
-from sosfs.s3 import listing_answers, xml
+from sosfs.s3 import listing_answers, version_answers, xml
 from sosfs.s3.customer_key import ALGORITHM, require_encrypted
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import bare_etag, class_header, content_md5, grant_headers, path_of, property_headers
@@ -46,6 +46,7 @@ from sosfs.s3.protocol import (
 from sosfs.s3.retries import CLOCK, Clock
 from sosfs.s3.signed_request import Answer, Pace, SignedHttp, shown
 from sosfs.s3.throttle import Throttle
+from sosfs.s3.version_answers import VersionMarker, VersionPage
 
 T = TypeVar("T")
 
@@ -90,10 +91,10 @@ class SignedCalls:
         calls._send = partial(self._send, **options)
         return calls
 
-    def head(self, key: str, detail: Detail = Detail.WHOLE) -> Object:
+    def head(self, key: str, detail: Detail = Detail.WHOLE, *, version_id: str = "") -> Object:
         """What is known of the object; its recorded checksum only where that is asked for."""
         mode = {"x-amz-checksum-mode": "ENABLED"} if detail is Detail.CHECKSUM else {}
-        answer = self._send("HeadObject", "HEAD", key, headers=mode | self._encrypted)
+        answer = self._send("HeadObject", "HEAD", key, query=_of_version(version_id), headers=mode | self._encrypted)
         return described(f"HeadObject {key!r}", key, answer.headers)
 
     def get(self, key: str, start: int, stop: int, if_match: str, *, version_id: str = "") -> Slice:
@@ -101,7 +102,7 @@ class SignedCalls:
         headers = {"Range": f"bytes={start}-{stop - 1}", "x-amz-checksum-mode": "ENABLED"} | self._encrypted
         if if_match:
             headers["If-Match"] = if_match
-        query = {"versionId": version_id} if version_id else {}
+        query = _of_version(version_id)
         due = RangeAnswer(f"GetObject {key!r}", key, start, stop)
         return due.slice(self._send("GetObject", "GET", key, query=query, headers=headers, room=due.room).body)
 
@@ -117,6 +118,18 @@ class SignedCalls:
             query["start-after"] = after
         parse = partial(listing_answers.page_of, prefix=prefix, delimiter=delimiter)
         return _read(f"ListObjectsV2 {prefix!r}", parse, self._send("ListObjectsV2", "GET", query=query))
+
+    def list_versions(self, prefix: str, *, delimiter: str, after: VersionMarker | None, limit: int) -> VersionPage:
+        """A page of the versions and delete markers of the keys that begin with `prefix`."""
+        query = {"versions": "", "encoding-type": "url", "prefix": prefix, "max-keys": str(limit)}
+        if delimiter:
+            query["delimiter"] = delimiter
+        if after:
+            query["key-marker"] = after.key
+        if after and after.version_id:
+            query["version-id-marker"] = after.version_id
+        parse = partial(version_answers.version_page, prefix=prefix, delimiter=delimiter)
+        return _read(f"ListObjectVersions {prefix!r}", parse, self._send("ListObjectVersions", "GET", query=query))
 
     def put(
         self,
@@ -142,9 +155,10 @@ class SignedCalls:
         properties: Properties | None,
         acl: Acl | Canned | None,
         storage_class: str | None = None,
+        version_id: str = "",
     ) -> str:
         """Copies whole and returns the copy's ETag; `pin` is the source's ETag as the server wants it, or ""."""
-        headers = self._source(source, pin) | grant_headers(acl)
+        headers = self._source(source, pin, version_id) | grant_headers(acl)
         if properties is None:
             headers |= {"x-amz-metadata-directive": "COPY"} | class_header(storage_class)
         else:
@@ -152,16 +166,17 @@ class SignedCalls:
         answer = self._send("CopyObject", "PUT", target, headers=headers, pace=Pace.SLOW)
         return _read(f"CopyObject {target!r}", lambda body: xml.copied_etag(body, "CopyObjectResult"), answer)
 
-    def _source(self, key: str, pin: str) -> dict[str, str]:
+    def _source(self, key: str, pin: str, version_id: str = "") -> dict[str, str]:
         """What a copy says of its source, and of the key for its target."""
-        headers = {"x-amz-copy-source": f"/{self._bucket}/{path_of(key)}"} | self._source_encrypted | self._encrypted
+        source = f"/{self._bucket}/{path_of(key)}" + (f"?versionId={path_of(version_id)}" if version_id else "")
+        headers = {"x-amz-copy-source": source} | self._source_encrypted | self._encrypted
         if pin:
             headers["x-amz-copy-source-if-match"] = pin
         return headers
 
     def delete(self, key: str, *, version_id: str = "") -> str:
         """Deletes a key, or one version of it; the id of the marker that this leaves, "" where it leaves none."""
-        query = {"versionId": version_id} if version_id else {}
+        query = _of_version(version_id)
         told = self._send("DeleteObject", "DELETE", key, query=query).headers
         left = "x-amz-delete-marker" in told and not version_id
         return told.get("x-amz-version-id", "null") if left else ""
@@ -193,6 +208,11 @@ class SignedCalls:
                 return False
             raise
         return _read(request, xml.retention_of, answer)
+
+    def keeps_versions(self) -> bool:
+        """Whether the bucket keeps what is overwritten or deleted."""
+        answer = self._send("GetBucketVersioning", "GET", query={"versioning": ""})
+        return _read("GetBucketVersioning", xml.keeps_versions, answer)
 
     def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Up to 1,000 keys in one request, but for those that XML cannot say: one each."""
@@ -230,9 +250,20 @@ class SignedCalls:
             )
         return Part(number, _etag(f"UploadPart {key!r}", answer), len(body))
 
-    def copy_part(self, key: str, upload_id: str, number: int, source: str, *, pin: str, start: int, stop: int) -> Part:
+    def copy_part(
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        source: str,
+        *,
+        pin: str,
+        start: int,
+        stop: int,
+        version_id: str = "",
+    ) -> Part:
         query = {"partNumber": str(number), "uploadId": upload_id}
-        headers = self._source(source, pin) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
+        headers = self._source(source, pin, version_id) | {"x-amz-copy-source-range": f"bytes={start}-{stop - 1}"}
         answer = self._send("UploadPartCopy", "PUT", key, query=query, headers=headers, pace=Pace.SLOW)
         etag = _read(f"UploadPartCopy {key!r}", lambda body: xml.copied_etag(body, "CopyPartResult"), answer)
         return Part(number, etag, stop - start)
@@ -280,9 +311,9 @@ class SignedCalls:
             answer = self._send("ListMultipartUploads", "GET", query=query | {"encoding-type": "url"})
             return _read("ListMultipartUploads", partial(listing_answers.uploads_of, encoded=True), answer)
 
-    def get_acl(self, key: str) -> Acl:
+    def get_acl(self, key: str, *, version_id: str = "") -> Acl:
         operation = "GetObjectAcl" if key else "GetBucketAcl"
-        answer = self._send(operation, "GET", key, query={"acl": ""})
+        answer = self._send(operation, "GET", key, query={"acl": ""} | _of_version(version_id))
         return _read(f"{operation} {key!r}" if key else operation, xml.acl_of, answer)
 
     def put_acl(self, key: str, acl: Acl | Canned) -> None:
@@ -292,6 +323,10 @@ class SignedCalls:
             return
         body = xml.acl_body(acl)
         self._send(operation, "PUT", key, query={"acl": ""}, headers=content_md5(body), body=body)
+
+
+def _of_version(version_id: str) -> dict[str, str]:
+    return {"versionId": version_id} if version_id else {}
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from urllib.parse import unquote_plus
 from xml.etree import ElementTree
@@ -37,7 +37,7 @@ def page_of(body: bytes, prefix: str, delimiter: str) -> Page:
     """
     root = root_of(body, "ListBucketResult")
     told = fields(root)
-    plain = _unquoted if told.get("EncodingType") == "url" else str
+    plain = unquoted if told.get("EncodingType") == "url" else str
     objects: list[Listed] = []
     prefixes: list[str] = []
     for element in root:
@@ -72,12 +72,7 @@ def _check_page(
     told: Mapping[str, str], objects: list[Listed], prefixes: list[str], prefix: str, delimiter: str
 ) -> None:
     """Raises ParseError for a page that answers another question, or that lacks what it counts."""
-    echo = told.get("Prefix")  # most servers do not encode it, whatever they were asked
-    if echo is not None and not any(_same(text, prefix) for text in (echo, _unquoted(echo))):
-        raise ParseError(f"a listing of {echo!r}, not of {prefix!r}")
-    for shown in (*(listed.key for listed in objects), *prefixes):
-        if not shown.startswith(prefix) and not _same(shown[: len(prefix)], prefix):
-            raise ParseError(f"{shown!r} in a listing of {prefix!r}")
+    require_prefix(told, [*(listed.key for listed in objects), *prefixes], prefix)
     start = len(prefix)
     if prefixes and not delimiter:
         raise ParseError(f"prefixes in a listing of {prefix!r} that was to fold none")
@@ -90,12 +85,22 @@ def _check_page(
         raise ParseError(f"{len(objects) + len(prefixes)} keys in a listing that counts {count}")
 
 
+def require_prefix(told: Mapping[str, str], shown: Sequence[str], prefix: str) -> None:
+    """Raises ParseError for a page of another prefix: what it echoes, or what it shows."""
+    echo = told.get("Prefix")  # most servers do not encode it, whatever they were asked
+    if echo is not None and not any(_same(text, prefix) for text in (echo, unquoted(echo))):
+        raise ParseError(f"a listing of {echo!r}, not of {prefix!r}")
+    for key in shown:
+        if not key.startswith(prefix) and not _same(key[: len(prefix)], prefix):
+            raise ParseError(f"{key!r} in a listing of {prefix!r}")
+
+
 def _same(told: str, asked: str) -> bool:
     """Whether an echo is of what was asked, but for what XML cannot say."""
     return told == asked or _UNFAITHFUL.sub("?", told) == _UNFAITHFUL.sub("?", asked)
 
 
-def _is_truncated(told: Mapping[str, str]) -> bool:
+def is_truncated(told: Mapping[str, str]) -> bool:
     """Whether more pages follow; a page that does not say so may be half a page."""
     said = told["IsTruncated"].strip().lower()
     if said not in ("true", "false"):
@@ -104,7 +109,7 @@ def _is_truncated(told: Mapping[str, str]) -> bool:
 
 
 def _token(told: Mapping[str, str], objects: list[Listed], prefixes: list[str], plain: Callable[[str], str]) -> str:
-    if not _is_truncated(told):
+    if not is_truncated(told):
         return ""
     if token := told.get("NextContinuationToken", ""):
         return token
@@ -117,7 +122,8 @@ def _token(told: Mapping[str, str], objects: list[Listed], prefixes: list[str], 
     return MARKER + marker
 
 
-def _unquoted(text: str) -> str:
+def unquoted(text: str) -> str:
+    """A key as it was before `encoding-type=url`."""
     text = text.replace("%2F", "/")  # in all keys but those at the top, most have nothing else: 1 us instead of 9
     return unquote_plus(text) if "%" in text or "+" in text else text
 
@@ -149,7 +155,7 @@ def parts_of(body: bytes) -> tuple[list[Part], str]:
     for element in each(root, "Part"):
         found = fields(element)
         parts.append(Part(int(found["PartNumber"]), bare_etag(found["ETag"]), _size(found["Size"])))
-    return parts, _marker(told["NextPartNumberMarker"]) if _is_truncated(told) else ""
+    return parts, _marker(told["NextPartNumberMarker"]) if is_truncated(told) else ""
 
 
 def _marker(text: str) -> str:
@@ -168,9 +174,9 @@ def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tup
     if name_of(root) != "ListMultipartUploadsResult":
         raise ParseError(name_of(root))
     told = fields(root)
-    plain = _unquoted if encoded else str
+    plain = unquoted if encoded else str
     uploads = [_upload(element, plain) for element in each(root, "Upload")]
-    if not _is_truncated(told):
+    if not is_truncated(told):
         return uploads, None
     return uploads, (_marker(plain(told["NextKeyMarker"])), told["NextUploadIdMarker"])
 

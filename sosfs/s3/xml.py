@@ -168,6 +168,12 @@ def upload_id(body: bytes) -> str:
     return found
 
 
+def keeps_versions(body: bytes) -> bool:
+    """Whether versioning is enabled; a bucket on which it never was has no Status."""
+    root = root_of(body, "VersioningConfiguration", "GetBucketVersioningResponse")  # the second is moto's
+    return fields(root).get("Status", "").strip().lower() == "enabled"
+
+
 def retention_of(body: bytes) -> bool:
     """Whether an ObjectLockConfiguration locks each new object."""
     return any(each(root_of(body, "ObjectLockConfiguration"), "DefaultRetention"))

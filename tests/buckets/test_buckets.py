@@ -301,7 +301,7 @@ def test_each_bucket_has_its_own_control_tree(everything: Mount, foreign: Foreig
     mount = everything
     one, two = mount.path / foreign.bucket, mount.path / other.bucket
     assert names(mount.path / ".sosfs") == ["errors", "metrics", "status"]
-    assert names(one / ".sosfs") == ["acl", "bucket", "errors", "metrics", "status", "versions"]
+    assert names(one / ".sosfs") == ["acl", "at", "bucket", "errors", "metrics", "status", "versions"]
     assert ".sosfs" not in names(mount.path) + names(one)
     (two / ".sosfs/bucket/versioning").write_text("enabled")
     assert other.client.get_bucket_versioning(Bucket=other.bucket)["Status"] == "Enabled"

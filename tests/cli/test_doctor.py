@@ -97,7 +97,9 @@ def test_nothing_is_left_in_a_bucket_that_keeps_versions(doctor: Practice, serve
     foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
     found = doctor.ask(access_to(server), foreign.bucket)
     assert found.code == 0
-    assert found["bucket: versioning"] == ("note", "enabled")
+    verdict, detail = found["bucket: versioning"]
+    assert verdict == "warning"
+    assert detail.startswith("enabled: what is overwritten")
     kept = foreign.client.list_object_versions(Bucket=foreign.bucket)
     assert (kept.get("Versions", []), kept.get("DeleteMarkers", [])) == ([], [])
 

@@ -46,7 +46,7 @@ def lines(text: str) -> list[str]:
 def test_the_tree_is_found_and_not_listed(drive: Drive, control: Path) -> None:
     assert control.is_dir()
     assert ".sosfs" not in names(drive.mount.path)
-    assert names(control) == ["acl", "bucket", "errors", "metrics", "status", "versions"]
+    assert names(control) == ["acl", "at", "bucket", "errors", "metrics", "status", "versions"]
     assert names(control / "bucket") == ["acl", "cors", "policy", "versioning"]
     with fails(errno.ENOENT):
         (control / "nothing").stat()
@@ -129,7 +129,7 @@ def test_it_is_as_it_is(drive: Drive, control: Path, attempt: Callable[[Path, Pa
     with fails(errno.EPERM, errno.EACCES, errno.ENOTEMPTY, errno.EXDEV, errno.ENOTDIR, errno.EISDIR, errno.EOPNOTSUPP):
         attempt(control, drive.here)
     assert file.read_bytes() == b"body"
-    assert names(control) == ["acl", "bucket", "errors", "metrics", "status", "versions"]
+    assert names(control) == ["acl", "at", "bucket", "errors", "metrics", "status", "versions"]
 
 
 def test_editors_that_replace_files_fail_cleanly(drive: Drive, control: Path) -> None:
@@ -400,7 +400,7 @@ def test_the_tree_is_the_owners_alone(drive: Drive, control: Path) -> None:
     def mode(name: str) -> int:
         return stat.S_IMODE((control / name).stat().st_mode)
 
-    assert {mode(name) for name in ("acl", "bucket", "versions", f"acl/{drive.key(drive.here)}")} == {0o700}
+    assert {mode(name) for name in ("acl", "at", "bucket", "versions", f"acl/{drive.key(drive.here)}")} == {0o700}
     assert {mode(f"bucket/{name}") for name in ("acl", "cors", "policy", "versioning")} == {0o600}
     assert [mode(name) for name in (".", "status", "metrics", "errors")] == [0o755, 0o444, 0o444, 0o400]
     kept = next((control / "versions" / drive.key(drive.here / "file")).iterdir())

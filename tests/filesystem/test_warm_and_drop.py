@@ -336,7 +336,7 @@ def test_only_the_owner_and_root_are_served(monkeypatch: pytest.MonkeyPatch) -> 
     asked: list[Sequence[commands.Names]] = []
     answers: list[str] = []
 
-    async def work(paths: Sequence[commands.Names], tell: commands.Tell) -> commands.Told:
+    async def work(paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options) -> commands.Told:
         asked.append(paths)
         return {"fine": True}
 

@@ -72,10 +72,12 @@ def _of_acl(held: Acl) -> Finding:
 
 
 def _of_versioning(state: Versioning) -> Finding:
-    advice = ""
-    if state is Versioning.ENABLED:
-        advice = "what is overwritten or removed is kept and paid for, on SOS 1,000 versions a file"
-    return Finding("bucket: versioning", Verdict.NOTE, state.value, advice)
+    what = "bucket: versioning"
+    if state is not Versioning.ENABLED:
+        return Finding(what, Verdict.NOTE, state.value)
+    detail = "enabled: what is overwritten or removed is kept and paid for, on SOS 1,000 versions a file"
+    advice = "'sosfs versions --prune 10 PATH' removes old ones; with --durability journal rewrites make fewer"
+    return Finding(what, Verdict.WARNING, detail, advice)
 
 
 def _of_lifecycle(rules: Sequence[Mapping[str, Any]], prefix: str) -> Finding:

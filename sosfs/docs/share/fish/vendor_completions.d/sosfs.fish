@@ -50,8 +50,8 @@ function _shtab_sosfs_using
   test "$_shtab_sosfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' limit clean log profile warm drop bench doctor demo help
-set -g _shtab_sosfs_opts_with_value --access --acl --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --part-size --patience --profile --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
+set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' limit clean log profile warm drop restore versions bench doctor demo help
+set -g _shtab_sosfs_opts_with_value --access --acl --at --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --older --part-size --patience --profile --prune --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
 
 complete -c sosfs -e
 complete -c sosfs -f
@@ -161,6 +161,18 @@ complete -c sosfs -n '_shtab_sosfs_using warm; and test $_shtab_sosfs_npos -ge 0
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a drop -d 'Forgets all that a mount and the kernel have cached of files, for instance after another program has changed the bucket. What is not in the bucket yet stays.'
 complete -c sosfs -n '_shtab_sosfs_using drop' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using drop; and test $_shtab_sosfs_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a restore -d 'Brings files and trees back: what is deleted, a changed file that is named itself, or with --at all as it was then. Files that have come since stay. Ctrl-C stops it; called again it goes on.'
+complete -c sosfs -n '_shtab_sosfs_using restore' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using restore' -l at -x -d 'as it was then: 2026-11-01, 2026-11-01T12:30Z, '"'"'2 hours ago'"'"''
+complete -c sosfs -n '_shtab_sosfs_using restore' -s n -l dry-run -d 'only list what would be restored'
+complete -c sosfs -n '_shtab_sosfs_using restore; and test $_shtab_sosfs_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount, deleted or not'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a versions -d 'Lists the versions of files, or removes old ones after asking; what is current always stays.'
+complete -c sosfs -n '_shtab_sosfs_using versions' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using versions' -l prune -x -d 'keep as many versions of each file, remove the others'
+complete -c sosfs -n '_shtab_sosfs_using versions' -l older -x -d 'remove what was replaced or deleted so long ago: 30d'
+complete -c sosfs -n '_shtab_sosfs_using versions' -l yes -d 'do not ask before removing'
+complete -c sosfs -n '_shtab_sosfs_using versions' -l json -d 'list as one JSON document'
+complete -c sosfs -n '_shtab_sosfs_using versions; and test $_shtab_sosfs_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount, deleted or not'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a bench -d 'Measures a mount, or any directory to compare it with: large file, small files, latencies. Writes into a directory of its own, and removes it.'
 complete -c sosfs -n '_shtab_sosfs_using bench' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using bench' -l size -x -d 'of the large file (default: 256M)'
@@ -189,4 +201,4 @@ complete -c sosfs -n '_shtab_sosfs_using demo' -s h -l help -d 'show this help m
 complete -c sosfs -n '_shtab_sosfs_using demo; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where to mount (default: a new directory)'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a help -d 'Shows a page of the manual, or without a topic the list of pages. The name of a command is a topic too.'
 complete -c sosfs -n '_shtab_sosfs_using help' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness log metrics options promises proxies recipes speed status troubleshooting" -d 'a page of the manual, or a command'
+complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness log metrics options promises proxies recipes speed status time-and-versions troubleshooting" -d 'a page of the manual, or a command'

@@ -1,0 +1,68 @@
+"""The versions of a bucket's keys: listed page by page, and told of one key or key by key.
+
+Concurrency: trio thread only; pages are asked for one after the other, by the task that calls.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from operator import attrgetter
+
+from sosfs.s3.dispatch import Dispatcher
+from sosfs.s3.paging import check_progress
+from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
+
+FEW = 100  # entries asked for where those of one key are wanted
+
+Entries = list[VersionEntry]  # of one key, the newest first
+
+
+class VersionHistory:
+    """What the server keeps of keys that were overwritten or deleted, and what is there now."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def page(
+        self, prefix: str, *, delimiter: str = "", after: VersionMarker | None = None, limit: int = 1000
+    ) -> VersionPage:
+        """One page of the entries of all keys that begin with `prefix`. Raises StoreError."""
+        found = await self._dispatcher.send(
+            "ListObjectVersions",
+            lambda calls: calls.list_versions(prefix, delimiter=delimiter, after=after, limit=limit),
+        )
+        if found.following and after:
+            check_progress(f"ListObjectVersions {prefix!r}", found.following, {after})
+        return found
+
+    async def of_key(self, key: str) -> Entries:
+        """All entries of one key, none where it never was. Raises StoreError."""
+        found: Entries = []
+        after: VersionMarker | None = None
+        while True:
+            page = await self.page(key, after=after, limit=FEW)
+            found += [entry for entry in page.entries if entry.key == key]
+            after = page.following
+            # In the order of keys it is the first that begins with itself.
+            if after is None or any(entry.key != key for entry in page.entries):
+                return found
+
+
+class KeyByKey:
+    """All keys below a prefix with their entries: `following` gives those that another page completes."""
+
+    def __init__(self, history: VersionHistory, prefix: str) -> None:
+        self._history = history
+        self._prefix = prefix
+        self._after: VersionMarker | None = None
+        self._begun: Entries = []  # of the last key of the last page, which may go on
+        self.is_done = False
+
+    async def following(self) -> list[Entries]:
+        """The entries of some more keys; may be none before `is_done`. Raises StoreError."""
+        page = await self._history.page(self._prefix, after=self._after)
+        groups = [list(group) for _, group in groupby([*self._begun, *page.entries], attrgetter("key"))]
+        self._after = page.following
+        self.is_done = self._after is None
+        self._begun = [] if self.is_done or not groups else groups.pop()
+        return groups
