@@ -22,7 +22,7 @@ from sosfs.attributes.changes import Changes
 from sosfs.attributes.permissions import KeyPermissions
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
-from sosfs.concurrency.backoff import Backoff
+from sosfs.concurrency.backoff import Backoff, Doubling
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
 from sosfs.config.choices import Canned
@@ -90,10 +90,9 @@ class AttributeWriteback(Changes):
         self.marked = lambda inode: spawn(lambda: self._settle_later(inode))
 
     async def _settle_later(self, inode: Inode) -> None:
-        pause = DELAY
+        pauses = Doubling(DELAY, RETRY_MAX)
         while inode.attributes_dirty:
-            hurried = await self._retries.pause(pause, inode)
-            pause = DELAY if hurried else min(2 * pause + 4, RETRY_MAX)
+            await self._retries.wait(pauses, inode)
             async with self._settlers:
                 await self._tried(inode)
 

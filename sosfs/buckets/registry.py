@@ -29,6 +29,7 @@ import trio
 from sosfs.buckets.bucket_list import BucketList
 from sosfs.buckets.commands import works
 from sosfs.buckets.member import MOST, Member, index_of
+from sosfs.concurrency.backoff import Doubling
 from sosfs.concurrency.tasks import Background, each
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
@@ -134,13 +135,12 @@ class BucketRegistry:
             background.spawn(self._take_up)
 
     async def _take_up(self) -> None:
-        pause = PAUSE_FIRST
+        pauses = Doubling(PAUSE_FIRST, PAUSE_MAX)
         while True:
             await self._try_waiting()
             if not self._waiting:
                 return
-            await trio.sleep(pause)
-            pause = min(2 * pause, PAUSE_MAX)
+            await trio.sleep(pauses.take())
 
     async def _try_waiting(self) -> None:
         for directory, left in list(self._waiting.items()):

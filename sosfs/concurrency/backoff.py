@@ -1,9 +1,10 @@
-"""Pauses between tries that all end at once when there is reason to hope.
+"""How long to wait between tries: pauses that double, and end early when there is reason to hope.
 
-They grow with each try, and end early when there is reason to hope: the server has taken a new key, or a user asks for
-a try. Who waits can be asked for, so that a user is told when it goes on.
+All that is tried again waits by `Doubling`: a single request (`s3.retries`, whose dice shorten it) as well as a change
+that stays pending for days. The latter wait in a `Backoff`, where all of them are woken when the server has taken a
+new key, and one when a user asks for a try; who waits and until when is shown to users.
 
-Concurrency: trio thread only.
+Concurrency: a `Doubling` has one owner; a `Backoff` is the trio thread's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,27 @@ import time
 from collections.abc import Hashable, Mapping
 
 import trio
+
+
+class Doubling:
+    """The pauses of one that tries again, in seconds: `first`, then twice as long each time, up to `most`."""
+
+    __slots__ = ("_first", "_most", "now")
+
+    def __init__(self, first: float, most: float) -> None:
+        self._first = first
+        self._most = most
+        self.now = first
+
+    def take(self) -> float:
+        """The next pause."""
+        pause = self.now
+        self.now = min(2 * pause, self._most)
+        return pause
+
+    def reset(self) -> None:
+        """The next one is the first again: something has succeeded, or may."""
+        self.now = self._first
 
 
 class _Pause:
@@ -28,8 +50,9 @@ class Backoff:
     def __init__(self) -> None:
         self._pauses: dict[Hashable, list[_Pause]] = {}  # by who waits
 
-    async def pause(self, seconds: float, who: Hashable = None) -> bool:
-        """Waits; whether `hurry` has ended it early. Several may wait as the same `who`."""
+    async def wait(self, pauses: Doubling, who: Hashable = None) -> None:
+        """Waits for the next of `pauses`, which begin anew where `hurry` ends it. Several may wait as one `who`."""
+        seconds = pauses.take()
         pause = _Pause(trio.current_time() + seconds)
         self._pauses.setdefault(who, []).append(pause)
         try:
@@ -37,7 +60,8 @@ class Backoff:
                 await pause.hurried.wait()
         finally:
             self._forget(who, pause)
-        return not waited.cancelled_caught
+        if not waited.cancelled_caught:
+            pauses.reset()
 
     def _forget(self, who: Hashable, pause: _Pause) -> None:
         pauses = self._pauses[who]

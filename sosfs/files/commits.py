@@ -21,7 +21,7 @@ import trio
 
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Source, Spawn
-from sosfs.concurrency.backoff import Backoff
+from sosfs.concurrency.backoff import Backoff, Doubling
 from sosfs.concurrency.budgets import Backlog
 from sosfs.concurrency.tasks import each
 from sosfs.concurrency.threads import LOCAL
@@ -316,12 +316,12 @@ class Commits:
             self.debounce.add(sending)
 
     async def _sending(self, inode: Inode, open_file: OpenFile, size: int) -> None:
-        pause = 0.0
+        pauses, is_first = Doubling(RETRY_FIRST, RETRY_MAX), True
         try:
             while open_file.draft is not None and open_file.draft.is_sendable and inode.parent is not None:
-                if pause:
-                    await self._retries.pause(0 if self._hurry else pause, open_file)
-                pause = min(max(2 * pause, RETRY_FIRST), RETRY_MAX)
+                if not is_first and not self._hurry:
+                    await self._retries.wait(pauses, open_file)
+                is_first = False
                 try:
                     async with self._senders:
                         await self.commit(inode)

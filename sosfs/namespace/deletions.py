@@ -24,7 +24,7 @@ from functools import partial
 import trio
 
 from sosfs.cache.blocks import Spawn
-from sosfs.concurrency.backoff import Backoff
+from sosfs.concurrency.backoff import Backoff, Doubling
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
 from sosfs.errors import FULL, Cause, StoreError, reason
@@ -72,7 +72,7 @@ class Deletions:
         self._is_holding = False  # a task tries again what is held
         self._proven_until = 0.0
         self._workers = 0
-        self._pause = PAUSE_FIRST
+        self._pauses = Doubling(PAUSE_FIRST, PAUSE_MAX)
         self._settled = trio.Condition()
 
     @property
@@ -254,11 +254,10 @@ class Deletions:
             self._queued[key] = self._held.pop(key)
 
     async def _try_held(self) -> None:
-        pause = HELD_FIRST
+        pauses = Doubling(HELD_FIRST, HELD_MAX)
         try:
             while self._held:
-                hurried = await self._retries.pause(pause, REFUSED)
-                pause = HELD_FIRST if hurried else min(2 * pause, HELD_MAX)
+                await self._retries.wait(pauses, REFUSED)
                 self._recall("")
                 while batch := self._batch(DELETE_MAX):
                     try:
@@ -281,12 +280,11 @@ class Deletions:
                     continue
                 try:
                     await self._send(batch)
-                    self._pause = PAUSE_FIRST
+                    self._pauses.reset()
                 except OSError as error:
                     log.warning("%d deletes wait for the store: %s", self.pending, error)
                     if not self._queued.keys().isdisjoint(batch):
-                        hurried = await self._retries.pause(self._pause, QUEUE)
-                        self._pause = PAUSE_FIRST if hurried else min(2 * self._pause, PAUSE_MAX)
+                        await self._retries.wait(self._pauses, QUEUE)
         finally:
             self._workers -= 1
 

@@ -21,6 +21,7 @@ import trio
 
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Spawn
+from sosfs.concurrency.backoff import Doubling
 from sosfs.files.page_cache import PageNotifier
 from sosfs.tree.inodes import Directory, Inode, Inodes
 from sosfs.tree.listing import Listings
@@ -62,12 +63,13 @@ class Eviction:
             self._spawn(self._run)
 
     async def _run(self) -> None:
-        pause = REST
+        pauses = Doubling(REST, PAUSE_MAX)
         try:
             while (before := len(self._inodes)) > self._most:
                 await self._shed()
-                pause = REST if len(self._inodes) < before else min(2 * pause, PAUSE_MAX)
-                await trio.sleep(pause)
+                if len(self._inodes) < before:
+                    pauses.reset()
+                await trio.sleep(pauses.take())
         except OSError as error:
             log.debug("the kernel does not forget: %s", error)
         finally:

@@ -24,7 +24,7 @@ from functools import partial
 import trio
 
 from sosfs.cache.blocks import Spawn
-from sosfs.concurrency.backoff import Backoff
+from sosfs.concurrency.backoff import Backoff, Doubling
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError, reason
@@ -231,10 +231,9 @@ class RenameRollback:
             self._removed(move, count=0)
 
     async def _look_on(self, move: Move) -> None:
-        pause = LOOK_FIRST
+        pauses = Doubling(LOOK_FIRST, LOOK_MAX)
         while move in self._back:
-            hurried = await self._retries.pause(pause, move)
-            pause = LOOK_FIRST if hurried else min(2 * pause, LOOK_MAX)
+            await self._retries.wait(pauses, move)
             try:
                 is_last = trio.current_time() >= move.until
                 await self._look(move)

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 
+from sosfs.concurrency.backoff import Doubling
 from sosfs.concurrency.interrupt import Interrupt
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -58,7 +59,7 @@ class Patience:
     def __init__(self, seconds: float, clock: Clock = CLOCK) -> None:
         self._clock = clock
         self._deadline = clock.now() + seconds
-        self._pause = PAUSE_FIRST
+        self._pauses = Doubling(PAUSE_FIRST, PAUSE_MAX)
         self.tries = 1
 
     def wait(self, least: float = 0.0, interrupt: Interrupt | None = None) -> bool:
@@ -66,8 +67,7 @@ class Patience:
         left = self._deadline - self._clock.now()
         if left <= 0:
             return False
-        pause = min(max(least, self._pause * self._clock.dice()), left)
+        pause = min(max(least, self._pauses.take() * self._clock.dice()), left)
         (interrupt.sleep if interrupt else self._clock.sleep)(pause)
-        self._pause = min(2 * self._pause, PAUSE_MAX)
         self.tries += 1
         return True

@@ -13,7 +13,6 @@ import pytest
 import trio
 import trio.testing
 
-from sosfs.concurrency.backoff import Backoff
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.filesystem.pending_changes import PendingChanges
@@ -119,27 +118,3 @@ def test_traffic_knows_what_is_under_way_and_whether_the_server_answers() -> Non
     assert (traffic.silence.since, traffic.silence.why) == (7.0, "refused")
     traffic.answered()
     assert traffic.silence is None
-
-
-def test_one_of_those_who_wait_is_woken() -> None:
-    ended: list[tuple[str, bool]] = []
-
-    async def scene() -> None:
-        backoff = Backoff()
-
-        async def wait(who: str, seconds: float) -> None:
-            ended.append((who, await backoff.pause(seconds, who)))
-
-        async with trio.open_nursery() as nursery:
-            for who, seconds in (("a", 100.0), ("b", 50.0), ("a", 10.0)):
-                nursery.start_soon(wait, who, seconds)
-            await trio.testing.wait_all_tasks_blocked()
-            assert backoff.ends["a"] < backoff.ends["b"] < time.time() + 60
-            backoff.hurry_one("a")
-            await trio.testing.wait_all_tasks_blocked()
-            assert set(backoff.ends) == {"b"}
-            backoff.hurry()
-        assert not backoff.ends
-
-    trio.run(scene)
-    assert ended == [("a", True), ("a", True), ("b", True)]
