@@ -31,7 +31,6 @@ from sosfs.s3.file_body import FileBody
 T = TypeVar("T")
 
 SPILL = 256 << 10  # bytes of one draft kept in memory
-MEMORY = 32 << 20  # bytes of all drafts kept in memory
 FLOOR, FLOOR_SHARE = 512 << 20, 4  # bytes of the disk that are left to others; of a small one this part
 TIGHT, TIGHT_SHARE = 8 << 20, 2  # bytes that one writer alone goes on with: a part, or this share of a small disk
 JOURNAL, JOURNAL_SHARE = 2 << 20, 16  # bytes that are left to the journal; of a small disk this part

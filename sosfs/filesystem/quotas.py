@@ -4,6 +4,16 @@ A mount of one bucket has the `whole`. Where all buckets of an account are mount
 the limits a user sets are those of the mount however many buckets are in use: the blocks of all are in one memory
 and one directory, under names that hold the bucket's, and whichever was not used for longest goes first.
 
+| who holds bytes in memory | at most | counted by |
+|---|---|---|
+| blocks that were read | `--memory` | `cache.blocks`, the longest unused goes |
+| names: inodes, their attributes | `NAMES` times that | `namespace.eviction` |
+| small drafts | `DRAFTS` together | `Allowance`; what gets none goes to disk (`files.spool`) |
+| bodies on their way up | `UPLOADS` together | `Budget`; a large part is sent from its file (`s3.file_body`) |
+| answers on their way down | what was asked for; a document 64 MiB | `s3.http_messages.Room` |
+| blocks of old versions | 32 MiB, while they are read | `control.versions` |
+| S3 requests side by side | `--transfers` | `s3.limits` |
+
 Concurrency: trio thread only.
 """
 
@@ -21,12 +31,12 @@ from sosfs.concurrency.budgets import Allowance, Backlog, Budget
 from sosfs.config.parameters import Durability, Settings
 from sosfs.disk.free_space import Disk
 from sosfs.files import spool
-from sosfs.files.spool import MEMORY
 
 NAME = 1 << 10  # bytes that a listed name takes; measured 940 in a directory of 100,000
 NAMES = 2  # times the memory for blocks: how much names may take, in each bucket
 ROWS_SHARE = 8  # of a small disk, the part that small drafts in the journal may take
 UPLOADS = 64 << 20  # bytes of bodies on their way up
+DRAFTS = 32 << 20  # bytes of small drafts
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +81,8 @@ def _disk(settings: Settings, directory: Path) -> DiskCache | None:
 def _drafts(settings: Settings, directory: Path) -> Allowance:
     """Of small drafts in memory. With the journal they go into its rows, and a database never shrinks."""
     if settings.durability is Durability.BUCKET:
-        return Allowance(MEMORY)
-    return Allowance(min(MEMORY, Disk(directory).room().size // ROWS_SHARE))
+        return Allowance(DRAFTS)
+    return Allowance(min(DRAFTS, Disk(directory).room().size // ROWS_SHARE))
 
 
 class Quotas:
