@@ -118,7 +118,7 @@ def test_who_is_not_root_has_the_daemon_refuse(mounter: Mounter) -> None:
     """As root without the right to change mounts; the mount table cannot show it."""
     drive = mounter()
     (drive.here / "old").write_bytes(b"old")
-    code = "import os, sys; os.geteuid = lambda: 1; from sosfs import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import os, sys; os.geteuid = lambda: 1; from sosfs.cli import main; sys.exit(main.main(sys.argv[1:]))"
 
     def switch(words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", code, "mount", "-o", words, str(drive.mount.path)]

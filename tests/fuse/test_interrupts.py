@@ -193,7 +193,7 @@ def test_sigusr1_writes_what_is_under_way_to_the_log(drive: Drive, proxy: Proxy)
     ):
         eventually(lambda: proxy.count("GET", "HEAD") > 0)
         os.kill(drive.mount.pid, signal.SIGUSR1)
-        eventually(lambda: "Callers.watch" in drive.mount.log)
+        eventually(lambda: "KernelRequests.watch" in drive.mount.log)
         assert f"for cat (pid {process.pid})" in drive.mount.log or "d/file" in drive.mount.log
         assert " s, " in drive.mount.log
         process.kill()
@@ -212,7 +212,7 @@ def test_a_request_that_waits_too_long_has_the_log_told_all_that_waits(
         proxy.broken(Hang(), on("GET", "HEAD")),
         subprocess.Popen(["cat", drive.here / "d/file"], stdout=subprocess.DEVNULL) as process,
     ):
-        eventually(lambda: "Callers.watch" in drive.mount.log)
+        eventually(lambda: "KernelRequests.watch" in drive.mount.log)
         told = drive.mount.log
         process.kill()
     (first,) = re.findall(r"WARNING .*: (\w+) is not answered for", told)
