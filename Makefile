@@ -167,7 +167,7 @@ install: .writable
 	'$(LIB).new/bin/python' -I -c 'import pyfuse3, pycurl, sosfs.cli.main'
 
 # Man pages and shell completion; the tree below sosfs/docs/share is that below PREFIX/share.
-SHARED := $(shell cd sosfs/docs/share && find . -type f)
+SHARED = $(shell cd sosfs/docs/share && find . -type f)
 
 install-docs:
 	for file in $(SHARED); do install -D -m 644 "sosfs/docs/share/$$file" '$(DESTDIR)$(PREFIX)'"/share/$$file" || exit 1; done

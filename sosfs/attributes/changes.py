@@ -290,7 +290,11 @@ class Changes(Revalidation):
 
     def _stands_on(self, inode: Inode, found: Object) -> bool:
         """Takes over what the bucket has under the inode's key, if the bytes are those that the inode has."""
-        before, is_ours = inode.version, self._unanswered_copies.seen(inode, found)
+        before = inode.version
+        # What may be the version that is known was perhaps made by a copy that was answered and is like one that was
+        # not: that one may come yet, and undo what is set meanwhile.
+        is_known = before is not None and found.version.same_as(before)
+        is_ours = not is_known and self._unanswered_copies.seen(inode, found)
         if before is None or not (found.version.same_bytes(before) or (is_ours and found.version.size == before.size)):
             return False
         if found.version.same_as(before) and (not inode.whole or found.properties == inode.properties):

@@ -210,6 +210,38 @@ def test_a_copy_without_an_answer_that_comes_after_the_next_one(tmp_path: Path, 
 
 
 @both_modes
+@pytest.mark.parametrize("pause", [0.1, 3, 7, 20])
+def test_a_late_copy_undoes_nothing_of_what_was_set_after_one_that_was_answered(
+    tmp_path: Path, durability: Durability, pause: float
+) -> None:
+    """A first try got no answer, a second one did; more is set; then the first one comes."""
+    store = Whole()
+    lost: list[Properties] = []
+
+    def lose(operation: str, key: str) -> None:
+        if operation == "copy" and not lost:
+            (inode,) = mount.parts.attributes.dirty
+            lost.extend(mount.parts.attributes._unanswered_copies.sent(inode))
+            raise StoreError(110, "copy 'file'", detail="no answer")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        store.fault = lose
+        mount.loop.run(partial(set_mode, mount, 0o600))
+        mount.loop.passes(8)
+        assert lost
+        assert in_bucket(store) == (0o600, *in_bucket(store)[1:])
+        mount.loop.run(partial(set_rest, mount))
+        mount.loop.passes(pause)
+
+        async def come() -> None:
+            await store.copy("file", "file", properties=lost[0], acl=PUBLIC)
+
+        mount.loop.run(come)
+        require(mount, store, (0o600, 9, MTIME, "red"))
+
+
+@both_modes
 def test_what_another_client_changed_of_the_same_bytes_stays_beside_it(tmp_path: Path, durability: Durability) -> None:
     """Ours are changes of single fields: its owner and its entry stay, our mode and entry are set upon them."""
     store = Whole()
