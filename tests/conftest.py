@@ -37,12 +37,17 @@ NEEDING = frozenset({"watchdog", "desk", "server", "ceph", "weed", "moto", "inst
 # Where files are given to other users, disks mounted or namespaces made.
 OF_ROOT = frozenset(
     {
-        *("test_attributes", "test_bench", "test_control", "test_full_disk_mounted", "test_guesses", "test_interrupts"),
-        *("test_limited", "test_other_users", "test_peers", "test_refused_changes", "test_small_disk", "test_tools"),
-        *("test_service", "test_warm_and_drop"),
+        *("test_attributes", "test_bench", "test_control_tree", "test_full_disk_mounted", "test_interrupts"),
+        *("test_normal_user", "test_other_users", "test_peers", "test_permissions", "test_provisional_attributes"),
+        *("test_refused_changes", "test_service_manager", "test_small_disk", "test_tools", "test_warm_and_drop"),
     }
 )
-SLOW = frozenset({"test_crash", "test_memory", "test_tools", "test_peers"})
+SLOW = frozenset(
+    {
+        *("test_crash", "test_memory", "test_tools", "test_peers", "test_install", "test_service_manager"),
+        *("test_failed_commits", "test_recipes", "test_commands"),
+    }
+)
 
 
 @pytest.hookimpl(wrapper=True)

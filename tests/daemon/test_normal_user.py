@@ -24,6 +24,7 @@ from pathlib import Path
 
 import pytest
 
+from sosfs.daemon.launch import Exit
 from sosfs.fuse.requests import PATIENT
 from tests.conftest import access_to
 from tests.support.drive import eventually
@@ -224,7 +225,7 @@ def test_letting_others_in_is_for_the_administrator_to_allow(login: Login, forei
         _well(done)
         login.umount()
         return
-    assert done.returncode == 1
+    assert done.returncode == Exit.LASTING
     assert done.stderr == "sosfs: --allow-other needs the line 'user_allow_other' in /etc/fuse.conf, or root\n"
     assert not mounted(login.path)
 
@@ -233,7 +234,7 @@ def test_a_mount_point_of_somebody_else_is_refused_in_one_line(login: Login, for
     foreign_place = login.path.parent / "root's"
     foreign_place.mkdir()
     done = login.sosfs("mount", foreign.bucket, foreign_place)
-    assert done.returncode == 1
+    assert done.returncode == Exit.LASTING
     assert done.stderr.startswith("sosfs: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert not mounted(foreign_place)

@@ -16,7 +16,7 @@ from tests.support.processes import Process, free_port, listening, require
 STARTER = """
 import sys, time
 from pathlib import Path
-from tests.processes import Process
+from tests.support.processes import Process
 print(Process(["sleep", "600"], Path(sys.argv[1]))._process.pid, flush=True)
 time.sleep(600)
 """
