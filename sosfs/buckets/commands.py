@@ -23,8 +23,8 @@ from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told, Work
 from sosfs.ipc.pending import Change
 from sosfs.s3.protocol import Bucket
 
-ERRANDS = ("warm", "drop", "restore", "versions", "prune")
-WHOLE = frozenset({"changes", "entries"})  # lists of which nothing is left out
+ERRANDS = ("warm", "drop", "restore", "versions", "prune", "usage", "link")
+WHOLE = frozenset({"changes", "entries", "usages", "links"})  # lists of which nothing is left out
 NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
 
 

@@ -7,24 +7,17 @@ told at the end and does not keep the others from being done. Blocking; threads 
 
 from __future__ import annotations
 
-import errno
-import os
-import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sosfs.cli import location
+from sosfs.cli import file_trees, location
+from sosfs.cli.file_trees import Outcome
 from sosfs.control import acl_text, nodes
 from sosfs.daemon import mountpoint
-from sosfs.daemon.launch import Exit
 from sosfs.log.escaping import printable
 from sosfs.log.wording import counted
-
-REQUESTS_AT_ONCE = 32  # as many small requests as the mount sends side by side
-TOLD = 20  # failures that are named one by one
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +28,23 @@ class Target:
     setting: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What came of one target: its text, or why not."""
-
-    target: Target
-    text: str = ""
-    error: OSError | None = None
-
-
 def get(paths: Sequence[str], *, recursive: bool) -> int:
     """Prints the ACLs; 1 when one could not be read."""
     targets = _targets(paths, recursive=recursive)
     headed = recursive or len(targets) > 1
-    failed: list[Outcome] = []
+    failed: list[Outcome[Target]] = []
 
     def read(target: Target) -> str:
         return target.setting.read_text(encoding="utf-8")
 
-    for outcome in _each(read, targets, "reading"):
+    for outcome in file_trees.each(read, targets, "reading ACLs"):
         if outcome.error is not None:
             failed.append(outcome)
             continue
         lines = [line for line in outcome.text.splitlines() if not line.startswith("#")]
         head = [f"# file: {printable(str(outcome.target.path))}"] if headed else []
         print("\n".join([*head, *lines, *([""] if headed else [])]))
-    return _told(failed, len(targets), "read")
+    return file_trees.told(_named(failed), len(targets), "read")
 
 
 def put(text: str, paths: Sequence[str], *, recursive: bool) -> int:
@@ -77,10 +61,10 @@ def put(text: str, paths: Sequence[str], *, recursive: bool) -> int:
             file.write(said)
         return ""
 
-    failed = [outcome for outcome in _each(write, targets, "setting") if outcome.error is not None]
+    failed = [outcome for outcome in file_trees.each(write, targets, "setting ACLs") if outcome.error is not None]
     if recursive:
         print(f"{counted(len(targets) - len(failed), 'file')} changed")
-    return _told(failed, len(targets), "changed")
+    return file_trees.told(_named(failed), len(targets), "changed")
 
 
 def _targets(paths: Sequence[str], *, recursive: bool) -> list[Target]:
@@ -90,7 +74,7 @@ def _targets(paths: Sequence[str], *, recursive: bool) -> list[Target]:
     for given in paths:
         path = location.unfollowed(given)
         root = location.of(path, given, mounts).mount.mountpoint
-        for file in _files(path, given, recursive=recursive):
+        for file in file_trees.files(path, given, recursive=recursive):
             found[file] = _target(file, root)
     return list(found.values())
 
@@ -107,49 +91,5 @@ def _acls(top: Path) -> Path:
     return top / nodes.NAME.decode() / "acl"
 
 
-def _files(path: Path, given: str, *, recursive: bool) -> Iterator[Path]:
-    if not stat.S_ISDIR(path.lstat().st_mode):
-        yield path
-    elif recursive:
-        yield from _below(path)
-    else:
-        raise OSError(errno.EISDIR, "a directory; -r does it for all files below", given)
-
-
-def _below(directory: Path) -> Iterator[Path]:
-    with os.scandir(directory) as entries:
-        for entry in sorted(entries, key=lambda each: each.name):
-            if entry.is_dir(follow_symlinks=False):
-                yield from _below(Path(entry.path))
-            else:
-                yield Path(entry.path)
-
-
-def _each(work: Callable[[Target], str], targets: Sequence[Target], doing: str) -> Iterator[Outcome]:
-    """Does `work` for all, side by side; outcomes in order, as they come."""
-    from sosfs.cli import progress  # noqa: PLC0415 - only where there is something to show
-
-    def attempt(target: Target) -> Outcome:
-        try:
-            return Outcome(target, work(target))
-        except OSError as error:
-            return Outcome(target, error=error)
-
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool, progress.of_items() as shown:
-        for done, outcome in enumerate(pool.map(attempt, targets), start=1):
-            if len(targets) >= REQUESTS_AT_ONCE:
-                shown.tell(progress.Step(f"{doing} ACLs", done, len(targets)))
-            yield outcome
-
-
-def _told(failed: Sequence[Outcome], total: int, done: str) -> int:
-    """Tells what failed, and returns the exit code."""
-    for outcome in failed[:TOLD]:
-        reason = outcome.error.strerror if outcome.error else ""
-        print(f"sosfs: {printable(str(outcome.target.path))}: {reason}", file=sys.stderr)
-    if len(failed) > TOLD:
-        print(f"sosfs: and {len(failed) - TOLD} more", file=sys.stderr)
-    if failed:
-        why = "; .sosfs/errors in the mount says why" if done == "changed" else ""
-        print(f"sosfs: {len(failed):,} of {counted(total, 'file')} not {done}{why}", file=sys.stderr)
-    return Exit.FAILED if failed else Exit.OK
+def _named(failed: Sequence[Outcome[Target]]) -> list[tuple[Path, OSError | None]]:
+    return [(outcome.target.path, outcome.error) for outcome in failed]

@@ -64,8 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options. An optional word that stands after an option (`mount BUCKET -f DIR`) argparse leaves over."""
     options, over = parser.parse_known_args(arguments)
-    if len(over) == 1 and not over[0].startswith("-") and vars(options).get("directory", over) is None:
+    are_words = not any(word.startswith("-") for word in over)
+    if len(over) == 1 and are_words and vars(options).get("directory", over) is None:
         options.directory = over[0]
+    elif over and are_words and "paths" in options:
+        options.paths = [*options.paths, *over]
     elif over:
         parser.error(f"unrecognized arguments: {' '.join(over)}")
     return options
@@ -92,6 +95,7 @@ def command_line() -> argparse.ArgumentParser:
     _add_status(commands)
     _add_pending(commands)
     _add_acl(commands)
+    _add_objects(commands)
     _add_limit(commands)
     _add_clean(commands)
     _add_log(commands)
@@ -146,6 +150,51 @@ def _add_acl(commands: Any) -> None:
         command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file in a mount; with -r a directory")
         command.set_defaults(run=run)
+
+
+def _add_objects(commands: Any) -> None:
+    _add_entries(commands, "headers")
+    _add_entries(commands, "metadata")
+    _add_du(commands)
+    _add_link(commands)
+
+
+def _add_entries(commands: Any, kind: str) -> None:
+    of_kind = usage.add(commands, kind).add_subparsers(metavar="get|set|unset", required=True)
+    for name, run, words in (
+        ("get", _entries_get, "NAME"),
+        ("set", _entries_set, "NAME=VALUE"),
+        ("unset", _entries_unset, "NAME"),
+    ):
+        command = usage.add(of_kind, f"{kind} {name}")
+        command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
+        if name == "get":
+            command.add_argument("--all", action="store_true", help="all that a file has; without NAME")
+        if (kind, name) == ("headers", "set"):
+            command.add_argument("--guess", action="store_true", help="the Content-Type that the name tells")
+        command.add_argument("words", metavar=words, nargs=1, help="which one")
+        command.add_argument("paths", metavar="PATH", nargs="*", help="a file in a mount; with -r a directory")
+        command.set_defaults(run=run, kind=kind)
+
+
+def _add_du(commands: Any) -> None:
+    du = usage.add(commands, "du")
+    du.add_argument("--json", action="store_true", help="as one JSON document")
+    du.add_argument("paths", metavar="PATH", nargs="*", help="a file or directory in a mount (default: here)")
+    du.set_defaults(run=_du)
+
+
+def _add_link(commands: Any) -> None:
+    link = usage.add(commands, "link")
+    link.add_argument(
+        "--expires", metavar="TIME", help="how long it is good: 15m, 7d at most (default: the mount's --link-lifetime)"
+    )
+    kind = link.add_mutually_exclusive_group()
+    kind.add_argument("--put", action="store_true", help="to upload a file of that name, which need not be there")
+    kind.add_argument("--public", action="store_true", help="the plain URL, and whether anybody may read it")
+    link.add_argument("--virtual-host", action="store_true", help="with the bucket in the name of the host")
+    link.add_argument("path", metavar="PATH", help="a file in a mount")
+    link.set_defaults(run=_link)
 
 
 def _add_limit(commands: Any) -> None:
@@ -416,6 +465,65 @@ def _acl_set(options: argparse.Namespace) -> int:
     from sosfs.cli import acl as acl_command  # noqa: PLC0415
 
     return acl_command.put(options.text, options.paths, recursive=options.recursive)
+
+
+def _entries_get(options: argparse.Namespace) -> int:
+    from sosfs.cli import headers  # noqa: PLC0415
+
+    name, paths = _words(options, is_unnamed=options.all)
+    kind = headers.Kind(options.kind)
+    wanted = None if options.all else headers.entry(kind, name)
+    return headers.get(kind, wanted, paths, recursive=options.recursive)
+
+
+def _entries_set(options: argparse.Namespace) -> int:
+    from sosfs.cli import headers  # noqa: PLC0415
+
+    is_guess = getattr(options, "guess", False)
+    said, paths = _words(options, is_unnamed=is_guess)
+    if is_guess:
+        return headers.guess(paths, recursive=options.recursive)
+    name, equals, value = said.partition("=")
+    if not equals:
+        raise SettingError(f"{said!r} is not NAME=VALUE")
+    kind = headers.Kind(options.kind)
+    return headers.put(kind, headers.entry(kind, name), value, paths, recursive=options.recursive)
+
+
+def _entries_unset(options: argparse.Namespace) -> int:
+    from sosfs.cli import headers  # noqa: PLC0415
+
+    name, paths = _words(options, is_unnamed=False)
+    kind = headers.Kind(options.kind)
+    return headers.unset(kind, headers.entry(kind, name), paths, recursive=options.recursive)
+
+
+def _words(options: argparse.Namespace, *, is_unnamed: bool) -> tuple[str, list[str]]:
+    """The name, "" where none is wanted, and the paths. Raises `SettingError` without a path."""
+    words = [*options.words, *options.paths]
+    name, paths = ("", words) if is_unnamed else (words[0], words[1:])
+    if not paths:
+        raise SettingError(f"of which file? sosfs {options.kind} ... {name} PATH")
+    return name, paths
+
+
+def _du(options: argparse.Namespace) -> int:
+    from sosfs.cli import du  # noqa: PLC0415
+
+    return du.run(options.paths, as_json=options.json)
+
+
+def _link(options: argparse.Namespace) -> int:
+    from sosfs.cli import link  # noqa: PLC0415
+    from sosfs.filesystem.links import LinkKind  # noqa: PLC0415
+    from sosfs.s3.object_urls import Addressing  # noqa: PLC0415
+
+    if options.public and options.expires is not None:
+        raise SettingError("--expires: a plain URL never expires")
+    kind = LinkKind.UPLOAD if options.put else LinkKind.PUBLIC if options.public else LinkKind.DOWNLOAD
+    addressing = Addressing.VIRTUAL_HOST if options.virtual_host else Addressing.PATH
+    expires = None if options.expires is None else link.lifetime(options.expires)
+    return link.run(options.path, kind, addressing, expires=expires)
 
 
 def _warm(options: argparse.Namespace) -> int:

@@ -181,6 +181,99 @@ USAGES: Mapping[str, Usage] = {
             ("sosfs versions --older 30d ~/bucket", "remove what was replaced so long ago"),
         ),
     ),
+    "du": Usage(
+        "[PATH...] [--json]",
+        "sum up what files and trees take in the bucket, and what is billed",
+        "Sums up sizes and counts at and below PATH (default: here) from listings alone, with old versions, delete "
+        "markers and unfinished uploads apart, and what Exoscale SOS bills, at least 128 kB an object.",
+        {0: "shown", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs du ~/bucket", "the whole bucket"),
+            ("sosfs du --json ~/bucket/photos ~/bucket/films", "for programs"),
+        ),
+    ),
+    "link": Usage(
+        "[--expires TIME] [--put | --public] [--virtual-host] PATH",
+        "make a link by which others can download or upload a file",
+        "Prints a link by which whoever has it can download the file for some time, or with --put upload one of that "
+        "name. Making it sends nothing.",
+        {0: "printed", 1: "failed", 2: "wrong usage"},
+        (
+            ("sosfs link --expires 15m ~/bucket/report.pdf", "to download"),
+            ("sosfs link --put ~/bucket/inbox/scan.pdf", "to upload: curl -T scan.pdf LINK"),
+            ("sosfs link --public ~/bucket/logo.png", "the plain URL, and who may read it"),
+        ),
+    ),
+    "headers": Usage(
+        "get|set|unset ...",
+        "show or change headers of files, or of trees",
+        "Shows, sets or removes the headers of files in a mount: Content-Type, Cache-Control, Content-Disposition, "
+        "Content-Encoding, Content-Language, Expires.",
+        {0: "done", 1: "failed for one file or more", 2: "wrong usage"},
+        (
+            ("sosfs headers set -r Cache-Control=max-age=3600 ~/bucket/site", "a whole tree"),
+            ("sosfs headers set -r --guess ~/bucket/site", "Content-Type anew from the names"),
+        ),
+    ),
+    "headers get": Usage(
+        "[-r] NAME|--all PATH...",
+        "show a header of files, or all",
+        "Shows a header of files, or all of them; with -r of those files below a directory that have it.",
+        {0: "shown", 1: "one could not be read, or has none", 2: "wrong usage"},
+        (
+            ("sosfs headers get --all ~/bucket/page.html", "of one file"),
+            ("sosfs headers get -r Cache-Control ~/bucket/site", "find files by header"),
+        ),
+    ),
+    "headers set": Usage(
+        "[-r] NAME=VALUE|--guess PATH...",
+        "set a header of files",
+        "Sets a header of files, or with --guess the Content-Type that their names tell. Files that have it so "
+        "already cost no write.",
+        {0: "all files have it", 1: "one was not changed", 2: "wrong usage"},
+        (
+            ("sosfs headers set Content-Language=de ~/bucket/page.html", "of one file"),
+            ("sosfs headers set -r --guess ~/bucket/site", "Content-Type of a tree"),
+        ),
+    ),
+    "headers unset": Usage(
+        "[-r] NAME PATH...",
+        "remove a header of files",
+        "Removes a header of files; Content-Type becomes what the name tells, for no object is without.",
+        {0: "no file has it", 1: "one was not changed", 2: "wrong usage"},
+        (("sosfs headers unset -r Expires ~/bucket/site", "a whole tree"),),
+    ),
+    "metadata": Usage(
+        "get|set|unset ...",
+        "show or change metadata of files, or of trees",
+        "Shows, sets or removes the metadata (x-amz-meta-NAME) of files in a mount.",
+        {0: "done", 1: "failed for one file or more", 2: "wrong usage"},
+        (("sosfs metadata set -r project=apollo ~/bucket/plans", "a whole tree"),),
+    ),
+    "metadata get": Usage(
+        "[-r] NAME|--all PATH...",
+        "show metadata of files",
+        "Shows an entry of the metadata of files, or all; with -r of those files below a directory that have it.",
+        {0: "shown", 1: "one could not be read, or has none", 2: "wrong usage"},
+        (
+            ("sosfs metadata get --all ~/bucket/plan.pdf", "of one file"),
+            ("sosfs metadata get -r project ~/bucket", "find files by it"),
+        ),
+    ),
+    "metadata set": Usage(
+        "[-r] NAME=VALUE PATH...",
+        "set an entry of the metadata of files",
+        "Sets an entry of the metadata of files. Files that have it so already cost no write.",
+        {0: "all files have it", 1: "one was not changed", 2: "wrong usage"},
+        (("sosfs metadata set project=apollo ~/bucket/plan.pdf", "of one file"),),
+    ),
+    "metadata unset": Usage(
+        "[-r] NAME PATH...",
+        "remove an entry of the metadata of files",
+        "Removes an entry of the metadata of files.",
+        {0: "no file has it", 1: "one was not changed", 2: "wrong usage"},
+        (("sosfs metadata unset -r project ~/bucket/plans", "a whole tree"),),
+    ),
     "warm": Usage(
         "PATH...",
         "fetch files and trees ahead, so that reading them is local",

@@ -33,10 +33,12 @@ from sosfs.errors import StoreError
 from sosfs.files.debounce import VERSIONED_DELAY
 from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.filesystem.drop import DropCommand
+from sosfs.filesystem.links import LinkCommand
 from sosfs.filesystem.past import Past
 from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota, whole
 from sosfs.filesystem.restore import RestoreCommand
+from sosfs.filesystem.usage import UsageCommand
 from sosfs.filesystem.version_paths import VersionPaths
 from sosfs.filesystem.versions import VersionsCommand
 from sosfs.filesystem.warm import IN_FLIGHT, WarmCommand
@@ -121,6 +123,7 @@ class BucketMount:
         self._rejections = Rejections()
         self._requests: Counter[str] = Counter()
         self._target = S3Target.of(settings, source)
+        self._links = Links(self._target, int(settings.link_lifetime))
         self.store = S3Store(
             self._target, on_request=self._count, new_acl=settings.acl, limits=limits, verify=settings.verify
         )
@@ -207,9 +210,8 @@ class BucketMount:
         return Routing(files, ControlOperations(tree), self.parts.inodes, xattrs, self.past)
 
     def _xattrs(self, store: ObjectStore, parts: Filesystem, sharing: ObjectAcls) -> Xattrs:
-        links = Links(self._target, int(self.settings.link_lifetime))
         return Xattrs(
-            parts.inodes, store, parts.attributes, sharing, links, self._rejections, kept=parts.conflicts.kept
+            parts.inodes, store, parts.attributes, sharing, self._links, self._rejections, kept=parts.conflicts.kept
         )
 
     def _operations_at(
@@ -229,6 +231,8 @@ class BucketMount:
         history = VersionHistory(self.store.dispatcher)
         paths, changes = VersionPaths(history, self.settings.prefix), VersionChanges(self.store)
         versions = VersionsCommand(paths, changes, self._versioning)
+        linking = LinkCommand(parts.inodes, parts.namespace.listings, paths, self.store, self._links, self.changes)
+        usage = UsageCommand(self.store, history, paths, self._bucket_settings, self.changes.changes)
         self.errands = {
             "warm": self.warming.run,
             "drop": dropping.run,
@@ -237,6 +241,8 @@ class BucketMount:
             "restore": RestoreCommand(parts, paths, changes, self._versioning, dropping).run,
             "versions": versions.list,
             "prune": versions.prune,
+            "usage": usage.run,
+            "link": linking.run,
         }
 
     def _control(self, sharing: ObjectAcls, spawn: Spawn) -> Tree:

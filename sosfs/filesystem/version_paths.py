@@ -23,7 +23,12 @@ class VersionPaths:
         self._prefix = prefix
 
     def key_of(self, path: Names) -> str:
-        """The key of a file, without a slash at its end; that of the root is the prefix. Raises OSError."""
+        """The key of a file, without a slash at its end; that of the root is the prefix.
+
+        Raises OSError: ENAMETOOLONG for a name that only a listing can unfold, EINVAL for a control file.
+        """
+        if path and path[0] == keys.CONTROL.encode():
+            raise OSError(errno.EINVAL, "a control file, which is not in the bucket", os.fsdecode(b"/".join(path)))
         segments = []
         for name in keys.meant_path(path):
             parsed = keys.parse(name)

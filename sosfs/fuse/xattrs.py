@@ -20,7 +20,6 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Mapping
-from email.utils import parsedate_to_datetime
 
 from sosfs.attributes.revalidation import is_new
 from sosfs.attributes.writeback import AttributeWriteback
@@ -211,7 +210,7 @@ class Xattrs:
         await self._require_settable(inode, name)
         await self._known(inode)
         if name in HEADERS:
-            edits = inode.edits.with_header(HEADERS[name], _header(name, value))
+            edits = inode.edits.with_header(HEADERS[name], system_headers.checked(HEADERS[name], value))
         else:
             entry = xattr_encoding.stored(name[len(USER) :], self._attributes.known(inode).metadata)
             edits = inode.edits.with_metadata(entry, xattr_encoding.to_text(value))
@@ -270,18 +269,3 @@ class Xattrs:
         if inode.is_left_behind:
             raise OSError(errno.ESTALE, "another client replaced or removed it")
         await self._attributes.permissions.require_write(inode)
-
-
-def _header(name: bytes, value: bytes) -> str:
-    try:
-        text = value.decode()
-    except UnicodeDecodeError as error:
-        raise OSError(errno.EINVAL, "a header is text") from error
-    if not text or text != text.strip():
-        raise OSError(errno.EINVAL, "a header is not empty and has no blanks around it")
-    if name == EXPIRES:
-        try:
-            parsedate_to_datetime(text)
-        except ValueError as error:
-            raise OSError(errno.EINVAL, "write an HTTP date: Thu, 01 Dec 2044 16:00:00 GMT") from error
-    return text

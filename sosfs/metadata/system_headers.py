@@ -5,7 +5,9 @@ Pure functions.
 
 from __future__ import annotations
 
+import errno
 import mimetypes
+from email.utils import parsedate_to_datetime
 
 from sosfs.s3.protocol import Headers
 
@@ -44,3 +46,19 @@ def renamed(kind: str, old: str, new: str) -> str:
 def for_directory() -> Headers:
     """The headers of a directory's marker."""
     return Headers(content_type=DIRECTORY)
+
+
+def checked(field: str, value: bytes) -> str:
+    """The text of a header (a field of `Headers`) as a user gives it. Raises OSError EINVAL for what it cannot be."""
+    try:
+        text = value.decode()
+    except UnicodeDecodeError as error:
+        raise OSError(errno.EINVAL, "a header is text") from error
+    if not text or text != text.strip():
+        raise OSError(errno.EINVAL, "a header is not empty and has no blanks around it")
+    if field == "expires":
+        try:
+            parsedate_to_datetime(text)
+        except ValueError as error:
+            raise OSError(errno.EINVAL, "write an HTTP date: Thu, 01 Dec 2044 16:00:00 GMT") from error
+    return text

@@ -50,8 +50,8 @@ function _shtab_sosfs_using
   test "$_shtab_sosfs_cmdpath" = "$argv"
 end
 
-set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' limit clean log profile warm drop restore versions bench doctor demo help
-set -g _shtab_sosfs_opts_with_value --access --acl --at --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --older --part-size --patience --profile --prune --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
+set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' headers 'headers get' 'headers set' 'headers unset' metadata 'metadata get' 'metadata set' 'metadata unset' du link limit clean log profile warm drop restore versions bench doctor demo help
+set -g _shtab_sosfs_opts_with_value --access --acl --at --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --expires --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --older --part-size --patience --profile --prune --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
 
 complete -c sosfs -e
 complete -c sosfs -f
@@ -128,6 +128,48 @@ complete -c sosfs -n '_shtab_sosfs_using acl set' -s h -l help -d 'show this hel
 complete -c sosfs -n '_shtab_sosfs_using acl set' -s r -l recursive -d 'all files below a directory'
 complete -c sosfs -n '_shtab_sosfs_using acl set; and test $_shtab_sosfs_npos -eq 0' -ka "private public-read public-read-write authenticated-read bucket-owner-read bucket-owner-full-control" -d 'a canned ACL such as public-read, grants with commas between them, or - for stdin'
 complete -c sosfs -n '_shtab_sosfs_using acl set; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a headers -d 'Shows, sets or removes the headers of files in a mount: Content-Type, Cache-Control, Content-Disposition, Content-Encoding, Content-Language, Expires.'
+complete -c sosfs -n '_shtab_sosfs_using headers' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using headers; and test $_shtab_sosfs_npos -eq 0' -a get -d 'Shows a header of files, or all of them; with -r of those files below a directory that have it.'
+complete -c sosfs -n '_shtab_sosfs_using headers get' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using headers get' -s r -l recursive -d 'all files below a directory'
+complete -c sosfs -n '_shtab_sosfs_using headers get' -l all -d 'all that a file has; without NAME'
+complete -c sosfs -n '_shtab_sosfs_using headers get; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using headers; and test $_shtab_sosfs_npos -eq 0' -a set -d 'Sets a header of files, or with --guess the Content-Type that their names tell. Files that have it so already cost no write.'
+complete -c sosfs -n '_shtab_sosfs_using headers set' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using headers set' -s r -l recursive -d 'all files below a directory'
+complete -c sosfs -n '_shtab_sosfs_using headers set' -l guess -d 'the Content-Type that the name tells'
+complete -c sosfs -n '_shtab_sosfs_using headers set; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using headers; and test $_shtab_sosfs_npos -eq 0' -a unset -d 'Removes a header of files; Content-Type becomes what the name tells, for no object is without.'
+complete -c sosfs -n '_shtab_sosfs_using headers unset' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using headers unset' -s r -l recursive -d 'all files below a directory'
+complete -c sosfs -n '_shtab_sosfs_using headers unset; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a metadata -d 'Shows, sets or removes the metadata (x-amz-meta-NAME) of files in a mount.'
+complete -c sosfs -n '_shtab_sosfs_using metadata' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using metadata; and test $_shtab_sosfs_npos -eq 0' -a get -d 'Shows an entry of the metadata of files, or all; with -r of those files below a directory that have it.'
+complete -c sosfs -n '_shtab_sosfs_using metadata get' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using metadata get' -s r -l recursive -d 'all files below a directory'
+complete -c sosfs -n '_shtab_sosfs_using metadata get' -l all -d 'all that a file has; without NAME'
+complete -c sosfs -n '_shtab_sosfs_using metadata get; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using metadata; and test $_shtab_sosfs_npos -eq 0' -a set -d 'Sets an entry of the metadata of files. Files that have it so already cost no write.'
+complete -c sosfs -n '_shtab_sosfs_using metadata set' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using metadata set' -s r -l recursive -d 'all files below a directory'
+complete -c sosfs -n '_shtab_sosfs_using metadata set; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using metadata; and test $_shtab_sosfs_npos -eq 0' -a unset -d 'Removes an entry of the metadata of files.'
+complete -c sosfs -n '_shtab_sosfs_using metadata unset' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using metadata unset' -s r -l recursive -d 'all files below a directory'
+complete -c sosfs -n '_shtab_sosfs_using metadata unset; and test $_shtab_sosfs_npos -ge 1' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount; with -r a directory'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a du -d 'Sums up sizes and counts at and below PATH (default: here) from listings alone, with old versions, delete markers and unfinished uploads apart, and what Exoscale SOS bills, at least 128 kB an object.'
+complete -c sosfs -n '_shtab_sosfs_using du' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using du' -l json -d 'as one JSON document'
+complete -c sosfs -n '_shtab_sosfs_using du; and test $_shtab_sosfs_npos -ge 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file or directory in a mount (default: here)'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a link -d 'Prints a link by which whoever has it can download the file for some time, or with --put upload one of that name. Making it sends nothing.'
+complete -c sosfs -n '_shtab_sosfs_using link' -s h -l help -d 'show this help message and exit'
+complete -c sosfs -n '_shtab_sosfs_using link' -l expires -x -d 'how long it is good: 15m, 7d at most (default: the mount'"'"'s --link-lifetime)'
+complete -c sosfs -n '_shtab_sosfs_using link' -l put -d 'to upload a file of that name, which need not be there'
+complete -c sosfs -n '_shtab_sosfs_using link' -l public -d 'the plain URL, and whether anybody may read it'
+complete -c sosfs -n '_shtab_sosfs_using link' -l virtual-host -d 'with the bucket in the name of the host'
+complete -c sosfs -n '_shtab_sosfs_using link; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_path (commandline -ct))" -d 'a file in a mount'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a limit -d 'Changes limits of a mount from now on, for requests under way as well, and shows those that hold.'
 complete -c sosfs -n '_shtab_sosfs_using limit' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using limit' -l upload-rate -x -d 'Bytes a second that go to the server at most, all requests together; 0 for no limit. (default: 0)'
@@ -201,4 +243,4 @@ complete -c sosfs -n '_shtab_sosfs_using demo' -s h -l help -d 'show this help m
 complete -c sosfs -n '_shtab_sosfs_using demo; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d 'where to mount (default: a new directory)'
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a help -d 'Shows a page of the manual, or without a topic the list of pages. The name of a command is a topic too.'
 complete -c sosfs -n '_shtab_sosfs_using help' -s h -l help -d 'show this help message and exit'
-complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness log metrics options promises proxies recipes speed status time-and-versions troubleshooting" -d 'a page of the manual, or a command'
+complete -c sosfs -n '_shtab_sosfs_using help; and test $_shtab_sosfs_npos -eq 0' -ka "attributes boot buckets caches certificates clean coming-from control-files costs encryption exit-codes install keys limits limits-and-fairness links-usage-headers log metrics options promises proxies recipes speed status time-and-versions troubleshooting" -d 'a page of the manual, or a command'
