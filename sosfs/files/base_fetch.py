@@ -80,10 +80,14 @@ class BaseFetch:
         """All of the base comes, so that the draft needs the bucket no more. Raises what reading it raises."""
 
         async def bring(start: int) -> None:
-            while not await self._bring(inode, open_file, draft, start, start + WINDOW):
-                pass  # attributes that are written make another version of the same bytes
+            while not await self._bring(inode, open_file, draft, start, start + WINDOW) or self._lacks(draft, start):
+                await draft.spool.rest()  # what is just being written there is told, or has failed
 
         await each(bring, range(0, draft.base_stop, WINDOW), at_once=WINDOWS_AT_ONCE)
+
+    @staticmethod
+    def _lacks(draft: Draft, start: int) -> bool:
+        return draft.spool.is_busy and draft.lacks(start, start + WINDOW) is not None
 
     async def _bring(self, inode: Inode, open_file: OpenFile, draft: Draft, start: int, stop: int) -> bool:
         """Whether the spool lacks nothing there any more; not where the base became another one meanwhile.

@@ -232,13 +232,18 @@ class Draft:
         return (gaps[0][0], gaps[-1][1]) if gaps else None
 
     async def absorb(self, at: int, body: bytes | memoryview) -> None:
-        """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for."""
+        """Takes over bytes of the base where there are no newer ones, and no cut, since they were asked for.
+
+        What a thread is just writing is newer, and counts as ours once it is told.
+        """
         view = memoryview(body)
         self.absorbed += 1
         running = self._blocks.verifier.of(self.base) if self.base is not None else None
         if running is not None:
             running.on_wrong[self] = self._disown
-        for begin, end in self._missing(at, min(at + len(view), self.base_stop)):
+        arriving = Extents(self._arriving)
+        missing = self._missing(at, min(at + len(view), self.base_stop))
+        for begin, end in [(a, b) for gap in missing for a, b, is_new in arriving.within(*gap) if not is_new]:
             # In pieces that are written without a pause, in which a writer could come between.
             for start in range(begin, end, INLINE):
                 stop = min(end, start + INLINE)

@@ -7,11 +7,12 @@ import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import trio
 
+import sosfs.concurrency.threads
 import sosfs.files.spool
 from sosfs.cache.blocks import Blocks, Source
 from sosfs.concurrency.budgets import Allowance
@@ -48,6 +49,42 @@ def test_what_is_written_while_the_base_comes_stays(tmp_path: Path) -> None:
         await draft.write(300_000, b"new" * 100_000)
 
     assert filled(tmp_path, write) == b"b" * 300_000 + b"new" * 100_000 + b"b" * (SIZE - 600_000)
+
+
+@pytest.mark.parametrize("is_done", [False, True], ids=["its thread has not begun", "its thread is done"])
+def test_what_is_being_written_when_the_base_comes_stays(tmp_path: Path, is_done: bool) -> None:
+    """A thread writes larger pieces: it has begun, or is done, and the draft is not told yet."""
+    inline, new = sosfs.concurrency.threads.Threads.run, b"new" * 100_000
+
+    async def main() -> bytes:
+        reached, go_on = trio.Event(), trio.Event()
+
+        async def run(threads: Any, work: Callable[..., Any], *arguments: Any) -> Any:
+            if work is not sosfs.files.spool._write_all or len(arguments[2]) != len(new):
+                return await inline(threads, work, *arguments)
+            answer = await inline(threads, work, *arguments) if is_done else None
+            reached.set()
+            await go_on.wait()
+            return answer if is_done else await inline(threads, work, *arguments)
+
+        spool = SpoolArea(tmp_path, Allowance(0)).new()
+        blocks = SimpleNamespace(verifier=SimpleNamespace(of=lambda source: None))
+        draft = Draft(spool, cast(Blocks, blocks), BASE, Version(BASE.etag, SIZE))
+        await draft.write(0, b"b")  # the spool is on disk from now on
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sosfs.concurrency.threads.Threads, "run", run)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(draft.write, 300_000, new)
+                await reached.wait()
+                await draft.absorb(0, b"b" * SIZE)
+                go_on.set()
+        assert draft.lacks(0, SIZE) is None
+        draft.base = None
+        body = bytes(await draft.read(0, draft.size))
+        draft.close()
+        return body
+
+    assert trio.run(main) == b"b" * 300_000 + new + b"b" * (SIZE - 600_000)
 
 
 def test_what_is_cut_while_the_base_comes_does_not_come_back(tmp_path: Path) -> None:
