@@ -29,30 +29,34 @@ T = TypeVar("T")
 class Interrupt:
     """Set once, for good. One may stand for any number of requests."""
 
-    __slots__ = ("_event", "_scopes")
+    __slots__ = ("_scopes", "_sleepers", "is_set")
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self.is_set = False  # whether what has this is to end
+        self._sleepers: list[threading.Event] = []  # made only for who sleeps: there is an interrupt a request
         self._scopes: list[trio.CancelScope] = []
 
     def set(self) -> None:
         """Ends what it was given to, and what begins with it later."""
-        self._event.set()
+        self.is_set = True
+        for sleeper in tuple(self._sleepers):
+            sleeper.set()
         for scope in self._scopes:
             scope.cancel()
 
-    @property
-    def is_set(self) -> bool:
-        """Whether what has this is to end."""
-        return self._event.is_set()
-
     def sleep(self, seconds: float) -> None:
         """Sleeps until the time is over or this is set; for threads."""
-        self._event.wait(seconds)
+        sleeper = threading.Event()
+        self._sleepers.append(sleeper)
+        try:
+            if not self.is_set:  # read after the sleeper is there for `set` to wake: one of the two sees the other
+                sleeper.wait(seconds)
+        finally:
+            self._sleepers.remove(sleeper)
 
     def check(self, request: str) -> None:
         """Raises EINTR for `request` once this is set."""
-        if self._event.is_set():
+        if self.is_set:
             raise StoreError(errno.EINTR, request)
 
     async def ends(self, wait: Callable[[], Awaitable[T]]) -> T:

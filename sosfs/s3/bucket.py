@@ -22,6 +22,7 @@ from sosfs.config.choices import Canned, Verify
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.s3 import reachability, recognition
 from sosfs.s3.batch_delete import remove_all
+from sosfs.s3.body_hash import BodyHash, has_sha_instructions
 from sosfs.s3.capabilities import Capabilities, Quoting, probe
 from sosfs.s3.content_md5 import ContentMd5
 from sosfs.s3.dispatch import Dispatcher
@@ -104,6 +105,14 @@ class S3Store:
     @property
     def _compares(self) -> bool:
         return self._verify is Verify.ALL and self.hashes
+
+    @property
+    def _part_hash(self) -> BodyHash | None:
+        """How the server is to compare a part's bytes; None where their ETag is to be compared here."""
+        if self._verify is not Verify.ALL or not self.capabilities.compares:
+            return None
+        is_cheap = has_sha_instructions() or self._target.endpoint.startswith("http:")
+        return BodyHash.ALWAYS if is_cheap else None
 
     @property
     def conditions(self) -> Conditions:
@@ -298,8 +307,15 @@ class S3Store:
     async def upload_part(self, key: str, upload_id: str, number: int, body: PartBody) -> Part:
         """Sends part `number` (1 to 10,000); again replaces it. EIO where other bytes arrived."""
 
+        by_server = self._part_hash
+        hashed = by_server or BodyHash.IN_CLEAR
+
         async def store(headers: Mapping[str, str]) -> tuple[Part, bool]:
-            ask = compared(self._compares, lambda calls: calls.upload_part(key, upload_id, number, body, headers), body)
+            ask = compared(
+                self._compares and by_server is None,
+                lambda calls: calls.upload_part(key, upload_id, number, body, headers, body_hash=hashed),
+                body,
+            )
             return await self._send("UploadPart", ask, size=len(body))
 
         return await part_arrived(f"UploadPart {key!r}", partial(self._digests.stored, body, store, {}))

@@ -23,6 +23,7 @@ from sosfs.config.choices import Canned
 from sosfs.config.credentials import Credentials
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.s3 import listing_answers, version_answers, xml
+from sosfs.s3.body_hash import BodyHash
 from sosfs.s3.customer_key import ALGORITHM, require_encrypted
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import bare_etag, class_header, content_md5, grant_headers, path_of, property_headers
@@ -241,12 +242,25 @@ class SignedCalls:
         return upload_id
 
     def upload_part(
-        self, key: str, upload_id: str, number: int, body: PartBody, digest: Mapping[str, str] = NO_HEADERS
+        self,
+        key: str,
+        upload_id: str,
+        number: int,
+        body: PartBody,
+        digest: Mapping[str, str] = NO_HEADERS,
+        *,
+        body_hash: BodyHash = BodyHash.IN_CLEAR,
     ) -> Part:
         query = {"partNumber": str(number), "uploadId": upload_id}
         with _upload_known():
             answer = self._send(
-                "UploadPart", "PUT", key, query=query, headers=dict(digest) | self._encrypted, body=body
+                "UploadPart",
+                "PUT",
+                key,
+                query=query,
+                headers=dict(digest) | self._encrypted,
+                body=body,
+                body_hash=body_hash,
             )
         return Part(number, _etag(f"UploadPart {key!r}", answer), len(body))
 

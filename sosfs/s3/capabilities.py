@@ -2,12 +2,12 @@
 
 Servers that ignore a condition answer 200, so the only way to know is a condition that does not hold. Ceph 16
 takes the ETag of If-Match on PUT without its quotes only, and ignores conditions on CompleteMultipartUpload
-and the pins of copies. From when on a bucket keeps versions it refuses If-Match on PUT whatever is there: `S3Store`
-sees that, and counts it as not honoured. Until the probe has run nothing counts as honoured. What a limited key may
-not do is found out before anything is stored, so that nothing stays behind; what the server would not take from this
-mount at all, its encryption or its storage class, shows here too. Nothing is stored where it could not be removed:
-where versions are kept that this key may not remove, and where the bucket locks what is stored (Object Lock). Blocks;
-runs in a thread.
+and the pins of copies. It compares a body with the SHA-256 that was signed, which others (moto) do not. From when on
+a bucket keeps versions it refuses If-Match on PUT whatever is there: `S3Store` sees that, and counts it as not
+honoured. Until the probe has run nothing counts as honoured. What a limited key may not do is found out before
+anything is stored, so that nothing stays behind; what the server would not take from this mount at all, its encryption
+or its storage class, shows here too. Nothing is stored where it could not be removed: where versions are kept that
+this key may not remove, and where the bucket locks what is stored (Object Lock). Blocks; runs in a thread.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
-from hashlib import md5
+from hashlib import md5, sha256
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.protocol import NO_UPLOAD, Conditions, Part, Properties, Right
+from sosfs.s3.upload_check import DAMAGED
 
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
@@ -56,6 +57,7 @@ class Capabilities:
     complete: bool = False  # both on CompleteMultipartUpload
     copy_pin: bool = False  # x-amz-copy-source-if-match on CopyObject
     part_pin: bool = False  # the same on UploadPartCopy
+    compares: bool = False  # a body that has not the signed SHA-256 is refused
     hashes: bool = True  # the ETag of a PUT is the MD5 of its bytes; AWS makes others where it encrypts
     denied: frozenset[Right] = frozenset()  # what this key may not do
     markers: bool = False  # the bucket keeps markers of what was deleted, which some conditions take for an object
@@ -136,7 +138,23 @@ def _probe(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     if storage_class:
         calls.put(key, _BODY, Properties(storage_class=storage_class), None, {})
     hashes = stored.etag == md5(_BODY, usedforsecurity=False).hexdigest()
-    return Capabilities(True, absent, match, complete, copy_pin, part_pin, hashes)
+    compares = _is_refused_as_damaged(calls, key)
+    return Capabilities(True, absent, match, complete, copy_pin, part_pin, compares, hashes)
+
+
+def _is_refused_as_damaged(calls: SignedCalls, key: str) -> bool:
+    """Whether a body is refused that has not the hash that was signed."""
+    if calls.key.is_nobody:
+        return False
+    signed = {"x-amz-content-sha256": sha256(b"another body").hexdigest()}
+    try:
+        calls.put(key, _BODY, Properties(), None, signed)
+    except StoreError as error:
+        if error.code in DAMAGED:
+            return True
+        if error.status // 100 != 4:
+            raise
+    return False
 
 
 def clear(calls: SignedCalls, key: str) -> list[StoreError]:

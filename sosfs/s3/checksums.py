@@ -16,6 +16,7 @@ from typing import Protocol
 
 # Their names in headers and sizes in bytes (API reference, "Checksum"); the first that is told is the cheapest.
 SIZES: Mapping[str, int] = MappingProxyType({"crc64nvme": 8, "crc32c": 4, "crc32": 4, "sha1": 20, "sha256": 32})
+_FIELD = "x-amz-checksum-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,14 @@ def in_etag(etag: str) -> Checksum | None:
 
 def in_headers(headers: Mapping[str, str], etag: str) -> Checksum | None:
     """The checksum of the full object that an answer shows; one that is made of parts' checksums is none."""
-    kind = headers.get("x-amz-checksum-type", "" if "-" in etag else "FULL_OBJECT")
+    if not any(name.lower().startswith(_FIELD) for name in headers):  # as in most answers
+        return None
+    kind = headers.get(f"{_FIELD}type", "" if "-" in etag else "FULL_OBJECT")
     if kind.upper() != "FULL_OBJECT":
         return None
     for algorithm, size in SIZES.items():
         try:
-            value = b64decode(headers.get(f"x-amz-checksum-{algorithm}", ""), validate=True)
+            value = b64decode(headers.get(_FIELD + algorithm, ""), validate=True)
         except (binascii.Error, ValueError):
             continue
         if len(value) == size:

@@ -48,6 +48,7 @@ SYSTEM = {
     "content_language": "Content-Language",
     "expires": "Expires",
 }
+_SYSTEM_FIELD = {name.lower(): field for field, name in SYSTEM.items()}
 GRANT = {
     "READ": "x-amz-grant-read",
     "WRITE": "x-amz-grant-write",
@@ -190,12 +191,13 @@ def grant_headers(acl: Acl | Canned | None) -> dict[str, str]:
 
 def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) -> Object:
     """The object that the answer's headers describe; `size` where Content-Length counts a range only."""
-    system = {field: _utf8(headers[name]) for field, name in SYSTEM.items() if name in headers}
-    metadata = {
-        name.lower().removeprefix(META): decoded(value)
-        for name, value in headers.items()
-        if name.lower().startswith(META)
-    }
+    system, metadata = {}, {}
+    for told, value in headers.items():
+        name = told.lower()
+        if name.startswith(META):
+            metadata[name[len(META) :]] = decoded(value)
+        elif name in _SYSTEM_FIELD:
+            system[_SYSTEM_FIELD[name]] = _utf8(value)
     version = Version(
         etag=bare_etag(headers.get("ETag", "")),
         size=int(headers.get("Content-Length", "0")) if size is None else size,
@@ -214,6 +216,8 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
 
 def _sha256(told: str) -> str:
     """The hash in hex; "" for none. One of a multipart upload (`BASE64-N`) is of its parts' hashes, so it is none."""
+    if not told:
+        return ""
     try:
         digest = b64decode(told, validate=True)
     except (binascii.Error, ValueError):

@@ -205,7 +205,8 @@ class _Try:
         self._upload = request.body if isinstance(request.body, FileBody) else memoryview(request.body)
         self._uploaded = 0
         self._lines: list[bytes] = []
-        self._headers: Fields | None = None  # once they are whole
+        self._status = 0  # once the headers are whole
+        self._headers: Fields | None = None
         self._room = Room(0, 0)
         self._body = bytearray()
         self._window: memoryview | None = None  # of a body whose length is known
@@ -236,7 +237,7 @@ class _Try:
             words = f"{self._filled} bytes where {self._room.least} were due"
             raise TransferError(Fault.LOST, words, self.sends)
         body = memoryview(self._body)[: self._filled].toreadonly()
-        return Reply(self.status, self._headers, body, self.sends)
+        return Reply(self._status, self._headers, body, self.sends)
 
     @property
     def status(self) -> int:
@@ -246,6 +247,8 @@ class _Try:
     @property
     def _last(self) -> int:
         """Where the last head begins; before it are those of interim answers and of a proxy's tunnel."""
+        if self._lines[-1:] == [b"\r\n"] and self._lines.count(b"\r\n") == 1:  # as nearly always
+            return 0
         return max((at for at, line in enumerate(self._lines) if line.startswith(b"HTTP/")), default=0)
 
     def _about_to_send(self, *_: object) -> int:
@@ -307,8 +310,9 @@ class _Try:
     def _begin(self) -> bool:
         """Reads the headers and makes the room that they allow; False for an answer that is not taken."""
         try:
-            headers = Fields(self._lines[self._last + 1 :])
-            self._room = room = self._request.room(self.status, headers)
+            last = self._last
+            headers, self._status = Fields(self._lines[last + 1 :]), int(self._lines[last].split()[1])
+            self._room = room = self._request.room(self._status, headers)
         except StoreError as error:
             self.raised = error
             return False

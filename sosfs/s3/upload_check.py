@@ -1,5 +1,7 @@
 """Compare the ETag of a PUT or a part with the MD5 of what was sent.
 
+A part's bytes are compared by a server that honours their signed SHA-256 (`capabilities`): that is half the CPU where
+the processor has instructions for it, and nothing more in the clear, where it is signed anyway.
 What arrived otherwise, or was refused for that, is sent once more, then it is EIO. A damaged object has replaced what
 was there before: the second try is on condition that it still stands there, and so must be every later one.
 
@@ -27,7 +29,7 @@ T = TypeVar("T", Version, Part)
 
 log = logging.getLogger(__name__)
 
-_CHANGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})  # the server found out by itself, and stored nothing
+DAMAGED = frozenset({"BadDigest", "XAmzContentSHA256Mismatch"})  # the server found out by itself, and stored nothing
 
 
 class DamagedWrite(StoreError):
@@ -48,6 +50,8 @@ def compared(
     """
 
     def sent(calls: SignedCalls) -> tuple[T, bool]:
+        if wanted and isinstance(body, FileBody):
+            body.sum()
         made = call(calls)
         if not wanted or in_etag(made.etag) is None:
             return made, False
@@ -68,7 +72,7 @@ async def object_arrived(
     try:
         made, is_damaged = await put(condition)
     except StoreError as error:
-        if error.code not in _CHANGED:
+        if error.code not in DAMAGED:
             raise
     else:
         if not is_damaged:
@@ -98,7 +102,7 @@ async def part_arrived(request: str, send: Callable[[], Awaitable[tuple[Part, bo
     try:
         made, is_damaged = await send()
     except StoreError as error:
-        if error.code not in _CHANGED:
+        if error.code not in DAMAGED:
             raise
     else:
         if not is_damaged:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from http import HTTPStatus
 from xml.etree import ElementTree
@@ -101,25 +101,36 @@ def late_error(method: str, status: int, body: bytes) -> tuple[str, str]:
 
 
 def refusal_of(
-    request: str, method: str, status: int, headers: Mapping[str, str], body: bytes, *, came: str = ""
+    request: str,
+    method: str,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    came: Callable[[], str] = lambda: "",
 ) -> StoreError | None:
     """The error that an answer is; None for a good one, whose body is still to be read as what was asked for.
 
     `request` begins with the name of the operation, names in `headers` are of any case, and `body` may be left out
-    (b"") for a good answer to a GET. `came` says in words what a gateway sent.
+    (b"") for a good answer to a GET. `came` is asked, where it was a gateway's, what that sent, in words.
     """
-    words = f"HTTP {status}{NO_S3}" + (f": {came}" if came else "")
     if status < HTTPStatus.MULTIPLE_CHOICES:
         code, message = late_error(method, status, body)
         if code:
             return from_s3(request, code=code, status=status, detail=message)
-        is_good = _is_success(request, method, status, headers)
-        return None if is_good else from_elsewhere(request, status=status, detail=words)
+        if _is_success(request, method, status, headers):
+            return None
+        return _of_gateway(request, status, came())
     code, message = error_of(body)
     if code:
         return from_s3(request, code=code, status=status, detail=message)
     if not body and _is_of_s3(status, headers):  # that to a HEAD has none; nor has moto's of a copy of nothing
         return from_s3(request, code="", status=status)
+    return _of_gateway(request, status, came())
+
+
+def _of_gateway(request: str, status: int, came: str) -> StoreError:
+    words = f"HTTP {status}{NO_S3}" + (f": {came}" if came else "")
     return from_elsewhere(request, status=status, detail=words)
 
 

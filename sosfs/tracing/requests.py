@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import threading
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 
@@ -69,8 +68,7 @@ class KernelRequest:
         return self._s3 or {}
 
 
-@dataclass(frozen=True, slots=True)
-class S3Request:
+class S3Request(NamedTuple):
     """One S3 request with all its tries. `status` is that of the last answer, 0 for none; sizes are of bodies."""
 
     operation: str

@@ -40,6 +40,7 @@ from tests.support.traffic import Op, on
 
 MIB = 1 << 20
 MOTO = pytest.mark.parametrize("server", ["moto"], indirect=True)  # where the server makes no difference
+CEPH = pytest.mark.parametrize("server", ["ceph"], indirect=True)
 DISK = ("--cache-size", "256M", "--patience", "1")
 SMALL = random.Random(41).randbytes(300_000)
 MIDDLE = random.Random(42).randbytes(5 * MIB + 17)
@@ -208,6 +209,17 @@ def test_what_arrives_damaged_is_sent_again(drive: Drive, proxy: Proxy) -> None:
     with proxy.broken(Flip(Body.REQUEST, 5 * MIB), on(Op.UPLOAD_PART), times=1) as rule:
         (drive.here / "parts").write_bytes(LARGE)
     assert rule.hits == 1
+    assert drive.stored(drive.here / "parts") == LARGE
+
+
+@CEPH
+def test_a_part_that_arrives_damaged_is_refused_by_the_server_and_sent_again(mounter: Mounter, proxy: Proxy) -> None:
+    drive = mounter(proxy.endpoint, "--part-size", "5M", "--patience", "1")
+    with proxy.recording() as traffic, proxy.broken(Flip(Body.REQUEST, MIB), on(Op.UPLOAD_PART), times=1) as rule:
+        (drive.here / "parts").write_bytes(LARGE)
+    assert rule.hits == 1
+    assert [request.status for request in traffic.of(Op.UPLOAD_PART) if request.status != 200] == [400]
+    assert traffic.count(Op.UPLOAD_PART) == 6
     assert drive.stored(drive.here / "parts") == LARGE
 
 

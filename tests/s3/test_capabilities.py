@@ -101,6 +101,13 @@ def test_nothing_is_left_whichever_answer_is_lost(
             assert found is Conditions.HONOURED, (number, found)
 
 
+@pytest.mark.parametrize(("server", "compares"), [("moto", False), ("ceph", True)], indirect=["server"])
+def test_whether_the_server_compares_what_it_gets_is_found_out(opened: Opener, compares: bool) -> None:
+    store = opened(5.0)
+    assert probed(store) is Conditions.HONOURED
+    assert store.capabilities.compares is compares
+
+
 @MOTO
 @pytest.mark.parametrize("op", [Op.PUT, Op.COPY, Op.CREATE_MULTIPART, Op.UPLOAD_PART, Op.COPY_PART, Op.COMPLETE])
 def test_nothing_is_left_where_one_step_never_works(opened: Opener, foreign: Foreign, proxy: Proxy, op: Op) -> None:

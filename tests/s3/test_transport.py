@@ -12,22 +12,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import pytest
 from trio.testing import trio_test
 
 from sosfs.concurrency.interrupt import Interrupt
+from sosfs.config.choices import Verify
 from sosfs.config.credentials import Credentials, Surroundings
 from sosfs.errors import StoreError
 from sosfs.s3 import certificate_authorities, retries, unsigned_request
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.bucket_settings import BucketSettings
 from sosfs.s3.calls import SignedCalls
+from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.customer_key import CustomerKey
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.file_body import hashed
 from sosfs.s3.protocol import Detail, Part, Properties, Version
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Clock
@@ -701,6 +706,34 @@ async def test_certificates_of_an_own_authority(
         with pytest.raises(StoreError, match=r"CA bundle .*empty\.pem"):
             await store.head("key")
         store.close()
+
+
+@ON_MOTO
+@trio_test
+async def test_a_part_is_compared_by_the_server_where_it_can(
+    bucket: Bucket, server: Server, own_authority: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then its hash is signed over TLS too, and no MD5 is made; else the ETag is compared."""
+    bundle, tls = own_authority
+    monkeypatch.setattr("sosfs.s3.bucket.has_sha_instructions", lambda: True)
+    with Scripted(relay(server.endpoint), tls) as front:
+        target = replace(target_of(bucket, endpoint=front.endpoint), ca_bundle=str(bundle))
+        for compares, verify, signed in (
+            (True, Verify.ALL, sha256(BODY).hexdigest()),
+            (False, Verify.ALL, "UNSIGNED-PAYLOAD"),
+            (True, Verify.NONE, "UNSIGNED-PAYLOAD"),
+        ):
+            store = S3Store(target, verify=verify)
+            store.capabilities = Capabilities(known=True, compares=compares)
+            upload = await store.create_multipart("key", Properties())
+            made = Mock(side_effect=hashed)
+            with monkeypatch.context() as patch:
+                patch.setattr("sosfs.s3.upload_check.hashed", made)
+                await store.upload_part("key", upload, 1, BODY)
+            assert front.seen[-1].headers["x-amz-content-sha256"] == signed
+            assert made.called is (verify is Verify.ALL and not compares)
+            await store.abort_multipart("key", upload)
+            store.close()
 
 
 def test_which_bundle_holds(tmp_path: Path) -> None:

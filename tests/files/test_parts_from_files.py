@@ -47,8 +47,8 @@ class Watching(Held):
 
 @pytest.fixture(autouse=True)
 def large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of 8 KiB are large."""
-    monkeypatch.setattr("sosfs.files.upload.LARGE", PART)
+    """Parts have 8 KiB, and all but the last are sent from the file."""
+    monkeypatch.setattr("sosfs.files.upload.END_MAX", PART - 1)
     monkeypatch.setattr("sosfs.files.spool.SPILL", 1000)
     monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
 
@@ -74,7 +74,7 @@ async def written(mount: Composed) -> Handle:
     return handle
 
 
-def test_large_parts_are_sent_from_the_file(mount: Composed, store: Watching) -> None:
+def test_parts_on_disk_are_sent_from_the_file(mount: Composed, store: Watching) -> None:
     async def main() -> None:
         await closed(mount, await written(mount))
 
@@ -142,7 +142,10 @@ def test_what_is_hashed_is_what_was_sent(tmp_path: Path) -> None:
         assert len(body) == 3 * PART
         assert bytes(body) == BODY[100 : 100 + 3 * PART]
         assert hashed(partial(md5, usedforsecurity=False), body).hexdigest() == md5(bytes(body)).hexdigest()
-        assert body.sent_md5 == "", "nothing was"
+        body.read(0, 3 * PART)
+        assert body.sent_md5 == "", "nobody asked for it"
+        body.sum()
+        assert body.sent_md5 == "", "nothing was sent since"
         sent = body.read(0, PART)
         path.write_bytes(bytes(len(BODY)))
         sent += body.read(PART, 2 * PART)
