@@ -1,29 +1,27 @@
 """A bare S3 client: what prepares and checks the bucket, and the floor that each file system is measured against.
 
-It shares no line with sosfs. obstore carries bytes and listings, boto3 copies and deletes; `each` runs many
-calls in threads. Paths are keys; nothing here knows of directories but the markers it is told to put.
+It shares no line with sosfs. obstore carries bytes and listings, boto3 copies and deletes. Paths are keys; nothing
+here knows of directories but the markers it is told to put.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import boto3
 import obstore
 from botocore.config import Config
 from obstore.store import S3Store
 
+from tests.bench.client import THREADS, each
 from tests.bench.material import MTIME
 
-THREADS = 16
 PART = 8 << 20
 REGION = "us-east-1"
 # As s3fs and sosfs write it; rclone reads this mtime too.
 FILE_METADATA = {"mtime": f"{MTIME}.000000000", "mode": str(0o100644), "uid": "0", "gid": "0"}
 DIRECTORY_METADATA = {**FILE_METADATA, "mode": str(0o040755)}
-Item = TypeVar("Item")
 
 
 class Bare:
@@ -114,18 +112,14 @@ class Bare:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=prefix)
         keys = [{"Key": item["Key"]} for page in pages for item in page.get("Contents", [])]
         groups = [keys[i : i + 1000] for i in range(0, len(keys), 1000)]
-        self.each(self._delete_keys, groups, threads=4)
+        each(self._delete_keys, groups, threads=4)
+
+    def rest(self) -> None:
+        """Nothing of it is mounted."""
 
     def first_page(self, prefix: str) -> int:
         """How many keys the first page of a listing has."""
         return len(next(iter(obstore.list(self._store, prefix=prefix, chunk_size=1000))))
-
-    @staticmethod
-    def each(do: Callable[[Item], object], items: Iterable[Item], *, threads: int = THREADS) -> None:
-        """Does it to each item in threads; the first failure is raised."""
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(do, items):
-                pass
 
     def _delete_keys(self, keys: list[dict[str, str]]) -> None:
         failed = self._client.delete_objects(Bucket=self.bucket, Delete={"Objects": keys, "Quiet": True}).get("Errors")

@@ -1,4 +1,4 @@
-"""The results as a chart: for each workload a line of dots, how many times as fast as the best peer each system is."""
+"""The results as a chart: for each workload how many times as fast as its peer each mode of sosfs is."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from tests.bench.goals import bases
 from tests.bench.results import Results, Setting
-from tests.bench.systems import FLOOR
+from tests.bench.systems import FLOOR, SYSTEMS, Role
 from tests.bench.workloads import WORKLOADS
 
 WIDTH, LINE = 9.0, 0.24  # inches
@@ -32,23 +33,25 @@ def draw(results: Results, path: Path) -> None:
 
 def _panel(panel: Axes, results: Results, setting: Setting) -> None:
     names = results.workloads(setting)
-    for number, system in enumerate(name for name in results.systems() if name != FLOOR):
-        cells = [results.cell(setting, name, system) for name in names]
-        ratios = [(results.to_best_peer(cell), row) for row, cell in enumerate(cells) if cell]
-        points = [(value, row) for value, row in ratios if value]
-        own = system.startswith("sosfs")
+    own = [name for name in results.systems() if name != FLOOR and SYSTEMS[name].role is Role.OWN]
+    for number, system in enumerate(own):
+        ratios = [(results.ratio(setting, name, system, bases(name, system)), row) for row, name in enumerate(names)]
+        points = [(found, row) for found, row in ratios if found]
         if points:
-            values, rows = zip(*points, strict=True)
-            marker, size, order = MARKERS[number % len(MARKERS)], 46 if own else 22, 3 if own else 2
-            panel.scatter(values, rows, s=size, marker=marker, label=system, zorder=order, alpha=1 if own else 0.6)
+            values, rows = [found.value for found, _ in points], [row for _, row in points]
+            spread = [
+                [found.value - found.least for found, _ in points],
+                [found.most - found.value for found, _ in points],
+            ]
+            panel.errorbar(values, rows, xerr=spread, fmt=MARKERS[number % len(MARKERS)], label=system, alpha=0.8)
     panel.set_xscale("log")
     panel.axvline(1, color="black", linewidth=0.8)
     panel.set_yticks(range(len(names)), [WORKLOADS[name].title for name in names])
     panel.invert_yaxis()
     panel.grid(axis="x", which="both", linewidth=0.3)
-    panel.set_title(f"{setting}: speed relative to the best peer (right is faster)", fontsize=10)
+    panel.set_title(f"{setting}: speed relative to the peer of the same durability (right is faster)", fontsize=10)
     panel.xaxis.set_major_formatter("{x:g}x")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    if panel.collections:  # without a peer there is no ratio to draw
+    if panel.containers:  # without a peer there is no ratio to draw
         panel.legend(fontsize=7, loc="best")

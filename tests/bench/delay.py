@@ -1,4 +1,4 @@
-"""A TCP relay that adds a round trip: `python -m bench.delay PORT TARGET_PORT SECONDS`, a process of its own.
+"""A TCP relay that adds a round trip: `python -m tests.bench.delay PORT TARGET_PORT SECONDS`, a process of its own.
 
 Each byte waits half the round trip in either direction, however many are under way: latency without a limit
 of bandwidth. A new connection waits one whole round trip, as its handshake would. It stands in for netem, which

@@ -7,33 +7,29 @@ in it then fails, so none can hold up the benchmark.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
-from tests.bench.systems import Place, System
+from tests.bench import process_tree
+from tests.bench.process_tree import Usage
+from tests.bench.systems.system import Place, System
+from tests.support.processes import free_port
 from tests.support.watchdog import Watchdog, clear, mounted
 
 READY = 30.0  # seconds to mount
-STOP = 60.0  # seconds to unmount
-TICKS = os.sysconf("SC_CLK_TCK")
-PEAK_RESET = "5"  # what /proc/PID/clear_refs wants for VmHWM
+STOP = 30.0  # seconds to unmount
+BUSY = 3.0  # seconds that what has just ended may keep it busy
 
 
 class MountFailed(OSError):
     """The system did not come up; the message has the end of what it said."""
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a system's processes used: CPU seconds, and the most bytes of memory resident."""
-
-    cpu: float
-    peak: int
 
 
 def drop_page_cache() -> bool:
@@ -54,6 +50,7 @@ class Drive:
         self.system, self.place = system, place
         self._watchdog, self._log, self._limit = watchdog, log, limit
         self._process: subprocess.Popen[bytes] | None = None
+        self._twins: list[Drive] = []
 
     def __enter__(self) -> Self:
         return self
@@ -75,6 +72,7 @@ class Drive:
         for path in (self.place.mountpoint, self.place.cache):
             path.mkdir(parents=True, exist_ok=True)
         drop_page_cache()
+        self.system.prepare(self.place)
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
         environment = {**kept, **self.system.environment(self.place)}
         with self._log.open("ab") as out:
@@ -95,19 +93,43 @@ class Drive:
                 raise MountFailed(f"{self.system.name} did not mount: {self.said()}")
             time.sleep(0.01)
 
+    def twin(self) -> Drive:
+        """One more mount of the same bucket, mounted, with a cache of its own; it ends with this one."""
+        number = len(self._twins) + 2
+        mountpoint, cache = (
+            path.with_name(f"{path.name}-{number}") for path in (self.place.mountpoint, self.place.cache)
+        )
+        place = replace(self.place, mountpoint=mountpoint, cache=cache, control=free_port())
+        log = self._log.with_name(f"{self._log.name}-{number}")
+        twin = Drive(self.system, place, self._watchdog, log, limit=self._limit)
+        self._twins.append(twin)
+        twin.start()
+        return twin
+
     def stop(self) -> None:
         """Unmounts as its users do, and waits for its end."""
+        while self._twins:
+            self._twins[-1].stop()
+            self._twins.pop()
         if self._process is None:
             return
-        environment = {**os.environ, **self.system.environment(self.place)}
-        command = [*self.system.unmount, str(self.place.mountpoint)]
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=STOP, check=False, cwd="/")
-        if done.returncode:
-            said = done.stderr.decode(errors="replace").strip()
-            raise OSError(f"unmounting gave {done.returncode}: {said[-300:]}; the log ends: {self.said()}")
+        deadline = time.monotonic() + BUSY
+        while said := self._unmount():
+            if "busy" not in said or time.monotonic() > deadline:
+                raise OSError(f"{said[-300:]}; the log ends: {self.said()}")
+            time.sleep(0.1)
         self._process.wait(STOP)
         self._watchdog.forget(self.pid)
         self._process = None
+
+    def _unmount(self) -> str:
+        """Asks for it once, and tells why it was refused."""
+        environment = {**os.environ, **self.system.environment(self.place)}
+        command = [*self.system.unmount, str(self.place.mountpoint)]
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=STOP, check=False, cwd="/")
+        if not done.returncode:
+            return ""
+        return f"unmounting gave {done.returncode}: {done.stderr.decode(errors='replace').strip()}"
 
     def remount(self) -> None:
         """Unmounts and mounts again with the same cache directory; the kernel forgets all."""
@@ -115,15 +137,23 @@ class Drive:
         self.stop()
         self.start()
 
-    def settle(self) -> None:
-        """Returns when all that was written is in the bucket, as far as the system lets one know."""
-        self.system.settle(self.place)
+    def settle(self) -> float:
+        """Returns when all that was written is in the bucket, as far as the system lets one know.
+
+        Gives the seconds that this took for being sure only.
+        """
+        return sum(drive.system.settle(drive.place) for drive in (self, *self._twins))
 
     def clear(self) -> None:
         """Ends it by force; harmless when it is gone."""
+        for twin in self._twins:
+            twin.clear()
+        self._twins.clear()
         if self._process is None:
             return
         clear(self.pid, str(self.place.mountpoint))
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # what it started: not waited for yet, its number is still its own
         self._process.wait(20)
         self._watchdog.forget(self.pid)
         self._process = None
@@ -139,20 +169,9 @@ class Drive:
 
     def reset_peak(self) -> None:
         """Lets the peak of memory begin anew."""
-        for pid in self._family():
-            Path(f"/proc/{pid}/clear_refs").write_text(PEAK_RESET)
+        for drive in (self, *self._twins):
+            process_tree.reset_peak(drive.pid)
 
     def usage(self) -> Usage:
-        """What its processes have used so far: CPU since their start, memory since `reset_peak`."""
-        ticks = peak = 0
-        for pid in self._family():
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(fields[11]) + int(fields[12])
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-            peak += int(found[1]) << 10 if found else 0
-        return Usage(ticks / TICKS, peak)
-
-    def _family(self) -> list[int]:
-        """The system's processes: its own and those it started."""
-        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
-        return [self.pid, *map(int, children)]
+        """What its processes, and those of its twins, have used so far."""
+        return sum((process_tree.usage(twin.pid) for twin in self._twins), process_tree.usage(self.pid))

@@ -1,19 +1,25 @@
 """What was measured and what follows from it: medians, ratios, and the JSON file. All arithmetic is here.
 
-The machine is shared and its speed drifts, so a ratio is the median of the ratios within each round, in which
-the systems ran one after the other; it is never a ratio of medians.
+The machine's speed drifts, so a ratio is the median of the ratios within each round, in which the systems ran one after
+the other; it is never a ratio of medians. The file is written after each round and read by the run that goes on.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import platform
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from tests.bench.process_tree import Usage
+from tests.bench.scale import Scale
 from tests.bench.stage import Counted, Measure
-from tests.bench.systems import FLOOR
+from tests.bench.systems import FLOOR, SYSTEMS, Role
 
 
 @dataclass(frozen=True, order=True)
@@ -29,19 +35,23 @@ class Setting:
 
 @dataclass
 class Cell:
-    """A workload on a system in a setting."""
+    """A workload on a system in a setting. The measures stand in the order of the rounds."""
 
     setting: Setting
     workload: str
     system: str
-    durability: str
     measures: list[Measure] = field(default_factory=list)
     counted: Counted | None = None
     failure: str = ""  # why there are no more measures
 
     @property
+    def times(self) -> list[float]:
+        """Seconds until the bytes were in the bucket, of each round."""
+        return [measure.seconds for measure in self.measures]
+
+    @property
     def seconds(self) -> float:
-        return statistics.median(m.seconds for m in self.measures)
+        return statistics.median(self.times)
 
     @property
     def returned(self) -> float:
@@ -56,65 +66,110 @@ class Cell:
         return max(m.usage.peak for m in self.measures)
 
     @property
-    def is_peer(self) -> bool:
-        return self.system != FLOOR and not self.system.startswith("sosfs")
+    def role(self) -> Role:
+        """The bare client is a reference too."""
+        return Role.REFERENCE if self.system == FLOOR else SYSTEMS[self.system].role
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are measures, none of which is followed by a failure."""
+        return bool(self.measures) and not self.failure
 
 
-def ratio(cell: Cell, other: Cell) -> float:
-    """How many times as fast as `other`."""
-    return statistics.median(b.seconds / a.seconds for a, b in zip(cell.measures, other.measures, strict=False))
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as fast as `base`: the median over the rounds that both ran, the least and the most."""
+
+    base: str
+    value: float
+    least: float
+    most: float
+
+
+def ratio(cell: Cell, base: Cell) -> Ratio:
+    """Compares within rounds."""
+    each = [theirs / own for own, theirs in zip(cell.times, base.times, strict=False)]
+    return Ratio(base.system, statistics.median(each), min(each), max(each))
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """The value that this share of all values does not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 @dataclass
 class Results:
-    """All cells of a run."""
+    """All cells of one version of the code, at one scale."""
 
-    scale: str
+    scale: Scale
+    commit: str
+    started: str  # date and time
+    cores: str
     cells: list[Cell] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    machine: dict[str, str] = field(default_factory=lambda: _machine())
 
     def settings(self) -> list[Setting]:
-        return list(dict.fromkeys(cell.setting for cell in self.cells))
+        return sorted({cell.setting for cell in self.cells})
 
     def workloads(self, setting: Setting) -> list[str]:
         return list(dict.fromkeys(cell.workload for cell in self.cells if cell.setting == setting))
 
     def systems(self) -> list[str]:
-        return list(dict.fromkeys(cell.system for cell in self.cells))
+        """In the order in which they are listed, the bare client last."""
+        found = {cell.system for cell in self.cells}
+        return [name for name in (*SYSTEMS, FLOOR) if name in found]
 
     def cell(self, setting: Setting, workload: str, system: str) -> Cell | None:
         """The cell, or None where the system was not asked or the bare client has no such work."""
-        return next(iter(c for c in self.of(setting, workload) if c.system == system), None)
+        return next((c for c in self.of(setting, workload) if c.system == system), None)
 
     def of(self, setting: Setting, workload: str) -> list[Cell]:
         return [c for c in self.cells if c.setting == setting and c.workload == workload]
 
-    def best_peer(self, setting: Setting, workload: str) -> Cell | None:
-        """The fastest of the peers that came to an end."""
-        peers = [c for c in self.of(setting, workload) if c.is_peer and c.measures and not c.failure]
-        return min(peers, key=lambda c: c.seconds, default=None)
+    def ratio(self, setting: Setting, workload: str, system: str, bases: Sequence[str]) -> Ratio | None:
+        """To the fastest of these; None where it or all of them are missing or failed."""
+        own = self.cell(setting, workload, system)
+        others = [c for c in self.of(setting, workload) if c.system in bases and c.usable]
+        if own is None or not own.usable or not others:
+            return None
+        return ratio(own, min(others, key=lambda c: c.seconds))
 
-    def to_best_peer(self, cell: Cell) -> float | None:
-        return _ratio(cell, self.best_peer(cell.setting, cell.workload))
-
-    def to_floor(self, cell: Cell) -> float | None:
-        return _ratio(cell, self.cell(cell.setting, cell.workload, FLOOR))
+    def note(self, text: str) -> None:
+        """Keeps a remark, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def write(self, path: Path) -> None:
-        """Writes the JSON file: what was measured, and the ratios."""
-        cells = [
-            {**asdict(cell), "to_best_peer": self.to_best_peer(cell), "to_floor": self.to_floor(cell)}
-            for cell in self.cells
-        ]
-        machine = {"system": platform.platform(), "python": platform.python_version(), "cpus": _cpus()}
-        everything = {"scale": self.scale, "machine": machine, "notes": self.notes, "cells": cells}
-        path.write_text(json.dumps(everything, indent=1) + "\n")
+        """Writes the JSON file, whole or not at all."""
+        beside = path.with_suffix(".new")
+        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        os.replace(beside, path)
+
+    @classmethod
+    def read(cls, path: Path) -> Results:
+        """What `write` wrote; ValueError where it is something else."""
+        try:
+            found = json.loads(path.read_bytes())
+            return cls(**{**found, "scale": Scale(**found["scale"]), "cells": list(map(_cell, found["cells"]))})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path} is not of this version of the benchmark: {error!r}") from error
 
 
-def _ratio(cell: Cell, other: Cell | None) -> float | None:
-    if other is None or not cell.measures or not other.measures:
-        return None
-    return ratio(cell, other)
+def _cell(found: dict[str, Any]) -> Cell:
+    counted = found["counted"] and Counted(**found["counted"])
+    measures = list(map(_measure, found["measures"]))
+    return Cell(**{**found, "setting": Setting(**found["setting"]), "measures": measures, "counted": counted})
+
+
+def _measure(found: dict[str, Any]) -> Measure:
+    counted = found["counted"] and Counted(**found["counted"])
+    return Measure(**{**found, "usage": Usage(**found["usage"]), "counted": counted})
+
+
+def _machine() -> dict[str, str]:
+    return {"system": platform.platform(), "python": platform.python_version(), "cpus": _cpus()}
 
 
 def _cpus() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from tests.bench.workloads.bulk import BULK
+from tests.bench.workloads.load import LOAD
+from tests.bench.workloads.several_mounts import SEVERAL_MOUNTS
 from tests.bench.workloads.small import SMALL_FILES
 from tests.bench.workloads.tools import TOOLS
 from tests.bench.workloads.tree import TREE
@@ -10,4 +12,6 @@ from tests.bench.workloads.workload import Workload
 
 __all__ = ["WORKLOADS", "Workload"]
 
-WORKLOADS: dict[str, Workload] = {workload.name: workload for workload in [*BULK, *SMALL_FILES, *TREE, *TOOLS]}
+WORKLOADS: dict[str, Workload] = {
+    workload.name: workload for workload in [*BULK, *SMALL_FILES, *TREE, *TOOLS, *LOAD, *SEVERAL_MOUNTS]
+}

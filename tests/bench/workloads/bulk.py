@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 from tests.bench.bare import PART
+from tests.bench.client import each
 from tests.bench.material import BLOCK, CHUNK, chunk_at, chunks
 from tests.bench.scale import KIB, Scale
 from tests.bench.stage import Stage
@@ -67,7 +68,7 @@ def read_bare(stage: Stage, *, streams: int) -> None:
     keys, size = _big_files(stage, streams)
     ranges = [(key, start) for key in keys for start in range(0, size, PART)]
     with stage.clock():
-        stage.bare.each(lambda r: stage.bare.get(r[0], r[1], min(PART, size - r[1])), ranges, threads=8)
+        each(lambda r: stage.bare.get(r[0], r[1], min(PART, size - r[1])), ranges, threads=8)
 
 
 def read_whole(stage: Stage) -> None:
@@ -80,7 +81,7 @@ def read_whole(stage: Stage) -> None:
 def read_whole_bare(stage: Stage) -> None:
     key, size = stage.dataset.big_whole(stage.scale.big), stage.scale.big
     with stage.clock():
-        stage.bare.each(lambda at: stage.bare.get(key, at, min(PART, size - at)), range(0, size, PART), threads=8)
+        each(lambda at: stage.bare.get(key, at, min(PART, size - at)), range(0, size, PART), threads=8)
 
 
 def _offsets(scale: Scale, block: int) -> list[int]:
@@ -105,14 +106,14 @@ def read_random_bare(stage: Stage, *, block: int) -> None:
     key = stage.dataset.big(stage.scale.big)
     offsets = _offsets(stage.scale, block)
     with stage.clock():
-        stage.bare.each(lambda offset: stage.bare.get(key, offset, block), offsets, threads=1)
+        each(lambda offset: stage.bare.get(key, offset, block), offsets, threads=1)
 
 
 def mix(stage: Stage) -> None:
     """70 % reads and 30 % writes of 4 KiB in a file that is in the bucket, then close."""
     key, size, block = f"{stage.prefix}/mixed", stage.scale.mixed, 4 * KIB
-    stage.bare.put_directory(stage.prefix)
-    stage.bare.put_parts(key, chunks(size))
+    stage.client.put_directory(stage.prefix)
+    stage.client.put_parts(key, chunks(size))
     draw, last = random.Random(SEED), 0
     with stage.clock():
         file = os.open(stage.top / key, os.O_RDWR)
@@ -144,7 +145,7 @@ def _streams(streams: int) -> list[Workload]:
     read = functools.partial(read_streams, streams=streams)
     floors = functools.partial(write_bare, streams=streams), functools.partial(read_bare, streams=streams)
     return [
-        Workload(f"seq_write{tail}", f"sequential write, {words}", Unit.MB, _big, write, floors[0]),
+        Workload(f"seq_write{tail}", f"sequential write, {words}", Unit.MB, _big, write, floors[0], stores=True),
         Workload(f"seq_read{tail}", f"sequential read, {words}", Unit.MB, _big, read, floors[1]),
     ]
 
@@ -166,5 +167,5 @@ BULK = [
     Workload("seq_read_md5", "sequential read, its MD5 known", Unit.MB, _big, read_whole, read_whole_bare),
     _random(4 * KIB),
     _random(256 * KIB),
-    Workload("rand_mix", "random 4 KiB, 70/30", Unit.CALLS, lambda scale: scale.mix_calls, mix),
+    Workload("rand_mix", "random 4 KiB, 70/30", Unit.CALLS, lambda scale: scale.mix_calls, mix, stores=True),
 ]

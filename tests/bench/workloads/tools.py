@@ -6,10 +6,11 @@ import os
 import tarfile
 from pathlib import Path
 
+from tests.bench.client import each
 from tests.bench.material import BLOCK, SMALL, chunks, in_memory, unlike_chunks
 from tests.bench.scale import Scale
 from tests.bench.stage import Stage
-from tests.bench.systems import sync_directory
+from tests.bench.systems.system import sync_directory
 from tests.bench.workloads.workload import Unit, Workload, tool
 
 KB = 1000
@@ -30,7 +31,7 @@ def untar_bare(stage: Stage) -> None:
     with tarfile.open(stage.material.archive) as members:
         found = [(member.name, member.size) for member in members]
     with stage.clock():
-        stage.bare.each(lambda item: stage.bare.put(f"{stage.prefix}/{item[0]}", BLOCK[: item[1]]), found)
+        each(lambda item: stage.bare.put(f"{stage.prefix}/{item[0]}", BLOCK[: item[1]]), found)
 
 
 def _git(*command: str | Path) -> None:
@@ -43,6 +44,7 @@ def git_clone(stage: Stage) -> None:
     with stage.clock():
         _git("clone", "-q", "--no-hardlinks", source, target)
         sync_directory(target)
+    stage.expect_what_is_seen("clone")
 
 
 def git_status(stage: Stage) -> None:
@@ -70,15 +72,15 @@ def rename_bare(stage: Stage) -> None:
     stage.dataset.put_small(old.rstrip("/"), stage.scale.renamed)
     with stage.clock():
         keys = [key.removeprefix(old) for key in stage.bare.sizes(old)]
-        stage.bare.each(lambda name: stage.bare.copy(old + name, new + name), keys)
+        each(lambda name: stage.bare.copy(old + name, new + name), keys)
         stage.bare.delete(old)
 
 
 def append(stage: Stage) -> None:
     """Opens, appends 1 KB and closes, several times, on a file that is in the bucket."""
     key, size, count = f"{stage.prefix}/log", stage.scale.appended, stage.scale.appends
-    stage.bare.put_directory(stage.prefix)
-    stage.bare.put_parts(key, chunks(size))
+    stage.client.put_directory(stage.prefix)
+    stage.client.put_parts(key, chunks(size))
     with stage.clock():
         for _ in range(count):
             with (stage.top / key).open("ab", buffering=0) as file:
@@ -98,8 +100,8 @@ def append_bare(stage: Stage) -> None:
 def rsync_inplace(stage: Stage) -> None:
     """`rsync --inplace` of a big local file over that in the bucket, 1 MiB of which differs."""
     key, source = f"{stage.prefix}/big", in_memory(stage.material.big)
-    stage.bare.put_directory(stage.prefix)
-    stage.bare.put_parts(key, unlike_chunks(stage.scale.big))
+    stage.client.put_directory(stage.prefix)
+    stage.client.put_parts(key, unlike_chunks(stage.scale.big))
     with stage.clock():
         tool("rsync", "--inplace", "--no-whole-file", "--ignore-times", source, stage.top / key)
     stage.expect(1, stage.scale.big)
@@ -161,14 +163,14 @@ def _git_files(scale: Scale) -> float:
 
 
 TOOLS = [
-    Workload("untar", "untar", Unit.FILES, lambda scale: scale.untar_files, untar, untar_bare),
-    Workload("git_clone", "git clone", Unit.FILES, _git_files, git_clone),
-    Workload("git_status", "git status, remounted", Unit.FILES, _git_files, git_status),
+    Workload("untar", "untar", Unit.FILES, lambda scale: scale.untar_files, untar, untar_bare, stores=True),
+    Workload("git_clone", "git clone", Unit.FILES, _git_files, git_clone, stores=True, renames=True),
+    Workload("git_status", "git status, remounted", Unit.FILES, _git_files, git_status, renames=True),
     Workload(
         "dir_rename", "rename of a directory", Unit.FILES, lambda scale: scale.renamed, rename_directory, rename_bare
     ),
-    Workload("append", "append 1 KB", Unit.CALLS, lambda scale: scale.appends, append, append_bare),
-    Workload("rsync_inplace", "rsync --inplace, 1 MiB changed", Unit.SECONDS, _once, rsync_inplace),
+    Workload("append", "append 1 KB", Unit.CALLS, lambda scale: scale.appends, append, append_bare, stores=True),
+    Workload("rsync_inplace", "rsync --inplace, 1 MiB changed", Unit.SECONDS, _once, rsync_inplace, stores=True),
     Workload("huge_first", "huge directory, first entry", Unit.SECONDS, _once, huge_first, huge_first_bare),
     Workload("huge_list", "huge directory, all names", Unit.FILES, lambda scale: scale.huge, huge_list, huge_list_bare),
     Workload(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from tests.bench.client import each
 from tests.bench.material import in_memory, tree_layout
 from tests.bench.scale import Scale
 from tests.bench.stage import Stage
-from tests.bench.systems import sync_directory
+from tests.bench.systems.system import sync_directory
 from tests.bench.workloads.workload import Act, Unit, Workload, tool
 
 
@@ -24,13 +27,17 @@ def copy_bare(stage: Stage) -> None:
         stage.dataset.put_tree(f"{stage.prefix}/copy", by=stage.bare)
 
 
-def listed(stage: Stage) -> None:
+def list_files(directory: Path, scale: Scale) -> None:
     """`ls -lR`; the number of its lines is checked."""
-    below = stage.dataset.tree()
-    lines = tool("ls", "-lR", stage.top / below).splitlines()
+    lines = tool("ls", "-lR", directory).splitlines()
     files = sum(line.startswith("-") for line in lines)
-    if files != stage.scale.tree_files:
-        raise OSError(f"{files} files listed of {stage.scale.tree_files}")
+    if files != scale.tree_files:
+        raise OSError(f"{files} files listed of {scale.tree_files}")
+
+
+def listed(stage: Stage) -> None:
+    below = stage.dataset.tree()
+    list_files(stage.top / below, stage.scale)
 
 
 def list_cold(stage: Stage) -> None:
@@ -58,7 +65,7 @@ def attributes_bare(stage: Stage) -> None:
     """The listing, then a HEAD of each file, 16 at once: only they tell mode, owner and time."""
     below = stage.dataset.tree()
     with stage.clock():
-        stage.bare.each(stage.bare.head, stage.bare.sizes(f"{below}/"))
+        each(stage.bare.head, stage.bare.sizes(f"{below}/"))
 
 
 def find(stage: Stage) -> None:
@@ -82,7 +89,7 @@ def archive_bare(stage: Stage) -> None:
     below = stage.dataset.tree()
     with stage.clock():
         sizes = stage.bare.sizes(f"{below}/")
-        stage.bare.each(lambda item: stage.bare.get(item[0], 0, item[1]), sizes.items())
+        each(lambda item: stage.bare.get(item[0], 0, item[1]), sizes.items())
 
 
 def rsync_unchanged(stage: Stage) -> None:
@@ -111,15 +118,15 @@ def remove_bare(stage: Stage) -> None:
         stage.bare.delete(f"{stage.prefix}/tree/")
 
 
-def _tree(name: str, title: str, run: Act, bare: Act | None) -> Workload:
+def _tree(name: str, title: str, run: Act, bare: Act | None, *, stores: bool = False) -> Workload:
     def files(scale: Scale) -> float:
         return scale.tree_files
 
-    return Workload(f"tree_{name}", title, Unit.FILES, files, run, bare)
+    return Workload(f"tree_{name}", title, Unit.FILES, files, run, bare, stores=stores)
 
 
 TREE = [
-    _tree("copy", "cp -r of a tree, then fsync", copy, copy_bare),
+    _tree("copy", "cp -r of a tree, then fsync", copy, copy_bare, stores=True),
     _tree("list", "ls -lR of the tree, cold", list_cold, attributes_bare),
     _tree("list_again", "ls -lR of the tree, remounted", list_again, list_bare),
     _tree("find", "find -size in the tree, cold", find, list_bare),

@@ -26,7 +26,12 @@ class Unit(StrEnum):
 
 @dataclass(frozen=True)
 class Workload:
-    """`amount` is what one run moves, in bytes or pieces; `bare` is the floor, where there is one."""
+    """`amount` is what one run moves, in bytes or pieces; `bare` is the floor, where there is one.
+
+    `stores` tells that its time depends on when a close returns: it is compared with whose close promises as much.
+    `renames` tells that programs in it rename what they have just written, which one peer's setting does not stand.
+    `counted` tells that the requests of all systems are part of what it shows.
+    """
 
     name: str
     title: str
@@ -34,6 +39,9 @@ class Workload:
     amount: Callable[[Scale], float]
     run: Act
     bare: Act | None = None
+    stores: bool = False
+    renames: bool = False
+    counted: bool = False
 
     def figure(self, scale: Scale, seconds: float) -> float:
         """The run's speed in `unit`."""
@@ -41,6 +49,10 @@ class Workload:
             return seconds
         amount = self.amount(scale) / (1e6 if self.unit is Unit.MB else 1)
         return amount / seconds
+
+    def pieces(self, scale: Scale) -> float:
+        """How many operations one run is; of big files GiB, and one where only the time says something."""
+        return self.amount(scale) / (1 << 30 if self.unit is Unit.MB else 1)
 
 
 def parallel(do: Callable[[int], object], count: int) -> None:

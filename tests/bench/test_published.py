@@ -1,0 +1,89 @@
+"""The tables of the README and of the page on speed are written of what was measured, all of it or nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.bench import published
+from tests.bench.fakes import complete
+from tests.bench.goals import AT_LEAST
+from tests.bench.results import Results, Setting
+from tests.bench.scale import QUICK
+from tests.bench.systems.system import ROOT
+
+BEFORE = "# Top\n\n<!-- speed -->\nan old figure: 17\n<!-- end of speed -->\n\nbelow\n"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A tree with both pages, and the results beside."""
+    for page in ("README.md", "sosfs/docs/speed.md"):
+        path = tmp_path / page
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(BEFORE)
+    (tmp_path / "out").mkdir()
+    for name in ("results.json", "results.md", "chart.svg"):
+        (tmp_path / "out" / name).write_text(name)
+    return tmp_path
+
+
+def publish(results: Results, root: Path) -> None:
+    published.publish(results, root / "out", root)
+
+
+def test_the_pages_of_the_project_have_the_marks() -> None:
+    for page in ("README.md", "sosfs/docs/speed.md"):
+        assert len(published.MARKS.findall((ROOT / page).read_text())) == 1
+
+
+def test_the_readme_gets_six_rows_with_commit_and_cores(root: Path) -> None:
+    publish(complete(published.SHOWN), root)
+    text = (root / "README.md").read_text()
+    assert text.startswith("# Top\n") and text.endswith("\nbelow\n") and "old figure" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) == 6
+    assert "commit `abc1234`" in text and "server on core 0" in text and "medium size" in text
+    # sosfs 4 times as fast as s3fs, the journal 4 times as fast as rclone; all else beside rclone 2 and 4 times.
+    assert rows[0].startswith("| sequential write / read | **4.0** / **2.0** | **4.0** / **4.0** |")
+    assert rows[0].endswith("| 1.2 / 1.2 | 0.2 / 0.2 |")
+    assert rows[4] == "| `ls -lR`, cold | 2.0 | **4.0** | 2.0 | **4.0** | 3 | 0.2 |"
+    assert "| 3; 2 |" in rows[3]
+
+
+def test_the_results_are_kept_beside(root: Path) -> None:
+    publish(complete(published.SHOWN), root)
+    assert (root / published.MEASURED / "medium/results.md").read_text() == "results.md"
+
+
+def test_the_page_has_every_row_that_is_measured(root: Path) -> None:
+    publish(complete([*published.SHOWN, "untar"]), root)
+    text = (root / "sosfs/docs/speed.md").read_text()
+    assert "| untar |" in text and "| git clone |" not in text
+    publish(complete(AT_LEAST), root)
+    assert "| git clone |" in (root / "sosfs/docs/speed.md").read_text()
+
+
+def test_what_is_missing_is_said_and_nothing_written(root: Path) -> None:
+    results = complete(published.SHOWN)
+    results.cells = [each for each in results.cells if (each.workload, each.system) != ("tree_remove", "rclone")]
+    with pytest.raises(published.NotComplete, match="tree_remove at ceph, 0 ms is not measured yet"):
+        publish(results, root)
+    assert (root / "README.md").read_text() == BEFORE and not (root / published.MEASURED).exists()
+
+
+def test_what_failed_is_shown_as_failed(root: Path) -> None:
+    results = complete(published.SHOWN)
+    failed = results.cell(Setting("ceph", 20), "tree_copy", "sosfs")
+    assert failed
+    failed.measures, failed.failure = [], "no end after 240 s"
+    publish(results, root)
+    assert "| `cp -r` of a tree | **4.0** | **4.0** | failed |" in (root / "README.md").read_text()
+
+
+def test_figures_of_another_size_are_not_shown(root: Path) -> None:
+    results = complete(published.SHOWN)
+    results.scale = QUICK
+    with pytest.raises(published.NotComplete, match="the pages show the medium size"):
+        publish(results, root)
