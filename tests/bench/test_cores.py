@@ -84,10 +84,22 @@ def test_cpu_of_all_threads_and_of_ended_children_counts() -> None:
 
 
 def test_a_family_has_what_other_threads_started() -> None:
-    started: list[subprocess.Popen[bytes]] = []
-    thread = threading.Thread(target=lambda: started.append(subprocess.Popen(CHILD, stdin=subprocess.PIPE)))
+    """The thread goes on: what one that has ended has started is its process's."""
+    started, seen = threading.Event(), threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def start() -> None:
+        children.append(subprocess.Popen(CHILD, stdin=subprocess.PIPE))
+        started.set()
+        seen.wait(30)
+
+    thread = threading.Thread(target=start)
     thread.start()
-    thread.join()
-    assert started[0].pid in process_tree.family(os.getpid())
-    started[0].communicate()
-    assert process_tree.usage(started[0].pid).cpu == 0  # has ended
+    assert started.wait(30)
+    try:
+        assert children[0].pid in process_tree.family(os.getpid())
+    finally:
+        seen.set()
+        thread.join()
+        children[0].communicate()
+    assert process_tree.usage(children[0].pid).cpu == 0  # has ended
