@@ -130,7 +130,7 @@ def _plan(given: argparse.Namespace, scale: Scale) -> Plan:
         settings=[Setting(server, rtt) for server in given.server for rtt in given.rtt or TRIPS.get(group, [0])],
         workloads=[WORKLOADS[name] for name in rows],
         systems=[name for name in (*SYSTEMS, FLOOR) if name in systems],
-        rounds=given.rounds or scale.rounds,
+        rounds=given.rounds or max(1, scale.rounds - (group == "all")),
         counted=[name for name in systems if count.takes(name)],
     )
 
@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--systems", type=_names([*SYSTEMS, FLOOR]), metavar="A,B", help=", ".join([*SYSTEMS, FLOOR]))
     add("--server", type=_names(SERVERS), default=["ceph"], metavar="A,B", help=", ".join(SERVERS))
     add("--rtt", type=_numbers, metavar="MS,MS", help="milliseconds of round trip added: 0,20; for all rows 0,20,2")
-    add("--rounds", type=int, help="how often each system runs each row")
+    add("--rounds", type=int, help="how often each system runs each row; of all rows once less than of the README's")
     add("--count", type=Count, choices=list(Count), help="whose S3 requests are counted in every row, in a run more")
     add("--minutes", type=float, default=MINUTES, help="when to stop; a later run goes on (%(default)g)")
     add("--again", action="store_true", help="measure all again; what is there is put aside")

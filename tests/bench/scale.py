@@ -58,19 +58,20 @@ FULL = Scale(
     timed=400,
 )
 
-# s3fs takes 20 requests' time for a file that it copies in: with 20 ms each, 300 files are two minutes of its time.
+# s3fs waits for six requests, one after the other, for each file that it copies in: with 20 ms each, 400 files take it
+# close to a minute.
 MEDIUM = Scale(
     name="medium",
-    rounds=2,
+    rounds=3,
     limit=240,
     big=256 * MIB,
     mixed=64 * MIB,
     small_reads=1000,
     large_reads=300,
     mix_calls=1000,
-    small_files=200,
-    tree_files=300,
-    tree_fan=7,
+    small_files=300,
+    tree_files=400,
+    tree_fan=8,
     untar_files=300,
     git_files=50,
     renamed=200,
