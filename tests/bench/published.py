@@ -51,8 +51,7 @@ with s3fs, whose close waits for it too, and `--durability journal` with rclone 
 reaches our goal. The last column is the CPU time of the mount's processes beside that of s3fs'.
 """
 SOURCE = """\
-[All rows, and what they mean]({page}); [every time, with its spread]({results}), {scale} size, commit `{commit}`,
-{started}: {cores}.
+[Every time, with its spread]({results}): {scale} size, commit `{commit}`, {started}; {cores}.
 """
 
 
@@ -78,22 +77,23 @@ def _write(path: Path, text: str) -> None:
 
 def readme(results: Results) -> str:
     """The README's six rows."""
-    links = {"page": "sosfs/docs/speed.md", "results": f"{MEASURED}/{SCALE}/results.md"}
-    return "\n".join([WORDS, *_table(results, ROWS, required=True), "", _source(results, links)])
+    more = "[All rows, and how they are measured](sosfs/docs/speed.md)."
+    source = _source(results, f"{MEASURED}/{SCALE}/results.md")
+    return "\n".join([WORDS, *_table(results, ROWS, required=True), "", more, source])
 
 
 def page(results: Results) -> str:
     """The page's rows: all workloads with a goal, as far as they are measured."""
-    links = {"page": "#how-it-is-measured", "results": f"../../{MEASURED}/{SCALE}/results.md"}
+    source = _source(results, f"../../{MEASURED}/{SCALE}/results.md")
     others = [Row(WORKLOADS[name].title, (name,)) for name in AT_LEAST if name not in SHOWN]
     rows = [*ROWS, *others]
     chart = f"![Speed beside the peers](../../{MEASURED}/{SCALE}/chart.svg)"
-    return "\n".join([WORDS, chart, "", *_table(results, rows, required=False), "", _source(results, links)])
+    return "\n".join([WORDS, chart, "", *_table(results, rows, required=False), "", source])
 
 
-def _source(results: Results, links: dict[str, str]) -> str:
+def _source(results: Results, link: str) -> str:
     told = {"commit": results.commit, "started": results.started, "cores": results.cores, "scale": results.scale.name}
-    return SOURCE.format(**links, **told)
+    return SOURCE.format(results=link, **told)
 
 
 def _table(results: Results, rows: Sequence[Row], *, required: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,13 @@ def test_the_readme_gets_six_rows_with_commit_and_cores(root: Path) -> None:
     assert rows[0].endswith("| 1.2 / 1.2 | 0.2 / 0.2 |")
     assert rows[4] == "| `ls -lR`, cold | 2.0 | **4.0** | 2.0 | **4.0** | 3 | 0.2 |"
     assert "| 3; 2 |" in rows[3]
+
+
+def test_links_of_the_pages_lead_to_something(root: Path) -> None:
+    publish(complete(published.SHOWN), root)
+    for page in ("README.md", "sosfs/docs/speed.md"):
+        links = re.findall(r"\]\(([^)]+)\)", (root / page).read_text())
+        assert links and all((root / page).parent.joinpath(link).exists() for link in links)
 
 
 def test_the_results_are_kept_beside(root: Path) -> None:
