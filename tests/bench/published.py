@@ -149,6 +149,8 @@ def _costs(results: Results, row: Row, setting: Setting) -> str:
     told = []
     for name in row.workloads:
         own, other = results.cell(setting, name, BUCKET), results.cell(setting, name, CPU_BASE)
-        usable = own and other and own.usable and other.usable and other.cpu
-        told.append(f"{own.cpu / other.cpu:.1f}" if usable and own and other else "failed")
+        if own and other and own.usable and other.usable:
+            told.append(f"{own.cpu / other.cpu:.1f}" if other.cpu else "-")
+        else:
+            told.append("failed")
     return " / ".join(told)
