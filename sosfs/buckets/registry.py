@@ -39,6 +39,7 @@ from sosfs.disk.free_space import Disk
 from sosfs.disk.lock import locked
 from sosfs.errors import StoreError, reason
 from sosfs.filesystem.bucket import BucketMount, memory_limit
+from sosfs.filesystem.memory import Held, by_kind, resident, together
 from sosfs.filesystem.quotas import Quotas
 from sosfs.fuse.notifier import KernelNotifier
 from sosfs.ipc.pending import Change, Kind, Pending
@@ -356,6 +357,7 @@ class BucketRegistry:
         requests = sum((Counter(one.requests) for one in each_of), Counter(self._requests))
         known = {one.conditions for one in each_of}
         silent = [one for one in each_of if one.silent_since]
+        held, total = together([Held(changes=self._quotas.changes), *(one.held for one in self.served)]), resident()
         return replace(
             self._moment(),
             pending_files=self.pending,
@@ -366,7 +368,9 @@ class BucketRegistry:
             received_bytes=sum(one.received_bytes for one in each_of),
             conditions=known.pop() if len(known) == 1 else Conditions.UNKNOWN.value,
             requests=dict(requests),
-            memory_bytes=self._quotas.uploads.used + sum(served.memory_used for served in self.served),
+            memory_bytes=held.total,
+            memory=by_kind(held, total),
+            resident_bytes=total,
             memory_limit=memory_limit(self.settings, buckets=len(self.served)),
             waiting_writers=sum(one.waiting_writers for one in each_of),
             state_dir=os.fspath(self.state_dir),

@@ -127,6 +127,11 @@ class Blocks:
         return (len(self._cached) + len(self._fetching)) * BLOCK
 
     @property
+    def held(self) -> int:
+        """Bytes of the buffers in memory that hold blocks: those of small files are shorter than a block."""
+        return sum({id(run): len(run.body) for run in self._cached.values()}.values())
+
+    @property
     def is_busy(self) -> bool:
         """Whether so much is being fetched that what nobody asked for should not be."""
         return len(self._fetching) * BLOCK > self.capacity // 2

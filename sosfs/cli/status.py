@@ -42,6 +42,13 @@ CONDITIONS = {
     "ignored": "ignored: sosfs looks before it writes, which two hosts that write one file at once may slip through",
     "unknown": "unknown: whether the server refuses to overwrite what another host has written was not tried",
 }
+KINDS = {
+    "blocks": "of data that was read",
+    "names": "of names and attributes",
+    "changes": "of changes",
+    "answers": "on its way down",
+    "program": "of the program and all else",
+}
 CACHES = {"attributes": "attributes", "memory": "data in memory", "disk": "data on disk"}
 
 
@@ -197,6 +204,8 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
         yield "room", f"{who} for room in {now.state_dir}, {filesize.decimal(now.free_bytes)} free"
     yield "moved", f"{filesize.decimal(now.sent_bytes)} sent, {filesize.decimal(now.received_bytes)} received"
     yield "memory", f"{filesize.decimal(now.memory_bytes)} in use for data and names, of {_limit(now)} at most"
+    if now.resident_bytes:
+        yield "resident", resident(now)
     for name, (hits, asked) in now.caches.items():
         yield "cache", f"{CACHES.get(name, name)}: {share(hits, asked)}"
     for name, waiting in sorted(now.buckets.items()):
@@ -225,6 +234,12 @@ def limits(now: Status) -> str:
 
 def _rate(rate: int) -> str:
     return f"{shown_size(rate)}/s" if rate else "no limit"
+
+
+def resident(now: Status) -> str:
+    """The memory of the process, by what it is for."""
+    kinds = ", ".join(f"{filesize.decimal(size)} {KINDS.get(kind, kind)}" for kind, size in now.memory.items())
+    return f"{filesize.decimal(now.resident_bytes)}: {kinds}"
 
 
 def _limit(now: Status) -> str:

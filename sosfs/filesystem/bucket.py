@@ -34,9 +34,10 @@ from sosfs.files.debounce import VERSIONED_DELAY
 from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.filesystem.drop import DropCommand
 from sosfs.filesystem.links import LinkCommand
+from sosfs.filesystem.memory import Held, by_kind, resident, together
 from sosfs.filesystem.past import Past
 from sosfs.filesystem.pending_changes import PendingChanges
-from sosfs.filesystem.quotas import NAME, NAMES, UPLOADS, Quota, whole
+from sosfs.filesystem.quotas import DRAFTS, NAME, NAMES, UPLOADS, Quota, whole
 from sosfs.filesystem.restore import RestoreCommand
 from sosfs.filesystem.usage import UsageCommand
 from sosfs.filesystem.version_paths import VersionPaths
@@ -67,8 +68,8 @@ from sosfs.tree.inodes import ROOT
 
 
 def memory_limit(settings: Settings, *, buckets: int) -> int:
-    """How many bytes of memory a mount takes for data and names, with this many buckets in use."""
-    return (1 + NAMES * buckets) * settings.memory + UPLOADS + IN_FLIGHT
+    """How many bytes of memory a mount takes for data, names and changes, with this many buckets in use."""
+    return (1 + NAMES * buckets) * settings.memory + DRAFTS + UPLOADS + IN_FLIGHT
 
 
 def _operations(settings: Settings, parts: Filesystem) -> Operations:
@@ -314,15 +315,17 @@ class BucketMount:
         return self.parts.pending
 
     @property
-    def memory_used(self) -> int:
-        """Bytes of blocks and names in memory."""
-        names = len(self.parts.inodes) + self.past.inodes
-        return self.parts.blocks.used + self.past.used + self.warming.budget.used + names * NAME
+    def held(self) -> Held:
+        """What it holds in memory by itself: no changes, for whose memory all buckets of a mount have one budget."""
+        names = NAME * (len(self.parts.inodes) + self.past.inodes)
+        return Held(self.parts.blocks.held + self.past.held + self.warming.budget.used, names)
 
     def status(self) -> Status:
         """This moment of the bucket."""
         parts, settings, traffic = self.parts, self.settings, self._target.traffic
         silence, moved = traffic.silence, traffic.moved()
+        assert self._share is not None
+        held, total = together([self.held, Held(changes=self._share.changes)]), resident()
         return dataclasses.replace(
             self._moment(),
             bucket=settings.bucket,
@@ -337,7 +340,9 @@ class BucketMount:
             conditions=self.conditions.value,
             keeps_versions=self.store.keeps_versions,
             requests=dict(self._requests),
-            memory_bytes=self.memory_used + parts.uploader.budget.used,
+            memory_bytes=held.total,
+            memory=by_kind(held, total),
+            resident_bytes=total,
             memory_limit=memory_limit(settings, buckets=1),
             waiting_writers=parts.file_io.writeback.waiting,
             state_dir=os.fspath(self.state_dir),

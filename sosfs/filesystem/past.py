@@ -157,9 +157,9 @@ class Past:
             shown.parts.cache.flush()
 
     @property
-    def used(self) -> int:
+    def held(self) -> int:
         """Bytes of blocks in memory."""
-        return sum(shown.parts.blocks.used for shown in self._shown.values())
+        return sum(shown.parts.blocks.held for shown in self._shown.values())
 
     @property
     def inodes(self) -> int:

@@ -50,6 +50,11 @@ class Quota:
     backlog: Backlog
     names: int  # inodes
 
+    @property
+    def changes(self) -> int:
+        """Bytes of small drafts in memory and of bodies on their way up."""
+        return self.drafts.used + self.uploads.used
+
 
 def names_of(settings: Settings) -> int:
     """How many names one bucket may keep."""
@@ -95,6 +100,11 @@ class Quotas:
         self._drafts = _drafts(settings, directory)
         self._backlog = Backlog()
         self._names = names_of(settings)
+
+    @property
+    def changes(self) -> int:
+        """As `Quota.changes`."""
+        return self._drafts.used + self.uploads.used
 
     def of(self, bucket: str) -> Quota:
         """The share of one bucket."""

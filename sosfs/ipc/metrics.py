@@ -49,8 +49,13 @@ def _of_mount(now: Status) -> Iterator[Metric]:
     yield GaugeMetricFamily("sosfs_pending_bytes", "Bytes that are not in the bucket yet.", now.pending_bytes)
     yield GaugeMetricFamily("sosfs_waiting_writers", "Writers that wait for room on the disk.", now.waiting_writers)
     yield GaugeMetricFamily("sosfs_damaged", "Damaged files and changes that were set aside.", len(now.damaged))
-    yield GaugeMetricFamily("sosfs_memory_bytes", "Memory for data.", now.memory_bytes)
-    yield GaugeMetricFamily("sosfs_memory_limit_bytes", "The most memory for data.", now.memory_limit)
+    yield GaugeMetricFamily("sosfs_memory_bytes", "Memory for data and names.", now.memory_bytes)
+    yield GaugeMetricFamily("sosfs_memory_limit_bytes", "The most memory for data and names.", now.memory_limit)
+    yield GaugeMetricFamily("sosfs_resident_bytes", "Memory of the process.", now.resident_bytes)
+    kinds = GaugeMetricFamily("sosfs_resident_kind_bytes", "The same by what it is for.", labels=["kind"])
+    for kind, size in sorted(now.memory.items()):
+        kinds.add_metric([kind], size)
+    yield kinds
     yield GaugeMetricFamily("sosfs_disk_free_bytes", "Room on the disk of journal and cache.", now.free_bytes)
     yield CounterMetricFamily("sosfs_sent_bytes", "Bytes of data sent to the bucket.", now.sent_bytes)
     yield CounterMetricFamily("sosfs_received_bytes", "Bytes of data received from it.", now.received_bytes)

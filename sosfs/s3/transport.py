@@ -35,6 +35,7 @@ from sosfs.s3.file_body import FileBody
 from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, TransferError
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.throttle import Throttle
+from sosfs.tracing.meters import METERS
 
 IDLE = 30.0  # seconds after which a connection that nobody uses is closed: busy moments leave dozens
 IN_FLIGHT = 1 << 30  # bytes: more than are ever under way together, for how long a request may take at a low rate
@@ -112,6 +113,7 @@ class Transport:
             return self._perform(handle, request, _Try(request, interrupt, self._throttle))
         finally:
             handle.reset()  # keeps the connection, and none of the bodies
+            METERS.arrives(0)
             self._idle.append((time.monotonic(), handle))
 
     def _perform(self, handle: pycurl.Curl, request: Request, attempt: _Try) -> Reply:
@@ -301,6 +303,7 @@ class _Try:
             return -1
         if self._window is None:
             self._body += chunk
+            METERS.arrives(end)
         else:
             self._window[self._filled : end] = chunk
         self._filled = end
@@ -327,6 +330,7 @@ class _Try:
             if length < room.least:
                 self.fault = (Fault.LOST, f"{length} bytes where {room.least} were due")
                 return False
+            METERS.arrives(length)
             self._body = bytearray(length)
             self._window = memoryview(self._body)
         self._headers = headers

@@ -44,6 +44,19 @@ class Meters:
         self.s3_bytes: Counter[str] = Counter()  # "sent", "received"
         self.s3_under_way = 0
         self.lock = threading.Lock()  # for what is of S3
+        self._arriving: dict[int, int] = {}  # bytes of the body that each thread has made room for
+
+    def arrives(self, size: int) -> None:
+        """This thread has made room for so many bytes of an answer; 0 once it has handed them on."""
+        if size:
+            self._arriving[threading.get_ident()] = size
+        else:
+            self._arriving.pop(threading.get_ident(), None)
+
+    @property
+    def arriving(self) -> int:
+        """Bytes of bodies of answers that are on their way."""
+        return sum(list(self._arriving.values()))
 
     def watch(self, watcher: Watcher) -> None:
         """From now on it is told of each request that ends."""

@@ -61,6 +61,10 @@ class TestWords:
                 "pending    2 changes not in the bucket yet (5.0 kB, 1.0 kB of them are up)",
             ),
             ({"memory_bytes": 3000, "memory_limit": 9000}, "memory     3.0 kB in use for data and names, of 9.0 kB"),
+            (
+                {"resident_bytes": 5000, "memory": {"names": 2000, "program": 3000}},
+                "resident   5.0 kB: 2.0 kB of names and attributes, 3.0 kB of the program and all else",
+            ),
             ({"conditions": "honoured"}, "conditions honoured: the server refuses to overwrite what another host"),
             ({"conditions": "ignored"}, "conditions ignored: sosfs looks before it writes"),
             ({"caches": {"memory": [3, 4]}}, "cache      data in memory: 75 % of 4 questions answered from here"),

@@ -53,6 +53,8 @@ STATUSES = st.builds(
     conditions=st.text(),
     requests=st.dictionaries(st.text(), COUNTS),
     memory_bytes=COUNTS,
+    memory=st.dictionaries(st.text(), COUNTS),
+    resident_bytes=COUNTS,
 )
 
 
