@@ -2,8 +2,9 @@
 
 `ls -lR`, find, rsync and tar ask one thing after the other and wait for each answer; at 20 ms a round trip
 that is 50 questions a second. After a few questions in a row, with no file opened between them, the
-attributes of the other entries are asked for as well; and when a second directory of a tree is entered, all
-that lies below the first is listed at once (`subtree_listing`), so that the walk meets answers.
+attributes of the other entries are asked for as well, of directories alone while none was asked for but theirs; and
+when a second directory of a tree is entered, all that lies below the first is listed at once (`subtree_listing`), so
+that the walk meets answers.
 
 A guess costs requests: after `REST` seconds without a step a walk is over, and one tree is scanned once in a walk.
 
@@ -13,23 +14,23 @@ Concurrency: trio thread only.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from sosfs.attributes.questions import Questions, Wanted
 from sosfs.cache.blocks import Spawn
-from sosfs.tree.inodes import Directory, Inode, Known
+from sosfs.tree.inodes import Directory, Inode, Pass
 from sosfs.tree.listing import Listings
 
 log = logging.getLogger(__name__)
 
 WALK = 4  # questions in a row that make a walk
 REST = 2.0  # seconds
+ABANDONED = 10.0  # seconds without a sign of who walks after which nothing is asked ahead any more
 ASKERS = 24
 TOGETHER = 8  # questions of one asker at a time: one thread asks them one after the other, without the loop between
 ASKERS_BEHIND = 4  # while who walks does not wait for the answers, but for the processor that they need
-MOST = 20_000  # questions waiting, as many as one scan shows
 
 
 class AttributePrefetch:
@@ -47,10 +48,12 @@ class AttributePrefetch:
         self._ask_files = ask_files
         self._spawn = spawn
         self._questions = 0
+        self._of_files = 0  # of them
         self._last = 0.0
         self._top: Inode | None = None  # the directory that the walk began with
         self._scanned: set[Inode] = set()  # in this walk
-        self._attributes: deque[Inode] = deque()
+        self._line = Questions()
+        self._seen = 0.0  # when somebody asked last for attributes, known ones too
         self._asking = 0
 
     # What is seen of a walk
@@ -59,20 +62,31 @@ class AttributePrefetch:
         """Attributes of one inode are asked for; whether the question stands alone."""
         self._step()
         self._questions += 1
+        self._of_files += not inode.is_directory
         directory = inode.parent.directory if inode.parent is not None else None
-        if self._questions == WALK and directory is not None:
+        is_new = self._of_files == WALK if not inode.is_directory else self._questions == WALK
+        if is_new and directory is not None:
             is_below = self._top is not None and _is_below(inode, self._top)
-            self._ask_below(self._top if self._top is not None and is_below else directory.inode)
+            self._line.add_below(self._top if self._top is not None and is_below else directory.inode, self._wanted)
+            self._begin(ASKERS)
         return self._questions == 1
+
+    @property
+    def _wanted(self) -> Wanted:
+        return Wanted.ALL if self._of_files >= WALK else Wanted.DIRECTORIES
+
+    def answered(self) -> None:
+        """Attributes were asked for and known."""
+        self._seen = trio.current_time()
 
     def opened(self) -> None:
         """A file was opened: who does that asks for few attributes."""
-        self._questions = 0
+        self._questions = self._of_files = 0
 
     def removed(self) -> None:
         """A file was removed: of those that are likely to follow it nothing needs to be known."""
-        self._questions = 0
-        self._attributes.clear()
+        self._questions = self._of_files = 0
+        self._line.clear()
 
     def entered(self, directory: Directory) -> None:
         """A directory is read from its beginning."""
@@ -92,41 +106,29 @@ class AttributePrefetch:
         if self._questions > 1:
             self.entered(directory)
 
-    def listed(self, directory: Directory) -> None:
-        """A page of a directory has come."""
+    def listed(self, directory: Directory, walk: Pass, first: int) -> None:
+        """A page of a directory has come, whose names are those from the index `first` of a pass on."""
         if self._questions >= WALK and trio.current_time() < self._last + REST:
-            self._ask_ahead(directory)
+            self._line.add_listed(directory, walk, first, self._wanted)
+            self._begin(ASKERS)
 
     def _step(self) -> None:
         now = trio.current_time()
         if now > self._last + REST:
-            self._questions, self._top = 0, None
+            self._questions = self._of_files = 0
+            self._top = None
             self._scanned.clear()
-        self._last = now
+        self._last = self._seen = now
 
     def behind(self, inode: Inode) -> None:
         """A guess was shown for an inode: the truth is asked for when nobody waits for it."""
-        if len(self._attributes) < MOST:
-            self._attributes.append(inode)
-            self._begin(ASKERS_BEHIND)
+        self._line.add(inode)
+        self._begin(ASKERS_BEHIND)
 
     # What is asked ahead
 
-    def _ask_below(self, top: Inode) -> None:
-        """Asks for all entries of the directories below `top` that were listed."""
-        todo = deque([top])
-        while todo and len(self._attributes) < MOST:
-            directory = todo.popleft().directory
-            if directory is not None:
-                self._ask_ahead(directory)
-                todo.extend(one for one in directory.entries.values() if one.is_directory)
-
-    def _ask_ahead(self, directory: Directory) -> None:
-        self._attributes.extend(one for one in directory.entries.values() if one.known is not Known.ALL)
-        self._begin(ASKERS)
-
     def _begin(self, askers: int) -> None:
-        while self._asking < min(askers, len(self._attributes)):
+        for _ in range(min(askers, self._line.waiting) - self._asking):
             self._asking += 1
             self._spawn(self._asker)
 
@@ -141,11 +143,12 @@ class AttributePrefetch:
 
     def _next(self) -> list[Inode]:
         """What one asker asks for in one go: few while few are left, so that all askers have a share."""
+        if trio.current_time() > self._seen + ABANDONED:
+            self._line.end_walk()
         some: list[Inode] = []
-        while self._attributes and len(some) < min(TOGETHER, 1 + len(self._attributes) // ASKERS):
-            inode = self._attributes.popleft()
-            if inode.known is not Known.ALL and inode.parent is not None:
-                some.append(inode)
+        most = min(TOGETHER, 1 + self._line.waiting // ASKERS)
+        while len(some) < most and (inode := self._line.take()) is not None:
+            some.append(inode)
         return some
 
     async def _quietly(self, asking: Awaitable[object], inode: Inode) -> None:

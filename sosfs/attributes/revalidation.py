@@ -99,6 +99,7 @@ class Revalidation:
         self.asked += 1
         if self._is_fresh(inode):
             self.hits += 1
+            self.attribute_prefetch.answered()
             return inode
         if inode in self._asking:
             question = self._asking[inode]

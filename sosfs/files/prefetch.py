@@ -88,8 +88,10 @@ class FilePrefetch:
         last, parent = self._last, inode.parent
         if last is None or parent is not last.parent or parent is None or parent.directory is None:
             return None
-        places = parent.directory.now.places if parent.directory.now is not None else {}
-        here, there = places.get(inode.name), places.get(last.name)
+        walk = parent.directory.now
+        if walk is None:
+            return None
+        here, there = walk.names.place(inode.name), walk.names.place(last.name)
         return here - there if here is not None and there is not None else None
 
     def _ask_ahead(self, inode: Inode) -> None:
@@ -98,7 +100,7 @@ class FilePrefetch:
             return  # several at once: where they begin is looked for once
         here = inode.parent.directory if inode.parent is not None else None
         if here is not None and here.now is not None:
-            self._listings.reached(here, here.now, here.now.places.get(inode.name, 0))
+            self._listings.reached(here, here.now, here.now.names.place(inode.name) or 0)
         held = sum(one.size for one in self._coming if one.size <= SMALL)
         for one in _after(self._coming[-1] if self._coming else inode, within=self._top):
             if len(self._coming) >= ahead or held > self._blocks.capacity // ROOM:
@@ -131,9 +133,10 @@ def _after(inode: Inode, *, within: Inode | None = None) -> Iterator[Inode]:
     """
     while (parent := inode.parent) is not None and parent.directory is not None:
         walk = parent.directory.now
-        if walk is None or inode.name not in walk.places:
+        place = walk.names.place(inode.name) if walk is not None else None
+        if place is None:
             return
-        if not (yield from _from(parent.directory, walk.places[inode.name] + 1)) or parent is within:
+        if not (yield from _from(parent.directory, place + 1)) or parent is within:
             return
         inode = parent
 

@@ -172,7 +172,7 @@ def assemble(
         blocks=blocks,
         cache=cache,
         merger=merger,
-        listings=Listings(inodes, store, merger, subtree_lock, spawn, ttl=settings.ttl),
+        listings=Listings(inodes, store, merger, subtree_lock, spawn, ttl=settings.ttl, names=share.names),
         deletions=Deletions(store, spawn, journal, retries),
         multiparts=multiparts,
         uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts),

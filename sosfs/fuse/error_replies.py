@@ -62,6 +62,33 @@ def answered(handler: F) -> F:
     return guarded  # type: ignore[return-value]
 
 
+def answered_at_once(attempt: Callable[..., bool]) -> Callable[[F], F]:
+    """As `answered`, for what can mostly be done without waiting for anything: `attempt` does it then, and tells so.
+
+    It takes what the handler takes, and has changed nothing where it says no or raises OSError. A task of its own,
+    which work that may outlive its caller needs, costs as much as all the rest of an unlink.
+    """
+
+    def wrap(handler: F) -> F:
+        inner = answered(handler)
+
+        @functools.wraps(handler)
+        async def guarded(*args: Any) -> Any:
+            try:
+                if attempt(*args):
+                    return None
+            except OSError as error:
+                log.debug("%s, not at once: %s", handler.__name__, error)  # the handler says it to the caller
+            except Exception as error:
+                log.exception("%s failed: this is a bug in sosfs", handler.__name__)
+                raise pyfuse3.FUSEError(errno.EIO) from error
+            return await inner(*args)
+
+        return guarded  # type: ignore[return-value]
+
+    return wrap
+
+
 async def _unmade(operations: Any, entry: Any) -> None:
     """The kernel was not told of the inode that was made for it."""
     if isinstance(entry, pyfuse3.EntryAttributes):

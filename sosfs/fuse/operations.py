@@ -28,7 +28,7 @@ from sosfs.files.file_io import FileIO
 from sosfs.files.open_file import Handle
 from sosfs.files.page_cache import PageCache
 from sosfs.fuse.entries import absent_from, entry_of, room, set_by
-from sosfs.fuse.error_replies import answered, listing
+from sosfs.fuse.error_replies import answered, answered_at_once, listing
 from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.fuse.provisional_attributes import ProvisionalAttributes
 from sosfs.fuse.requests import NOTHING, Opened
@@ -103,6 +103,12 @@ class Operations(pyfuse3.Operations):
         inode = self._inodes.find(number)
         return self._file_io.path(inode) if inode is not None else ""
 
+    @property
+    def packed_names(self) -> int:
+        """Bytes of the names that readers of directories have gone past, and whose inodes are forgotten."""
+        walks = {id(reading.walk): reading.walk for reading in self._readings.values()}
+        return sum(walk.names.packed_bytes for walk in walks.values())
+
     # Attributes
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
@@ -112,6 +118,7 @@ class Operations(pyfuse3.Operations):
         return entry
 
     def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
+        self._inodes.keep(inode)
         inode.lookups += 1
         return self._entry(inode)
 
@@ -120,6 +127,8 @@ class Operations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         if name in (b".", b".."):
             return self._looked_up(parent if name == b"." or parent.parent is None else parent.parent)
+        if self._provisional.is_going(ctx.pid, parent.number, name) and (going := self._namespace.listed(parent, name)):
+            return self._looked_up(self._provisional.shown_unasked(going))
         try:
             inode = await self._namespace.lookup(parent, name)
         except OSError as error:
@@ -159,6 +168,7 @@ class Operations(pyfuse3.Operations):
             raise refuse(errno.ESTALE)
         self._file_io.require_name(found)
         await self._attributes.permissions.require_write(found)
+        self._inodes.require(found)
         if fields.update_size:
             await self._file_io.truncate(found, attr.st_size)
         before = found.mode, found.uid, found.gid, found.mtime_ns
@@ -182,7 +192,9 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
-        return await self._file_io.target(self._inodes[inode])
+        found = self._inodes[inode]
+        await self._provisional.confirmed(found)
+        return await self._file_io.target(found)
 
     @answered
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
@@ -225,10 +237,22 @@ class Operations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         raise refuse(errno.EPERM)  # what link(2) says of a filesystem without hard links; tools then copy
 
-    @answered
+    def _unlinked(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bool:
+        """Removes one of many names that a task removes, if nothing has to be waited for."""
+        parent = self._inodes[parent_inode]
+        if not self._provisional.is_going(ctx.pid, parent.number, name):
+            return False
+        inode = self._namespace.listed(parent, name)
+        if inode is None or not self._namespace.unlink_at_once(parent, inode):
+            return False
+        self._provisional.removed(ctx.pid, parent.number, name)
+        return True
+
+    @answered_at_once(_unlinked)
     async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         parent = self._inodes[parent_inode]
-        await self._namespace.unlink(parent, name)
+        is_going = self._provisional.is_going(ctx.pid, parent.number, name)
+        await self._namespace.unlink(parent, name, self._namespace.listed(parent, name) if is_going else None)
         self._provisional.removed(ctx.pid, parent.number, name)
 
     @answered
@@ -285,6 +309,7 @@ class Operations(pyfuse3.Operations):
             if not pyfuse3.readdir_reply(token, DOTS[at], self._entry(dot), at + 1):
                 return
         walk, at = reading.walk, max(0, start_id - len(DOTS))
+        reading.comes_to(at)
         self._listings.reached(reading.directory, walk, at)
         while True:
             while at >= len(walk.names):
@@ -294,13 +319,25 @@ class Operations(pyfuse3.Operations):
             name = walk.names[at]
             at += 1
             inode = reading.directory.entries.get(name)
+            if inode is None and at <= reading.furthest:
+                inode = await self._told_before(here, name)
             if inode is None:
                 continue  # it went meanwhile
             shown = keys.shown_in_root(name) if here is self._inodes.root else name
             if not pyfuse3.readdir_reply(token, shown, self._entry(inode), at + len(DOTS)):
                 return
+            self._inodes.keep(inode)
             inode.lookups += 1
             self._provisional.listed(inode)
+
+    async def _told_before(self, parent: Inode, name: bytes) -> Inode | None:
+        """What a name leads to that a reader has gone back to, and that may have been forgotten; None if it is gone."""
+        try:
+            return await self._namespace.lookup(parent, name)
+        except OSError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
 
     @answered
     async def releasedir(self, fh: int) -> None:
@@ -324,7 +361,9 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             await self._attributes.permissions.require_write(inode)
         await self._provisional.opened(inode)
+        self._inodes.require(inode)
         handle = await self._file_io.open(inode, flags, ctx.pid)
+        self._inodes.keep(inode)
         return self._file_info(handle, keep=self._pages.hold(inode))
 
     def _file_info(self, handle: Handle, *, keep: bool) -> pyfuse3.FileInfo:

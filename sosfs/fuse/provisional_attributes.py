@@ -29,7 +29,24 @@ class ProvisionalAttributes:
     def __init__(self, attributes: AttributeWriteback, shown: Shown, *, ttl: float) -> None:
         self._attributes = attributes
         self._streak = RemovalStreak()
+        self._unasked: Inode | None = None
         self.hold = min(HOLDS, ttl) if shown is Shown.LISTED else 0.0
+
+    def is_going(self, task: int, parent: int, name: bytes) -> bool:
+        """Whether `task` looks a name up to remove it, or removes it, as it has done with those before."""
+        return self._streak.may_guess(task, parent, name)
+
+    def shown_unasked(self, inode: Inode) -> Inode:
+        """An inode is shown as it was known last, since its name is about to go. Returns it."""
+        self._unasked = inode
+        return inode
+
+    async def confirmed(self, inode: Inode) -> None:
+        """Before an inode is used that was shown unasked: its name does not go after all. Raises ESTALE as `asked`."""
+        if inode is self._unasked:
+            self._unasked = None
+            if await self._attributes.revalidate(inode) is not inode:
+                raise refuse(errno.ESTALE)
 
     async def looked_up(self, inode: Inode, task: int, parent: int, name: bytes) -> Inode:
         """The inode to show for a name that was looked up; another one where the truth is another type."""
@@ -52,6 +69,7 @@ class ProvisionalAttributes:
     async def opened(self, inode: Inode) -> None:
         """Before a file is opened. Raises ESTALE where the kernel was told other things than are true."""
         self._attributes.attribute_prefetch.opened()
+        await self.confirmed(inode)
         if inode.known is Known.ALL or not (self.hold or inode.known is Known.NAME):
             return
         told = inode.mode, inode.uid, inode.gid
@@ -61,4 +79,5 @@ class ProvisionalAttributes:
     def removed(self, task: int, parent: int, name: bytes) -> None:
         """`task` has removed a name."""
         self._streak.removed(task, parent, name)
+        self._unasked = None
         self._attributes.attribute_prefetch.removed()

@@ -1,9 +1,10 @@
 """Tell `rm -r` from other walks, to spare it a request for each file.
 
 Before it removes a name, the kernel looks it up. A listed object small enough to be a symbolic link has
-to be asked for its type then, or a link would be followed as a file. A task that has removed several names of
-a directory in a row, each right after looking it up, will remove the next one too: it gets the listing's
-guess. The first name it looks up and does not remove ends the streak.
+to be asked for its type then, or a link would be followed as a file; and of a listing that is out of date each name
+has to be asked for again. A task that has removed several names of a directory in a row, each right after looking it
+up, will remove the next one too, whatever it is by now: it gets what the listing told, however old that is. The first
+name it looks up and does not remove ends the streak.
 
 Concurrency: trio thread only.
 """

@@ -63,6 +63,11 @@ class Routing(pyfuse3.Operations):
         """What a handle has open."""
         return Opened(self.path(handle), 0) if handle >= nodes.FIRST else self._files.opened(handle)
 
+    @property
+    def packed_names(self) -> int:
+        """As `Operations.packed_names`."""
+        return self._files.packed_names
+
     @answered
     async def lookup(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         if parent_inode == self._root and name == nodes.NAME:

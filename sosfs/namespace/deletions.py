@@ -41,7 +41,7 @@ GATHER = 0.02  # seconds without company after which a batch sets off: an unlink
 LINGER = 0.5  # seconds that a batch gathers company at most
 BATCHES = 4
 LOOKS_AT_ONCE = 16  # looks at keys that are tried again
-CROWD = 250  # keys of a full batch; four of these side by side are faster than one of a thousand
+CROWD = 250  # keys of a batch that sets off; four of these side by side are faster than one of a thousand
 PAUSE_FIRST, PAUSE_MAX = 0.5, 30.0  # seconds between tries while the store is out of reach
 HELD_FIRST, HELD_MAX = 5.0, 120.0  # seconds between tries of what was refused
 QUEUE, REFUSED = "queued deletes", "refused deletes"  # who waits for another try
@@ -125,9 +125,7 @@ class Deletions:
 
         Raises StoreError where the answer was awaited and is a refusal; neither is called then.
         """
-        if trio.current_time() < self._proven_until and self._recorded(key, version):
-            self._forget[key] = forget
-            self._queue(key, version, outcome)
+        if self.delete_at_once(key, version, outcome, forget=forget):
             return
         await self.wait_for(key)
         self._recorded(key, version)  # if not, only a crash before the answer would let the name stay
@@ -142,6 +140,16 @@ class Deletions:
             forget()
         await self._journal.flushed()
         outcome()
+
+    def delete_at_once(
+        self, key: str, version: Version, outcome: Outcome, *, forget: Callable[[], None] = _nothing
+    ) -> bool:
+        """Removes a key soon, if one was removed lately and the journal takes it; else False, and nothing is done."""
+        if trio.current_time() >= self._proven_until or not self._recorded(key, version):
+            return False
+        self._forget[key] = forget
+        self._queue(key, version, outcome)
+        return True
 
     async def retire(self, key: str, version: Version, outcome: Outcome) -> None:
         """As `delete`, for a key whose bytes are under another one by now: without an answer it is tried for ever.
@@ -274,7 +282,7 @@ class Deletions:
     async def _work(self) -> None:
         try:
             while await self._gathered():
-                batch = self._batch(CROWD)
+                batch = self._batch(min(DELETE_MAX, max(CROWD, len(self._queued) // BATCHES)))
                 if not batch:
                     await self._answered()
                     continue

@@ -41,6 +41,7 @@ from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import SubtreeLock
 
 RELIST_MAX = 200  # entries; a larger directory is not listed again to check one name
+WALK = 3  # names asked for in a row, each after the one before: a page of a listing then serves those that follow
 
 
 def refuse(number: int, detail: str = "") -> OSError:
@@ -77,6 +78,11 @@ class Namespace:
 
     # Looking up
 
+    def listed(self, parent: Inode, name: bytes) -> Inode | None:
+        """What was known of a file's name last, however long ago; None where nothing was, and for a directory."""
+        inode = self.directory(parent).entries.get(name)
+        return None if inode is None or inode.is_directory else inode
+
     async def lookup(self, parent: Inode, name: bytes) -> Inode:
         """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, and what the bucket answers."""
         directory = self.directory(parent)
@@ -109,10 +115,37 @@ class Namespace:
             return found
         if walk.done and directory.is_young(self.ttl):
             raise refuse(errno.ENOENT)
-        past = self.inodes.key(directory.inode) + parsed.segment + "0"  # "0" follows "/": both forms lie before
-        if directory.is_young(self.ttl) and walk.reach > past:
+        if directory.is_young(self.ttl) and walk.covers(parsed.segment):
             raise refuse(errno.ENOENT)
+        if (around := await self._asked_around(directory, name, parsed)) is not None:
+            return around
         return await self._ask_by_name(directory, name, parsed)
+
+    async def _asked_around(self, directory: Directory, name: bytes, parsed: keys.Parsed) -> Inode | None:
+        """What a page that has passed the name's place shows of it, asked for where one name after the other is wanted.
+
+        None where there is no such page, or it does not tell enough. Raises ENOENT where it does not show the name.
+        """
+
+        def is_needed() -> bool:
+            here = directory.entries.get(name)
+            return here is None or not (here.pins or self._is_recent(here, directory))
+
+        before, is_walk = directory.asked_for, directory.asks(parsed.segment) >= WALK
+        if not directory.has_window(parsed.segment, self.ttl) and is_walk:
+            await self.listings.look_around(directory, before, is_needed=is_needed)
+        found = directory.entries.get(name)
+        if found is not None and not is_needed():
+            return found
+        window = directory.window
+        if window is None or not directory.has_window(parsed.segment, self.ttl) or name in window.names:
+            return None
+        if found is not None and directory.untouched(name, window) and not is_unsent(found):
+            self._merger.remove(directory, name)
+            found = None
+        if found is None:
+            raise refuse(errno.ENOENT)
+        return found
 
     async def _ask_by_name(self, directory: Directory, name: bytes, parsed: keys.Parsed) -> Inode:
         """Asks for one name as an object and as a prefix; the prefix wins, as in a listing."""
@@ -188,15 +221,38 @@ class Namespace:
 
     # Removing
 
-    async def unlink(self, parent: Inode, name: bytes) -> None:
-        """Removes a file's name; who has it open keeps its bytes. Raises ENOENT, EISDIR."""
-        inode = await self.lookup(parent, name)
+    async def unlink(self, parent: Inode, name: bytes, known: Inode | None = None) -> None:
+        """Removes a file's name, which leads to `known` if that is given; who has it open keeps its bytes.
+
+        Raises ENOENT, EISDIR.
+        """
+        inode = known or await self.lookup(parent, name)
         if inode.is_directory:
             raise refuse(errno.EISDIR)
         await self.keep_parent(parent, inode)
         async with self._file_io.leaving(inode), self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
             await self.remove(inode)
+
+    def unlink_at_once(self, parent: Inode, inode: Inode) -> bool:
+        """Removes a file's name without waiting for anything; False, with nothing done, where `unlink` would wait."""
+        directory, version = self.directory(parent), inode.version
+        if inode.open_file is not None or inode.pins or version is None or inode.parent is not parent:
+            return False
+        if not (self._keeps(parent, directory) or len(directory.entries) > 1) or self._subtree_lock.is_exclusive(
+            parent
+        ):
+            return False
+        if self._attributes.is_writing(inode) or self._attributes.in_doubt(inode):
+            return False
+        name = inode.name
+        settled, forget = partial(directory.reached_bucket, name), partial(self._file_io.left, inode)
+        if not self._deletions.delete_at_once(self.inodes.key(inode), version, settled, forget=forget):
+            return False
+        self._attributes.discard(inode)
+        self._leave(directory, inode, PENDING)
+        parent.touch()
+        return True
 
     async def remove(self, inode: Inode) -> None:
         """Takes an inode out of the tree and its object out of the bucket. Raises what refuses it."""
@@ -231,16 +287,19 @@ class Namespace:
     async def keep_parent(self, parent: Inode, last: Inode) -> None:
         """A directory that exists only by its entries gets a marker when the last one goes."""
         directory = self.directory(parent)
-        if parent is self.inodes.root or parent.version is not None or directory.marker is not None:
+        if self._keeps(parent, directory):
             return
-        if parent.attributes_dirty:
-            return  # a marker is on its way
-        if any(other is not last for other in directory.entries.values()):
-            return
+        if len(directory.entries) > 1 or any(other is not last for other in directory.entries.values()):
+            return  # the first of them is not looked for: dicts pass over all that was taken out before it, one by one
         walk = await self.listings.complete(parent)
         assert walk.done
         if directory.marker is None and len(directory.entries) <= 1:
             self._attributes.keep(parent)
+
+    def _keeps(self, parent: Inode, directory: Directory) -> bool:
+        """Whether a directory is there without entries, too: it has a marker, or one is on its way."""
+        is_marked = parent.version is not None or directory.marker is not None
+        return parent is self.inodes.root or is_marked or parent.attributes_dirty
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
         """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""

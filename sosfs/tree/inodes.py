@@ -33,6 +33,7 @@ from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
 from sosfs.s3.recognition import InFlight
 from sosfs.tree.keys import Form, name_of, shown_in_root
+from sosfs.tree.shown_names import ShownNames
 
 ROOT = 1
 PENDING = math.inf
@@ -130,6 +131,7 @@ class Inode:
         "segment",
         "size",
         "uid",
+        "used",
         "version",
         "whole",
     )
@@ -152,6 +154,7 @@ class Inode:
         self.whole = True  # whether `properties` is complete (the fast HEAD cannot see `expires`)
         self.acl_private_until = 0.0  # trio time until which our own write is trusted to have its default ACL
         self.checked = 0.0  # trio time at which the bucket last said so
+        self.used = -math.inf  # trio time at which the kernel last asked for it by its number
         self.lookups = 0
         self.opens = 0
         self.pins = 0  # reasons to stay that are not yet in the bucket
@@ -221,31 +224,36 @@ class Inode:
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("after", "done", "edge", "names", "places", "prefix", "reach", "started", "token", "tokens")
+    __slots__ = ("after", "begin", "done", "edge", "names", "prefix", "reach", "sent", "started", "token", "tokens")
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, *, started: float | None = None) -> None:
         self.prefix = prefix  # the directory's key
-        self.names: list[bytes] = []
-        self.places: dict[bytes, int] = {}  # of the names in `names`
+        self.names = ShownNames()
         self.token = ""  # that the next page begins with, or, after a rename, the key
         self.tokens: set[str] = set()  # all that pages had: none comes twice
         self.after = ""
-        self.reach = ""  # every key up to this one has been shown
+        self.begin = ""  # every key after this one
+        self.reach = ""  # and up to this one has been shown
         self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
         self.done = False
-        self.started = trio.current_time()
+        self.started = trio.current_time() if started is None else started
+        self.sent = self.started  # when its newest page was asked for
 
     def follow(self, prefix: str) -> None:
         """The directory has this key now: the pass goes on where it is, for tokens of another prefix mean nothing."""
         if prefix != self.prefix:
             self.reach = prefix + self.reach[len(self.prefix) :] if self.reach else ""
+            self.begin = prefix + self.begin[len(self.prefix) :] if self.begin else ""
             self.prefix, self.token, self.after = prefix, "", self.reach
+
+    def covers(self, segment: str) -> bool:
+        """Whether it would have shown what has this segment, had the bucket had it: as an object and as a prefix."""
+        key = self.prefix + segment
+        return self.begin < key and (self.done or self.reach > key + "0")  # "0" follows "/"
 
     def show(self, name: bytes) -> None:
         """Makes a name visible to the readers of this pass."""
-        if name not in self.places:
-            self.places[name] = len(self.names)
-            self.names.append(name)
+        self.names.show(name)
 
 
 def ended() -> Pass:
@@ -258,17 +266,29 @@ def ended() -> Pass:
 class Directory:
     """What is known of a directory's entries."""
 
-    __slots__ = ("entries", "forgotten", "inode", "lock", "marker", "now", "readers", "touched")
+    __slots__ = (
+        *("asked_for", "asked_on", "entries", "forgotten", "inode", "lock", "marker", "now", "readers", "touched"),
+        "window",
+    )
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
         self.entries: dict[bytes, Inode] = {}
         self.now: Pass | None = None
         self.marker: Version | None = None
-        self.readers = 0  # open `Reading`s
+        self.readers: set[Reading] = set()
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = FairLock()
+        self.window: Pass | None = None  # a page of keys somewhere in the middle, as it was listed last
+        self.asked_for = ""  # the segment that was asked for by itself last
+        self.asked_on = 0  # so many before it in a row, each after the one before it in the order of the keys
+
+    def asks(self, segment: str) -> int:
+        """A name is about to be asked for by itself; how many were in a row, each after the one before it."""
+        self.asked_on = self.asked_on + 1 if segment > self.asked_for else 0
+        self.asked_for = segment
+        return self.asked_on
 
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""
@@ -278,10 +298,16 @@ class Directory:
         """Whether the newest pass began recently, done or not."""
         return self.now is not None and self.forgotten < self.now.started > trio.current_time() - ttl
 
+    def has_window(self, segment: str, ttl: float) -> bool:
+        """Whether its window has passed the place of this segment, and recently."""
+        window = self.window
+        if window is None or not window.covers(segment):
+            return False
+        return self.forgotten < window.started > trio.current_time() - ttl
+
     def begin(self, prefix: str, *, started: float | None = None) -> Pass:
         """Starts a new pass, now or with a request that was sent at `started`."""
-        self.now = Pass(prefix)
-        self.now.started = self.now.started if started is None else started
+        self.now = Pass(prefix, started=started)
         self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
         for name, inode in self.entries.items():
             if inode.pins:  # it may not be in the bucket yet: no page will show it
@@ -332,22 +358,33 @@ def is_unsent(inode: Inode) -> bool:
 
 
 class Reading:
-    """A directory that somebody reads, and the pass whose names are told. None of them goes until it is closed.
+    """A directory that somebody reads, and the pass whose names are told. None goes before it was told.
 
     `task` is the thread that has opened it, 0 where nobody knows.
     """
 
-    __slots__ = ("directory", "task", "walk")
+    __slots__ = ("directory", "furthest", "task", "told", "walk")
 
     def __init__(self, directory: Directory, walk: Pass, task: int = 0) -> None:
         self.directory = directory
         self.walk = walk
         self.task = task
-        directory.readers += 1
+        self.told = 0  # the index up to which its reader has had the names
+        self.furthest = 0  # and has had them before it went back
+        directory.readers.add(self)
+
+    def comes_to(self, at: int) -> None:
+        """Its reader asks for the names from this index on."""
+        self.told, self.furthest = at, max(at, self.furthest)
+
+    def has_told(self, name: bytes) -> bool:
+        """Whether its reader can do without the entry of this name, unless it seeks back."""
+        place = self.walk.names.place(name)
+        return place is None or place < self.told
 
     def close(self) -> None:
         """Nobody reads on."""
-        self.directory.readers -= 1
+        self.directory.readers.discard(self)
 
 
 class Inodes:
@@ -367,9 +404,11 @@ class Inodes:
     def __getitem__(self, number: int) -> Inode:
         """The inode of a number the kernel knows. Raises OSError ESTALE."""
         try:
-            return self._table[number]
+            inode = self._table[number]
         except KeyError:
             raise OSError(errno.ESTALE, f"no inode {number}") from None
+        inode.used = trio.current_time()
+        return inode
 
     def numbers(self) -> list[int]:
         """All numbers, as of now."""
@@ -391,6 +430,19 @@ class Inodes:
         inode.mode = mode
         self._table[inode.number] = inode
         return inode
+
+    def require(self, inode: Inode) -> None:
+        """Before an inode is changed that was waited for. Raises ESTALE should it have been forgotten meanwhile."""
+        if inode.number not in self._table:
+            raise OSError(errno.ESTALE, f"no inode {inode.number}")  # the kernel looks its name up again
+
+    def keep(self, inode: Inode) -> None:
+        """Before the kernel is told of an inode, or one is opened: should it have been forgotten, it is back."""
+        if inode.number in self._table:
+            return
+        self._table[inode.number] = inode
+        if inode.parent is not None and inode.parent.directory is not None:
+            inode.parent.directory.entries.setdefault(inode.name, inode)
 
     def drop(self, inode: Inode) -> None:
         """Forgets an inode that nobody holds any more."""

@@ -20,7 +20,7 @@ from typing import Any
 import trio
 
 from sosfs.cache.blocks import Spawn
-from sosfs.s3.paging import check_progress
+from sosfs.s3.paging import check_progress, is_ordered
 from sosfs.s3.protocol import ObjectStore, Page
 from sosfs.tree.inodes import (
     Directory,
@@ -35,6 +35,9 @@ from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
 
+# Is told of each page that came: the directory, the pass, and the index in it from which on its names are new.
+Watcher = Callable[[Directory, Pass, int], None]
+
 PATIENCE = 0.5  # seconds; a longer scan does not hold up whoever wants one directory
 
 
@@ -42,16 +45,26 @@ class Listings:
     """The listings of a mount's directories."""
 
     def __init__(
-        self, inodes: Inodes, store: ObjectStore, merger: Merger, subtree_lock: SubtreeLock, spawn: Spawn, *, ttl: float
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        merger: Merger,
+        subtree_lock: SubtreeLock,
+        spawn: Spawn,
+        *,
+        ttl: float,
+        names: int,
     ) -> None:
+        """`names` is how many there should be at most: no scan brings a large part of them at once."""
         self._inodes = inodes
         self._subtree_lock = subtree_lock
         self._store = store
         self._merger = merger
         self._spawn = spawn
         self._ttl = ttl
+        self._most = names
         self._scan: Scan | None = None
-        self.watchers: list[Callable[[Directory], None]] = []  # are told of each page that came
+        self.watchers: list[Watcher] = []
 
     def directory(self, inode: Inode) -> Directory:
         """The entries of a directory. Raises OSError ENOTDIR, ESTALE for one that is not in the tree any more."""
@@ -78,12 +91,13 @@ class Listings:
         """A task that lists all directories below `top` at once; None while another does. It raises StoreError."""
         if self._scan is not None:
             return None
-        scan = self._scan = Scan(self._inodes, self._store, self._merger, top)
+        scan = self._scan = Scan(self._inodes, self._store, self._merger, top, names=self._most)
 
         async def run() -> None:
             try:
                 for directory in await scan.run():
-                    self._tell(directory)
+                    if directory.now is not None:
+                        self._tell(directory, directory.now, 0)
             finally:
                 self._scan = None
 
@@ -114,7 +128,7 @@ class Listings:
                 known = len(walk.names)
                 self._merger.page(directory, walk, page)
                 walk.edge = known or len(walk.names) // 2
-                self._tell(directory)
+                self._tell(directory, walk, known)
 
     async def _page(self, inode: Inode, walk: Pass) -> Page | None:
         """The next page of a pass; None where the directory has left the tree, which ends it.
@@ -124,6 +138,7 @@ class Listings:
         while self._inodes.has_name(inode):
             await self._subtree_lock.released(inode)
             walk.follow(self._inodes.key(inode))
+            walk.sent = trio.current_time()
             page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
             if self._inodes.has_key(inode, walk.prefix) and not self._subtree_lock.is_exclusive(inode):
                 if page.token:
@@ -132,15 +147,30 @@ class Listings:
         walk.done = True
         return None
 
+    async def look_around(self, directory: Directory, after: str, *, is_needed: Callable[[], bool]) -> None:
+        """Asks for a page of the keys that follow `after`, a segment: what it shows is recent then, and the window.
+
+        It does not where that is not needed any more, for another task has asked while this one waited.
+        """
+        async with directory.lock:
+            if not is_needed():
+                return
+            walk = Pass(self._inodes.key(directory.inode))
+            walk.begin = walk.after = walk.reach = walk.prefix + after
+            page = await self._page(directory.inode, walk)
+            if page is not None:
+                self._merger.window(directory, walk, page)
+                directory.window = walk if is_ordered(page) else None
+
     def reached(self, directory: Directory, walk: Pass, at: int) -> None:
         """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""
         if at >= walk.edge and not walk.done:
             walk.edge = math.inf  # until that page is there: a failure is left to who cannot go on without it
             self._spawn(lambda: self._ahead(directory, walk))
 
-    def _tell(self, directory: Directory) -> None:
+    def _tell(self, directory: Directory, walk: Pass, first: int) -> None:
         for watcher in self.watchers:
-            watcher(directory)
+            watcher(directory, walk, first)
 
     async def _ahead(self, directory: Directory, walk: Pass) -> None:
         try:

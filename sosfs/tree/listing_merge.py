@@ -54,18 +54,22 @@ class Merger:
 
     def page(self, directory: Directory, walk: Pass, page: Page) -> None:
         """Merges one page; after the last one, drops what the pass did not show."""
+        self.window(directory, walk, page)
+        if walk.done:
+            self._sweep(directory, walk)
+
+    def window(self, directory: Directory, walk: Pass, page: Page) -> None:
+        """Merges one page of a pass that need not have begun at the directory's first key."""
         prefix = self._inodes.key(directory.inode)
         for folder in page.prefixes:
-            here = self.folder(directory, folder[len(prefix) : -1], walk.started)
+            here = self.folder(directory, folder[len(prefix) : -1], walk)
             if here is not None:
                 walk.show(here.name)
         self._objects(directory, walk, prefix, page)
         if is_ordered(page):
             walk.reach = max([walk.reach, *(o.key for o in page.objects[-1:]), *page.prefixes[-1:]])
         walk.token, walk.after = page.token, ""
-        if not page.token:
-            walk.done = True
-            self._sweep(directory, walk)
+        walk.done = not page.token
 
     def _objects(self, directory: Directory, walk: Pass, prefix: str, page: Page) -> None:
         if not page.objects:
@@ -95,11 +99,11 @@ class Merger:
         inode.learn(properties, whole=whole)
         return inode
 
-    def folder(self, directory: Directory, segment: str, when: float) -> Inode | None:
-        """Merges a prefix that a request sent at `when` showed; None where our own doing is newer."""
+    def folder(self, directory: Directory, segment: str, walk: Pass) -> Inode | None:
+        """Merges a prefix that a page of a pass showed; None where our own doing is newer."""
         name = name_of(segment)
         here = directory.entries.get(name)
-        if (here is None or not here.is_directory) and directory.touched.get(name, -1.0) >= when:
+        if (here is None or not here.is_directory) and not directory.untouched(name, walk):
             return None
         if here is not None and not here.is_directory:
             # The object came first: it makes room and is shown under its escaped name.
@@ -112,7 +116,7 @@ class Merger:
         if here is None:
             here = self.new_directory(directory.inode, segment)
             directory.entries[name] = here
-        here.checked = when
+        here.checked = walk.sent
         return here
 
     def new_directory(self, parent: Inode, segment: str) -> Inode:
@@ -137,7 +141,7 @@ class Merger:
             here = self._new_file(directory, segment, name)
         if version != UNKNOWN or here.version is None:
             _doubt(here, version, known)
-            self.seen(here, version, walk.started)
+            self.seen(here, version, walk.sent)
         here = directory.entries[name]
         here.checked = 0.0 if version == UNKNOWN else here.checked  # it is asked for alone
         walk.show(name)
@@ -189,7 +193,7 @@ class Merger:
     def _sweep(self, directory: Directory, walk: Pass) -> None:
         """What the pass did not show is gone, but for what is not in the bucket yet: that is shown."""
         for name, inode in list(directory.entries.items()):
-            if name in walk.places:
+            if name in walk.names:
                 continue
             if is_unsent(inode) or not directory.untouched(name, walk):
                 walk.show(name)

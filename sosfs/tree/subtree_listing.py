@@ -16,11 +16,13 @@ import trio
 
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Listed, ObjectStore, Page
-from sosfs.tree.inodes import Directory, Inode, Inodes
+from sosfs.tree.inodes import Directory, Inode, Inodes, Pass
 from sosfs.tree.keys import name_of
 from sosfs.tree.listing_merge import Merger
 
-PAGES = 20  # of 1,000 keys: what a walk gets ahead by, and about 10 MB of memory
+PAGES = 20  # of `PAGE` keys: what a walk gets ahead by, and about 10 MB of memory
+PAGE = 1000
+SHARE = 4  # of the names that may be known, the part that a scan may show at once
 
 
 @dataclass(slots=True)
@@ -35,8 +37,9 @@ class _Folder:
 class Scan:
     """One scan of a subtree."""
 
-    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, top: Inode) -> None:
+    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, top: Inode, *, names: int) -> None:
         self.top = top
+        self._pages = max(1, min(PAGES, names // (SHARE * PAGE)))
         self.done = trio.Event()
         self._inodes = inodes
         self._store = store
@@ -50,7 +53,7 @@ class Scan:
         """Scans and returns the directories that are known now, the upper ones first. Raises StoreError."""
         try:
             token, pages, ended, tokens = "", 0, False, set[str]()
-            while not ended and pages < PAGES:
+            while not ended and pages < self._pages:
                 when = trio.current_time()
                 page = await self._store.list(self._prefix, delimiter="", token=token)
                 for listed in page.objects:
@@ -119,8 +122,7 @@ class Scan:
             if at.directory.touched.get(name_of(segment), -1.0) >= begun:
                 return None  # made or renamed here since: what was shown may be half of it
             if here is None:
-                folder = self._folders[self._inodes.key(at) + segment + "/"]
-                here = self._merger.folder(at.directory, segment, folder.begun)
+                here = self._merger.folder(at.directory, segment, Pass("", started=begun))
             if here is None or not here.is_directory:
                 return None
             at = here

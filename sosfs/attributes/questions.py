@@ -1,0 +1,109 @@
+"""The files whose attributes are asked for before somebody wants them, in the order of a walk through a tree.
+
+Of a directory only its place in the line is kept, not its names: what was learned or forgotten meanwhile is passed
+over when its turn comes, and a tree of any size takes no room. Each page of a listing comes into the line once.
+
+Concurrency: trio thread only.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from sosfs.tree.inodes import Directory, Inode, Known, Pass
+
+SINGLE_MAX = 20_000  # files that are in the line by themselves
+
+
+class Wanted(Enum):
+    """What is asked for of a directory's entries."""
+
+    ALL = "all"
+    DIRECTORIES = "directories"  # by who walks through a tree for its names
+
+
+@dataclass(slots=True)
+class _Names:
+    """The names `[at, stop)` of a pass through a directory."""
+
+    directory: Directory
+    names: Sequence[bytes]
+    at: int
+    stop: int
+    wanted: Wanted
+
+
+class Questions:
+    """A line of files."""
+
+    def __init__(self) -> None:
+        self._single: deque[Inode] = deque()
+        self._listed: deque[_Names] = deque()
+        self._below: deque[tuple[Inode, Wanted]] = deque()  # directories whose turn comes after all that is listed
+
+    @property
+    def waiting(self) -> int:
+        """How many may be in the line, at least: what directories below have is not counted."""
+        listed = self._listed[0].stop - self._listed[0].at + len(self._listed) - 1 if self._listed else 0
+        return len(self._single) + listed + len(self._below)
+
+    def add(self, inode: Inode) -> None:
+        """Puts one file into the line, unless that is too long."""
+        if len(self._single) < SINGLE_MAX:
+            self._single.append(inode)
+
+    def add_listed(self, directory: Directory, walk: Pass, first: int, wanted: Wanted) -> None:
+        """Puts what was listed of a directory into the line, from an index of a pass on."""
+        if first < len(walk.names):
+            self._listed.append(_Names(directory, walk.names, first, len(walk.names), wanted))
+
+    def add_below(self, top: Inode, wanted: Wanted) -> None:
+        """Puts what is known below a directory into the line."""
+        directory = top.directory
+        if directory is not None and directory.now is not None:
+            self.add_listed(directory, directory.now, 0, wanted)
+        if directory is not None:
+            self._below.extend((one, wanted) for one in directory.entries.values() if one.is_directory)
+
+    def end_walk(self) -> None:
+        """Nobody walks on: what is in the line by itself stays."""
+        self._listed.clear()
+        self._below.clear()
+
+    def clear(self) -> None:
+        """Empties the line."""
+        self._single.clear()
+        self.end_walk()
+
+    def take(self) -> Inode | None:
+        """The next one of which not all is known; None where there is none."""
+        while (found := self._next()) is not None:
+            if found.known is not Known.ALL and _is_there(found):
+                return found
+        return None
+
+    def _next(self) -> Inode | None:
+        if self._single:
+            return self._single.popleft()
+        while self._listed or self._below:
+            if not self._listed:
+                self.add_below(*self._below.popleft())
+                continue
+            names = self._listed[0]
+            if names.at == names.stop:
+                self._listed.popleft()
+                continue
+            names.at += 1
+            inode = names.directory.entries.get(names.names[names.at - 1])
+            if inode is not None and (names.wanted is Wanted.ALL or inode.is_directory):
+                return inode
+        return None
+
+
+def _is_there(inode: Inode) -> bool:
+    """Whether its name leads to it: it may have been removed, or forgotten, while it was in the line."""
+    directory = inode.parent.directory if inode.parent is not None else None
+    return directory is not None and directory.entries.get(inode.name) is inode
