@@ -127,7 +127,8 @@ class Operations(pyfuse3.Operations):
         parent = self._inodes[parent_inode]
         if name in (b".", b".."):
             return self._looked_up(parent if name == b"." or parent.parent is None else parent.parent)
-        if self._provisional.is_going(ctx.pid, parent.number, name) and (going := self._namespace.listed(parent, name)):
+        going = self._namespace.listed(parent, name)
+        if going is not None and self._provisional.is_going(ctx.pid, parent.number, name):
             return self._looked_up(self._provisional.shown_unasked(going))
         try:
             inode = await self._namespace.lookup(parent, name)

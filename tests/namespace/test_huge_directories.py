@@ -98,6 +98,7 @@ def test_a_listing_that_grows_old_is_not_asked_again_name_by_name_while_all_is_r
     remove(mount.path / "t", pause=pause)
     mount.stop()
     assert server.left == 0
+    assert server.counts["LIST after a key"] == 0, "who removes them all needs to know nothing of them any more"
     asked = server.counts["HEAD"] + server.counts["LIST"]
     assert asked <= 100, server.counts  # of the directory alone, again and again; not of 1,200 names
 

@@ -157,6 +157,7 @@ class Generated:
     def _bucket(self, seen: Seen, query: dict[str, str]) -> bytes:
         if seen.method == "GET" and "list-type" in query:
             self._count("LIST")
+            self.counts["LIST after a key"] += "start-after" in query
             return _document(self._page(query))
         if seen.method == "POST" and "delete" in query:
             keys = [unescape(key, {"&quot;": '"'}) for key in _KEY.findall(seen.body.decode())]
