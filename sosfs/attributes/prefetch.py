@@ -49,6 +49,7 @@ class AttributePrefetch:
         self._spawn = spawn
         self._questions = 0
         self._of_files = 0  # of them
+        self._files_until = 0.0  # who walks on before this wants files, too
         self._last = 0.0
         self._top: Inode | None = None  # the directory that the walk began with
         self._scanned: set[Inode] = set()  # in this walk
@@ -63,6 +64,7 @@ class AttributePrefetch:
         self._step()
         self._questions += 1
         self._of_files += not inode.is_directory
+        self._saw(inode)
         directory = inode.parent.directory if inode.parent is not None else None
         is_new = self._of_files == WALK if not inode.is_directory else self._questions == WALK
         if is_new and directory is not None:
@@ -73,19 +75,28 @@ class AttributePrefetch:
 
     @property
     def _wanted(self) -> Wanted:
-        return Wanted.ALL if self._of_files >= WALK else Wanted.DIRECTORIES
+        is_of_files = self._of_files >= WALK or trio.current_time() < self._files_until
+        return Wanted.ALL if is_of_files else Wanted.DIRECTORIES
 
-    def answered(self) -> None:
+    def answered(self, inode: Inode) -> None:
         """Attributes were asked for and known."""
         self._seen = trio.current_time()
+        self._saw(inode)
+
+    def _saw(self, inode: Inode) -> None:
+        """A walk that has asked for files goes on with them: those that were answered ahead count, too."""
+        if not inode.is_directory and self._wanted is Wanted.ALL:
+            self._files_until = trio.current_time() + REST
 
     def opened(self) -> None:
         """A file was opened: who does that asks for few attributes."""
         self._questions = self._of_files = 0
+        self._files_until = 0.0
 
     def removed(self) -> None:
         """A file was removed: of those that are likely to follow it nothing needs to be known."""
         self._questions = self._of_files = 0
+        self._files_until = 0.0
         self._line.clear()
 
     def entered(self, directory: Directory) -> None:

@@ -99,7 +99,7 @@ class Revalidation:
         self.asked += 1
         if self._is_fresh(inode):
             self.hits += 1
-            self.attribute_prefetch.answered()
+            self.attribute_prefetch.answered(inode)
             return inode
         if inode in self._asking:
             question = self._asking[inode]
