@@ -137,6 +137,8 @@ class _Mount:
         self._state = status.MountPhase.MOUNTING
         self._draining = trio.CancelScope()
         self._taken_over: Mount | None = None
+        self._is_attached = False
+        self._is_ending = False  # a signal has asked for it
         self._limits = Limits(
             transfers=settings.transfers, upload_rate=settings.upload_rate, download_rate=settings.download_rate
         )
@@ -176,6 +178,7 @@ class _Mount:
                 await nursery.start(metrics_server.serve, self._settings.metrics, self._service.status)
             measure(self._service.operations)
             self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
+            await nursery.start(self._await_signals)  # before anybody can see the mount, and think it heeds them
             self._attach()
             works = {
                 **self._service.errands,
@@ -185,7 +188,6 @@ class _Mount:
                 **self._switching(),
             }
             await nursery.start(commands.serve, commands.socket_path(path), works)
-            nursery.start_soon(self._await_signals)
             nursery.start_soon(self._sweep)
             nursery.start_soon(CALLERS.watch)
             nursery.start_soon(task_dump.watch, self.ages, self._settings.slow_request)
@@ -213,6 +215,9 @@ class _Mount:
         else:
             mountpoint.clear(path)
             mount(path)
+        self._is_attached = True
+        if self._is_ending:
+            pyfuse3.terminate()
 
     def _detach(self) -> None:
         """Takes the mount off where nobody has done so yet, and ends the kernel's connection."""
@@ -239,9 +244,10 @@ class _Mount:
             options.add("noexec")
         return options
 
-    async def _await_signals(self) -> None:
+    async def _await_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         heeded = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1
         with trio.open_signal_receiver(*heeded) as received:
+            task_status.started()
             async for number in received:
                 if number == signal.SIGHUP:
                     await self._reread()
@@ -252,8 +258,9 @@ class _Mount:
                 log.info("%s: unmounting", signal.Signals(number).name)
                 if self._state is status.MountPhase.DRAINING:
                     self._draining.cancel()  # the rest stays in the journal, for the next mount
-                else:
+                elif self._is_attached:
                     pyfuse3.terminate()
+                self._is_ending = True
 
     async def _reread(self) -> None:
         """SIGHUP: the key and the log level are read again; what cannot be read stays as it was."""
@@ -270,7 +277,8 @@ class _Mount:
         nursery.start_soon(self._prime, primed)
         with trio.move_on_after(PRIMING):
             await primed.wait()
-        self._state = status.MountPhase.MOUNTED
+        if self._state is status.MountPhase.MOUNTING:  # else it was unmounted meanwhile
+            self._state = status.MountPhase.MOUNTED
         ready()
 
     async def _prime(self, primed: trio.Event) -> None:
