@@ -81,7 +81,7 @@ class Service(Protocol):
         """Sends what is not stored; what cannot be sent stays in the journal."""
 
     async def keep(self) -> None:
-        """Whatever is not stored is in the journal afterwards."""
+        """Whatever is not stored is in the journal afterwards; what is read ahead for nobody is not waited for."""
 
     def close(self) -> None:
         """Lets others have the journal."""

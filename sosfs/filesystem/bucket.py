@@ -291,8 +291,9 @@ class BucketMount:
         await self.parts.drain()
 
     async def keep(self) -> None:
-        """Whatever the bucket lacks is in the journal afterwards."""
+        """Whatever the bucket lacks is in the journal afterwards, and nothing more is read."""
         await self.parts.commits.record_all()
+        self.store.dispatcher.abandon_reads()
 
     def close(self) -> None:
         """Lets others have the journal; no request may be under way or follow."""

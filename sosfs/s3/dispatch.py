@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+READS = ("Get", "Head", "List")  # operations that change nothing begin so
 BULK = 256 << 10  # bytes from which a request is bulk
 ENDING_PAUSE = 10.0  # seconds between two looks for the key that follows one about to end
 MUTE_REFUSAL = 60.0  # seconds between two looks for a new key after a HEAD's 403, which tells no reason
@@ -51,6 +52,7 @@ class Dispatcher:
         self._muted_until = -math.inf
         self._ending_until = -math.inf
         self.on_new_key: Callable[[], None] = lambda: None  # is told that the server may let us do more now
+        self._all_reads = Interrupt()
 
     def close(self) -> None:
         """Closes idle connections; no request may be under way or follow."""
@@ -59,6 +61,13 @@ class Dispatcher:
         if self._calls:
             self._calls.close()
             self._calls = None
+
+    def abandon_reads(self) -> None:
+        """What is read for nobody who waits in the kernel ends within a second: nothing that is read matters any more.
+
+        Whatever changes something is waited for as ever.
+        """
+        self._all_reads.set()
 
     def sweep(self) -> None:
         """Closes connections that nobody has used for a while."""
@@ -77,7 +86,7 @@ class Dispatcher:
 
         EINTR within two seconds after `interrupt` was set, or that of the kernel request this is done for.
         """
-        interrupt = interrupt or CURRENT.get()
+        interrupt = interrupt or self._interrupt(operation)
         used = self._calls = self._current(operation)
         if used.key.is_ending:
             used = self._calls = await self._followed(used, operation)
@@ -106,12 +115,16 @@ class Dispatcher:
         This costs one hop instead of one a key. After the first that got no answer the others have its error,
         unasked. A key that the server no longer takes is not read again: who has to know asks once more, alone.
         """
-        interrupt = interrupt or CURRENT.get()
+        interrupt = interrupt or self._interrupt(operation)
         used = self._calls = self._current(operation)
         ends = await self._limits.small.run(_each, work, used.under(interrupt) if interrupt else used, keys)
         for _ in ends:
             self._on_request(operation)
         return ends + ends[-1:] * (len(keys) - len(ends))
+
+    def _interrupt(self, operation: str) -> Interrupt | None:
+        """What ends a request before it is answered: its kernel request, or of a read that has none the mount's end."""
+        return CURRENT.get() or (self._all_reads if operation.startswith(READS) else None)
 
     def _current(self, operation: str) -> SignedCalls:
         """Calls with the source's key of now: another part of the mount may have read it again."""

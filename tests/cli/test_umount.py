@@ -1,4 +1,4 @@
-"""`sosfs umount` beside a daemon that ends at that very moment."""
+"""`sosfs umount`: what it waits for and what not, and beside a daemon that ends at that very moment."""
 
 from __future__ import annotations
 
@@ -14,6 +14,12 @@ import pytest
 from sosfs.cli import holders, umount
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc import commands, status
+from tests.conftest import Mounter
+from tests.support.drive import eventually
+from tests.support.faults import Hang
+from tests.support.foreign import Foreign, numbered
+from tests.support.proxy import Proxy
+from tests.support.traffic import Op
 
 
 def test_a_daemon_that_ends_while_another_namespace_seems_to_keep_it_is_no_error(
@@ -36,3 +42,18 @@ def test_a_daemon_that_ends_while_another_namespace_seems_to_keep_it_is_no_error
         daemon = umount.Daemon(process.pid, os.pidfd_open(process.pid))
         assert umount._drained(Path("/nowhere"), mount, daemon, now, None) == 0
     assert asked
+
+
+@pytest.mark.promise(11)
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_what_is_asked_ahead_for_nobody_is_not_waited_for(mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
+    """The server hangs for longer than the test waits; nothing is pending."""
+    foreign.put_all(numbered("t/f", 60))
+    drive = mounter(proxy.endpoint, "--timeout", "300", "--ttl", "600")
+    drive.mount.allow_log("WARNING")
+    names = sorted(path.name for path in (drive.here / "t").iterdir())
+    rule = proxy.inject(Hang(), lambda request: request.op in (Op.HEAD, Op.GET) and request.key[2:] in names[10:])
+    for name in names[:8]:
+        (drive.here / "t" / name).stat()
+    eventually(lambda: rule.hits > 0)
+    drive.mount.stop()
