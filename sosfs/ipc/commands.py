@@ -25,15 +25,19 @@ import trio
 
 from sosfs.concurrency.tasks import first
 from sosfs.ipc import sockets, status
+from sosfs.ipc.status import SILENCE_SECONDS
 
 log = logging.getLogger(__name__)
 
 SUFFIX = ".do"
 NEWS_SECONDS = 0.25  # between two lines of news
-SILENCE_SECONDS = 30.0  # without a line, after which the command takes the daemon for hung
 REQUEST_SECONDS = 5.0
 REQUEST_MAX = 16 << 20  # bytes; a command line has 2 MiB at most
 _PEER = struct.Struct("3i")  # pid, uid, gid of SO_PEERCRED, unix(7)
+
+
+Told = dict[str, Any]  # what can be written as JSON
+_FAULT: Told = {"error": [errno.EIO, sockets.FAULT, None]}
 
 
 class _HungUpError(Exception):
@@ -41,7 +45,6 @@ class _HungUpError(Exception):
 
 
 Names = tuple[bytes, ...]  # a path below the root of the mount, name by name
-Told = dict[str, Any]  # what can be written as JSON
 Tell = Callable[[Told], None]  # the newest news; what nobody has read yet is replaced
 Options = Mapping[str, str]  # of an errand, by name
 Work = Callable[[Sequence[Names], Tell, Options], Awaitable[Told]]
@@ -61,11 +64,11 @@ async def serve(
 
 
 async def _answer(works: Mapping[str, Work], stream: trio.SocketStream) -> None:
-    async with stream:
-        try:
-            await _send(stream, await _line(works, stream))
-        except (trio.BrokenResourceError, _HungUpError):
-            return  # the command went away
+    try:
+        told = _encoded(await _line(works, stream))
+    except _HungUpError:
+        return  # the command went away
+    await stream.send_all(told)
 
 
 async def _line(works: Mapping[str, Work], stream: trio.SocketStream) -> Told:
@@ -78,12 +81,13 @@ async def _line(works: Mapping[str, Work], stream: trio.SocketStream) -> Told:
             raise OSError(errno.EOPNOTSUPP, f"this mount knows no {name!r}")
         return {"outcome": await _with_news(stream, partial(works[name], paths), options)}
     except OSError as error:
-        return {"error": [error.errno or errno.EIO, error.strerror or str(error), error.filename]}
+        path = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        return {"error": [error.errno or errno.EIO, error.strerror or str(error), path]}
     except (trio.BrokenResourceError, _HungUpError):
         raise
     except Exception:
         log.exception("an errand failed")
-        return {"error": [errno.EIO, "a fault of the mount; its log shows which", None]}
+        return _FAULT
 
 
 def _require_owner(stream: trio.SocketStream) -> None:
@@ -136,7 +140,16 @@ async def _with_news(
 
 
 async def _send(stream: trio.SocketStream, line: Told) -> None:
-    await stream.send_all(json.dumps(line).encode() + b"\n")
+    await stream.send_all(_encoded(line))
+
+
+def _encoded(line: Told) -> bytes:
+    """A line for the command; what cannot be told as JSON is a bug, of which the command hears as well."""
+    try:
+        return json.dumps(line).encode() + b"\n"
+    except (TypeError, ValueError):
+        log.exception("an errand failed")
+        return json.dumps(_FAULT).encode() + b"\n"
 
 
 def ask(

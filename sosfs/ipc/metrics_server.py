@@ -52,7 +52,7 @@ async def serve(
         listeners = await trio.open_tcp_listeners(address.port, host=address.host)
     except OSError as error:
         raise OSError(error.errno, f"no metrics on {address}: {os.strerror(error.errno or errno.EIO)}") from error
-    await trio.serve_listeners(answer, listeners, task_status=sockets.started(task_status))
+    await trio.serve_listeners(sockets.harmless(answer), listeners, task_status=sockets.started(task_status))
 
 
 def _require_free(path: Path) -> None:
@@ -76,16 +76,11 @@ async def _answer(provider: Callable[[], Status], clients: trio.CapacityLimiter,
     try:
         clients.acquire_nowait()
     except trio.WouldBlock:
-        await trio.aclose_forcefully(stream)
         return
     try:
         with trio.move_on_after(CLIENT_SECONDS):
-            try:
-                await stream.send_all(await _response(provider, await _head(stream)))
-                await _until_closed(stream)
-            except (trio.BrokenResourceError, ConnectionError):
-                pass  # it went away
-        await trio.aclose_forcefully(stream)
+            await stream.send_all(await _response(provider, await _head(stream)))
+            await _until_closed(stream)
     finally:
         clients.release()
 

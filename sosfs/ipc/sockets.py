@@ -1,4 +1,6 @@
-"""Unix sockets on which a mount answers.
+"""Sockets on which a mount answers.
+
+Nothing that goes wrong with one answer reaches another, or the mount: it is logged, and the one who asked is told.
 
 All of it runs in the trio thread.
 """
@@ -6,6 +8,7 @@ All of it runs in the trio thread.
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,9 +16,14 @@ from typing import Any
 
 import trio
 
-from sosfs.ipc.status import ANSWER_SECONDS, Status
+from sosfs.ipc.status import ANSWER_SECONDS, Status, failure
 
-LISTEN_QUEUE = 16
+log = logging.getLogger(__name__)
+
+LISTEN_QUEUE = 128  # who finds it full takes the daemon for hung
+FAULT = "a fault of the mount; its log shows which"
+
+Answer = Callable[[trio.SocketStream], Awaitable[None]]
 
 
 async def tell(
@@ -28,26 +36,50 @@ async def tell(
 
     async def answer(stream: trio.SocketStream) -> None:
         with trio.move_on_after(ANSWER_SECONDS):
-            try:
-                await stream.send_all(provider().to_json().encode() + b"\n")
-            except trio.BrokenResourceError:
-                return  # the reader went away
-        await trio.aclose_forcefully(stream)
+            await stream.send_all(_document(provider).encode() + b"\n")
 
     await listen(path, answer, task_status=task_status)
 
 
+def _document(provider: Callable[[], Status]) -> str:
+    """The status as JSON, or why there is none."""
+    try:
+        return provider().to_json()
+    except OSError as error:
+        log.warning("no status: %s", error)
+        return failure(error.strerror or str(error))
+    except Exception:
+        log.exception("no status")
+        return failure(FAULT)
+
+
+def harmless(answer: Answer) -> Answer:
+    """An answer that closes its connection whatever happens, and raises nothing: a bug in it is logged."""
+
+    async def answered(stream: trio.SocketStream) -> None:
+        try:
+            await answer(stream)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, ConnectionError):
+            return  # who asked went away
+        except Exception:
+            log.exception("an answer failed")
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    return answered
+
+
 async def listen(
     path: Path,
-    answer: Callable[[trio.SocketStream], Awaitable[None]],
+    answer: Answer,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Calls `answer` for each connection to a new unix socket until cancelled; started once it listens."""
+    """Has each connection to a new unix socket answered until cancelled; started once it listens."""
     listener, inode = _listen(path)
     try:
         listeners = [trio.SocketListener(trio.socket.from_stdlib_socket(listener))]
-        await trio.serve_listeners(answer, listeners, task_status=started(task_status))
+        await trio.serve_listeners(harmless(answer), listeners, task_status=started(task_status))
     finally:
         _forget(path, inode)
 

@@ -24,6 +24,7 @@ from enum import Enum
 from pathlib import Path
 
 ANSWER_SECONDS = 5.0
+SILENCE_SECONDS = 15.0  # without a word, after which who waits for a daemon takes it for hung
 NO_ANSWER = "the daemon of this mount does not answer"
 WAITING = 10  # lines that tell what waits, and why
 _NAME_BYTES = 12  # of the hash: short enough for the 107 bytes of a socket's path
@@ -115,6 +116,11 @@ class Status:
             return cls(**values)
         except TypeError as error:
             raise ValueError("no status") from error
+
+
+def failure(why: str) -> str:
+    """What a daemon answers that cannot tell its status, as one line of JSON."""
+    return json.dumps({"failure": why})
 
 
 def few(waiting: Sequence[str]) -> tuple[str, ...]:
@@ -222,7 +228,18 @@ def _ask(path: Path) -> Status:
     try:
         return Status.from_json(text)
     except ValueError as error:
+        if why := _failure(text):
+            raise OSError(errno.EIO, f"the mount cannot tell its status: {why}") from error
         raise OSError(errno.EPROTO, "the daemon's answer is not understood", str(path)) from error
+
+
+def _failure(text: str) -> str:
+    """Why a daemon has told no status; "" where it does not say so."""
+    with contextlib.suppress(ValueError):
+        document = json.loads(text)
+        if isinstance(document, dict):
+            return str(document.get("failure", ""))
+    return ""
 
 
 def write_last(status: Status) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import socket
 import tempfile
@@ -16,7 +17,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sosfs.ipc import sockets, status
+from sosfs.ipc import commands, sockets, status
 from sosfs.ipc.status import MountPhase, Status
 from sosfs.s3.protocol import Properties
 from tests.support.composed import composed
@@ -241,3 +242,97 @@ def test_received_bytes_count_those_that_came_with_the_attributes(tmp_path: Path
         mount.loop.run(lambda: store.put("file", body, Properties()))
         assert mount.loop.run(mount.tree)["file"] == (body, 0o644)
         assert mount.parts.blocks.received_bytes == len(body)
+
+
+class TestAnswersThatFail:
+    """Whatever goes wrong with one answer, who asks next is answered, and so is the kernel: the mount does not end."""
+
+    @pytest.mark.parametrize(
+        ("failure", "told"),
+        [
+            (OSError(errno.EMFILE, "Too many open files"), "Too many open files"),
+            (FileNotFoundError(errno.ENOENT, "No such file or directory", "/gone"), "No such file or directory"),
+            (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), "Connection timed out"),
+            (KeyError("a bug"), "a fault of the mount"),
+            (ExceptionGroup("several", [OSError(errno.EIO, "one")]), "a fault of the mount"),
+        ],
+    )
+    def test_of_a_status(self, runtime: Path, failure: Exception, told: str) -> None:
+        failures = [failure]
+
+        def provider() -> Status:
+            if failures:
+                raise failures.pop()
+            return some()
+
+        async def scene() -> Status | None:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(sockets.tell, status.socket_path(MOUNTPOINT), provider)
+                with pytest.raises(OSError, match=f"cannot tell its status: {told}"):
+                    await asked(MOUNTPOINT)
+                answer = await asked(MOUNTPOINT)
+                nursery.cancel_scope.cancel()
+            return answer
+
+        assert trio.run(scene) == some()
+
+    @pytest.mark.parametrize(
+        "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyError("a bug"), UnicodeError("a bug")]
+    )
+    def test_of_anything_that_listens(self, tmp_path: Path, failure: Exception) -> None:
+        path = tmp_path / "socket"
+        failures = [failure]
+
+        async def answer(stream: trio.SocketStream) -> None:
+            if failures:
+                raise failures.pop()
+            await stream.send_all(b"well")
+
+        def ask() -> bytes:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(path))
+                return client.recv(100)
+
+        async def scene() -> list[bytes]:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(sockets.listen, path, answer)
+                answers = [await trio.to_thread.run_sync(ask) for _ in range(2)]
+                nursery.cancel_scope.cancel()
+            return answers
+
+        assert trio.run(scene) == [b"", b"well"]
+
+    def test_of_a_command(self, runtime: Path) -> None:
+        """The outcome cannot be told, the work fails, and its news cannot be told: the command hears of each."""
+
+        async def untold(paths: object, tell: object, options: object) -> commands.Told:
+            return {"outcome": object()}
+
+        async def fails(paths: object, tell: object, options: object) -> commands.Told:
+            raise ExceptionGroup("several", [KeyError("a bug")])
+
+        async def babbles(paths: object, tell: commands.Tell, options: object) -> commands.Told:
+            tell({"news": object()})
+            await trio.sleep_forever()
+            raise AssertionError
+
+        async def well(paths: object, tell: object, options: object) -> commands.Told:
+            return {"is": "well"}
+
+        works = {"untold": untold, "fails": fails, "babbles": babbles, "well": well}
+
+        def ask(errand: str) -> commands.Told:
+            return commands.ask(MOUNTPOINT, errand, (), owner=os.geteuid(), news=lambda _: None)
+
+        async def scene() -> commands.Told:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(commands.serve, commands.socket_path(MOUNTPOINT), works)
+                for errand in ("untold", "fails", "babbles"):
+                    with pytest.raises(OSError, match="a fault of the mount"):
+                        await trio.to_thread.run_sync(ask, errand)
+                told = await trio.to_thread.run_sync(ask, "well")
+                nursery.cancel_scope.cancel()
+            return told
+
+        assert trio.run(scene) == {"is": "well"}
