@@ -41,7 +41,7 @@ def require(*programs: str, package: str) -> None:
 class Process:
     """A server process with its output in a file."""
 
-    def __init__(self, command: Sequence[str], log: Path) -> None:
+    def __init__(self, command: Sequence[str], log: Path, *, cwd: Path | None = None) -> None:
         self.log = log
         self._name = command[0]
         with log.open("ab") as out:
@@ -51,6 +51,7 @@ class Process:
                 stdout=out,
                 stderr=out,
                 start_new_session=True,
+                cwd=cwd,
             )
 
     @property

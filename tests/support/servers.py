@@ -25,6 +25,7 @@ from tests.support.seaweed import Weed
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+ROOT = Path(__file__).resolve().parents[2]
 MOTO_START = 30.0  # seconds
 
 
@@ -70,10 +71,10 @@ class Bucket:
 
 @pytest.fixture(scope="session")
 def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """moto's server."""
+    """moto's server, with conditions that hold."""
     port = free_port()
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    process = Process(command, tmp_path_factory.mktemp("moto") / "log")
+    command = [sys.executable, "-m", "tests.support.atomic_moto", "-H", "127.0.0.1", "-p", str(port)]
+    process = Process(command, tmp_path_factory.mktemp("moto") / "log", cwd=ROOT)
     try:
         process.until(lambda: listening(port), MOTO_START)
         yield Server("moto", f"http://127.0.0.1:{port}")

@@ -153,11 +153,13 @@ def test_what_rclone_copied_with_metadata_is_shown(mounter: Mounter, peers: Peer
 def test_what_an_rclone_mount_wrote_is_shown(mounter: Mounter, peers: Peers, foreign: Foreign) -> None:
     with peers.rclone_mount() as there:
         (there / "dir").mkdir()
-        (there / "dir" / "file").write_bytes(b"content")
-        os.utime(there / "dir" / "file", ns=(MOMENT, MOMENT))
+        with (there / "dir" / "file").open("wb") as file:  # at one close: a change during an upload has it end, and
+            file.write(b"content")  # rclone tries again in 10 s, then in 20
+            file.flush()
+            os.utime(file.fileno(), ns=(MOMENT, MOMENT))
         (there / "link").symlink_to("dir/file")
-        eventually(lambda: foreign.keys() == ["dir/", "dir/file", "link.rclonelink"])
-        eventually(lambda: foreign.metadata("dir/file")["mtime"] == "981173106.123456789")
+        eventually(lambda: foreign.keys() == ["dir/", "dir/file", "link.rclonelink"], seconds=60)
+        eventually(lambda: foreign.metadata("dir/file")["mtime"] == "981173106.123456789", seconds=60)
     drive = mounter()
     assert (drive.here / "dir" / "file").stat().st_mtime_ns == MOMENT
     assert tree(drive.here) == {"dir/file": b"content", "link.rclonelink": b"dir/file"}
