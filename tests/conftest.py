@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import uuid
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -66,13 +67,14 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-@pytest.hookimpl(tryfirst=True)  # `-m root` is to see what is marked here
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves each test that mounts to one server, and begins with the files whose few tests take minutes.
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # `-m root` is to see what is marked here, and the order is the last word
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Generator[None, None, None]:
+    """Leaves each test that mounts to one server, and begins with the files that take long.
 
     A mount costs a second of CPU, and what the servers do otherwise is tested without one: so half of these tests
     runs on each, chosen by their names, unless `SOSFS_SERVERS=all` or a selection asks for more. At the end one
-    worker would be alone with a slow file. `SOSFS_MOUNTS=no` leaves out all that mount or need a server.
+    worker would be alone with a slow file: those with few tests that take minutes come first, then those with many
+    that mount. `SOSFS_MOUNTS=no` leaves out all that mount or need a server.
     """
     for item in items:
         if item.path.stem in OF_ROOT or "cramped" in getattr(item, "fixturenames", ()):
@@ -87,7 +89,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         spared = _spared(items)
         config.hook.pytest_deselected(items=[item for item in items if item in spared])
         items[:] = [item for item in items if item not in spared]
-    items.sort(key=lambda item: item.path.stem not in SLOW)
+    yield
+    long = Counter(item.path for item in items if not MOUNTING.isdisjoint(getattr(item, "fixturenames", ())))
+    items.sort(key=lambda item: (item.path.stem not in SLOW, -long[item.path], item.path))
 
 
 def _spared(items: list[pytest.Item]) -> set[pytest.Item]:
@@ -175,7 +179,7 @@ def mounter(
             if failed:
                 print(f"log of {mounted.base.name}:\n{mounted.log[-8000:]}")
             elif mounted.running:
-                mounted.stop()
+                mounted.end()
 
 
 @pytest.fixture(scope="module")
@@ -235,4 +239,4 @@ def cramped(
             if request.node.stash.get(FAILED, True):
                 print(f"log of {mounted.base.name}:\n{mounted.log[-8000:]}")
             elif mounted.running:
-                mounted.stop()
+                mounted.end()

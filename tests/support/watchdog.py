@@ -39,7 +39,8 @@ def detach(mountpoint: str) -> None:
 def mounted(mountpoint: str | Path) -> bool:
     """Whether the mount table has something at this (absolute, plain) path; asks no filesystem."""
     table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
-    return any(line.split(" ")[4] == str(mountpoint) for line in table.splitlines())
+    escaped = "".join(f"\\{ord(one):03o}" if one in " \t\n\\" else one for one in str(mountpoint))  # as the kernel does
+    return any(line.split(" ")[4] == escaped for line in table.split("\n") if line)
 
 
 def kill(pidfd: int) -> None:
