@@ -43,7 +43,7 @@ def get(paths: Sequence[str], *, recursive: bool) -> int:
             continue
         lines = [line for line in outcome.text.splitlines() if not line.startswith("#")]
         head = [f"# file: {printable(str(outcome.target.path))}"] if headed else []
-        print("\n".join([*head, *lines, *([""] if headed else [])]))
+        print("\n".join([*head, *map(printable, lines), *([""] if headed else [])]))
     return file_trees.told(_named(failed), len(targets), "read")
 
 
@@ -69,13 +69,8 @@ def put(text: str, paths: Sequence[str], *, recursive: bool) -> int:
 
 def _targets(paths: Sequence[str], *, recursive: bool) -> list[Target]:
     """What the paths stand for. Raises OSError for one that is in no mount of ours, or a directory without -r."""
-    mounts = mountpoint.table()
-    found: dict[Path, Target] = {}
-    for given in paths:
-        path = location.unfollowed(given)
-        root = location.of(path, given, mounts).mount.mountpoint
-        for file in file_trees.files(path, given, recursive=recursive):
-            found[file] = _target(file, root)
+    places = location.looked_up(paths, mountpoint.table())
+    found = {file: _target(file, at.mount.mountpoint) for at, file in file_trees.files(places, recursive=recursive)}
     return list(found.values())
 
 

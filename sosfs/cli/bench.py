@@ -29,6 +29,7 @@ from sosfs.cli.workloads import CHUNK, Bench, Extent, Measured
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit, one_line
 from sosfs.ipc import commands
+from sosfs.log.escaping import printable
 
 PREFIX = ".sosfs-bench-"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -52,7 +53,7 @@ def run(directory: Path, extent: Extent, *, as_json: bool) -> int:
     with _scratch(directory) as scratch:
         cold = _cold(scratch)
         if not as_json:
-            print(f"{directory}: {kind}\n{_described(extent)}")
+            print(f"{printable(f'{directory}: {kind}')}\n{_described(extent)}")
         results = _measured(Bench(scratch, extent, cold.forget))
     if as_json:
         print(_json(directory, kind, extent, cold, results))
@@ -98,7 +99,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 def _remove(scratch: Path) -> None:
     if sys.exc_info()[0] is not None:
-        print(f"sosfs: removing {scratch}", file=sys.stderr)
+        print(f"sosfs: removing {printable(str(scratch))}", file=sys.stderr)
     shutil.rmtree(scratch)
     handle = os.open(scratch.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -112,7 +112,7 @@ def _all_uploads(calls: SignedCalls, settings: Settings, directories: Sequence[S
     for each in found:
         print(printable(_line(each, time.time())))
     total = filesize.decimal(sum(each.size for each in found))
-    print(f"{_counted(len(found), 'unfinished upload')} in {settings.source}, {total}")
+    print(f"{_counted(len(found), 'unfinished upload')} in {printable(settings.source)}, {total}")
     if not found or wishes.is_dry:
         return Exit.OK
     if wishes.asks and not _agreed():

@@ -34,6 +34,7 @@ from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Detach, StartError
 from sosfs.ipc import status
+from sosfs.log.escaping import printable
 
 BUCKET = "demo"
 LARGE = 20 << 20  # bytes: more than one block, and a multipart upload when it is copied
@@ -80,7 +81,8 @@ def run(directory: Path | None) -> int:
         endpoint = stack.enter_context(_server(base / "server.log"))
         _fill(endpoint)
         stack.enter_context(_mounted(path, endpoint, base))
-        print(WELCOME.format(path=path, endpoint=endpoint, bucket=BUCKET, program=_program()), flush=True)
+        shown = printable(str(path))
+        print(WELCOME.format(path=shown, endpoint=endpoint, bucket=BUCKET, program=_program()), flush=True)
         stopped.wait()
         print("\nUnmounting ...", flush=True)
     print("Everything is removed.", flush=True)

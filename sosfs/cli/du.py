@@ -26,7 +26,7 @@ _COLUMNS = "  {:<19} {:>12} {:>12} {:>12}".format
 def run(paths: Sequence[str], *, as_json: bool) -> int:
     """Prints what each path takes (none: where the user is), as a table or a JSON document. Raises OSError."""
     mounts = mountpoint.table()
-    places = [location.of(location.unfollowed(given), given, mounts) for given in paths or (".",)]
+    places = location.looked_up(paths or (".",), mounts)
     found: list[tuple[str, Told]] = []
     for mount, names in location.by_mount(places):
         with progress.of_items("listing") as shown:

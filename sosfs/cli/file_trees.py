@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from sosfs.cli import progress
+from sosfs.cli.location import Location
 from sosfs.daemon.launch import Exit
 from sosfs.log.escaping import printable
 from sosfs.log.wording import counted
@@ -35,11 +37,21 @@ class Outcome(Generic[T]):
     error: OSError | None = None
 
 
-def files(path: Path, given: str, *, recursive: bool) -> Iterator[Path]:
-    """What a path stands for: itself, or with `recursive` all below it that is no directory.
+def files(places: Sequence[Location], *, recursive: bool) -> Iterator[tuple[Location, Path]]:
+    """What each place stands for: itself, or with `recursive` all below it that is no directory.
 
-    Raises OSError EISDIR for a directory otherwise; `given` is how the user wrote it.
+    Raises OSError EISDIR for a directory otherwise.
     """
+    with progress.of_items("listing") as shown:
+        found = 0
+        for place in places:
+            for file in _files(place.path, place.given, recursive=recursive):
+                found += 1
+                shown.tell(progress.Step(f"listing, {counted(found, 'file')} so far", found, None))
+                yield place, file
+
+
+def _files(path: Path, given: str, *, recursive: bool) -> Iterator[Path]:
     if not stat.S_ISDIR(path.lstat().st_mode):
         yield path
     elif recursive:
@@ -59,7 +71,6 @@ def _below(directory: Path) -> Iterator[Path]:
 
 def each(work: Callable[[T], str], targets: Sequence[T], doing: str) -> Iterator[Outcome[T]]:
     """Does `work` for all, side by side; outcomes in order, as they come. `doing` is shown: `reading ACLs`."""
-    from sosfs.cli import progress  # noqa: PLC0415 - only where there is something to show
 
     def attempt(target: T) -> Outcome[T]:
         try:
@@ -67,18 +78,21 @@ def each(work: Callable[[T], str], targets: Sequence[T], doing: str) -> Iterator
         except OSError as error:
             return Outcome(target, error=error)
 
-    with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool, progress.of_items() as shown:
-        for done, outcome in enumerate(pool.map(attempt, targets), start=1):
-            if len(targets) >= REQUESTS_AT_ONCE:
+    pool = ThreadPoolExecutor(REQUESTS_AT_ONCE)
+    try:
+        with progress.of_items(doing) as shown:
+            for done, outcome in enumerate(pool.map(attempt, targets), start=1):
                 shown.tell(progress.Step(doing, done, len(targets)))
-            yield outcome
+                yield outcome
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # after a Ctrl-C nobody waits for what is under way
 
 
 def told(failed: Sequence[tuple[Path, OSError | None]], total: int, done: str) -> int:
     """Tells what failed, and returns the exit code."""
     for path, error in failed[:TOLD]:
-        reason = error.strerror if error else ""
-        print(f"sosfs: {printable(str(path))}: {reason}", file=sys.stderr)
+        reason = (error.strerror or str(error)) if error else ""
+        print(f"sosfs: {printable(f'{path}: {reason}')}", file=sys.stderr)
     if len(failed) > TOLD:
         print(f"sosfs: and {len(failed) - TOLD} more", file=sys.stderr)
     if failed:

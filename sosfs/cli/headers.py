@@ -201,12 +201,8 @@ def _sync(path: Path) -> None:
 
 def _targets(paths: Sequence[str], *, recursive: bool) -> list[Path]:
     """The files, links to them resolved. Raises OSError for one that is in no mount, or a directory without -r."""
-    mounts = mountpoint.table()
-    places = [(Path(os.path.realpath(given)), given) for given in paths]
-    for path, given in places:
-        location.of(path, given, mounts)
-    found = (file for path, given in places for file in file_trees.files(path, given, recursive=recursive))
-    return list(dict.fromkeys(found))
+    places = location.looked_up(paths, mountpoint.table(), location.followed)
+    return list(dict.fromkeys(file for _, file in file_trees.files(places, recursive=recursive)))
 
 
 def _is_passed_over(path: Path, *, recursive: bool) -> bool:

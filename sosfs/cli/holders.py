@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sosfs.daemon import mountpoint
+from sosfs.log.escaping import printable
 
 PROC = Path("/proc")
 
@@ -26,7 +27,7 @@ class Holder:
     how: str
 
     def __str__(self) -> str:
-        return f"{self.command} (pid {self.pid}) {self.how}"
+        return printable(f"{self.command} (pid {self.pid}) {self.how}")
 
 
 def of(path: Path) -> list[Holder]:

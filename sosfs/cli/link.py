@@ -10,7 +10,7 @@ import errno
 import sys
 import time
 
-from sosfs.cli import location
+from sosfs.cli import location, progress
 from sosfs.config import moments, values
 from sosfs.config.parameters import SettingError
 from sosfs.control import nodes
@@ -47,9 +47,10 @@ def run(given: str, kind: LinkKind, addressing: Addressing, *, expires: int | No
     if expires is not None:
         options["expires"] = str(expires)
     mount = place.mount
-    told = commands.ask(
-        mount.mountpoint, "link", [place.names], owner=mount.owner, news=lambda _: None, options=options
-    )
+    with progress.waiting("asking the mount for the link"):
+        told = commands.ask(
+            mount.mountpoint, "link", [place.names], owner=mount.owner, news=lambda _: None, options=options
+        )
     _, link = told["links"][0]
     print(link["url"])
     for line in _remarks(link, kind):

@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections import defaultdict, deque
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sosfs.daemon import mountpoint
 from sosfs.daemon.mountpoint import Mount
-
-LINKS = 40  # on the way to a path, as for the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +36,7 @@ def holding(given: str, mounts: Sequence[Mount]) -> Location | None:
     Links are followed on the way to a mount, and not in it.
     """
     ours = {mount.mountpoint: mount for mount in mounts if mount.type == mountpoint.TYPE}
-    path, links = Path(os.path.abspath(given)), 0  # noqa: PTH100 - resolve() would ask
-    parts, current = deque(path.parts[1:]), Path("/")
-    while parts and current not in ours:
-        current /= parts.popleft()
-        if current in ours:
-            break
-        try:
-            target = current.readlink()
-        except OSError:  # it is no link, or not there
-            continue
-        links += 1
-        if links > LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), given)
-        path = Path(os.path.abspath(current.parent / target))  # noqa: PTH100
-        parts.extendleft(reversed(path.parts[1:]))
-        current = Path("/")
-    path = current.joinpath(*parts)
+    path = mountpoint.outside(ours, given)
     above = [each for each in ours if path.is_relative_to(each)]
     return Location(ours[max(above, key=lambda each: len(each.parts))], path, given) if above else None
 
@@ -72,6 +54,21 @@ def of(path: Path, given: str, mounts: Sequence[Mount]) -> Location:
         raise OSError(errno.EINVAL, "not in a mount of sosfs", given)
     # The last of several on one place lies on top.
     return Location(max(reversed(ours), key=lambda each: len(each.mountpoint.parts)), path, given)
+
+
+def looked_up(
+    paths: Sequence[str], mounts: Sequence[Mount], where: Callable[[str], Path] = unfollowed
+) -> list[Location]:
+    """Where paths are, by `where`, which asks the mounts: speaks while that takes long. Raises OSError."""
+    from sosfs.cli import progress  # noqa: PLC0415 - not for commands that ask nothing
+
+    with progress.waiting("looking the paths up"):
+        return [of(where(given), given, mounts) for given in paths]
+
+
+def followed(given: str) -> Path:
+    """The absolute path, all links resolved."""
+    return Path(os.path.realpath(given))
 
 
 def mount_at(path: Path) -> Mount:

@@ -50,6 +50,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "run"):
         parser.print_help(sys.stderr)
         return Exit.USAGE
+    if looks_into := getattr(options, "looks_into", None):
+        from sosfs.cli import supervision  # noqa: PLC0415
+
+        return supervision.run(lambda: _done(options), looks_into(options))
+    return _done(options)
+
+
+def _done(options: argparse.Namespace) -> int:
+    """Does what the options say and returns the exit code."""
     try:
         return int(options.run(options))
     except SettingError as error:
@@ -76,7 +85,7 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
 
 def command_line() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = usage.Parser(
         prog="sosfs",
         description=usage.PROGRAM,
         epilog="'sosfs COMMAND --help' shows options, examples and exit codes, 'sosfs help' the pages of the manual.",
@@ -120,6 +129,12 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
+def _supervise(*commands: argparse.ArgumentParser) -> None:
+    """What these commands have as PATH lies in mounts of ours, whose daemons may hang."""
+    for command in commands:
+        command.set_defaults(looks_into=lambda options: options.paths or ["."])
+
+
 def _add_mount(commands: Any) -> None:
     mount = usage.add(commands, "mount")
     mount.add_argument(
@@ -150,6 +165,7 @@ def _add_acl(commands: Any) -> None:
         command.add_argument("-r", "--recursive", action="store_true", help="all files below a directory")
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file in a mount; with -r a directory")
         command.set_defaults(run=run)
+        _supervise(command)
 
 
 def _add_objects(commands: Any) -> None:
@@ -174,7 +190,7 @@ def _add_entries(commands: Any, kind: str) -> None:
             command.add_argument("--guess", action="store_true", help="the Content-Type that the name tells")
         command.add_argument("words", metavar=words, nargs=1, help="which one")
         command.add_argument("paths", metavar="PATH", nargs="*", help="a file in a mount; with -r a directory")
-        command.set_defaults(run=run, kind=kind)
+        command.set_defaults(run=run, kind=kind, looks_into=lambda options: [*options.words, *options.paths])
 
 
 def _add_du(commands: Any) -> None:
@@ -182,6 +198,7 @@ def _add_du(commands: Any) -> None:
     du.add_argument("--json", action="store_true", help="as one JSON document")
     du.add_argument("paths", metavar="PATH", nargs="*", help="a file or directory in a mount (default: here)")
     du.set_defaults(run=_du)
+    _supervise(du)
 
 
 def _add_link(commands: Any) -> None:
@@ -194,7 +211,7 @@ def _add_link(commands: Any) -> None:
     kind.add_argument("--public", action="store_true", help="the plain URL, and whether anybody may read it")
     link.add_argument("--virtual-host", action="store_true", help="with the bucket in the name of the host")
     link.add_argument("path", metavar="PATH", help="a file in a mount")
-    link.set_defaults(run=_link)
+    link.set_defaults(run=_link, looks_into=lambda options: [options.path])
 
 
 def _add_limit(commands: Any) -> None:
@@ -248,6 +265,7 @@ def _add_caches(commands: Any) -> None:
     drop.set_defaults(run=_drop)
     for command in (warm, drop):
         command.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount")
+        _supervise(command)
 
 
 def _add_restore(commands: Any) -> None:
@@ -258,6 +276,7 @@ def _add_restore(commands: Any) -> None:
     restore.add_argument("-n", "--dry-run", action="store_true", help="only list what would be restored")
     restore.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount, deleted or not")
     restore.set_defaults(run=_restore)
+    _supervise(restore)
 
 
 def _add_versions(commands: Any) -> None:
@@ -271,6 +290,7 @@ def _add_versions(commands: Any) -> None:
     versions.add_argument("--json", action="store_true", help="list as one JSON document")
     versions.add_argument("paths", metavar="PATH", nargs="+", help="a file or directory in a mount, deleted or not")
     versions.set_defaults(run=_versions)
+    _supervise(versions)
 
 
 def _moment(text: str) -> float:
@@ -325,7 +345,7 @@ def _add_bench(commands: Any) -> None:
         "--threads", type=_count, default=8, metavar="N", help="at work on small files, beside one (default: 8)"
     )
     bench.add_argument("--json", action="store_true", help="as one JSON document")
-    bench.set_defaults(run=_bench)
+    bench.set_defaults(run=_bench, looks_into=lambda options: [options.directory])
 
 
 def _add_doctor(commands: Any) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sosfs.cli import main as program
+from sosfs.cli import usage
 from sosfs.config import parameters
 from sosfs.config.parameters import SettingError
 from sosfs.daemon import launch, remount
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = usage.Parser(
         prog="mount.sosfs",
         description="Mounts a bucket for mount(8).",
         epilog="exit codes: " + "; ".join(f"{code} {meaning}" for code, meaning in EXITS.items()),

@@ -59,7 +59,7 @@ def show(given: str | None, output: Output) -> int:
 def retry(given: str) -> int:
     """Has what waits at a path tried now and tells what came of it; 1 when something still waits. Raises OSError."""
     target = _target(given)
-    with progress.of_items() as shown:
+    with progress.of_items("trying") as shown:
 
         def news(told: Told) -> None:
             if told:

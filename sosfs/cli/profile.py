@@ -38,14 +38,14 @@ def run(path: Path, *, seconds: float | None, as_json: bool) -> int:
     else:
         # Off a terminal a table is as wide as it has to be: who reads it there is a program, or a log.
         width = None if sys.stdout.isatty() else 120
-        console.Console(width=width, highlight=False, soft_wrap=True).print(_shown(newest))
+        console.Console(width=width, highlight=False, markup=False, soft_wrap=True).print(_shown(newest))
     return Exit.OK
 
 
 @contextlib.contextmanager
 def _live(as_json: bool) -> Iterator[Tell]:
     """Shows the sums of the moment where there is a terminal; else says when it begins, on standard error."""
-    terminal = console.Console(highlight=False)
+    terminal = console.Console(highlight=False, markup=False)
     if as_json or not terminal.is_terminal:
         said: list[None] = []
 

@@ -1,12 +1,15 @@
 """What a user sees while something takes long: a bar on a terminal, else a line now and then, on standard error.
 
-Blocking; no threads of its own.
+What is quick is silent. What takes long speaks also while nothing comes about: the newest step is told again then.
+
+A thread of its own tells what is due; it shares the newest step with the caller's, under a lock.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -16,7 +19,9 @@ from rich.progress import ProgressColumn
 
 from sosfs.log.escaping import printable
 
+BAR_SECONDS = 0.5  # before a bar is shown
 LINE_SECONDS = 10.0  # between two lines where there is no terminal, and before the first
+LOOK_SECONDS = 0.25  # between two looks for what is due
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,65 +34,91 @@ class Step:
 
 
 class Progress:
-    """Shows steps. `was_shown`: whether the user has seen anything."""
+    """Shows the newest step when that is due: after `wait` seconds, and then every `pause`. `was_shown`: any was."""
 
-    def __init__(self, show: Callable[[Step], bool]) -> None:
+    def __init__(self, show: Callable[[Step], None], first: Step | None, *, wait: float, pause: float) -> None:
         self._show = show
+        self._newest = first
+        self._due = monotonic() + wait
+        self._pause = pause
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
         self.was_shown = False
 
     def tell(self, step: Step) -> None:
         """Things have got this far."""
-        self.was_shown |= self._show(step)
+        with self._lock:
+            self._newest = step
+        self._look()
+
+    def _look(self) -> None:
+        with self._lock:
+            if self._newest is None or monotonic() < self._due:
+                return
+            self._due = monotonic() + self._pause
+            self._show(self._newest)
+            self.was_shown = True
+
+    def _run(self) -> None:
+        while not self._ended.wait(LOOK_SECONDS):
+            self._look()
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[Progress]:
+        """Looks for what is due, for the length of the block."""
+        thread = threading.Thread(target=self._run, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self._ended.set()
+            thread.join()
 
 
-@contextlib.contextmanager
-def of_bytes(first: str = "") -> Iterator[Progress]:
-    """Progress in bytes; `first` stands on a terminal until there is a step."""
+def of_bytes(first: str = "") -> contextlib.AbstractContextManager[Progress]:
+    """Progress in bytes; `first` is what is done until there is a step, "" for nothing worth telling."""
     columns = (
         progress.BarColumn(),
         progress.DownloadColumn(),
         progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
-    with _shown(first, columns, filesize.decimal) as shown:
-        yield shown
+    return _shown(first, columns, filesize.decimal)
 
 
-@contextlib.contextmanager
-def of_items(first: str = "") -> Iterator[Progress]:
+def of_items(first: str = "") -> contextlib.AbstractContextManager[Progress]:
     """Progress in things that are counted."""
     columns = (progress.BarColumn(), progress.MofNCompleteColumn(), progress.TimeRemainingColumn())
-    with _shown(first, columns, "{:,}".format) as shown:
-        yield shown
+    return _shown(first, columns, "{:,}".format)
+
+
+def waiting(what: str) -> contextlib.AbstractContextManager[Progress]:
+    """For what has no steps that could be counted."""
+    return _shown(what, (progress.TimeElapsedColumn(),), str)
 
 
 @contextlib.contextmanager
 def _shown(first: str, columns: Sequence[ProgressColumn], amount: Callable[[int], str]) -> Iterator[Progress]:
     terminal = console.Console(stderr=True)
+    step = Step(first, 0, None) if first else None
     if not terminal.is_terminal:
-        yield Progress(_lines(amount))
+        with Progress(_line(amount), step, wait=LINE_SECONDS, pause=LINE_SECONDS).looking() as shown:
+            yield shown
         return
-    text = progress.TextColumn("{task.description}")
+    text = progress.TextColumn("{task.description}", markup=False)
     with progress.Progress(text, *columns, console=terminal, transient=True) as bar:
-        task = bar.add_task(first, total=None, visible=bool(first))
+        task = bar.add_task("", total=None, visible=False)
 
-        def show(step: Step) -> bool:
-            bar.update(task, description=step.text, completed=step.done, total=step.total, visible=True)
-            return True
+        def show(step: Step) -> None:
+            bar.update(task, description=printable(step.text), completed=step.done, total=step.total, visible=True)
 
-        yield Progress(show)
+        with Progress(show, step, wait=BAR_SECONDS, pause=0.0).looking() as shown:
+            yield shown
 
 
-def _lines(amount: Callable[[int], str]) -> Callable[[Step], bool]:
-    due = monotonic() + LINE_SECONDS
-
-    def show(step: Step) -> bool:
-        nonlocal due
-        if monotonic() < due:
-            return False
-        due = monotonic() + LINE_SECONDS
+def _line(amount: Callable[[int], str]) -> Callable[[Step], None]:
+    def show(step: Step) -> None:
         far = f": {amount(step.done)} of {amount(step.total)}" if step.total else ""
         print(f"sosfs: {printable(step.text)}{far}", file=sys.stderr, flush=True)
-        return True
 
     return show

@@ -5,21 +5,23 @@ The mount does the work (`filesystem.restore`), mount by mount. Blocking, one ca
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
-from rich import console, filesize, progress
+from rich import filesize
 
-from sosfs.cli import location
+from sosfs.cli import location, progress
+from sosfs.cli.progress import Progress, Step
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.ipc import commands
-from sosfs.ipc.commands import Tell, Told
+from sosfs.ipc.commands import Told
 from sosfs.log.escaping import printable
+from sosfs.log.wording import counted
 
 
 class Run(Enum):
@@ -32,10 +34,11 @@ class Run(Enum):
 def run(paths: Sequence[str], moment: float | None, mode: Run) -> int:
     """Brings files back, or lists which ones would be; 1 where not all could be. Raises OSError."""
     mounts, code = mountpoint.table(), Exit.OK
-    places = [location.of(location.unfollowed(given), given, mounts) for given in paths]
+    places = location.looked_up(paths, mounts)
     options = {"run": mode.value} | ({"at": repr(moment)} if moment is not None else {})
     for mount, names in location.by_mount(places):
-        with _progress() as news:
+        with progress.of_items("looking") as shown:
+            news = partial(_tell_news, shown)
             told = commands.ask(mount.mountpoint, "restore", names, owner=mount.owner, news=news, options=options)
         for path, modified, size in told["changes"]:
             print(f"{printable(f'{mount.mountpoint}/{path}')}: {shown_time(modified)}, {filesize.decimal(size)}")
@@ -50,19 +53,11 @@ def shown_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
-@contextlib.contextmanager
-def _progress() -> Iterator[Tell]:
-    """What was done so far, on a terminal; else nothing. How many files there will be, no listing tells before."""
-    terminal = console.Console(stderr=True)
-    columns = (progress.TextColumn("{task.description}"), progress.BarColumn(), progress.TimeElapsedColumn())
-    with progress.Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("looking", total=None)
-
-        def show(news: Told) -> None:
-            if news:
-                bar.update(task, description=f"{news['restored']} restored of {_files(news['files'])} so far")
-
-        yield show
+def _tell_news(shown: Progress, news: Told) -> None:
+    """What was done so far. How many files there will be, no listing tells before."""
+    if news:
+        text = f"{news['restored']:,} restored of {_files(news['files'])} so far"
+        shown.tell(Step(text, news["restored"], None))
 
 
 def _summary(told: Told, mode: Run, mount: Path) -> None:
@@ -89,4 +84,4 @@ def _say(text: str) -> None:
 
 
 def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
+    return counted(count, "file")

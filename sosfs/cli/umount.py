@@ -25,8 +25,8 @@ from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Detach, Mount, MountState
 from sosfs.ipc import status
-from sosfs.ipc.status import MountPhase, Status
-from sosfs.log.escaping import printable_lines
+from sosfs.ipc.status import SILENCE_SECONDS, MountPhase, Status
+from sosfs.log.escaping import printable, printable_lines
 from sosfs.log.wording import counted
 
 LOOK_SECONDS = 0.2  # between two looks at the daemon's status
@@ -120,7 +120,7 @@ def _detach(path: Path) -> None:
             if error.errno != errno.EBUSY:
                 raise
             found = [str(holder) for holder in holders.of(path)]
-            found += [f"{below} is mounted in it" for below in holders.mounts_below(path)]
+            found += [printable(f"{below} is mounted in it") for below in holders.mounts_below(path)]
             if not found and time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
                 continue
@@ -132,14 +132,19 @@ def _detach(path: Path) -> None:
 
 def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seconds: float | None) -> int:
     owner = mount.owner if mount else None
-    deadline = None if seconds is None else time.monotonic() + seconds
+    heard = time.monotonic()
+    deadline = None if seconds is None else heard + seconds
     with progress.of_bytes() as shown:
         show = _Queue(shown)
         while not process.ended_within(LOOK_SECONDS if deadline is None else min(LOOK_SECONDS, _left(deadline))):
             if deadline is not None and not _left(deadline):
                 return _told(f"time ran out: {_pending(now)} not in the bucket yet; the daemon goes on sending")
-            # None: it has closed its socket and is about to end.
-            now = status.fetch(path, owner=owner) or now
+            try:
+                now = status.fetch(path, owner=owner) or now  # None: it has closed its socket and is about to end
+                heard = time.monotonic()
+            except OSError as error:
+                if time.monotonic() >= heard + SILENCE_SECONDS:
+                    return _told(f"{launch.one_line(error)}: whether every change is in the bucket is unknown")
             show.tell(now)
             is_served = now.state is MountPhase.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
@@ -150,7 +155,7 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
         return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
     code = _verdict(last)
     if code is Exit.OK:
-        if shown.was_shown:
+        if shown.was_shown and show.sent:
             _say(f"all is in the bucket: {show.sent}")
         status.forget_last(path, owner=owner)
     return code
@@ -185,7 +190,7 @@ def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
 
 def _indented(lines: Sequence[str]) -> str:
     more = [f"and {len(lines) - NAMED} more"] if len(lines) > NAMED else []
-    return "".join(f"\n  {line}" for line in [*lines[:NAMED], *more])
+    return "".join(f"\n  {printable(line)}" for line in [*lines[:NAMED], *more])
 
 
 def _left(deadline: float) -> float:
@@ -214,14 +219,18 @@ class _Queue:
         """Shows how far it is, bytes in parts of unfinished uploads included."""
         self._files = max(self._files, now.pending_files)
         self._bytes = max(self._bytes, now.pending_bytes)
-        if now.pending_files:
+        if not now.pending_files:
+            self._shown.tell(Step("all is sent; waiting for the daemon to end", 0, None))
+        else:
             up = self._bytes - now.pending_bytes + now.uploaded_bytes
             silent = f"; the server {server(now)}" if now.silent_since else ""
             self._shown.tell(Step(f"sending, {_files(now)} left{silent}", up, self._bytes))
 
     @property
     def sent(self) -> str:
-        """How much there was."""
+        """How much there was; "" for nothing."""
+        if not self._files:
+            return ""
         from rich import filesize  # noqa: PLC0415  only where there is something to tell
 
         return f"{counted(self._files, 'file')}, {filesize.decimal(self._bytes)}"

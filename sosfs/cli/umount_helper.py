@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sosfs.cli import umount
+from sosfs.cli import umount, usage
 from sosfs.cli.mount_helper import FAILURE
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = usage.Parser(
         prog="umount.fuse.sosfs",
         description="Unmounts a bucket for umount(8).",
         epilog="exit codes: 0 every change is in the bucket, or -l was given; 32 not unmounted, or changes are left",

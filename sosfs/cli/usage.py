@@ -1,7 +1,7 @@
 """What each command is for, in words: arguments, description, examples, exit codes.
 
-`--help`, the table of commands in the pages and the man pages are made from it. No imports but the standard
-library's, so that `--help` answers at once.
+`--help`, the table of commands in the pages and the man pages are made from it. No imports that take
+long, so that `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
+
+from sosfs.log.escaping import printable
 
 PROGRAM = "Mounts buckets of Exoscale Simple Object Storage, or of any S3 store, as a drive."
 
@@ -346,6 +348,14 @@ def add(commands: Any, name: str, **options: Any) -> argparse.ArgumentParser:
         **options,
     )
     return parser
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors repeat what was typed so that no terminal acts upon it."""
+
+    def error(self, message: str) -> NoReturn:
+        """As usual: a line, and exit code 2."""
+        super().error(printable(message))
 
 
 class Formatter(argparse.RawDescriptionHelpFormatter):

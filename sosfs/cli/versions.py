@@ -9,24 +9,29 @@ import errno
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from rich import filesize
 
-from sosfs.cli import location
+from sosfs.cli import location, progress
 from sosfs.cli.location import Location
+from sosfs.cli.progress import Progress, Step
 from sosfs.cli.restore import shown_time
 from sosfs.daemon import mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.ipc import commands
 from sosfs.ipc.commands import Told
 from sosfs.log.escaping import printable
+from sosfs.log.wording import counted
 
 
 def show(paths: Sequence[str], *, as_json: bool) -> int:
     """Prints all versions of files and trees, the newest of each first. Raises OSError."""
     found = []
     for mount, names in location.by_mount(_places(paths)):
-        told = commands.ask(mount.mountpoint, "versions", names, owner=mount.owner, news=lambda _: None)
+        with progress.of_items("listing") as shown:
+            news = partial(_tell_news, shown, "listing, {} so far", "entries", ("version", "versions"))
+            told = commands.ask(mount.mountpoint, "versions", names, owner=mount.owner, news=news)
         found += [(f"{mount.mountpoint}/{path}", *rest) for path, *rest in told["entries"]]
     if as_json:
         titles = ("path", "modified", "size", "id", "current", "deleted")
@@ -37,8 +42,8 @@ def show(paths: Sequence[str], *, as_json: bool) -> int:
         if path != last:
             print(printable(path))
             last = path
-        shown = "deleted" if is_deleted else filesize.decimal(size)
-        print(f"  {shown_time(modified)}  {shown:>10}  {printable(version_id)}{'  current' if is_current else ''}")
+        amount = "deleted" if is_deleted else filesize.decimal(size)
+        print(f"  {shown_time(modified)}  {amount:>10}  {printable(version_id)}{'  current' if is_current else ''}")
     return Exit.OK
 
 
@@ -66,16 +71,22 @@ def prune(paths: Sequence[str], rule: Mapping[str, str], *, is_agreed: bool) -> 
 def _each_mount(places: Sequence[Location], options: Mapping[str, str]) -> Told:
     total: Told = {"versions": 0, "bytes": 0, "failed_files": 0, "failed": []}
     for mount, names in location.by_mount(places):
-        told = commands.ask(mount.mountpoint, "prune", names, owner=mount.owner, news=lambda _: None, options=options)
+        doing = "counting" if options["run"] == "dry" else "removing"
+        with progress.of_items(doing) as shown:
+            news = partial(_tell_news, shown, f"{doing}, {{}} so far", "versions", ("old version", "old versions"))
+            told = commands.ask(mount.mountpoint, "prune", names, owner=mount.owner, news=news, options=options)
         total = {name: value + told[name] for name, value in total.items()}
     return total
 
 
+def _tell_news(shown: Progress, text: str, name: str, what: tuple[str, str], news: Told) -> None:
+    if news:
+        shown.tell(Step(text.format(counted(news[name], *what)), news[name], None))
+
+
 def _places(paths: Sequence[str]) -> list[Location]:
-    mounts = mountpoint.table()
-    return [location.of(location.unfollowed(given), given, mounts) for given in paths]
+    return location.looked_up(paths, mountpoint.table())
 
 
 def _amount(told: Told) -> str:
-    count = told["versions"]
-    return f"{count} old {'version' if count == 1 else 'versions'} ({filesize.decimal(told['bytes'])})"
+    return f"{counted(told['versions'], 'old version')} ({filesize.decimal(told['bytes'])})"

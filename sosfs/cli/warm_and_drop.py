@@ -6,11 +6,9 @@ The mount does the work (`warm`, `drop`); here is asked for it, mount by mount. 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from rich import filesize
 
@@ -30,7 +28,7 @@ TOLD = 20  # files that are named one by one
 def warm(paths: Sequence[str]) -> int:
     """Brings files near and tells what came; 1 when not all of it is near now. Raises OSError."""
     mounts = mountpoint.table()
-    places = [location.of(Path(os.path.realpath(given)), given, mounts) for given in paths]
+    places = location.looked_up(paths, mounts, location.followed)
     code = Exit.OK
     for mount, names in location.by_mount(places):
         with progress.of_bytes("looking") as shown:
@@ -45,12 +43,13 @@ def warm(paths: Sequence[str]) -> int:
 def drop(paths: Sequence[str]) -> int:
     """Has mounts forget what they know of files, and tells how much that was. Raises OSError."""
     mounts = mountpoint.table()
-    places = [location.of(location.unfollowed(given), given, mounts) for given in paths]
+    places = location.looked_up(paths, mounts)
     for place in list(places):
         with contextlib.suppress(OSError):  # a link that leads out of our mounts
-            places.append(location.of(Path(os.path.realpath(place.path)), place.given, mounts))
+            places += location.looked_up([place.given], mounts, location.followed)
     for mount, names in location.by_mount(places):
-        outcome = commands.ask(mount.mountpoint, "drop", names, owner=mount.owner, news=lambda _: None)
+        with progress.waiting("forgetting what is cached"):
+            outcome = commands.ask(mount.mountpoint, "drop", names, owner=mount.owner, news=lambda _: None)
         _tell_dropped(outcome)
     return Exit.OK
 
@@ -66,7 +65,8 @@ def _tell_news(shown: Progress, news: Told) -> None:
 def _tell_warmed(outcome: Told, mount: Mount) -> None:
     files = _files(outcome["files"])
     if not outcome["cache_bytes"]:
-        print(f"{files}: attributes only, for {mount.mountpoint} has no disk cache (sosfs mount --cache-size)")
+        where = printable(str(mount.mountpoint))
+        print(f"{files}: attributes only, for {where} has no disk cache (sosfs mount --cache-size)")
     else:
         fetched, here = filesize.decimal(outcome["fetched_bytes"]), filesize.decimal(outcome["here_bytes"])
         print(f"{files}: {fetched} fetched, {here} were here already")

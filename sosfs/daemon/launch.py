@@ -222,8 +222,9 @@ def one_line(error: BaseException) -> str:
     """An error as one line for the user: without an errno's number, with the file it speaks of."""
     if not isinstance(error, OSError) or error.strerror is None:
         return printable(" ".join(str(error).split())) or type(error).__name__
-    named = f"{error.filename}: " if error.filename else ""
-    return printable(" ".join(f"{named}{error.strerror}".split()))
+    name = error.filename  # of a descriptor its number
+    named = f"{printable(os.fsdecode(name) if isinstance(name, bytes) else str(name))}: " if name else ""
+    return named + printable(" ".join(error.strerror.split()))
 
 
 def report(error: BaseException) -> Exit:

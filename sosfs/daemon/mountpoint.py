@@ -15,6 +15,8 @@ import re
 import shutil
 import subprocess
 import threading
+from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +27,7 @@ FUSE_DEVICE = Path("/dev/fuse")
 FUSE_SETTINGS = Path("/etc/fuse.conf")
 MOUNT_TABLE = Path("/proc/self/mountinfo")
 TYPE = "fuse.sosfs"  # what the mount table calls our mounts
+LINKS = 40  # on the way to a path, as for the kernel
 DETACH_SECONDS = 30.0
 DEAD_SECONDS = 1.0  # for what the kernel answers by itself, at once, where no daemon is left
 
@@ -90,20 +93,34 @@ def at(mountpoint: Path) -> Mount | None:
 
 
 def canonical(path: str | Path) -> Path:
-    """The path as the mount table writes it, without asking a filesystem that may be mounted there.
+    """The path as the mount table writes it, without asking a mount of ours.
 
-    Links are followed in the parents and at the end; the kernel answers readlink on the root of a mount by
-    itself. Raises OSError for a chain of links without end.
+    Links are followed on the way to such a mount, and not in it. Raises OSError for a chain of links without end.
     """
-    current = Path(os.path.abspath(path))  # noqa: PTH100  pathlib keeps "..", and resolve() asks the mount
-    for _ in range(40):
-        current = Path(os.path.realpath(current.parent)) / current.name
+    return outside({mount.mountpoint for mount in table() if mount.type == TYPE}, path)
+
+
+def outside(ours: Collection[Path], path: str | Path) -> Path:
+    """The absolute path, with the links on the way resolved up to the first of these directories."""
+    todo, current, links = deque(_parts(path)), Path("/"), 0
+    while todo and current not in ours:
+        current /= todo.popleft()
+        if current in ours:
+            break
         try:
             target = current.readlink()
-        except OSError:  # no link, not there, or a mount that does not answer: then this is its name
-            return current
-        current = Path(os.path.abspath(current.parent / target))  # noqa: PTH100
-    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        except OSError:  # it is no link, or not there
+            continue
+        links += 1
+        if links > LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+        todo.extendleft(reversed(_parts(current.parent / target)))
+        current = Path("/")
+    return current.joinpath(*todo)
+
+
+def _parts(path: str | Path) -> tuple[str, ...]:
+    return Path(os.path.abspath(path)).parts[1:]  # noqa: PTH100 - pathlib keeps "..", and resolve() would ask
 
 
 def prepare(settings: Settings) -> None:

@@ -26,13 +26,13 @@ from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.wording import counted, lasting
 from tests.conftest import Mounter
 from tests.support.drive import Drive
-from tests.support.faults import Hang
+from tests.support.faults import Hang, Rule
 from tests.support.foreign import Foreign, numbered
 from tests.support.mounting import SOSFS, run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.traffic import Op, on
-from tests.support.waiting import SECONDS
+from tests.support.waiting import SECONDS, until
 
 NOW = Status(7, "photos", "", "/mnt/photos", "https://sos-ch-dk-2.exo.io", MountPhase.MOUNTED)
 # The program as it is installed, but that a line of progress is due at once.
@@ -234,19 +234,81 @@ def test_what_caches_have_answered(mounter: Mounter, foreign: Foreign) -> None:
 
 class TestProgress:
     def test_lines_off_a_terminal(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        clock = iter([0.0, 5.0, 10.0, 10.0, 15.0, 20.5, 20.5])
-        monkeypatch.setattr(progress, "monotonic", lambda: next(clock))
+        clock = [0.0]
+        monkeypatch.setattr(progress, "monotonic", lambda: clock[0])
         said = io.StringIO()
         monkeypatch.setattr(sys, "stderr", said)
         with progress.of_bytes() as shown:
             shown.tell(Step("sending, 2 files left", 0, 4000))
             assert not shown.was_shown, "what is quick is silent"
-            for done in (1000, 2000, 3000):
+            for clock[0], done in ((10.0, 1000), (15.0, 2000), (20.5, 3000)):
                 shown.tell(Step("sending\x1b, 1 file left", done, 4000))
         assert said.getvalue() == (
             "sosfs: sending\\x1b, 1 file left: 1.0 kB of 4.0 kB\nsosfs: sending\\x1b, 1 file left: 3.0 kB of 4.0 kB\n"
         )
         assert shown.was_shown
+
+    def test_where_nothing_comes_about_the_newest_is_told_again(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(progress, "LINE_SECONDS", 0.1)
+        said = io.StringIO()
+        monkeypatch.setattr(sys, "stderr", said)
+        with progress.of_items("looking") as shown:
+            until(lambda: "sosfs: looking\n" in said.getvalue(), "it speaks")
+            shown.tell(Step("trying", 1, 3))
+            until(lambda: said.getvalue().count("sosfs: trying: 1 of 3\n") >= 2, "it speaks again")
+        with progress.of_items() as shown:
+            until(lambda: not shown._ended.wait(0.3), "it has looked")
+            assert not shown.was_shown, "there is nothing to tell yet"
+
+    def test_long_waits_speak(self, mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
+        """Each command off a terminal, while the server does not answer what it needs; at the end it counts."""
+        foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+        for body in (b"old", b"new"):
+            foreign.put_all({f"t/f{number}": body for number in range(4)})
+        drive = mounter(proxy.endpoint, "--ttl", "0")
+        drive.mount.allow_log("WARNING|ERROR")
+        tree = drive.here / "t"
+        for ops, arguments, line, summary in (
+            ((Op.LIST,), ("warm", tree), "looking the paths up", "4 files: "),
+            ((Op.GET_ACL,), ("acl", "get", "-r", tree), "looking|listing|reading ACLs", "# file: "),
+            (
+                (Op.PUT_ACL, Op.GET_ACL),
+                ("acl", "set", "-r", "private", tree),
+                "looking|listing|setting ACLs",
+                "4 files changed",
+            ),
+            (
+                (Op.HEAD, Op.GET, Op.COPY),
+                ("headers", "set", "-r", "Cache-Control=no-cache", tree),
+                "looking|listing|setting headers",
+                "4 files changed",
+            ),
+            ((Op.LIST, Op.LIST_VERSIONS), ("du", tree), "looking|listing", f"{tree}\n"),
+            ((Op.LIST_VERSIONS,), ("versions", tree), "listing", f"{tree}/f0\n"),
+            ((Op.LIST_VERSIONS,), ("restore", "-n", tree), "looking", "0 files would be restored, 4 as before"),
+            ((Op.LIST_VERSIONS,), ("versions", "--prune", "1", "--yes", tree), "removing", "old versions? "),
+            ((Op.GET_ACL,), ("link", "--public", tree / "f0"), "asking the mount", "http"),
+        ):
+            command = [sys.executable, "-c", IMPATIENT, *map(str, arguments)]
+            with (
+                proxy.broken(Hang(), on(*ops)) as rule,
+                subprocess.Popen(
+                    command, env=drive.mount.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                ) as process,
+            ):
+                assert process.stderr is not None
+                assert process.stdout is not None
+                told = process.stderr.readline()
+                self.until_asked(rule, arguments)
+                assert re.match(f"sosfs: (?:{line})", told), (arguments, told)
+                proxy.heal()
+                proxy.drop_connections()
+                output, _ = process.communicate(timeout=60)
+            assert process.returncode == 0, arguments
+            assert re.search(summary, output), (arguments, output)
+
+    def until_asked(self, rule: Rule, arguments: object) -> None:
+        until(lambda: rule.hits, f"the server is asked: {arguments}")
 
     def run(self, drive: Drive, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

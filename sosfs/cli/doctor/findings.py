@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sosfs.log.escaping import printable, printable_lines
+from sosfs.log.escaping import printable
 from sosfs.log.wording import counted
 
 
@@ -99,7 +99,7 @@ def display(form: Output) -> Iterator[Tell]:
 
         def tell_line(finding: Finding) -> None:
             told.append(finding)
-            print(printable_lines(str(finding)), flush=True)
+            print(printable(str(finding)), flush=True)
 
         yield tell_line
         print(printable(summary(told)))
