@@ -20,6 +20,7 @@ import errno
 import os
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -121,19 +122,33 @@ def _awaited(child: int, mounts: Sequence[Mount], relays: Sequence[_Relay]) -> i
 
 
 def _watch(mount: Mount, hung: list[Path]) -> None:
-    """Looks at a daemon until it hangs. Where it may not be asked, or is gone, the kernel tells who waits for it."""
+    """Looks at a daemon until it hangs."""
     unanswered, heard = 0, time.monotonic()
     while unanswered < UNANSWERED or time.monotonic() < heard + status.SILENCE_SECONDS:
         time.sleep(LOOK_SECONDS)
-        try:
-            status.fetch(mount.mountpoint, owner=mount.owner)
-        except TimeoutError:
-            unanswered += 1
-        except OSError:
+        if _answers(mount):
             unanswered, heard = 0, time.monotonic()
         else:
-            unanswered, heard = 0, time.monotonic()
+            unanswered += 1
     hung.append(mount.mountpoint)
+
+
+def _answers(mount: Mount) -> bool:
+    """Whether a daemon says anything. Of one that is gone the kernel tells who waits for it."""
+    try:
+        status.fetch(mount.mountpoint, owner=mount.owner)
+    except TimeoutError:
+        return False
+    except PermissionError:  # another user's, which answers what everybody may ask
+        with contextlib.suppress(OSError):
+            command = ["stat", "--file-system", "--", str(mount.mountpoint)]
+            try:
+                subprocess.run(command, capture_output=True, timeout=status.ANSWER_SECONDS, check=False)
+            except subprocess.TimeoutExpired:
+                return False
+    except OSError:
+        pass
+    return True
 
 
 def _is_pipe(number: int) -> bool:

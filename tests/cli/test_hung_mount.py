@@ -30,6 +30,12 @@ SOON = (
     "import sys; from sosfs.cli import main; from sosfs.ipc import status;"
     "status.ANSWER_SECONDS, status.SILENCE_SECONDS = 1.0, 3.0; sys.exit(main.main())",
 )
+# The same for who may not ask the daemon.
+STRANGER = (
+    *SOON[:2],
+    "def refused(*arguments, **options): raise PermissionError(13, 'Permission denied')\n"
+    "from sosfs.ipc import status; status.fetch = refused;" + SOON[2],
+)
 END = 40.0  # seconds, on a machine that many tests share
 
 
@@ -91,10 +97,12 @@ def test_each_command_gives_up_on_a_daemon_that_is_stopped(drive: Drive) -> None
     os.kill(drive.mount.pid, signal.SIGSTOP)
     try:
         as_installed = begun(drive, "acl", "get", file, program=SOSFS)
+        as_stranger = begun(drive, "headers", "get", "Content-Type", file, program=STRANGER)
         for few in (commands[:7], commands[7:]):
             for process in [begun(drive, *command) for command in few]:
                 gave_up(drive, process)
         gave_up(drive, as_installed)
+        gave_up(drive, as_stranger)
     finally:
         os.kill(drive.mount.pid, signal.SIGCONT)
     done = begun(drive, "du", tree)

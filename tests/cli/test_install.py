@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from sosfs.ipc import status
-from tests.support.mounting import ROOT
+from tests.support.mounting import ROOT, alone
 from tests.support.servers import Server, client_of
 from tests.support.waiting import alive
 from tests.support.watchdog import Watchdog, mounted
@@ -271,6 +271,7 @@ def test_mount_and_umount_use_the_helpers(
     table = tmp_path / "fstab"
     table.write_text(f"{environ['BUCKET']} {path} sosfs {options} 0 0\n")
     script = f"""
+        {alone(tmp_path)}
         mount -t overlay overlay -o lowerdir={installed.prefix}/sbin:/usr/sbin /usr/sbin
         mount -T {table} {path}
         mount -T {table} -a

@@ -18,7 +18,7 @@ from tests.conftest import Mounter
 from tests.support.drive import Drive, eventually
 from tests.support.faults import Hang
 from tests.support.foreign import Foreign
-from tests.support.mounting import run_sosfs
+from tests.support.mounting import alone, run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 from tests.support.waiting import alive
@@ -183,6 +183,7 @@ def test_mount_8_remounts_by_the_helper_for_both_types(mounter: Mounter, foreign
     )
     script = f"""
         mount --make-rprivate /
+        {alone(tmp_path)}
         mount -t overlay overlay -o lowerdir={tmp_path}/sbin:/usr/sbin /usr/sbin
         mount -T {tmp_path}/fstab -a
         mount -T {tmp_path}/fstab -a

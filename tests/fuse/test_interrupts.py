@@ -18,7 +18,7 @@ from tests.conftest import LARGE, Mounter
 from tests.support.drive import Drive, eventually, status
 from tests.support.faults import Hang
 from tests.support.foreign import Foreign
-from tests.support.mounting import run_sosfs
+from tests.support.mounting import alone, run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 
@@ -225,8 +225,10 @@ def test_umount_ends_when_all_is_stored_though_another_namespace_keeps_the_mount
 ) -> None:
     """A container or a unit with PrivateMounts= that was started while it was mounted."""
     drive = mounter("", "--durability", "journal")
-    with subprocess.Popen(["unshare", "-m", "--propagation", "private", "sleep", "600"]) as keeper:
+    script = f"{alone(drive.mount.base)}; exec sleep 600"
+    with subprocess.Popen(["unshare", "-m", "--propagation", "private", "sh", "-c", script]) as keeper:
         try:
+            eventually(lambda: Path(f"/proc/{keeper.pid}/comm").read_text() == "sleep\n")
             device = f"{os.major(drive.here.stat().st_dev)}:{os.minor(drive.here.stat().st_dev)}"
             eventually(lambda: f" {device} " in Path(f"/proc/{keeper.pid}/mountinfo").read_text())
             for number in range(20):

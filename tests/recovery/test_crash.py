@@ -24,7 +24,7 @@ from tests.support.mounting import Mount
 from tests.support.servers import Server
 from tests.support.watchdog import Watchdog
 
-ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "20"))  # of each of the four tests
+ROUNDS = int(os.environ.get("SOSFS_CRASH_ROUNDS", "12"))  # of each of the four tests
 SEED = int(os.environ.get("SOSFS_CRASH_SEED", "1"))
 UNMOUNT_EVERY = 8  # rounds, after which the bucket is compared
 WORKERS = 3

@@ -31,6 +31,15 @@ FREE = 5.0  # seconds until nobody has a file open that a test has closed
 TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback|Exception ignored|was never awaited", re.MULTILINE)
 
 
+def alone(base: Path) -> str:
+    """A line of shell for a mount namespace of a test's own: it lets go of mounts that are not below `base`.
+
+    Else it would keep those of tests that run at the same time, whose daemons wait for it at their end.
+    """
+    others = f"findmnt -nro TARGET -t fuse.sosfs | grep -vF {base}/"
+    return f'{others} | while read -r at; do umount -il "$(printf %b "$at")" 2>/dev/null || true; done'
+
+
 class MountFailed(AssertionError):
     """The program did not come up; the message has its exit code and what it said."""
 
