@@ -40,7 +40,7 @@ def evil(ceph: Server, watchdog: Watchdog, tmp_path: Path) -> Iterator[Drive]:
         mount.allow_log("WARNING|ERROR")
         mount.start()
         try:
-            proxy.inject(REFUSED, on(Op.PUT, Op.PUT_ACL, Op.COPY, key="waits"))
+            proxy.inject(REFUSED, on(Op.PUT, Op.PUT_ACL, Op.COPY, key="waits/"))
             yield Drive(mount, foreign, mount.path)
         finally:
             mount.clear()

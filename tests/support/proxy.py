@@ -285,7 +285,7 @@ class Proxy:
             thread = threading.Thread(target=self._converse, args=(conversation,), name="proxy", daemon=True)
             with self._lock:
                 self._conversations[conversation] = thread
-            thread.start()
+                thread.start()  # under the lock: who finds it may join it
 
     def _converse(self, conversation: Conversation) -> None:
         try:
