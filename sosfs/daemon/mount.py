@@ -178,8 +178,6 @@ class _Mount:
                 await nursery.start(metrics_server.serve, self._settings.metrics, self._service.status)
             measure(self._service.operations)
             self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
-            await nursery.start(self._await_signals)  # before anybody can see the mount, and think it heeds them
-            self._attach()
             works = {
                 **self._service.errands,
                 **self._observation.works,
@@ -188,6 +186,8 @@ class _Mount:
                 **self._switching(),
             }
             await nursery.start(commands.serve, commands.socket_path(path), works)
+            await nursery.start(self._await_signals)
+            self._attach()  # last: who sees the mount may ask its daemon for anything, and send it any signal
             nursery.start_soon(self._sweep)
             nursery.start_soon(CALLERS.watch)
             nursery.start_soon(task_dump.watch, self.ages, self._settings.slow_request)
