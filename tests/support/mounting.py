@@ -25,6 +25,7 @@ from tests.support.watchdog import Watchdog, detach, mounted
 
 ROOT = Path(__file__).resolve().parents[2]
 SOSFS = (sys.executable, "-m", "sosfs")
+INHERITED = frozenset({"PYTHONDONTWRITEBYTECODE"})  # what root runs leaves nothing of its own in somebody's clone
 READY = 30.0  # seconds to mount; two seconds on an idle machine
 DRAIN = 60.0  # seconds to unmount
 FREE = 5.0  # seconds until nobody has a file open that a test has closed
@@ -55,6 +56,7 @@ class Access:
     def environment(self, home: Path) -> dict[str, str]:
         """A clean environment: nothing of the machine's own accounts gets in."""
         return {
+            **{name: os.environ[name] for name in INHERITED & os.environ.keys()},
             "PATH": os.environ["PATH"],
             "HOME": str(home),
             "LANG": "C.UTF-8",
