@@ -22,7 +22,7 @@ from sosfs.attributes.revalidation import Revalidation, is_new
 from sosfs.attributes.unanswered_copies import UnansweredCopies
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
-from sosfs.config.choices import Canned
+from sosfs.config.choices import Acls, Canned
 from sosfs.disk.reserve import Need
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
@@ -59,10 +59,13 @@ class Changes(Revalidation):
         permissions: KeyPermissions,
         *,
         ttl: float,
+        acls: Acls = Acls.KEEP,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
-        super().__init__(inodes, store, blocks, merger, listings, cache, subtree_lock, spawn, ttl=ttl, new_acl=new_acl)
+        super().__init__(
+            inodes, store, blocks, merger, listings, cache, subtree_lock, spawn, ttl=ttl, acls=acls, new_acl=new_acl
+        )
         self.permissions = permissions
         self._new_class = new_class
         self._journal = journal

@@ -11,20 +11,19 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 
 import trio
 
+from sosfs.attributes.carried_acl import CarriedAcls
 from sosfs.attributes.prefetch import AttributePrefetch
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, Spawn
 from sosfs.concurrency.interrupt import waited
-from sosfs.config.choices import Canned
+from sosfs.config.choices import Acls, Canned
 from sosfs.errors import Cause, StoreError
 from sosfs.metadata import user_metadata
 from sosfs.s3.protocol import (
-    Acl,
     Detail,
     Object,
     ObjectStore,
@@ -37,9 +36,6 @@ from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
-
-DIRECTORIES_MAX = 10_000  # of which it is remembered that ACLs could be read in them
-DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
 
 
 class _Question:
@@ -67,10 +63,11 @@ class Revalidation:
         spawn: Spawn,
         *,
         ttl: float,
+        acls: Acls = Acls.KEEP,
         new_acl: Canned = Canned.PRIVATE,
     ) -> None:
         self.ttl = ttl
-        self._new_acl = new_acl
+        self.acls = CarriedAcls(inodes, store, acls, new_acl=new_acl)
         self._inodes = inodes
         self._store = store
         self._blocks = blocks
@@ -83,9 +80,6 @@ class Revalidation:
         listings.watchers.append(self.attribute_prefetch.listed)
         self._asking: dict[Inode, _Question] = {}
         self.hits, self.asked = 0, 0  # questions for attributes that were answered without the bucket, and all
-        self._acl_answered: set[str] = set()  # directories in which ACLs could be read
-        self._acl_denials = 0
-        self._acl_refused: Counter[str] = Counter()  # by key, of those directories
 
     async def revalidate(self, inode: Inode) -> Inode:
         """Makes sure all attributes are known, and recent. Raises ENOENT when the object is gone, ESTALE for an inode
@@ -296,39 +290,6 @@ class Revalidation:
         """Takes over all properties; of another version none: the condition on the write will tell."""
         if inode.version is not None and found.version.same_as(inode.version):
             inode.properties, inode.whole = found.properties, True
-
-    async def acl(self, inode: Inode) -> Acl | None:
-        """The object's ACL where it is not the default one; None too where the key may not read it."""
-        if trio.current_time() < inode.acl_private_until:
-            return None
-        return await self.acl_of(self._inodes.key(inode))
-
-    async def acl_of(self, key: str) -> Acl | None:
-        """As `acl`, for a key.
-
-        Raises EACCES where ACLs could be read beside it: that may pass, and who went on without would reset it. One
-        that is refused again and again is its owner's, and not for us to read.
-        """
-        if self._acl_denials >= DENIALS and not self._acl_answered:
-            return None
-        directory = key[: key.rfind("/") + 1]
-        try:
-            acl = await self._store.get_acl(key)
-        except StoreError as error:
-            if error.cause is Cause.DENIED and directory in self._acl_answered:
-                self._acl_refused[key] += 1
-                if self._acl_refused[key] <= DENIALS:
-                    raise
-            if error.cause in (Cause.DENIED, Cause.UNSUPPORTED):
-                self._acl_denials += 1
-                return None
-            if error.cause is Cause.ABSENT:
-                return None
-            raise
-        if len(self._acl_answered) < DIRECTORIES_MAX:
-            self._acl_answered.add(directory)
-        self._acl_refused.pop(key, None)
-        return None if acl.is_private and self._new_acl is Canned.PRIVATE else acl
 
 
 def is_new(inode: Inode) -> bool:

@@ -25,7 +25,7 @@ from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.concurrency.backoff import Backoff, Doubling
 from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.tasks import each
-from sosfs.config.choices import Canned
+from sosfs.config.choices import Acls, Canned
 from sosfs.config.parameters import Durability
 from sosfs.errors import Cause, StoreError, reason
 from sosfs.ipc.pending import Change, Kind, Pending
@@ -75,12 +75,13 @@ class AttributeWriteback(Changes):
         retries: Backoff,
         *,
         ttl: float,
+        acls: Acls = Acls.KEEP,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
         super().__init__(
             inodes, store, blocks, merger, listings, cache, subtree_lock, journal, spawn, permissions,
-            ttl=ttl, new_acl=new_acl, new_class=new_class
+            ttl=ttl, acls=acls, new_acl=new_acl, new_class=new_class
         )  # fmt: skip
         self._copy_object = partial(copy_object, store, multiparts=multiparts)
         self._retries = retries
@@ -200,7 +201,7 @@ class AttributeWriteback(Changes):
     async def _rewrite_object(self, inode: Inode, key: str) -> None:
         for again in (False, True):
             looked = await self._look(inode, key, again=again)
-            acl = await self.acl(inode)
+            acl = await self.acls.of(inode)
             posix, used = inode.posix, self.properties(inode)
             if not looked or used != inode.properties:
                 try:
@@ -255,7 +256,7 @@ class AttributeWriteback(Changes):
         acl = None
         if inode.version is not None:
             await self._learn_marker(inode)
-            acl = await self.acl(inode)
+            acl = await self.acls.of(inode)
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
         condition = Guard.ABSENT if inode in self._made else Guard.NONE

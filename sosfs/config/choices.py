@@ -23,6 +23,14 @@ class Canned(Enum):
     BUCKET_OWNER_FULL_CONTROL = "bucket-owner-full-control"
 
 
+class Acls(Enum):
+    """Whether what is renamed, rewritten or given other attributes keeps the ACL that it had."""
+
+    AUTO = "auto"  # as KEEP, unless the bucket's ownership rules say that there are none
+    KEEP = "keep"
+    IGNORE = "ignore"
+
+
 @dataclass(frozen=True, slots=True)
 class Share:
     """So much of a disk: bytes, or per cent of it."""

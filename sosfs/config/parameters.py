@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sosfs.config import values
-from sosfs.config.choices import Canned, Share, Verify
+from sosfs.config.choices import Acls, Canned, Share, Verify
 from sosfs.config.values import Kind, Loopback
 from sosfs.config.zones import NOWHERE, Naming, Place
 
@@ -247,6 +247,14 @@ class Settings:
         "ACL of new objects: `private`, `public-read`, `public-read-write`, `authenticated-read`, `bucket-owner-read` "
         "or `bucket-owner-full-control`. What exists keeps its own, unless the key may not read that.",
         Group.EVERYDAY,
+    )
+    acls: Acls = _option(
+        Acls.AUTO,
+        values.choice(Acls),
+        "Whether what is renamed, rewritten or given other attributes keeps its ACL, which costs a request more "
+        "(`keep`), or gets that of `--acl` (`ignore`). `auto` keeps it, unless the bucket's ownership rules say that "
+        "ACLs have no effect.",
+        Group.TUNING,
     )
     storage_class: str = _option(
         "",

@@ -57,6 +57,7 @@ class ObjectAcls:
             if inode.version is not None:  # Ceph's Last-Modified is that of the ACL, and no answer shows it
                 inode.version = replace(inode.version, modified=None)
             await self._store.put_acl(key, wanted)
+            self._attributes.acls.was_set()
             inode.acl_private_until = 0.0
 
     async def _bring(self, inode: Inode) -> None:

@@ -249,7 +249,7 @@ class Commits:
         acl = None
         if inode.version is not None:
             await self._attributes.fetch_whole(inode)
-            acl = await self._attributes.acl(inode)
+            acl = await self._attributes.acls.of(inode)
         return self._attributes.renewed(inode), acl
 
     async def drop_upload(self, open_file: OpenFile) -> None:

@@ -230,7 +230,10 @@ class BucketMount:
         )
         self.changes = PendingChanges(parts, self.settings.prefix, self._target.traffic.moved)
         history = VersionHistory(self.store.dispatcher)
-        paths, changes = VersionPaths(history, self.settings.prefix), VersionChanges(self.store)
+        paths, changes = (
+            VersionPaths(history, self.settings.prefix),
+            VersionChanges(self.store, parts.attributes.acls.are_kept),
+        )
         versions = VersionsCommand(paths, changes, self._versioning)
         linking = LinkCommand(parts.inodes, parts.namespace.listings, paths, self.store, self._links, self.changes)
         usage = UsageCommand(self.store, history, paths, self._bucket_settings, self.changes.changes)

@@ -199,7 +199,7 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
     attributes = AttributeWriteback(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.subtree_lock, on.journal, on.spawn,
         on.multiparts, KeyPermissions(on.inodes, on.store), on.retries,
-        ttl=ttl, new_acl=on.settings.acl, new_class=on.settings.storage_class
+        ttl=ttl, acls=on.settings.acls, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
     conflicts, commits, file_io = _bytes(on, attributes)
     namespace = Namespace(

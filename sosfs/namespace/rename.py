@@ -190,7 +190,7 @@ class Renames:
     async def _copy(self, inode: Inode, move: Move, segment: str) -> tuple[Version, Properties | None]:
         """Copies the object; returns the new version, and the properties it got where they are not those it had."""
         assert inode.version is not None
-        acl = await self._attributes.acl(inode)
+        acl = await self._attributes.acls.of(inode)
         may_retype = inode.is_regular and system_headers.for_name(segment) != system_headers.for_name(inode.segment)
         if inode.attributes_dirty or inode.properties.storage_class is None or (may_retype and not inode.whole):
             await self._attributes.fetch_whole(inode)
@@ -348,8 +348,8 @@ class Renames:
 
     async def _acl(self, one: Listed, inode: Inode | None) -> Acl | None:
         if inode is not None and inode.version is not None and one.version.same_as(inode.version):
-            return await self._attributes.acl(inode)
-        return await self._attributes.acl_of(one.key)
+            return await self._attributes.acls.of(inode)
+        return await self._attributes.acls.of_key(one.key)
 
     async def _delete_all(self, copies: dict[str, _Copy], move: Move) -> dict[str, Version]:
         """Removes the old keys. Raises the refusal when none may be removed.

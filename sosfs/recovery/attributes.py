@@ -81,7 +81,7 @@ class AttributeReplay:
         used = _merged(saved, found.properties)
         if used == found.properties:
             return
-        acl = await self._attributes.acl_of(saved.key)
+        acl = await self._attributes.acls.of_key(saved.key)
         if saved.key.endswith("/") and not found.version.size:
             await self._store.put(saved.key, b"", used, acl=acl)  # not every server copies a marker
             return

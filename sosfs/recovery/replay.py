@@ -131,7 +131,7 @@ class Replay:
         return [Listed(key, found.version, found.properties.storage_class)] if found is not None else []
 
     async def _move(self, one: Listed, new_key: str) -> None:
-        acl = await self._attributes.acl_of(one.key)
+        acl = await self._attributes.acls.of_key(one.key)
         self._attributes.forget(new_key)
         await self._copy(one.key, new_key, one.version, storage_class=one.storage_class, acl=acl)
 

@@ -394,6 +394,10 @@ class S3Store:
             self.dispatcher, "ListMultipartUploads", lambda calls, after: calls.list_uploads(prefix, after)
         )
 
+    async def has_acls(self) -> bool:
+        """Whether ACLs have an effect. Raises StoreError, soon, for an answer that says nothing of it."""
+        return await self._send("GetBucketOwnershipControls", lambda calls: calls.within(VERSIONS_PATIENCE).has_acls())
+
     async def get_acl(self, key: str) -> Acl:
         """The object's ACL."""
         check_key(key)

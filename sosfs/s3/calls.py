@@ -52,6 +52,7 @@ from sosfs.s3.version_answers import VersionMarker, VersionPage
 T = TypeVar("T")
 
 NO_LOCK = "ObjectLockConfigurationNotFoundError"
+NO_RULES = "OwnershipControlsNotFoundError"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _UNSAYABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")  # in XML 1.0, so not in a DeleteObjects
 
@@ -214,6 +215,17 @@ class SignedCalls:
         """Whether the bucket keeps what is overwritten or deleted."""
         answer = self._send("GetBucketVersioning", "GET", query={"versioning": ""})
         return _read("GetBucketVersioning", xml.keeps_versions, answer)
+
+    def has_acls(self) -> bool:
+        """Whether ACLs have an effect in the bucket, by its ownership rules; they have where it has no rules."""
+        request = "GetBucketOwnershipControls"
+        try:
+            answer = self._send(request, "GET", query={"ownershipControls": ""})
+        except StoreError as error:
+            if error.code == NO_RULES or error.cause is Cause.UNSUPPORTED:
+                return True
+            raise
+        return _read(request, xml.has_acls, answer)
 
     def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Up to 1,000 keys in one request, but for those that XML cannot say: one each."""

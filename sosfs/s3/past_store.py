@@ -164,6 +164,10 @@ class PastStore:
         here = await self.head(key)  # the range is empty, or begins past the object's end
         return checked(request, Slice(here, memoryview(b"")), start, stop, etag)
 
+    async def has_acls(self) -> bool:
+        """As the bucket of now."""
+        return await self._now.has_acls()
+
     async def get_acl(self, key: str) -> Acl:
         """The ACL that the version has."""
         version_id = await self._id(key)

@@ -336,6 +336,9 @@ class ObjectStore(Protocol):
     async def list_uploads(self, prefix: str) -> builtins.list[Upload]:
         """All unfinished uploads under a prefix."""
 
+    async def has_acls(self) -> bool:
+        """Whether ACLs have an effect: False only where the bucket's ownership rules say that they have none."""
+
     async def get_acl(self, key: str) -> Acl:
         """The object's ACL."""
 

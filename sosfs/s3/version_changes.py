@@ -7,6 +7,7 @@ headers, storage class and ACL. Concurrency: trio thread only.
 from __future__ import annotations
 
 import errno
+from collections.abc import Awaitable, Callable
 
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
@@ -19,8 +20,10 @@ from sosfs.s3.version_answers import VersionEntry
 class VersionChanges:
     """Changes to the versions of one bucket."""
 
-    def __init__(self, store: S3Store) -> None:
+    def __init__(self, store: S3Store, keeps_acls: Callable[[], Awaitable[bool]]) -> None:
+        """`keeps_acls` tells whether what is copied keeps its ACL."""
         self._store = store
+        self._keeps_acls = keeps_acls
         self._send = store.dispatcher.send
 
     async def remove(self, entry: VersionEntry) -> None:
@@ -56,6 +59,8 @@ class VersionChanges:
 
     async def _acl(self, entry: VersionEntry) -> Acl | None:
         """The version's ACL; None for what any new object gets, and where it may not be read or is not kept."""
+        if not await self._keeps_acls():
+            return None
         try:
             acl = await self._send("GetObjectAcl", lambda calls: calls.get_acl(entry.key, version_id=entry.version_id))
         except StoreError as error:

@@ -190,6 +190,14 @@ def retention_of(body: bytes) -> bool:
     return any(each(root_of(body, "ObjectLockConfiguration"), "DefaultRetention"))
 
 
+def has_acls(body: bytes) -> bool:
+    """Whether OwnershipControls leave ACLs an effect."""
+    rules = [fields(rule)["ObjectOwnership"].strip() for rule in each(root_of(body, "OwnershipControls"), "Rule")]
+    if not rules:
+        raise ParseError("no rule")
+    return "BucketOwnerEnforced" not in rules
+
+
 def acl_of(body: bytes) -> Acl:
     """The AccessControlPolicy of an object or a bucket."""
     root = root_of(body, "AccessControlPolicy")

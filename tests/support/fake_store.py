@@ -92,6 +92,7 @@ class FakeStore:
         hashes: bool = True,
     ) -> None:
         self.hashes = hashes
+        self.enforces_owner = False
         self._bucket = bucket
         self._page = page
         self._clock = clock
@@ -335,6 +336,11 @@ class FakeStore:
         await self._begin("list_uploads", prefix)
         found = ((upload.key, upload_id, upload.started) for upload_id, upload in self._uploads.items())
         return [Upload(*upload) for upload in sorted(found) if upload[0].startswith(prefix)]
+
+    async def has_acls(self) -> bool:
+        """As `ObjectStore.has_acls`."""
+        await self._begin("has_acls", "")
+        return not self.enforces_owner
 
     async def get_acl(self, key: str) -> Acl:
         """As `ObjectStore.get_acl`."""
