@@ -19,6 +19,7 @@ import trio
 
 from sosfs.attributes.permissions import KeyPermissions
 from sosfs.attributes.revalidation import Revalidation, is_new
+from sosfs.attributes.shared.index import SharedAttributes
 from sosfs.attributes.unanswered_copies import UnansweredCopies
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
@@ -59,13 +60,15 @@ class Changes(Revalidation):
         permissions: KeyPermissions,
         *,
         ttl: float,
+        shared: SharedAttributes | None = None,
         acls: Acls = Acls.KEEP,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
         super().__init__(
-            inodes, store, blocks, merger, listings, cache, subtree_lock, spawn, ttl=ttl, acls=acls, new_acl=new_acl
-        )
+            inodes, store, blocks, merger, listings, cache, subtree_lock, spawn,
+            ttl=ttl, shared=shared, acls=acls, new_acl=new_acl
+        )  # fmt: skip
         self.permissions = permissions
         self._new_class = new_class
         self._journal = journal
@@ -228,6 +231,8 @@ class Changes(Revalidation):
     def _remember(self, inode: Inode) -> None:
         if inode.version is not None and inode.parent is not None and inode.known is Known.ALL:
             self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
+            if self._shared is not None:
+                self._shared.wrote(self._inodes.key(inode))
 
     def forget(self, key: str) -> None:
         """The object's metadata are about to be rewritten: what was remembered of it is void."""

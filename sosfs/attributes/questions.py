@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from sosfs.tree.inodes import Directory, Inode, Known, Pass
+from sosfs.tree.inodes import Directory, Inode, Known, Pass, is_hidden
 
 SINGLE_MAX = 20_000  # files that are in the line by themselves
 
@@ -57,7 +57,7 @@ class Questions:
 
     def add_listed(self, directory: Directory, walk: Pass, first: int, wanted: Wanted) -> None:
         """Puts what was listed of a directory into the line, from an index of a pass on."""
-        if first < len(walk.names):
+        if first < len(walk.names) and not is_hidden(directory.inode):
             self._listed.append(_Names(directory, walk.names, first, len(walk.names), wanted))
 
     def add_below(self, top: Inode, wanted: Wanted) -> None:
@@ -66,7 +66,8 @@ class Questions:
         if directory is not None and directory.now is not None:
             self.add_listed(directory, directory.now, 0, wanted)
         if directory is not None:
-            self._below.extend((one, wanted) for one in directory.entries.values() if one.is_directory)
+            below = (one for one in directory.entries.values() if one.is_directory and not is_hidden(one))
+            self._below.extend((one, wanted) for one in below)
 
     def end_walk(self) -> None:
         """Nobody walks on: what is in the line by itself stays."""
@@ -81,7 +82,7 @@ class Questions:
     def take(self) -> Inode | None:
         """The next one of which not all is known; None where there is none."""
         while (found := self._next()) is not None:
-            if found.known is not Known.ALL and _is_there(found):
+            if found.known is not Known.ALL and _is_there(found) and not is_hidden(found):
                 return found
         return None
 

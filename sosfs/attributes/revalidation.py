@@ -11,13 +11,14 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import trio
 
 from sosfs.attributes.carried_acl import CarriedAcls
 from sosfs.attributes.prefetch import AttributePrefetch
-from sosfs.cache.attributes import AttributeCache
+from sosfs.attributes.shared.index import SharedAttributes
+from sosfs.cache.attributes import AttributeCache, Remembered, place_of
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, Spawn
 from sosfs.concurrency.interrupt import waited
 from sosfs.config.choices import Acls, Canned
@@ -63,10 +64,12 @@ class Revalidation:
         spawn: Spawn,
         *,
         ttl: float,
+        shared: SharedAttributes | None = None,
         acls: Acls = Acls.KEEP,
         new_acl: Canned = Canned.PRIVATE,
     ) -> None:
         self.ttl = ttl
+        self._shared = shared
         self.acls = CarriedAcls(inodes, store, acls, new_acl=new_acl)
         self._inodes = inodes
         self._store = store
@@ -132,11 +135,12 @@ class Revalidation:
         }
         if not questions:
             return
-        before = [(self._inodes.key(inode), inode.version) for inode in questions]
         self._asking |= questions
         try:
-            answers = await self._store.heads([key for key, _ in before])
-            for (inode, question), (key, version), found in zip(questions.items(), before, answers, strict=True):
+            left = await self._answered_by_others(questions)
+            before = [(self._inodes.key(inode), inode.version) for inode in left]
+            answers = await self._store.heads([key for key, _ in before]) if before else []
+            for (inode, question), (key, version), found in zip(left.items(), before, answers, strict=True):
                 if inode.version is not version or not self._inodes.has_key(inode, key):
                     continue  # written or renamed here while the others were asked
                 if isinstance(found, Object):  # an absence is left to them as well: it may be a rename under way
@@ -152,11 +156,51 @@ class Revalidation:
             if inode.is_directory:
                 question.answer = await self._ask_directory(inode)
             else:
-                question.answer = await self._ask_file(inode, with_bytes=with_bytes)
+                told = await self._told_by_others(inode)
+                question.answer = told or await self._ask_file(inode, with_bytes=with_bytes)
             return question.answer
         finally:
             del self._asking[inode]
             question.done.set()
+
+    async def _answered_by_others(self, questions: Mapping[Inode, _Question]) -> dict[Inode, _Question]:
+        """Answers what other mounts have told; returns the rest, but for what is no longer in the tree."""
+        if self._shared is not None:
+            await self._shared.bring([self._inodes.key(inode) for inode in questions if self._is_listed(inode)])
+        left = {}
+        for inode, question in questions.items():
+            question.answer = self._from_others(inode) if self._shared is not None else None
+            if question.answer is None and inode.parent is not None and not inode.pins:
+                left[inode] = question
+        return left
+
+    async def _told_by_others(self, inode: Inode) -> Inode | None:
+        """The inode with what another mount has told of the version that its listing shows; None where it has not."""
+        if self._shared is None or not self._is_listed(inode):
+            return None
+        await self._shared.bring([self._inodes.key(inode)])
+        return self._from_others(inode)
+
+    def _from_others(self, inode: Inode) -> Inode | None:
+        """As `_told_by_others`, of what was brought, or was learned meanwhile."""
+        version = inode.version
+        if inode.known is Known.ALL and self._is_fresh(inode):
+            return inode
+        if self._shared is None or version is None or not self._is_listed(inode):
+            return None
+        found = self._cache.find(*place_of(self._inodes.key(inode)))
+        if found is None or found.version.modified is None or not found.holds_for(version):
+            self._shared.missed()
+            return None
+        self._shared.used()
+        return self._merger.learned(inode, found.properties, whole=found.whole)
+
+    def _is_listed(self, inode: Inode) -> bool:
+        """Whether a recent listing shows the version of a file, and no more is known of it."""
+        if inode.known is Known.ALL or inode.pins or not self._inodes.has_name(inode):
+            return False
+        is_recent = trio.current_time() < inode.checked + self.ttl
+        return is_recent and inode.version is not None and inode.version.modified is not None
 
     async def _ask_file(self, inode: Inode, *, with_bytes: bool) -> Inode:
         key, before = self._inodes.key(inode), inode.version
@@ -204,26 +248,26 @@ class Revalidation:
         """A directory's attributes are its marker's; one without marker has the defaults."""
         if self._has_no_marker(inode):
             return inode
-        remembered = self._cache.find(self._inodes.key(inode), "")
-        if remembered is not None:
+        remembered = await self._remembered_marker(inode)
+        if remembered is not None or (self._shared is not None and self._cache.has_under(self._inodes.key(inode))):
             # Its listing shows whether the marker is still that one, and will be asked for next.
             directory = self._listings.directory(inode)
             self.attribute_prefetch.listing(directory)
-            await self._listings.first_page(directory)
-            if directory.marker is not None and remembered.holds_for(directory.marker):
+            walk = await self._listings.first_page(directory)
+            if directory.marker is not None and remembered is not None and remembered.holds_for(directory.marker):
                 self._take_marker(inode, directory.marker, remembered.properties, whole=remembered.whole)
                 return inode
+            if directory.marker is None and walk.reach and self._inodes.has_key(inode, walk.prefix):
+                return self._without_marker(inode)
         try:
             found = await self._store.head(self._inodes.key(inode))
         except StoreError as error:
             # Without the right to read the marker, its entries can still be listed: 403 is "unknown".
             if error.cause not in (Cause.ABSENT, Cause.DENIED):
                 raise
-            inode.known, inode.version, inode.whole = Known.ALL, None, True
-            inode.checked = trio.current_time()
-            return inode
+            return self._without_marker(inode)
         whole = found.detail is Detail.WHOLE
-        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        self._learned(found, whole=whole)
         self._take_marker(inode, found.version, found.properties, whole=whole)
         return inode
 
@@ -232,9 +276,28 @@ class Revalidation:
         here = inode.directory
         if here is None or here.marker is not None or not self._listings.is_known(here):
             return False
+        self._without_marker(inode)
+        return True
+
+    def _without_marker(self, inode: Inode) -> Inode:
         inode.known, inode.version, inode.whole = Known.ALL, None, True
         inode.checked = trio.current_time()
-        return True
+        return inode
+
+    async def _remembered_marker(self, inode: Inode) -> Remembered | None:
+        key = self._inodes.key(inode)
+        found = self._cache.find(key, "")
+        if found is None and self._shared is not None:
+            await self._shared.bring([key])
+            found = self._cache.find(key, "")
+        return found
+
+    def _learned(self, found: Object, *, whole: bool) -> None:
+        if self._shared is not None:
+            if self._shared.has(found):
+                return
+            self._shared.saw(found)
+        self._cache.put(found.key, found.version, found.properties, whole=whole)
 
     def _take_marker(self, inode: Inode, version: Version, properties: Properties, *, whole: bool) -> None:
         inode.version = version
@@ -252,7 +315,7 @@ class Revalidation:
         if parent.directory is not None:
             inode = parent.directory.entries.get(inode.name, inode)  # another one where that may be of another type
         whole = found.detail is Detail.WHOLE
-        self._cache.put(found.key, found.version, found.properties, whole=whole)
+        self._learned(found, whole=whole)
         inode = self._merger.learned(inode, found.properties, whole=whole)
         inode.checked = trio.current_time()
         return inode

@@ -20,6 +20,7 @@ import trio
 
 from sosfs.attributes.changes import Changes
 from sosfs.attributes.permissions import KeyPermissions
+from sosfs.attributes.shared.index import SharedAttributes
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.concurrency.backoff import Backoff, Doubling
@@ -75,13 +76,14 @@ class AttributeWriteback(Changes):
         retries: Backoff,
         *,
         ttl: float,
+        shared: SharedAttributes | None = None,
         acls: Acls = Acls.KEEP,
         new_acl: Canned = Canned.PRIVATE,
         new_class: str = "",
     ) -> None:
         super().__init__(
             inodes, store, blocks, merger, listings, cache, subtree_lock, journal, spawn, permissions,
-            ttl=ttl, acls=acls, new_acl=new_acl, new_class=new_class
+            ttl=ttl, shared=shared, acls=acls, new_acl=new_acl, new_class=new_class
         )  # fmt: skip
         self._copy_object = partial(copy_object, store, multiparts=multiparts)
         self._retries = retries

@@ -121,6 +121,12 @@ class BucketRegistry:
         self.settings = replace(self.settings, read_only=False)
         await each(BucketMount.learn, self.served, at_once=BUCKETS_AT_ONCE)
 
+    def tell_others(self, *, writes: bool) -> None:
+        """Whether what is learned may be put into buckets for others, also into those entered later."""
+        self.settings = replace(self.settings, read_only=not writes)
+        for served in self.served:
+            served.tell_others(writes=writes)
+
     async def begin(self, background: Background) -> None:
         """Begins to take up what an earlier mount left, whether or not anybody enters those buckets."""
         self._background = background

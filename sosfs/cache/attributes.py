@@ -19,7 +19,7 @@ import json
 import logging
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -32,6 +32,10 @@ log = logging.getLogger(__name__)
 GATHER = 1000  # rows written in one transaction (3 ms)
 ROWS_MAX = 2_000_000  # about 500 MB of disk
 SLACK = 5  # seconds between our clock and the server's, at most, for our own writes to be recognised
+_SHARED = 3  # in the column `whole`, for what is also shared
+_IF_NEWER = """ on conflict do update set etag = excluded.etag, size = excluded.size, modified = excluded.modified,
+  written = excluded.written, whole = excluded.whole, properties = excluded.properties
+  where excluded.modified > attributes.modified"""
 _CLOSED = 1  # the table's user_version while no mount has it
 _TABLE = """
 create table if not exists attributes (
@@ -49,6 +53,7 @@ class Remembered:
     written: int
     properties: Properties
     whole: bool
+    shared: bool = False  # other machines may have it from the index in the bucket
 
     def holds_for(self, listed: Version) -> bool:
         """Whether the listed version is the one that these properties belong to."""
@@ -113,6 +118,46 @@ class AttributeCache:
         if len(self._fresh) >= GATHER:
             self.flush()
 
+    def adopt(self, rows: Iterable[tuple[str, Version, Properties]]) -> None:
+        """Remembers what other machines have learned, but for objects of which something newer is remembered."""
+        self.flush()
+        now = int(time.time())
+        taken = [
+            (*place_of(key), *_row(Remembered(version, now, properties, whole=True, shared=True)))
+            for key, version, properties in rows
+        ]
+        self._change("insert into attributes values (?, ?, ?, ?, ?, ?, ?, ?)" + _IF_NEWER, taken)
+
+    def has_under(self, folder: str) -> bool:
+        """Whether something is remembered of an object below a prefix that ends in "/"."""
+        if not folder:
+            return False
+        if any(place[0].startswith(folder) for place in self._fresh):
+            self.flush()
+        try:
+            found = self._db.execute(
+                "select 1 from attributes where folder >= ? and folder < ? limit 1", (folder, f"{folder[:-1]}0")
+            ).fetchone()
+        except sqlite3.Error as error:
+            log.warning("the attribute cache cannot be read: %s", error)
+            return False
+        return found is not None
+
+    def mark_shared(self, rows: Iterable[tuple[str, Version]]) -> None:
+        """Other machines may have what is remembered of these versions."""
+        self.flush()
+        self._change(
+            f"update attributes set whole = {_SHARED} where folder = ? and name = ? and etag = ? and modified = ?",
+            [(*place_of(key), version.etag, version.modified) for key, version in rows],
+        )
+
+    def _change(self, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+        try:
+            with self._db:
+                self._db.executemany(statement, rows)
+        except sqlite3.Error as error:
+            self._refused("written", error)
+
     def drop(self, key: str) -> None:
         """Forgets an object that is gone, or whose metadata are about to change."""
         self._fresh[place_of(key)] = None
@@ -175,13 +220,14 @@ def _row(row: Remembered) -> tuple[object, ...]:
     known = row.properties
     properties = _encode([_headers_of(known.headers), dict(known.metadata), known.storage_class])
     version = row.version
-    return version.etag, version.size, version.modified, row.written, int(row.whole), properties
+    whole = _SHARED if row.shared else int(row.whole)
+    return version.etag, version.size, version.modified, row.written, whole, properties
 
 
 def _remembered(etag: str, size: int, modified: int | None, written: int, whole: int, properties: str) -> Remembered:
     headers, metadata, *rest = json.loads(properties)  # older rows have no storage class: the listing shows it
     known = Properties(Headers(*headers), metadata, *rest)
-    return Remembered(Version(etag, size, modified), written, known, bool(whole))
+    return Remembered(Version(etag, size, modified), written, known, bool(whole), whole == _SHARED)
 
 
 def _opened(path: Path) -> sqlite3.Connection:

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What is to be done. `is_dry`: nothing, only told; `asks`: about uploads, before they are ended."""
+    """What is to be done. `index`: remove the shared attributes, and nothing else.
+
+    `is_dry`: nothing, only told; `asks`: about uploads, before they are ended.
+    """
 
     uploads: bool = False
+    index: bool = False
     asks: bool = True
     is_dry: bool = False
 
@@ -50,6 +54,8 @@ def of_bucket(settings: Settings, source: CredentialSource, wishes: Wishes) -> i
     settings = bucket_zone.located(settings)
     found = state_directories.found(settings.cache_dir or cache_root())
     with closing(SignedCalls(S3Target.of(settings, source), source.current())) as calls:
+        if wishes.index:
+            return _index(calls, settings, wishes)
         ours = [each for each in found if each.is_of(settings.bucket)]
         if not wishes.is_dry:
             _end_ours(calls, ours, settings)
@@ -68,6 +74,19 @@ def _end_ours(calls: SignedCalls, directories: Sequence[StateDirectory], setting
     )
     if count:
         print(f"{_counted(count, 'unfinished upload')} of mounts here ended")
+
+
+def _index(calls: SignedCalls, settings: Settings, wishes: Wishes) -> int:
+    """Removes what mounts share of attributes in the bucket."""
+    from sosfs.cli import shared_index  # noqa: PLC0415
+
+    found = shared_index.keys(calls, settings.prefix)
+    failures = [] if wishes.is_dry else shared_index.remove(calls, settings.prefix, found)
+    for failure in failures:
+        print(printable(f"sosfs: {failure.key}: {failure.error.strerror}"), file=sys.stderr)
+    count = _counted(len(found) - len(failures), "object")
+    print(f"shared attributes of {settings.source.rstrip('/')}: {count} {_would(wishes)}removed")
+    return Exit.FAILED if failures else Exit.OK
 
 
 def _directories(directories: Sequence[StateDirectory], wishes: Wishes) -> int:

@@ -224,8 +224,14 @@ def _add_limit(commands: Any) -> None:
 def _add_clean(commands: Any) -> None:
     clean = usage.add(commands, "clean")
     clean.add_argument("source", metavar="BUCKET", nargs="?", help="only what mounts of this bucket have left")
-    clean.add_argument(
+    what = clean.add_mutually_exclusive_group()
+    what.add_argument(
         "--uploads", action="store_true", help="end all unfinished uploads of the bucket, whoever began them"
+    )
+    what.add_argument(
+        "--shared-attributes",
+        action="store_true",
+        help="remove, instead, what mounts with --shared-attributes have put into the bucket",
     )
     clean.add_argument("--yes", action="store_true", help="do not ask before that")
     clean.add_argument("-n", "--dry-run", action="store_true", help="only show what would be done")
@@ -451,8 +457,10 @@ def _limit(options: argparse.Namespace) -> int:
 def _clean(options: argparse.Namespace) -> int:
     from sosfs.cli import clean  # noqa: PLC0415
 
-    wishes = clean.Wishes(options.uploads, not options.yes, options.dry_run)
+    wishes = clean.Wishes(options.uploads, options.shared_attributes, not options.yes, options.dry_run)
     if options.source is None:
+        if options.shared_attributes:
+            raise SettingError("--shared-attributes needs a bucket: sosfs clean BUCKET --shared-attributes")
         if options.uploads:
             raise SettingError("--uploads needs a bucket: sosfs clean BUCKET --uploads")
         return clean.of_machine(getattr(options, "cache_dir", None), wishes)

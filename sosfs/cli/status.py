@@ -208,6 +208,8 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
         yield "resident", resident(now)
     for name, (hits, asked) in now.caches.items():
         yield "cache", f"{CACHES.get(name, name)}: {share(hits, asked)}"
+    if now.shared_attributes:
+        yield "shared", f"attributes: {now.shared_attributes}"
     for name, waiting in sorted(now.buckets.items()):
         yield "in use", f"{name}, {waiting} pending"
     yield "conditions", CONDITIONS.get(now.conditions, now.conditions)

@@ -152,7 +152,7 @@ USAGES: Mapping[str, Usage] = {
         ),
     ),
     "clean": Usage(
-        "[BUCKET] [--uploads] [-n]",
+        "[BUCKET] [--uploads | --shared-attributes] [-n]",
         "remove what mounts that are no more have left behind",
         "Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET "
         "only those of that one, and the unfinished uploads that its mounts have left there.",
@@ -160,6 +160,7 @@ USAGES: Mapping[str, Usage] = {
         (
             ("sosfs clean -n", "what would be removed"),
             ("sosfs clean my-bucket --uploads", "unfinished uploads of anybody, asked first"),
+            ("sosfs clean my-bucket --shared-attributes", "the index of attributes, and nothing else"),
         ),
     ),
     "restore": Usage(

@@ -171,6 +171,12 @@ class Settings:
         "What `stat` shows first: the object's own mode and time (`exact`), or at once the listing's (`listed`).",
         Group.CACHES,
     )
+    shared_attributes: bool = _option(
+        False,
+        values.FLAG,
+        "Share attributes with mounts on other machines by an index in the bucket, below `.sosfs-attributes`.",
+        Group.CACHES,
+    )
     cache_dir: Path | None = _option(
         None,
         values.PATH.named("DIR"),

@@ -306,6 +306,7 @@ class _Mount:
             paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
         ) -> commands.Told:
             self._switch.read_only()
+            self._service.tell_others(writes=False)
             return {}
 
         async def read_write(

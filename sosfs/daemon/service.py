@@ -65,6 +65,9 @@ class Service(Protocol):
         Raises StoreError.
         """
 
+    def tell_others(self, *, writes: bool) -> None:
+        """Whether what is learned may be put into buckets for others, where it is shared."""
+
     async def begin(self, background: Background) -> None:
         """Builds what answers the kernel, and takes up what an earlier mount left."""
 

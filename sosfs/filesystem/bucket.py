@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sosfs.attributes.shared.publication import PERIOD_OF_VERSIONS
 from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.tasks import Background
 from sosfs.config.credentials import CredentialSource
@@ -167,6 +168,12 @@ class BucketMount:
         """Finds out what the server can do, where that was spared because nothing was to be changed."""
         if not self.store.capabilities.known:
             await self._probe()
+        self.tell_others(writes=True)
+
+    def tell_others(self, *, writes: bool) -> None:
+        """Whether what is learned may be put into the bucket for others, where it is shared."""
+        if self._begun and self.parts.shared is not None:
+            self.parts.shared.writes = writes
 
     async def _probe(self) -> None:
         """Finds out what the server can. Raises EPROTO where it would not store what this mount is to store."""
@@ -198,6 +205,8 @@ class BucketMount:
         self._begun = True
         if self.store.keeps_versions:
             self.parts.commits.debounce.delay = VERSIONED_DELAY
+            if self.parts.shared is not None:
+                self.parts.shared.publication.period = PERIOD_OF_VERSIONS
         self.store.dispatcher.on_new_key = self.parts.retries.hurry
         self.parts.attributes.permissions.add(self.store.denied)
         self.operations = self._routing(spawn)
@@ -360,4 +369,5 @@ class BucketMount:
             retries=traffic.retries,
             failures=traffic.failures,
             caches=parts.caches,
+            shared_attributes=parts.shared.words if parts.shared else "",
         )

@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 
 from sosfs.attributes.permissions import KeyPermissions
+from sosfs.attributes.shared.index import SharedAttributes
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Spawn
@@ -73,6 +74,7 @@ class Filesystem:
     refused_changes: RefusedChanges
     retries: Backoff
     multiparts: MultipartUploads
+    shared: SharedAttributes | None
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
@@ -89,6 +91,8 @@ class Filesystem:
         await self.rollback.drain()
         await self.deletions.drain()
         await self.multiparts.abort_unused()
+        if self.shared is not None and not self.pending:  # else the server does not take what matters more
+            await self.shared.end()
 
     @property
     def pending(self) -> int:
@@ -196,10 +200,11 @@ def _spools(settings: Settings, share: Quota, part: int) -> SpoolArea:
 def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
     """Bytes and names, and what ties them together."""
     ttl, lists = on.settings.ttl, on.listings
+    shared = _shared(on)
     attributes = AttributeWriteback(
         on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.subtree_lock, on.journal, on.spawn,
         on.multiparts, KeyPermissions(on.inodes, on.store), on.retries,
-        ttl=ttl, acls=on.settings.acls, new_acl=on.settings.acl, new_class=on.settings.storage_class
+        ttl=ttl, shared=shared, acls=on.settings.acls, new_acl=on.settings.acl, new_class=on.settings.storage_class
     )  # fmt: skip
     conflicts, commits, file_io = _bytes(on, attributes)
     namespace = Namespace(
@@ -235,7 +240,18 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         refused_changes=refused_changes,
         retries=on.retries,
         multiparts=on.multiparts,
+        shared=shared,
     )
+
+
+def _shared(on: _Ground) -> SharedAttributes | None:
+    """What is shared with mounts on other machines, where that is asked for."""
+    if not on.settings.shared_attributes:
+        return None
+    writes = not (on.settings.read_only or on.settings.anonymous)
+    shared = SharedAttributes(on.inodes, on.listings, on.store, on.cache, on.spawn, writes=writes)
+    on.merger.agrees = shared.remembered
+    return shared
 
 
 def _bytes(on: _Ground, attributes: AttributeWriteback) -> tuple[Conflicts, Commits, FileIO]:

@@ -128,7 +128,13 @@ class Past:
         )
         root, directory = self._base + (self._slot << SHIFT) + ROOT, self._directory / str(self._slot)
         settings = replace(
-            self._settings, cache_dir=directory, memory=MEMORY, ttl=TTL, durability=Durability.BUCKET, read_only=True
+            self._settings,
+            cache_dir=directory,
+            memory=MEMORY,
+            ttl=TTL,
+            durability=Durability.BUCKET,
+            read_only=True,
+            shared_attributes=False,
         )
         store = PastStore(self._store, self._store.dispatcher, moment)
         journal = Journal(directory, f"the bucket at {moment}")

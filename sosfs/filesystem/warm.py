@@ -25,7 +25,7 @@ from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
 from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told
 from sosfs.namespace.namespace import Namespace
-from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.inodes import Inode, Inodes, Known, is_hidden
 from sosfs.tree.keys import meant_path
 
 FILES_AT_ONCE = 32  # files side by side: small ones are bound by the round trip
@@ -150,7 +150,7 @@ class _Call:
                 if scan is not None:
                     await scan()
                 await self._listings.complete(inode)
-            return list(directory.entries.values())
+            return [one for one in directory.entries.values() if not is_hidden(one)]
         except OSError as error:
             self._failed(inode, error)
             return []

@@ -45,6 +45,7 @@ from sosfs.tree.inodes import (
     Known,
     Reading,
     ended,
+    is_hidden,
 )
 
 log = logging.getLogger(__name__)
@@ -322,7 +323,7 @@ class Operations(pyfuse3.Operations):
             inode = reading.directory.entries.get(name)
             if inode is None and at <= reading.furthest:
                 inode = await self._told_before(here, name)
-            if inode is None:
+            if inode is None or is_hidden(inode):
                 continue  # it went meanwhile
             shown = keys.shown_in_root(name) if here is self._inodes.root else name
             if not pyfuse3.readdir_reply(token, shown, self._entry(inode), at + len(DOTS)):

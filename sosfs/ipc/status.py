@@ -89,6 +89,7 @@ class Status:
     retries: int = 0  # tries beyond the first
     failures: int = 0  # requests that were given up after such tries
     caches: Mapping[str, Sequence[int]] = field(default_factory=dict)  # by name: questions that it answered, and all
+    shared_attributes: str = ""  # how sharing them with other machines goes, in words; "" where that is not asked for
 
     def to_json(self) -> str:
         """One line of JSON."""

@@ -210,6 +210,7 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
         version_id=headers.get("x-amz-version-id", ""),
         sha256="" if "-" in version.etag else _sha256(headers.get("x-amz-checksum-sha256", "")),
         checksum=checksums.in_headers(headers, version.etag),
+        answered=_clock(headers.get("Date", "")),
         is_opaque=headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"),
     )
 
@@ -223,6 +224,14 @@ def _sha256(told: str) -> str:
     except (binascii.Error, ValueError):
         return ""
     return digest.hex() if len(digest) == 32 else ""
+
+
+def _clock(told: str) -> int:
+    """The time in a Date header, 0 for none or nonsense: no object depends on it."""
+    try:
+        return _http_date(told) if told else 0
+    except (ValueError, TypeError, OverflowError):
+        return 0
 
 
 def _http_date(text: str) -> int:

@@ -112,6 +112,9 @@ class Acl:
         return all(g.grantee == self.owner and g.permission == "FULL_CONTROL" for g in self.grants)
 
 
+NO_GRANTS = Acl("", ())  # of a new object that is to be private, whatever others get
+
+
 @dataclass(frozen=True, slots=True)
 class Bucket:
     """A bucket as a listing of an account's buckets shows it."""
@@ -158,6 +161,7 @@ class Object:
     version_id: str = ""
     sha256: str = ""  # of all its bytes, in hex, where it was asked for and is recorded
     checksum: Checksum | None = field(default=None, compare=False)  # likewise: the one that costs least to verify
+    answered: int = field(default=0, compare=False)  # the server's clock when it told this, in seconds; 0: not known
     is_opaque: bool = field(default=False, compare=False)  # encrypted so that its ETag is no hash of its bytes (KMS)
 
 

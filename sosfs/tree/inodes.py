@@ -32,7 +32,7 @@ from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
 from sosfs.s3.recognition import InFlight
-from sosfs.tree.keys import Form, name_of, shown_in_root
+from sosfs.tree.keys import HIDDEN, Form, name_of, shown_in_root
 from sosfs.tree.shown_names import ShownNames
 
 ROOT = 1
@@ -342,6 +342,12 @@ class Directory:
     def live(self) -> Iterator[Inode]:
         """The entries that somebody holds."""
         return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
+
+
+def is_hidden(inode: Inode) -> bool:
+    """Whether no listing shows it: the directory of the shared attributes, in the root."""
+    at = inode.parent
+    return at is not None and at.parent is None and inode.segment == HIDDEN and inode.is_directory
 
 
 def stored(inode: Inode) -> None:

@@ -35,6 +35,7 @@ ESCAPE = "%~"
 _ESCAPE = ESCAPE.encode()
 CONTROL = ".sosfs"  # in the root of a mount, the control tree
 BEHIND_CONTROL = f"{ESCAPE}={CONTROL}"  # in the root of a mount, what the bucket has of that name
+HIDDEN = ".sosfs-attributes"  # in the root of a mount, a directory that no listing shows (`attributes.shared`)
 _DIGITS = 16  # of SHA-256: 64 bits, so that siblings with one head stay apart
 QUOTE = "‛"
 _AMBIGUOUS = re.compile(f"{QUOTE}(?=[{QUOTE}\udc80-\udcff]|[89A-F][0-9A-F])")  # read back as something else

@@ -9,6 +9,7 @@ Concurrency: trio thread only, without an await.
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -51,6 +52,7 @@ class Merger:
     def __init__(self, inodes: Inodes, cache: AttributeCache) -> None:
         self._inodes = inodes
         self._cache = cache
+        self.agrees: Callable[[str, Remembered], None] | None = None  # is told what is remembered and listed
 
     def page(self, directory: Directory, walk: Pass, page: Page) -> None:
         """Merges one page; after the last one, drops what the pass did not show."""
@@ -79,6 +81,8 @@ class Merger:
         for listed in page.objects:
             segment = listed.key[len(prefix) :]
             known = remembered.get(segment)
+            if self.agrees is not None and known is not None and known.holds_for(listed.version):
+                self.agrees(listed.key, known)
             if segment == "":
                 directory.marker = listed.version
                 _doubt(directory.inode, listed.version, known)

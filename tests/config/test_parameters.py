@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from sosfs.cli import manual, option_table
 from sosfs.config import parameters, values
-from sosfs.config.choices import Canned, Share, Verify
+from sosfs.config.choices import Acls, Canned, Share, Verify
 from sosfs.config.parameters import Durability, Exclusive, LogLevel, SettingError, Settings, Shown
 from sosfs.config.values import Loopback
 
@@ -49,6 +49,8 @@ SAMPLES: dict[str, tuple[str, Any]] = {
     "attributes": ("listed", Shown.LISTED),
     "exclusive": ("always", Exclusive.ALWAYS),
     "acl": ("public-read", Canned.PUBLIC_READ),
+    "acls": ("ignore", Acls.IGNORE),
+    "shared_attributes": ("yes", True),
     "storage_class": ("STANDARD_IA", "STANDARD_IA"),
     "sse_c_key": ("/var/tmp/k", Path("/var/tmp/k")),
     "requester_pays": ("yes", True),

@@ -51,7 +51,7 @@ function _shtab_sosfs_using
 end
 
 set -g _shtab_sosfs_commands mount umount status pending retry acl 'acl get' 'acl set' headers 'headers get' 'headers set' 'headers unset' metadata 'metadata get' 'metadata set' 'metadata unset' du link limit clean log profile warm drop restore versions bench doctor demo help
-set -g _shtab_sosfs_opts_with_value --access --acl --at --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --expires --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --older --part-size --patience --profile --prune --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
+set -g _shtab_sosfs_opts_with_value --access --acl --acls --at --attributes --ca-bundle --cache-dir --cache-free --cache-size --dirty-limit --download-rate --durability --endpoint --exclusive --expires --files --gid --level --link-lifetime --log-file --log-level --memory --metrics --older --part-size --patience --profile --prune --seconds --size --slow-request --sse-c-key --storage-class --threads --timeout --transfers --ttl --uid --umask --upload-rate --verify --zone -o
 
 complete -c sosfs -e
 complete -c sosfs -f
@@ -82,6 +82,7 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -l log-level -xka "debug info wa
 complete -c sosfs -n '_shtab_sosfs_using mount' -l log-file -xka "(__fish_complete_path (commandline -ct))" -d 'Log into this file. (default: the system log; with -f the terminal)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l ttl -x -d 'Seconds for which a listing or an attribute is trusted before the bucket is asked again. (default: 10)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l attributes -xka "exact listed" -d 'What stat shows first: the object'"'"'s own mode and time (exact), or at once the listing'"'"'s (listed). (default: exact)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l shared-attributes -l no-shared-attributes -d 'Share attributes with mounts on other machines by an index in the bucket, below .sosfs-attributes. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-dir -xka "(__fish_complete_directories)" -d 'Where the journal, the files being written and the caches are kept. One directory serves one mount. (default: one for each bucket in ~/.cache/sosfs; for root in /var/cache/sosfs)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l dirty-limit -x -d 'With the journal: bytes that may wait for their upload before writers are slowed. (default: 10G)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l memory -x -d 'Memory for blocks that were read; names of files may take twice as much. (default: 64M)'
@@ -93,6 +94,7 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -l transfers -x -d 'Requests to 
 complete -c sosfs -n '_shtab_sosfs_using mount' -l verify -xka "all none" -d 'Compare bytes with the server'"'"'s checksums of them: all, or none. (default: all)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l part-size -x -d 'Size of the first parts of a multipart upload; less on a small disk. Later ones grow so that 4 TiB fits. (default: 8M)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l exclusive -xka "locks always close" -d 'When a file created with O_EXCL claims its name in the bucket: at open if it looks like a lock file (locks), at open (always), or when it is closed (close). With the journal, so does mkdir. (default: locks)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l acls -xka "auto keep ignore" -d 'Whether what is renamed, rewritten or given other attributes keeps its ACL, which costs a request more (keep), or gets that of --acl (ignore). auto keeps it, unless the bucket'"'"'s ownership rules say that ACLs have no effect. (default: auto)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l link-lifetime -x -d 'Seconds for which a link read from user.sos.presigned-url is good; a week at most. (default: 3600)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l timeout -x -d 'Seconds without a word from the server after which a request has failed. (default: 60)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l patience -x -d 'Seconds for which a failing request is tried again before the error is passed on. (default: 25)'
@@ -179,6 +181,7 @@ complete -c sosfs -n '_shtab_sosfs_using limit; and test $_shtab_sosfs_npos -eq 
 complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a clean -d 'Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET only those of that one, and the unfinished uploads that its mounts have left there.'
 complete -c sosfs -n '_shtab_sosfs_using clean' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l uploads -d 'end all unfinished uploads of the bucket, whoever began them'
+complete -c sosfs -n '_shtab_sosfs_using clean' -l shared-attributes -d 'remove, instead, what mounts with --shared-attributes have put into the bucket'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l yes -d 'do not ask before that'
 complete -c sosfs -n '_shtab_sosfs_using clean' -s n -l dry-run -d 'only show what would be done'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l cache-dir -xka "(__fish_complete_directories)" -d 'a cache directory, or one that holds some (default: where mounts make them)'
