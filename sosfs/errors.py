@@ -26,6 +26,7 @@ BY_CODE: dict[str, int] = {
     "NoSuchUpload": errno.ENXIO,
     "NoSuchCORSConfiguration": errno.ENODATA,
     "NoSuchBucketPolicy": errno.ENODATA,
+    "NoSuchObjectLockConfiguration": errno.ENODATA,
     "AccessDenied": errno.EACCES,
     "AllAccessDisabled": errno.EACCES,
     "AccountProblem": errno.EACCES,
@@ -37,6 +38,7 @@ BY_CODE: dict[str, int] = {
     "AccessControlListNotSupported": errno.EOPNOTSUPP,
     "NotImplemented": errno.EOPNOTSUPP,
     "MethodNotAllowed": errno.EOPNOTSUPP,
+    "InvalidBucketState": errno.EOPNOTSUPP,  # of a bucket with Object Lock, or without
     "UnsupportedArgument": errno.EOPNOTSUPP,
     "PreconditionFailed": errno.ESTALE,
     "ConditionalRequestConflict": errno.ESTALE,
@@ -109,6 +111,7 @@ BY_STATUS_ELSEWHERE: dict[int, int] = {
 _OF_NO_OBJECT = (
     *("ListBuckets", "ListObjects", "ListObjectVersions", "ListMultipartUploads"),
     *("CreateBucket", "DeleteBucket", "GetBucket", "PutBucket", "GetObjectLockConfiguration"),
+    "PutObjectLockConfiguration",
     *("CreateMultipartUpload", "DeleteObjects"),
 )
 # What the program that reads the log should know beside the code.

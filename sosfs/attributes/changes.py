@@ -18,6 +18,7 @@ from dataclasses import replace
 import trio
 
 from sosfs.attributes.permissions import KeyPermissions
+from sosfs.attributes.protection import Protection
 from sosfs.attributes.revalidation import Revalidation, is_new
 from sosfs.attributes.shared.index import SharedAttributes
 from sosfs.attributes.unanswered_copies import UnansweredCopies
@@ -70,6 +71,7 @@ class Changes(Revalidation):
             ttl=ttl, shared=shared, acls=acls, new_acl=new_acl
         )  # fmt: skip
         self.permissions = permissions
+        self.protection = Protection(inodes)
         self._new_class = new_class
         self._journal = journal
         self._rows: dict[Inode, int] = {}
@@ -168,6 +170,7 @@ class Changes(Revalidation):
         elif inode.version is None:
             self._made.add(inode)
         self._unanswered_copies.take_up(inode, saved.sent)
+        self.protection.owe(saved.key, saved.sent)
         self._rows[inode] = row
         self._is_dirty(inode)
 

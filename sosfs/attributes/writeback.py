@@ -2,7 +2,7 @@
 
 chmod, chown and utimens change the object by a copy onto itself. They wait a moment for
 company, so that three calls cost one request, and ride along with a commit or rename that comes first.
-Everything else an object has goes with them: headers, metadata, ACL.
+Everything else an object has goes with them: headers, metadata, ACL, and its lock (`protection`).
 
 What the server refuses, does not answer or has no room for is tried again for ever, with growing pauses. A change is
 given up only where another client's bytes, or none, are found in the place of those it was made to.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -37,6 +38,7 @@ from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.copying import copy_object
 from sosfs.s3.preconditions import look, stale
 from sosfs.s3.protocol import (
+    UNLOCKED,
     Acl,
     Detail,
     Guard,
@@ -212,6 +214,7 @@ class AttributeWriteback(Changes):
                     if looked or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                         raise
                     continue  # another version than was known: it tells whose
+            await self.protection.settle(key)
             self._written(inode, used, posix)
             return
 
@@ -236,19 +239,19 @@ class AttributeWriteback(Changes):
 
     async def _copy(self, inode: Inode, key: str, used: Properties, acl: Acl | None) -> None:
         """Copies the object onto itself. The journal knows of it before, for it makes another version."""
-        before = inode.version
+        locked, before = replace(used, lock=await self.protection.carried(key)), inode.version
         assert before is not None
         self.forget(key)
-        self._unanswered_copies.begin(inode, used)
+        self._unanswered_copies.begin(inode, locked)
         self._mark(inode)
         if "-" in before.etag or not self._store.hashes:
             await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
         try:
-            made = await self._copy_object(key, key, before, properties=used, acl=acl)
+            made = await self._copy_object(key, key, before, properties=locked, acl=acl)
         except StoreError as error:
-            self._unanswered_copies.failed(inode, used, error)
+            self._unanswered_copies.failed(inode, locked, error)
             raise
-        self._unanswered_copies.end(inode, used)
+        self._unanswered_copies.end(inode, locked)
         inode.version = made
         if inode.open_file is not None:
             inode.open_file.rebase(Source(key, made.etag, made.size), made)
@@ -262,14 +265,16 @@ class AttributeWriteback(Changes):
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
         condition = Guard.ABSENT if inode in self._made else Guard.NONE
+        locked = replace(used, lock=UNLOCKED if inode in self._made else await self.protection.carried(key))
         try:
-            version = await self._store.put(key, b"", used, condition=condition, acl=acl)
+            version = await self._store.put(key, b"", locked, condition=condition, acl=acl)
         except StoreError as error:
             if condition is Guard.NONE or error.cause is not Cause.CONFLICT:
                 raise
             await self._found_made(inode, key)
             return
         self._marker_is(inode, version)
+        await self.protection.settle(key)
         self._written(inode, used, posix)
 
     async def _learn_marker(self, inode: Inode) -> None:

@@ -215,6 +215,8 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     yield "conditions", CONDITIONS.get(now.conditions, now.conditions)
     if now.keeps_versions:
         yield "versions", "kept of all that is overwritten or removed, on SOS 1,000 a file: see 'sosfs versions'"
+    if now.locks_objects:
+        yield "locks", "what is locked can be neither changed nor removed: see 'sosfs help protection'"
     yield "limits", limits(now)
     yield "requests", requests(now)
     for what in now.waiting:

@@ -1,4 +1,4 @@
-"""How a moment in the past is written, and how long ago something was.
+"""How a moment is written, mostly one in the past, and how long something takes.
 
     2026-11-01   2026-11-01T12:30Z   2026-11-01 12:30   20261101T1230+0100     ISO 8601
     now   today   yesterday   monday   90 seconds ago   2 hours ago   3 days   2w
@@ -33,13 +33,33 @@ def moment(text: str, *, now: float) -> float:
     found = _parsed(text.strip().replace("_", " "), datetime.fromtimestamp(now).astimezone())
     if found is None:
         raise ValueError(f"{text!r} is no time; write it as 2026-11-01, 2026-11-01T12:30Z, yesterday or '2 hours ago'")
-    try:
-        seconds = found.timestamp()
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{text!r} is no time that a computer knows") from error
+    seconds = _seconds(found, text)
     if seconds > now + ROUNDING:
         raise FutureError(f"{text!r} is in the future")
     return max(seconds, 0.0)
+
+
+def to_come(text: str, *, now: float) -> float:
+    """The moment, in seconds since the epoch, for what ends then: also an age, `30 days`, which is counted from now.
+
+    Raises ValueError with a sentence for what is none, and for one that is over.
+    """
+    if (age := _SPAN.fullmatch(text.strip())) and age[2].lower() in _UNITS:
+        return now + span(text)
+    found = _parsed(text.strip().replace("_", " "), datetime.fromtimestamp(now).astimezone())
+    if found is None:
+        raise ValueError(f"{text!r} is no time; write it as 2027-01-01, 2027-01-01T12:30Z or 30 days")
+    seconds = _seconds(found, text)
+    if seconds <= now:
+        raise ValueError(f"{text!r} is in the past")
+    return seconds
+
+
+def _seconds(found: datetime, text: str) -> float:
+    try:
+        return found.timestamp()
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{text!r} is no time that a computer knows") from error
 
 
 def is_relative(text: str) -> bool:

@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sosfs.control import json_text
+from sosfs.control.json_text import line_of
 from sosfs.control.rejected_texts import BadText
 
 Rule = Mapping[str, Any]
@@ -33,10 +34,7 @@ def parse(text: str) -> list[dict[str, Any]]:
     """The rules of a text. Raises `BadText`, with the line where one can be told."""
     if not text.strip():
         return []
-    try:
-        document = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadText(f"no JSON: {error.msg} in column {error.colno}", line=error.lineno) from error
+    document = json_text.parsed(text)
     if not isinstance(document, dict) or set(document) != {"CORSRules"} or not isinstance(document["CORSRules"], list):
         raise BadText('write {"CORSRules": [...]}')
     rules = document["CORSRules"]
@@ -58,15 +56,7 @@ def _plain(rule: Rule) -> dict[str, Any]:
 
 def check(text: str) -> None:
     """Raises `BadText` for what is wrong already, though more may follow."""
-    try:
-        parse(text)
-    except BadText as error:
-        flaw = error.__cause__
-        if isinstance(flaw, json.JSONDecodeError):
-            ends_too_soon = flaw.pos >= len(text.rstrip()) or flaw.msg.startswith("Unterminated")
-            if ends_too_soon:
-                return
-        raise
+    json_text.check_begun(parse, text)
 
 
 def _check_rule(rule: object, number: int, text: str) -> None:
@@ -74,11 +64,7 @@ def _check_rule(rule: object, number: int, text: str) -> None:
         raise BadText(f"rule {number} is no object")
     for name in rule:
         if name not in _CHECKS:
-            near = difflib.get_close_matches(str(name), _CHECKS, n=1)
-            raise BadText(
-                f"rule {number}: {name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""),
-                line=_line(text, name),
-            )
+            raise json_text.unknown(f"rule {number}", name, _CHECKS, text)
     for name in ("AllowedOrigins", "AllowedMethods"):
         if not rule.get(name):
             raise BadText(f"rule {number} has no {name}")
@@ -86,18 +72,12 @@ def _check_rule(rule: object, number: int, text: str) -> None:
         _CHECKS[name](f"rule {number}, {name}", value, text)
 
 
-def _line(text: str, value: object) -> int:
-    """The line where a value first stands."""
-    at = text.find(json.dumps(value, ensure_ascii=False))
-    return text.count("\n", 0, at) + 1 if at >= 0 else 0
-
-
 def _texts(what: str, value: object, text: str, is_valid: Callable[[str], object], rule: str) -> None:
     if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
-        raise BadText(f"{what} is no list of texts", line=_line(text, value))
+        raise BadText(f"{what} is no list of texts", line=line_of(text, value))
     for each in value:
         if not is_valid(each):
-            raise BadText(f"{what}: {each!r} {rule}", line=_line(text, each))
+            raise BadText(f"{what}: {each!r} {rule}", line=line_of(text, each))
 
 
 def _origins(what: str, value: object, text: str) -> None:
@@ -124,12 +104,12 @@ def _exposed(what: str, value: object, text: str) -> None:
 
 def _age(what: str, value: object, text: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 31:
-        raise BadText(f"{what}: {value!r} is no number of seconds", line=_line(text, value))
+        raise BadText(f"{what}: {value!r} is no number of seconds", line=line_of(text, value))
 
 
 def _id(what: str, value: object, text: str) -> None:
     if not isinstance(value, str) or len(value) > 255:
-        raise BadText(f"{what} is no text of at most 255 characters", line=_line(text, value))
+        raise BadText(f"{what} is no text of at most 255 characters", line=line_of(text, value))
 
 
 _CHECKS: dict[str, Callable[[str, object, str], None]] = {

@@ -1,10 +1,11 @@
 """The nodes of the tree `.sosfs/` and what is where in it.
 
-    .sosfs/acl/PATH                                the ACL of an object          (control_files)
-    .sosfs/bucket/{acl,cors,versioning,policy}     settings of the bucket        (control_files)
+    .sosfs/acl/PATH                                the ACL of an object         (settings_files)
+    .sosfs/bucket/{acl,cors,versioning,policy}     settings of the bucket       (settings_files)
+    .sosfs/bucket/{object-lock,lifecycle,...}      what stays and how           (protection_files)
     .sosfs/versions/PATH/                          old versions of an object     (versions)
     .sosfs/at/TIME/                                the bucket as it was         (past)
-    .sosfs/status, metrics, errors                 what the mount says of itself (control_files)
+    .sosfs/status, metrics, errors                 what it says of itself       (settings_files)
 
 Its root is found by its name and never listed, so that `rsync` and `cp -r` do not meet it. The nodes have numbers
 of their own, from `FIRST` on, and nothing in common with the inodes of real files.

@@ -10,10 +10,9 @@ import abc
 from collections.abc import Callable, Mapping
 
 from sosfs.control import acl_text, cors_text
-from sosfs.control.nodes import Audience, Fixed, Folder, Node, TextFile
+from sosfs.control.nodes import Audience, Folder, Node, TextFile
 from sosfs.control.object_acl import ObjectAcls
 from sosfs.control.rejected_texts import BadText, Rejections
-from sosfs.ipc import metrics
 from sosfs.ipc.status import Status
 from sosfs.namespace.namespace import Namespace
 from sosfs.s3.bucket_settings import BucketSettings, Versioning
@@ -240,45 +239,3 @@ class AclFolder(Folder):
     def _node(self, inode: Inode) -> Node:
         kind = AclFolder if inode.is_directory else ObjectAcl
         return kind(inode, self._namespace, self._sharing, self._rejections)
-
-
-def _reports(rejections: Rejections, status: Callable[[], Status]) -> dict[bytes, Node]:
-    return {
-        b"status": StatusReport(status),
-        b"metrics": Report("metrics", lambda: metrics.text(status()), permissions=0o444),
-        b"errors": Report("errors", rejections.text, permissions=0o400),
-    }
-
-
-def account_tree_of(rejections: Rejections, status: Callable[[], Status]) -> Folder:
-    """The root of the control tree of a mount of all buckets, each of which has its own."""
-    return Fixed("control", _reports(rejections, status), permissions=0o755)
-
-
-def tree_of(
-    namespace: Namespace,
-    sharing: ObjectAcls,
-    bucket: BucketSettings,
-    rejections: Rejections,
-    versions: Folder,
-    past: Folder,
-    status: Callable[[], Status],
-) -> Folder:
-    """The root of the control tree of a mount."""
-    settings = {
-        b"acl": BucketAcl(bucket, rejections),
-        b"cors": Cors(bucket, rejections),
-        b"versioning": VersioningState(bucket, rejections),
-        b"policy": Policy(bucket, rejections),
-    }
-    return Fixed(
-        "control",
-        {
-            b"acl": AclFolder(namespace.inodes.root, namespace, sharing, rejections),
-            b"bucket": Fixed("bucket", settings),
-            b"versions": versions,
-            b"at": past,
-            **_reports(rejections, status),
-        },
-        permissions=0o755,
-    )

@@ -18,9 +18,9 @@ from sosfs.buckets.routing import BucketRouting
 from sosfs.concurrency.tasks import Background
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
+from sosfs.control.layout import account_tree_of
 from sosfs.control.nodes import Tree
 from sosfs.control.rejected_texts import Rejections
-from sosfs.control.settings_files import account_tree_of
 from sosfs.filesystem.bucket import BucketMount
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.fuse.notifier import KernelNotifier

@@ -17,17 +17,19 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sosfs.attributes.protection import Act
 from sosfs.attributes.shared.publication import PERIOD_OF_VERSIONS
 from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.tasks import Background
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
 from sosfs.control import nodes
+from sosfs.control.layout import tree_of
 from sosfs.control.nodes import Tree
 from sosfs.control.object_acl import ObjectAcls
+from sosfs.control.object_retention import ObjectRetentions
 from sosfs.control.past import PastFolder, VersioningRequired
 from sosfs.control.rejected_texts import Rejections
-from sosfs.control.settings_files import tree_of
 from sosfs.control.versions import Shelf
 from sosfs.disk.free_space import Disk
 from sosfs.errors import StoreError
@@ -60,8 +62,10 @@ from sosfs.s3.bucket_settings import BucketSettings
 from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.limits import Limits
+from sosfs.s3.object_lock import ObjectLocks
 from sosfs.s3.object_urls import Links
 from sosfs.s3.past_store import PastStore
+from sosfs.s3.protection_settings import ProtectionSettings
 from sosfs.s3.protocol import Conditions, ObjectStore
 from sosfs.s3.version_changes import VersionChanges
 from sosfs.s3.version_history import VersionHistory
@@ -131,6 +135,7 @@ class BucketMount:
         )
         self._bucket_settings = BucketSettings(self._target, self.store.dispatcher)
         self._versioning = VersioningRequired(self._bucket_settings)
+        self._locks = ObjectLocks(self.store)
         self._journal = Journal(settings.state_dir, f"{settings.endpoint} {settings.bucket} {settings.prefix}")
 
     @property
@@ -162,12 +167,13 @@ class BucketMount:
         elif not self.settings.read_only:
             await self._probe()
         if not self.settings.read_only:
-            await self.store.look_for_versions()
+            await self._locks.look()
 
     async def learn(self) -> None:
         """Finds out what the server can do, where that was spared because nothing was to be changed."""
         if not self.store.capabilities.known:
             await self._probe()
+        await self._locks.look()
         self.tell_others(writes=True)
 
     def tell_others(self, *, writes: bool) -> None:
@@ -209,8 +215,12 @@ class BucketMount:
                 self.parts.shared.publication.period = PERIOD_OF_VERSIONS
         self.store.dispatcher.on_new_key = self.parts.retries.hurry
         self.parts.attributes.permissions.add(self.store.denied)
+        self.parts.attributes.protection.begin(self._locks, self._locked)
         self.operations = self._routing(spawn)
         await self.parts.recover()
+
+    def _locked(self, path: str, error: OSError, act: Act) -> None:
+        self._rejections.add(path, error, outcome=act.value)
 
     def _routing(self, spawn: Spawn) -> Routing:
         files, sharing = _operations(self.settings, self.parts), _sharing(self.store, self.parts)
@@ -220,9 +230,13 @@ class BucketMount:
         return Routing(files, ControlOperations(tree), self.parts.inodes, xattrs, self.past)
 
     def _xattrs(self, store: ObjectStore, parts: Filesystem, sharing: ObjectAcls) -> Xattrs:
-        return Xattrs(
-            parts.inodes, store, parts.attributes, sharing, self._links, self._rejections, kept=parts.conflicts.kept
+        retentions = ObjectRetentions(
+            parts.inodes, store, self._locks, parts.attributes, parts.commits, parts.subtree_lock
         )
+        return Xattrs(
+            parts.inodes, store, parts.attributes, sharing, retentions, self._links, self._rejections,
+            kept=parts.conflicts.kept
+        )  # fmt: skip
 
     def _operations_at(
         self, store: PastStore, settings: Settings, parts: Filesystem
@@ -243,7 +257,7 @@ class BucketMount:
             VersionPaths(history, self.settings.prefix),
             VersionChanges(self.store, parts.attributes.acls.are_kept),
         )
-        versions = VersionsCommand(paths, changes, self._versioning)
+        versions = VersionsCommand(paths, changes, self._versioning, self._rejections)
         linking = LinkCommand(parts.inodes, parts.namespace.listings, paths, self.store, self._links, self.changes)
         usage = UsageCommand(self.store, history, paths, self._bucket_settings, self.changes.changes)
         self.errands = {
@@ -263,7 +277,8 @@ class BucketMount:
         bucket, rejections = self._bucket_settings, self._rejections
         versions = Shelf(bucket, spawn).folder(self.settings.prefix)
         past = PastFolder(self.past, self._versioning, rejections)
-        top = tree_of(self.parts.namespace, sharing, bucket, rejections, versions, past, self.status)
+        protection = ProtectionSettings(bucket, on_lock=self._locks.appeared)
+        top = tree_of(self.parts.namespace, sharing, bucket, protection, rejections, versions, past, self.status)
         return Tree(top, first=nodes.FIRST + self._first - ROOT)
 
     def sweep(self) -> None:
@@ -352,6 +367,7 @@ class BucketMount:
             received_bytes=parts.blocks.received_bytes,
             conditions=self.conditions.value,
             keeps_versions=self.store.keeps_versions,
+            locks_objects=self.store.locks,
             requests=dict(self._requests),
             memory_bytes=held.total,
             memory=by_kind(held, total),

@@ -20,6 +20,7 @@ from enum import Enum
 
 import trio
 
+from sosfs.attributes.protection import Act
 from sosfs.concurrency.tasks import each
 from sosfs.control.past import VersioningRequired
 from sosfs.files.open_file import opened
@@ -138,6 +139,8 @@ class RestoreCommand:
             if len(tally.unsent) < NAMED:
                 tally.unsent.append(path)
             return
+        if not current.is_marker:
+            await self._parts.attributes.protection.require_key(current.key, Act.WRITE)
         if len(tally.changes) < CHANGES and run is Run.DRY:
             tally.changes.append((path, wish.modified, wish.version.size))
         if run is Run.REAL:

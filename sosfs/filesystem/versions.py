@@ -15,6 +15,7 @@ from itertools import pairwise
 
 from sosfs.concurrency.tasks import each
 from sosfs.control.past import VersioningRequired
+from sosfs.control.rejected_texts import Rejections
 from sosfs.filesystem.restore import AT_ONCE, NAMED, Run
 from sosfs.filesystem.version_paths import VersionPaths
 from sosfs.ipc.commands import Names, Options, Tell, Told
@@ -37,10 +38,13 @@ def surplus(entries: Entries, *, keep: int | None, before: float | None) -> Iter
 class VersionsCommand:
     """Lists and removes old versions."""
 
-    def __init__(self, paths: VersionPaths, changes: VersionChanges, required: VersioningRequired) -> None:
+    def __init__(
+        self, paths: VersionPaths, changes: VersionChanges, required: VersioningRequired, rejections: Rejections
+    ) -> None:
         self._paths = paths
         self._changes = changes
         self._required = required
+        self._rejections = rejections
 
     async def list(self, paths: Sequence[Names], tell: Tell, options: Options) -> Told:
         """All versions and delete markers of files and trees: path, time, size, id, whether current, whether deleted.
@@ -78,6 +82,9 @@ class VersionsCommand:
                     await self._changes.remove(entry)
             except OSError as error:
                 outcome["failed_files"] += 1
+                if error.errno == errno.EPERM:
+                    what = f"{self._paths.shown(entry.key)}, version {entry.version_id}"
+                    self._rejections.add(what, error, outcome="was not removed")
                 if len(outcome["failed"]) < NAMED:
                     outcome["failed"].append((self._paths.shown(entry.key), error.strerror or str(error)))
                 return

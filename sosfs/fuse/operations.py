@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import pyfuse3
 
+from sosfs.attributes.protection import Act
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.files.commits import Commits
 from sosfs.files.file_io import FileIO
@@ -172,6 +173,8 @@ class Operations(pyfuse3.Operations):
         await self._attributes.permissions.require_write(found)
         self._inodes.require(found)
         if fields.update_size:
+            if fh is None:  # else it was asked when that was opened
+                await self._attributes.protection.require(found, Act.WRITE)
             await self._file_io.truncate(found, attr.st_size)
         before = found.mode, found.uid, found.gid, found.mtime_ns
         if fields.update_mode:
@@ -357,7 +360,12 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return await self._open(self._inodes[inode], flags, ctx)
+        return await self._open_existing(self._inodes[inode], flags, ctx)
+
+    async def _open_existing(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            await self._attributes.protection.require(inode, Act.WRITE)
+        return await self._open(inode, flags, ctx)
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
@@ -388,7 +396,7 @@ class Operations(pyfuse3.Operations):
             if error.errno != errno.EEXIST or flags & os.O_EXCL:
                 raise
             inode = await self._attributes.revalidate(await self._namespace.lookup(parent, name))
-            return await self._open(inode, flags, ctx), self._looked_up(inode)
+            return await self._open_existing(inode, flags, ctx), self._looked_up(inode)
         inode = self._creations.new_file(directory, parsed, mode, ctx.uid, ctx.gid)
         handle = await self._file_io.create(inode, flags, ctx.pid)
         return self._file_info(handle, keep=True), self._looked_up(inode)

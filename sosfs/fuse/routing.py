@@ -144,7 +144,7 @@ class Routing(pyfuse3.Operations):
 
     @answered
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._xattrs.remove(self._inodes[_settable(inode, name)], name)
+        await self._xattrs.remove(self._inodes[_settable(inode, name)], name, uid=ctx.uid)
 
 
 def _settable(inode: int, name: bytes) -> int:

@@ -6,10 +6,11 @@
 | `user.mime_type`                           | Content-Type; removing it gives the name's own type   |
 | `user.sos.cache-control` and four more     | the header                                            |
 | `user.sos.acl`                             | the ACL as text (`acl_text`)                               |
+| `user.sos.retention`, `.legal-hold`        | the lock as text (`object_lock_text`)                 |
 | `user.sos.etag`, `.version-id`, `.url` ... | read-only                                             |
 
 Listed is only what a copy of the file should carry: metadata, headers that are set, a Content-Type other than
-the name shows. So `cp --preserve=xattr` and `rsync -X` neither meet what cannot be set nor spread an ACL.
+the name shows. So `cp --preserve=xattr` and `rsync -X` neither meet what cannot be set nor spread an ACL or a lock.
 What is set goes into the bucket with the file's other attributes, in one request.
 
 Concurrency: trio thread only.
@@ -25,6 +26,7 @@ from sosfs.attributes.revalidation import is_new
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.control import acl_text
 from sosfs.control.object_acl import ObjectAcls
+from sosfs.control.object_retention import ObjectRetentions
 from sosfs.control.rejected_texts import Rejections
 from sosfs.files.draft import DraftState
 from sosfs.files.open_file import draft_of
@@ -39,6 +41,8 @@ USER = b"user."
 SOS = USER + xattr_encoding.RESERVED
 MIME_TYPE = USER + xattr_encoding.MIME_TYPE
 ACL = SOS + b"acl"
+RETENTION = SOS + b"retention"
+LEGAL_HOLD = SOS + b"legal-hold"
 EXPIRES = SOS + b"expires"
 LINK = SOS + b"presigned-url"
 HEADERS: Mapping[bytes, str] = {
@@ -50,6 +54,7 @@ HEADERS: Mapping[bytes, str] = {
     MIME_TYPE: "content_type",
 }
 Reader = Callable[[Inode], Awaitable[str]]
+Writer = Callable[[Inode, str], Awaitable[None]]
 
 
 def _absent() -> OSError:
@@ -65,6 +70,7 @@ class Xattrs:
         store: ObjectStore,
         attributes: AttributeWriteback,
         sharing: ObjectAcls,
+        retentions: ObjectRetentions,
         links: Links,
         rejections: Rejections,
         *,
@@ -77,8 +83,16 @@ class Xattrs:
         self._links = links
         self._rejections = rejections
         self._kept = kept
+        self._writers: Mapping[bytes, tuple[str, Writer]] = {
+            ACL: ("ACL", sharing.write),
+            RETENTION: ("retention", retentions.retain),
+            LEGAL_HOLD: ("legal hold", retentions.hold),
+        }
+        self._retentions = retentions
         self._readers: Mapping[bytes, Reader] = {
             ACL: self._acl,
+            RETENTION: retentions.retention,
+            LEGAL_HOLD: retentions.legal_hold,
             SOS + b"etag": self._etag,
             SOS + b"version-id": self._version_id,
             SOS + b"storage-class": self._storage_class,
@@ -200,12 +214,13 @@ class Xattrs:
     async def set(self, inode: Inode, name: bytes, value: bytes, *, uid: int) -> None:
         """Sets a `user.` attribute, for a process of this user.
 
-        Raises EPERM for what is read-only and for the ACL of what is another's, EINVAL for what a header or an ACL
-        cannot be, ENOSPC over 2 kB of metadata, EOPNOTSUPP for the root of the mount, which is no object.
+        Raises EPERM for what is read-only, for ACL and lock of what is another's and for less than the lock that is in
+        force, EINVAL for what a header, an ACL or a lock cannot be, ENOSPC over 2 kB of metadata, EOPNOTSUPP for the
+        root of the mount, which is no object.
         """
-        if name == ACL:
+        if name in self._writers:
             await self._require_owner(inode, uid)
-            await self._set_acl(inode, value)
+            await self._write(inode, name, value.decode(errors="replace"))
             return
         await self._require_settable(inode, name)
         await self._known(inode)
@@ -226,8 +241,12 @@ class Xattrs:
             inode.edits = before
             raise
 
-    async def remove(self, inode: Inode, name: bytes) -> None:
-        """Removes a `user.` attribute. Raises ENODATA, and as `set`."""
+    async def remove(self, inode: Inode, name: bytes, *, uid: int) -> None:
+        """Removes a `user.` attribute, for a process of this user. Raises ENODATA, and as `set`."""
+        if name in (RETENTION, LEGAL_HOLD):
+            await self._require_owner(inode, uid)
+            await self._unlock(inode, name)
+            return
         await self._require_settable(inode, name)
         known = await self._known(inode, whole=name == EXPIRES)
         if name in HEADERS:
@@ -243,11 +262,26 @@ class Xattrs:
             edits = inode.edits.with_metadata(entry, None)
         self._change(inode, edits)
 
-    async def _set_acl(self, inode: Inode, value: bytes) -> None:
+    async def _write(self, inode: Inode, name: bytes, text: str) -> None:
+        what, write = self._writers[name]
         try:
-            await self._sharing.write(inode, value.decode(errors="replace"))
+            await write(inode, text)
         except OSError as error:
-            self._rejections.add(f"ACL of {inode.name.decode(errors='replace')}", error)
+            self._rejections.add(f"{what} of {inode.name.decode(errors='replace')}", error)
+            raise
+
+    async def _unlock(self, inode: Inode, name: bytes) -> None:
+        """Ends a legal hold. A retention cannot be ended, and that is told."""
+        if name == LEGAL_HOLD:
+            if await self._retentions.legal_hold(inode) == "OFF":
+                raise _absent()
+            await self._write(inode, name, "OFF")
+            return
+        try:
+            await self._retentions.release(inode)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                self._rejections.add(f"retention of {inode.name.decode(errors='replace')}", error)
             raise
 
     async def _require_owner(self, inode: Inode, uid: int) -> None:

@@ -64,6 +64,7 @@ class Status:
     errors: tuple[str, ...] = ()
     conditions: str = "unknown"
     keeps_versions: bool = False  # as far as it has been seen
+    locks_objects: bool = False  # whether the bucket has Object Lock, or may have it
     requests: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
     memory_limit: int = 0

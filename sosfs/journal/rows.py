@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from sosfs.metadata.edits import NO_EDITS, POSIX, Edits
 from sosfs.metadata.user_metadata import POSIX_NAMES, Posix
-from sosfs.s3.protocol import Guard, Headers, Properties, Version
+from sosfs.s3.protocol import UNLOCKED, Guard, Headers, Lock, Properties, Version
 
 Ranges = tuple[tuple[int, int], ...]
 SavedPart = tuple[int, str, int, int]  # of an upload that is not completed: number, ETag, start, stop
@@ -84,15 +84,18 @@ def posix_record(posix: Posix) -> list[int | None]:
 
 
 def properties_record(properties: Properties) -> list[object]:
-    """Headers, metadata and storage class as JSON."""
-    headers = properties.headers
-    return [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata), properties.storage_class]
+    """Headers, metadata, storage class and lock as JSON."""
+    headers, lock = properties.headers, properties.lock
+    told: list[object] = [[getattr(headers, name) for name in headers.__slots__], dict(properties.metadata)]
+    told.append(properties.storage_class)
+    return told if lock == UNLOCKED else [*told, [lock.mode, lock.until, lock.is_held]]
 
 
 def properties_back(value: list[object]) -> Properties:
-    """Headers, metadata and storage class again; older records have no class."""
+    """Headers, metadata, storage class and lock again; older records have no class, and most no lock."""
     headers, metadata, *rest = value
-    return Properties(Headers(*headers), metadata, *rest)  # type: ignore[misc, arg-type]
+    storage_class, lock = rest[0] if rest else None, Lock(*rest[1]) if len(rest) > 1 else UNLOCKED  # type: ignore[misc]
+    return Properties(Headers(*headers), metadata, storage_class, lock)  # type: ignore[misc, arg-type]
 
 
 def edits_record(edits: Edits) -> list[object]:

@@ -19,6 +19,7 @@ from functools import partial
 
 import trio
 
+from sosfs.attributes.protection import Act
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
@@ -224,11 +225,12 @@ class Namespace:
     async def unlink(self, parent: Inode, name: bytes, known: Inode | None = None) -> None:
         """Removes a file's name, which leads to `known` if that is given; who has it open keeps its bytes.
 
-        Raises ENOENT, EISDIR.
+        Raises ENOENT, EISDIR; EPERM for what is locked.
         """
         inode = known or await self.lookup(parent, name)
         if inode.is_directory:
             raise refuse(errno.EISDIR)
+        await self._attributes.protection.require(inode, Act.REMOVE)
         await self.keep_parent(parent, inode)
         async with self._file_io.leaving(inode), self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
@@ -243,13 +245,14 @@ class Namespace:
             parent
         ):
             return False
-        if self._attributes.is_writing(inode) or self._attributes.in_doubt(inode):
+        attributes = self._attributes
+        if attributes.is_writing(inode) or attributes.in_doubt(inode) or attributes.protection.is_on:
             return False
         name = inode.name
         settled, forget = partial(directory.reached_bucket, name), partial(self._file_io.left, inode)
         if not self._deletions.delete_at_once(self.inodes.key(inode), version, settled, forget=forget):
             return False
-        self._attributes.discard(inode)
+        attributes.discard(inode)
         self._leave(directory, inode, PENDING)
         parent.touch()
         return True
@@ -302,13 +305,14 @@ class Namespace:
         return parent is self.inodes.root or is_marked or parent.attributes_dirty
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
-        """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY."""
+        """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY; EPERM where its marker is locked."""
         inode = await self.lookup(parent, name)
         if not inode.is_directory:
             raise refuse(errno.ENOTDIR)
         directory = self.directory(inode)
         if directory.entries or not directory.is_known(self.ttl):
             await self.require_empty(inode)
+        await self._attributes.protection.require(inode, Act.REMOVE)
         await self.keep_parent(parent, inode)
         async with self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # else its marker would come after it has gone

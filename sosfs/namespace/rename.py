@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+from sosfs.attributes.protection import Act
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
@@ -72,7 +73,8 @@ class Renames:
     async def rename(self, old_parent: Inode, old_name: bytes, parent: Inode, name: bytes, *, replace: bool) -> None:
         """Gives a file or directory another name, over an existing one only with `replace`.
 
-        Raises OSError ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself), ENAMETOOLONG.
+        Raises OSError ENOENT, EEXIST, EISDIR, ENOTDIR, ENOTEMPTY, EINVAL (into itself), ENAMETOOLONG; EPERM for what
+        is locked, or something below it, and over what is.
         """
         inode = await self._namespace.lookup(old_parent, old_name)
         parsed = keys.parse(name)
@@ -86,6 +88,7 @@ class Renames:
         segment = target.segment if target is not None else parsed.segment
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # what was asked for the target has shown it
+        await self._require_unlocked(inode, target)
         await self._attributes.write_directories(inode)
         await self._namespace.keep_parent(inode.parent, inode)
         async with AsyncExitStack() as held:
@@ -98,6 +101,12 @@ class Renames:
             await self._move(inode, target, parent, segment, parsed.form)
         old_parent.touch()
         parent.touch()
+
+    async def _require_unlocked(self, inode: Inode, target: Inode | None) -> None:
+        """EPERM before anything is copied; what is below a directory is asked when it has been listed."""
+        await self._attributes.protection.require(inode, Act.RENAME)
+        if target is not None:
+            await self._attributes.protection.require(target, Act.WRITE)
 
     async def _move(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
         """Within the gate, for only now it is certain which key the new parent has."""
@@ -261,6 +270,7 @@ class Renames:
         if any(len(one.key.encode()) > room for one in listed):
             raise refuse(errno.ENAMETOOLONG, "a key below would have over 1024 bytes")
         await self._attributes.permissions.require_remove(old_prefix)
+        await self._attributes.protection.require_each([one.key for one in listed], Act.RENAME)
         plain = keys.Form.PLAIN
         async with self._under_way(inode, target, parent, segment, plain, old=old_prefix, new=prefix) as move:
             await self._journal.sync()

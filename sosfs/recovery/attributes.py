@@ -79,14 +79,18 @@ class AttributeReplay:
 
     async def _copy(self, row: int, saved: SavedAttributes, found: Object) -> None:
         used = _merged(saved, found.properties)
+        self._attributes.protection.owe(saved.key, saved.sent)
         if used == found.properties:
+            await self._attributes.protection.settle(saved.key)
             return
         acl = await self._attributes.acls.of_key(saved.key)
+        locked = replace(used, lock=await self._attributes.protection.carried(saved.key))
         if saved.key.endswith("/") and not found.version.size:
-            await self._store.put(saved.key, b"", used, acl=acl)  # not every server copies a marker
-            return
-        self._journal.save_attributes(row, replace(saved, sent=(*saved.sent, used)))
-        await self._copy_object(saved.key, saved.key, found.version, properties=used, acl=acl)
+            await self._store.put(saved.key, b"", locked, acl=acl)  # not every server copies a marker
+        else:
+            self._journal.save_attributes(row, replace(saved, sent=(*saved.sent, locked)))
+            await self._copy_object(saved.key, saved.key, found.version, properties=locked, acl=acl)
+        await self._attributes.protection.settle(saved.key)
 
     def _say_lost(self, saved: SavedAttributes, found: Object | None) -> None:
         if saved.version is None and found is None:

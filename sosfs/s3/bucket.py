@@ -34,6 +34,7 @@ from sosfs.s3.preconditions import check_still, checked, keeping, landed, look, 
 from sosfs.s3.protocol import (
     NOTHING,
     UNKNOWN,
+    UNLOCKED,
     Acl,
     Body,
     Check,
@@ -56,7 +57,7 @@ from sosfs.s3.protocol import (
 from sosfs.s3.upload_check import compared, object_arrived, part_arrived
 
 if TYPE_CHECKING:
-    from sosfs.s3.calls import SignedCalls
+    pass
 
 __all__ = ["S3Store", "S3Target"]
 
@@ -89,7 +90,8 @@ class S3Store:
         self.capabilities = Capabilities()  # until `probe_conditions` found out, or somebody who knows the server says
         self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
         self._keeps_versions = False
-        self._digests = ContentMd5()
+        self.locks = False  # whether objects can be locked, as far as it was told or an object has shown
+        self.digests = ContentMd5()
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
 
     @property
@@ -138,6 +140,21 @@ class S3Store:
         except StoreError as error:
             log.info("whether the bucket keeps versions is not known: %s", error)
 
+    async def look_for_locks(self) -> None:
+        """Finds out whether objects can be locked, which they can only where versions are kept.
+
+        A key that may not ask, or no answer, counts as yes: then each object is asked.
+        """
+        if not self.keeps_versions:
+            return
+        try:
+            self.locks = await self._send(
+                "GetObjectLockConfiguration", lambda calls: calls.within(VERSIONS_PATIENCE).locks_objects()
+            )
+        except StoreError as error:
+            log.info("whether the bucket locks objects is not known: %s", error)
+            self.locks = True
+
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""
         self.dispatcher.close()
@@ -165,7 +182,7 @@ class S3Store:
         """The object's version and properties. ENOENT only after a 404."""
         check_key(key)
         try:
-            return await self._send("HeadObject", lambda calls: calls.head(key, detail))
+            return self._seen(await self._send("HeadObject", lambda calls: calls.head(key, detail)))
         except StoreError as error:
             if error.elsewhere and error.status == HTTPStatus.NOT_FOUND:  # a GET's refusal says whose it is
                 await self._send("GetObject", lambda calls: calls.get(key, 0, 1, ""))
@@ -173,7 +190,12 @@ class S3Store:
 
     async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
         """What `head` tells of each key, or its error."""
-        return await self.dispatcher.send_each("HeadObject", lambda calls, key: calls.head(key, Detail.USUAL), keys)
+        ends = await self.dispatcher.send_each("HeadObject", lambda calls, key: calls.head(key, Detail.USUAL), keys)
+        return [end if isinstance(end, StoreError) else self._seen(end) for end in ends]
+
+    def _seen(self, found: Object) -> Object:
+        self.locks = self.locks or found.lock != UNLOCKED
+        return found
 
     async def get(self, key: str, start: int, stop: int, *, etag: str = "") -> Slice:
         """The bytes `[start, stop)`, all of one version: the one with `etag` where it is given, else ESTALE."""
@@ -234,7 +256,7 @@ class S3Store:
             return None if there is None else (there, False)
 
         kept = partial(keeping, absent=able.absent, match=able.match, markers=self._markers is not False)
-        return await kept(self._look, request, key, condition, partial(self._digests.stored, body, store), ours)
+        return await kept(self._look, request, key, condition, partial(self.digests.stored, body, store), ours)
 
     async def copy(
         self,
@@ -261,12 +283,18 @@ class S3Store:
         if not self._copies:
             raise StoreError(errno.EOPNOTSUPP, request)
 
-        def ask(calls: SignedCalls) -> str:
-            kept = storage_class
-            return calls.copy(source, target, pin=pin, properties=properties, acl=granted, storage_class=kept)
+        async def ask(digest: Mapping[str, str]) -> str:
+            return await self._send(
+                "CopyObject",
+                lambda calls: calls.copy(
+                    source, target, pin=pin, properties=properties, acl=granted, storage_class=storage_class,
+                    digest=digest,
+                ),
+                size=version.size if version else 0,
+            )  # fmt: skip
 
         try:
-            etag = await self._send("CopyObject", ask, size=version.size if version else 0)
+            etag = await self.digests.stored(b"", ask, {})
         except StoreError as error:
             self._copies = error.code != "NotImplemented" or self._target.customer_key is None
             raise
@@ -318,7 +346,7 @@ class S3Store:
             )
             return await self._send("UploadPart", ask, size=len(body))
 
-        return await part_arrived(f"UploadPart {key!r}", partial(self._digests.stored, body, store, {}))
+        return await part_arrived(f"UploadPart {key!r}", partial(self.digests.stored, body, store, {}))
 
     async def copy_part(
         self, key: str, upload_id: str, number: int, source: str, version: Version, start: int, stop: int, *,

@@ -1,4 +1,4 @@
-"""ACL, CORS, versioning, policy and old versions of a bucket, over botocore.
+"""ACL, CORS, versioning, policy and old versions of a bucket, over botocore; `protection_settings` has the others.
 
 What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
 `StoreError`. botocore takes an answer that it does not know for one in which nothing is set, and follows a server to
@@ -27,7 +27,7 @@ from sosfs.errors import SERVER_FAILED, StoreError, from_s3, unanswered
 from sosfs.s3 import certificate_authorities, retries
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
-from sosfs.s3.http_headers import bare_etag, modified
+from sosfs.s3.http_headers import bare_etag, content_md5, modified
 from sosfs.s3.listing_answers import SIZE_MAX
 from sosfs.s3.protocol import (
     Acl,
@@ -35,7 +35,7 @@ from sosfs.s3.protocol import (
 )
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Patience
-from sosfs.s3.xml import ParseError, fields, refusal_of, root_of
+from sosfs.s3.xml import ParseError, fields, name_of, refusal_of, root_of, tree
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -52,9 +52,20 @@ ROOTS = {
     "GetBucketCors": (("CORSConfiguration",), ""),
     "GetBucketVersioning": (("VersioningConfiguration", "GetBucketVersioningResponse"), ""),  # the second is moto's
     "GetBucketLifecycleConfiguration": (("LifecycleConfiguration",), ""),
+    "GetObjectLockConfiguration": (("ObjectLockConfiguration",), ""),
+    "GetBucketOwnershipControls": (("OwnershipControls",), ""),
+    "GetBucketEncryption": (("ServerSideEncryptionConfiguration",), ""),
+    "GetBucketReplication": (("ReplicationConfiguration",), ""),
     "ListObjectVersions": (("ListVersionsResult",), "IsTruncated"),
 }
-NOT_SET = frozenset({"NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"})
+LISTED = "ListBucketResult"  # what a server that does not know a sub-resource of the bucket answers to its GET
+NOT_SET = frozenset(
+    {
+        *("NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"),
+        *("ObjectLockConfigurationNotFoundError", "OwnershipControlsNotFoundError"),
+        *("ServerSideEncryptionConfigurationNotFoundError", "ReplicationConfigurationNotFoundError"),
+    }
+)
 
 
 class Versioning(Enum):
@@ -95,52 +106,44 @@ class BucketSettings:
 
     async def cors(self) -> list[dict[str, Any]]:
         """The CORS rules, none where there are none."""
-        answer = await self._call("GetBucketCors", lambda client, name: client.get_bucket_cors(Bucket=name))
+        answer = await self.call("GetBucketCors", lambda client, name: client.get_bucket_cors(Bucket=name))
         return [dict(rule) for rule in answer.get("CORSRules", ())] if answer else []
 
     async def put_cors(self, rules: Sequence[Any]) -> None:
         """Replaces the CORS rules; none removes them."""
         if not rules:
-            await self._call("DeleteBucketCors", lambda client, name: client.delete_bucket_cors(Bucket=name))
+            await self.call("DeleteBucketCors", lambda client, name: client.delete_bucket_cors(Bucket=name))
             return
         document: Any = {"CORSRules": list(rules)}
-        await self._call(
+        await self.call(
             "PutBucketCors", lambda client, name: client.put_bucket_cors(Bucket=name, CORSConfiguration=document)
         )
 
     async def versioning(self) -> Versioning:
         """Whether old versions are kept."""
-        answer = await self._call("GetBucketVersioning", lambda client, name: client.get_bucket_versioning(Bucket=name))
+        answer = await self.call("GetBucketVersioning", lambda client, name: client.get_bucket_versioning(Bucket=name))
         state = answer.get("Status", "") if answer else ""
         return Versioning(state.lower() or "off")
 
     async def put_versioning(self, state: Versioning) -> None:
         """Enables or suspends versioning."""
         wanted: Any = {"Status": state.value.capitalize()}
-        await self._call(
+        await self.call(
             "PutBucketVersioning",
             lambda client, name: client.put_bucket_versioning(Bucket=name, VersioningConfiguration=wanted),
         )
 
-    async def lifecycle(self) -> list[dict[str, Any]]:
-        """The rules by which the server itself removes files, none where there are none."""
-        answer = await self._call(
-            "GetBucketLifecycleConfiguration",
-            lambda client, name: client.get_bucket_lifecycle_configuration(Bucket=name),
-        )
-        return [dict(rule) for rule in answer.get("Rules", ())] if answer else []
-
     async def policy(self) -> str:
         """The bucket policy as the server keeps it, "" where there is none."""
-        answer = await self._call("GetBucketPolicy", lambda client, name: client.get_bucket_policy(Bucket=name))
+        answer = await self.call("GetBucketPolicy", lambda client, name: client.get_bucket_policy(Bucket=name))
         return str(answer["Policy"]) if answer else ""
 
     async def put_policy(self, text: str) -> None:
         """Replaces the bucket policy; "" removes it."""
         if not text:
-            await self._call("DeleteBucketPolicy", lambda client, name: client.delete_bucket_policy(Bucket=name))
+            await self.call("DeleteBucketPolicy", lambda client, name: client.delete_bucket_policy(Bucket=name))
             return
-        await self._call("PutBucketPolicy", lambda client, name: client.put_bucket_policy(Bucket=name, Policy=text))
+        await self.call("PutBucketPolicy", lambda client, name: client.put_bucket_policy(Bucket=name, Policy=text))
 
     async def versions_under(self, prefix: str) -> tuple[list[Kept], list[str]]:
         """The versions of the keys that begin with `prefix`, newest first for each, and the prefixes folded at `/`."""
@@ -155,7 +158,7 @@ class BucketSettings:
                 folded |= {found["Prefix"]: None for found in page.get("CommonPrefixes", ())}
             return kept, list(folded)
 
-        return await self._call("ListObjectVersions", ask) or ([], [])
+        return await self.call("ListObjectVersions", ask) or ([], [])
 
     async def versions_of(self, key: str) -> list[Kept]:
         """The versions of one key, newest first."""
@@ -169,7 +172,7 @@ class BucketSettings:
                     break
             return kept
 
-        return await self._call("ListObjectVersions", ask) or []
+        return await self.call("ListObjectVersions", ask) or []
 
     async def has_versions_under(self, prefix: str) -> bool:
         """Whether a key that begins with `prefix` has versions."""
@@ -178,7 +181,7 @@ class BucketSettings:
             page = client.list_object_versions(Bucket=name, Prefix=prefix, MaxKeys=1)
             return bool(page.get("Versions") or page.get("DeleteMarkers"))
 
-        return await self._call("ListObjectVersions", ask) or False
+        return await self.call("ListObjectVersions", ask) or False
 
     async def read(self, key: str, version_id: str, start: int, stop: int) -> Slice:
         """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""
@@ -188,8 +191,8 @@ class BucketSettings:
             size=stop - start,
         )
 
-    async def _call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
-        """Does `work` in a thread; None where the server says that nothing is set."""
+    async def call(self, request: str, work: Callable[[S3Client, str], T], *, size: int = 0) -> T | None:
+        """Does `work` in a thread; None where the server says that nothing is set. `request` names the operation."""
 
         def call(calls: SignedCalls) -> T | None:
             patience = Patience(self._target.patience)
@@ -245,7 +248,7 @@ class BucketSettings:
             response_checksum_validation="when_required",
             connect_timeout=self._target.connect_timeout,
             read_timeout=self._target.read_timeout,
-            retries={"total_max_attempts": 1},  # `_call` tries again
+            retries={"total_max_attempts": 1},  # `call` tries again
             proxies={urlsplit(endpoint).scheme: proxy.url} if proxy else {},
         )
         # The user's AWS files must not have a say: their settings are for other endpoints.
@@ -265,12 +268,15 @@ class BucketSettings:
         return client
 
     def _prepare(self, params: dict[str, Any], **_: object) -> None:
-        """Says who pays, and that the request was redirected already.
+        """Says who pays, what the body's hash is, and that the request was redirected already.
 
-        botocore would ask for the bucket's region after a redirect, by a request that a server which redirects all
-        answers alike: it then recurses until Python ends it.
+        Ceph takes no lifecycle without the hash. botocore would ask for the bucket's region after a redirect, by a
+        request that a server which redirects all answers alike: it then recurses until Python ends it.
         """
         params["headers"].update(self._target.payer.headers)
+        body = params["body"]
+        if isinstance(body, bytes) and body:
+            params["headers"].update(content_md5(body))
         params["context"].setdefault("s3_redirect", {})["redirected"] = True
 
 
@@ -286,6 +292,8 @@ def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> 
     try:
         if request in ROOTS:
             roots, needed = ROOTS[request]
+            if name_of(tree(body)) == LISTED:
+                raise StoreError(errno.EOPNOTSUPP, request, status=status, detail="the server does not know it")
             if needed not in {"": "", **fields(root_of(body, *roots))}:
                 raise ParseError(f"no {needed}")
         elif request == "GetBucketPolicy" and not isinstance(json.loads(body), dict):

@@ -34,6 +34,7 @@ from sosfs.s3.protocol import (
     Body,
     Detail,
     Failure,
+    Lock,
     Object,
     OnRepeat,
     Page,
@@ -158,9 +159,10 @@ class SignedCalls:
         acl: Acl | Canned | None,
         storage_class: str | None = None,
         version_id: str = "",
+        digest: Mapping[str, str] = NO_HEADERS,
     ) -> str:
         """Copies whole and returns the copy's ETag; `pin` is the source's ETag as the server wants it, or ""."""
-        headers = self._source(source, pin, version_id) | grant_headers(acl)
+        headers = self._source(source, pin, version_id) | grant_headers(acl) | dict(digest)
         if properties is None:
             headers |= {"x-amz-metadata-directive": "COPY"} | class_header(storage_class)
         else:
@@ -202,6 +204,13 @@ class SignedCalls:
 
     def retention(self) -> bool:
         """Whether what is stored in the bucket is locked for a time by itself (Object Lock)."""
+        return self._of_lock(xml.retention_of)
+
+    def locks_objects(self) -> bool:
+        """Whether objects of the bucket can be locked (Object Lock)."""
+        return self._of_lock(xml.locks_objects)
+
+    def _of_lock(self, parse: Callable[[bytes], bool]) -> bool:
         request = "GetObjectLockConfiguration"
         try:
             answer = self._send(request, "GET", query={"object-lock": ""})
@@ -209,7 +218,19 @@ class SignedCalls:
             if error.code == NO_LOCK or error.cause is Cause.UNSUPPORTED:
                 return False
             raise
-        return _read(request, xml.retention_of, answer)
+        return _read(request, parse, answer)
+
+    def put_retention(self, key: str, version_id: str, lock: Lock) -> None:
+        """Protects a version until a time."""
+        body = xml.retention_body(lock)
+        query = {"retention": ""} | _of_version(version_id)
+        self._send("PutObjectRetention", "PUT", key, query=query, headers=content_md5(body), body=body)
+
+    def put_legal_hold(self, key: str, version_id: str, lock: Lock) -> None:
+        """Puts a version under legal hold, or ends that."""
+        body = xml.legal_hold_body(lock)
+        query = {"legal-hold": ""} | _of_version(version_id)
+        self._send("PutObjectLegalHold", "PUT", key, query=query, headers=content_md5(body), body=body)
 
     def keeps_versions(self) -> bool:
         """Whether the bucket keeps what is overwritten or deleted."""

@@ -22,6 +22,7 @@ from hashlib import md5, sha256
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
+from sosfs.s3.content_md5 import asks_for_md5
 from sosfs.s3.protocol import NO_UPLOAD, Conditions, Part, Properties, Right
 from sosfs.s3.upload_check import DAMAGED
 
@@ -127,6 +128,8 @@ def _probe(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     try:
         stored = calls.put(key, _BODY, Properties(), None, {})
     except StoreError as error:
+        if asks_for_md5(error):  # which is for what is to be locked: nothing has been stored
+            return Capabilities(markers=True)
         if error.cause is not Cause.DENIED:
             raise
         return Capabilities(denied=frozenset({Right.WRITE}))

@@ -21,6 +21,11 @@ T = TypeVar("T")
 Send = Callable[[Mapping[str, str]], Awaitable[T]]
 
 
+def asks_for_md5(error: StoreError) -> bool:
+    """Whether a refusal is for want of a Content-MD5: of what the bucket is to lock."""
+    return error.errno == errno.EINVAL and "content-md5" in error.detail.lower()
+
+
 class ContentMd5:
     """Whether a server wants them."""
 
@@ -33,7 +38,7 @@ class ContentMd5:
             try:
                 return await send(headers)
             except StoreError as error:
-                if error.errno != errno.EINVAL or "content-md5" not in error.detail.lower():
+                if not asks_for_md5(error):
                     raise
                 self.are_wanted = True
         return await send({**headers, **content_md5(body)})

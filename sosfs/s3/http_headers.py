@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import binascii
 import errno
+import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ from sosfs.s3.protocol import (
     METADATA_MAX,
     Acl,
     Headers,
+    Lock,
     Object,
     Part,
     PartBody,
@@ -38,6 +40,9 @@ from sosfs.s3.protocol import (
 
 META = "x-amz-meta-"
 STORAGE_CLASS = "x-amz-storage-class"
+LOCK_MODE = "x-amz-object-lock-mode"
+LOCK_UNTIL = "x-amz-object-lock-retain-until-date"
+LOCK_HOLD = "x-amz-object-lock-legal-hold"
 TIME_END = 1 << 33  # seconds: the year 2242
 STANDARD = "STANDARD"  # the class of what is stored without naming one
 SYSTEM = {
@@ -122,10 +127,35 @@ def property_headers(properties: Properties) -> dict[str, str]:
         sent = _encoded(name, value)
         size += len(name) + len(sent)
         found[META + name] = sent
-    found |= class_header(properties.storage_class)
+    found |= class_header(properties.storage_class) | lock_headers(properties.lock)
     if size > METADATA_MAX:
         raise StoreError(errno.ENOSPC, "metadata", detail=f"{size} bytes, at most {METADATA_MAX}")
     return found
+
+
+def lock_headers(lock: Lock) -> dict[str, str]:
+    """The request headers that lock what is stored; none for what is not to be locked."""
+    told = {LOCK_MODE: lock.mode, LOCK_UNTIL: iso_time(lock.until)} if lock.mode else {}
+    return told | ({LOCK_HOLD: "ON"} if lock.is_held else {})
+
+
+def iso_time(seconds: float) -> str:
+    """A moment as S3 writes it in documents: UTC, whole seconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def lock_of(key: str, headers: Mapping[str, str]) -> Lock:
+    """The lock that an answer's headers tell of. EIO where its end is no time: nobody may take that for unlocked."""
+    mode, until = headers.get(LOCK_MODE, ""), headers.get(LOCK_UNTIL, "")
+    is_held = headers.get(LOCK_HOLD, "").upper() == "ON"
+    if not mode:
+        return Lock(is_held=is_held)
+    try:
+        ends = datetime.fromisoformat(until)
+        return Lock(mode.upper(), math.ceil((ends if ends.tzinfo else ends.replace(tzinfo=UTC)).timestamp()), is_held)
+    except (ValueError, OverflowError) as error:
+        why = f"it is locked until {until!r}, which is no time"
+        raise StoreError(errno.EIO, f"HeadObject {key!r}", detail=why) from error
 
 
 def class_header(storage_class: str | None) -> dict[str, str]:
@@ -212,7 +242,17 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
         checksum=checksums.in_headers(headers, version.etag),
         answered=_clock(headers.get("Date", "")),
         is_opaque=headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"),
+        lock=lock_of(key, headers),
+        told=_told(headers.get("Date", "")),
     )
+
+
+def _told(date: str) -> int:
+    """When an answer was given, by the server's clock; 0 where it does not say."""
+    try:
+        return _http_date(date)
+    except (ValueError, OverflowError, TypeError):
+        return 0
 
 
 def _sha256(told: str) -> str:

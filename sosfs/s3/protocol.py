@@ -76,6 +76,32 @@ class Headers:
 
 
 NO_METADATA: Mapping[str, str] = MappingProxyType({})
+LOCK_MODES = ("GOVERNANCE", "COMPLIANCE")  # some keys may end the first before its time, nobody the second
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """What Object Lock protects a version with: a retention, a legal hold, both or neither."""
+
+    mode: str = ""  # of the retention, one of `LOCK_MODES`; "" for none
+    until: int = 0  # its end, in seconds since the epoch
+    is_held: bool = False  # the legal hold
+
+    def holds(self, now: float) -> bool:
+        """Whether the version may be neither replaced nor removed, at a moment of the server's clock."""
+        return self.is_held or (self.mode != "" and self.until > now)
+
+    def covers(self, other: Lock) -> bool:
+        """Whether it protects at least as long and as firmly."""
+        is_as_firm = self.mode in (other.mode, LOCK_MODES[-1])
+        return (not other.mode or (is_as_firm and self.until >= other.until)) and (self.is_held or not other.is_held)
+
+    def rest(self, now: float) -> Lock:
+        """What of it is in force: a retention that is over says nothing any more."""
+        return self if self.until > now else Lock(is_held=self.is_held)
+
+
+UNLOCKED = Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +112,8 @@ class Properties:
     metadata: Mapping[str, str] = field(default_factory=lambda: NO_METADATA)
     # "" is STANDARD, which not all servers name; None is not known. No part of what is compared: few answers have it.
     storage_class: str | None = field(default=None, compare=False)
+    # What a write is to lock the new version with. Never read: `Object` tells of the one that is there.
+    lock: Lock = field(default=UNLOCKED, compare=False)
 
 
 NOTHING = Properties()
@@ -163,6 +191,8 @@ class Object:
     checksum: Checksum | None = field(default=None, compare=False)  # likewise: the one that costs least to verify
     answered: int = field(default=0, compare=False)  # the server's clock when it told this, in seconds; 0: not known
     is_opaque: bool = field(default=False, compare=False)  # encrypted so that its ETag is no hash of its bytes (KMS)
+    lock: Lock = field(default=UNLOCKED, compare=False)  # as far as the key may know it
+    told: int = field(default=0, compare=False)  # when, by the server's clock; 0 where it does not say
 
 
 @dataclass(frozen=True, slots=True)

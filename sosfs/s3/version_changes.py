@@ -7,12 +7,13 @@ headers, storage class and ACL. Concurrency: trio thread only.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.copying import PART, PARTS_AT_ONCE
+from sosfs.s3.object_lock import now_of, reason
 from sosfs.s3.protocol import PUT_MAX, UNKNOWN, Acl, Detail, Object, Part
 from sosfs.s3.version_answers import VersionEntry
 
@@ -27,8 +28,22 @@ class VersionChanges:
         self._send = store.dispatcher.send
 
     async def remove(self, entry: VersionEntry) -> None:
-        """Removes a version or a delete marker for good. Raises StoreError."""
-        await self._send("DeleteObject", lambda calls: calls.delete(entry.key, version_id=entry.version_id))
+        """Removes a version or a delete marker for good. Raises StoreError, with the lock where one forbids it."""
+        try:
+            await self._send("DeleteObject", lambda calls: calls.delete(entry.key, version_id=entry.version_id))
+        except StoreError as error:
+            if error.cause is Cause.DENIED and self._store.locks and not entry.is_marker:
+                await self._explain(entry, error)
+            raise
+
+    async def _explain(self, entry: VersionEntry, refusal: StoreError) -> None:
+        """Raises EPERM with the lock of a version that the server does not remove, where it has one."""
+        try:
+            found = await self.head(entry)
+        except StoreError as error:
+            raise refusal from error
+        if found.lock.holds(now_of(found)):
+            raise OSError(errno.EPERM, reason(found.lock, now_of(found))) from refusal
 
     async def head(self, entry: VersionEntry) -> Object:
         """All that is known of a version. Raises StoreError."""
@@ -43,19 +58,24 @@ class VersionChanges:
         if size > PUT_MAX:
             await self._by_parts(entry, size, acl)
             return
-        await self._send(
-            "CopyObject",
-            lambda calls: calls.copy(
-                entry.key,
-                entry.key,
-                pin="",
-                properties=None,
-                acl=acl,
-                storage_class=entry.storage_class,
-                version_id=entry.version_id,
-            ),
-            size=size,
-        )
+
+        async def copy(digest: Mapping[str, str]) -> str:
+            return await self._send(
+                "CopyObject",
+                lambda calls: calls.copy(
+                    entry.key,
+                    entry.key,
+                    pin="",
+                    properties=None,
+                    acl=acl,
+                    storage_class=entry.storage_class,
+                    version_id=entry.version_id,
+                    digest=digest,
+                ),
+                size=size,
+            )
+
+        await self._store.digests.stored(b"", copy, {})
 
     async def _acl(self, entry: VersionEntry) -> Acl | None:
         """The version's ACL; None for what any new object gets, and where it may not be read or is not kept."""

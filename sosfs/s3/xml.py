@@ -17,8 +17,8 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, ParseError, SubElement
 
 from sosfs.errors import StoreError, from_elsewhere, from_s3
-from sosfs.s3.http_headers import bare_etag
-from sosfs.s3.protocol import Acl, Failure, Grant, Part
+from sosfs.s3.http_headers import bare_etag, iso_time
+from sosfs.s3.protocol import Acl, Failure, Grant, Lock, Part
 
 NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 JOINED = "CompleteMultipartUploadResult"
@@ -28,7 +28,10 @@ REQUEST_IDS = ("x-amz-request-id", "x-amz-id-2", "x-amzn-requestid")  # the last
 NO_S3 = " that is no S3 server's"  # of an answer, after its status
 LATE_MAX = 1 << 16  # bytes; a copy of 5 GiB takes minutes, with a blank every few seconds
 _OF_XML = frozenset({400, 403, 405, 501})  # what a HEAD is told by servers without ids, too
-_TOLD_BY_STATUS = ("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutBucket", "DeleteBucket", "CreateBucket")
+_TOLD_BY_STATUS = (
+    *("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutObjectRetention", "PutObjectLegalHold"),
+    *("PutObjectLockConfiguration", "PutBucket", "DeleteBucket", "CreateBucket"),
+)
 _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]?\d|0*3[01]);", re.IGNORECASE)
 
 __all__ = ["ParseError"]
@@ -196,6 +199,26 @@ def has_acls(body: bytes) -> bool:
     if not rules:
         raise ParseError("no rule")
     return "BucketOwnerEnforced" not in rules
+
+
+def locks_objects(body: bytes) -> bool:
+    """Whether an ObjectLockConfiguration says that objects of the bucket can be locked."""
+    return fields(root_of(body, "ObjectLockConfiguration")).get("ObjectLockEnabled", "").strip() == "Enabled"
+
+
+def retention_body(lock: Lock) -> bytes:
+    """The Retention that says until when, and how firmly."""
+    root = Element("Retention", {"xmlns": NAMESPACE})
+    SubElement(root, "Mode").text = lock.mode
+    SubElement(root, "RetainUntilDate").text = iso_time(lock.until)
+    return _said(root)
+
+
+def legal_hold_body(lock: Lock) -> bytes:
+    """The LegalHold that says whether there is one."""
+    root = Element("LegalHold", {"xmlns": NAMESPACE})
+    SubElement(root, "Status").text = "ON" if lock.is_held else "OFF"
+    return _said(root)
 
 
 def acl_of(body: bytes) -> Acl:

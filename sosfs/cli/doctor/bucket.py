@@ -11,12 +11,13 @@ from typing import Any
 import trio
 
 from sosfs.cli.doctor.findings import Finding, Verdict
-from sosfs.control import acl_text
+from sosfs.control import acl_text, object_lock_text
 from sosfs.errors import Cause, StoreError
 from sosfs.log.wording import counted
 from sosfs.s3.bucket_settings import BucketSettings, Versioning
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.protection_settings import BucketLock, ProtectionSettings
 from sosfs.s3.protocol import Acl
 
 Judge = Callable[[Any], Finding]
@@ -30,10 +31,12 @@ def settings_of(target: S3Target, prefix: str) -> Sequence[Finding]:
 async def _asked(target: S3Target, prefix: str) -> list[Finding]:
     dispatcher = Dispatcher(target, lambda operation: None)
     bucket = BucketSettings(target, dispatcher)
+    protection = ProtectionSettings(bucket)
     questions: tuple[tuple[str, Callable[[], Awaitable[Any]], Judge], ...] = (
         ("bucket: ACL", bucket.acl, _of_acl),
         ("bucket: versioning", bucket.versioning, _of_versioning),
-        ("bucket: lifecycle", bucket.lifecycle, lambda rules: _of_lifecycle(rules, prefix)),
+        ("bucket: Object Lock", protection.object_lock, _of_object_lock),
+        ("bucket: lifecycle", protection.lifecycle, lambda rules: _of_lifecycle(rules, prefix)),
         ("bucket: CORS", bucket.cors, lambda rules: _set("bucket: CORS", len(rules), "rule")),
         ("bucket: policy", bucket.policy, lambda text: _set("bucket: policy", len(text), "byte")),
     )
@@ -77,6 +80,17 @@ def _of_versioning(state: Versioning) -> Finding:
         return Finding(what, Verdict.NOTE, state.value)
     detail = "enabled: what is overwritten or removed is kept and paid for, on SOS 1,000 versions a file"
     advice = "'sosfs versions --prune 10 PATH' removes old ones; with --durability journal rewrites make fewer"
+    return Finding(what, Verdict.WARNING, detail, advice)
+
+
+def _of_object_lock(held: BucketLock) -> Finding:
+    what = "bucket: Object Lock"
+    if not held.is_enabled:
+        return Finding(what, Verdict.NOTE, "none")
+    if held.default is None:
+        return Finding(what, Verdict.NOTE, "enabled: what is locked can be neither changed nor removed")
+    detail = f"new files are locked by themselves: {object_lock_text.said(held.default)}"
+    advice = "each is written once, and not renamed or removed before; --durability journal gives five seconds for that"
     return Finding(what, Verdict.WARNING, detail, advice)
 
 
