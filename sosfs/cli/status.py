@@ -216,7 +216,7 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     if now.keeps_versions:
         yield "versions", "kept of all that is overwritten or removed, on SOS 1,000 a file: see 'sosfs versions'"
     if now.locks_objects:
-        yield "locks", "what is locked can be neither changed nor removed: see 'sosfs help protection'"
+        yield "locks", "what is locked can be neither changed nor removed: see 'sosfs help locks-and-lifecycle'"
     yield "limits", limits(now)
     yield "requests", requests(now)
     for what in now.waiting:

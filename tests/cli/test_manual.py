@@ -154,6 +154,7 @@ class TestPages:
 
 # Options of programs that the pages speak of.
 OF_OTHERS = {"--now", "--user", "--device", "--cap-add", "--security-opt", "--time", "--rm", "--only-values"}
+OF_OTHERS |= {"--bypass-governance-retention", "--object-lock-enabled-for-bucket"}  # of the AWS CLI
 OF_OTHERS |= {"--delete", "--inplace", "--no-whole-file", "--preserve", "--fail", "--silent"}
 OF_OTHERS |= {"--read-data", "--target", "--encryption", "--verify-data"}
 

@@ -23,6 +23,8 @@ from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.traffic import Op, Request
 
+SETTINGS = ["acl", "cors", "encryption", "lifecycle", "object-lock", "ownership", "policy", "replication", "versioning"]
+
 
 @pytest.fixture
 def control(drive: Drive) -> Path:
@@ -47,7 +49,7 @@ def test_the_tree_is_found_and_not_listed(drive: Drive, control: Path) -> None:
     assert control.is_dir()
     assert ".sosfs" not in names(drive.mount.path)
     assert names(control) == ["acl", "at", "bucket", "errors", "metrics", "status", "versions"]
-    assert names(control / "bucket") == ["acl", "cors", "policy", "versioning"]
+    assert names(control / "bucket") == SETTINGS
     with fails(errno.ENOENT):
         (control / "nothing").stat()
     with fails(errno.ENOENT, errno.EINVAL):
@@ -401,7 +403,8 @@ def test_the_tree_is_the_owners_alone(drive: Drive, control: Path) -> None:
         return stat.S_IMODE((control / name).stat().st_mode)
 
     assert {mode(name) for name in ("acl", "at", "bucket", "versions", f"acl/{drive.key(drive.here)}")} == {0o700}
-    assert {mode(f"bucket/{name}") for name in ("acl", "cors", "policy", "versioning")} == {0o600}
+    assert {mode(f"bucket/{name}") for name in SETTINGS if name != "replication"} == {0o600}
+    assert mode("bucket/replication") == 0o400
     assert [mode(name) for name in (".", "status", "metrics", "errors")] == [0o755, 0o444, 0o444, 0o400]
     kept = next((control / "versions" / drive.key(drive.here / "file")).iterdir())
     assert stat.S_IMODE(kept.stat().st_mode) == 0o400
