@@ -35,7 +35,7 @@ def foreign(server: Server) -> Foreign:
 
 @pytest.fixture
 def drive(mounter: Mounter, proxy: Proxy) -> Drive:
-    """A mount of it through the proxy. A chmod is not to wait for long."""
+    """A mount of it through the proxy."""
     return mounter(proxy.endpoint)
 
 
