@@ -312,6 +312,7 @@ class Changes(Revalidation):
             inode.properties, inode.whole = found.properties, True
             return True
         inode.version = found.version
+        self._blocks.zeros.copied(before.etag, found.version.etag, before.size)
         inode.follow(found.properties)
         if inode.open_file is not None:
             key = self._inodes.key(inode)

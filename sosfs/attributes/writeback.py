@@ -253,6 +253,7 @@ class AttributeWriteback(Changes):
             raise
         self._unanswered_copies.end(inode, locked)
         inode.version = made
+        self._blocks.zeros.copied(before.etag, made.etag, made.size)
         if inode.open_file is not None:
             inode.open_file.rebase(Source(key, made.etag, made.size), made)
         inode.whole = True

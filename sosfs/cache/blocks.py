@@ -8,6 +8,8 @@ together once half of them were driven out, and the buffers are at most twice as
     ABSENT --want/read--> FETCHING --ok--> CACHED --evicted, or found wrong--> ABSENT
                               `----error--> ABSENT (the readers waiting get the error)
 
+What is known to be zeros (`known_zeros`) is never fetched, and takes no memory.
+
 What comes is verified as far as it can be before it is handed out or kept; how far that is, `verification` says.
 
 Concurrency: trio thread only. A fetch is a task of its own, so a reader that gives up harms no other.
@@ -25,6 +27,7 @@ import trio
 from cachetools import LRUCache
 
 from sosfs.cache.block_fetch import BlockFetch, Disk, wrong
+from sosfs.cache.known_zeros import KnownZeros
 from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
 from sosfs.concurrency.interrupt import waited
 from sosfs.config.choices import Verify
@@ -35,6 +38,8 @@ BLOCK = 128 << 10  # bytes: what a random 4 KiB read fetches; at 1 GB/s it costs
 REQUEST = 8 << 20  # bytes of one GET: beyond it a range gains nothing (measured 1.0-1.1 GB/s from 8 MiB)
 LAG = 4  # the part of the memory for blocks by which whoever reads in order may be ahead of the hash
 ACTIVE = 1.0  # seconds after which who has not read on is not counted among those who read ahead
+
+ZEROS = memoryview(bytes(REQUEST))  # of all runs of zeros
 
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -111,6 +116,7 @@ class Blocks:
         self.fetching = BlockFetch(store, disk, self.verifier, self._forget_version, block=BLOCK, request=REQUEST)
         self._spawn = spawn
         self.capacity = capacity
+        self.zeros = KnownZeros()
         self._cached = cached
         self._fetching: dict[tuple[Source, int], Run] = {}
         self.hits, self.asked = 0, 0  # reads that found all in memory, and all reads
@@ -246,7 +252,7 @@ class Blocks:
         index, last = start // BLOCK, -(-min(stop, source.size) // BLOCK)
         is_whole = self.verifier.comes_whole(source)
         while index < last:
-            run = self._cached.get((source, index)) or self._fetching.get((source, index))
+            run = self._at(source, index)
             if run is None:
                 run = self._begin(source, 0, -(-source.size // BLOCK)) if is_whole else self._some(source, index, last)
                 begun.append(run)
@@ -257,11 +263,28 @@ class Blocks:
             runs.append((run, index))
         return runs
 
+    def _at(self, source: Source, index: int) -> Run | None:
+        """The run that has this block, or is to have it."""
+        place = source, index
+        return self._cached.get(place) or self._fetching.get(place) or self._zeros_from(source, index)
+
+    def _zeros_from(self, source: Source, index: int) -> Run | None:
+        """A run of zeros that begins with this block, if all of the block is known to be zeros."""
+        start = index * BLOCK
+        end = self.zeros.end(source.etag, source.size, start)
+        blocks = (end if end < source.size else end + BLOCK - 1) // BLOCK - index
+        if blocks <= 0:
+            return None
+        run = Run(index, index + min(blocks, REQUEST // BLOCK))
+        run.body = ZEROS
+        run.done.set()
+        return run
+
     def _some(self, source: Source, index: int, last: int) -> Run:
         """Begins to fetch what is missing from `index` on, up to `last`, in one request."""
         stop = index + 1
         while stop < min(last, index + REQUEST // BLOCK):
-            if (source, stop) in self._cached or (source, stop) in self._fetching:
+            if self._at(source, stop) is not None:
                 break
             stop += 1
         return self._begin(source, index, stop)

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
 
 
+FORGOTTEN = 7 * 86_400  # seconds after which no mount goes on with a scratch object: it is kept for a minute
+
+
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What is to be done. `index`: remove the shared attributes, and nothing else.
@@ -68,12 +71,20 @@ def of_bucket(settings: Settings, source: CredentialSource, wishes: Wishes) -> i
 def _end_ours(calls: SignedCalls, directories: Sequence[StateDirectory], settings: Settings) -> None:
     from sosfs.cli import unfinished_uploads  # noqa: PLC0415
 
-    count = sum(
-        unfinished_uploads.abort_of_journal(calls, directory.path, settings.endpoint, settings.bucket)
+    ended = [
+        unfinished_uploads.end_of_journal(calls, directory.path, settings.endpoint, settings.bucket)
         for directory in directories
-    )
-    if count:
-        print(f"{_counted(count, 'unfinished upload')} of mounts here ended")
+    ]
+    uploads, scratch = sum(one for one, _ in ended), sum(one for _, one in ended)
+    try:
+        scratch += unfinished_uploads.remove_forgotten(calls, settings.prefix, before=time.time() - FORGOTTEN)
+    except OSError as error:  # what is on this machine can be tidied up all the same
+        told = f"whether scratch objects are left in {settings.source} is not known: {error.strerror}"
+        print(printable(f"sosfs: {told}"), file=sys.stderr)
+    if uploads:
+        print(f"{_counted(uploads, 'unfinished upload')} of mounts here ended")
+    if scratch:
+        print(f"{_counted(scratch, 'scratch object')} of mounts removed")
 
 
 def _index(calls: SignedCalls, settings: Settings, wishes: Wishes) -> int:

@@ -123,6 +123,8 @@ def _owed(path: Path) -> list[str]:
     if left is not None and left.uploads and not left.changes:
         count = "1 upload" if left.uploads == 1 else f"{left.uploads} uploads"
         lines.append(f"{count} of it are unfinished in the bucket: 'sosfs clean {_bucket(left)}' ends them")
+    if left is not None and left.scratch and not left.changes:
+        lines.append(f"scratch objects of it are in the bucket: 'sosfs clean {_bucket(left)}' removes them")
     spools = list((path / SPOOL).glob("*")) if (path / SPOOL).is_dir() else []
     if spools and not (left and left.changes):
         lines.append(f"bytes that were written lie in {path / SPOOL}, and no journal says of what file")

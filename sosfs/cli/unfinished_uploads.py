@@ -1,4 +1,4 @@
-"""Multipart uploads that were begun and never ended: they are no file, and cost money all the same.
+"""Multipart uploads that were begun and never ended, and scratch objects: no files, and they cost money all the same.
 
 Blocking. Not to be imported before it is needed: it loads libcurl.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sosfs.errors import StoreError
 from sosfs.journal.journal import Journal, left_over, upload_ids
+from sosfs.s3 import scratch_key
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.protocol import Upload
 
@@ -68,28 +69,48 @@ def abort(calls: SignedCalls, key: str, upload_id: str) -> None:
             raise
 
 
-def abort_of_journal(calls: SignedCalls, directory: Path, endpoint: str, bucket: str) -> int:
-    """Ends the uploads that the journal of a directory knows, if it is this bucket's; how many. Raises OSError.
+def end_of_journal(calls: SignedCalls, directory: Path, endpoint: str, bucket: str) -> tuple[int, int]:
+    """Ends the uploads and removes the scratch objects that the journal of a directory knows, if it is this bucket's.
 
-    Only where the journal is whole and holds no change, which would go on with its upload; and where no mount has it.
+    Returns how many. Only where the journal is whole and holds no change, which would go on with its upload; and where
+    no mount has it. Raises OSError.
     """
     left = left_over(directory)
-    if left is None or not left.is_whole or left.changes or not left.uploads:
-        return 0
+    if left is None or not left.is_whole or left.changes or not (left.uploads or left.scratch):
+        return 0, 0
     if left.owner.split(" ", 2)[:2] != [endpoint, bucket]:
-        return 0
+        return 0, 0
     try:
         journal = Journal(directory, left.owner)
     except OSError as error:
         if error.errno != errno.EBUSY:
             raise
-        return 0
+        return 0, 0
     with closing(journal):
-        uploads = journal.uploads()
+        uploads, scratch = journal.uploads(), journal.scratch()
         for upload_id, key, _ in uploads:
             abort(calls, key, upload_id)
             journal.drop_upload(upload_id)
-    return len(uploads)
+        for key in scratch:
+            calls.purge(key)
+            journal.drop_scratch(key)
+    return len(uploads), len(scratch)
+
+
+def remove_forgotten(calls: SignedCalls, prefix: str, *, before: float) -> int:
+    """Removes objects of zeros below a prefix that were stored `before` (epoch) and that no mount can need; how many.
+
+    A mount that uses one has made it lately. Raises OSError.
+    """
+    page = calls.list(prefix + scratch_key.ZEROS, delimiter="/", after="", token="", limit=1000)
+    forgotten = [
+        one.key
+        for one in page.objects
+        if scratch_key.is_of_zeros(one.key.removeprefix(prefix)) and (one.version.modified or before) < before
+    ]
+    for key in forgotten:
+        calls.purge(key)
+    return len(forgotten)
 
 
 def in_use(directories: Iterator[Path]) -> set[str]:

@@ -155,7 +155,7 @@ USAGES: Mapping[str, Usage] = {
         "[BUCKET] [--uploads | --shared-attributes] [-n]",
         "remove what mounts that are no more have left behind",
         "Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET "
-        "only those of that one, and the unfinished uploads that its mounts have left there.",
+        "only those of that one, and the unfinished uploads and scratch objects that its mounts have left there.",
         {0: "done", 1: "failed", 2: "wrong usage"},
         (
             ("sosfs clean -n", "what would be removed"),

@@ -31,7 +31,8 @@ class Caller(NamedTuple):
 def current() -> Caller:
     """Whom the running task works for."""
     process = CALLER.get()
-    return Caller(process() if process else 0, CURRENT.get() is not None)
+    interrupt = CURRENT.get()
+    return Caller(process() if process else 0, interrupt is not None and not interrupt.is_background)
 
 
 class FairQueue(Generic[T]):

@@ -6,7 +6,7 @@ it by then nobody knows, as after a lost answer. A task that waits for its turn,
 EINTR at once (`waited`), with nothing begun.
 
 The sign goes with the task that serves a kernel request and those it starts side by side, in a context variable;
-tasks of the background have none.
+tasks of the background have none, or one that is theirs alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,14 +28,19 @@ T = TypeVar("T")
 
 
 class Interrupt:
-    """Set once, for good. One may stand for any number of requests."""
+    """Set once, for good. One may stand for any number of requests.
 
-    __slots__ = ("_scopes", "_sleepers", "is_set")
+    `is_background`: no program waits for those.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_followers", "_scopes", "_sleepers", "is_background", "is_set")
+
+    def __init__(self, *, is_background: bool = False) -> None:
+        self.is_background = is_background
         self.is_set = False  # whether what has this is to end
         self._sleepers: list[threading.Event] = []  # made only for who sleeps: there is an interrupt a request
         self._scopes: list[trio.CancelScope] = []
+        self._followers: list[Interrupt] = []
 
     def set(self) -> None:
         """Ends what it was given to, and what begins with it later."""
@@ -43,6 +49,8 @@ class Interrupt:
             sleeper.set()
         for scope in self._scopes:
             scope.cancel()
+        for follower in self._followers:
+            follower.set()
 
     def sleep(self, seconds: float) -> None:
         """Sleeps until the time is over or this is set; for threads."""
@@ -75,6 +83,24 @@ class Interrupt:
 
 
 CURRENT: ContextVar[Interrupt | None] = ContextVar("interrupt", default=None)
+
+
+@contextmanager
+def stoppable() -> Iterator[Interrupt]:
+    """Within, what is done ends with EINTR also when the sign that this gives is set, not only with that of now."""
+    outer = CURRENT.get()
+    inner = Interrupt(is_background=outer is None or outer.is_background)
+    if outer is not None:
+        outer._followers.append(inner)
+        if outer.is_set:
+            inner.set()
+    token = CURRENT.set(inner)
+    try:
+        yield inner
+    finally:
+        CURRENT.reset(token)
+        if outer is not None:
+            outer._followers.remove(inner)
 
 
 async def waited(wait: Callable[[], Awaitable[T]]) -> T:

@@ -11,6 +11,7 @@ Concurrency: trio thread only; one commit at a time for an inode (`Content.lock`
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import OpenFile, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import INLINE, DamagedSpool
-from sosfs.files.upload import Announce, Truncated, Upload, Uploader, etag_of
+from sosfs.files.upload import Announce, Truncated, Unwanted, Upload, Uploader, etag_of
 from sosfs.ipc.pending import Change
 from sosfs.journal.journal import Journal
 from sosfs.s3 import recognition
@@ -132,18 +133,19 @@ class Commits:
 
     async def commit(self, inode: Inode) -> None:
         """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then."""
-        if (open_file := opened(inode)) is None:
-            return
-        async with open_file.lock:
-            draft = open_file.draft
-            if draft is None or not draft.is_dirty or inode.parent is None:
-                return
-            draft.require_whole()
-            async with self._subtree_lock.shared(inode):
-                if inode.parent is None:
+        while (open_file := opened(inode)) is not None:
+            async with open_file.lock:
+                draft = open_file.draft
+                if draft is None or not draft.is_dirty or inode.parent is None:
                     return
-                with open_file.committing():
-                    await self._commit(inode, open_file, draft)
+                draft.require_whole()
+                async with self._subtree_lock.shared(inode):
+                    if inode.parent is None:
+                        return
+                    with contextlib.suppress(Unwanted):  # who removes it has the lock next
+                        with open_file.committing():
+                            await self._commit(inode, open_file, draft)
+                        return
 
     async def _commit(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         key = self._inodes.key(inode)

@@ -31,6 +31,7 @@ from sosfs.s3.upload_check import DamagedWrite
 
 BETWEEN = 1 << 20  # bytes of ours that are fetched along, which costs less than a request more
 FETCHES = 8  # requests side by side
+FEW = 512  # bytes
 
 
 class DraftState(Enum):
@@ -98,10 +99,17 @@ class Draft:
         return self.state is DraftState.COMMITTING
 
     async def write(self, offset: int, data: bytes | memoryview) -> None:
-        """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full."""
+        """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full.
+
+        A few zeros in a hole leave it one: so does posix_fallocate(3), which writes a zero into each block.
+        """
         stop = offset + len(data)
         if stop > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
+        if 0 < len(data) <= FEW and not data[0] and self.is_hole(offset, stop) and not any(data):
+            self.size = max(self.size, stop)
+            self._changed()
+            return
         self._arriving.append((offset, stop))
         try:
             await self.spool.write(offset, data)
@@ -225,6 +233,27 @@ class Draft:
         if self.base is None or stop > self.base_stop:
             return False
         return not any(ours for extents in (self.dirty, self._flying) for _, _, ours in extents.within(start, stop))
+
+    def is_hole(self, start: int, stop: int) -> bool:
+        """Whether nobody has written anything of `[start, stop)`, so that it is zeros and nothing else has it."""
+        written = (self.local, self.away, self.refused, Extents(self._arriving))
+        return start >= self.base_stop and not any(extents.touches(start, stop) for extents in written)
+
+    def holes(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What of `[start, stop)` is zeros that nobody has written."""
+        return self.unwritten(max(start, self.base_stop), stop)
+
+    def unwritten(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """What of `[start, stop)` is the base's, or zeros behind that."""
+        found = [(begin, end) for begin, end, ours in self.local.within(start, stop) if not ours]
+        for extents in (self.away, self.refused, Extents(self._arriving)):
+            if extents.touches(start, stop):
+                found = [(a, b) for gap in found for a, b, is_in in extents.within(*gap) if not is_in]
+        return found
+
+    def allocated(self, zeros: int) -> int:
+        """How many bytes of it are more than holes, at most; `zeros` are those of the base."""
+        return min(self.size, self.base_stop - zeros + self.local.total + self.away.total)
 
     def lacks(self, start: int, stop: int) -> tuple[int, int] | None:
         """From the first to the last byte that the base has of `[start, stop)` and the spool has not."""

@@ -63,6 +63,15 @@ class Extents:
         at = bisect_right(self._starts, start) - 1
         return at >= 0 and self._stops[at] >= stop
 
+    def touches(self, start: int, stop: int) -> bool:
+        """Whether any byte of `[start, stop)` is in the set."""
+        at = bisect_right(self._stops, start)
+        return start < stop and at < len(self._starts) and self._starts[at] < stop
+
+    def total_within(self, start: int, stop: int) -> int:
+        """How many bytes of `[start, stop)` are in the set."""
+        return sum(end - begin for begin, end, is_in in self.within(start, stop) if is_in)
+
     def cells(self, size: int, *, most: int) -> int:
         """How many of the cells of `size` bytes, counted from 0, the set has a byte of; does not look beyond `most`."""
         found = reached = at = 0  # all cells below `reached` are counted

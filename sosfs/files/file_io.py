@@ -24,7 +24,7 @@ from sosfs.files.base_fetch import BaseFetch
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, DraftState, fresh
 from sosfs.files.failed_writes import FailedWrites
-from sosfs.files.open_file import Handle, content_of, draft_of, opened
+from sosfs.files.open_file import Handle, OpenFile, content_of, draft_of, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.files.prefetch import FilePrefetch
 from sosfs.files.spool import SpoolArea
@@ -152,6 +152,14 @@ class FileIO:
         await self._save(inode)
         await self._attributes.fsync(inode, durability=self._commits.durability)
 
+    def allocated(self, inode: Inode) -> int:
+        """How many of its bytes are no holes, as far as that is known: of a file being changed it may be fewer."""
+        draft, version = draft_of(inode), inode.version
+        if draft is not None and draft.state is not DraftState.CLEAN:
+            zeros = self._blocks.zeros.total(draft.base.etag, draft.base_stop) if draft.base is not None else 0
+            return draft.allocated(zeros)
+        return inode.size - (self._blocks.zeros.total(version.etag, inode.size) if version is not None else 0)
+
     def path(self, inode: Inode) -> str:
         """Where a user finds a file."""
         return self._inodes.path(inode, self._mountpoint)
@@ -270,6 +278,8 @@ class FileIO:
         draft.truncate(size)
         if open_file.upload is not None and low < high:
             open_file.upload.written(low, high)
+            if size == low:
+                open_file.upload.cut()
         self.records.cut(inode)
         draft.trim()
         inode.size = size
@@ -303,6 +313,11 @@ class FileIO:
         """Whether the bucket has a file is known afterwards. Raises what prevents it."""
         await self._commits.ascertain(inode)
 
+    def copied(self, before: Version | None, after: Version) -> None:
+        """The server has copied a version: what is known of its bytes holds for the copy."""
+        if before is not None and before.size == after.size:
+            self._blocks.zeros.copied(before.etag, after.etag, after.size)
+
     def moved(self, inode: Inode) -> None:
         """A rename gave the inode another key, and its object there a new version with the same bytes."""
         open_file = opened(inode)
@@ -330,7 +345,7 @@ class FileIO:
         if open_file is None or (inode.opens == 0 and open_file.draft is None):
             yield
             return
-        async with open_file.lock:
+        async with self._removing(open_file), open_file.lock:
             await self._commits.ascertain(inode)  # what is there goes too, or would come back
             if inode.opens and inode.version is not None and self._spools.disk.room().free > inode.size <= DETACH_MAX:
                 await self._base_fetch.whole(inode, open_file, self._begin(inode))
@@ -338,6 +353,19 @@ class FileIO:
             self.left(inode)
             await self._commits.drop_upload(open_file)
             await self._commits.let_go(inode, open_file)
+
+    @asynccontextmanager
+    async def _removing(self, open_file: OpenFile) -> AsyncIterator[None]:
+        """Within, nothing is sent of a large file: what is on its way ends, and goes on only if the file stays."""
+        upload = open_file.upload
+        if upload is None:
+            yield
+            return
+        upload.is_being_removed(True)
+        try:
+            yield
+        finally:
+            upload.is_being_removed(False)
 
     def left(self, inode: Inode) -> None:
         """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""

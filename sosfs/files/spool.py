@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,9 +153,26 @@ class Spool:
             return _read_all(self._file, start, stop)
         return await self._away(_read_all, start, stop)
 
-    def part(self, start: int, stop: int) -> FileBody | None:
-        """The bytes `[start, stop)` to be sent from the file, within `held`; None where they are in memory."""
-        return FileBody(self._file, start, stop) if self._memory is None else None
+    @contextmanager
+    def part(self, start: int, stop: int, holes: Sequence[tuple[int, int]] = ()) -> Iterator[FileBody | None]:
+        """The bytes `[start, stop)` to be sent from a file, which is open within; None where they are in memory.
+
+        Of the `holes` it may have anything, and zeros are sent. What is in memory of a part with holes gets a file too,
+        since the part may be larger than all memory.
+        """
+        with self.held():
+            if self._memory is None:
+                yield FileBody(self._file, start, stop, holes)
+                return
+            if not holes:
+                yield None
+                return
+            file = os.memfd_create("part", os.MFD_CLOEXEC)
+            try:
+                _write_all(file, self._origin, self._memory)
+                yield FileBody(file, start, stop, holes)
+            finally:
+                os.close(file)
 
     async def _away(self, work: Callable[..., T], *arguments: Any) -> T:
         """Does `work` with the file in a thread."""
@@ -321,8 +339,22 @@ def _sync(file: int) -> None:
 
 
 def _sums(file: int, size: int) -> tuple[int, ...]:
-    pieces = ((at, min(size, at + SUMMED)) for at in range(0, size, SUMMED))
-    return tuple(zlib.crc32(_read_all(file, at, stop).ljust(stop - at, b"\0")) for at, stop in pieces)
+    sums, data, zeros = [], 0, zlib.crc32(bytes(SUMMED))
+    for at in range(0, size, SUMMED):
+        stop = min(size, at + SUMMED)
+        if data < stop:
+            data = max(data, _next_data(file, at))
+        is_hole = data >= stop and stop - at == SUMMED
+        sums.append(zeros if is_hole else zlib.crc32(_read_all(file, at, stop).ljust(stop - at, b"\0")))
+    return tuple(sums)
+
+
+def _next_data(file: int, at: int) -> int:
+    """Where the file has data from `at` on; `at` where the disk does not tell, and no end where it has none."""
+    try:
+        return os.lseek(file, at, os.SEEK_DATA)  # the file's own position is used by nobody
+    except OSError as error:
+        return sys.maxsize if error.errno == errno.ENXIO else at
 
 
 def _store(memory: bytearray, offset: int, data: bytes | memoryview) -> None:

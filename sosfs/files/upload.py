@@ -1,11 +1,13 @@
 """Turn a draft into an object: one PUT, or a multipart upload that runs while it is written.
 
+Holes are never sent where there are many of them: the server copies them of an object of zeros (`zero_objects`).
 A part that was written over is sent again. Where room is short the bytes of a part that was sent are freed; they are
 in no other place then, until the whole is completed. Ranges that are still as in the old version are copied on the
 server: neighbours in one request, up to a sixteenth of the file. The condition on the whole then tells that they were
 of this version, and the end of a file that grew stays at hand, since what is appended next is sent with it.
 Part numbers may have gaps (S3 API, UploadPart), so a merged copy takes the number of its first part and the numbers of
-the others stay unused. An upload that fails keeps what it has sent for the next try.
+the others stay unused. An upload that fails keeps what it has sent for the next try. One that nobody wants any more,
+since its file is being removed or was cut, ends in the middle of what it sends.
 
 Concurrency: trio thread only, one `finish` at a time for a draft; parts are sent side by side within a
 budget of bytes.
@@ -18,20 +20,23 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from hashlib import md5
+from itertools import groupby
 
 import trio
 
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.concurrency.budgets import Budget
-from sosfs.concurrency.interrupt import waited
+from sosfs.concurrency.interrupt import Interrupt, stoppable, waited
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
 from sosfs.files.extents import Extents
 from sosfs.files.part_ranges import PartPlan, Range, plan_of
+from sosfs.files.zero_objects import ZeroObjects, is_gone, is_refusal
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedPart
 from sosfs.s3 import recognition
@@ -45,6 +50,7 @@ COPY_MAX = 1 << 30  # bytes of one UploadPartCopy; up to 5 GiB is legal
 END_MAX = 1 << 20  # bytes that stay at hand of the last part; more of it is fetched while the rest is copied
 CHUNK = 1 << 20  # bytes in memory of a part that is sent from its file: a third less CPU than with all of it there
 BEHIND = 4  # parts of one file under way behind its writer
+HOLES_MIN = 16 << 20  # bytes of holes of a file from which on they are copied, of an object of zeros half as large
 
 
 Announce = Callable[[str], None]  # is told the token of the object to be (`recognition`)
@@ -55,6 +61,13 @@ def etag_of(body: bytes | memoryview) -> str:
     return md5(body, usedforsecurity=False).hexdigest()
 
 
+class Unwanted(OSError):
+    """The file is being removed: nothing more is sent of it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(errno.EINTR, f"{key} was being removed while it was sent")
+
+
 class Truncated(OSError):
     """The file was cut, by another process, below what was being sent: what was begun must not be finished."""
 
@@ -62,11 +75,20 @@ class Truncated(OSError):
         super().__init__(errno.EAGAIN, f"{key} was truncated while it was sent")
 
 
+class _Way(Enum):
+    """How a part comes to be."""
+
+    SENT = "sent"
+    COPIED = "copied"  # of the version that the draft stands on
+    FILLED = "filled"  # with zeros that are copied
+
+
 @dataclass(frozen=True, slots=True)
 class _Sent:
     part: Part
     range: Range
     serial: int  # of the draft, when its bytes were read
+    zeros: tuple[tuple[int, int], ...] = ()  # of the file, of which it is known
     check: Check = Check.AT_ONCE  # whether it may be used by another `finish` than the one that made it
     body: bytes | memoryview = b""  # of a short part, which can only be the last one
 
@@ -82,6 +104,7 @@ class Uploader:
         budget: Budget,
         plan: PartPlan,
         multiparts: MultipartUploads,
+        zeros: ZeroObjects,
     ) -> None:
         self.store = store
         self.blocks = blocks
@@ -89,6 +112,7 @@ class Uploader:
         self.budget = budget
         self.plan = plan
         self.multiparts = multiparts
+        self.zeros = zeros
         self.sent_bytes = 0
         self.failures = 0  # of parts behind a writer
         self.keeping = 0  # renames under way: what is freed is bound to the key
@@ -113,6 +137,11 @@ class Upload:
         self._changed: dict[int, int] = {}  # part number -> serial of the last write into it
         self._behind: set[int] = set()
         self._here: set[int] = set()  # of those that were sent behind the writer, whose bytes are here too
+        self._zeros: Source | None = None  # of which holes are copied now
+        self._fills = True  # unless holes have been sent, and cannot be left out
+        self._hole_piece = 0  # bytes of holes that one copy makes; 0 until the first is needed
+        self._stop: Interrupt | None = None  # of the `finish` under way
+        self._is_unwanted = self._was_cut = False
         self._frontier = 0  # below it every full part is sent or on its way
         self._writer = 0  # offset behind which full parts may go up; 0 while `finish` sends them itself
         self._idle = trio.Event()
@@ -129,20 +158,31 @@ class Upload:
     def follow(self, offset: int) -> None:
         """Sends full parts that the writer, now at `offset`, has left behind, and goes on while it rests."""
         self._writer = offset
-        if len(self._behind) >= BEHIND:
-            return
         here = self._plan.at(offset)
         for part in self._plan.ranges(here.start, begin=self._frontier):
-            if part.number in self._sent or part.number in self._behind:
-                self._frontier = part.stop if part.start == self._frontier else self._frontier
-                continue
-            if not self._draft.dirty.covers(part.start, part.stop):
-                continue
-            self._behind.add(part.number)
-            self._idle = trio.Event() if self._idle.is_set() else self._idle
-            self._shared.spawn(lambda part=part: self._send_behind(part))  # type: ignore[misc]
             if len(self._behind) >= BEHIND:
                 return
+            if part.number in self._sent or part.number in self._behind:
+                self._frontier = part.stop if part.start == self._frontier else self._frontier
+            elif self._draft.dirty.covers(part.start, part.stop):
+                self._send_later(part)
+
+    def send_begun(self, offset: int) -> None:
+        """Sends parts that have holes as well, but for the one at `offset`, which is being written."""
+        here = self._plan.at(offset)
+        for part in self._plan.ranges(self._plan.at(self._draft.size).start):
+            if len(self._behind) >= BEHIND:
+                return
+            is_known = part.number in self._sent or part.number in self._behind or part == here
+            if is_known or not self._draft.dirty.touches(part.start, part.stop):
+                continue
+            if self._is_here(part, self._draft.holes(part.start, part.stop)):
+                self._send_later(part)
+
+    def _send_later(self, part: Range) -> None:
+        self._behind.add(part.number)
+        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        self._shared.spawn(lambda: self._send_behind(part))
 
     @property
     def is_behind(self) -> bool:
@@ -192,20 +232,11 @@ class Upload:
         """Sends what is missing of the first `size` bytes and makes the object; `announce` is told its token before.
 
         Raises StoreError; what was sent stays for the next try. ESTALE when another version won. `Truncated` where
-        there are no `size` bytes any more.
+        there are no `size` bytes any more, `Unwanted` where the file is being removed.
         """
         self._writer, self._condition = 0, condition
         await waited(self._idle.wait)
-        self._sent = {number: sent for number, sent in self._sent.items() if sent.check is Check.AT_ONCE}
-        if self._made - {job.number for job in self._jobs(size)} and not self._draft.away:
-            await self.abort()  # Ceph 16 completes an upload with all its parts or not at all
-        for _ in range(3):
-            jobs = [job for job in self._jobs(size) if not self._has(job)]
-            if not jobs:
-                break
-            await each(self._make, jobs, at_once=PARTS_AT_ONCE)
-        # A writer that never rests must not keep fsync from returning: what came later is dirty again.
-        parts = [self._sent[job.number] if self._has(job) else await self._make(job) for job in self._jobs(size)]
+        parts = await self._all_parts(size)
         await self._ensure()
         if self._draft.size < size:
             raise Truncated(self.key)
@@ -220,11 +251,88 @@ class Upload:
             if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:
                 self._vanished()
             raise
+        shared.blocks.zeros.note(version.etag, size, (hole for sent in parts for hole in sent.zeros))
         if parts and self._draft.base is not None:
             end = parts[-1]
             shared.blocks.offer_end(Source(self.key, version.etag, size), end.range.start, memoryview(end.body))
         self._forget()
         return version
+
+    async def _all_parts(self, size: int) -> list[_Sent]:
+        """The parts of the first `size` bytes, once the server has them. Raises as `finish`."""
+        with stoppable() as stop:
+            self._stop = stop
+            try:
+                if self._is_unwanted:
+                    raise Unwanted(self.key)
+                return await self._made_parts(size)
+            except OSError as error:
+                if error.errno != errno.EINTR or not stop.is_set:
+                    raise
+                if self._is_unwanted:
+                    raise Unwanted(self.key) from error
+                if self._was_cut:
+                    raise Truncated(self.key) from error
+                raise
+            finally:
+                self._stop, self._was_cut = None, False
+
+    async def _made_parts(self, size: int) -> list[_Sent]:
+        self._sent = {number: sent for number, sent in self._sent.items() if sent.check is not Check.AT_COMPLETION}
+        for again in (False, True, True):
+            async with self._copying_holes(size):
+                if not again and self._made - {job.number for job in self._jobs(size)}:
+                    await self._without_left_over_parts()
+                jobs = [job for job in self._jobs(size) if not self._has(job)]
+                if not jobs:
+                    break
+                await each(self._make, jobs, at_once=PARTS_AT_ONCE)
+        async with self._copying_holes(size):
+            # A writer that never rests must not keep fsync from returning: what came later is dirty again.
+            return [
+                self._sent[job.number]
+                if self._has(job)
+                else await self._make(job) or await self._send(job, self._draft.serial)
+                for job in self._jobs(size)
+            ]
+
+    async def _without_left_over_parts(self) -> None:
+        """Ceph 16 completes an upload with all its parts or not at all: where some are of no use it begins anew.
+
+        Unless bytes are in its parts alone: then none are merged, so that all may be of use.
+        """
+        if not self._draft.away:
+            await self.abort()
+        else:
+            self._fills, self._zeros = False, None
+
+    def cut(self) -> None:
+        """The file was cut: nobody wants what is sent now."""
+        if self._stop is not None:
+            self._was_cut = True
+            self._stop.set()
+
+    def is_being_removed(self, is_it: bool) -> None:
+        """The file is being removed, or is not any more: meanwhile nothing is sent."""
+        self._is_unwanted = is_it
+        if is_it and self._stop is not None:
+            self._stop.set()
+
+    @asynccontextmanager
+    async def _copying_holes(self, size: int) -> AsyncIterator[None]:
+        """Within, holes are copied on the server if there are many. Raises what keeps it from answering."""
+        holes = [part for part in self._plan.ranges(size) if self._draft.is_hole(part.start, part.stop)]
+        if not self._fills or _sum((part.start, part.stop) for part in holes) <= HOLES_MIN:
+            yield
+            return
+        self._hole_piece = self._hole_piece or max(self._plan.first, min(COPY_MAX, size // PARTS_AT_ONCE))
+        longest = max(run.stop - run.start for run in _merged(holes, self._hole_piece))
+        async with self._shared.zeros.lent(longest) as zeros:
+            self._zeros = zeros
+            try:
+                yield
+            finally:
+                self._zeros = None
 
     async def resume(self, upload_id: str, freed: Sequence[SavedPart] = ()) -> None:
         """Goes on with an upload of before a crash: the parts whose hash is that of our bytes need not be sent again.
@@ -284,39 +392,51 @@ class Upload:
         return sent is not None and sent.range == job
 
     def _jobs(self, size: int) -> Iterator[Range]:
-        """The parts to make: grid parts to send, and runs of untouched ones merged into one copy.
+        """The parts to make: grid parts to send, and runs of untouched ones, or of holes, merged into one copy.
 
         Runs end at fixed places, so that what is written meanwhile adds jobs and leaves out no part that was made.
         """
-        run: Range | None = None
-        for part in self._plan.ranges(size):
-            if not self._draft.is_untouched(part.start, part.stop):
-                if run is not None:
-                    yield run
-                    run = None
-                yield part
-            elif run is not None and part.start // self._piece == run.start // self._piece:
-                run = Range(run.number, run.start, part.stop)
+        for way, parts in groupby(self._plan.ranges(size), self._way):
+            if way is _Way.SENT:
+                yield from parts
             else:
-                if run is not None:
-                    yield run
-                run = part
-        if run is not None:
-            yield run
+                yield from _merged(parts, self._piece if way is _Way.COPIED else self._hole_piece)
 
-    async def _make(self, job: Range) -> _Sent:
-        make = self._copy if self._draft.is_untouched(job.start, job.stop) else self._send
-        sent = await make(job, self._draft.serial)
-        if self._changed.get(job.number, -1) <= sent.serial:
-            self._sent[job.number] = sent
+    def _way(self, part: Range) -> _Way:
+        if self._draft.is_untouched(part.start, part.stop):
+            return _Way.COPIED
+        if self._zeros is not None and self._draft.is_hole(part.start, part.stop):
+            return _Way.FILLED
+        return _Way.SENT
+
+    async def _make(self, job: Range) -> _Sent | None:
+        """A part, now at the server; None where it is not to be made like that any more."""
+        if self._stop is not None:
+            self._stop.check(f"UploadPart {self.key!r}")
+        way, serial = self._way(job), self._draft.serial
+        if way is _Way.SENT and job.stop > self._plan.at(job.start).stop:
+            return None  # of a run that was written to meanwhile
+        make = {_Way.SENT: self._send, _Way.COPIED: self._copy, _Way.FILLED: self._fill}[way]
+        sent = await make(job, serial)
+        if sent is not None:
+            sent = self._kept(sent)
         return sent
+
+    def _kept(self, sent: _Sent) -> _Sent:
+        """What is known of a part, if it is still up to date; else it may have bytes that came later."""
+        number = sent.range.number
+        if self._changed.get(number, -1) <= sent.serial:
+            self._sent[number] = sent
+            return sent
+        return sent if sent.check is Check.BY_HASH else replace(sent, zeros=())
 
     async def _send(self, job: Range, serial: int) -> _Sent:
         size = job.stop - job.start
-        if size > END_MAX and self._draft.local.covers(job.start, job.stop):
-            sent = await self._send_from_file(job, serial)
+        holes, zeros = tuple(self._draft.holes(job.start, job.stop)), self._zeros_of_base(job)
+        if size > END_MAX and self._is_here(job, holes):
+            sent = await self._send_from_file(job, serial, holes)
             if sent is not None:
-                return sent
+                return replace(sent, zeros=zeros + holes)
         async with self._shared.budget.holding(size):
             body = await self._draft.read(job.start, job.stop)
             if len(body) < size:
@@ -324,13 +444,15 @@ class Upload:
             async with self._begun_for(job) as upload_id:
                 part = await self._shared.store.upload_part(self.key, upload_id, job.number, body)
             self._shared.sent_bytes += len(body)
-        return _Sent(part, job, serial, body=body if len(body) <= END_MAX else b"")
+        return _Sent(part, job, serial, zeros + holes, body=body if len(body) <= END_MAX else b"")
 
-    async def _send_from_file(self, job: Range, serial: int) -> _Sent | None:
+    def _is_here(self, job: Range, holes: Sequence[tuple[int, int]]) -> bool:
+        """Whether the spool and these holes have all of a part."""
+        return self._draft.local.total_within(job.start, job.stop) + _sum(holes) == job.stop - job.start
+
+    async def _send_from_file(self, job: Range, serial: int, holes: tuple[tuple[int, int], ...]) -> _Sent | None:
         """Sends a part from its file; None where it is not on disk, or changed while it was sent."""
-        spool = self._draft.spool
-        with spool.held():
-            body = spool.part(job.start, job.stop)
+        with self._draft.spool.part(job.start, job.stop, holes) as body:
             if body is None:
                 return None
             async with self._shared.budget.holding(CHUNK), self._begun_for(job) as upload_id:
@@ -344,6 +466,25 @@ class Upload:
                     raise
         self._shared.sent_bytes += len(body)
         return _Sent(part, job, serial)
+
+    async def _fill(self, job: Range, serial: int) -> _Sent | None:
+        """Has the server copy zeros; None where it does not, or they are gone."""
+        zeros, objects = self._zeros, self._shared.zeros
+        assert zeros is not None
+        if self._draft.size < job.stop:
+            raise Truncated(self.key)
+        if job.stop - job.start > zeros.size:
+            return None  # it was cut and grew meanwhile
+        try:
+            async with self._begun_for(job) as upload_id:
+                part = await objects.copied(self.key, upload_id, job.number, zeros, job.stop - job.start)
+        except StoreError as error:
+            if error.errno == errno.ENXIO or not (is_gone(error) or is_refusal(error)):
+                raise
+            if is_refusal(error):
+                objects.refused(error)
+            return None
+        return _Sent(part, job, serial, ((job.start, job.stop),), Check.BY_HASH)
 
     def _check(self) -> Check:
         """Whether the condition on the whole tells of what is copied, so that no request needs to."""
@@ -360,7 +501,15 @@ class Upload:
             part = await self._shared.store.copy_part(
                 self.key, upload_id, job.number, base.key, version, job.start, job.stop, check=check
             )
-        return _Sent(part, job, serial, check)
+        return _Sent(part, job, serial, self._zeros_of_base(job), check)
+
+    def _zeros_of_base(self, job: Range) -> tuple[tuple[int, int], ...]:
+        """What of a part is as in the version below, where that is known to be zeros."""
+        base, stop = self._draft.base, min(job.stop, self._draft.base_stop)
+        if base is None:
+            return ()
+        zeros = self._shared.blocks.zeros.within(base.etag, base.size, job.start, stop)
+        return tuple(gap for zero in zeros for gap in self._draft.unwritten(*zero))
 
     @asynccontextmanager
     async def _begun_for(self, job: Range) -> AsyncIterator[str]:
@@ -379,3 +528,21 @@ class Upload:
             if not self._id:
                 self._id = await self._shared.multiparts.begin(self.key, self.properties, acl=self.acl)
         return self._id
+
+
+def _merged(parts: Iterable[Range], piece: int) -> Iterator[Range]:
+    """Neighbours as one, each of which ends where a multiple of `piece` bytes comes first."""
+    run: Range | None = None
+    for part in parts:
+        if run is not None and run.stop == part.start and part.start // piece == run.start // piece:
+            run = Range(run.number, run.start, part.stop)
+            continue
+        if run is not None:
+            yield run
+        run = part
+    if run is not None:
+        yield run
+
+
+def _sum(ranges: Iterable[tuple[int, int]]) -> int:
+    return sum(stop - start for start, stop in ranges)

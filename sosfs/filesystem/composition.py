@@ -25,6 +25,7 @@ from sosfs.files.page_cache import PageCache, PageNotifier
 from sosfs.files.part_ranges import PartPlan, fitting
 from sosfs.files.spool import SpoolArea
 from sosfs.files.upload import Uploader
+from sosfs.files.zero_objects import ZeroObjects
 from sosfs.filesystem.quotas import Quota, whole
 from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
@@ -75,6 +76,7 @@ class Filesystem:
     retries: Backoff
     multiparts: MultipartUploads
     shared: SharedAttributes | None
+    zeros: ZeroObjects
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
@@ -82,6 +84,7 @@ class Filesystem:
         going_on = await self.adoption.run()
         await self.refused_changes.run()
         await self.multiparts.abort_unused(keep=going_on)
+        await self.zeros.clear()
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
@@ -91,6 +94,7 @@ class Filesystem:
         await self.rollback.drain()
         await self.deletions.drain()
         await self.multiparts.abort_unused()
+        await self.zeros.drain()
         if self.shared is not None and not self.pending:  # else the server does not take what matters more
             await self.shared.end()
 
@@ -166,6 +170,7 @@ def assemble(
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
     part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
     multiparts = MultipartUploads(store, journal, spawn)
+    zeros = ZeroObjects(store, journal, multiparts, spawn, settings.prefix)
     ground = _Ground(
         settings=settings,
         store=store,
@@ -179,7 +184,7 @@ def assemble(
         listings=Listings(inodes, store, merger, subtree_lock, spawn, ttl=settings.ttl, names=share.names),
         deletions=Deletions(store, spawn, journal, retries),
         multiparts=multiparts,
-        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts),
+        uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts, zeros),
         spools=_spools(settings, share, part),
         pages=PageCache(inodes, spawn, kernel),
         share=share,
@@ -241,6 +246,7 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         retries=on.retries,
         multiparts=on.multiparts,
         shared=shared,
+        zeros=on.uploader.zeros,
     )
 
 

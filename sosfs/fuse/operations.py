@@ -115,6 +115,8 @@ class Operations(pyfuse3.Operations):
 
     def _entry(self, inode: Inode) -> pyfuse3.EntryAttributes:
         entry = entry_of(inode, ttl=self._ttl, guess=self._provisional.hold)
+        if inode.is_regular:
+            entry.st_blocks = -(-self._file_io.allocated(inode) // 512)
         if not self._inodes.has_name(inode):
             entry.st_nlink = 0  # removed, here or by another client; whoever has it open keeps it
         return entry

@@ -1,8 +1,8 @@
 """The journal: drafts, deletes, attributes, renames and uploads that must outlive a crash.
 
 One SQLite database in the cache directory holds what was promised and is not in the bucket yet: drafts, deletes,
-attribute changes, directory renames, and the multipart uploads under way. A row is written before the promise
-and removed after the bucket has it, so a replay may find work that is done already, never miss some.
+attribute changes, directory renames, and the multipart uploads and scratch objects under way. A row is written before
+the promise and removed after the bucket has it, so a replay may find work that is done already, never miss some.
 
 A change survives the death of this process as soon as its statement returns, and the death of the machine once `sync`
 returns. Every row carries a checksum, and all together a count that a damaged write-ahead log cannot fake (`database`);
@@ -50,6 +50,7 @@ from sosfs.s3.protocol import Properties, Version
 log = logging.getLogger(__name__)
 
 FILE, MARK, DAMAGED = "journal.sqlite", "journal.mark", "damaged"
+SCRATCH = "scratch"  # the name of the row of `facts` that has the keys of scratch objects
 CHANGES = ("drafts", "deletes", "attributes", "renames")  # the tables of what the bucket lacks
 SCHEMA: Schema = {
     "facts": ("name text primary key", "value text"),
@@ -307,6 +308,22 @@ class Journal:
         rows = self._db.rows("uploads")
         return [(upload, key, properties_back(json.loads(record))) for upload, key, record in rows]
 
+    def add_scratch(self, key: str) -> None:
+        """An object that is no file is about to be stored: it is to be removed again."""
+        self._note_scratch([*self.scratch(), key])
+
+    def drop_scratch(self, key: str) -> None:
+        """It is gone."""
+        self._note_scratch([one for one in self.scratch() if one != key])
+
+    def scratch(self) -> list[str]:
+        """The keys of objects that are no files and not removed yet."""
+        return list(json.loads(self._facts.get(SCRATCH, "[]")))
+
+    def _note_scratch(self, keys: list[str]) -> None:
+        self._facts[SCRATCH] = json.dumps(keys)
+        self._db.put("facts", SCRATCH, self._facts[SCRATCH], need=Need.RELIEF)
+
     @property
     def rows(self) -> int:
         """How much is pending."""
@@ -315,11 +332,15 @@ class Journal:
 
 @dataclass(frozen=True, slots=True)
 class LeftOver:
-    """What a journal that nobody has open holds: `changes` that the bucket lacks, and unfinished `uploads`."""
+    """What a journal that nobody has open holds: `changes` that the bucket lacks, and what it should not have.
+
+    That are unfinished `uploads`, and `scratch` objects.
+    """
 
     owner: str  # as for `Journal`
     changes: int
     uploads: int
+    scratch: int
     is_whole: bool  # else it has to be opened to tell what is damaged
 
 
@@ -332,12 +353,15 @@ def left_over(directory: Path) -> LeftOver | None:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as db:
             (owner,) = db.execute("select value from facts where name = 'owner'").fetchone()
             counted = [db.execute(f"select count(*) from {table}").fetchone()[0] for table in (*CHANGES, "uploads")]
+            noted = db.execute("select value from facts where name = ?", (SCRATCH,)).fetchone()
+            scratch = len(json.loads(noted[0])) if noted else 0
             number = db.execute("select number from chain").fetchone()[0] if mark else 0
-    except (sqlite3.Error, TypeError) as error:
+    except (sqlite3.Error, TypeError, ValueError) as error:
         if mark is None:
             raise OSError(errno.EIO, f"{path}: {error}") from error
-        return LeftOver(mark.owner, 0, 0, is_whole=False)
-    return LeftOver(owner, sum(counted[:-1]), counted[-1], is_whole=mark is None or number >= mark.least)
+        return LeftOver(mark.owner, 0, 0, 0, is_whole=False)
+    is_whole = mark is None or number >= mark.least
+    return LeftOver(owner, sum(counted[:-1]), counted[-1], scratch, is_whole=is_whole)
 
 
 def upload_ids(directory: Path) -> list[str]:

@@ -182,6 +182,7 @@ class Renames:
         with self._journal.together():
             self._moves.ended(move)
             self._replace(inode, target, parent, segment, form, gone=gone)
+            self._file_io.copied(inode.version, version)
             inode.version = version
             self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
             self._file_io.moved(inode)
@@ -303,6 +304,7 @@ class Renames:
         if copy is None:
             self._attributes.moved(inode)
         elif inode.is_directory or self._is_of(copy, inode):
+            self._file_io.copied(inode.version, copy.version)
             inode.version = copy.version
             self._attributes.carried(inode, inode.properties, whole=inode.whole)
         elif inode.open_file is None or inode.open_file.draft is None:

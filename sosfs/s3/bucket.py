@@ -105,6 +105,11 @@ class S3Store:
         return self.capabilities.hashes and (self.capabilities.known or self._target.customer_key is None)
 
     @property
+    def leaves_no_trace(self) -> bool:
+        """Whether what is stored under a key of the mount's own can be removed again: the probe has done it."""
+        return self.capabilities.known and not self.capabilities.denied
+
+    @property
     def _compares(self) -> bool:
         return self._verify is Verify.ALL and self.hashes
 
@@ -314,6 +319,15 @@ class S3Store:
                 raise
         else:
             self._markers = True if left else self._markers
+
+    async def purge(self, key: str) -> None:
+        """Removes the key, and its versions where the bucket keeps them and the key may remove them."""
+        check_key(key)
+        try:
+            await self._send("DeleteObject", lambda calls: calls.purge(key))
+        except StoreError as error:
+            if error.cause is not Cause.ABSENT:
+                raise
 
     async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""

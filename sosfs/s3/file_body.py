@@ -1,7 +1,8 @@
 """The body of a part that is sent from a file, without being in memory.
 
-A part of a large file has hundreds of megabytes. Who wants to compare them with a hash that the server gives has what
-is sent hashed as it goes: the file may be changed meanwhile.
+A part of a large file has hundreds of megabytes. Its holes are sent as zeros whatever the file has there, which may be
+what was cut off, or nothing. Who wants to compare the bytes with a hash that the server gives has what is sent hashed
+as it goes: the file may be changed meanwhile.
 
 Belongs to one request at a time and its thread.
 """
@@ -9,7 +10,8 @@ Belongs to one request at a time and its thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import md5
 from typing import Protocol, TypeVar
 
@@ -34,12 +36,16 @@ H = TypeVar("H", bound=Hash)
 
 
 class FileBody:
-    """The bytes `[start, stop)` of an open file, which stays open until the request is answered."""
+    """The bytes `[start, stop)` of an open file, which stays open until the request is answered.
 
-    __slots__ = ("_at", "_file", "_is_summed", "_sent", "_start", "_stop")
+    Of `holes`, sorted and disjoint ranges of the file, nothing is read: they are zeros.
+    """
 
-    def __init__(self, file: int, start: int, stop: int) -> None:
+    __slots__ = ("_at", "_file", "_holes", "_is_summed", "_sent", "_start", "_stop")
+
+    def __init__(self, file: int, start: int, stop: int, holes: Sequence[tuple[int, int]] = ()) -> None:
         self._file = file
+        self._holes = holes
         self._start = start
         self._stop = stop
         self._at = 0
@@ -60,7 +66,7 @@ class FileBody:
         """Up to `size` bytes from `at` on, which are about to be sent; fewer where the file has been cut."""
         if at == 0:
             self._at, self._sent = 0, md5(usedforsecurity=False)
-        piece = os.pread(self._file, min(size, len(self) - at), self._start + at)
+        piece = self._piece(self._start + at, self._start + min(at + size, len(self)))
         if self._is_summed and at == self._at:
             self._sent.update(piece)
             self._at += len(piece)
@@ -74,7 +80,24 @@ class FileBody:
     def pieces(self) -> Iterator[bytes]:
         """All of it, to be hashed."""
         for at in range(self._start, self._stop, PIECE):
-            yield os.pread(self._file, min(PIECE, self._stop - at), at)
+            yield self._piece(at, min(at + PIECE, self._stop))
+
+    def _piece(self, start: int, stop: int) -> bytes:
+        """What is at `[start, stop)` of the file, up to its end."""
+        if not self._holes:
+            return os.pread(self._file, stop - start, start)
+        found: list[bytes] = []
+        number = bisect_right(self._holes, start, key=lambda hole: hole[1])
+        while start < stop:
+            begin, end = self._holes[number] if number < len(self._holes) else (stop, stop)
+            if start < begin:
+                found.append(os.pread(self._file, min(begin, stop) - start, start))
+                if len(found[-1]) < min(begin, stop) - start:
+                    break
+            if begin < stop:
+                found.append(bytes(min(end, stop) - max(begin, start)))
+            start, number = end, number + 1
+        return b"".join(found)
 
 
 def hashed(make: Callable[[], H], body: Memory | FileBody) -> H:

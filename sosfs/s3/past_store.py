@@ -54,6 +54,11 @@ class PastStore:
         """Whether the ETag that one PUT makes is the MD5 of its bytes."""
         return self._now.hashes
 
+    @property
+    def leaves_no_trace(self) -> bool:
+        """Nothing can be stored there."""
+        return False
+
     # What was there
 
     def _was_there(self, entries: Sequence[VersionEntry], decided: str) -> Iterator[VersionEntry]:
@@ -179,7 +184,7 @@ class PastStore:
         """EROFS: what was cannot be changed."""
         raise StoreError(errno.EROFS, "the bucket as it was")
 
-    put = copy = delete = delete_many = put_acl = refused
+    put = copy = delete = purge = delete_many = put_acl = refused
     create_multipart = upload_part = copy_part = complete_multipart = abort_multipart = refused
 
     async def list_parts(self, key: str, upload_id: str) -> NoReturn:

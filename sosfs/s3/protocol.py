@@ -215,6 +215,7 @@ class Check(Enum):
 
     AT_ONCE = "at once"
     AT_COMPLETION = "at completion"  # the copy is of the upload's own key, completed on condition of that version
+    BY_HASH = "by hash"  # who asks knows the hash of the bytes, and compares it with the part's ETag
 
 
 Condition = Guard | Version  # a Version: the object must still be that one (If-Match)
@@ -272,6 +273,10 @@ class ObjectStore(Protocol):
     def hashes(self) -> bool:
         """Whether the ETag that one PUT makes is the MD5 of its bytes; with encryption it need not be."""
 
+    @property
+    def leaves_no_trace(self) -> bool:
+        """Whether what is stored under a key of the mount's own can be removed again, with all versions of it."""
+
     async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
         """The object's version and properties. ENOENT only after a 404."""
 
@@ -326,6 +331,9 @@ class ObjectStore(Protocol):
 
     async def delete(self, key: str) -> None:
         """Removes the key; one that is not there is removed already."""
+
+    async def purge(self, key: str) -> None:
+        """Removes the key, and its versions where the bucket keeps them and the key may remove them."""
 
     async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """Removes any number of keys in batches; what could not be removed is returned, key by key."""

@@ -17,6 +17,7 @@ from sosfs.cache.attributes import AttributeCache, Remembered
 from sosfs.metadata.user_metadata import NS, read
 from sosfs.s3.paging import is_ordered
 from sosfs.s3.protocol import NOTHING, UNKNOWN, Page, Properties, Version
+from sosfs.s3.scratch_key import is_of_zeros
 from sosfs.tree.inodes import SYMLINK_MAX, Directory, Inode, Inodes, Known, Pass, is_unsent
 from sosfs.tree.keys import Form, name_of
 
@@ -86,6 +87,8 @@ class Merger:
             if segment == "":
                 directory.marker = listed.version
                 _doubt(directory.inode, listed.version, known)
+            if is_of_zeros(segment):
+                continue  # a mount has it there while it stores files with holes
             if segment or listed.version.size:
                 inode = self.object(directory, walk, segment, listed.version, known)
                 if inode is not None and inode.known is not Known.ALL and known and known.holds_for(listed.version):

@@ -6,11 +6,18 @@ import os
 import pty
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from sosfs.cli.unfinished_uploads import remove_forgotten
+from sosfs.config.credentials import Credentials
+from sosfs.s3.calls import SignedCalls
+from sosfs.s3.endpoint import S3Target
+from sosfs.s3.scratch_key import of_zeros
 from tests.conftest import access_to
 from tests.support.drive import eventually
 from tests.support.faults import Answer
@@ -18,6 +25,7 @@ from tests.support.foreign import Foreign
 from tests.support.mounting import SOSFS, Mount, run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
+from tests.support.subjects import Fixed
 from tests.support.traffic import Op, on
 from tests.support.watchdog import Watchdog
 
@@ -186,3 +194,27 @@ def test_uploads_that_a_mount_left_are_ended_before_its_directory_goes(machine: 
     told = machine.clean_bucket()
     if "1 upload of it" in told:
         raise AssertionError(told)
+
+
+def test_scratch_objects_of_mounts_go(machine: Machine) -> None:
+    """That of a mount which has died, told by its journal; and such as no journal knows, once they are old."""
+
+    def scratch() -> list[str]:
+        return [key for key in machine.bucket.keys() if "sosfs-zeros" in key]  # noqa: SIM118 - of a bucket
+
+    mount = machine.mount("sub")
+    (mount.path / "file").touch()
+    os.truncate(mount.path / "file", 40 * MIB)
+    mount.kill()
+    assert scratch() and scratch()[0].startswith("sub/")
+    assert "scratch objects of it are in the bucket" in machine.clean()
+    assert "1 scratch object of mounts removed" in machine.clean_bucket()
+    assert scratch() == []
+    assert not mount.cache.exists()
+    machine.bucket.put_all({".sosfs-zeros-mine": b"a file", of_zeros(""): b"\0", f"{of_zeros('')}.txt": b"a file"})
+    assert "scratch" not in machine.clean_bucket(), "a mount of another machine may have it"
+    source = Fixed(Credentials(machine.access.key, machine.access.secret))
+    target = S3Target(machine.bucket.bucket, machine.endpoint, "us-east-1", source)
+    with closing(SignedCalls(target, source.current())) as calls:
+        assert remove_forgotten(calls, "", before=time.time() + 60) == 1
+    assert len(scratch()) == 2

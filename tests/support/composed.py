@@ -135,6 +135,10 @@ class Troubled:
     def hashes(self) -> bool:
         return self.inner.hashes
 
+    @property
+    def leaves_no_trace(self) -> bool:
+        return self.inner.leaves_no_trace
+
     def __getattr__(self, name: str) -> Callable[..., Awaitable[Any]]:
         method = getattr(self.inner, name)
 

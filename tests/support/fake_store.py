@@ -93,6 +93,7 @@ class FakeStore:
     ) -> None:
         self.hashes = hashes
         self.enforces_owner = False
+        self.leaves_no_trace = True
         self._bucket = bucket
         self._page = page
         self._clock = clock
@@ -236,6 +237,10 @@ class FakeStore:
         check_key(key)
         await self._begin("delete", key)
         self._stored.pop(key, None)
+
+    async def purge(self, key: str) -> None:
+        """As `ObjectStore.purge`."""
+        await self.delete(key)
 
     async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
         """As `ObjectStore.delete_many`. `fault` is asked for each key as a `delete` and fails it alone."""

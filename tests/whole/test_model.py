@@ -47,6 +47,7 @@ bodies = st.tuples(
     st.binary(min_size=1, max_size=3), st.sampled_from((0, 1, 500, PART, 2 * PART, 5 * PART + 7, 70_000))
 ).map(lambda drawn: (drawn[0] * drawn[1])[: drawn[1]])
 offsets = st.sampled_from((0, 1, PART - 1, PART, 3 * PART, 20_000))
+lengths = offsets | st.sampled_from((12 * PART, 40 * PART + 5))  # whose holes are copied of zeros
 troubles = st.none() | st.builds(
     Plan, st.sampled_from(What), st.sampled_from((0, 0, 0, 1, 1, 2, 3, 5)), st.booleans(), st.integers(1, 3)
 )
@@ -231,7 +232,7 @@ class Model(RuleBasedStateMachine):
         self.does(lambda: self.mount.write(path, body, flags=os.O_APPEND), after, trouble)
 
     @precondition(lambda self: self.files())
-    @rule(data=st.data(), size=offsets, trouble=troubles)
+    @rule(data=st.data(), size=lengths, trouble=troubles)
     def truncate(self, data: st.DataObject, size: int, trouble: Plan | None) -> None:
         """A file is cut, or made longer."""
         path = data.draw(st.sampled_from(self.files()))
@@ -362,6 +363,8 @@ class JournalModel(Model):
 @pytest.mark.timeout(120 + EXAMPLES)
 def test_the_filesystem_is_a_dictionary(model: type[Model], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tests.support.fake_store, "PART_MIN", 1)
+    monkeypatch.setattr("sosfs.files.upload.HOLES_MIN", PART)
+    monkeypatch.setattr("sosfs.files.zero_objects.SEED", PART)
     chosen = settings(
         max_examples=EXAMPLES,
         stateful_step_count=25,
