@@ -193,7 +193,8 @@ class Settings:
     dirty_limit: int = _option(
         DIRTY_LIMIT,
         values.SIZE,
-        "With the journal: bytes that may wait for their upload before writers are slowed.",
+        "Bytes that stay here of a file which is being written, at least three parts: a longer one goes up meanwhile. "
+        "With the journal also bytes that may wait for their upload before writers are slowed.",
         Group.CACHES,
     )
     memory: int = _option(

@@ -3,7 +3,9 @@
     roomy --short--> parts go up at once, and what was sent is freed --tight--> one writer goes on, others wait
                                                                           `-- nothing comes: ENOSPC
 
-Room is short when the disk has less than is left to others (`SpoolArea`), or the draft holds nearly as much as it may.
+Room is short when the disk has less than is left to others (`SpoolArea`), or the draft holds nearly as much as it may:
+`--dirty-limit`, or some parts where those are larger. Full parts go first; where none is full, as of a file with holes,
+those go that are begun.
 It is tight with less than one part left: then all writers could hold a begun part that none can end. So one at a time
 goes on with what is left, and whoever it is, its part gets full, goes up and is freed.
 
@@ -70,7 +72,7 @@ class WriteBehind:
         self._uploader = uploader
         self._commits = commits
         self._begin = begin
-        self._limit = max(dirty_limit, PARTS_MIN * uploader.plan.first)
+        self._dirty_limit = dirty_limit
         self._patience = patience
         self._last: Inode | None = None  # who goes on where it is tight
         self._began, self._went_on = 0.0, 0.0  # trio times: when it became that one, and stored something
@@ -105,7 +107,7 @@ class WriteBehind:
                 if waiting is None:
                     waiting = _Waiting(self._uploader.failures)
                     self.waiting += 1
-                await self._wait(inode, draft, waiting, refusal)
+                await self._wait(inode, draft, offset, waiting, refusal)
         finally:
             self.waiting -= waiting is not None
 
@@ -129,7 +131,7 @@ class WriteBehind:
         """Why a write has to wait, None where it need not."""
         if draft.local.covers(offset, stop) or not draft.spool.on_disk:
             return None
-        if draft.local.total + stop - offset > self._limit:
+        if draft.local.total + stop - offset > self._limit(offset):
             return OSError(errno.ENOSPC, "the file may not hold more here")
         if not self._spools.is_tight(stop - offset):
             return None
@@ -152,10 +154,15 @@ class WriteBehind:
 
     # Making room
 
-    def _is_short(self, draft: Draft) -> bool:
-        return draft.local.total > self._limit // 2 or (draft.local.total > SPILL and self._spools.is_short)
+    def _limit(self, offset: int) -> int:
+        """How many bytes a draft may hold whose writer is at `offset`: parts grow with it."""
+        part = self._uploader.plan.at(offset)
+        return max(self._dirty_limit, PARTS_MIN * (part.stop - part.start))
 
-    async def _wait(self, inode: Inode, draft: Draft, waiting: _Waiting, refusal: OSError) -> None:
+    def _is_short(self, draft: Draft, offset: int) -> bool:
+        return draft.local.total > self._limit(offset) // 2 or (draft.local.total > SPILL and self._spools.is_short)
+
+    async def _wait(self, inode: Inode, draft: Draft, offset: int, waiting: _Waiting, refusal: OSError) -> None:
         """Makes room, or lets a moment pass in which some may come. Raises the refusal where none can."""
         if self._frees():
             waiting.hope = trio.current_time()
@@ -163,6 +170,7 @@ class WriteBehind:
         has_failed = self._uploader.failures > waiting.failures
         if not has_failed:
             await self._sends()
+            self._send_begun(inode, offset)
         if self._is_under_way(inode):
             waiting.hope = trio.current_time()
         elif self._frees(first=True):
@@ -200,6 +208,12 @@ class WriteBehind:
             if open_file is not None and open_file.draft is not None and open_file.writers and inode.parent is not None:
                 await self._follow(inode, open_file, open_file.draft, open_file.draft.size)
 
+    def _send_begun(self, inode: Inode, offset: int) -> None:
+        """Lets parts with holes go up where nothing else is on its way, but for the one that is being written."""
+        upload = _upload_of(inode)
+        if upload is not None and not self._is_under_way(inode):
+            upload.send_begun(offset)
+
     def _is_under_way(self, inode: Inode) -> bool:
         """Whether parts, whole files or the bytes of another writer that goes on are on their way off this disk."""
         for other in self._commits.drafts:
@@ -236,7 +250,7 @@ class WriteBehind:
         """A file was written to at `offset`: lets full parts before that go up, and frees them where room is short."""
         if inode.parent is None or open_file.draft is not draft:
             return
-        is_short = self._is_short(draft)
+        is_short = self._is_short(draft, offset)
         if is_short or (draft.size >= STREAM_MIN and draft.base_stop == 0):
             await self._follow(inode, open_file, draft, offset)
         if is_short and open_file.upload is not None:

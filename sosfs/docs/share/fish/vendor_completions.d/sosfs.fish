@@ -84,7 +84,7 @@ complete -c sosfs -n '_shtab_sosfs_using mount' -l ttl -x -d 'Seconds for which 
 complete -c sosfs -n '_shtab_sosfs_using mount' -l attributes -xka "exact listed" -d 'What stat shows first: the object'"'"'s own mode and time (exact), or at once the listing'"'"'s (listed). (default: exact)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l shared-attributes -l no-shared-attributes -d 'Share attributes with mounts on other machines by an index in the bucket, below .sosfs-attributes. (default: no)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-dir -xka "(__fish_complete_directories)" -d 'Where the journal, the files being written and the caches are kept. One directory serves one mount. (default: one for each bucket in ~/.cache/sosfs; for root in /var/cache/sosfs)'
-complete -c sosfs -n '_shtab_sosfs_using mount' -l dirty-limit -x -d 'With the journal: bytes that may wait for their upload before writers are slowed. (default: 10G)'
+complete -c sosfs -n '_shtab_sosfs_using mount' -l dirty-limit -x -d 'Bytes that stay here of a file which is being written, at least three parts: a longer one goes up meanwhile. With the journal also bytes that may wait for their upload before writers are slowed. (default: 10G)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l memory -x -d 'Memory for blocks that were read; names of files may take twice as much. (default: 64M)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-size -x -d 'Disk space for blocks that were read, kept over restarts; 0 for none. (default: 0)'
 complete -c sosfs -n '_shtab_sosfs_using mount' -l cache-free -x -d 'Free space that is kept on the disk of the cache directory. Blocks that were read give way first, then writers are slowed as on a small disk. (default: none for files being written; for blocks 1G or 5%, the larger)'
@@ -178,7 +178,7 @@ complete -c sosfs -n '_shtab_sosfs_using limit' -l upload-rate -x -d 'Bytes a se
 complete -c sosfs -n '_shtab_sosfs_using limit' -l download-rate -x -d 'Bytes a second that come from the server at most, all requests together; 0 for no limit. (default: 0)'
 complete -c sosfs -n '_shtab_sosfs_using limit' -l transfers -x -d 'Requests to the server side by side; fewer for a while when it asks for that (503, 429). (default: 48)'
 complete -c sosfs -n '_shtab_sosfs_using limit; and test $_shtab_sosfs_npos -eq 0' -ka "(__fish_complete_directories)" -d MOUNTPOINT
-complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a clean -d 'Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET only those of that one, and the unfinished uploads that its mounts have left there.'
+complete -c sosfs -n '_shtab_sosfs_using; and test $_shtab_sosfs_npos -eq 0' -a clean -d 'Removes cache directories of mounts that are no more, if nothing in them is owed to a bucket; with BUCKET only those of that one, and the unfinished uploads and scratch objects that its mounts have left there.'
 complete -c sosfs -n '_shtab_sosfs_using clean' -s h -l help -d 'show this help message and exit'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l uploads -d 'end all unfinished uploads of the bucket, whoever began them'
 complete -c sosfs -n '_shtab_sosfs_using clean' -l shared-attributes -d 'remove, instead, what mounts with --shared-attributes have put into the bucket'
