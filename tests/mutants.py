@@ -7,7 +7,7 @@ here; its operators for texts and for positional arguments are left out, whose m
 
 Each part has its directory in `build/mutants`, where the results stay. A later run goes on where one has stopped, and
 tries again what has survived once all were tried. Survivors that change nothing a user could see stand in
-`mutants.toml` with the reason.
+`mutants.toml` with the reason. `--guards` tries our own operators alone, a third of all, with results of their own.
 """
 
 from __future__ import annotations
@@ -48,14 +48,7 @@ SETTINGS = {
     "track_dependencies": False,
     "do_not_mutate_patterns": list(TEXTS),
 }
-PYTEST = ["-p", "in_process", "-p", "no:cacheprovider", "--timeout", "30"]
-# Deselects what needs a server: a mutant has a second or two.
-PLUGIN = """
-def pytest_collection_modifyitems(config, items):
-    spared = [item for item in items if {"server", "mounter", "shared"} & set(getattr(item, "fixturenames", ()))]
-    config.hook.pytest_deselected(items=spared)
-    items[:] = [item for item in items if item not in spared]
-"""
+PYTEST = ["-p", "no:cacheprovider", "--timeout", "30"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +58,12 @@ class Part:
     name: str
     modules: tuple[str, ...]
     tests: tuple[str, ...]
+    only_guards: bool
+
+    @property
+    def directory(self) -> Path:
+        """Where it is tried, and its results stay."""
+        return BUILD / (f"{self.name}-guards" if self.only_guards else self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,12 +131,13 @@ def operator_option(node: cst.Call) -> Iterator[cst.Call]:
             yield node.with_changes(args=[*node.args[:at], *node.args[at + 1 :]])
 
 
-def install() -> None:
+def install(*, only_guards: bool) -> None:
     """Gives mutmut our operators, for its own that are left out."""
     from mutmut.mutation import file_mutation, mutators  # noqa: PLC0415  # reads its settings when it is imported
 
     spared = {mutators.operator_string, mutators.operator_arg_removal, mutators.operator_dict_arguments}
-    kept = [(kind, operator) for kind, operator in mutators.mutation_operators if operator not in spared]
+    others = [(kind, operator) for kind, operator in mutators.mutation_operators if operator not in spared]
+    kept = [] if only_guards else others
     ours: list[tuple[type, Any]] = [
         (cst.SimpleStatementLine, operator_statement),
         (cst.If, operator_condition),
@@ -180,9 +180,12 @@ def table() -> dict[str, Any]:
         return tomllib.load(file)
 
 
-def parts() -> dict[str, Part]:
+def parts(*, only_guards: bool) -> dict[str, Part]:
     """All parts, in the order of the table."""
-    return {name: Part(name, tuple(one["modules"]), tuple(one["tests"])) for name, one in table()["parts"].items()}
+    return {
+        name: Part(name, tuple(one["modules"]), tuple(one["tests"]), only_guards)
+        for name, one in table()["parts"].items()
+    }
 
 
 def path_of(module: str) -> str:
@@ -200,7 +203,7 @@ def accepted() -> dict[Slip, str]:
 
 def prepare(part: Part) -> Path:
     """The directory of a part, with the sources and the tests as they are now."""
-    directory = BUILD / part.name
+    directory = part.directory
     modules = {ROOT / path_of(module) for module in part.modules}
     for folder in ("sosfs", "tests"):
         for source in (ROOT / folder).rglob("*.py"):
@@ -215,14 +218,12 @@ def prepare(part: Part) -> Path:
     for stale in (*directory.glob("sosfs/**/*.py"), *directory.glob("tests/**/*.py")):
         if not (ROOT / stale.relative_to(directory)).exists():
             stale.unlink()
-    (directory / "in_process.py").write_text(PLUGIN, encoding="utf-8")
     options = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[tool.pytest.ini_options]")[2]
     settings = {
         **SETTINGS,
         "only_mutate": [path_of(module) for module in part.modules],
         "pytest_add_cli_args": PYTEST,
-        "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in part.tests if (HERE / name).exists()],
-        "also_copy": ["in_process.py"],
+        "pytest_add_cli_args_test_selection": [f"tests/{name}" for name in part.tests],
     }
     lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
     text = f"[tool.pytest.ini_options]{options}\n[tool.mutmut]\n" + "\n".join(lines) + "\n"
@@ -233,7 +234,7 @@ def prepare(part: Part) -> Path:
 def metas(part: Part) -> Iterator[Path]:
     """The files that hold the results of a part's modules."""
     for module in part.modules:
-        path = BUILD / part.name / "mutants" / f"{path_of(module)}.meta"
+        path = part.directory / "mutants" / f"{path_of(module)}.meta"
         if path.exists():
             yield path
 
@@ -255,8 +256,9 @@ def try_part(part: Part, *, minutes: float, children: int, only: Iterable[str]) 
     directory = prepare(part)
     doubt(part)
     os.chdir(directory)
+    os.environ["SOSFS_MOUNTS"] = "no"  # a mutant has a second or two: what needs a server is left out (conftest)
     sys.path[:] = [str(directory), *(path for path in sys.path if path not in (str(HERE), str(ROOT), ""))]
-    install()
+    install(only_guards=part.only_guards)
     from mutmut.__main__ import _run  # noqa: PLC0415
 
     # As Ctrl-C: what was found out stays. An alarm would be taken away by the time limit of the tests.
@@ -274,7 +276,7 @@ def try_part(part: Part, *, minutes: float, children: int, only: Iterable[str]) 
 
 def slips(part: Part) -> dict[Slip, list[str]]:
     """The mutants of a part that were not killed, each with what became of it."""
-    os.chdir(BUILD / part.name)
+    os.chdir(part.directory)
     from mutmut.mutation.diff_apply import get_diff_for_mutant  # noqa: PLC0415
     from mutmut.stats import status_by_exit_code  # noqa: PLC0415
 
@@ -297,6 +299,9 @@ def slips(part: Part) -> dict[Slip, list[str]]:
 
 def report(part: Part) -> bool:
     """Prints what came of a part, and whether nine of ten mutants that change something were killed."""
+    if not part.directory.exists():
+        print(f"{part.name}: not tried yet")
+        return False
     codes = [
         code
         for path in metas(part)
@@ -321,14 +326,16 @@ def report(part: Part) -> bool:
 
 def main() -> int:
     """`python tests/mutants.py [PART...]`; 0 where nine of ten are killed in each part."""
-    known = parts()
+    names = list(table()["parts"])
     parser = argparse.ArgumentParser(description="Tries small slips in the modules that keep the promises.")
-    parser.add_argument("parts", nargs="*", metavar="PART", choices=[[], *known], help=" ".join(known))
+    parser.add_argument("parts", nargs="*", metavar="PART", choices=[[], *names], help=" ".join(names))
     parser.add_argument("--minutes", type=float, default=MINUTES, help="time for each part (%(default)s)")
     parser.add_argument("--children", type=int, default=os.cpu_count() or 1, help="processes (%(default)s)")
     parser.add_argument("--only", nargs="*", default=[], help="names of mutants, as mutmut names them; may hold *")
+    parser.add_argument("--guards", action="store_true", help="only mutants that take a guard away")
     parser.add_argument("--report", action="store_true", help="tell what earlier runs found, and try nothing")
     options = parser.parse_args()
+    known = parts(only_guards=options.guards)
     if not options.report and len(options.parts) == 1:
         try_part(known[options.parts[0]], minutes=options.minutes, children=options.children, only=options.only)
         return 0
@@ -336,6 +343,7 @@ def main() -> int:
     for name in options.parts or known:
         if not options.report:
             chosen = ["--minutes", str(options.minutes), "--children", str(options.children)]
+            chosen += ["--guards"] if options.guards else []
             subprocess.run([sys.executable, __file__, name, *chosen, "--only", *options.only], check=False)
         good &= report(known[name])
     return 0 if good else 1

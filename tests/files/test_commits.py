@@ -17,12 +17,16 @@ import trio.testing
 
 import sosfs.files.write_behind
 import tests.support.fake_store
+from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
+from sosfs.files.draft_records import DraftRecords
+from sosfs.files.page_cache import PageCache
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
+from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored, told
 
 JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
 PART = 4096
@@ -686,3 +690,277 @@ def test_what_a_close_left_in_memory_is_what_was_stored(mount: Composed, store: 
         assert stored(store) == b"other"
 
     mount.loop.run(main)
+
+
+# Who loses to another client
+
+
+async def _foreign(store: Held, key: str, body: bytes) -> None:
+    """What another client stores while requests of ours are held."""
+    await type(store).put(store, key, body, Properties())
+
+
+def _beside(store: Held) -> bytes:
+    """The bytes of the one conflict file."""
+    (key,) = (key for key in store._stored if ".conflict-" in key)
+    return stored(store, key)
+
+
+def test_a_write_in_a_thread_while_the_loser_is_kept_is_waited_for(tmp_path: Path) -> None:
+    store, written = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        run = Threads.run
+
+        async def slowly(threads: Threads, work: Any, *arguments: Any) -> Any:
+            if work.__name__ == "_write_all":
+                await written.wait()
+            return await run(threads, work, *arguments)
+
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * 300_000)
+        store.before["put"] = trio.Event()
+        outcomes: dict[str, Any] = {}
+        mount.nursery.start_soon(told, outcomes, "close", partial(mount.parts.file_io.flush, handle))
+        await trio.testing.wait_all_tasks_blocked()
+        await _foreign(store, "file", b"theirs")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Threads, "run", slowly)
+            write = partial(mount.parts.file_io.write, handle, 0, b"m" * 100_000)
+            mount.nursery.start_soon(told, outcomes, "write", write)
+            await trio.testing.wait_all_tasks_blocked()
+            await _set(store.before.pop("put"))
+            await _set(written)
+        assert outcomes["write"] == 100_000, "it was acknowledged"
+        assert str(errno.ESTALE) in outcomes["close"]
+        assert _beside(store) == b"m" * 100_000 + b"n" * 200_000
+        await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@sizes
+def test_a_failure_to_keep_the_loser_gives_up_nothing_of_it(tmp_path: Path, size: int) -> None:
+    """Neither what it has of the version that is gone, nor the file itself: it can be written on, and is kept later."""
+    store = Held()
+
+    def no_conflict_file(operation: str, key: str) -> None:
+        if ".conflict-" in key and operation in ("put", "complete_multipart"):
+            raise silence(operation)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        assert bytes(await mount.parts.file_io.read(handle, 0, size)) == b"o" * size
+        if size > 2 * PART:  # parts of what is as it was are copied on the server, which has it no more
+            await mount.parts.file_io.write(handle, 0, b"o" * size)
+        await mount.parts.file_io.write(handle, 1, b"n")
+        await store.put("file", b"theirs", Properties())
+        store.fault = no_conflict_file
+        with pytest.raises(OSError, match="no answer"):
+            await mount.parts.commits.commit(handle.inode)
+        assert [upload for upload in store._uploads.values() if ".conflict-" in upload.key] == []
+        await mount.parts.file_io.write(handle, 2, b"m")
+        store.fault = None
+        with pytest.raises(OSError) as caught:
+            await closed(mount, handle)
+        assert caught.value.errno == errno.ESTALE
+        assert _beside(store) == b"onm" + b"o" * (size - 3)
+        assert stored(store) == b"theirs"
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_loser_whose_base_is_gone_keeps_what_was_written(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 1000})
+        handle = await opened(mount)
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.parts.file_io.write(handle, 500, b"n" * 100)
+        await store.delete("file")
+        with pytest.raises(OSError):
+            await closed(mount, handle)
+        assert _beside(store) == bytes(500) + b"n" * 100 + bytes(400)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@sizes
+def test_what_is_kept_beside_is_a_file_as_any_other(tmp_path: Path, size: int) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * size, CARRIED)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await _foreign(store, "file", b"theirs")
+        puts, completed = store.calls["put"], store.calls["complete_multipart"]
+        with pytest.raises(OSError):
+            await closed(mount, handle)
+        (key,) = mount.parts.conflicts.kept
+        assert stored(store, key) == b"n" * size
+        is_small = size <= 2 * PART
+        assert (store.calls["put"] > puts) == is_small
+        assert (store.calls["complete_multipart"] > completed) == (not is_small), "a PUT has at most 5 GiB"
+        await mount.chmod(key, 0o600)
+        found = store._stored[key].object.properties
+        assert (found.metadata["colour"], found.metadata["mode"]) == ("blue", str(0o100600))
+        assert found.headers.cache_control == "no-store"
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("is_reachable", [True, False])
+def test_the_kernel_learns_of_the_winner(tmp_path: Path, is_reachable: bool) -> None:
+    """Also where a task in the background has lost, and the bucket cannot be asked about the winner."""
+    store, said = Held(), list[tuple[Any, ...]]()
+
+    def silent(operation: str, key: str) -> None:
+        if operation == "head" and not is_reachable and any(".conflict-" in key for key in store._stored):
+            raise silence(operation)
+
+    async def doubt(_: PageCache, inode: Inode) -> None:
+        said.append(("size", inode))
+
+    async def forget_name(_: PageCache, parent: Inode, name: bytes) -> None:
+        said.append((parent, name))
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"as it was"})
+        reader, writer = await opened(mount, os.O_RDONLY, "d/file"), await opened(mount, path="d/file")
+        await mount.parts.file_io.write(writer, 0, b"longer than it was")
+        parent = writer.inode.parent
+        await _foreign(store, "d/file", b"theirs")
+        store.fault = silent
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PageCache, "doubt", doubt)
+            patch.setattr(PageCache, "forget_name", forget_name)
+            with pytest.raises(OSError):
+                await mount.parts.commits.commit(writer.inode)
+            await trio.testing.wait_all_tasks_blocked()
+        assert ("size", reader.inode) in said
+        assert (parent, b"file") in said
+        assert reader.inode.size == len(b"as it was"), "who has it open goes on with that"
+        store.fault = None
+        for handle in (reader, writer):
+            await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+# What the sending task leaves
+
+
+def test_a_reader_goes_on_with_what_this_mount_has_stored(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        reader, writer = await opened(mount, os.O_RDONLY), await opened(mount)
+        assert bytes(await mount.parts.file_io.read(reader, 0, 3)) == b"old"
+        await mount.parts.file_io.write(writer, 0, b"new")
+        await closed(mount, writer)
+        assert bytes(await mount.parts.file_io.read(reader, 0, 3)) == b"new"
+        await mount.parts.file_io.release(reader)
+
+    mount.loop.run(main)
+
+
+def test_a_handle_that_stays_open_over_a_commit_in_the_background_writes_on(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        handle = mount.loop.run(partial(mount._opened, mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR))
+        for body in (b"first", b"other"):
+            mount.loop.run(partial(mount.parts.file_io.write, handle, 0, body))
+            mount.loop.run(partial(mount.parts.file_io.flush, handle))
+            mount.loop.passes(10)
+            assert bodies(store) == {"file": body}
+        mount.loop.run(partial(mount.parts.file_io.release, handle))
+        assert mount.parts.pending == 0
+
+
+def test_a_writer_waits_while_too_much_is_on_its_way(tmp_path: Path) -> None:
+    """And no longer than that: what has arrived counts no more."""
+    store, limit = Held(), 1 << 20
+
+    async def filled(mount: Composed, outcomes: dict[str, Any], path: str) -> None:
+        write = partial(mount.write, path, b"n" * (2 * limit), flags=os.O_CREAT)
+        await begun(mount, partial(told, outcomes, path, write))
+
+    with composed(store, tmp_path, durability=JOURNAL, dirty_limit=limit, part_size=4 * limit) as mount:
+        outcomes: dict[str, Any] = {}
+        for at in range(2):
+            held = store.before["put"] = trio.Event()
+            mount.loop.run(partial(filled, mount, outcomes, f"first {at}"))
+            mount.loop.passes(5)
+            assert f"first {at}" in outcomes
+            mount.loop.run(partial(filled, mount, outcomes, f"second {at}"))
+            assert f"second {at}" not in outcomes, "it did not wait"
+            del store.before["put"]
+            mount.loop.run(partial(_set, held))
+            mount.loop.passes(5)
+            assert outcomes[f"second {at}"] is None
+        assert mount.parts.commits._backlog.waiting == 0
+        assert len(bodies(store)) == 4
+
+
+@pytest.mark.parametrize(("number", "is_stored"), [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EIO, False)])
+def test_where_the_disk_has_no_room_for_a_record_the_bucket_gets_the_file_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, is_stored: bool
+) -> None:
+    """Any other failure of the disk is told."""
+    store = Held()
+
+    async def failing(*_: Any) -> None:
+        raise OSError(number, "the disk")
+
+    async def main(mount: Composed) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr(DraftRecords, "save", failing)
+            work = partial(mount.write, "file", b"bytes", flags=os.O_CREAT)
+            if is_stored:
+                await work()
+                assert bodies(store) == {"file": b"bytes"}
+            else:
+                with pytest.raises(OSError, match="the disk"):
+                    await work()
+                assert bodies(store) == {}
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"bytes"}
+
+
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_bytes_that_are_lost_here_are_told_as_damage_and_nothing_else_is(tmp_path: Path, is_damaged: bool) -> None:
+    store = Held()
+
+    def down(operation: str, key: str) -> None:
+        if operation == "put":
+            raise silence(operation)
+
+    made = composed(store, tmp_path, durability=JOURNAL)
+    mount = made.__enter__()
+    mount.loop.run(partial(mount.write, "file", b"n" * 300_000, flags=os.O_CREAT))
+    (spool,) = (mount._settings.state_dir / "spool").glob("*.spool")
+    if is_damaged:
+        os.truncate(spool, 1000)
+    else:
+        store.fault = down
+    mount.loop.passes(30)
+    assert bodies(store) == {}, "no short file"
+    assert bool(mount._journal.damage.lines) == is_damaged
+    store.fault = None
+    if not is_damaged:
+        made.__exit__(None, None, None)
+        assert bodies(store) == {"file": b"n" * 300_000}
+        return
+    mount._end()
+    mount.loop.close()

@@ -620,3 +620,107 @@ def test_public_stays_public(tmp_path: Path) -> None:
     assert stored(store) == b"Bytes"
     assert store._stored["file"].acl == acl
     made.__exit__(None, None, None)
+
+
+# What the record of a draft says while it is changed
+
+
+@pytest.mark.parametrize("size", [10, 300_000], ids=["in its row", "in the spool"])
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_recorded_file_that_is_renamed_while_it_is_written_is_under_its_new_name(
+    tmp_path: Path, size: int, hashes: bool
+) -> None:
+    """Upon the version that the rename has made: it is no conflict, and what was not written is still read from it."""
+    store = Held(hashes=hashes)
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * (size + 1000)})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, 0, b"m")
+        await mount.rename("file", "moved")
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    assert bodies(store).keys() == {"moved"}
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert bodies(store).keys() == {"moved"}, "no conflict with itself"
+    assert stored(store, "moved")[1:] == b"n" * (size - 1) + b"o" * 1000
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("size", [10, 300_000], ids=["in its row", "in the spool"])
+@pytest.mark.parametrize("is_new", [True, False])
+@pytest.mark.parametrize("is_written_on", [True, False])
+def test_attributes_that_are_set_after_the_record_are_in_it(
+    tmp_path: Path, size: int, is_new: bool, is_written_on: bool
+) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        if not is_new:
+            await store.put("file", b"o" * size, CARRIED)
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.flush(handle)
+        if is_written_on:
+            await mount.parts.file_io.write(handle, 0, b"n")
+        inode = handle.inode
+        inode.edits = inode.edits.with_metadata("shape", "round").with_header("content_language", "de")
+        mount.parts.attributes.changed(inode)
+        await _chmod(mount, "file")
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    mount.loop.passes(5)
+    found = _object(store)
+    assert stored(store) == b"n" * size
+    assert (found.metadata["mode"], found.metadata["shape"]) == (str(0o100600), "round")
+    assert found.headers.content_language == "de"
+    assert is_new or (found.metadata["colour"], found.headers.cache_control) == ("blue", "no-store")
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("length", [1000, 290_000, 400_000])
+def test_what_was_cut_off_does_not_come_back(tmp_path: Path, length: int) -> None:
+    """A process that dies right after the cut of a recorded file: neither its own bytes nor the old ones are there."""
+    store = Held()
+    whole = b"n" * 300_000 + b"o" * 300_000
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 600_000})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * 300_000)
+        await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.truncate(handle.inode, length)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    assert mount.loop.run(mount.tree)["file"] == (whole[:length], 0o644)
+    mount.loop.run(partial(mount.truncate, "file", 600_000))
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == whole[:length] + bytes(600_000 - length)
+    made.__exit__(None, None, None)
+
+
+def test_a_file_that_grew_again_after_a_cut_has_zeros_there(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.write("file", b"n" * 300_000, flags=os.O_CREAT)
+        handle = await opened(mount)
+        await mount.parts.file_io.truncate(handle.inode, 1000)
+        await mount.parts.file_io.truncate(handle.inode, 300_000)
+        await mount.parts.file_io.fsync(handle.inode)
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == b"n" * 1000 + bytes(299_000)
+    made.__exit__(None, None, None)

@@ -1,0 +1,173 @@
+"""A scan of a whole tree: what it may say of a directory, and what was done meanwhile is not undone by it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.errors import StoreError
+from sosfs.s3.protocol import Page, Properties
+from sosfs.tree import subtree_listing
+from sosfs.tree.listing import PATIENCE
+from sosfs.tree.subtree_listing import PAGES
+from tests.support.composed import Composed, composed
+from tests.support.held import Held, put_all
+
+OBJECTS = {f"{folder}/f{at}": b"x" for folder in ("a", "a/b", "c/d") for at in range(3)} | {"e/": b"", "top": b"t"}
+TREE = {"a", "a/b", "c", "c/d", "e", *(key for key in OBJECTS if not key.endswith("/"))}
+
+
+async def scanned(mount: Composed) -> None:
+    scan = mount.parts.listings.begin_scan(mount.parts.inodes.root)
+    assert scan is not None
+    await scan()
+
+
+async def known(mount: Composed, store: Held) -> set[str]:
+    """What is there, as it is known without another listing."""
+    before = store.calls["list"]
+    found = set(await mount.tree())
+    assert store.calls["list"] == before, "it was asked again"
+    return found
+
+
+async def meanwhile(mount: Composed, store: Held, work: Callable[[], Awaitable[object]]) -> None:
+    """A scan, and while its answer is on the way some work."""
+    held = store.after["list", ""] = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(scanned, mount)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("list", "") in store.reached
+        del store.after["list", ""]
+        nursery.start_soon(work)
+        await trio.testing.wait_all_tasks_blocked()
+        mount.loop._clock.jump(PATIENCE + 0.1)  # who looks a name up waits no longer for the scan
+        await trio.testing.wait_all_tasks_blocked()
+        held.set()
+
+
+@pytest.mark.parametrize("page", [1000, 1, 4])
+def test_one_scan_tells_all_names(tmp_path: Path, page: int) -> None:
+    store = Held(page=page)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, OBJECTS)
+        await scanned(mount)
+        assert store.calls["list"] == -(-len(OBJECTS) // page)
+        assert await known(mount, store) == TREE
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_a_directory_of_which_the_scan_did_not_reach_the_end_is_listed_by_itself(tmp_path: Path) -> None:
+    store, asked = Held(page=1), list[tuple[str, str]]()
+
+    async def main(mount: Composed) -> None:
+        store.fault = lambda operation, key: asked.append((operation, key)) if operation == "list" else None
+        await put_all(store, {f"a/{at:02}": b"x" for at in range(3)} | {f"b/{at:02}": b"x" for at in range(PAGES)})
+        await put_all(store, {"c": b"x"})
+        await scanned(mount)
+        assert store.calls["list"] == PAGES
+        assert len(await mount.tree()) == 3 + PAGES + 3, "two directories and all that is there"
+        assert {key for _, key in asked[PAGES:]} == {"", "b/"}, "a was shown whole"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_where_keys_come_in_no_order_no_part_of_them_is_whole(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subtree_listing, "PAGES", 1)
+    ordered = store.list
+
+    async def disordered(prefix: str, **options: Any) -> Page:
+        page = await ordered(prefix, **options)
+        return Page((page.objects[2], page.objects[1]), (), "more") if not options["delimiter"] else page
+
+    async def main() -> None:
+        await put_all(store, {"a/0": b"x", "a/1": b"x", "c/0": b"x", "c/1": b"x"})
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "list", disordered)
+            await scanned(mount)
+        assert set(await mount.tree()) == {"a", "a/0", "a/1", "c", "c/0", "c/1"}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("what", ["removed", "made", "a directory removed", "a directory renamed"])
+def test_what_was_done_meanwhile_stays_done(mount: Composed, store: Held, what: str) -> None:
+    works = {
+        "removed": lambda: mount.unlink("a/f0"),
+        "made": lambda: mount.write("a/new", b"new", flags=64),
+        "a directory removed": lambda: mount.rmdir("e"),
+        "a directory renamed": lambda: mount.rename("a", "z"),
+    }
+    due = {
+        "removed": TREE - {"a/f0"},
+        "made": TREE | {"a/new"},
+        "a directory removed": TREE - {"e"},
+        "a directory renamed": {path if path[0] != "a" else f"z{path[1:]}" for path in TREE},
+    }
+
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        await mount._walk("a")
+        await meanwhile(mount, store, works[what])
+        assert set(await mount.tree()) == due[what]
+
+    mount.loop.run(main)
+
+
+def test_what_was_listed_by_itself_meanwhile_is_newer(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        folder = await mount._walk("a")
+
+        async def list_it() -> None:
+            await store.delete("a/f0")
+            await store.put("a/other", b"x", Properties())
+            await mount.parts.listings.complete(folder)
+
+        await meanwhile(mount, store, list_it)
+        assert await known(mount, store) == TREE - {"a/f0"} | {"a/other"}
+
+    mount.loop.run(main)
+
+
+def test_a_scan_of_what_is_renamed_meanwhile_says_nothing(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        top = await mount._walk("a")
+        held = store.after["list", "a/"] = trio.Event()
+        scan = mount.parts.listings.begin_scan(top)
+        assert scan is not None
+        assert mount.parts.listings.begin_scan(top) is None, "one at a time"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scan)
+            await trio.testing.wait_all_tasks_blocked()
+            del store.after["list", "a/"]
+            await mount.rename("a", "z")
+            held.set()
+        assert set(await mount.tree()) == {path if path[0] != "a" else f"z{path[1:]}" for path in TREE}
+
+    mount.loop.run(main)
+
+
+def test_a_scan_that_fails_shows_no_empty_directory(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        store.errors["list", ""] = [StoreError(5, "list", status=500)]
+        with pytest.raises(StoreError):
+            await scanned(mount)
+        assert set(await mount.tree()) == TREE
+        assert mount.parts.listings.begin_scan(mount.parts.inodes.root) is not None
+
+    mount.loop.run(main)
