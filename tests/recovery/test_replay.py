@@ -724,3 +724,114 @@ def test_a_file_that_grew_again_after_a_cut_has_zeros_there(tmp_path: Path) -> N
     mount.loop.run(mount.settle)
     assert stored(store) == b"n" * 1000 + bytes(299_000)
     made.__exit__(None, None, None)
+
+
+# What a step of the replay takes along, and what it leaves alone
+
+
+def test_a_removal_takes_its_own_unsent_bytes_along_and_no_others(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"gone": b"old", "changed": b"old"})
+        for path in ("gone", "changed", "new"):
+            await mount.write(path, b"new", flags=os.O_CREAT)
+        store.before["delete", "gone"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "gone"))
+        assert ("delete", "gone") in store.reached
+
+    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert bodies(store) == {"changed": b"new", "new": b"new"}
+    assert mount.loop.run(partial(_rows, mount)) == 0
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("theirs", [None, b"old", b"theirs"])
+def test_of_a_removal_it_is_said_only_where_another_clients_file_stays(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: bytes | None
+) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        store.before["delete", "file"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "file"))
+
+    made, mount = crashes(store, tmp_path, before)
+    if theirs is None:
+        del store._stored["file"]
+    else:
+        mount.loop.run(partial(store.put, "file", theirs, Properties()))
+    mount.start()
+    assert bodies(store) == ({"file": b"theirs"} if theirs == b"theirs" else {})
+    assert ("theirs stays" in caplog.text) == (theirs == b"theirs")
+    made.__exit__(None, None, None)
+
+
+def test_a_removal_without_an_answer_keeps_the_mount_from_beginning_and_is_done_later(tmp_path: Path) -> None:
+    """A refusal does not: that one is tried on while the mount goes on."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        store.before["delete", "file"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "file"))
+
+    made, mount = crashes(store, tmp_path, before)
+    store.errors["delete", "file"] = [StoreError(errno.EIO, "delete", detail="no answer")]
+    with pytest.raises(OSError, match="no answer"):
+        mount.start()
+    mount.crash()
+    store.errors["delete", "file"] = [StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)]
+    mount.start()
+    assert mount.loop.run(mount.tree) == {}, "its name is gone meanwhile"
+    assert mount.parts.pending == 1
+    mount.loop.passes(LONG)
+    assert bodies(store) == {}
+    made.__exit__(None, None, None)
+
+
+def test_a_rename_of_a_file_is_of_that_file_alone(tmp_path: Path) -> None:
+    """Not of those whose keys begin with its own; and what stands under the new key is not taken for its copy."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await store.put("a", b"same", CARRIED)
+        await put_all(store, {"ab": b"other", "a/b": b"below", "new": b"same"})
+        mount._journal.add_rename("a", "new")
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.start()
+    assert bodies(store) == {"ab": b"other", "a/b": b"below", "new": b"same"}
+    assert _object(store, "new").metadata["colour"] == "blue"
+    assert mount.loop.run(partial(_rows, mount)) == 0, "it is not done again to what has the name then"
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_attributes_that_wait_follow_a_rename_and_those_of_what_it_replaced_do_not(
+    tmp_path: Path, hashes: bool
+) -> None:
+    store = Held(hashes=hashes)
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/a": b"same", "d/b": b"same", "e/a": b"same"})
+        await _chmod(mount, "d/a", 0o600)
+        await _chmod(mount, "d/b", 0o755)
+        store.before["delete", "d/a"] = store.before["delete_many"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d/a", "d/b"))
+        await _chmod(mount, "e/a", 0o640)
+        await begun(mount, partial(mount.rename, "e", "f"))
+        assert {"d/b", "f/a"} <= store._stored.keys()
+
+    made, mount = crashes(store, tmp_path, before)
+    mount.start()
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"d/b": b"same", "f/a": b"same"}
+    modes = [int(_object(store, key).metadata["mode"]) & 0o7777 for key in ("d/b", "f/a")]
+    assert modes == [0o600, 0o640]
+    assert mount.loop.run(partial(_rows, mount)) == 0
+    made.__exit__(None, None, None)
