@@ -349,3 +349,59 @@ def test_any_order_of_steps(store: FakeStore, tmp_path: Path, seed: int, durabil
 
     with mounted(store, tmp_path, durability) as mount:
         run(mount, main)
+
+
+def test_bytes_that_another_has_replaced_in_the_upload_are_lost_and_no_others_take_their_place(
+    store: FakeStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is freed here is only in the upload: a part that is not as it was there is no part of the file."""
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        handle = await opened(mount)
+        await streamed(mount, handle, BODY)
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        mount.trouble.plan = None
+        ((upload_id, upload),) = store._uploads.items()
+        await store.upload_part("file", upload_id, 3, bytes(len(upload.parts[3][1])))
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(10)
+        assert bodies(store) == {"file": b"old"}
+        assert "is lost" in caplog.text
+        assert mount.parts.pending == 0
+
+
+@pytest.mark.parametrize("meanwhile", ["a rename", "a commit", "nothing"])
+def test_what_a_rename_or_a_commit_needs_is_not_freed(store: FakeStore, tmp_path: Path, meanwhile: str) -> None:
+    """Bytes in a part alone are bound to its key, and can be sent by nobody again."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        open_file = handle.open_file
+        draft, upload = open_file.draft, open_file.upload
+        assert draft is not None and upload is not None
+        here = draft.local.total
+        if meanwhile == "a rename":
+            mount.parts.uploader.keeping += 1
+        elif meanwhile == "a commit":
+            draft.commit_begins()
+        is_free = meanwhile == "nothing"
+        assert upload.free(first=True) == is_free
+        assert (draft.local.total < here) == is_free
+        assert upload.free(first=True) is False, "once"
+        if meanwhile == "a rename":
+            mount.parts.uploader.keeping -= 1
+        elif meanwhile == "a commit":
+            draft.commit_failed()
+        await closed(mount, handle)
+        assert stored(store) == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)

@@ -22,6 +22,7 @@ from sosfs.files import spool
 from sosfs.filesystem import quotas
 from sosfs.filesystem.quotas import DRAFTS, UPLOADS, Quota, Quotas, names_of, whole
 from sosfs.s3.protocol import Properties
+from tests.support.composed import inline_threads
 from tests.support.fake_store import FakeStore
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -75,7 +76,8 @@ def run(reading: Reading, main: Callable[[], Any]) -> None:
             await main()
             nursery.cancel_scope.cancel()
 
-    trio.run(all_of_it)
+    with inline_threads():  # so that what goes to the disk is there once all tasks wait
+        trio.run(all_of_it)
 
 
 @pytest.mark.parametrize("cache_size", [0, 64 * MIB], ids=["memory", "and disk"])

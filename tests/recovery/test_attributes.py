@@ -5,13 +5,15 @@ The copy is held where it is to be, so that what happens meanwhile does so each 
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -20,7 +22,7 @@ import trio.testing
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
-from sosfs.s3.protocol import Acl, Grant, Headers, Properties
+from sosfs.s3.protocol import Acl, Grant, Headers, Properties, Version
 from sosfs.tree.inodes import Inode
 from tests.conftest import Mounter
 from tests.support.composed import LONG, Composed, composed
@@ -503,3 +505,136 @@ def test_kill_9_while_a_real_server_copies(mounter: Mounter, proxy: Proxy, durab
     for path in paths:
         assert drive.foreign.metadata(drive.key(path))["color"] == "red"
         assert "all-users READ" in os.getxattr(path, "user.sos.acl").decode()
+
+
+# The replay itself
+
+
+class LosesAnswers(Timed):
+    """Copies take effect, and the answers to some are lost."""
+
+    lost_copies = 0
+
+    async def copy(self, source: str, target: str, **options: Any) -> Version:
+        made = await super().copy(source, target, **options)
+        if self.lost_copies:
+            self.lost_copies -= 1
+            raise StoreError(errno.EIO, f"copy {source!r}", detail="no answer")
+        return made
+
+
+async def _begin(store: FakeStore, key: str, body: bytes, metadata: Mapping[str, str]) -> None:
+    await store.put(key, body, Properties(metadata=metadata))
+
+
+async def _change(mount: Composed, path: str, posix: str = "mode") -> None:
+    """chmod, or chown."""
+    inode = await mount._walk(path)
+    if posix == "mode":
+        inode.mode = stat.S_IFMT(inode.mode) | 0o600
+    else:
+        inode.uid = 7
+    mount.parts.attributes.changed(inode, posix={posix})
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_replay_without_an_answer_is_known_by_the_next_mount(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hashes: bool
+) -> None:
+    """It keeps the mount from beginning; the copy that it made all the same is no other client's."""
+    store = LosesAnswers(hashes=hashes)
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(_begin, store, "file", b"bytes", {"mtime": "1.000000001", "colour": "blue"}))
+        mount.loop.run(partial(_change, mount, "file"))
+        mount.crash()
+        store.lost_copies = 1
+        with pytest.raises(OSError, match="no answer"):
+            mount.start()
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert "is lost" not in caplog.text
+        assert mount.parts.pending == 0
+        found = store._stored["file"].object.properties.metadata
+        assert (found["mode"], found["colour"]) == (str(0o100600), "blue")
+
+
+@pytest.mark.parametrize(("key", "body"), [("file", b"bytes"), ("file", b""), ("d/", b"")])
+def test_what_the_bucket_has_already_is_not_written_again(tmp_path: Path, key: str, body: bytes) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(_begin, store, key, body, {}))
+        mount.loop.run(partial(_change, mount, key.rstrip("/")))
+        what = "put" if key.endswith("/") else "copy"
+        store.after[what, key] = trio.Event()
+        mount.loop.passes(3)
+        assert (what, key) in store.reached
+        mount.crash()
+        store.after.clear()
+        before = dict(store.calls)
+        mount.start()
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        assert [store.calls[name] - before.get(name, 0) for name in ("copy", "put")] == [0, 0]
+
+
+@pytest.mark.parametrize(("key", "body", "how"), [("file", b"", "copy"), ("d/", b"", "put"), ("d/", b"x", "copy")])
+def test_a_marker_is_put_and_a_file_is_copied(tmp_path: Path, key: str, body: bytes, how: str) -> None:
+    """Not every server copies markers; and only a copy has the condition that it is the file that was changed."""
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(_begin, store, key, body, {"colour": "blue"}))
+        mount.loop.run(partial(_change, mount, key.rstrip("/")))
+        mount.crash()
+        before = dict(store.calls)
+        mount.start()
+        counts = {name: store.calls[name] - before.get(name, 0) for name in ("copy", "put")}
+        assert counts == {"copy": 0, "put": 0, how: 1}
+        found = store._stored[key].object.properties.metadata
+        assert (found["colour"], int(found["mode"]) & 0o7777) == ("blue", 0o600)
+
+
+def test_a_directory_keeps_the_mode_that_s3fs_gave_it(tmp_path: Path) -> None:
+    """Without its type bits that is decimal, for a directory alone: 511 is rwxrwxrwx."""
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(_begin, store, "d/", b"", {"mode": "511"}))
+        mount.loop.run(partial(_change, mount, "d", "uid"))
+        mount.crash()
+        mount.start()
+        found = store._stored["d/"].object.properties.metadata
+        assert (found["uid"], int(found["mode"]) & 0o7777) == ("7", 0o777)
+
+
+@pytest.mark.parametrize("theirs", [None, b"theirs"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_change_is_lost_only_where_it_was_made_to_something(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: bytes | None, is_new: bool
+) -> None:
+    """A new file that nobody has closed was never promised, and neither was its mode."""
+    store = Held()
+
+    async def new_file(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"bytes")
+        store.before["put"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        await _change(mount, "file")
+
+    made = composed(store, tmp_path)
+    mount = made.__enter__()
+    if is_new:
+        mount.loop.run(partial(new_file, mount))
+    else:
+        mount.loop.run(partial(_begin, store, "file", b"bytes", {}))
+        mount.loop.run(partial(_change, mount, "file"))
+    mount.crash()
+    store.before.clear()
+    store._stored.clear()
+    if theirs is not None:
+        mount.loop.run(partial(_begin, store, "file", theirs, {}))
+    mount.start()
+    said = "has replaced it" if theirs is not None else "" if is_new else "has removed it"
+    assert ("is lost" in caplog.text) == bool(said)
+    assert said in caplog.text
+    made.__exit__(None, None, None)

@@ -835,3 +835,53 @@ def test_attributes_that_wait_follow_a_rename_and_those_of_what_it_replaced_do_n
     assert modes == [0o600, 0o640]
     assert mount.loop.run(partial(_rows, mount)) == 0
     made.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_cannot_be_asked_about_is_not_taken_for_a_forgotten_one(tmp_path: Path) -> None:
+    store, body = Held(), _body(70, 5)
+    made, mount = crashes(
+        store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
+    )
+
+    def down(operation: str, key: str) -> None:
+        if operation == "list_parts":
+            raise StoreError(errno.EIO, operation, detail="no answer")
+
+    store.fault, sent = down, store.calls["upload_part"]
+    with pytest.raises(OSError, match="no answer"):
+        mount.start()
+    mount.crash()
+    store.fault = None
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == body
+    assert store.calls["upload_part"] == sent, "no part is sent again"
+    made.__exit__(None, None, None)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_goes_on_outlives_an_unmount_that_cannot_end_it(tmp_path: Path) -> None:
+    store, body = Held(), _body(70, 5)
+    made, mount = crashes(
+        store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
+    )
+
+    def down(operation: str, key: str) -> None:
+        if operation == "complete_multipart":
+            raise StoreError(errno.EIO, operation, detail="no answer")
+
+    store.fault, sent = down, store.calls["upload_part"]
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.parts.drain)
+    assert len(store._uploads) == 1
+    mount._end()
+    store.fault = None
+    mount.start()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    assert stored(store) == body
+    assert store.calls["upload_part"] == sent
+    made.__exit__(None, None, None)
