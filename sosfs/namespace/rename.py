@@ -340,9 +340,11 @@ class Renames:
         used: Properties | None = None
         if inode is not None and inode.attributes_dirty:
             await self._attributes.fetch_whole(inode)
-            of = self._attributes
-            used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
-            inode.properties, inode.whole = used, True
+            # Another client's bytes keep what that one stored with them.
+            if inode.is_directory or (inode.version is not None and one.version.same_bytes(inode.version)):
+                of = self._attributes
+                used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+                inode.properties, inode.whole = used, True
         acl, version = await self._acl(one, inode), one.version
         for last in (False, True):
             try:
@@ -356,6 +358,7 @@ class Renames:
                 if last or error.cause is not Cause.CONFLICT:
                     raise
                 version = (await self._store.head(one.key)).version
+                used = used if version.same_bytes(one.version) else None
         return None
 
     async def _acl(self, one: Listed, inode: Inode | None) -> Acl | None:

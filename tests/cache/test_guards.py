@@ -18,7 +18,7 @@ import trio
 import trio.testing
 
 from sosfs.cache import disk_blocks
-from sosfs.cache.blocks import BLOCK, REQUEST
+from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, memory_of
 from sosfs.cache.disk_blocks import FLOOR_BYTES, DiskCache
 from sosfs.concurrency.threads import LOCAL
 from sosfs.files.page_cache import PageNotifier
@@ -27,7 +27,7 @@ from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, opened, put_all
+from tests.support.held import Held, begun, opened, put_all, told
 
 MIB, GIB = 1 << 20, 1 << 30
 SMALL = 1 << 10
@@ -393,3 +393,51 @@ def test_all_but_what_is_kept_is_forgotten(tmp_path: Path) -> None:
     assert read(disk, 0, 4, key="a") is None
     assert read(disk, 0, 4, key="b") == BODY[: 4 * SMALL]
     assert disk.used == 4 * SMALL
+
+
+# What a fetch leaves
+
+
+def test_who_waits_for_a_fetch_that_is_called_off_gets_an_error_and_no_empty_bytes() -> None:
+    async def main() -> None:
+        store = Held()
+        version = await store.put("file", BODY, Properties())
+        source = Source("file", version.etag, version.size)
+        store.before["get"] = trio.Event()
+        outcomes: dict[str, Any] = {}
+        async with trio.open_nursery() as readers, trio.open_nursery() as fetches:
+            blocks = Blocks(store, fetches.start_soon, memory_of(MIB), capacity=MIB)
+            readers.start_soon(told, outcomes, "read", partial(blocks.read, source, 0, 100))
+            await trio.testing.wait_all_tasks_blocked()
+            fetches.cancel_scope.cancel()
+        assert "cancelled" in outcomes["read"]
+        assert blocks.used == 0
+        await store.release()
+        async with trio.open_nursery() as nursery:
+            blocks = Blocks(store, nursery.start_soon, memory_of(MIB), capacity=MIB)
+            assert bytes(await blocks.read(source, 0, 100)) == BODY[:100]
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("with_disk", [False, True])
+def test_what_comes_is_written_to_the_disk_once(tmp_path: Path, with_disk: bool) -> None:
+    """Where there is a cache there, and not again when it comes from it."""
+    store, kept = Held(), list[str]()
+
+    class Counting(DiskCache):
+        async def keep(self, key: str, *arguments: Any) -> None:
+            kept.append(key)
+            await super().keep(key, *arguments)
+
+    async def main() -> None:
+        version = await store.put("file", BODY, Properties())
+        source = Source("file", version.etag, version.size)
+        disk = Counting(tmp_path, capacity=4 * MIB, block=BLOCK) if with_disk else None
+        for _ in range(2):
+            async with trio.open_nursery() as nursery:  # what fails in the background fails here
+                blocks = Blocks(store, nursery.start_soon, memory_of(MIB), capacity=MIB, disk=disk)
+                assert bytes(await blocks.read(source, 0, len(BODY))) == BODY
+        assert (kept, store.calls["get"]) == ((["file"], 1) if with_disk else ([], 2))
+
+    trio.run(main)

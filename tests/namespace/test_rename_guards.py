@@ -17,7 +17,7 @@ import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
-from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties
+from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
@@ -551,3 +551,104 @@ def test_a_directory_that_another_has_been_renamed_over_is_that_one(mount: Compo
     mount.loop.passes(2 * TTL)
     assert set(mount.loop.run(mount.tree)) == {"e", "e/x"}
     assert stored(store, "e/x") == b"x"
+
+
+# What is known of the files below a directory that was renamed
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_what_is_known_goes_on_under_the_new_name(tmp_path: Path, hashes: bool) -> None:
+    store = Held(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes", "d/other": b"other"})
+        handle = await opened(mount, os.O_RDONLY, "d/file")
+        assert bytes(await mount.parts.file_io.read(handle, 0, 2)) == b"by"
+        await mount._walk("d/other")
+        await mount.rename("d", "e")
+        mount.parts.blocks.forget(lambda key: True)
+        assert bytes(await mount.parts.file_io.read(handle, 0, 5)) == b"bytes"
+        await mount.write("e/other", b"OTHER")
+        await mount.chmod("e/file", 0o600)
+        await mount.parts.file_io.release(handle)
+        assert bodies(store) == {"e/file": b"bytes", "e/other": b"OTHER"}, "and nothing beside it"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("is_dirty", [False, True], ids=["clean", "with attributes that wait"])
+@pytest.mark.parametrize("is_open", [False, True])
+def test_what_another_client_replaced_before_its_directory_was_renamed_is_shown_as_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_dirty: bool, is_open: bool
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"as it was", "d/other": b"other"})
+        assert (await mount.tree())["d/file"][0] == b"as it was"  # type: ignore[index]
+        inode = await mount._walk("d/file")
+        inode.lookups += 1
+        handle = await opened(mount, os.O_RDONLY, "d/file") if is_open else None
+        if is_dirty:
+            inode.mode = stat.S_IFREG | 0o600
+            mount.parts.attributes.changed(inode)
+        await type(store).put(store, "d/file", b"another, and longer", Properties(metadata={"mode": str(0o100640)}))
+        await mount.rename("d", "e")
+        assert (await mount.tree())["e/file"] == (b"another, and longer", 0o640)
+        assert ("is lost" in caplog.text) == is_dirty, "the change was made to the one before"
+        if handle is not None:
+            await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"e/file": b"another, and longer", "e/other": b"other"}
+        assert store._stored["e/file"].object.properties.metadata["mode"] == str(0o100640)
+
+
+def test_so_is_what_is_replaced_while_its_directory_is_renamed(mount: Composed, store: Held) -> None:
+    """After the listing, before the copy: what the copy then has is theirs, and all that they stored with it."""
+
+    async def main() -> None:
+        await put_all(store, {"d/file": b"as it was"})
+        inode = await mount._walk("d/file")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        held = store.before["copy"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.rename, "d", "e")
+            await trio.testing.wait_all_tasks_blocked()
+            assert ("copy", "d/file") in store.reached
+            await type(store).put(store, "d/file", b"theirs", Properties(metadata={"mode": str(0o100640)}))
+            del store.before["copy"]
+            held.set()
+        assert await mount.tree() == {"e": None, "e/file": (b"theirs", 0o640)}
+
+    mount.loop.run(main)
+    assert store._stored["e/file"].object.properties.metadata["mode"] == str(0o100640)
+
+
+@both
+def test_a_key_that_may_not_remove_renames_nothing(tmp_path: Path, old: str, new: str) -> None:
+    """Once that was refused it is asked before anything is copied."""
+    store = Held()
+
+    def refusing(operation: str, key: str) -> None:
+        if operation in ("delete", "delete_many"):
+            raise denied(operation)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {old: b"bytes"})
+        mount.parts.attributes.permissions.add([Right.DELETE])
+        store.fault = refusing
+        with fails(errno.EACCES):
+            await mount.rename(*tops(old, new))
+        store.fault = None
+        assert store.calls["copy"] == 0
+        assert bodies(store) == {old: b"bytes"}
+        await mount.rename(*tops(old, new))
+        assert bodies(store) == {new: b"bytes"}
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
