@@ -441,3 +441,85 @@ def test_what_comes_is_written_to_the_disk_once(tmp_path: Path, with_disk: bool)
         assert (kept, store.calls["get"]) == ((["file"], 1) if with_disk else ([], 2))
 
     trio.run(main)
+
+
+# What gives way, and what `drop` tells the kernel
+
+
+def test_without_a_floor_of_its_own_a_full_disk_costs_no_block_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = cache(tmp_path)
+    keep(disk, 0, 4, key="a")
+    monkeypatch.setattr(os, "statvfs", state(0, 10 * GIB))
+    keep(disk, 0, 4, key="b")
+    assert read(disk, 0, 4, key="a") == BODY[: 4 * SMALL]
+    assert read(disk, 0, 4, key="b") is None
+
+
+def test_a_fetch_that_was_written_makes_room_for_the_next(tmp_path: Path) -> None:
+    disk = cache(tmp_path)
+    for at in range(3 * disk_blocks.WRITES):
+        keep(disk, 0, 1, key=f"{at}")
+        assert read(disk, 0, 1, key=f"{at}") == BODY[:SMALL]
+
+
+def test_what_was_written_to_last_stays_longest(tmp_path: Path) -> None:
+    disk = cache(tmp_path, capacity=6 * SMALL)
+    keep(disk, 0, 2, key="a")
+    keep(disk, 0, 2, key="b")
+    keep(disk, 2, 4, key="a")
+    keep(disk, 0, 1, key="c")
+    assert read(disk, 0, 4, key="a") == BODY[: 4 * SMALL]
+    assert read(disk, 0, 2, key="b") is None
+
+
+def test_drop_keeps_what_is_open_for_writing_before_anything_was_written(tmp_path: Path) -> None:
+    """Its blocks on the disk too: the next write needs what is around it."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"A" * MIB, "other": b"B" * MIB})
+        handle = await opened(mount)
+        other = await opened(mount, os.O_RDONLY, "other")
+        for one in (handle, other):
+            await mount.parts.file_io.read(one, 0, MIB)
+        await trio.testing.wait_all_tasks_blocked()
+        for path in ("", "file"):
+            assert (await _drop(mount, path))["kept"] == ["file"]
+        mount.parts.blocks.forget(lambda key: True)
+        asked = store.calls["get"]
+        assert bytes(await mount.parts.file_io.read(handle, 0, MIB)) == b"A" * MIB
+        assert store.calls["get"] == asked
+        await mount.parts.file_io.read(other, 0, MIB)
+        assert store.calls["get"] > asked
+        for one in (handle, other):
+            await mount.parts.file_io.release(one)
+
+    with composed(store, tmp_path, cache_size=64 * MIB) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_drop_has_the_kernel_forget_what_it_knows(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_of: list[int] = []
+
+    async def forget(_: NoKernel, inodes: Any, names: Any) -> None:
+        told_of.extend(inodes)
+
+    async def main() -> None:
+        await put_all(store, {"d/known": b"k", "d/listed": b"l", "d/written": b"w"})
+        known, listed = await mount._walk("d/known"), await mount._walk("d/listed")
+        known.lookups += 1
+        writer = await opened(mount, path="d/written")
+        writer.inode.lookups += 1
+        monkeypatch.setattr(NoKernel, "forget", forget)
+        await _drop(mount, "d")
+        assert known.number in told_of
+        assert not {listed.number, writer.inode.number} & set(told_of)
+        writer.inode.lookups -= 1
+        known.lookups -= 1
+        await mount.parts.file_io.release(writer)
+
+    mount.loop.run(main)

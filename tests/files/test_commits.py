@@ -878,6 +878,7 @@ def test_a_handle_that_stays_open_over_a_commit_in_the_background_writes_on(tmp_
         handle = mount.loop.run(partial(mount._opened, mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR))
         for body in (b"first", b"other"):
             mount.loop.run(partial(mount.parts.file_io.write, handle, 0, body))
+            assert bytes(mount.loop.run(partial(mount.parts.file_io.read, handle, 0, 5))) == body
             mount.loop.run(partial(mount.parts.file_io.flush, handle))
             mount.loop.passes(10)
             assert bodies(store) == {"file": body}
