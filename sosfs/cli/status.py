@@ -174,6 +174,25 @@ def pending(now: Status) -> str:
     return f"{told}, the oldest for {lasting(time.time() - now.waiting_since)}" if now.waiting_since else told
 
 
+DURABILITIES = {
+    Durability.BUCKET.value: "bucket: close and fsync wait for the bucket",
+    Durability.JOURNAL.value: "journal: close and fsync wait for this machine's disk",
+    Durability.WRITEBACK.value: "writeback: fsync waits for this machine's disk",
+}
+
+
+def durability(now: Status) -> str:
+    """What close and fsync wait for, and what a power cut would take."""
+    told = DURABILITIES.get(now.durability, now.durability)
+    if now.durability != Durability.WRITEBACK.value:
+        return told
+    if not now.unsynced_changes:
+        return f"{told}; all is there"
+    told += f"; {counted(now.unsynced_changes, 'change')} not there yet"
+    told += f" ({filesize.decimal(now.unsynced_bytes)})" if now.unsynced_bytes else ""
+    return f"{told}, the oldest for {lasting(time.time() - now.unsynced_since)}"
+
+
 def server(now: Status) -> str:
     """Whether the server answers, and what waits for it."""
     if not now.silent_since:
@@ -181,7 +200,8 @@ def server(now: Status) -> str:
     told = f"does not answer since {clock(now.silent_since, now=time.time())} ({now.silence})"
     if not now.pending_files:
         return told
-    where = "in the journal" if now.durability == Durability.JOURNAL.value else "on this machine"
+    has_journal = now.durability in (Durability.JOURNAL.value, Durability.WRITEBACK.value)
+    where = "in the journal" if has_journal else "on this machine"
     verb = "waits" if now.pending_files == 1 else "wait"
     return f"{told}; {counted(now.pending_files, 'change')} {verb} {where}"
 
@@ -199,6 +219,8 @@ def lines(now: Status) -> Iterator[tuple[str, str]]:
     yield "state", f"{STATES[now.state]}, pid {now.pid}"
     yield "server", server(now)
     yield "pending", pending(now)
+    if now.durability:
+        yield "durability", durability(now)
     if now.waiting_writers:
         who = "1 writer waits" if now.waiting_writers == 1 else f"{now.waiting_writers} writers wait"
         yield "room", f"{who} for room in {now.state_dir}, {filesize.decimal(now.free_bytes)} free"

@@ -58,6 +58,7 @@ class Durability(Enum):
 
     BUCKET = "bucket"  # the object is in the bucket
     JOURNAL = "journal"  # bytes and record are on this machine's disk; the upload follows
+    WRITEBACK = "writeback"  # close: they are written; fsync: on the disk, where all comes within a second
 
 
 class Shown(Enum):
@@ -187,7 +188,8 @@ class Settings:
     durability: Durability = _option(
         Durability.BUCKET,
         values.choice(Durability),
-        "What `close` and `fsync` wait for: the `bucket`, or this machine's `journal`, from which uploads follow.",
+        "What `close` and `fsync` wait for: the `bucket`; this machine's `journal`, from which uploads follow; with "
+        "`writeback` only `fsync` waits for that, and a power cut can take the last second of the rest.",
         Group.EVERYDAY,
     )
     dirty_limit: int = _option(

@@ -32,7 +32,7 @@ import logging
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,10 @@ Schema = Mapping[str, Sequence[str]]  # the columns of each table as SQL defines
 
 CHAIN = "chain (only integer primary key, number integer, rows integer, total integer, sum integer)"
 _MODULUS = 1 << 62  # of the sum of all sums, which SQLite holds as a signed number
+
+
+def _nothing() -> None:
+    """Nobody waits for it."""
 
 
 class _Change(NamedTuple):
@@ -92,8 +96,15 @@ class Database:
         self._undo: list[tuple[tuple[str, Value], int | None]] | None = None  # of the transaction that is open
         self._syncing = FairLock()
         self._log = -1
-        self._synced = self._checkpointed = self.number
+        self._synced: int = self.number
+        self._checkpointed: int = self.number
+        self.wrote: Callable[[], None] = _nothing  # is called after each transaction
         self._reserve.hold()
+
+    @property
+    def synced(self) -> int:
+        """The number of the last transaction that is on the disk."""
+        return self._synced
 
     def new_id(self) -> int:
         """A number for a row that no row of any table has, or ever had."""
@@ -267,6 +278,7 @@ class Database:
         self._mark.wrote(self.number)
         self._owed.clear()
         self._block = []
+        self.wrote()
 
     def _owe(self) -> None:
         self._roll_back()
@@ -323,6 +335,7 @@ class Database:
     def close(self, *, is_idle: bool) -> None:
         """Closes it. `is_idle`: nothing in it matters any more, so that it may as well be removed."""
         self._reserve.give_up()
+        self.wrote = _nothing
         if self._owed:
             with contextlib.suppress(OSError), self.together():
                 pass  # what is owed goes first

@@ -18,6 +18,7 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import struct
@@ -46,7 +47,12 @@ class Mark(NamedTuple):
     @property
     def least(self) -> int:
         """The number of the last transaction that must be there."""
-        return self.written if self.boot == _boot() != _NOWHERE else self.synced
+        return self.synced if self.is_of_other_boot else self.written
+
+    @property
+    def is_of_other_boot(self) -> bool:
+        """Whether the kernel that had the page cache is gone, as far as anybody can tell."""
+        return self.boot != _boot() or self.boot == _NOWHERE
 
 
 class Watermark:
@@ -128,8 +134,20 @@ def read(path: Path) -> Mark | None:
     return None
 
 
+def boot() -> str:
+    """What tells this boot of the machine from any other; "" where nothing does."""
+    found = _boot()
+    return "" if found == _NOWHERE else found.rstrip(b"\0").decode("ascii", "replace")
+
+
 def _boot() -> bytes:
     try:
-        return BOOT_ID.read_bytes()[:36].ljust(36, b"\0")
+        return _read_boot(BOOT_ID)
     except OSError:
         return _NOWHERE
+
+
+@functools.cache
+def _read_boot(path: Path) -> bytes:
+    """What is there; once, for it is asked for with each file that is closed."""
+    return path.read_bytes()[:36].ljust(36, b"\0")

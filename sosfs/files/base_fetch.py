@@ -97,6 +97,7 @@ class BaseFetch:
         base, gap = draft.base, draft.lacks(start, stop)
         if base is None or gap is None or open_file.draft is not draft:
             return True
+        await self._records.opens(inode, gap[0])
         body = await self._blocks.read(base, *gap)
         if draft.base is not base:
             return False

@@ -4,7 +4,10 @@
 kept it out; the bytes then stay here, and every later close, fsync and the sending task try again.
 `--durability journal`: they return when the bytes and the record of the draft are on this machine's disk;
 the sending task brings them into the bucket a moment later, so that what is renamed, rewritten or
-removed at once goes up once or never. In both, fsync of a directory and the drain wait for the bucket.
+removed at once goes up once or never.
+`--durability writeback`: as the journal, but only fsync waits for the disk: close returns when bytes and record are
+written, and `delayed_sync` brings them to the disk within a second.
+In all, fsync of a directory and the drain wait for the bucket.
 
 Concurrency: trio thread only; one commit at a time for an inode (`Content.lock`), `SENDERS` in the background.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -36,7 +39,7 @@ from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import OpenFile, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import INLINE, DamagedSpool
-from sosfs.files.upload import Announce, Truncated, Unwanted, Upload, Uploader, etag_of
+from sosfs.files.upload import Truncated, Unwanted, Upload, Uploader, etag_of
 from sosfs.ipc.pending import Change
 from sosfs.journal.journal import Journal
 from sosfs.s3 import recognition
@@ -97,13 +100,13 @@ class Commits:
 
     # What close and fsync do
 
-    async def save(self, inode: Inode) -> None:
-        """Keeps the promise of close and fsync for a changed file. Raises what prevents it."""
+    async def save(self, inode: Inode, *, durably: bool = False) -> None:
+        """Keeps the promise of close for a changed file, or `durably` that of fsync. Raises what prevents it."""
         open_file = opened(inode)
         if open_file is None or open_file.draft is None or not open_file.draft.is_dirty or inode.parent is None:
             return
         open_file.draft.require_whole()
-        if self.durability is Durability.JOURNAL and await self.records.saved(inode, open_file, open_file.draft):
+        if self.durability is not Durability.BUCKET and await self._recorded(inode, open_file, durably=durably):
             self.send_later(inode)
             return
         try:
@@ -113,6 +116,22 @@ class Commits:
                 log.error("the store refuses %s: %s", inode.name.decode(errors="replace"), error)  # a fault of ours
             await self._keep(inode)
             raise
+
+    async def _recorded(self, inode: Inode, open_file: OpenFile, *, durably: bool) -> bool:
+        """Whether the draft is in the journal, as safe as the mode wants it: else this disk has no room for it."""
+        assert open_file.draft is not None
+        if self.durability is Durability.WRITEBACK and not durably and self.records.may_note:
+            return self.records.noted(inode, open_file, open_file.draft)
+        return await self.records.saved(inode, open_file, open_file.draft)
+
+    def makes_room(self) -> bool:
+        """Whether spools that were freed are on their way off this disk, where room is wanted now."""
+        return self.records.later is not None and self.records.later.hurried()
+
+    async def done_for_good(self) -> None:
+        """What is done in the bucket is not done again after a power loss. Raises OSError of the disk."""
+        if self.durability is Durability.WRITEBACK:
+            await self._journal.sync()
 
     async def _keep(self, inode: Inode) -> None:
         """Records a draft that could not be sent, so that it survives this process."""
@@ -156,7 +175,7 @@ class Commits:
             self.records.moved(inode)
             await self.drop_upload(open_file)  # the object may be made of it: it is no more then
         posix, serial = inode.posix, draft.commit_begins()
-        announce = partial(self.records.sent, inode, open_file, serial)
+        announce = partial(self.records.sent, inode, open_file, serial, is_hash=self._uploader.store.hashes)
         try:
             properties, acl = await self.carry(inode)
             version = await self._send(open_file, draft, key, properties, acl, announce)
@@ -222,7 +241,13 @@ class Commits:
         self.records.landed(inode, open_file, draft)
 
     async def _send(
-        self, open_file: OpenFile, draft: Draft, key: str, properties: Properties, acl: Acl | None, announce: Announce
+        self,
+        open_file: OpenFile,
+        draft: Draft,
+        key: str,
+        properties: Properties,
+        acl: Acl | None,
+        announce: Callable[..., Awaitable[None]],
     ) -> Version:
         size, plan = draft.size, self._uploader.plan
         is_small = size <= plan.single and not draft.away
@@ -236,7 +261,7 @@ class Commits:
                 store, hashed = self._uploader.store, ""
                 if store.hashes:
                     hashed = etag_of(body) if size <= INLINE else await LOCAL.run(etag_of, body)
-                announce(recognition.token(hashed, size, properties, hashes=store.hashes))
+                await announce(recognition.token(hashed, size, properties, hashes=store.hashes))
                 async with draft.outliving(body):
                     version = await store.put(key, body, properties, condition=draft.expected, acl=acl, digest=hashed)
                 self._uploader.sent_bytes += len(body)
@@ -244,7 +269,7 @@ class Commits:
             return version
         if open_file.upload is None:
             open_file.upload = Upload(self._uploader, draft, key, properties, acl)
-        return await open_file.upload.finish(size, draft.expected, announce)
+        return await open_file.upload.finish(size, draft.expected, partial(announce, is_hash=False))
 
     async def carry(self, inode: Inode) -> tuple[Properties, Acl | None]:
         """What the object must have beside its bytes: what it had, with the attributes of now."""

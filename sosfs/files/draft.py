@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from enum import Enum
 
@@ -66,6 +66,11 @@ class Draft:
         self.recorded = -1  # the serial that is in the journal
         self.safe = -1  # the newest serial that was; its bytes, or newer ones in their place, are still there
         self.sums: tuple[int, ...] = ()  # of the spool as of that serial
+        self.is_synced = True  # what the journal has of it is of bytes that were synced
+        self.outdated: list[Spool] = []  # spools of before it was emptied; to be freed once no row may name them
+        self.unsyncable: OSError | None = None  # what the disk said to the bytes, and no program has been told
+        self.summed = 0  # bytes under such sums in a row that may be on the disk
+        self.is_rewritten = False  # bytes under them were changed, and will be again: no row has any from now on
         self.absorbed = 0  # how often bytes of the base came into the spool
         self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`base_fetch`)
         self.spool = spool
@@ -345,9 +350,17 @@ class Draft:
                     self.dirty.add(start, stop)
             raise
 
-    def close(self) -> None:
-        """Frees the spool."""
-        self.spool.close()
+    def empty(self) -> None:
+        """Goes on in another spool: a row names this one, and until another is on the disk it has what was before."""
+        self.outdated.append(self.spool)
+        self.spool = self.spool.another()
+
+    def close(self, *, but: Collection[Spool] = ()) -> None:
+        """Frees its spools; those in `but` somebody else frees."""
+        for spool in (*self.outdated, self.spool):
+            if spool not in but:
+                spool.close()
+        self.outdated = []
 
 
 def fresh(spool: Spool, blocks: Blocks) -> Draft:

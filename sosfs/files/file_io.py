@@ -137,11 +137,11 @@ class FileIO:
             await self.failed_writes.hide(handle.inode)
             raise
 
-    async def _save(self, inode: Inode) -> None:
+    async def _save(self, inode: Inode, *, durably: bool = False) -> None:
         """As `Commits.save`; where another version won, the name leads there before this program is told."""
         parent, name = inode.parent, inode.name
         try:
-            await self._commits.save(inode)
+            await self._commits.save(inode, durably=durably)
         except OSError as error:
             if error.errno == errno.ESTALE and parent is not None:
                 await self._pages.forget_name(parent, name)
@@ -149,7 +149,7 @@ class FileIO:
 
     async def fsync(self, inode: Inode) -> None:
         """The file's bytes and attributes are safe afterwards."""
-        await self._save(inode)
+        await self._save(inode, durably=True)
         await self._attributes.fsync(inode, durability=self._commits.durability)
 
     def allocated(self, inode: Inode) -> int:

@@ -10,6 +10,7 @@ disk that throttles writers must not stop the mount.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import os
 import sys
@@ -37,6 +38,7 @@ TIGHT, TIGHT_SHARE = 8 << 20, 2  # bytes that one writer alone goes on with: a p
 JOURNAL, JOURNAL_SHARE = 2 << 20, 16  # bytes that are left to the journal; of a small disk this part
 SUMMED = 1 << 20  # bytes under one checksum
 LABEL = "user.sosfs.key"
+MANY = 8  # spools that are synced with all of their file system at once
 INLINE = 64 << 10  # bytes; up to here a write to the page cache is cheaper than the hop to a thread (60 us)
 
 
@@ -102,6 +104,30 @@ class SpoolArea:
         spool = Spool(self, self.directory / name)
         spool.adopt(os.open(spool.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
         return spool
+
+    async def sync(self, spools: Sequence[Spool]) -> list[OSError | None]:
+        """As `Spool.sync`, of several; what befell each. Many go in one call, which may write more than them."""
+        on_disk = [spool for spool in spools if spool.on_disk]
+        failed: OSError | None = None
+        if len(on_disk) > MANY:
+            try:
+                await on_disk[0].sync_file_system()
+            except OSError as error:
+                failed = error
+        told: list[OSError | None] = []
+        for spool in spools:
+            try:
+                if failed is not None:
+                    raise failed
+                if len(on_disk) > MANY:
+                    spool.require_name()
+                else:
+                    await spool.sync()
+            except OSError as error:
+                told.append(error)
+            else:
+                told.append(None)
+        return told
 
     def others(self, named: Set[str]) -> list[Path]:
         """The files that have none of these names."""
@@ -222,6 +248,19 @@ class Spool:
         if self._memory is None:
             await self._away(_sync)
 
+    async def sync_file_system(self) -> None:
+        """As `sync`, for all that is on the same file system as the file of this one. Raises OSError."""
+        await self._away(_sync_file_system)
+
+    def require_name(self) -> None:
+        """Raises `DamagedSpool` where nobody would find the file after a crash."""
+        if self._memory is None:
+            _require_name(self._file)
+
+    def another(self) -> Spool:
+        """An empty spool of the same area."""
+        return self._area.new()
+
     @property
     def length(self) -> int:
         """How many bytes the file has, those that were never written among them."""
@@ -334,6 +373,17 @@ def label(path: Path) -> str:
 
 def _sync(file: int) -> None:
     os.fsync(file)
+    _require_name(file)
+
+
+def _sync_file_system(file: int) -> None:
+    """syncfs(2), which the standard library lacks; since Linux 5.8 it tells of bytes that could not be written."""
+    if ctypes.CDLL(None, use_errno=True).syncfs(file):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _require_name(file: int) -> None:
     if not os.fstat(file).st_nlink:
         raise DamagedSpool("its spool file was removed: nobody would find the bytes after a crash")
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -53,7 +53,7 @@ BEHIND = 4  # parts of one file under way behind its writer
 HOLES_MIN = 16 << 20  # bytes of holes of a file from which on they are copied, of an object of zeros half as large
 
 
-Announce = Callable[[str], None]  # is told the token of the object to be (`recognition`)
+Announce = Callable[[str], Awaitable[None]]  # is told the token of the object to be (`recognition`)
 
 
 def etag_of(body: bytes | memoryview) -> str:
@@ -228,7 +228,7 @@ class Upload:
             if not self._behind:
                 self._idle.set()
 
-    async def finish(self, size: int, condition: Condition, announce: Announce = lambda token: None) -> Version:
+    async def finish(self, size: int, condition: Condition, announce: Announce | None = None) -> Version:
         """Sends what is missing of the first `size` bytes and makes the object; `announce` is told its token before.
 
         Raises StoreError; what was sent stays for the next try. ESTALE when another version won. `Truncated` where
@@ -242,7 +242,8 @@ class Upload:
             raise Truncated(self.key)
         shared = self._shared
         made = [sent.part for sent in parts]
-        announce(recognition.token(joined_etag(made), size, self.properties, hashes=shared.store.hashes))
+        if announce is not None:
+            await announce(recognition.token(joined_etag(made), size, self.properties, hashes=shared.store.hashes))
         try:
             version = await shared.store.complete_multipart(
                 self.key, self._id, made, condition=condition, begun_with=self.properties

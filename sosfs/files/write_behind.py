@@ -97,7 +97,7 @@ class WriteBehind:
         try:
             while True:
                 draft = self._begin(inode)
-                if await self._gathers(inode, draft, offset, stop):
+                if await self._gathers(inode, draft, offset, stop) or await self._commits.records.opens(inode, offset):
                     continue
                 refusal = self._refusal(inode, draft, offset, stop)
                 if refusal is None:
@@ -222,6 +222,8 @@ class WriteBehind:
                 is_behind = open_file.upload is not None and open_file.upload.is_behind
                 if is_behind or open_file.draft.is_committing:
                     return True
+        if self._commits.makes_room():
+            return True
         is_another = self._last is not inode and self._last in self._commits.drafts
         return is_another and self._went_on > trio.current_time() - IDLE
 

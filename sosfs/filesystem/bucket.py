@@ -321,6 +321,7 @@ class BucketMount:
         """Whatever the bucket lacks is in the journal afterwards, and nothing more is read."""
         await self.parts.commits.record_all()
         self.store.dispatcher.abandon_reads()
+        await self.parts.sync()
 
     def close(self) -> None:
         """Lets others have the journal; no request may be under way or follow."""
@@ -351,7 +352,7 @@ class BucketMount:
     def status(self) -> Status:
         """This moment of the bucket."""
         parts, settings, traffic = self.parts, self.settings, self._target.traffic
-        silence, moved = traffic.silence, traffic.moved()
+        silence, moved, unsynced = traffic.silence, traffic.moved(), parts.unsynced
         assert self._share is not None
         held, total = together([self.held, Held(changes=self._share.changes)]), resident()
         return dataclasses.replace(
@@ -377,6 +378,9 @@ class BucketMount:
             state_dir=os.fspath(self.state_dir),
             free_bytes=Disk(self.state_dir).room().free,
             durability=settings.durability.value,
+            unsynced_changes=unsynced.changes,
+            unsynced_bytes=unsynced.size,
+            unsynced_since=unsynced.since,
             uploaded_bytes=parts.commits.uploaded(moved),
             moving_bytes=sum(moved.values()),
             waiting_since=parts.oldest,

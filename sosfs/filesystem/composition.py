@@ -14,11 +14,12 @@ from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Spawn
 from sosfs.concurrency.backoff import Backoff
-from sosfs.config.parameters import Settings
+from sosfs.config.parameters import Durability, Settings
 from sosfs.disk.free_space import NOTHING, Disk
 from sosfs.files import pending
 from sosfs.files.commits import Commits
 from sosfs.files.conflict import Conflicts
+from sosfs.files.delayed_sync import DelayedSync, Unsynced
 from sosfs.files.failed_writes import FailedWrites
 from sosfs.files.file_io import FileIO
 from sosfs.files.page_cache import PageCache, PageNotifier
@@ -77,14 +78,22 @@ class Filesystem:
     multiparts: MultipartUploads
     shared: SharedAttributes | None
     zeros: ZeroObjects
+    delayed_sync: DelayedSync | None  # none where everything is waited for
 
     async def recover(self) -> None:
         """Takes up what an earlier mount of this bucket left. Raises what the bucket answers."""
+        self.adoption.go_back()
         await self.replay.run()
         going_on = await self.adoption.run()
         await self.refused_changes.run()
         await self.multiparts.abort_unused(keep=going_on)
         await self.zeros.clear()
+        await self.sync()  # the journal knows from now on, whatever happens, which spools are of this mount
+
+    async def sync(self) -> None:
+        """What is not waited for is on the disk afterwards, as far as that takes it."""
+        if self.delayed_sync is not None:
+            await self.delayed_sync.now()
 
     async def drain(self) -> None:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
@@ -97,6 +106,12 @@ class Filesystem:
         await self.zeros.drain()
         if self.shared is not None and not self.pending:  # else the server does not take what matters more
             await self.shared.end()
+        await self.sync()
+
+    @property
+    def unsynced(self) -> Unsynced:
+        """What a power cut would take now of what was acknowledged."""
+        return self.delayed_sync.unsynced if self.delayed_sync is not None else Unsynced()
 
     @property
     def pending(self) -> int:
@@ -247,6 +262,7 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         multiparts=on.multiparts,
         shared=shared,
         zeros=on.uploader.zeros,
+        delayed_sync=_delayed_sync(on, commits),
     )
 
 
@@ -258,6 +274,12 @@ def _shared(on: _Ground) -> SharedAttributes | None:
     shared = SharedAttributes(on.inodes, on.listings, on.store, on.cache, on.spawn, writes=writes)
     on.merger.agrees = shared.remembered
     return shared
+
+
+def _delayed_sync(on: _Ground, commits: Commits) -> DelayedSync | None:
+    if on.settings.durability is not Durability.WRITEBACK:
+        return None
+    return DelayedSync(on.journal, commits.records, on.spools, on.spawn)
 
 
 def _bytes(on: _Ground, attributes: AttributeWriteback) -> tuple[Conflicts, Commits, FileIO]:

@@ -357,6 +357,7 @@ class Operations(pyfuse3.Operations):
         await self._commits.commit_under(top)
         if self._inodes.has_name(top):  # else nothing is below it
             await self._deletions.wait_under(self._inodes.key(top))
+        await self._commits.done_for_good()
 
     # Files
 

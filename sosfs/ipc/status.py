@@ -81,7 +81,10 @@ class Status:
     under_way: int = 0  # requests
     queued: int = 0  # requests that wait for their turn
     refusals: int = 0  # answers by which the server asked for fewer requests
-    durability: str = ""  # what close and fsync wait for: "bucket" or "journal"
+    durability: str = ""  # what close and fsync wait for: "bucket", "journal" or "writeback"
+    unsynced_changes: int = 0  # with "writeback": acknowledged, and not on this machine's disk yet
+    unsynced_bytes: int = 0  # of the files among them
+    unsynced_since: float = 0.0  # the oldest of them, in seconds since the epoch; 0.0 for none
     uploaded_bytes: int = 0  # of those pending, what the server has in parts of uploads, or is just getting
     moving_bytes: int = 0  # of bodies under way, what the connections have taken so far
     waiting_since: float = 0.0  # the oldest pending change, in seconds since the epoch; 0.0 for none

@@ -22,7 +22,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -88,9 +88,15 @@ class Journal:
             undo.callback(self._db.close, is_idle=False)
             self._facts: dict[str, str] = dict(self._db.rows("facts"))
             self._require(owner, self._facts.get("owner", owner))
+            self.has_lost_power = self._mark.found is not None and self._mark.found.is_of_other_boot
             self._mark.begin(owner, self._db.number)
             self.note("owner", owner)
             undo.pop_all()
+        self._is_put_off = False
+        self._keys: dict[int, str] = {}  # of the drafts that were written down here, by row
+        self._renamed: dict[int, tuple[str, str]] = {}  # the keys of renames that began here
+        self._outdated: dict[str, int] = {}  # keys of which the disk may have old rows: since which transaction
+        self._outdated_trees: dict[str, int] = {}  # the same of prefixes
 
     def _require(self, owner: str, found: str) -> None:
         if found != owner:
@@ -120,13 +126,44 @@ class Journal:
             if not self._path.exists():
                 self.damage.note(f"the journal in {self._path.parent} was removed while it was in use")
             raise
+        for outdated in (self._outdated, self._outdated_trees):
+            for key in [key for key, since in outdated.items() if since <= self._db.synced]:
+                del outdated[key]
+
+    def put_off(self, wake: Callable[[], None]) -> None:
+        """From now on nobody waits in `flushed`: `wake` is called after each change, and has it synced in a moment."""
+        self._is_put_off = True
+        self._db.wrote = wake
+
+    @property
+    def unsynced(self) -> int:
+        """How many changes a power loss may take."""
+        return self._db.number - self._db.synced
 
     async def flushed(self) -> None:
-        """What was dropped is not done again after a power loss, to what has the name then. Never raises."""
+        """What was dropped is not done again after a power loss, to what has the name then. Never raises.
+
+        Where that is put off, it holds for a name as soon as somebody waits for that (`settled`).
+        """
+        if not self._is_put_off:
+            await self.flushed_now()
+
+    async def flushed_now(self) -> None:
+        """As `flushed`, whatever is put off."""
         try:
             await self.sync()
         except OSError as error:
             log.error("the journal cannot be written: %s", error)
+
+    async def settled(self, key: str) -> None:
+        """Before the bucket gets something new under a key: no row on the disk will be taken for its. As `flushed`."""
+        if key in self._outdated or any(map(key.startswith, self._outdated_trees)):
+            await self.flushed_now()
+
+    def _outdates(self, *keys: str) -> None:
+        """What the journal has of these keys is about to change, or to go."""
+        if self._is_put_off:
+            self._outdated |= dict.fromkeys(keys, self._db.number + 1)
 
     def together(self, need: Need = Need.RELIEF) -> AbstractContextManager[None]:
         """What is written within is there as a whole after a crash, or not at all. Nothing may be awaited within.
@@ -174,16 +211,24 @@ class Journal:
 
     def save_draft(self, row: int, saved: SavedDraft) -> int:
         """Stores a draft in its row, or in a new one for 0; returns the row."""
+        if row:
+            self._outdates(saved.key)
         row = row or self._db.new_id()
-        body = saved.body if not saved.spool else None
-        self._put_draft(row, json.dumps(draft_record(saved)), body, Need.PROMISE, is_open=False)
+        self._put_draft(row, json.dumps(draft_record(saved)), saved.blob, Need.PROMISE, is_open=False)
+        self._keys[row] = saved.key
         return row
+
+    def draft(self, row: int) -> SavedDraft:
+        """What a row says of a draft whose spool is being written to."""
+        _, record, body, _ = self._db.row("drafts", row)
+        return replace(draft_back(json.loads(record), body or b""), sums=())
 
     def alter_draft(self, row: int, change: Callable[[SavedDraft], SavedDraft]) -> None:
         """Changes what a row says of a draft; its bytes stay, and whether its spool is being written to."""
         _, record, body, is_open = self._db.row("drafts", row)
-        changed = json.dumps(draft_record(change(draft_back(json.loads(record), body or b""))))
-        self._put_draft(row, changed, body, Need.RELIEF, is_open=bool(is_open))
+        changed = change(draft_back(json.loads(record), body or b""))
+        self._put_draft(row, json.dumps(draft_record(changed)), changed.blob, Need.RELIEF, is_open=bool(is_open))
+        self._keys[row] = changed.key
 
     def reopen_draft(self, row: int) -> None:
         """Its spool is being written to: from now on the checksums in the row say nothing."""
@@ -199,6 +244,7 @@ class Journal:
 
     def drop_draft(self, row: int) -> None:
         """The bucket has it, or nobody wants it any more."""
+        self._outdates(self._keys.pop(row, ""))
         with self.together():
             self._db.drop("goings", row)
             self._db.drop("drafts", row)
@@ -209,6 +255,9 @@ class Journal:
         for row, record, body, is_open in self._db.rows("drafts"):
             known = json.loads(record)
             known["going"] = [tokens[row], True] if row in tokens else known["going"]
+            below = known.get("before") if row in tokens else None
+            while below:
+                below["going"], below = [tokens[row], True], below.get("before")  # it went later than they were written
             if is_open and known["going"]:
                 known["going"][1] = False
             yield row, draft_back({**known, "sums": [] if is_open else known["sums"]}, body or b"")
@@ -230,6 +279,7 @@ class Journal:
 
     def drop_delete(self, key: str) -> None:
         """It is gone."""
+        self._outdates(key)
         self._db.drop("deletes", key)
 
     def deletes(self) -> list[tuple[str, Version]]:
@@ -259,6 +309,7 @@ class Journal:
         """A rename of what the bucket has begins, from key to key or prefix to prefix; returns its row."""
         row = self._db.new_id()
         self._db.put("renames", row, old, new)
+        self._renamed[row] = old, new
         return row
 
     def set_rename(self, row: int, state: str, need: Need = Need.RELIEF) -> None:
@@ -271,6 +322,10 @@ class Journal:
 
     def drop_rename(self, row: int) -> None:
         """It is done, or undone."""
+        old, new = self._renamed.pop(row, ("", ""))
+        self._outdates(old, new)
+        if self._is_put_off and old.endswith("/"):
+            self._outdated_trees |= dict.fromkeys((old, new), self._db.number + 1)
         with self.together():
             self._db.drop("rename_states", row)
             self._db.drop("renames", row)

@@ -5,6 +5,7 @@ Pure values.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from sosfs.metadata.edits import NO_EDITS, POSIX, Edits
@@ -22,7 +23,9 @@ class SavedDraft:
     `base` is (key, etag, size) of the version below the changed ranges. `sums` are the CRC-32 of each MiB
     of the spool, empty for a spool that was written to since. `going` is the ETag that the object gets by the
     request under way, and whether it then has all of the draft. `properties` have the `edits`. The bytes of `parts`
-    are in a multipart upload of this key alone.
+    are in a multipart upload of this key alone. With a `boot` the spool was not synced, and the row is true in that
+    boot of the machine alone: in any other `before` is, or what that names; None for what the bucket has. `serial` is
+    the draft's, and means something to the process that has written it.
     """
 
     key: str
@@ -41,6 +44,30 @@ class SavedDraft:
     body: bytes = b""
     edits: Edits = NO_EDITS
     parts: tuple[SavedPart, ...] = ()
+    boot: str = ""
+    before: SavedDraft | None = None
+    serial: int = 0
+
+    @property
+    def blob(self) -> bytes | None:
+        """The bytes that lie in the row itself: those of before, or else this draft's."""
+        below = self.before.blob if self.before is not None else None
+        if below is not None:
+            return below
+        return self.body if not self.spool else None
+
+    @property
+    def safe(self) -> SavedDraft | None:
+        """What a power loss goes back to."""
+        if not self.boot:
+            return replace(self, serial=0)
+        return self.before.safe if self.before is not None else None
+
+    def synced(self, spools: Collection[str]) -> SavedDraft:
+        """The same once these spools are on the disk."""
+        if self.boot and self.spool in spools:
+            return replace(self, boot="", before=None, sums=())
+        return replace(self, before=self.before.synced(spools)) if self.before is not None else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +165,13 @@ def _all_of(known: Properties) -> Edits:
 
 
 def draft_record(saved: SavedDraft) -> dict[str, object]:
-    """A draft as JSON, but for its bytes."""
+    """A draft as JSON, but for its bytes. Only what was not synced says so, or earlier versions could not read it."""
     expected = saved.expected.value if isinstance(saved.expected, Guard) else version_record(saved.expected)
+    unsynced: dict[str, object] = {"boot": saved.boot} if saved.boot else {}
+    if saved.serial:
+        unsynced["serial"] = saved.serial
+    if saved.before is not None:
+        unsynced["before"] = draft_record(saved.before)
     return {
         "key": saved.key,
         "size": saved.size,
@@ -156,12 +188,17 @@ def draft_record(saved: SavedDraft) -> dict[str, object]:
         "going": saved.going,
         "edits": edits_record(saved.edits),
         "parts": saved.parts,
+        **unsynced,
     }
 
 
 def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
-    """The draft again; older records have no edits and no parts."""
+    """The draft again, `body` being its `blob`; older records have no edits and no parts."""
     known = dict(record)
+    earlier: dict[str, object] | None = known.pop("before", None)  # type: ignore[assignment]
+    before = draft_back(earlier, body) if earlier is not None else None
+    if known["spool"] or (before is not None and before.blob is not None):
+        body = b""
     expected, base, going = known.pop("expected"), known.pop("base"), known.pop("going")
     return SavedDraft(
         expected=Guard(expected) if isinstance(expected, str) else Version(*expected),  # type: ignore[misc]
@@ -176,5 +213,6 @@ def draft_back(record: dict[str, object], body: bytes) -> SavedDraft:
         body=body,
         edits=edits_back(*known.pop("edits", ({}, {}))),  # type: ignore[misc]
         parts=tuple((a, b, c, d) for a, b, c, d in known.pop("parts", ())),  # type: ignore[attr-defined]
+        before=before,
         **known,  # type: ignore[arg-type]
     )

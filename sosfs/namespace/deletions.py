@@ -202,10 +202,12 @@ class Deletions:
         self.later(key, version, outcome)
 
     async def wait_for(self, key: str) -> None:
-        """Returns when no delete of this key is outstanding, nor below a directory's. Raises what keeps it back."""
+        """Returns when no delete of this key is outstanding, nor below a directory's. Raises what keeps it back.
+
+        Nor will the next mount take anything new there for what went, whatever happens to this machine.
+        """
         if key.endswith("/") and self.is_pending(key):
             await self.wait_under(key)
-            return
         while self.is_pending(key):
             outcome = self._queued.pop(key, None) or self._held.pop(key, None)
             if outcome is None:
@@ -213,6 +215,7 @@ class Deletions:
             else:
                 self._flying[key] = outcome
                 await self._send_now([key])
+        await self._journal.settled(key)
 
     async def wait_under(self, prefix: str) -> None:
         """Returns when no delete under a prefix is outstanding. Raises what keeps one from being sent."""

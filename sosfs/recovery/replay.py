@@ -29,7 +29,7 @@ from sosfs.files.draft import Draft, DraftState
 from sosfs.files.failed_writes import FailedWrites
 from sosfs.files.open_file import content_of
 from sosfs.files.spool import Spool
-from sosfs.files.upload import Upload, Uploader
+from sosfs.files.upload import Upload, Uploader, etag_of
 from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedDraft, SavedPart
@@ -250,6 +250,10 @@ class Adoption:
         self._spool_replay = spool_replay
         self._uploader = uploader
 
+    def go_back(self) -> None:
+        """As `SpoolReplay.go_back`."""
+        self._spool_replay.go_back()
+
     async def run(self) -> set[str]:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
         uploads = {key: (upload_id, begun_with) for upload_id, key, begun_with in self._journal.uploads()}
@@ -282,7 +286,7 @@ class Adoption:
         base = Source(*saved.base) if saved.base is not None else None
         draft = Draft(spool, self._blocks, base, saved.expected)
         draft.size, draft.base_stop = saved.size, saved.base_stop
-        draft.since = spool.modified or draft.since
+        draft.since, draft.summed = spool.modified or draft.since, saved.size if saved.sums else 0
         draft.serial, draft.saved, draft.recorded, draft.safe, draft.state = 1, 0, 1, 1, DraftState.DIRTY
         for start, stop in saved.local:
             draft.local.add(start, stop)
@@ -312,7 +316,7 @@ class Adoption:
     async def _is_there(self, inode: Inode, draft: Draft, going: tuple[str, bool] | None) -> bool:
         """Whether the object in the bucket is this draft, sent just before the crash."""
         if going is None:
-            return False
+            return self._journal.has_lost_power and await self._is_sent(inode, draft)
         etag, is_all = going
         content_of(inode).in_flight.sent(etag, draft.serial if is_all else 0)
         found = await self._commits.recognise(inode, draft, etag)
@@ -320,6 +324,16 @@ class Adoption:
             return False
         self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
         return True
+
+    async def _is_sent(self, inode: Inode, draft: Draft) -> bool:
+        """Whether the bucket has these very bytes: that they were sent may be what the power loss has taken."""
+        store, size = self._uploader.store, draft.size
+        if not store.hashes or draft.away or size > self._uploader.plan.single or not draft.local.covers(0, size):
+            return False
+        found = await self._commits.recognise(inode, draft, etag_of(await draft.read(0, size)))
+        if found is not None:
+            self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
+        return found is not None
 
     async def _go_on(
         self, inode: Inode, draft: Draft, upload: tuple[str, Properties] | None, freed: tuple[SavedPart, ...]

@@ -1,9 +1,12 @@
 """Check the bytes that an earlier mount left, and set aside what is damaged or unknown.
 
     a draft of the journal  -> its spool, if that has the length and the checksums of the row; else an entry of `damage`
+    one that was not synced -> the same in the boot that wrote it; after a power loss it is as it was synced before,
+                               or as the bucket has it, and that is told (`SavedDraft.boot`)
     a file without a row    -> removed, if the journal is sound and the last mount made it: its draft was in the
                                bucket already, or nobody had closed or synced it; else an entry of `damage`
 
+What a power loss has taken that nobody had synced is no damage: whoever cares calls fsync.
 Nothing is sent of what is damaged, and no name is made for it: what the bucket has of a file is what is shown.
 
 Concurrency: trio thread only; runs before the kernel's first request.
@@ -12,15 +15,20 @@ Concurrency: trio thread only; runs before the kernel's first request.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from sosfs.disk.damage import Damage
+from sosfs.disk import watermark
+from sosfs.disk.damage import Damage, sync_directory
 from sosfs.files.spool import SUMMED, Spool, SpoolArea, label
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedDraft
 from sosfs.journal.salvage import SPOOL, Finding
+
+log = logging.getLogger(__name__)
 
 TRANSIENT = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR})  # they say nothing of the file
 
@@ -50,6 +58,22 @@ class SpoolReplay:
                 self._give_up(row, saved, "the journal has a later row for it", files)
         return [one for one in self._journal.drafts() if newest[one[1].key] == one[0]]
 
+    def go_back(self) -> None:
+        """Of what was not synced when the power went, what was synced before it holds, or else nothing.
+
+        Comes before all that is made of the journal's rows.
+        """
+        for row, saved in list(self._journal.drafts()):
+            if not saved.boot or saved.boot == watermark.boot():
+                continue
+            if saved.safe is None:
+                left = "it is as the bucket has it" if saved.version is not None else "it had not been stored before"
+                self._journal.drop_draft(row)
+            else:
+                left = "it is as it was synced before"
+                self._journal.save_draft(row, saved.safe)
+            log.error("%s: what was written just before this machine went down is lost; %s", saved.key, left)
+
     def _path(self, saved: SavedDraft) -> Path:
         return self._spools.directory / saved.spool
 
@@ -61,6 +85,7 @@ class SpoolReplay:
         if not saved.spool:
             spool = self._spools.new()
             await spool.write(0, saved.body)
+            self._vouch(row, saved)
             return spool
         if not SPOOL.fullmatch(saved.spool):
             self._give_up(row, saved, "the journal names no spool file", [])
@@ -82,7 +107,15 @@ class SpoolReplay:
             spool.release()
             self._give_up(row, saved, wrong, [path])
             return None
+        if saved.boot:
+            await spool.sync()
+        self._vouch(row, saved)
         return spool
+
+    def _vouch(self, row: int, saved: SavedDraft) -> None:
+        """What was not synced when the process died is by now."""
+        if saved.boot:
+            self._journal.save_draft(row, replace(saved, boot="", before=None, serial=0))
 
     def _give_up(self, row: int, saved: SavedDraft, why: str, files: Iterable[Path]) -> None:
         """Sets a draft aside. Where that fails, row and file stay as they are, for the next mount."""
@@ -104,15 +137,18 @@ class SpoolReplay:
         """Deals with all files that no row names: none is removed that could be somebody's."""
         named = {saved.spool for _, saved in self._journal.drafts()}
         removable = self._known if self._journal.finding is Finding.SOUND else frozenset()
-        is_done = True
+        is_done, is_removed = True, False
         for path in self._spools.others(named):
             beginning = _beginning(path.name) if SPOOL.fullmatch(path.name) else ""
             if beginning in removable:
                 path.unlink(missing_ok=True)
+                is_removed = True
             elif beginning != self._spools.beginning:
                 key = label(path)
                 what = f"{key}: its row in the journal is lost" if key else f"{path.name}: a spool file nobody knows"
                 is_done &= self._damage.set_aside(what, {"size": path.lstat().st_size}, files=[path])
+        if is_removed:
+            sync_directory(self._spools.directory)  # one that a power loss brought back would be nobody's by then
         if is_done:
             self._journal.note_spools(self._named | {self._spools.beginning})
             self._journal.recovered()

@@ -115,7 +115,7 @@ class TestHelp:
         text = run_sosfs(["mount", "--help"], HERE).stdout
         at = [text.index(f"\n{group.value}:\n") for group in parameters.Group]
         assert at == sorted(at)
-        assert at[0] < text.index("--durability {bucket,journal}") < at[1] < text.index("--ttl") < at[2]
+        assert at[0] < text.index("--durability {bucket,journal,writeback}") < at[1] < text.index("--ttl") < at[2]
 
     def test_every_command_has_its_words(self) -> None:
         (commands,) = (action.choices for action in main.command_line()._actions if action.dest == "==SUPPRESS==")
@@ -237,7 +237,7 @@ COMPLETED = [
     ("sosfs ", {"mount", "umount", "status", "acl", "help"}, {"options"}),
     ("sosfs acl ", {"get", "set"}, {"mount"}),
     ("sosfs mount --dur", {"--durability"}, set[str]()),
-    ("sosfs mount b d --durability ", {"bucket", "journal"}, {"plan.txt"}),
+    ("sosfs mount b d --durability ", {"bucket", "journal", "writeback"}, {"plan.txt"}),
     ("sosfs mount b d --log-level d", {"debug"}, {"info"}),
     ("sosfs mount b d --acl ", {"private", "public-read"}, set[str]()),
     ("sosfs mount b pi", {"pictures"}, {"plan.txt"}),

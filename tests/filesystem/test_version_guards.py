@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.control.past import VersioningRequired
+from sosfs.control.rejected_texts import Rejections
 from sosfs.errors import StoreError
 from sosfs.filesystem import restore, versions
 from sosfs.filesystem.drop import DropCommand
@@ -27,6 +28,7 @@ from sosfs.filesystem.version_paths import VersionPaths
 from sosfs.filesystem.versions import VersionsCommand, surplus
 from sosfs.s3 import version_changes
 from sosfs.s3.bucket import S3Store
+from sosfs.s3.content_md5 import ContentMd5
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.protocol import UNKNOWN, Acl, Detail, Grant, Object, Part, Properties, Version
 from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
@@ -50,6 +52,8 @@ class Kept:
     acls: dict[str, Acl] = field(default_factory=dict)
     done: list[tuple[Any, ...]] = field(default_factory=list)
     fails: dict[tuple[str, str], StoreError] = field(default_factory=dict)  # by request and version id
+    digests: ContentMd5 = field(default_factory=ContentMd5)
+    locks: bool = False
 
     def put(self, key: str, etag: str, at: float, *, size: int = 3, metadata: str = "", acl: Acl = PRIVATE) -> str:
         """A version; "" as its ETag makes a delete marker. Returns its id."""
@@ -95,8 +99,8 @@ class Kept:
         self.done.append(("delete", version_id))
         self.entries[key] = [entry for entry in self.entries[key] if entry.version_id != version_id]
 
-    def copy(self, source: str, target: str, *, version_id: str, **options: Any) -> None:
-        assert source == target
+    def copy(self, source: str, target: str, *, version_id: str, digest: Mapping[str, str], **options: Any) -> None:
+        assert source == target and not digest
         self._begin("copy", version_id)
         self.done.append(("copy", version_id, options))
 
@@ -138,9 +142,17 @@ class Required:
         await trio.lowlevel.checkpoint()
 
 
+async def keeps_acls() -> bool:
+    return True
+
+
+def changes_of(kept: Kept) -> VersionChanges:
+    return VersionChanges(cast(S3Store, kept), keeps_acls)
+
+
 def command(mount: Composed, kept: Kept, dropping: NotedDrop) -> RestoreCommand:
     paths = VersionPaths(VersionHistory(kept.dispatcher), "")
-    changes = VersionChanges(cast(S3Store, kept))
+    changes = changes_of(kept)
     return RestoreCommand(
         mount.parts, paths, changes, cast(VersioningRequired, Required()), cast(DropCommand, dropping)
     )
@@ -155,7 +167,7 @@ async def restored(mount: Composed, kept: Kept, *paths: str, **options: str) -> 
 
 def pruning(kept: Kept) -> VersionsCommand:
     paths = VersionPaths(VersionHistory(kept.dispatcher), "")
-    return VersionsCommand(paths, VersionChanges(cast(S3Store, kept)), cast(VersioningRequired, Required()))
+    return VersionsCommand(paths, changes_of(kept), cast(VersioningRequired, Required()), Rejections())
 
 
 def refused(number: int = errno.EACCES) -> StoreError:
@@ -422,7 +434,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def bring_back(kept: Kept, key: str) -> None:
-    trio.run(VersionChanges(cast(S3Store, kept)).bring_back, kept.entries[key][-1])
+    trio.run(changes_of(kept).bring_back, kept.entries[key][-1])
 
 
 @pytest.mark.usefixtures("small_parts")

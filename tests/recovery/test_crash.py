@@ -1,4 +1,4 @@
-"""kill -9 at any instant loses nothing that was acknowledged, in both modes of durability.
+"""kill -9 at any instant loses nothing that was acknowledged, in all modes of durability.
 
 Each round mounts, checks what the last kill left, works and is killed. `SOSFS_CRASH_ROUNDS` sets how many rounds
 each test has, `SOSFS_CRASH_SEED` where their dice begin; `make fuzz` runs many.
@@ -121,5 +121,6 @@ def test_nothing_acknowledged_is_lost(
         workers = [Worker(mount.path / f"w{seed % 10}", seed, durability, large) for seed in seeds]
         for worker in workers:
             worker.base.mkdir()
-        verify(mount, foreign, workers, ROUNDS, SEED)
+        # What `writeback` does another way than the journal takes few rounds to be met.
+        verify(mount, foreign, workers, ROUNDS if durability is not Durability.WRITEBACK else -(-ROUNDS // 2), SEED)
         mount.start()

@@ -118,7 +118,7 @@ def state(settings: Settings) -> Iterator[Finding]:
         yield Finding(what, Verdict.OK, f"{path}: {filesize.decimal(free)} free")
     kind = next(mount.type for mount in reversed(mountpoint.table()) if nearest.is_relative_to(mount.mountpoint))
     if kind in VOLATILE:
-        verdict = Verdict.WARNING if settings.durability is Durability.JOURNAL else Verdict.NOTE
+        verdict = Verdict.NOTE if settings.durability is Durability.BUCKET else Verdict.WARNING
         detail = f"{path} is in memory: what is not yet in the bucket is lost at a restart"
         yield Finding(what, verdict, detail, "name one on a disk with --cache-dir")
 

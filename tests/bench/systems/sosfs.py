@@ -31,6 +31,7 @@ def _sync_top(place: Place) -> float:
 SOSFS = [
     _system("sosfs", Closed.BUCKET),
     _system("sosfs-journal", Closed.MACHINE, "--durability", "journal", settle=_sync_top),
+    _system("sosfs-writeback", Closed.MACHINE, "--durability", "writeback", settle=_sync_top),
     _system("sosfs-tuned", Closed.BUCKET, "--memory", "1G", "--ttl", "60"),
     _system("sosfs-listed", Closed.BUCKET, "--attributes", "listed"),
     _system("sosfs-unverified", Closed.BUCKET, "--verify", "none"),
