@@ -39,8 +39,8 @@ from sosfs.disk.free_space import Disk
 from sosfs.disk.lock import locked
 from sosfs.errors import StoreError, reason
 from sosfs.filesystem.bucket import BucketMount, memory_limit
-from sosfs.filesystem.memory import Held, by_kind, resident, together
-from sosfs.filesystem.quotas import Quotas
+from sosfs.filesystem.memory_limits import Quotas
+from sosfs.filesystem.memory_report import Held, by_kind, resident, together
 from sosfs.fuse.notifier import KernelNotifier
 from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.ipc.status import Status, few

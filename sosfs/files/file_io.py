@@ -19,7 +19,7 @@ from pathlib import Path
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.errors import Cause, StoreError
-from sosfs.files import last_close
+from sosfs.files import duplicate_descriptors
 from sosfs.files.base_fetch import BaseFetch
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, DraftState, fresh
@@ -129,7 +129,7 @@ class FileIO:
         draft = handle.open_file.draft
         if draft is None or not handle.writes:
             return
-        if draft.is_blank and last_close.holds(handle.task, self.path(handle.inode)):
+        if draft.is_blank and duplicate_descriptors.holds(handle.task, self.path(handle.inode)):
             return  # a duplicate was closed before anything was written
         try:
             await self._save(handle.inode)

@@ -37,10 +37,10 @@ from sosfs.files.debounce import VERSIONED_DELAY
 from sosfs.filesystem.composition import Filesystem, assemble
 from sosfs.filesystem.drop import DropCommand
 from sosfs.filesystem.links import LinkCommand
-from sosfs.filesystem.memory import Held, by_kind, resident, together
+from sosfs.filesystem.memory_limits import DRAFTS, NAME, NAMES, UPLOADS, Quota, whole
+from sosfs.filesystem.memory_report import Held, by_kind, resident, together
 from sosfs.filesystem.past import Past
 from sosfs.filesystem.pending_changes import PendingChanges
-from sosfs.filesystem.quotas import DRAFTS, NAME, NAMES, UPLOADS, Quota, whole
 from sosfs.filesystem.restore import RestoreCommand
 from sosfs.filesystem.usage import UsageCommand
 from sosfs.filesystem.version_paths import VersionPaths

@@ -27,7 +27,7 @@ from sosfs.files.part_ranges import PartPlan, fitting
 from sosfs.files.spool import SpoolArea
 from sosfs.files.upload import Uploader
 from sosfs.files.zero_objects import ZeroObjects
-from sosfs.filesystem.quotas import Quota, whole
+from sosfs.filesystem.memory_limits import Quota, whole
 from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.namespace.creation import Creations
@@ -219,13 +219,8 @@ def _spools(settings: Settings, share: Quota, part: int) -> SpoolArea:
 
 def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
     """Bytes and names, and what ties them together."""
-    ttl, lists = on.settings.ttl, on.listings
-    shared = _shared(on)
-    attributes = AttributeWriteback(
-        on.inodes, on.store, on.blocks, on.merger, lists, on.cache, on.subtree_lock, on.journal, on.spawn,
-        on.multiparts, KeyPermissions(on.inodes, on.store), on.retries,
-        ttl=ttl, shared=shared, acls=on.settings.acls, new_acl=on.settings.acl, new_class=on.settings.storage_class
-    )  # fmt: skip
+    ttl, lists, shared = on.settings.ttl, on.listings, _shared(on)
+    attributes = _attributes(on, shared)
     conflicts, commits, file_io = _bytes(on, attributes)
     namespace = Namespace(
         on.inodes, on.store, on.merger, lists, attributes, file_io, on.deletions, on.subtree_lock, ttl=ttl
@@ -264,6 +259,15 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         zeros=on.uploader.zeros,
         delayed_sync=_delayed_sync(on, commits),
     )
+
+
+def _attributes(on: _Ground, shared: SharedAttributes | None) -> AttributeWriteback:
+    settings = on.settings
+    return AttributeWriteback(
+        on.inodes, on.store, on.blocks, on.merger, on.listings, on.cache, on.subtree_lock, on.journal, on.spawn,
+        on.multiparts, KeyPermissions(on.inodes, on.store), on.retries,
+        ttl=settings.ttl, shared=shared, acls=settings.acls, new_acl=settings.acl, new_class=settings.storage_class
+    )  # fmt: skip
 
 
 def _shared(on: _Ground) -> SharedAttributes | None:

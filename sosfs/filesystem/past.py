@@ -28,7 +28,7 @@ from sosfs.config import moments
 from sosfs.config.parameters import Durability, Settings
 from sosfs.control import nodes
 from sosfs.filesystem.composition import Filesystem, assemble
-from sosfs.filesystem.quotas import Quota
+from sosfs.filesystem.memory_limits import Quota
 from sosfs.fuse.operations import Operations
 from sosfs.fuse.past_operations import ReadOnlyOperations
 from sosfs.journal.journal import Journal

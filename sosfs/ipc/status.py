@@ -68,7 +68,7 @@ class Status:
     requests: Mapping[str, int] = field(default_factory=dict)
     memory_bytes: int = 0
     memory_limit: int = 0
-    memory: Mapping[str, int] = field(default_factory=dict)  # by kind (`filesystem.memory`); together what is resident
+    memory: Mapping[str, int] = field(default_factory=dict)  # by kind (`memory_report`), what is resident
     resident_bytes: int = 0  # of the process
     buckets: Mapping[str, int] = field(default_factory=dict)
     waiting_writers: int = 0  # for room in the directory, of which so much is free

@@ -186,7 +186,7 @@ class PageNotifier:
 def opened(etag: str) -> tuple[Inodes, Inode, Source]:
     """An inode whose version the kernel's pages are of."""
     inodes = Inodes("", Defaults(0, 0, 0o022, 0))
-    inode = inodes.make(inodes[1], "file", Form.PLAIN, mode=0o100644)
+    inode = inodes.make(inodes.root, "file", Form.PLAIN, mode=0o100644)
     inode.version, inode.pages = Version(etag, BLOCK), etag
     return inodes, inode, Source("file", etag, BLOCK)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from sosfs.filesystem.quotas import NAME, NAMES
+from sosfs.filesystem.memory_limits import NAME, NAMES
 from sosfs.ipc.status import Status
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed

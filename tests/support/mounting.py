@@ -29,6 +29,8 @@ INHERITED = frozenset({"PYTHONDONTWRITEBYTECODE"})  # what root runs leaves noth
 READY = 30.0  # seconds to mount; two seconds on an idle machine
 DRAIN = 60.0  # seconds to unmount
 FREE = 5.0  # seconds until nobody has a file open that a test has closed
+# A release that is answered after the kernel has let go of the mount.
+UNHEARD = re.compile(r"fuse_release\(\): fuse_reply_\* failed with No such file")
 TROUBLE = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback|Exception ignored|was never awaited", re.MULTILINE)
 
 
@@ -94,7 +96,7 @@ class Mount:
     options: Sequence[str] = ()
     path: Path = field(init=False)
     _process: subprocess.Popen[bytes] | None = field(init=False, default=None)
-    _allowed: list[re.Pattern[str]] = field(init=False, default_factory=list)
+    _allowed: list[re.Pattern[str]] = field(init=False, default_factory=lambda: [UNHEARD])
     _checked: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:

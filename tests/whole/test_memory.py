@@ -14,7 +14,7 @@ import trio
 from sosfs.cache.blocks import REQUEST, Blocks, Source, memory_of
 from sosfs.concurrency.tasks import Background
 from sosfs.config.parameters import MEMORY, Settings
-from sosfs.filesystem.quotas import Quotas
+from sosfs.filesystem.memory_limits import Quotas
 from sosfs.s3.protocol import Object, ObjectStore, Properties, Slice, Version
 from tests.conftest import Mounter
 from tests.support.foreign import Foreign

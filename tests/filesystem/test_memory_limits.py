@@ -19,8 +19,8 @@ from sosfs.concurrency.tasks import Background
 from sosfs.config.choices import Share
 from sosfs.config.parameters import Durability, Settings
 from sosfs.files import spool
-from sosfs.filesystem import quotas
-from sosfs.filesystem.quotas import DRAFTS, UPLOADS, Quota, Quotas, names_of, whole
+from sosfs.filesystem import memory_limits
+from sosfs.filesystem.memory_limits import DRAFTS, UPLOADS, Quota, Quotas, names_of, whole
 from sosfs.s3.protocol import Properties
 from tests.support.composed import inline_threads
 from tests.support.fake_store import FakeStore
@@ -223,4 +223,4 @@ def test_without_a_size_nothing_is_kept_on_the_disk(tmp_path: Path) -> None:
     given = settings(tmp_path, cache_size=0)
     assert whole(given).disk is None
     assert Quotas(given, tmp_path).of("bucket").disk is None
-    assert quotas._disk(settings(tmp_path), tmp_path) is not None
+    assert memory_limits._disk(settings(tmp_path), tmp_path) is not None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sosfs.files import last_close
+from sosfs.files import duplicate_descriptors
 from sosfs.files.open_file import Handle
 from tests.support.composed import Composed
 from tests.support.held import Held, bodies
@@ -27,22 +27,22 @@ def held(tmp_path: Path) -> Iterator[int]:
 def test_a_duplicate_is_told_from_the_last_descriptor(tmp_path: Path, held: int) -> None:
     path = str(tmp_path / "file")
     duplicate = os.dup(held)
-    assert last_close.holds(os.getpid(), path)
+    assert duplicate_descriptors.holds(os.getpid(), path)
     os.close(duplicate)
-    assert last_close.holds(os.getpid(), path), "the other one"
-    assert not last_close.holds(os.getpid(), f"{path}2")
-    assert not last_close.holds(os.getpid(), str(tmp_path))
+    assert duplicate_descriptors.holds(os.getpid(), path), "the other one"
+    assert not duplicate_descriptors.holds(os.getpid(), f"{path}2")
+    assert not duplicate_descriptors.holds(os.getpid(), str(tmp_path))
 
 
 def test_what_another_process_has_open_is_not_this_ones(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with subprocess.Popen(["sleep", "60"]) as other:
         with path.open("w"):
-            assert last_close.holds(os.getpid(), str(path))
-            assert not last_close.holds(other.pid, str(path))
-        assert not last_close.holds(os.getpid(), str(path))
+            assert duplicate_descriptors.holds(os.getpid(), str(path))
+            assert not duplicate_descriptors.holds(other.pid, str(path))
+        assert not duplicate_descriptors.holds(os.getpid(), str(path))
         other.kill()
-    assert not last_close.holds(other.pid, str(path)), "of a process that is gone nothing is told, so it is sent"
+    assert not duplicate_descriptors.holds(other.pid, str(path)), "nothing is told of who is gone: it is sent"
 
 
 def test_a_descriptor_that_is_closed_meanwhile_is_none(
@@ -52,7 +52,7 @@ def test_a_descriptor_that_is_closed_meanwhile_is_none(
         raise FileNotFoundError(path)
 
     monkeypatch.setattr(os, "readlink", gone)
-    assert not last_close.holds(os.getpid(), str(tmp_path / "file"))
+    assert not duplicate_descriptors.holds(os.getpid(), str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("holds", [True, False])
@@ -61,7 +61,7 @@ def test_an_empty_file_waits_for_the_last_close_and_bytes_do_not(
     mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, holds: bool, body: bytes
 ) -> None:
     """`> file` of a shell closes a duplicate first; whoever has written gets its promise at any close."""
-    monkeypatch.setattr(last_close, "holds", lambda task, path: holds and (task, path) == (1, "/file"))
+    monkeypatch.setattr(duplicate_descriptors, "holds", lambda task, path: holds and (task, path) == (1, "/file"))
 
     async def main() -> Handle:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_WRONLY)
