@@ -58,7 +58,13 @@ ROOTS = {
     "GetBucketReplication": (("ReplicationConfiguration",), ""),
     "ListObjectVersions": (("ListVersionsResult",), "IsTruncated"),
 }
-LISTED = "ListBucketResult"  # what a server that does not know a sub-resource of the bucket answers to its GET
+LISTED = "ListBucketResult"  # what a server that does not know one of these (Ceph 16) answers to its GET
+PROTECTION = frozenset(
+    {
+        *("GetBucketLifecycleConfiguration", "GetObjectLockConfiguration", "GetBucketOwnershipControls"),
+        *("GetBucketEncryption", "GetBucketReplication"),
+    }
+)
 NOT_SET = frozenset(
     {
         *("NoSuchCORSConfiguration", "NoSuchBucketPolicy", "NoSuchLifecycleConfiguration"),
@@ -292,7 +298,7 @@ def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> 
     try:
         if request in ROOTS:
             roots, needed = ROOTS[request]
-            if request != "ListObjectVersions" and name_of(tree(body)) == LISTED:
+            if request in PROTECTION and name_of(tree(body)) == LISTED:
                 raise StoreError(errno.EOPNOTSUPP, request, status=status, detail="the server does not know it")
             if needed not in {"": "", **fields(root_of(body, *roots))}:
                 raise ParseError(f"no {needed}")
