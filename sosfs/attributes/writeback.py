@@ -289,7 +289,7 @@ class AttributeWriteback(Changes):
     async def _found_made(self, inode: Inode, key: str) -> None:
         """A new directory was there: another host made it, or we without an answer. It stays, and what is in it."""
         if inode.directory is not None:
-            inode.directory.now = None
+            inode.directory.doubt()
         if inode.edits == NO_EDITS:
             self._let_go(inode)
             return

@@ -138,6 +138,6 @@ class Creations:
 
     def _unmake(self, directory: Directory, inode: Inode) -> None:
         directory.take(inode.name, when=0.0)
-        directory.now = None
+        directory.doubt()
         inode.parent = None
         self._inodes.drop(inode)

@@ -125,7 +125,7 @@ class Eviction:
             del directory.entries[name]
             self._inodes.drop(inode)
         if gone:
-            directory.now = None
+            directory.doubt()
             for reader in readers:
                 reader.walk.names.pack(reader.told)
 

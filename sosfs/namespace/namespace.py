@@ -33,6 +33,7 @@ from sosfs.tree.inodes import (
     Directory,
     Inode,
     Inodes,
+    Pass,
     held,
     is_unsent,
 )
@@ -116,7 +117,7 @@ class Namespace:
             return found
         if walk.done and directory.is_young(self.ttl):
             raise refuse(errno.ENOENT)
-        if directory.is_young(self.ttl) and walk.covers(parsed.segment):
+        if directory.is_young(self.ttl) and walk.covers(parsed.segment) and not _is_shown(walk, parsed):
             raise refuse(errno.ENOENT)
         if (around := await self._asked_around(directory, name, parsed)) is not None:
             return around
@@ -135,11 +136,13 @@ class Namespace:
         before, is_walk = directory.asked_for, directory.asks(parsed.segment) >= WALK
         if not directory.has_window(parsed.segment, self.ttl) and is_walk:
             await self.listings.look_around(directory, before, is_needed=is_needed)
+            if not directory.has_window(parsed.segment, self.ttl):
+                directory.asked_on = 0  # the names are too far from each other for a page to serve several
         found = directory.entries.get(name)
         if found is not None and not is_needed():
             return found
         window = directory.window
-        if window is None or not directory.has_window(parsed.segment, self.ttl) or name in window.names:
+        if window is None or not directory.has_window(parsed.segment, self.ttl) or _is_shown(window, parsed):
             return None
         if found is not None and directory.untouched(name, window) and not is_unsent(found):
             self._merger.remove(directory, name)
@@ -334,7 +337,7 @@ class Namespace:
             if listed.key in going:
                 continue
             if listed.key != prefix or listed.version.size:
-                directory.now = None
+                directory.doubt()
                 raise refuse(errno.ENOTEMPTY)
             directory.marker = listed.version
 
@@ -367,3 +370,8 @@ class Namespace:
         for child in directory.entries.values():
             self.inodes.drop(child)
         inode.directory = None
+
+
+def _is_shown(walk: Pass, parsed: keys.Parsed) -> bool:
+    """Whether a pass has shown what a name stands for; perhaps as an object beside a directory that is gone by now."""
+    return any(keys.name_of(parsed.segment, form) in walk.names for form in (Form.PLAIN, Form.BESIDE))

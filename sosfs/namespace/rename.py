@@ -152,7 +152,7 @@ class Renames:
 
             def gone() -> None:
                 directory.reached_bucket(name)
-                directory.now = None
+                directory.doubt()
 
             if self._rollback.watch(move, gone) and target is None:
                 directory.touched[name] = PENDING
@@ -323,7 +323,7 @@ class Renames:
     def _end_passes(self, top: Inode) -> None:
         for inode in self._inodes.below(top).values():
             if inode.directory is not None and inode.directory.now is not None and not inode.directory.now.done:
-                inode.directory.now = None
+                inode.directory.doubt()
 
     async def _copy_all(self, listed: list[Listed], move: Move, known: dict[str, Inode]) -> dict[str, _Copy]:
         copies: dict[str, _Copy] = {}

@@ -307,12 +307,16 @@ class Directory:
 
     def begin(self, prefix: str, *, started: float | None = None) -> Pass:
         """Starts a new pass, now or with a request that was sent at `started`."""
-        self.now = Pass(prefix, started=started)
+        self.now, self.window = Pass(prefix, started=started), None  # of what we did before nothing is noted any more
         self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
         for name, inode in self.entries.items():
             if inode.pins:  # it may not be in the bucket yet: no page will show it
                 self.now.show(name)
         return self.now
+
+    def doubt(self) -> None:
+        """There may be other names than are known: whoever wants one asks the bucket."""
+        self.now = self.window = None
 
     def created_here(self, prefix: str) -> None:
         """The directory was made by this mount a moment ago: it is empty, and that is known."""
