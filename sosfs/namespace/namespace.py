@@ -171,7 +171,12 @@ class Namespace:
 
         when = trio.current_time()
         alone = parsed.form is Form.BESIDE or len(key.encode()) == KEY_MAX
-        await each(ask, ["object"] if alone else ["object", "prefix"], at_once=2)
+        kinds = ["object"] if alone else ["object", "prefix"]
+        if not key:
+            kinds.remove("object")  # none has an empty key
+        await each(ask, kinds, at_once=2)
+        if not parsed.segment:
+            found = [one for one in found if one.version.size]  # else it is the directory's own marker
         if name in directory.touched and directory.touched[name] >= when:
             return self._now(directory, name)
         return self._take_named(directory, name, found, is_prefix=bool(below), when=when)

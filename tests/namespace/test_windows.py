@@ -153,3 +153,20 @@ def test_no_error_makes_a_name_absent(mount: Composed, store: Held) -> None:
             assert (await found(mount, f"{number:04d}")).size == 5000
 
     mount.loop.run(look)
+
+
+@pytest.mark.parametrize("folder", ["", "d"], ids=["the root", "a directory with a marker"])
+def test_no_file_with_an_empty_name_is_made_up(mount: Composed, store: Held, folder: str) -> None:
+    """`%~-` stands for what is between two slashes; the root has no object there, and what a directory has is its own."""
+
+    async def look() -> None:
+        await put_all(store, {f"!{number:04d}": b"x" for number in range(FILES)} | {"d/": b""})
+        top = await mount._walk(folder)
+        await mount.parts.listings.complete(top)
+        mount.loop._clock.jump(2 * TTL)
+        with fails(errno.ENOENT):
+            await mount.parts.namespace.lookup(top, b"%~-")
+        await put_all(store, {f"{folder}/".lstrip("/") + "/x": b"x"})
+        assert (await mount.parts.namespace.lookup(top, b"%~-")).is_directory
+
+    mount.loop.run(look)

@@ -6,6 +6,8 @@ In one process and without a kernel, for only so can each order be had.
 from __future__ import annotations
 
 import os
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,8 @@ import trio.testing
 from sosfs.config.parameters import TTL
 from sosfs.files.open_file import Handle
 from sosfs.s3.protocol import Properties
-from tests.support.composed import Composed
+from sosfs.tree.inodes import Reading
+from tests.support.composed import Composed, composed
 from tests.support.held import Held, bodies, closed, opened, put_all, told
 
 BIG = bytes(range(256)) * 4096  # 1 MiB
@@ -256,3 +259,41 @@ def test_rm_of_what_the_listing_for_the_marker_shows_gone(
 
     mount.loop.run(go)
     assert outcomes["rm"] is None or "AssertionError" not in outcomes["rm"], outcomes
+
+
+def test_a_file_in_the_place_of_a_directory_is_listed_under_its_own_name(mount: Composed, store: Held) -> None:
+    async def begin() -> None:
+        await put_all(store, {"d/a/x": b"x", "d/b": b"b"})
+        await mount.tree()
+        await store.delete("d/a/x")
+        await put_all(store, {"d/a": b"a file now"})
+
+    async def look() -> None:
+        found = await mount.tree()
+        assert sorted(found) == ["d", "d/a", "d/b"]
+        assert found["d/a"] is not None and found["d/a"][0] == b"a file now"
+        assert (await mount._walk("d/a")).size == len(b"a file now")
+
+    mount.loop.run(begin)
+    mount.loop.passes(2 * TTL)
+    mount.loop.run(look)
+
+
+def test_who_reads_on_when_names_were_forgotten_is_told_of_a_file_beside_a_directory(tmp_path: Path) -> None:
+    """A page shows `a`, the next one `a/`."""
+    store = Held(page=2)
+
+    async def read() -> None:
+        await put_all(store, {"a": b"a", "a!": b"b", "a/x": b"x", "b": b"b"})
+        listings = mount.parts.listings
+        with closing(Reading(*listings.walk(mount.parts.inodes.root))) as reading:
+            await listings.advance(reading.directory, reading.walk, have=0)
+            assert reading.walk.names[:] == [b"a", b"a!"]
+            reading.comes_to(2)
+            reading.directory.doubt()  # as when names are forgotten
+            while not reading.walk.done:
+                await listings.advance(reading.directory, reading.walk, have=len(reading.walk.names))
+            assert reading.walk.names[:] == [b"a", b"a!", b"%~fa", b"b"]
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(read)
