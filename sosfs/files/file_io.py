@@ -205,9 +205,15 @@ class FileIO:
         await self._pages.doubt(inode)
 
     def require_name(self, inode: Inode) -> None:
-        """Raises ESTALE for a file that another client replaced or removed since its name was looked up."""
-        if inode.is_left_behind and draft_of(inode) is None:
+        """Raises ESTALE for a file that another client replaced or removed since its name was looked up.
+
+        And for one that was forgotten while it was waited for: its name leads to another inode.
+        """
+        if draft_of(inode) is not None:
+            return
+        if inode.is_left_behind:
             raise OSError(errno.ESTALE, "another client replaced or removed it")
+        self._inodes.require(inode)
 
     async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
         """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""

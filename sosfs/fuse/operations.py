@@ -21,6 +21,7 @@ import time
 from collections.abc import Sequence
 
 import pyfuse3
+import trio
 
 from sosfs.attributes.protection import Act
 from sosfs.attributes.writeback import AttributeWriteback
@@ -124,6 +125,7 @@ class Operations(pyfuse3.Operations):
     def _looked_up(self, inode: Inode) -> pyfuse3.EntryAttributes:
         self._inodes.keep(inode)
         inode.lookups += 1
+        inode.used = trio.current_time()  # it is asked for by its number next
         return self._entry(inode)
 
     @answered
@@ -173,10 +175,10 @@ class Operations(pyfuse3.Operations):
             raise refuse(errno.ESTALE)
         self._file_io.require_name(found)
         await self._attributes.permissions.require_write(found)
+        if fields.update_size and fh is None:  # else it was asked when that was opened
+            await self._attributes.protection.require(found, Act.WRITE)
         self._inodes.require(found)
         if fields.update_size:
-            if fh is None:  # else it was asked when that was opened
-                await self._attributes.protection.require(found, Act.WRITE)
             await self._file_io.truncate(found, attr.st_size)
         before = found.mode, found.uid, found.gid, found.mtime_ns
         if fields.update_mode:
@@ -306,11 +308,12 @@ class Operations(pyfuse3.Operations):
     @listing
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         reading = self._readings[fh]
-        if start_id == 0 and not reading.directory.is_young(self._ttl):
+        here = reading.directory.inode
+        is_newest = reading.walk is reading.directory.now and reading.directory.is_young(self._ttl)
+        if start_id == 0 and not is_newest and self._inodes.has_name(here):
             newest = self._listings.walk(reading.directory.inode)  # rewinddir
             reading.close()
             reading = self._readings[fh] = Reading(*newest, reading.task)
-        here = reading.directory.inode
         for at in range(start_id, len(DOTS)):
             dot = here if at == 0 or here.parent is None else here.parent
             if not pyfuse3.readdir_reply(token, DOTS[at], self._entry(dot), at + 1):
@@ -339,6 +342,8 @@ class Operations(pyfuse3.Operations):
 
     async def _told_before(self, parent: Inode, name: bytes) -> Inode | None:
         """What a name leads to that a reader has gone back to, and that may have been forgotten; None if it is gone."""
+        if not self._inodes.has_name(parent):
+            return None
         try:
             return await self._namespace.lookup(parent, name)
         except OSError as error:

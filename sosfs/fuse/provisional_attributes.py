@@ -79,5 +79,6 @@ class ProvisionalAttributes:
     def removed(self, task: int, parent: int, name: bytes) -> None:
         """`task` has removed a name."""
         self._streak.removed(task, parent, name)
-        self._unasked = None
+        if self._unasked is not None and self._unasked.parent is None:
+            self._unasked = None
         self._attributes.attribute_prefetch.removed()

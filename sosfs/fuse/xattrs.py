@@ -234,6 +234,7 @@ class Xattrs:
         self._change(inode, edits)
 
     def _change(self, inode: Inode, edits: Edits) -> None:
+        self._inodes.require(inode)
         before, inode.edits = inode.edits, edits
         try:
             self._attributes.changed(inode, posix=())

@@ -157,7 +157,7 @@ def test_no_error_makes_a_name_absent(mount: Composed, store: Held) -> None:
 
 @pytest.mark.parametrize("folder", ["", "d"], ids=["the root", "a directory with a marker"])
 def test_no_file_with_an_empty_name_is_made_up(mount: Composed, store: Held, folder: str) -> None:
-    """`%~-` stands for what is between two slashes; the root has no object there, and what a directory has is its own."""
+    """`%~-` is what two slashes have between them; what the key before the second one has is the directory's own."""
 
     async def look() -> None:
         await put_all(store, {f"!{number:04d}": b"x" for number in range(FILES)} | {"d/": b""})

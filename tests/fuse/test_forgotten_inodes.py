@@ -1,0 +1,221 @@
+"""What the kernel asks of files that were forgotten, or may be at any moment, and of directories that are read.
+
+In one process and without a kernel, for only so can each order be had.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from sosfs.filesystem.bucket import _operations
+from sosfs.fuse.operations import DOTS, Operations
+from sosfs.fuse.xattrs import Xattrs
+from sosfs.namespace.eviction import USED, Eviction
+from sosfs.s3.protocol import Properties, Right
+from sosfs.tree.inodes import Inode
+from tests.support.composed import TASK, Composed
+from tests.support.held import Held, begun, bodies, put_all
+
+FIRST = len(DOTS)
+CALLER: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0o022)
+
+
+@pytest.fixture
+def kernel(mount: Composed, monkeypatch: pytest.MonkeyPatch) -> Operations:
+    """What the kernel calls; a reply to readdir is a list of names and the offsets that follow them."""
+
+    def reply(shown: list[tuple[bytes, int]], name: bytes, _: Any, after: int) -> bool:
+        shown.append((name, after))
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+    return _operations(mount._settings, mount.parts)
+
+
+def forget(mount: Composed) -> None:
+    """Forgets all that may be forgotten."""
+    Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
+
+
+async def read(kernel: Operations, handle: int, start: int = 0) -> list[bytes]:
+    """The names that a reader is told from this offset on."""
+    shown: Any = []
+    await kernel.readdir(handle, start, shown)
+    return [name for name, _ in shown if name not in DOTS]
+
+
+async def refused(number: int, work: Awaitable[Any]) -> None:
+    with pytest.raises(pyfuse3.FUSEError) as caught:
+        await work
+    assert caught.value.errno == number
+
+
+def test_a_directory_that_is_removed_while_it_is_read_is_empty_for_who_goes_back(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/": b"", "d/a": b"a", "d/b": b"b"})
+        top = await mount._walk("d")
+        handle = await kernel.opendir(top.number, CALLER)
+        assert await read(kernel, handle) == [b"a", b"b"]
+        assert await read(kernel, handle, FIRST + 2) == []
+        for path in ("d/a", "d/b"):
+            await mount.unlink(path)
+        await mount.rmdir("d")
+        assert await read(kernel, handle, FIRST) == []
+        assert await read(kernel, handle) == []
+        await kernel.releasedir(handle)
+
+    mount.loop.run(look)
+
+
+def test_who_begins_again_is_told_what_was_listed_since(mount: Composed, store: Held, kernel: Operations) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000), "d/b": bytes(5000)})
+        top = await mount._walk("d")
+        first = await kernel.opendir(top.number, CALLER)
+        assert await read(kernel, first) == [b"a", b"b"]
+        await put_all(store, {"d/c": bytes(5000)})
+        mount.loop._clock.jump(USED + 1)
+        assert await read(kernel, first, FIRST + 2) == []
+        forget(mount)
+        second = await kernel.opendir(top.number, CALLER)
+        assert await read(kernel, second) == [b"a", b"b", b"c"]
+        assert await read(kernel, first) == [b"a", b"b", b"c"]
+
+    mount.loop.run(look)
+
+
+def test_what_the_kernel_has_just_looked_up_stays_until_it_asks_for_it(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000)})
+        top = await mount._walk("d")
+        await kernel.lookup(top.number, b"a", CALLER)
+        mount.loop._clock.jump(USED / 2)
+        entry = await kernel.lookup(top.number, b"a", CALLER)
+        forget(mount)
+        assert (await kernel.getattr(entry.st_ino, CALLER)).st_size == 5000
+
+    mount.loop.run(look)
+
+
+def _opens(kernel: Operations, number: int) -> Awaitable[Any]:
+    return kernel.open(number, os.O_RDWR, CALLER)
+
+
+def _truncates(kernel: Operations, number: int) -> Awaitable[Any]:
+    entry = pyfuse3.EntryAttributes()
+    entry.st_size = 3
+    fields: Any = SimpleNamespace(
+        update_size=True, update_mode=False, update_uid=False, update_gid=False, update_atime=False, update_mtime=False
+    )
+    return kernel.setattr(number, entry, fields, None, CALLER)
+
+
+@pytest.mark.parametrize("work", [_opens, _truncates])
+def test_what_was_forgotten_while_a_change_waited_is_looked_up_again(
+    mount: Composed, store: Held, kernel: Operations, work: Callable[[Operations, int], Awaitable[Any]]
+) -> None:
+    """Else it would be changed under a number that nobody knows, while its name leads to the old bytes."""
+    ends: list[BaseException | None] = []
+
+    async def change(inode: Inode) -> None:
+        try:
+            await work(kernel, inode.number)
+            ends.append(None)
+        except pyfuse3.FUSEError as error:
+            ends.append(error)
+
+    async def begin() -> trio.Event:
+        await put_all(store, {"a": b"0123456789"})
+        inode = await mount._walk("a")
+        inode.lookups += 1
+        event = trio.Event()
+        mount.parts.pages._giving[inode.number].add(event)
+        await begun(mount, partial(change, inode))
+        return event
+
+    async def end(event: trio.Event) -> None:
+        forget(mount)
+        mount.parts.pages._giving.clear()
+        event.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    event = mount.loop.run(begin)
+    assert not ends
+    mount.loop.passes(USED + 1)
+    mount.loop.run(lambda: end(event))
+    assert [end.errno for end in ends if isinstance(end, pyfuse3.FUSEError)] == [errno.ESTALE]
+    assert bodies(store) == {"a": b"0123456789"}
+
+
+def test_a_removal_by_another_task_does_not_make_a_guess_the_truth(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    """`rm` shows a name as it was known, but is killed; somebody opens it, which is a link by now."""
+
+    async def look() -> None:
+        await put_all(store, {f"d/{number}": bytes(5000) for number in range(9)} | {"e/x": b"x", "e/y": b"y"})
+        top = await mount._walk("d")
+        for number in range(5):
+            name = b"%d" % number
+            await kernel.lookup(top.number, name, CALLER)
+            await kernel.unlink(top.number, name, CALLER)
+        mount.loop._clock.jump(1000)
+        link = {"mode": str(stat.S_IFLNK | 0o777)}
+        await store.put("d/5", b"elsewhere", Properties(metadata=link))
+        entry = await kernel.lookup(top.number, b"5", CALLER)
+        assert entry.st_size == 5000, "it is about to go"
+        other: Any = SimpleNamespace(pid=TASK + 1, uid=0, gid=0, umask=0)
+        await kernel.unlink((await mount._walk("e")).number, b"x", other)
+        await refused(errno.ESTALE, kernel.open(entry.st_ino, os.O_RDONLY, CALLER))
+
+    mount.loop.run(look)
+
+
+def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_no_attribute(
+    mount: Composed, store: Held
+) -> None:
+    parts, nobody = mount.parts, Mock()
+    xattrs = Xattrs(parts.inodes, store, parts.attributes, nobody, nobody, nobody, nobody, kept=[])
+    ends: list[OSError | None] = []
+
+    async def change(inode: Inode) -> None:
+        try:
+            await xattrs.set(inode, b"user.colour", b"blue", uid=0)
+            ends.append(None)
+        except OSError as error:
+            ends.append(error)
+
+    async def begin() -> None:
+        await put_all(store, {"a": bytes(5000)})
+        inode = await mount._walk("a")
+        inode.lookups += 1
+        parts.attributes.permissions.add([Right.WRITE])
+        store.before["upload_part", "a"] = trio.Event()
+        await begun(mount, partial(change, inode))
+        assert ("upload_part", "a") in store.reached
+
+    async def end() -> None:
+        forget(mount)
+        store.before["upload_part", "a"].set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    mount.loop.run(begin)
+    mount.loop.passes(USED + 1)
+    mount.loop.run(end)
+    assert [end.errno for end in ends if end is not None] == [errno.ESTALE]
