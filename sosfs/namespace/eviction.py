@@ -11,8 +11,8 @@ readers have been told of them. What the kernel then asks of such a number is ES
 again.
 
 What stays: directories (one may be somebody's working directory, which would be told that it was removed), files that
-are open, what the bucket lacks, names that a reader has still to be told, and what was asked for a moment ago: a
-handler may be about to tell the kernel of it.
+are open, what the bucket lacks, what is being renamed, names that a reader has still to be told, and what was asked
+for a moment ago: a handler may be about to tell the kernel of it.
 
 Concurrency: trio thread only, one task at a time.
 """
@@ -29,7 +29,7 @@ from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Spawn
 from sosfs.concurrency.backoff import Doubling
 from sosfs.files.page_cache import PageNotifier
-from sosfs.tree.inodes import Directory, Inode, Inodes
+from sosfs.tree.inodes import PENDING, Directory, Inode, Inodes
 from sosfs.tree.listing import Listings
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,9 @@ class Eviction:
         gone = [
             (name, inode)
             for name, inode in directory.entries.items()
-            if may_go(inode) and all(reader.has_told(name) for reader in readers)
+            if may_go(inode)
+            and directory.touched.get(name) != PENDING
+            and all(reader.has_told(name) for reader in readers)
         ]
         for name, inode in gone:
             del directory.entries[name]

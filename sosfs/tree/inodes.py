@@ -267,8 +267,8 @@ class Directory:
     """What is known of a directory's entries."""
 
     __slots__ = (
-        *("asked_for", "asked_on", "entries", "forgotten", "inode", "lock", "marker", "now", "readers", "touched"),
-        "window",
+        *("asked_for", "asked_on", "doubted", "entries", "forgotten", "inode", "lock", "marker", "now", "readers"),
+        *("touched", "window"),
     )
 
     def __init__(self, inode: Inode) -> None:
@@ -277,6 +277,7 @@ class Directory:
         self.now: Pass | None = None
         self.marker: Version | None = None
         self.readers: set[Reading] = set()
+        self.doubted = -1.0  # trio time: what was asked for by then may not show all that there is
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = FairLock()
@@ -317,6 +318,7 @@ class Directory:
     def doubt(self) -> None:
         """There may be other names than are known: whoever wants one asks the bucket."""
         self.now = self.window = None
+        self.doubted = trio.current_time()
 
     def created_here(self, prefix: str) -> None:
         """The directory was made by this mount a moment ago: it is empty, and that is known."""

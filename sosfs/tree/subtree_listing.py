@@ -107,6 +107,8 @@ class Scan:
         directory, shown = inode.directory, self._folders[prefix]
         if directory.now is not None and directory.now.started >= shown.begun:
             return None  # listed by itself meanwhile
+        if directory.doubted >= shown.begun:
+            return None  # what was made here meanwhile may have been forgotten again
         walk = directory.begin(prefix, started=shown.begun)
         self._merger.page(directory, walk, Page(tuple(shown.objects), tuple(shown.prefixes)))
         return directory

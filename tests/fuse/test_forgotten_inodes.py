@@ -47,6 +47,7 @@ def kernel(mount: Composed, monkeypatch: pytest.MonkeyPatch) -> Operations:
 def forget(mount: Composed) -> None:
     """Forgets all that may be forgotten."""
     Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
+    mount.parts.listings.watchers.pop()  # this once
 
 
 async def read(kernel: Operations, handle: int, start: int = 0) -> list[bytes]:

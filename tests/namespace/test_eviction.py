@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 
-from sosfs.namespace.eviction import Eviction
+from sosfs.errors import StoreError
+from sosfs.namespace.eviction import USED, Eviction
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Reading
 from tests.conftest import Mounter
-from tests.support.composed import LONG, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, status
 from tests.support.fake_store import FakeStore
 from tests.support.foreign import Foreign
+from tests.support.held import Held, begun, put_all, told
 from tests.support.servers import Server
 
 DIRECTORIES, FILES = 12, 75
@@ -139,3 +146,60 @@ def test_what_is_being_listed_stays_until_all_of_it_was(tmp_path: Path) -> None:
         mount.loop.passes(LONG)
         assert directory.entries == {}
         assert directory.now is None, "whoever asks for one of them asks the bucket"
+
+
+def forget(mount: Composed) -> None:
+    """Forgets all that may be forgotten."""
+    Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
+    mount.parts.listings.watchers.pop()  # this once
+
+
+def test_a_file_that_was_forgotten_while_its_rename_failed_has_its_old_name(mount: Composed, store: Held) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        await put_all(store, {"d/a": bytes(5000), "d/z": b"z"})
+        await mount._walk("d/a")
+        store.before["copy", "d/a"] = trio.Event()
+        store.errors["copy", "d/a"] = [StoreError(errno.EIO, "copy 'd/a'", detail="500 of the server")]
+        await begun(mount, lambda: told(outcomes, "rename", lambda: mount.rename("d/a", "d/b")))
+        assert ("copy", "d/a") in store.reached
+
+    async def look() -> None:
+        forget(mount)
+        await mount.parts.listings.complete(await mount._walk("d"))
+        store.before["copy", "d/a"].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert "StoreError" in outcomes["rename"]
+        assert (await mount._walk("d/a")).size == 5000
+
+    mount.loop.run(begin)
+    mount.loop.passes(USED + 1)
+    mount.loop.run(look)
+
+
+def test_a_file_that_was_made_and_forgotten_during_a_scan_is_there(mount: Composed, store: Held) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        await put_all(store, {"d/x": bytes(5000)})
+        root = mount.parts.inodes.root
+        await mount._walk("d/x")
+        mount.loop._clock.jump(1)
+        store.after["list", ""] = trio.Event()
+        scan = mount.parts.listings.begin_scan(root)
+        assert scan is not None
+        await begun(mount, lambda: told(outcomes, "scan", scan))
+        mount.loop._clock.jump(1)
+        await mount.parts.creations.make_object(await mount._walk("d"), b"new", stat.S_IFREG | 0o644, 0, 0)
+
+    async def look() -> None:
+        forget(mount)
+        store.after["list", ""].set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == {"scan": None}
+        assert (await mount._walk("d/new")).size == 0
+
+    mount.loop.run(begin)
+    mount.loop.passes(USED + 1)
+    mount.loop.run(look)

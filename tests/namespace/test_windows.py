@@ -63,6 +63,7 @@ def forget(mount: Composed, *, most: int = 10) -> None:
 
     async def cut() -> None:
         Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=most).look()
+        mount.parts.listings.watchers.pop()  # this once
 
     mount.loop.run(cut)
 
