@@ -98,7 +98,11 @@ class Namespace:
             if inode is None:
                 raise refuse(errno.ENOENT)
             return inode
-        return await self._ask(directory, name, parsed, inode)
+        directory.asking += 1
+        try:
+            return await self._ask(directory, name, parsed, inode)
+        finally:
+            directory.asking -= 1
 
     def _is_recent(self, inode: Inode, directory: Directory) -> bool:
         checked = max(inode.checked, directory.touched.get(inode.name, 0.0))
@@ -368,7 +372,11 @@ class Namespace:
     def _forget_entries(self, inode: Inode) -> None:
         directory = inode.directory
         assert directory is not None
-        if directory.readers or any(child.directory is not None for child in directory.entries.values()):
+        if (
+            directory.readers
+            or directory.asking
+            or any(child.directory is not None for child in directory.entries.values())
+        ):
             return
         if PENDING in directory.touched.values():
             return  # what was removed here would be listed again until the bucket has let it go

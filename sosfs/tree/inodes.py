@@ -267,8 +267,8 @@ class Directory:
     """What is known of a directory's entries."""
 
     __slots__ = (
-        *("asked_for", "asked_on", "doubted", "entries", "forgotten", "inode", "lock", "marker", "now", "readers"),
-        *("touched", "window"),
+        *("asked_for", "asked_on", "asking", "doubted", "entries", "forgotten", "inode", "lock", "marker", "now"),
+        *("readers", "touched", "window"),
     )
 
     def __init__(self, inode: Inode) -> None:
@@ -282,6 +282,7 @@ class Directory:
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
         self.lock = FairLock()
         self.window: Pass | None = None  # a page of keys somewhere in the middle, as it was listed last
+        self.asking = 0  # so many ask for one of its names
         self.asked_for = ""  # the segment that was asked for by itself last
         self.asked_on = 0  # so many before it in a row, each after the one before it in the order of the keys
 
@@ -453,8 +454,10 @@ class Inodes:
         if inode.number in self._table:
             return
         self._table[inode.number] = inode
-        if inode.parent is not None and inode.parent.directory is not None:
-            inode.parent.directory.entries.setdefault(inode.name, inode)
+        parent = inode.parent
+        if parent is not None:
+            parent.directory = parent.directory or Directory(parent)
+            parent.directory.entries.setdefault(inode.name, inode)
 
     def drop(self, inode: Inode) -> None:
         """Forgets an inode that nobody holds any more."""

@@ -19,10 +19,12 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.config.parameters import TTL
 from sosfs.filesystem.bucket import _operations
 from sosfs.fuse.operations import DOTS, Operations
 from sosfs.fuse.xattrs import Xattrs
 from sosfs.namespace.eviction import USED, Eviction
+from sosfs.namespace.namespace import RELIST_MAX
 from sosfs.s3.protocol import Properties, Right
 from sosfs.tree.inodes import Inode
 from tests.support.composed import TASK, Composed
@@ -220,3 +222,36 @@ def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_no_attri
     mount.loop.passes(USED + 1)
     mount.loop.run(end)
     assert [end.errno for end in ends if end is not None] == [errno.ESTALE]
+
+
+@pytest.mark.parametrize("held", ["the question for its name", "the question for its attributes"])
+def test_a_name_leads_to_what_the_kernel_was_told_when_its_directory_was_forgotten_meanwhile(
+    mount: Composed, store: Held, kernel: Operations, held: str
+) -> None:
+    """Else a file could be written under one number and removed under another, and would be there again."""
+    entries: list[pyfuse3.EntryAttributes] = []
+
+    async def begin() -> None:
+        await put_all(store, {f"d/{number:03d}": bytes(5000) for number in range(RELIST_MAX + 1)} | {"d/x": b"x"})
+        top = await mount._walk("d")
+        top.lookups += 1
+        await mount.parts.listings.complete(top)
+        operation = "get"
+        if held == "the question for its name":
+            mount.loop._clock.jump(2 * TTL)
+            operation = "head"
+        store.before[operation, "d/x"] = trio.Event()
+
+        async def look() -> None:
+            entries.append(await kernel.lookup(top.number, b"x", CALLER))
+
+        await begun(mount, look)
+        assert (operation, "d/x") in store.reached
+        mount.loop._clock.jump(2 * TTL)
+        mount.parts.namespace.sweep()
+        store.before[operation, "d/x"].set()
+        await trio.testing.wait_all_tasks_blocked()
+        again = await mount.parts.namespace.lookup(top, b"x")
+        assert again.number == entries[0].st_ino
+
+    mount.loop.run(begin)
