@@ -288,6 +288,7 @@ class Namespace:
             except OSError:
                 directory.put(inode)
                 inode.parent = parent
+                self.inodes.keep(inode)
                 if was_changed:
                     self._attributes.keep(inode)
                 raise

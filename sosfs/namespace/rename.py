@@ -255,6 +255,7 @@ class Renames:
         inode.parent, inode.segment = parent, segment
         inode.form = form if form is not keys.Form.FOLDED else inode.form
         self._namespace.directory(parent).put(inode)
+        self._inodes.keep(inode)
 
     # Directories
 

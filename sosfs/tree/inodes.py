@@ -450,7 +450,7 @@ class Inodes:
             raise OSError(errno.ESTALE, f"no inode {inode.number}")  # the kernel looks its name up again
 
     def keep(self, inode: Inode) -> None:
-        """Before the kernel is told of an inode, or one is opened: should it have been forgotten, it is back."""
+        """Before the kernel is told of an inode, or has it open or moved: should it have been forgotten, it is back."""
         if inode.number in self._table:
             return
         self._table[inode.number] = inode
