@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.protocol import Conditions, Guard, Properties
 from tests.conftest import Mounter
+from tests.support.drive import fails
 from tests.support.faults import INGRESS, Action, Answer, Hang, Moment, Page, Reset
 from tests.support.foreign import Foreign
 from tests.support.mounting import run_sosfs
@@ -167,12 +170,12 @@ def test_nothing_is_stored_where_all_that_is_stored_is_locked(
     assert "not tried: what was written could not be removed again" in told
     assert left(locked) == []
     (drive.here / "file").write_bytes(b"kept")
-    (drive.here / "file").write_bytes(b"changed")
-    assert locked.get("file") == b"changed"
+    for change in (lambda file: file.write_bytes(b"changed"), Path.unlink):
+        with fails(errno.EPERM):
+            change(drive.here / "file")
+    assert locked.get("file") == b"kept"
     with pytest.raises(FileExistsError), (drive.here / "file").open("xb"):
         pass
-    (drive.here / "file").unlink()
-    (drive.here / "file").write_bytes(b"again")
     assert {one["Key"] for one in left(locked)} == {"file"}
 
 
