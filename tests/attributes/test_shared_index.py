@@ -80,8 +80,12 @@ def line(*said: object) -> bytes:
     return packed(json.dumps(said).encode())
 
 
+def other_said(at: int, value: object) -> tuple[object, ...]:
+    return (*GOOD[:at], value, *GOOD[at + 1 :])
+
+
 def other(at: int, value: object) -> bytes:
-    return line(*GOOD[:at], value, *GOOD[at + 1 :])
+    return line(*other_said(at, value))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +101,8 @@ def other(at: int, value: object) -> bytes:
         other(3, -1), other(3, True), other(3, 1.5), other(3, 1 << 60), other(4, None),
         other(4, 1 << 40), other(5, ["x"]), other(5, [1] * 6), other(5, {}), other(6, []), other(6, {"k": 1}),
         other(6, {"k": "v" * 3000}), other(7, 1), cut_off(),
+        other(5, ["a\nb", *[""] * 5]), other(6, {"a b": "c"}), other(6, {"": "c"}), other(6, {"A": "c"}),
+        packed(json.dumps(other_said(2, "X")).encode().replace(b"X", b"\xed\xa0\x80")),
         packed(b"\n".join(json.dumps(["a/", f"n{n}", *GOOD[2:]]).encode() for n in range(table.ENTRIES_MAX + 1))),
         packed(json.dumps(["b/", "", "0" * 32, 1]).encode() + b"\n" + json.dumps(["a/", "", "1" * 32, 1]).encode()),
         packed(json.dumps(["b/", "", "0" * 32, 1]).encode() + b"\n" + json.dumps(GOOD).encode()),
@@ -255,6 +261,27 @@ def test_what_was_young_when_it_was_seen_is_not_told_as_it_was_seen(tmp_path: Pa
 
     run(see)
     assert here.told() == {"old"}
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        Properties(Headers(), {"a": "x" * 3000}, ""),  # Ceph takes it
+        Properties(Headers(content_disposition='"' * 9000), {}, ""),
+        Properties(Headers(), {"a": "\ud800"}, ""),  # as of an encoded word in UTF-7
+        Properties(Headers(content_language="a\tb"), {}, ""),
+    ],
+)
+def test_what_others_would_refuse_is_not_told_and_all_else_is(tmp_path: Path, properties: Properties) -> None:
+    here = Telling(tmp_path)
+
+    async def see() -> None:
+        here.telling.saw(Object("odd", Version("e", 1, 1000), properties, answered=2000))
+        here.telling.saw(seen("plain", modified=1000, answered=2000))
+        await here.telling.tell(askers=1)
+
+    run(see)
+    assert here.told() == {"plain"}
 
 
 def test_what_could_not_be_told_waits_and_what_is_refused_does_not(tmp_path: Path) -> None:

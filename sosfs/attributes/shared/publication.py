@@ -20,7 +20,7 @@ import trio
 from sosfs.attributes.shared.lookup import Lookup
 from sosfs.attributes.shared.merging import IsGone, Merging
 from sosfs.attributes.shared.objects import IndexObjects
-from sosfs.attributes.shared.table import Entry, Place
+from sosfs.attributes.shared.table import Entry, Place, is_fit
 from sosfs.cache.attributes import AttributeCache, Remembered
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
@@ -92,7 +92,9 @@ class Publication:
             self._gather(place, Entry(known.version, known.properties))
 
     def _gather(self, place: Place, entry: Entry) -> None:
-        if not self.denied and (len(self._gathered) < MOST or place in self._gathered):
+        if not is_fit(place, entry):
+            self._unsettled.pop(self._objects.key_of(place), None)
+        elif not self.denied and (len(self._gathered) < MOST or place in self._gathered):
             self._unsettled.pop(self._objects.key_of(place), None)
             self._gathered[place] = entry
             if len(self._gathered) >= MUCH:

@@ -38,6 +38,8 @@ TIME_MAX = 1 << 33
 _DIGEST = sha256().digest_size
 _LEAF = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _ESCAPED = re.compile(rb"\\u[dD]")
+_NAME = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")  # of metadata; what is none could not be sent with a later chmod
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")  # likewise, in a header
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
@@ -84,6 +86,20 @@ def line_of(place: Place, entry: Entry) -> str:
     )
 
 
+def is_fit(place: Place, entry: Entry) -> bool:
+    """Whether a table may have this entry.
+
+    Of an object with more metadata than S3 allows, or with a header that is none, others are told nothing: they would
+    refuse the whole table.
+    """
+    try:
+        line = line_of(place, entry).encode()
+        _read(line, {}, [])
+    except ValueError:
+        return False
+    return len(line) < LINE_MAX
+
+
 def decoded(data: bytes | memoryview) -> Table:
     """The table in an object. Raises ValueError, with the reason, for anything that `encoded` does not make."""
     begin = len(MAGIC) + _DIGEST
@@ -119,7 +135,7 @@ def _lines(packed: bytes | memoryview) -> Iterator[bytes]:
 
 def _read(line: bytes, entries: dict[Place, Entry], leaves: list[Leaf]) -> None:
     try:
-        said = json.loads(line)
+        said = json.loads(str(line, "utf-8"))  # of bytes it would take halves of characters
         if _ESCAPED.search(line):
             _encode(said).encode()  # raises for half a character, which the cache could not store
     except RecursionError as error:
@@ -147,9 +163,11 @@ def _place(folder: Any, name: Any) -> Place:
 def _entry(etag: Any, size: Any, modified: Any, headers: Any, metadata: Any, storage_class: Any) -> Entry:
     is_version = type(etag) is str and etag and _is_count(size, SIZE_MAX) and _is_count(modified, TIME_MAX)
     is_headed = isinstance(headers, list) and len(headers) in (0, len(Headers.__slots__)) and _are_texts(headers)
-    is_known = isinstance(metadata, dict) and _are_texts(metadata.values())
+    is_known = isinstance(metadata, dict) and _are_texts(metadata.values()) and all(map(_NAME.fullmatch, metadata))
     if not (is_version and is_headed and is_known and (storage_class is None or type(storage_class) is str)):
         raise ValueError("it has an entry that is none")
+    if _CONTROL.search("".join(headers)):
+        raise ValueError("it has an entry with a header that is none")
     if sum(map(len, (*metadata, *metadata.values()))) > METADATA_MAX:
         raise ValueError("it has an entry with more metadata than an object may have")
     return Entry(Version(etag, size, modified), Properties(Headers(*headers), metadata, storage_class))
