@@ -5,6 +5,7 @@ Blocking. Not to be imported before it is needed: it loads libcurl.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from sosfs.errors import Cause, StoreError
@@ -13,10 +14,15 @@ from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import DELETE_MAX, Failure
 from sosfs.tree.keys import HIDDEN
 
+_PART = re.compile(rf"(?:.*/)?{re.escape(HIDDEN)}/v[0-9]+(?:-[0-9a-f]{{32}})?", re.DOTALL)
+
 
 def is_part(key: str) -> bool:
-    """Whether a key is one of an index, that of the bucket or of a mount of one of its prefixes."""
-    return f"/{HIDDEN}/" in f"/{key}"
+    """Whether a key is one of an index, that of the bucket or of a mount of one of its prefixes.
+
+    What else somebody keeps in a directory of that name is no part of it.
+    """
+    return _PART.fullmatch(key) is not None
 
 
 def keys(calls: SignedCalls, prefix: str) -> list[str]:
@@ -54,14 +60,14 @@ def remove(calls: SignedCalls, prefix: str, found: list[str]) -> list[Failure]:
 
 def _top(key: str) -> str:
     """The prefix of the index that a key is part of."""
-    return key[: f"/{key}".index(f"/{HIDDEN}/") + len(HIDDEN) + 1]
+    return key[: key.rindex("/") + 1]
 
 
 def _versions(calls: SignedCalls, top: str) -> Iterator[tuple[str, str]]:
     after = None
     while True:
         page = calls.list_versions(top, delimiter="", after=after, limit=1000)
-        yield from ((entry.key, entry.version_id) for entry in page.entries)
+        yield from ((entry.key, entry.version_id) for entry in page.entries if is_part(entry.key))
         if page.following is None or page.following == after:
             return
         after = page.following

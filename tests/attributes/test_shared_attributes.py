@@ -226,8 +226,10 @@ def test_one_command_removes_all_of_it_and_nothing_else(
     told(mounter, proxy)
     told(mounter, proxy, source=f"{foreign.bucket}/marked")
     foreign.put(f"{TOP}v1-{'0' * 32}", b"left behind")
+    for name in ("notes", "v1.txt", "a/v1", "v1-0"):
+        foreign.put(f"plain/{TOP}{name}", b"somebody's own")
     everything = foreign.keys()
-    kept = [key for key in everything if TOP not in key]
+    kept = [key for key in everything if TOP not in key or key.startswith("plain/")]
     assert len(everything) == len(kept) + 3
 
     clean = ("clean", foreign.bucket, "--shared-attributes", "--endpoint", server.endpoint)
