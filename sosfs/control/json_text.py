@@ -11,12 +11,23 @@ from sosfs.control.rejected_texts import BadText
 
 def parsed(text: str) -> object:
     """The document of a text that is not empty. Raises `BadText`."""
+
+    def members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) < len(pairs):  # all but one would be lost without a word
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadText(f"{twice!r} stands twice in one object", line=line_of(text, twice))
+        return found
+
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=members)
     except json.JSONDecodeError as error:
         raise BadText(f"no JSON: {error.msg} in column {error.colno}", line=error.lineno) from error
     except RecursionError as error:
         raise BadText("no JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise BadText("no JSON that can be read: it has a number with thousands of digits") from error
 
 
 def check_begun(parse: Callable[[str], object], text: str) -> None:

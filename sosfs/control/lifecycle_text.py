@@ -52,7 +52,7 @@ def _shown_date(value: object) -> str:
 
 
 def parse(text: str) -> list[dict[str, Any]]:
-    """The rules of a text. Raises `BadText`, with the line where one can be told."""
+    """The rules of a text, their dates in one form. Raises `BadText`, with the line where one can be told."""
     text = _COMMENT.sub("", text)
     if not text.strip():
         return []
@@ -67,6 +67,7 @@ def parse(text: str) -> list[dict[str, Any]]:
     ids = [rule["ID"] for rule in rules if rule.get("ID")]
     if twice := next((one for one in ids if ids.count(one) > 1), ""):
         raise BadText(f"two rules have the ID {twice!r}", line=line_of(text, twice))
+    _write_dates_alike(rules)  # botocore takes 20270101 for seconds, and weeks for nothing
     return rules
 
 
@@ -231,7 +232,7 @@ _RULE: dict[str, Check] = {
     ),
     "NoncurrentVersionTransitions": _each(
         _parts(
-            {"NoncurrentDays": _days(1), "NewerNoncurrentVersions": _days(1), "StorageClass": _CLASS},
+            {"NoncurrentDays": _days(0), "NewerNoncurrentVersions": _days(1), "StorageClass": _CLASS},
             needs=("NoncurrentDays", "StorageClass"),
         )
     ),

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from botocore.utils import parse_to_aware_datetime
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -226,6 +227,23 @@ def test_rules_that_are_shown_can_be_written_back() -> None:
     assert lifecycle_text.parse(lifecycle_text.shown([told])) == [FULL]
 
 
+@pytest.mark.parametrize(
+    "said", ["2027-01-01", "20270101", "2026-W53-5", "20270101T00Z", "2027-01-01T01:00+01:00", "2027-01-01T00:00:00,0"]
+)
+def test_a_date_is_sent_as_it_is_meant(said: str) -> None:
+    """botocore takes eight digits for seconds since 1970."""
+    rules = lifecycle_text.parse(
+        document({**RULE, "Expiration": {"Date": said}, "Transitions": [{"Date": said, "StorageClass": "GLACIER"}]})
+    )
+    sent = [rules[0]["Expiration"]["Date"], rules[0]["Transitions"][0]["Date"]]
+    assert [parse_to_aware_datetime(date).timestamp() for date in sent] == [NEW_YEAR, NEW_YEAR]
+
+
+def test_what_is_noncurrent_can_be_moved_at_once() -> None:
+    rule = {**RULE, "NoncurrentVersionTransitions": [{"NoncurrentDays": 0, "StorageClass": "GLACIER"}]}
+    assert lifecycle_text.parse(lifecycle_text.shown([rule])) == [rule]
+
+
 def test_the_example_is_a_rule() -> None:
     example = "\n".join(line[2:] for line in lifecycle_text.HELP.splitlines()[2:])
     assert [rule["ID"] for rule in lifecycle_text.parse(example)] == ["uploads"]
@@ -250,6 +268,9 @@ def test_what_says_the_same_of_lifecycle() -> None:
     [
         ('# one\n{"Rules":\n [}', 3, "no JSON"),
         ("[" * 100_000, 0, "no JSON"),
+        (document(RULE).replace("90", "9" * 5000), 0, "no JSON that can be read"),
+        ('{"Rules": [],\n "Rules": []}', 1, "'Rules' stands twice"),
+        (document(RULE).replace('"Days": 90', '"Days": 90, "Days": 1'), 10, "'Days' stands twice"),
         ("[]", 0, 'write {"Rules": [...]}'),
         ('{"CORSRules": []}', 0, 'write {"Rules": [...]}'),
         (document("x"), 3, "rule 1 is no object"),
