@@ -45,11 +45,14 @@ def to_come(text: str, *, now: float) -> float:
     Raises ValueError with a sentence for what is none, and for one that is over.
     """
     if (age := _SPAN.fullmatch(text.strip())) and age[2].lower() in _UNITS:
-        return now + span(text)
+        return _ahead(now + span(text), text, now)
     found = _parsed(text.strip().replace("_", " "), datetime.fromtimestamp(now).astimezone())
     if found is None:
         raise ValueError(f"{text!r} is no time; write it as 2027-01-01, 2027-01-01T12:30Z or 30 days")
-    seconds = _seconds(found, text)
+    return _ahead(_seconds(found, text), text, now)
+
+
+def _ahead(seconds: float, text: str, now: float) -> float:
     if seconds <= now:
         raise ValueError(f"{text!r} is in the past")
     return seconds

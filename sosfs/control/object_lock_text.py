@@ -11,6 +11,7 @@ comment, and nothing else in it means no default. Pure functions, safe from any 
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator
 
@@ -90,17 +91,17 @@ def retention_shown(lock: Lock) -> str:
 
 def retention(text: str, *, now: float) -> Lock:
     """The retention that a text says. Raises `BadText` for what is none, and for one that would be over at `now`."""
-    mode, _, end = text.strip().strip("\0").partition(" ")
+    mode, _, end = " ".join(text.strip("\0 \t\r\n").split()).partition(" ")
     try:
         mode = _mode(mode, "write: MODE TIME, such as GOVERNANCE 2027-01-01T00:00:00Z")
-        if not end.strip():
+        if not end:
             raise ValueError(f"until when? Write: {mode} 2027-01-01T00:00:00Z, or {mode} 30 days")
-        until = moments.to_come(end.strip(), now=now)
+        until = math.ceil(moments.to_come(end, now=now))  # of a fraction of a second nothing is to be unprotected
         if until > END:
-            raise ValueError(f"{end.strip()!r} is after the year 9999")
+            raise ValueError(f"{end!r} is after the year 9999")
     except ValueError as error:
         raise BadText(str(error)) from error
-    return Lock(mode, int(until))
+    return Lock(mode, until)
 
 
 def legal_hold(text: str) -> bool:

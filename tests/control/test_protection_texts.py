@@ -78,6 +78,8 @@ def test_a_bad_default_retention_is_told_with_its_line(text: str, line: int, rea
         (" compliance   20270101T0100+0100 \n", Lock("COMPLIANCE", NEW_YEAR)),
         ("COMPLIANCE 2 days", Lock("COMPLIANCE", int(NOW) + 2 * 86_400)),
         ("COMPLIANCE 12h", Lock("COMPLIANCE", int(NOW) + 12 * 3600)),
+        ("GOVERNANCE\t2027-01-01T00:00Z\n\0", Lock("GOVERNANCE", NEW_YEAR)),
+        ("GOVERNANCE 2026-12-31T23:59:59.5Z", Lock("GOVERNANCE", NEW_YEAR)),
     ],
 )
 def test_a_retention_in_words(text: str, lock: Lock) -> None:
@@ -96,6 +98,7 @@ def test_a_retention_in_words(text: str, lock: Lock) -> None:
         ("GOVERNANCE 2026-11-29T12:00:00Z", "is in the past"),
         ("GOVERNANCE yesterday", "is in the past"),
         ("GOVERNANCE 2 days ago", "is in the past"),
+        ("GOVERNANCE 0 days", "is in the past"),
         ("GOVERNANCE soon", "'soon' is no time"),
         ("GOVERNANCE 2027-13-01", "'2027-13-01' is no time"),
         ("GOVERNANCE 999999999 years", "is after the year 9999"),
