@@ -2,9 +2,10 @@
 
 With `--acls keep` the object is asked for its own before. With `ignore` none is: what is made has the ACL of `--acl`,
 as with all other tools. `auto` is `keep`, unless the bucket's ownership rules say that ACLs have no effect in it
-(BucketOwnerEnforced). It is asked for these once, by the first question that arises; an answer that is none, a refusal
-and a bucket without rules leave it at `keep`, and so does an ACL that is set all the same, by `--acl` or through the
-mount: SOS shows fresh buckets as if they had such rules, and has ACLs in them.
+(BucketOwnerEnforced). It is asked for these by the first question that arises, and again while it said so, for rules
+change: `AGAIN` seconds later, or when they were changed through the mount. An answer that is none, a refusal and a
+bucket without rules leave it at `keep`, and so does an ACL that is set all the same, by `--acl` or through the mount:
+SOS shows fresh buckets as if they had such rules, and has ACLs in them.
 
 Concurrency: trio thread only.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 from collections import Counter
 
 import trio
@@ -26,6 +28,7 @@ from sosfs.tree.inodes import Inode, Inodes
 log = logging.getLogger(__name__)
 
 DIRECTORIES_MAX = 10_000  # of which it is remembered that ACLs could be read in them
+AGAIN = 300.0  # seconds for which ACLs are let go without another look at the bucket's rules
 DENIALS = 3  # refused ACL reads, with none allowed, after which they are not asked again
 
 
@@ -38,6 +41,7 @@ class CarriedAcls:
         self._new_acl = new_acl
         self._is_auto = rule is Acls.AUTO
         self._rule = Acls.KEEP if rule is Acls.AUTO and new_acl is not Canned.PRIVATE else rule
+        self._look_again = math.inf  # the trio time
         self._asking = FairLock()
         self._answered: set[str] = set()  # directories in which ACLs could be read
         self._denials = 0
@@ -45,6 +49,8 @@ class CarriedAcls:
 
     async def are_kept(self) -> bool:
         """Whether what is copied keeps its ACL. With `auto` the bucket may be asked for its ownership rules."""
+        if trio.current_time() >= self._look_again:
+            self.rules_changed()
         if self._rule is Acls.AUTO:
             async with self._asking:
                 if self._rule is Acls.AUTO:
@@ -61,6 +67,12 @@ class CarriedAcls:
             has_acls = True
         if self._rule is Acls.AUTO:  # none was set meanwhile
             self._rule = Acls.KEEP if has_acls else Acls.IGNORE
+            self._look_again = math.inf if has_acls else trio.current_time() + AGAIN
+
+    def rules_changed(self) -> None:
+        """The bucket's ownership rules may be others by now: with `auto` they are asked for again."""
+        if self._is_auto and self._rule is Acls.IGNORE:
+            self._rule, self._look_again = Acls.AUTO, math.inf
 
     def was_set(self) -> None:
         """The server took an ACL: with `auto` they are kept from now on, whatever its rules say."""

@@ -277,7 +277,8 @@ class BucketMount:
         bucket, rejections = self._bucket_settings, self._rejections
         versions = Shelf(bucket, spawn).folder(self.settings.prefix)
         past = PastFolder(self.past, self._versioning, rejections)
-        protection = ProtectionSettings(bucket, on_lock=self._locks.appeared)
+        rules_changed = self.parts.attributes.acls.rules_changed
+        protection = ProtectionSettings(bucket, on_lock=self._locks.appeared, on_ownership=rules_changed)
         top = tree_of(self.parts.namespace, sharing, bucket, protection, rejections, versions, past, self.status)
         return Tree(top, first=nodes.FIRST + self._first - ROOT)
 

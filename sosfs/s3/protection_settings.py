@@ -39,12 +39,19 @@ class BucketLock:
 class ProtectionSettings:
     """The settings of one bucket that say what stays, who owns it and who can read it at rest.
 
-    `on_lock` is told that objects can be locked from now on.
+    `on_lock` is told that objects can be locked from now on, `on_ownership` that somebody else may own what is stored.
     """
 
-    def __init__(self, bucket: BucketSettings, *, on_lock: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        bucket: BucketSettings,
+        *,
+        on_lock: Callable[[], None] = lambda: None,
+        on_ownership: Callable[[], None] = lambda: None,
+    ) -> None:
         self._call = bucket.call
         self._on_lock = on_lock
+        self._on_ownership = on_ownership
 
     async def object_lock(self) -> BucketLock:
         """Whether the bucket has Object Lock, and its default retention."""
@@ -107,17 +114,18 @@ class ProtectionSettings:
 
     async def put_ownership(self, word: str) -> None:
         """Replaces who owns what is stored; "" removes it."""
-        if not word:
+        document: Any = {"Rules": [{"ObjectOwnership": word}]}
+        if word:
+            await self._call(
+                "PutBucketOwnershipControls",
+                lambda client, name: client.put_bucket_ownership_controls(Bucket=name, OwnershipControls=document),
+            )
+        else:
             await self._call(
                 "DeleteBucketOwnershipControls",
                 lambda client, name: client.delete_bucket_ownership_controls(Bucket=name),
             )
-            return
-        document: Any = {"Rules": [{"ObjectOwnership": word}]}
-        await self._call(
-            "PutBucketOwnershipControls",
-            lambda client, name: client.put_bucket_ownership_controls(Bucket=name, OwnershipControls=document),
-        )
+        self._on_ownership()
 
     async def encryption(self) -> list[dict[str, Any]]:
         """How what is stored is encrypted, none where nothing is set."""

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from sosfs.attributes.carried_acl import AGAIN, CarriedAcls
+from sosfs.config.choices import Acls, Canned
+from sosfs.tree.inodes import Defaults, Inodes
 from tests.conftest import Mounter
 from tests.support.drive import Drive, eventually, sync
+from tests.support.fake_store import FakeStore
 from tests.support.faults import LOGIN, Answer, Page
 from tests.support.foreign import Foreign
 from tests.support.proxy import Proxy
@@ -135,6 +141,45 @@ def test_an_acl_that_was_set_through_the_mount_is_kept_whatever_the_rules_say(
         (drive.here / "file").rename(drive.here / "moved")
     assert traffic.count(Op.GET_ACL) == 1, str(traffic)
     assert is_public(foreign, "moved")
+
+
+@MOTO
+@pytest.mark.promise(7)
+def test_rules_that_are_changed_through_the_mount_hold_at_once(
+    foreign: Foreign, mounter: Mounter, proxy: Proxy
+) -> None:
+    put_public(foreign)
+    enforce_owner(foreign)
+    drive = mounter(proxy.endpoint, *PATIENT)
+    (drive.here / "given").rename(drive.here / "first")  # by now the rules are known
+    (drive.here / ".sosfs/bucket/ownership").write_text("ObjectWriter\n")
+    (drive.here / "file").rename(drive.here / "moved")
+    assert is_public(foreign, "moved")
+
+
+def test_rules_that_let_acls_go_are_looked_at_again() -> None:
+    """Somebody else may have changed them while the bucket is mounted, for weeks perhaps."""
+
+    class Bucket(FakeStore):
+        has_rules, asked = True, 0
+
+        async def has_acls(self) -> bool:
+            self.asked += 1
+            return not self.has_rules
+
+    async def look() -> None:
+        bucket = Bucket()
+        acls = CarriedAcls(Inodes("", Defaults(0, 0, 0o022, 0)), bucket, Acls.AUTO, new_acl=Canned.PRIVATE)
+        assert [await acls.are_kept(), await acls.are_kept(), bucket.asked] == [False, False, 1]
+        await trio.sleep(AGAIN)
+        assert [await acls.are_kept(), await acls.are_kept(), bucket.asked] == [False, False, 2]
+        bucket.has_rules = False
+        await trio.sleep(AGAIN)
+        assert [await acls.are_kept(), await acls.are_kept(), bucket.asked] == [True, True, 3]
+        await trio.sleep(AGAIN)
+        assert [await acls.are_kept(), bucket.asked] == [True, 3]
+
+    trio.run(look, clock=MockClock(autojump_threshold=0))
 
 
 @MOTO
