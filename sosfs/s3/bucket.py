@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from hashlib import md5
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from sosfs.config.choices import Canned, Verify
 from sosfs.errors import Cause, StoreError, unanswered
@@ -55,9 +54,6 @@ from sosfs.s3.protocol import (
     Version,
 )
 from sosfs.s3.upload_check import compared, object_arrived, part_arrived
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["S3Store", "S3Target"]
 

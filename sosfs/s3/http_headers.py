@@ -243,16 +243,7 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
         answered=_clock(headers.get("Date", "")),
         is_opaque=headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"),
         lock=lock_of(key, headers),
-        told=_told(headers.get("Date", "")),
     )
-
-
-def _told(date: str) -> int:
-    """When an answer was given, by the server's clock; 0 where it does not say."""
-    try:
-        return _http_date(date)
-    except (ValueError, OverflowError, TypeError):
-        return 0
 
 
 def _sha256(told: str) -> str:

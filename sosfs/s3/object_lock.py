@@ -58,7 +58,7 @@ class ObjectLocks:
 
 def now_of(found: Object) -> float:
     """The moment of an answer by the server's clock; by ours where it does not say."""
-    return found.told or time.time()
+    return found.answered or time.time()
 
 
 def reason(lock: Lock, now: float) -> str:

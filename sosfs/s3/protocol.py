@@ -192,7 +192,6 @@ class Object:
     answered: int = field(default=0, compare=False)  # the server's clock when it told this, in seconds; 0: not known
     is_opaque: bool = field(default=False, compare=False)  # encrypted so that its ETag is no hash of its bytes (KMS)
     lock: Lock = field(default=UNLOCKED, compare=False)  # as far as the key may know it
-    told: int = field(default=0, compare=False)  # when, by the server's clock; 0 where it does not say
 
 
 @dataclass(frozen=True, slots=True)
