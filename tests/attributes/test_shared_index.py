@@ -311,3 +311,27 @@ def test_what_could_not_be_told_waits_and_what_is_refused_does_not(tmp_path: Pat
 
     run(fail_then_tell)
     assert here.told() == {"a"}
+
+
+def test_who_may_not_remove_leaves_does_not_make_ever_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "ENTRIES_MAX", 20)
+    here = Telling(tmp_path)
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "delete":
+            raise StoreError(13, "delete", code="AccessDenied", status=403)
+
+    async def tell_again_and_again() -> None:
+        here.store.fault = refuse
+        for number in range(40):
+            here.telling.saw(seen(f"f{number:02}", modified=1000, answered=2000))
+        await here.telling.tell(askers=1)
+        assert here.telling.denied == ""
+        for turn in range(5):
+            here.telling.saw(seen("f07", modified=2000 + turn, answered=3000))
+            await here.telling.tell(askers=1)
+
+    run(tell_again_and_again)
+    leaves = root_of(here.store).leaves
+    assert here.telling.denied
+    assert len(run(lambda: here.store.list("", delimiter="")).objects) == 1 + len(leaves) + 1

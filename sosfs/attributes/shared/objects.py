@@ -89,6 +89,11 @@ class IndexObjects:
         await self._store.put(key, body, PROPERTIES, condition=condition, acl=NO_GRANTS)
 
     async def remove(self, names: list[str]) -> None:
-        """Removes leaves; what stays is removed by a later mount, or with the whole index."""
+        """Removes leaves; what stays is removed by a later mount, or with the whole index.
+
+        Raises StoreError where the key may not remove any: who goes on would leave more of them with each turn.
+        """
         for failure in await self._store.delete_many([self.leaf(name) for name in names]):
             log.debug("a leaf of the index stays: %s", failure.error)
+            if isinstance(failure.error, StoreError) and failure.error.cause is Cause.DENIED:
+                raise failure.error

@@ -4,7 +4,7 @@
        `---- too young, or written here --asked again--'
 
 Every `PERIOD` seconds, earlier when much has come, and at the end of the mount for `LAST` seconds at most. A key that
-may not write there is left to reading; any other failure leaves what was gathered for the next time.
+may not write and remove there is left to reading; any other failure leaves what was gathered for the next time.
 
 Concurrency: trio thread only.
 """
@@ -156,7 +156,7 @@ class Publication:
 
     def _failed(self, error: StoreError, changes: dict[Place, Entry]) -> None:
         if error.cause is Cause.DENIED:
-            self.denied = f"this key may not write {self._objects.top}"
+            self.denied = f"this key may not write and remove {self._objects.top}"
             self._gathered, self._unsettled = {}, {}
             log.info("shared attributes are only read: %s", error)
             return
