@@ -95,7 +95,7 @@ def _index(calls: SignedCalls, settings: Settings, wishes: Wishes) -> int:
     failures = [] if wishes.is_dry else shared_index.remove(calls, settings.prefix, found)
     for failure in failures:
         print(printable(f"sosfs: {failure.key}: {failure.error.strerror}"), file=sys.stderr)
-    count = _counted(len(found) - len(failures), "object")
+    count = _counted(len(set(found) - {failure.key for failure in failures}), "object")
     print(f"shared attributes of {settings.source.rstrip('/')}: {count} {_would(wishes)}removed")
     return Exit.FAILED if failures else Exit.OK
 

@@ -39,13 +39,13 @@ def keys(calls: SignedCalls, prefix: str) -> list[str]:
 
 
 def remove(calls: SignedCalls, prefix: str, found: list[str]) -> list[Failure]:
-    """Removes keys, and the old versions of their indexes where the bucket keeps any; returns what stays.
+    """Removes keys, and the old versions of their indexes where the bucket keeps any; returns which keys stay.
 
     Raises StoreError.
     """
-    failures: list[Failure] = []
+    stay: dict[str, Failure] = {}
     for at in range(0, len(found), DELETE_MAX):
-        failures += calls.delete_many(found[at : at + DELETE_MAX])
+        stay |= {failure.key: failure for failure in calls.delete_many(found[at : at + DELETE_MAX])}
     for top in sorted({f"{prefix}{HIDDEN}/", *map(_top, found)}):
         try:
             old = list(_versions(calls, top))
@@ -54,8 +54,13 @@ def remove(calls: SignedCalls, prefix: str, found: list[str]) -> list[Failure]:
                 raise
             old = []
         for key, version_id in old:
-            calls.delete(key, version_id=version_id)
-    return failures
+            try:
+                calls.delete(key, version_id=version_id)
+            except StoreError as error:  # it may be locked, and others are not
+                if error.cause is not Cause.DENIED:
+                    raise
+                stay[key] = Failure(key, error)
+    return list(stay.values())
 
 
 def _top(key: str) -> str:

@@ -302,6 +302,18 @@ def test_old_versions_that_are_locked_are_not_pruned(drive: Drive, foreign: Fore
     assert "locked, version" in errors(drive)[-1]
 
 
+def test_of_shared_attributes_what_is_locked_stays_and_the_rest_goes(drive: Drive, foreign: Foreign) -> None:
+    index = [".sosfs-attributes/v1", f".sosfs-attributes/v1-{'0' * 32}", f".sosfs-attributes/v1-{'1' * 32}"]
+    foreign.put_all(dict.fromkeys(index, b"x"))
+    held(foreign, index[1])
+    asked = ["clean", foreign.bucket, "--shared-attributes", "--endpoint", drive.mount.access.endpoint]
+    done = run_sosfs(asked, drive.mount.environment)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1 and index[1] in done.stderr
+    assert done.stdout == f"shared attributes of {foreign.bucket}: 2 objects removed\n"
+    assert [len(versions(foreign, key)) for key in index] == [0, 1, 0]
+
+
 def test_restore_leaves_what_is_locked(drive: Drive, foreign: Foreign) -> None:
     for key in ("locked", "gone"):
         foreign.put(key, b"1")
