@@ -86,6 +86,7 @@ class S3Store:
         self.capabilities = Capabilities()  # until `probe_conditions` found out, or somebody who knows the server says
         self._markers: bool | None = None  # whether markers of deletion may be there; None until somebody tells
         self._keeps_versions = False
+        self._hides_versions = False  # whether this key may not ask for that
         self.locks = False  # whether objects can be locked, as far as it was told or an object has shown
         self.digests = ContentMd5()
         self._copies = True  # until the server says that it cannot do it with encrypted objects (Ceph 16)
@@ -139,14 +140,16 @@ class S3Store:
                 "GetBucketVersioning", lambda calls: calls.within(VERSIONS_PATIENCE).keeps_versions()
             )
         except StoreError as error:
+            self._hides_versions = error.cause is Cause.DENIED
             log.info("whether the bucket keeps versions is not known: %s", error)
 
     async def look_for_locks(self) -> None:
         """Finds out whether objects can be locked, which they can only where versions are kept.
 
-        A key that may not ask, or no answer, counts as yes: then each object is asked.
+        Where they are, no answer and a key that may not ask count as yes: then each object is asked. Where nothing says
+        that they are, they count as no, until an object shows its lock.
         """
-        if not self.keeps_versions:
+        if not (self.keeps_versions or self._hides_versions):
             return
         try:
             self.locks = await self._send(
@@ -154,7 +157,7 @@ class S3Store:
             )
         except StoreError as error:
             log.info("whether the bucket locks objects is not known: %s", error)
-            self.locks = True
+            self.locks = self.locks or self.keeps_versions
 
     def close(self) -> None:
         """Closes idle connections; no call may be under way or follow."""

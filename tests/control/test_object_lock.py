@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Mounter
 from tests.control.test_protection_files import CEPH, MOTO, changing, errors, lockable, setting
 from tests.support.drive import Drive, eventually, fails, names, status, sync
-from tests.support.faults import Hang
+from tests.support.faults import Answer, Hang
 from tests.support.foreign import Foreign
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
@@ -187,6 +187,22 @@ def test_what_is_locked_is_neither_written_nor_removed(
     (here / "free").unlink()
     (here / "other").rename(here / "renamed")
     (here / "renamed").write_bytes(b"more")
+
+
+@pytest.mark.parametrize("denied", ["versioning", "object-lock"])
+def test_a_key_that_may_not_ask_about_the_bucket_heeds_locks(
+    mounter: Mounter, proxy: Proxy, foreign: Foreign, denied: str
+) -> None:
+    foreign.put_all({"f": b"kept", "g": b"free", "h": b"free"})
+    held(foreign, "f")
+    with proxy.broken(Answer(403, "AccessDenied"), lambda request: denied in request.query) as rule:
+        drive = mounter(proxy.endpoint)
+        assert rule.hits
+        with fails(errno.EPERM):
+            (drive.here / "f").unlink()
+        (drive.here / "g").unlink()
+        (drive.here / "h").write_bytes(b"changed")
+    assert foreign.get("f") == b"kept"
 
 
 def test_a_lock_that_is_over_lets_go(drive: Drive, foreign: Foreign) -> None:
