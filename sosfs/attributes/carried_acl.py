@@ -4,8 +4,8 @@ With `--acls keep` the object is asked for its own before. With `ignore` none is
 as with all other tools. `auto` is `keep`, unless the bucket's ownership rules say that ACLs have no effect in it
 (BucketOwnerEnforced). It is asked for these by the first question that arises, and again while it said so, for rules
 change: `AGAIN` seconds later, or when they were changed through the mount. An answer that is none, a refusal and a
-bucket without rules leave it at `keep`, and so does an ACL that is set all the same, by `--acl` or through the mount:
-SOS shows fresh buckets as if they had such rules, and has ACLs in them.
+bucket without rules leave it at `keep`, and so does an ACL that is set all the same, by `--acl` or through the mount.
+SOS is always `keep`: it shows fresh buckets as if they had such rules, and has ACLs in them.
 
 Concurrency: trio thread only.
 """

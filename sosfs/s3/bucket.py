@@ -18,6 +18,7 @@ from hashlib import md5
 from http import HTTPStatus
 
 from sosfs.config.choices import Canned, Verify
+from sosfs.config.zones import of_endpoint
 from sosfs.errors import Cause, StoreError, unanswered
 from sosfs.s3 import reachability, recognition
 from sosfs.s3.batch_delete import remove_all
@@ -436,7 +437,12 @@ class S3Store:
         )
 
     async def has_acls(self) -> bool:
-        """Whether ACLs have an effect. Raises StoreError, soon, for an answer that says nothing of it."""
+        """Whether ACLs have an effect. Raises StoreError, soon, for an answer that says nothing of it.
+
+        SOS is not asked: it shows fresh buckets as BucketOwnerEnforced, and has ACLs in them.
+        """
+        if of_endpoint(self._target.endpoint):
+            return True
         return await self._send("GetBucketOwnershipControls", lambda calls: calls.within(VERSIONS_PATIENCE).has_acls())
 
     async def get_acl(self, key: str) -> Acl:

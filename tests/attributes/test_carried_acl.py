@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, trio_test
 
 from sosfs.attributes.carried_acl import AGAIN, CarriedAcls
 from sosfs.config.choices import Acls, Canned
+from sosfs.config.credentials import Credentials
+from sosfs.s3.bucket import S3Store
+from sosfs.s3.endpoint import S3Target
 from sosfs.tree.inodes import Defaults, Inodes
 from tests.conftest import Mounter
 from tests.support.drive import Drive, eventually, sync
@@ -15,6 +18,7 @@ from tests.support.fake_store import FakeStore
 from tests.support.faults import LOGIN, Answer, Page
 from tests.support.foreign import Foreign
 from tests.support.proxy import Proxy
+from tests.support.subjects import Fixed
 from tests.support.traffic import Op, Request, Traffic
 
 BOTH = pytest.mark.parametrize("server", ["moto", "ceph"], indirect=True)
@@ -194,3 +198,12 @@ def test_what_is_no_answer_leaves_acls_kept(foreign: Foreign, mounter: Mounter, 
     assert rule.hits >= 1
     assert is_public(foreign, "moved") and is_public(foreign, "again")
     eventually(lambda: not foreign.exists("changed"))
+
+
+@trio_test
+async def test_of_sos_acls_are_kept_whatever_its_rules_say() -> None:
+    """It shows fresh buckets as if they had no ACLs. Nothing is asked: there is no network here."""
+    target = S3Target("bucket", "https://sos-ch-gva-2.exo.io", "ch-gva-2", Fixed(Credentials("key", "secret")))
+    store = S3Store(target)
+    assert await store.has_acls()
+    store.close()
