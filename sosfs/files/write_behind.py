@@ -113,7 +113,7 @@ class WriteBehind:
 
     async def _stored(self, inode: Inode, draft: Draft, offset: int, data: bytes | memoryview) -> OSError | None:
         """None once it is in the draft, or what the disk says that has no room. Raises what else it says."""
-        before, upload = draft.size, _upload_of(inode)
+        before = draft.size
         try:
             self._commits.records.touched(inode)
             await draft.write(offset, data)
@@ -123,7 +123,8 @@ class WriteBehind:
             return error
         if inode is self._last:
             self._went_on = trio.current_time()
-        if upload is not None and _upload_of(inode) is upload:
+        upload = _upload_of(inode)
+        if upload is not None:  # also one that was begun meanwhile: it may have sent what was there before
             upload.written(min(before, offset), offset + len(data))
         return None
 

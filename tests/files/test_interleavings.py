@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ import sosfs.files.spool
 import tests.support.fake_store
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.files.open_file import Handle
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, stored
 
 MIB = 1 << 20
 
@@ -358,3 +360,54 @@ def test_a_slow_copy_onto_itself_does_not_undo_a_commit(tmp_path: Path) -> None:
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+LARGE = 6 * 4096  # of six parts
+
+
+@pytest.fixture
+def parted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Composed]:
+    """A mount with small parts."""
+    monkeypatch.setattr(sosfs.files.spool, "SPILL", 1000)
+    monkeypatch.setattr(tests.support.fake_store, "PART_MIN", 1)
+    store = Held()
+    with composed(store, tmp_path, part_size=4096) as mount:
+        yield mount
+        mount.loop.run(store.release)
+
+
+async def large(mount: Composed, data: bytes) -> Handle:
+    """A new file with this, open."""
+    parent, name = await mount._parent("file")
+    handle = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+    await mount.parts.file_io.write(handle, 0, data)
+    return handle
+
+
+def test_a_write_that_is_under_way_when_an_upload_begins_is_not_forgotten(parted: Composed) -> None:
+    """The upload sends what was there before, fails at its end, and goes on after the write is done."""
+    store = parted.store
+    assert isinstance(store, Held)
+
+    async def main() -> None:
+        handle = await large(parted, b"o" * LARGE)
+        assert handle.open_file.draft is not None
+        spool, go = handle.open_file.draft.spool, trio.Event()
+        write = spool.write
+
+        async def slow(offset: int, data: bytes | memoryview) -> None:
+            await go.wait()
+            await write(offset, data)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(spool, "write", slow)
+            await begun(parted, partial(parted.parts.file_io.write, handle, 4096, b"n" * 4096))
+            store.errors["complete_multipart", "file"] = [StoreError(errno.EIO, "complete", status=500)]
+            with fails(errno.EIO):
+                await parted.parts.commits.commit(handle.inode)
+            go.set()
+            await trio.testing.wait_all_tasks_blocked()
+        await closed(parted, handle)
+
+    parted.loop.run(main)
+    assert stored(store) == b"o" * 4096 + b"n" * 4096 + b"o" * (LARGE - 8192)
