@@ -153,6 +153,7 @@ class Upload:
         for number in range(plan.at(start).number, plan.at(max(start, stop - 1)).number + 1):
             self._changed[number] = serial
             self._sent.pop(number, None)
+            self._here.discard(number)  # its number may be that of a longer part next time
         self._frontier = min(self._frontier, plan.at(start).start)
 
     def follow(self, offset: int) -> None:
@@ -213,7 +214,8 @@ class Upload:
     async def _send_behind(self, part: Range) -> None:
         try:
             await self._make(part)
-            self._here.add(part.number)
+            if self._has(part):
+                self._here.add(part.number)
         except OSError as error:
             self._writer, self._frontier = 0, 0
             self._shared.failures += 1

@@ -308,6 +308,33 @@ def test_what_is_cut_and_grows_again_while_it_is_stored_is_zeros(mount: Composed
     assert stored(store) == bytes(SIZE)
 
 
+def test_what_is_written_into_a_hole_that_was_copied_is_not_freed_as_if_it_were_sent(
+    mount: Composed, store: Counting
+) -> None:
+    """The first part of that hole had been sent and cut before: of its number there was a part that is here."""
+
+    async def main() -> None:
+        handle, io = await sparse(mount, at=0, size=2 * PART), mount.parts.file_io
+        draft = handle.open_file.draft
+        assert draft is not None
+        await io.writeback._follow(handle.inode, handle.open_file, draft, 2 * PART)
+        await trio.testing.wait_all_tasks_blocked()
+        await io.truncate(handle.inode, PART)
+        await io.truncate(handle.inode, SIZE)
+        store.errors["complete_multipart", "file"] = [StoreError(errno.EIO, "complete", status=500)]
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(handle.inode)
+        assert store.calls["copy_part"] > 0
+        await io.write(handle, 2 * PART, b"late")
+        assert handle.open_file.upload is not None
+        handle.open_file.upload.free()  # as where room is short
+        assert bytes(await io.read(handle, 2 * PART, 4)) == b"late"
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert stored(store) == (DATA[:PART] + bytes(PART) + b"late").ljust(SIZE, b"\0")
+
+
 @pytest.mark.parametrize("copies", [True, False])
 def test_removing_the_file_ends_its_upload(mount: Composed, store: Counting, copies: bool) -> None:
     store.leaves_no_trace = copies
