@@ -292,12 +292,18 @@ class Upload:
                 await each(self._make, jobs, at_once=PARTS_AT_ONCE)
         async with self._copying_holes(size):
             # A writer that never rests must not keep fsync from returning: what came later is dirty again.
-            return [
-                self._sent[job.number]
-                if self._has(job)
-                else await self._make(job) or await self._send(job, self._draft.serial)
-                for job in self._jobs(size)
-            ]
+            parts: list[_Sent] = []
+            for job in self._jobs(size):
+                parts += [self._sent[job.number]] if self._has(job) else await self._made_anyhow(job)
+            return parts
+
+    async def _made_anyhow(self, job: Range) -> list[_Sent]:
+        """A part, or the parts of a run that is not to be made in one piece any more."""
+        made = await self._make(job)
+        if made is not None:
+            return [made]
+        parts = self._plan.ranges(job.stop, begin=job.start)
+        return [self._kept(await self._send(part, self._draft.serial)) for part in parts]
 
     async def _without_left_over_parts(self) -> None:
         """Ceph 16 completes an upload with all its parts or not at all: where some are of no use it begins anew.

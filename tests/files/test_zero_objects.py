@@ -335,6 +335,30 @@ def test_what_is_written_into_a_hole_that_was_copied_is_not_freed_as_if_it_were_
     assert stored(store) == (DATA[:PART] + bytes(PART) + b"late").ljust(SIZE, b"\0")
 
 
+def test_holes_whose_zeros_are_gone_at_each_try_are_sent_in_parts(mount: Composed, store: Counting) -> None:
+    sizes: list[int] = []
+    upload_part = store.upload_part
+
+    async def noted(key: str, upload_id: str, number: int, body: Any) -> Part:
+        sizes.append(len(body))
+        return await upload_part(key, upload_id, number, body)
+
+    def fault(operation: str, key: str) -> None:
+        if (operation, key) == ("copy_part", "file"):
+            raise StoreError(errno.ENOENT, f"{operation} {key!r}", code="NoSuchKey", status=404)
+
+    store.fault = fault
+
+    async def main() -> None:
+        await closed(mount, await sparse(mount))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "upload_part", noted)
+        run(mount, main)
+    assert stored(store) == expected()
+    assert max(sizes) == PART
+
+
 @pytest.mark.parametrize("copies", [True, False])
 def test_removing_the_file_ends_its_upload(mount: Composed, store: Counting, copies: bool) -> None:
     store.leaves_no_trace = copies
