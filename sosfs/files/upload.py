@@ -253,6 +253,8 @@ class Upload:
         except StoreError as error:
             if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:
                 self._vanished()
+            elif error.code == "InvalidPart":
+                self._doubt()
             raise
         shared.blocks.zeros.note(version.etag, size, (hole for sent in parts for hole in sent.zeros))
         if parts and self._draft.base is not None:
@@ -389,6 +391,11 @@ class Upload:
         """The server knows the upload no more: the next try begins anew, but for bytes that were only there."""
         self._forget()
         self._draft.strand()
+
+    def _doubt(self) -> None:
+        """The server has other parts than were sent last: one that was given up came late. All are sent again."""
+        away = self._draft.away
+        self._sent = {n: sent for n, sent in self._sent.items() if away.covers(sent.range.start, sent.range.stop)}
 
     def _forget(self) -> None:
         self._shared.multiparts.ended(self._id)

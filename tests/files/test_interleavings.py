@@ -411,3 +411,28 @@ def test_a_write_that_is_under_way_when_an_upload_begins_is_not_forgotten(parted
 
     parted.loop.run(main)
     assert stored(store) == b"o" * 4096 + b"n" * 4096 + b"o" * (LARGE - 8192)
+
+
+def test_a_part_that_comes_late_keeps_no_file_out_of_the_bucket(parted: Composed) -> None:
+    """It was given up, and takes the place of the one that was sent after it."""
+    store = parted.store
+    assert isinstance(store, Held)
+    data = os.urandom(LARGE)
+
+    async def main() -> None:
+        handle = await large(parted, data)
+        store.before["complete_multipart", "file"] = trio.Event()
+
+        async def flush() -> None:
+            with fails(errno.EINVAL):
+                await parted.parts.file_io.flush(handle)
+
+        await begun(parted, flush)
+        (upload_id,) = store._uploads
+        await store.upload_part("file", upload_id, 3, b"late")
+        await store.release()
+        await trio.testing.wait_all_tasks_blocked()
+        await closed(parted, handle)
+
+    parted.loop.run(main)
+    assert stored(store) == data
