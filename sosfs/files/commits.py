@@ -161,7 +161,7 @@ class Commits:
                 async with self._subtree_lock.shared(inode):
                     if inode.parent is None:
                         return
-                    with contextlib.suppress(Unwanted):  # who removes it has the lock next
+                    with contextlib.suppress(Unwanted, Truncated):  # who removes it has the lock next; else it is cut
                         with open_file.committing():
                             await self._commit(inode, open_file, draft)
                         return
@@ -179,10 +179,6 @@ class Commits:
         try:
             properties, acl = await self.carry(inode)
             version = await self._send(open_file, draft, key, properties, acl, announce)
-        except Truncated:
-            draft.commit_failed()
-            await self._commit(inode, open_file, draft)  # as it is now
-            return
         except StoreError as error:
             draft.commit_failed()
             if error.cause is Cause.DENIED:

@@ -308,6 +308,42 @@ def test_what_is_cut_and_grows_again_while_it_is_stored_is_zeros(mount: Composed
     assert stored(store) == bytes(SIZE)
 
 
+def test_what_is_cut_again_and_again_while_it_is_stored_is_tried_in_one_frame(mount: Composed, store: Counting) -> None:
+    """Not one within the other: Python's stack would end, and with it the mount."""
+    store.leaves_no_trace = False
+    commits, depths = mount.parts.commits, [0]
+    inner = commits._commit
+
+    async def counted(*arguments: Any) -> None:
+        depths.append(depths[0] + 1)
+        depths[0] += 1
+        try:
+            await inner(*arguments)
+        finally:
+            depths[0] -= 1
+
+    async def main() -> None:
+        handle = await sparse(mount)
+        held = store.before["upload_part", "file"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        for _ in range(5):
+            await mount.parts.file_io.truncate(handle.inode, 11 * PART)
+            await mount.parts.file_io.truncate(handle.inode, SIZE)
+            store.before["upload_part", "file"] = later = trio.Event()
+            held.set()
+            await trio.testing.wait_all_tasks_blocked()
+            held = later
+        await store.release()
+        await trio.testing.wait_all_tasks_blocked()
+        await closed(mount, handle)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(commits, "_commit", counted)
+        run(mount, main)
+    assert len(depths) > 5 and max(depths) == 1
+    assert stored(store) == expected()[: 11 * PART].ljust(SIZE, b"\0")
+
+
 def test_what_is_written_into_a_hole_that_was_copied_is_not_freed_as_if_it_were_sent(
     mount: Composed, store: Counting
 ) -> None:
