@@ -251,10 +251,11 @@ class ZeroObjects:
 
     async def clear(self) -> None:
         """Removes what an earlier mount has left, or a try that failed."""
-        used = {one.source.key for one in self._here}
-        for key in self._journal.scratch():
-            if key not in used:
-                await self._remove(key)
+        async with self._making:  # what is being made is in the journal before it is among these
+            used = {one.source.key for one in self._here}
+            unused = [key for key in self._journal.scratch() if key not in used]
+        for key in unused:
+            await self._remove(key)
 
 
 def is_refusal(error: StoreError) -> bool:

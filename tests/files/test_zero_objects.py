@@ -395,6 +395,21 @@ def test_holes_whose_zeros_are_gone_at_each_try_are_sent_in_parts(mount: Compose
     assert max(sizes) == PART
 
 
+def test_what_is_being_made_is_not_cleared_away(mount: Composed, store: Counting) -> None:
+    async def main() -> None:
+        handle = await sparse(mount)
+        store.after["put"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        await begun(mount, mount.parts.zeros.clear)
+        await store.release()
+        await trio.testing.wait_all_tasks_blocked()
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert store.sent == 4 * PART, "the zeros once"
+    assert sorted(scratch(mount)) == sorted(zeros(store))
+
+
 @pytest.mark.parametrize("copies", [True, False])
 def test_removing_the_file_ends_its_upload(mount: Composed, store: Counting, copies: bool) -> None:
     store.leaves_no_trace = copies
