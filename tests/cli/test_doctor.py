@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from sosfs.cli.doctor import machine
+from sosfs.cli.doctor import bucket_count, machine
 from sosfs.cli.doctor.findings import Verdict
 from tests.conftest import access_to, new_bucket
 from tests.support.faults import Answer
@@ -258,3 +258,15 @@ def test_what_locate_would_read_each_day_is_told(
     assert verdict is Verdict.OK or "fuse.sosfs" in finding.advice
     monkeypatch.setattr(machine, "UPDATEDB", tmp_path / "nowhere")
     assert list(machine.search_index()) == []
+
+
+def test_the_buckets_of_the_account_are_counted(doctor: Practice, server: Server, foreign: Foreign) -> None:
+    verdict, detail = doctor.ask(access_to(server), foreign.bucket)["buckets"]
+    assert verdict == "note"
+    assert int(detail.split()[0]) == len(foreign.client.list_buckets()["Buckets"])
+
+
+@pytest.mark.parametrize(("count", "verdict"), [(3, Verdict.NOTE), (18, Verdict.WARNING), (20, Verdict.WARNING)])
+def test_exoscales_quota_of_buckets_is_told(count: int, verdict: Verdict) -> None:
+    found = bucket_count.judged(count, is_exoscale=True)
+    assert (found.verdict, found.detail) == (verdict, f"{count} of the 20 that an organisation has at first")

@@ -1,6 +1,7 @@
 """`sosfs doctor`: which checks are made, in which order.
 
-    machine -> settings -> key -> endpoint, clock, zone -> rights -> server -> settings of the bucket -> mounts
+    machine -> settings -> key -> endpoint, clock, zone -> rights -> server
+        -> settings of the bucket -> mounts
 
 What is asked of the bucket needs a bucket, an endpoint that answers and a key that it takes; where one is
 missing its own line says so and the rest is left out. Blocking, no state. No secret is shown, and nothing is
@@ -9,11 +10,12 @@ written but scratch keys, which are removed again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
 
-from sosfs.cli.doctor import account, bucket, machine, rights, server
+from sosfs.cli.doctor import account, bucket, bucket_count, machine, rights, server
 from sosfs.cli.doctor.findings import Finding, Output, Verdict, display
 from sosfs.config.parameters import Settings
 from sosfs.daemon.launch import Exit
@@ -51,12 +53,20 @@ def examine(settings: Settings, mountpoint: Path | None = None, mounts: Mounts =
     if key is not None:
         settings, answers = yield from server.reached(account.placed(settings, key))
         if answers:
+            yield from _buckets(settings, key)
             yield from _bucket(settings, key)
     yield from machine.state(settings)
     if mounts is Mounts.ALL:
         yield from machine.mounts()
     elif mountpoint is not None:
         yield from machine.mounts(mountpoint)
+
+
+def _buckets(settings: Settings, key: account.Key) -> Iterator[Finding]:
+    if settings.anonymous:
+        return
+    with contextlib.suppress(CustomerKeyError):  # which is told of the bucket
+        yield bucket_count.owned(server.target(settings, key))
 
 
 def _bucket(settings: Settings, key: account.Key) -> Iterator[Finding]:
