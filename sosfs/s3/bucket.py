@@ -333,6 +333,8 @@ class S3Store:
         """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
         for key in keys:
             check_key(key)
+        if self._markers is False:
+            self._markers = None  # versions may be kept by now, and the answer does not tell of markers
         return await remove_all(self.dispatcher, self.delete, keys)
 
     async def create_multipart(
