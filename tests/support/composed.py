@@ -165,7 +165,7 @@ class Troubled:
         if plan.what is What.STALLS:
             self.stalled = True
             await trio.sleep_forever()
-        error = StoreError(errno.EIO, f"{name} {arguments[0]!r}", detail="made by the test")
+        error = StoreError(errno.EIO, f"{name} {arguments[:1]}", detail="made by the test")
         if name == "delete_many":
             return [Failure(key, error) for key in arguments[0]]
         raise error
