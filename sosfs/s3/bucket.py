@@ -116,7 +116,7 @@ class S3Store:
         """How the server is to compare a part's bytes; None where their ETag is to be compared here."""
         if self._verify is not Verify.ALL or not self.capabilities.compares:
             return None
-        is_cheap = has_sha_instructions() or self._target.endpoint.startswith("http:")
+        is_cheap = has_sha_instructions() or self._target.is_clear
         return BodyHash.ALWAYS if is_cheap else None
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from urllib.parse import urlsplit
 
 from sosfs.config.credentials import CredentialSource
 from sosfs.config.parameters import Settings
@@ -47,6 +48,11 @@ class S3Target:
     payer: Payer = Payer.OWNER
     ca_bundle: str = ""
     traffic: Traffic = field(default_factory=Traffic, compare=False, repr=False)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether requests go in the clear; else TLS keeps them whole."""
+        return urlsplit(self.endpoint).scheme != "https"
 
     @classmethod
     def of(cls, settings: Settings, source: CredentialSource) -> S3Target:

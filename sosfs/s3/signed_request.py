@@ -88,7 +88,7 @@ class SignedHttp:
         self._base = f"{url.path.rstrip('/')}/{target.bucket}".rstrip("/")
         self._signing = Signing(target.region, credentials.access_key, credentials.secret_key)
         self._congestion = throttle.congestion if throttle else None
-        self._is_clear = url.scheme != "https"
+        self._is_clear = target.is_clear
         bundle = target.ca_bundle or certificate_authorities.of_system().path
         self._transport = Transport(
             self._origin, ca_bundle=bundle, connect_timeout=target.connect_timeout, throttle=throttle
