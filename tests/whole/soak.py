@@ -136,7 +136,8 @@ def run(*command: str | Path, cwd: Path | None = None) -> str:
         [*map(str, command)], cwd=cwd, capture_output=True, text=True, errors="replace", timeout=600, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, command))[:100]}: {done.returncode}: {done.stderr[-500:]}")
+        told = f"{done.stdout[-500:]} {done.stderr[-500:]}"
+        raise RuntimeError(f"{' '.join(map(str, command))[:200]}: {done.returncode}: {told}")
     return done.stdout
 
 
@@ -148,10 +149,13 @@ def make_tree(root: Path, dice: random.Random, count: int = 60) -> None:
 
 
 def rsync(here: Path, local: Path, dice: random.Random) -> None:
-    """A tree of which some changes each time is copied, and compared."""
+    """A tree of which some changes each time is copied, and compared.
+
+    Without the window rsync compares whole seconds, and takes a file that was written twice in one for the same.
+    """
     source = local / "rsync"
     make_tree(source, dice, dice.randrange(5, 60))
-    run("rsync", "-a", "--delete", f"{source}/", here / "copy")
+    run("rsync", "-a", "--modify-window=-1", "--delete", f"{source}/", here / "copy")
     run("diff", "-r", source, here / "copy")
 
 
