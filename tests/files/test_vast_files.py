@@ -76,3 +76,24 @@ def test_the_end_of_a_file_of_200_gigabytes_goes_through_little_memory(mount: Mo
     assert server.peak <= 16
     assert peak_memory(mount) < before + 128 * MIB
     eventually(lambda: not server.uploads)
+
+
+@pytest.mark.promise(11)
+@pytest.mark.timeout(200)
+def test_the_largest_file_fits_into_its_parts(mount: Mount, server: Forgetful) -> None:
+    """4 TiB in at most 10,000 parts; one byte more is EFBIG, and changes nothing."""
+    before, size = peak_memory(mount), 4096 * GIB
+    with (mount.path / "vast").open("wb", buffering=0) as file:
+        file.truncate(size)
+        for at in (0, 200 * GIB):
+            assert os.pwrite(file.fileno(), PIECE, at) == MIB
+        with pytest.raises(OSError, match="File too large"):
+            os.pwrite(file.fileno(), b"x", size)
+        with pytest.raises(OSError, match="File too large"):
+            os.ftruncate(file.fileno(), size + 1)
+    stored = server.objects["vast"]
+    assert (stored.size, stored.is_zero) == (size, False)
+    assert int(stored.etag.rpartition("-")[2]) <= 10_000
+    assert server.sent < 2 * 128 * MIB + MOVED
+    assert server.peak <= 16
+    assert peak_memory(mount) < before + 128 * MIB
