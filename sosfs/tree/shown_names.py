@@ -3,7 +3,8 @@
 Who reads a huge directory leaves behind names that hardly anybody asks for again, but that a seek back must find where
 they were. So they can be packed: `PACK` of them together, compressed, 5 to 30 bytes a name instead of 150. A page's
 names come after those of the pages before it, but for what was made or renamed here: whether one is among the packed
-is mostly told by the highest of them.
+is mostly told by the highest of them. Not so where a server lists in no order: then the hashes of a pack's names tell
+whether it is worth unpacking, 0.3 ms for one of 200,000 names.
 
 Concurrency: trio thread only, without an await.
 """
@@ -11,6 +12,8 @@ Concurrency: trio thread only, without an await.
 from __future__ import annotations
 
 import zlib
+from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import overload
 
@@ -18,14 +21,31 @@ PACK = 1000  # names: unpacked in 0.1 ms
 _LEVEL = 1  # of zlib: 0.3 us a name
 
 
+def _hash(name: bytes) -> int:
+    return hash(name) & 0xFFFFFFFF
+
+
 class _Packed:
     """So many names that lie between `lowest` and `highest`."""
 
-    __slots__ = ("body", "highest", "lowest")
+    __slots__ = ("_hashes", "body", "highest", "lowest")
 
     def __init__(self, names: Sequence[bytes]) -> None:
         self.lowest, self.highest = min(names), max(names)
         self.body = zlib.compress(b"/".join(names), _LEVEL)
+        self._hashes = array("I", sorted(map(_hash, names)))
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return len(self.body) + len(self._hashes) * self._hashes.itemsize
+
+    def may_have(self, name: bytes, hashed: int) -> bool:
+        """False where it has not; True mostly means that it has."""
+        if not self.lowest <= name <= self.highest:
+            return False
+        at = bisect_left(self._hashes, hashed)
+        return at < len(self._hashes) and self._hashes[at] == hashed
 
     @property
     def names(self) -> list[bytes]:
@@ -71,8 +91,9 @@ class ShownNames(Sequence[bytes]):
         place = self._places.get(name)
         if place is not None or not self._packed or name > self._highest:
             return place
+        hashed = _hash(name)
         for at, packed in enumerate(self._packed):
-            if packed.lowest <= name <= packed.highest and name in (names := self._of(at)):
+            if packed.may_have(name, hashed) and name in (names := self._of(at)):
                 return at * PACK + names.index(name)
         return None
 
@@ -89,7 +110,7 @@ class ShownNames(Sequence[bytes]):
             packed = _Packed(self._loose[at : at + PACK])
             self._packed.append(packed)
             self._highest = max(self._highest, packed.highest)
-            self.packed_bytes += len(packed.body)
+            self.packed_bytes += packed.size
         for name in self._loose[: whole * PACK]:
             del self._places[name]
         del self._loose[: whole * PACK]
