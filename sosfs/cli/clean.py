@@ -91,11 +91,13 @@ def _index(calls: SignedCalls, settings: Settings, wishes: Wishes) -> int:
     """Removes what mounts share of attributes in the bucket."""
     from sosfs.cli import shared_index  # noqa: PLC0415
 
-    found = shared_index.keys(calls, settings.prefix)
+    found = shared_index.look(calls, settings.prefix)
+    for key in found.others:
+        print(printable(f"stays: {key}: it is no index of attributes"))
     failures = [] if wishes.is_dry else shared_index.remove(calls, settings.prefix, found)
     for failure in failures:
         print(printable(f"sosfs: {failure.key}: {failure.error.strerror}"), file=sys.stderr)
-    count = _counted(len(set(found) - {failure.key for failure in failures}), "object")
+    count = _counted(len(set(found.ours) - {failure.key for failure in failures}), "object")
     print(f"shared attributes of {settings.source.rstrip('/')}: {count} {_would(wishes)}removed")
     return Exit.FAILED if failures else Exit.OK
 

@@ -1,5 +1,7 @@
 """The indexes of attributes that mounts share in a bucket: found and removed (`sosfs clean --shared-attributes`).
 
+A key alone is no proof: what is removed also begins as an index does.
+
 Blocking. Not to be imported before it is needed: it loads libcurl.
 """
 
@@ -7,14 +9,25 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+from sosfs.attributes.shared.table import MAGIC
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import DELETE_MAX, Failure
+from sosfs.s3.version_answers import VersionEntry
 from sosfs.tree.keys import HIDDEN
 
 _PART = re.compile(rf"(?:.*/)?{re.escape(HIDDEN)}/v[0-9]+(?:-[0-9a-f]{{32}})?", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What has the key of a part of an index: what is one (`ours`), and what somebody else has stored there."""
+
+    ours: list[str]
+    others: list[str]
 
 
 def is_part(key: str) -> bool:
@@ -25,35 +38,44 @@ def is_part(key: str) -> bool:
     return _PART.fullmatch(key) is not None
 
 
-def keys(calls: SignedCalls, prefix: str) -> list[str]:
-    """The keys of all indexes below a prefix. Raises StoreError."""
-    found: list[str] = []
+def look(calls: SignedCalls, prefix: str) -> Found:
+    """All that has a key of an index below a prefix. Raises StoreError."""
+    found = Found([], [])
     token, tokens = "", set[str]()
     while True:
         page = calls.list(prefix, delimiter="", after="", token=token, limit=1000)
-        found += [listed.key for listed in page.objects if is_part(listed.key)]
+        for listed in page.objects:
+            if is_part(listed.key):
+                side = found.ours if _is_ours(calls, listed.key, listed.version.size) else found.others
+                side.append(listed.key)
         token = page.token
         if not token:
             return found
         check_progress(f"ListObjectsV2 {prefix!r}", token, tokens)
 
 
-def remove(calls: SignedCalls, prefix: str, found: list[str]) -> list[Failure]:
-    """Removes keys, and the old versions of their indexes where the bucket keeps any; returns which keys stay.
+def _is_ours(calls: SignedCalls, key: str, size: int, version_id: str = "") -> bool:
+    """Whether an object begins as a part of an index does, whole or damaged; not where it is gone by now."""
+    if size < len(MAGIC):
+        return False
+    try:
+        return calls.get(key, 0, len(MAGIC), "", version_id=version_id).body == MAGIC
+    except StoreError as error:
+        if error.cause is not Cause.ABSENT:
+            raise
+        return False
+
+
+def remove(calls: SignedCalls, prefix: str, found: Found) -> list[Failure]:
+    """Removes what is ours, and the old versions of their indexes where the bucket keeps any; returns which keys stay.
 
     Raises StoreError.
     """
     stay: dict[str, Failure] = {}
-    for at in range(0, len(found), DELETE_MAX):
-        stay |= {failure.key: failure for failure in calls.delete_many(found[at : at + DELETE_MAX])}
-    for top in sorted({f"{prefix}{HIDDEN}/", *map(_top, found)}):
-        try:
-            old = list(_versions(calls, top))
-        except StoreError as error:
-            if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
-                raise
-            old = []
-        for key, version_id in old:
+    for at in range(0, len(found.ours), DELETE_MAX):
+        stay |= {failure.key: failure for failure in calls.delete_many(found.ours[at : at + DELETE_MAX])}
+    for top in sorted({f"{prefix}{HIDDEN}/", *map(_top, found.ours)}):
+        for key, version_id in _old_versions(calls, top):
             try:
                 calls.delete(key, version_id=version_id)
             except StoreError as error:  # it may be locked, and others are not
@@ -68,11 +90,29 @@ def _top(key: str) -> str:
     return key[: key.rindex("/") + 1]
 
 
-def _versions(calls: SignedCalls, top: str) -> Iterator[tuple[str, str]]:
+def _old_versions(calls: SignedCalls, top: str) -> list[tuple[str, str]]:
+    """Keys and versions below a prefix that are ours, with the delete markers of keys under which nothing else is."""
+    try:
+        entries = list(_versions(calls, top))
+    except StoreError as error:
+        if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
+            raise
+        return []
+    others = {
+        (one.key, one.version_id)
+        for one in entries
+        if not one.is_marker and not _is_ours(calls, one.key, one.version.size, one.version_id)
+    }
+    keys = {key for key, _ in others}
+    found = ((one.key, one.version_id, one.is_marker) for one in entries)
+    return [(key, of) for key, of, is_marker in found if (key, of) not in others and not (is_marker and key in keys)]
+
+
+def _versions(calls: SignedCalls, top: str) -> Iterator[VersionEntry]:
     after = None
     while True:
         page = calls.list_versions(top, delimiter="", after=after, limit=1000)
-        yield from ((entry.key, entry.version_id) for entry in page.entries if is_part(entry.key))
+        yield from (entry for entry in page.entries if is_part(entry.key))
         if page.following is None or page.following == after:
             return
         after = page.following

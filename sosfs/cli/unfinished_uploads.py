@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from sosfs.errors import StoreError
+from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal, left_over, upload_ids
 from sosfs.s3 import scratch_key
 from sosfs.s3.calls import SignedCalls
@@ -100,17 +100,29 @@ def end_of_journal(calls: SignedCalls, directory: Path, endpoint: str, bucket: s
 def remove_forgotten(calls: SignedCalls, prefix: str, *, before: float) -> int:
     """Removes objects of zeros below a prefix that were stored `before` (epoch) and that no mount can need; how many.
 
-    A mount that uses one has made it lately. Raises OSError.
+    A mount that uses one has made it lately. What lacks the proof that a mount has stored it stays. Raises OSError.
     """
     page = calls.list(prefix + scratch_key.ZEROS, delimiter="/", after="", token="", limit=1000)
     forgotten = [
         one.key
         for one in page.objects
-        if scratch_key.is_of_zeros(one.key.removeprefix(prefix)) and (one.version.modified or before) < before
+        if scratch_key.is_of_zeros(one.key.removeprefix(prefix))
+        and (one.version.modified or before) < before
+        and _is_proven(calls, one.key)
     ]
     for key in forgotten:
         calls.purge(key)
     return len(forgotten)
+
+
+def _is_proven(calls: SignedCalls, key: str) -> bool:
+    """Whether a mount has stored what is there now; not where nothing is there any more."""
+    try:
+        return scratch_key.is_proven(calls.head(key).properties)
+    except StoreError as error:
+        if error.cause is not Cause.ABSENT:
+            raise
+        return False
 
 
 def in_use(directories: Iterator[Path]) -> set[str]:

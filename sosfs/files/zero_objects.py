@@ -34,7 +34,7 @@ from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.s3 import scratch_key
 from sosfs.s3.file_body import PIECE
-from sosfs.s3.protocol import NOTHING, Check, ObjectStore, Part, Version
+from sosfs.s3.protocol import Check, ObjectStore, Part, Version
 
 if TYPE_CHECKING:
     from hashlib import _Hash as Md5  # as typeshed calls it
@@ -146,7 +146,7 @@ class ZeroObjects:
         return one
 
     async def _sent(self, key: str, size: int) -> Source:
-        version = await self._store.put(key, bytes(size), NOTHING)
+        version = await self._store.put(key, bytes(size), scratch_key.PROOF)
         return Source(key, version.etag, size)
 
     async def _joined(self, key: str, size: int) -> Source:
@@ -154,7 +154,7 @@ class ZeroObjects:
         seed = max((one for one in self._here), key=lambda one: one.source.size, default=None)
         seed = seed or await self._made(SEED)
         seed.users += 1
-        upload_id = await self._multiparts.begin(key, NOTHING)
+        upload_id = await self._multiparts.begin(key, scratch_key.PROOF)
         parts: list[Part] = []
         step = seed.source.size
 

@@ -24,7 +24,7 @@ from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename_rollback import RenameRollback
 from sosfs.s3.protocol import KEY_MAX, Guard, ObjectStore
 from sosfs.tree import keys
-from sosfs.tree.inodes import SYMLINK_MAX, Directory, Inode
+from sosfs.tree.inodes import SYMLINK_MAX, Directory, Inode, require_free
 from sosfs.tree.subtree_lock import SubtreeLock
 
 
@@ -68,6 +68,7 @@ class Creations:
                 raise
         else:
             raise refuse(errno.EEXIST)
+        require_free(parent, parsed.segment)
         await self._attributes.permissions.require_store(key)
         await self._rollback.wait_for(key)
         await self._deletions.wait_for(key)

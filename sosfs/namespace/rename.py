@@ -31,7 +31,7 @@ from sosfs.namespace.rename_copies import Move, RenameCopies, below_first, liste
 from sosfs.namespace.rename_rollback import RenameRollback
 from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from sosfs.tree import keys
-from sosfs.tree.inodes import PENDING, Inode
+from sosfs.tree.inodes import PENDING, Inode, require_free
 from sosfs.tree.subtree_lock import SubtreeLock
 
 COPIES_AT_ONCE = 32
@@ -85,6 +85,8 @@ class Renames:
             return
         if parsed.form is keys.Form.FOLDED and target is None:
             raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
+        if target is None:
+            require_free(parent, parsed.segment)
         segment = target.segment if target is not None else parsed.segment
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # what was asked for the target has shown it

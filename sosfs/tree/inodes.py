@@ -32,6 +32,7 @@ from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
 from sosfs.s3.recognition import InFlight
+from sosfs.s3.scratch_key import is_of_zeros
 from sosfs.tree.keys import HIDDEN, Form, name_of, shown_in_root
 from sosfs.tree.shown_names import ShownNames
 
@@ -355,6 +356,15 @@ def is_hidden(inode: Inode) -> bool:
     """Whether no listing shows it: the directory of the shared attributes, in the root."""
     at = inode.parent
     return at is not None and at.parent is None and inode.segment == HIDDEN and inode.is_directory
+
+
+def require_free(parent: Inode, segment: str) -> None:
+    """Before something is made in a directory. Raises EINVAL where no listing would show it."""
+    at: Inode | None = parent
+    while at is not None and not is_hidden(at):
+        at = at.parent
+    if at is not None or (parent.parent is None and segment == HIDDEN) or is_of_zeros(segment):
+        raise OSError(errno.EINVAL, "sosfs keeps this name to itself")
 
 
 def stored(inode: Inode) -> None:

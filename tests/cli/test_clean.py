@@ -17,7 +17,7 @@ from sosfs.cli.unfinished_uploads import remove_forgotten
 from sosfs.config.credentials import Credentials
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.endpoint import S3Target
-from sosfs.s3.scratch_key import of_zeros
+from sosfs.s3.scratch_key import PROOF, of_zeros
 from tests.conftest import access_to
 from tests.support.drive import eventually
 from tests.support.faults import Answer
@@ -211,10 +211,11 @@ def test_scratch_objects_of_mounts_go(machine: Machine) -> None:
     assert "1 scratch object of mounts removed" in machine.clean_bucket()
     assert scratch() == []
     assert not mount.cache.exists()
-    machine.bucket.put_all({".sosfs-zeros-mine": b"a file", of_zeros(""): b"\0", f"{of_zeros('')}.txt": b"a file"})
+    machine.bucket.put_all({".sosfs-zeros-mine": b"a file", of_zeros(""): b"a file", f"{of_zeros('')}.txt": b"a file"})
+    machine.bucket.put(of_zeros(""), b"\0", PROOF.metadata)
     assert "scratch" not in machine.clean_bucket(), "a mount of another machine may have it"
     source = Fixed(Credentials(machine.access.key, machine.access.secret))
     target = S3Target(machine.bucket.bucket, machine.endpoint, "us-east-1", source)
     with closing(SignedCalls(target, source.current())) as calls:
         assert remove_forgotten(calls, "", before=time.time() + 60) == 1
-    assert len(scratch()) == 2
+    assert [machine.bucket.get(key) for key in scratch()] == [b"a file"] * 3

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sosfs.attributes.shared.table import MAGIC
 from tests.conftest import Mounter
 from tests.control.test_protection_files import CEPH, MOTO, changing, errors, lockable, setting
 from tests.support.drive import Drive, eventually, fails, names, status, sync
@@ -320,7 +321,7 @@ def test_old_versions_that_are_locked_are_not_pruned(drive: Drive, foreign: Fore
 
 def test_of_shared_attributes_what_is_locked_stays_and_the_rest_goes(drive: Drive, foreign: Foreign) -> None:
     index = [".sosfs-attributes/v1", f".sosfs-attributes/v1-{'0' * 32}", f".sosfs-attributes/v1-{'1' * 32}"]
-    foreign.put_all(dict.fromkeys(index, b"x"))
+    foreign.put_all(dict.fromkeys(index, MAGIC))
     held(foreign, index[1])
     asked = ["clean", foreign.bucket, "--shared-attributes", "--endpoint", drive.mount.access.endpoint]
     done = run_sosfs(asked, drive.mount.environment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from hashlib import md5
@@ -20,10 +21,10 @@ from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.files.zero_objects import KEPT, ZeroHashes
 from sosfs.s3.protocol import Part
-from sosfs.s3.scratch_key import is_of_zeros, of_zeros
+from sosfs.s3.scratch_key import is_of_zeros, is_proven, of_zeros
 from tests.support.composed import Composed, Plan, What, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
 
 PART = 4096
 SIZE = 40 * PART + 100
@@ -115,6 +116,7 @@ def test_only_what_was_written_is_sent(mount: Composed, store: Counting) -> None
     assert stored(store) == expected()
     assert store.sent == PART + 3 * PART, "one part of zeros, and the three that have data"
     assert len(zeros(store)) == 2, "one that was sent, and one that was joined of it"
+    assert all(is_proven(store._stored[key].object.properties) for key in zeros(store))
     assert sorted(scratch(mount)) == sorted(zeros(store))
     mount.loop.passes(15)  # so that the directory is listed again
     assert len(zeros(store)) == 2
@@ -483,5 +485,32 @@ def test_hashes_of_zeros() -> None:
 
 def test_keys_of_zeros_are_told_from_names_of_files() -> None:
     assert is_of_zeros(of_zeros(""))
-    for name in (".sosfs-zeros-", ".sosfs-zeros-mine", "a", of_zeros("") + "x", "x" + of_zeros("")):
+    one = of_zeros("")
+    almost = one[:-1] + ("1" if one.endswith("0") else "0")
+    chosen = (f".sosfs-zeros-{uuid.uuid4()}", f".sosfs-zeros-{'0' * 32}-{'0' * 16}", almost)
+    for name in (".sosfs-zeros-", ".sosfs-zeros-mine", "a", of_zeros("") + "x", "x" + of_zeros(""), *chosen):
         assert not is_of_zeros(name)
+
+
+def test_a_file_of_such_a_name_is_a_file(mount: Composed, store: Counting) -> None:
+    name = f".sosfs-zeros-{uuid.uuid4()}"
+
+    async def main() -> None:
+        await mount.write(name, b"mine", flags=os.O_CREAT)
+        await put_all(store, {f"d/{name}": b"theirs"})
+
+    run(mount, main)
+    mount.loop.passes(15)  # so that the directory is listed again
+    assert mount.loop.run(mount.tree) == {name: (b"mine", 0o644), "d": None, f"d/{name}": (b"theirs", 0o644)}
+
+
+@pytest.mark.parametrize("name", [of_zeros(""), of_zeros("d/"), ".sosfs-attributes", ".sosfs-attributes/x"])
+def test_what_no_listing_would_show_cannot_be_made(mount: Composed, store: Counting, name: str) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/file": b"x"} | ({".sosfs-attributes/v1": b"x"} if name.endswith("/x") else {}))
+        for work in (partial(mount.write, flags=os.O_CREAT, data=b"x"), mount.mkdir, partial(mount.rename, "d/file")):
+            with fails(errno.EINVAL):
+                await work(name)
+
+    run(mount, main)
+    assert name not in bodies(store) and bodies(store)["d/file"] == b"x"
