@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -45,7 +45,7 @@ def answered(handler: F) -> F:
         try:
             if CURRENT.get() is not None or name in UNWATCHED:
                 return await handler(*args)
-            caller = next((each.pid for each in args[-1:] if isinstance(each, pyfuse3.RequestContext)), 0)
+            caller = _caller(args)
             if name in APART:
                 return await CALLERS.apart(name, caller, lambda: handler(*args), partial(_unmade, args[0]))
             return await CALLERS.serve(name, caller, partial(_opened, *args[:2]), lambda: handler(*args))
@@ -75,8 +75,9 @@ def answered_at_once(attempt: Callable[..., bool]) -> Callable[[F], F]:
         @functools.wraps(handler)
         async def guarded(*args: Any) -> Any:
             try:
-                if attempt(*args):
-                    return None
+                with CALLERS.at_once(_caller(args)):
+                    if attempt(*args):
+                        return None
             except OSError as error:
                 log.debug("%s, not at once: %s", handler.__name__, error)  # the handler says it to the caller
             except Exception as error:
@@ -87,6 +88,11 @@ def answered_at_once(attempt: Callable[..., bool]) -> Callable[[F], F]:
         return guarded  # type: ignore[return-value]
 
     return wrap
+
+
+def _caller(args: Sequence[Any]) -> int:
+    """The thread that a request comes from; 0 where the kernel does not say."""
+    return next((each.pid for each in args[-1:] if isinstance(each, pyfuse3.RequestContext)), 0)
 
 
 async def _unmade(operations: Any, entry: Any) -> None:

@@ -20,7 +20,9 @@ import functools
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from signal import Signals
 from typing import Any
@@ -102,6 +104,18 @@ class KernelRequests:
             CALLER.reset(caller)
             CURRENT.reset(token)
             self._calls.discard(call)
+
+    @contextmanager
+    def at_once(self, pid: int) -> Iterator[None]:
+        """Within, without an await, something is done for a caller: what goes on of it in the background counts for it.
+
+        It is no request under way, since nobody ever sees it wait.
+        """
+        caller = CALLER.set(partial(_process_of, pid) if pid else None)
+        try:
+            yield
+        finally:
+            CALLER.reset(caller)
 
     async def apart(
         self, name: str, pid: int, work: Callable[[], Awaitable[Any]], undo: Callable[[Any], Awaitable[None]]
