@@ -14,10 +14,11 @@ Concurrency: trio thread only; one commit at a time for an inode (`Content.lock`
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Protocol
 
@@ -51,6 +52,7 @@ from sosfs.tree.subtree_lock import SubtreeLock
 log = logging.getLogger(__name__)
 
 SENDERS = 16  # drafts going up in the background
+CUTS_MAX = 8  # times that a commit is begun anew because the file is cut
 RETRY_FIRST, RETRY_MAX = 5.0, 300.0  # seconds between tries
 
 
@@ -151,8 +153,13 @@ class Commits:
     # Into the bucket
 
     async def commit(self, inode: Inode) -> None:
-        """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then."""
-        while (open_file := opened(inode)) is not None:
+        """Brings a changed file into the bucket. Raises what kept it out; the bytes stay here then.
+
+        One that is cut while it is sent begins anew, but not for ever: who would cut it once more waits.
+        """
+        for turn in itertools.count():
+            if (open_file := opened(inode)) is None:
+                return
             async with open_file.lock:
                 draft = open_file.draft
                 if draft is None or not draft.is_dirty or inode.parent is None:
@@ -161,8 +168,9 @@ class Commits:
                 async with self._subtree_lock.shared(inode):
                     if inode.parent is None:
                         return
-                    with contextlib.suppress(Unwanted, Truncated):  # who removes it has the lock next; else it is cut
-                        with open_file.committing():
+                    with suppress(Unwanted, Truncated):  # who removes it has the lock next; else it is cut
+                        kept = open_file.keeping_length() if turn >= CUTS_MAX else nullcontext()
+                        with kept, open_file.committing():
                             await self._commit(inode, open_file, draft)
                         return
 

@@ -24,7 +24,7 @@ from sosfs.files.base_fetch import BaseFetch
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, DraftState, fresh
 from sosfs.files.failed_writes import FailedWrites
-from sosfs.files.open_file import Handle, OpenFile, content_of, draft_of, opened
+from sosfs.files.open_file import Handle, OpenFile, content_of, draft_of, may_be_cut, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.files.prefetch import FilePrefetch
 from sosfs.files.spool import SpoolArea
@@ -84,6 +84,8 @@ class FileIO:
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
         await self._pages.wait_for(inode)
+        if flags & os.O_TRUNC:
+            await may_be_cut(inode)
         self.require_name(inode)  # the kernel looks the name up again
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
@@ -262,6 +264,8 @@ class FileIO:
     async def truncate(self, inode: Inode, size: int) -> None:
         """Sets a file's length; without an open writer it is safe at once, as after a close."""
         await self._pages.wait_for(inode)
+        if size < inode.size:
+            await may_be_cut(inode)
         open_file = content_of(inode)
         if 0 < size < inode.size:
             await self.writeback.gather(inode, 0, inode.size)  # a part that is cut is sent again

@@ -1,6 +1,6 @@
 """The state of a file that is open or not stored yet: draft, upload, handles.
 
-Plain values.
+Plain values. Concurrency: trio thread only.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
 
+import trio
+
 from sosfs.cache.blocks import Source
 from sosfs.cache.readahead import Stream
+from sosfs.concurrency.interrupt import waited
 from sosfs.concurrency.locks import FairLock
 from sosfs.files.draft import Draft
 from sosfs.files.upload import Upload
@@ -25,7 +28,7 @@ class OpenFile:
 
     __slots__ = (
         *("draft", "failed", "in_flight", "lock", "row"),
-        *("sending", "source", "times_given", "upload", "writers"),
+        *("sending", "source", "times_given", "uncut", "upload", "writers"),
     )
 
     def __init__(self) -> None:
@@ -39,6 +42,7 @@ class OpenFile:
         self.row = 0  # of the draft in the journal; 0: none
         self.in_flight = InFlight()
         self.failed: OSError | None = None  # what the last commit ended with
+        self.uncut: trio.Event | None = None  # whoever would cut the file waits for it
 
     @contextmanager
     def committing(self) -> Iterator[None]:
@@ -49,6 +53,16 @@ class OpenFile:
             self.failed = error
             raise
         self.failed = None
+
+    @contextmanager
+    def keeping_length(self) -> Iterator[None]:
+        """Within, nobody cuts the file."""
+        ended = self.uncut = trio.Event()
+        try:
+            yield
+        finally:
+            self.uncut = None
+            ended.set()
 
     def rebase(self, source: Source, version: Version) -> None:
         """The object became another version with the same bytes, or under another key, by our own doing."""
@@ -77,6 +91,12 @@ class Handle:
 def opened(inode: Inode) -> OpenFile | None:
     """The inode's content; None where it is neither open nor waiting to be stored."""
     return cast("OpenFile | None", inode.open_file)
+
+
+async def may_be_cut(inode: Inode) -> None:
+    """Waits for a commit of the file that was begun in vain too often (`OpenFile.keeping_length`)."""
+    while (open_file := opened(inode)) is not None and open_file.uncut is not None:
+        await waited(open_file.uncut.wait)
 
 
 def draft_of(inode: Inode) -> Draft | None:

@@ -60,6 +60,47 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tests.support.fake_store, "PART_MIN", 1)
 
 
+# What goes on meanwhile
+
+
+@pytest.mark.parametrize("how", ["truncate", "open"])
+def test_a_close_ends_however_often_the_file_is_cut(tmp_path: Path, how: str) -> None:
+    """Each cut makes void what is being sent. In the end who cuts waits, and loses nothing by that."""
+    store, outcomes, cuts = Held(), dict[str, Any](), dict[str, Any]()
+    body = bytes(range(1, 256)) * (70 * PART // 255)
+
+    async def cut(mount: Composed, inode: Inode) -> None:
+        if how == "truncate":
+            await mount.parts.file_io.truncate(inode, PART)
+            return
+        await mount.parts.file_io.release(await mount.parts.file_io.open(inode, os.O_WRONLY | os.O_TRUNC, 1))
+
+    async def main(mount: Composed) -> None:
+        io = mount.parts.file_io
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await io.write(handle, 0, body)
+        held = store.before["upload_part", "file"] = trio.Event()
+        await begun(mount, partial(told, outcomes, "close", partial(io.flush, handle)))
+        for turn in range(60):
+            await begun(mount, partial(told, cuts, str(turn), partial(cut, mount, handle.inode)))
+            if len(cuts) == turn + 1 and not outcomes:
+                await io.write(handle, 0, body)
+            store.before["upload_part", "file"] = later = trio.Event()
+            held.set()
+            await trio.testing.wait_all_tasks_blocked()
+            held = later
+        assert outcomes == {"close": None}
+        await store.release()
+        await trio.testing.wait_all_tasks_blocked()
+        assert set(cuts.values()) == {None} and len(cuts) == 60
+        await io.write(handle, 0, b"last")
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == (b"last" + body[4:PART] if how == "truncate" else b"last")
+
+
 # What the object has beside its bytes, and the condition under which it is replaced
 
 
