@@ -145,7 +145,10 @@ class AttributePrefetch:
 
     async def _asker(self) -> None:
         try:
-            while some := self._next():
+            while (some := self._next()) or self._line.waiting:
+                if not some:
+                    await trio.lowlevel.checkpoint()  # there is a long way to the next one
+                    continue
                 await self._quietly(self._ask_files([one for one in some if not one.is_directory]), some[0])
                 for directory in (one for one in some if one.is_directory):
                     await self._quietly(self._ask(directory), directory)
@@ -156,11 +159,7 @@ class AttributePrefetch:
         """What one asker asks for in one go: few while few are left, so that all askers have a share."""
         if trio.current_time() > self._seen + ABANDONED:
             self._line.end_walk()
-        some: list[Inode] = []
-        most = min(TOGETHER, 1 + self._line.waiting // ASKERS)
-        while len(some) < most and (inode := self._line.take()) is not None:
-            some.append(inode)
-        return some
+        return self._line.take(min(TOGETHER, 1 + self._line.waiting // ASKERS))
 
     async def _quietly(self, asking: Awaitable[object], inode: Inode) -> None:
         """A guess that fails harms nobody: who really asks gets the error."""

@@ -2,6 +2,7 @@
 
 Of a directory only its place in the line is kept, not its names: what was learned or forgotten meanwhile is passed
 over when its turn comes, and a tree of any size takes no room. Each page of a listing comes into the line once.
+One call goes `STEPS` places at most: of a million names all may be known, and others want the thread.
 
 Concurrency: trio thread only.
 """
@@ -16,6 +17,7 @@ from enum import Enum
 from sosfs.tree.inodes import Directory, Inode, Known, Pass, is_hidden
 
 SINGLE_MAX = 20_000  # files that are in the line by themselves
+STEPS = 1000  # places in the line that one call passes: 1 ms
 
 
 class Wanted(Enum):
@@ -33,7 +35,8 @@ class _Names:
     names: Sequence[bytes]
     at: int
     stop: int
-    wanted: Wanted
+    wanted: Wanted | None  # of themselves
+    below: Wanted | None = None  # of what is in the directories among them
 
 
 class Questions:
@@ -63,11 +66,14 @@ class Questions:
     def add_below(self, top: Inode, wanted: Wanted) -> None:
         """Puts what is known below a directory into the line."""
         directory = top.directory
-        if directory is not None and directory.now is not None:
-            self.add_listed(directory, directory.now, 0, wanted)
-        if directory is not None:
-            below = (one for one in directory.entries.values() if one.is_directory and not is_hidden(one))
-            self._below.extend((one, wanted) for one in below)
+        if directory is None or is_hidden(top):
+            return
+        if directory.now is not None:
+            names = directory.now.names
+            self._listed.append(_Names(directory, names, 0, len(names), wanted, below=wanted))
+        else:  # not all is known: of itself only what is listed anew
+            known = list(directory.entries)
+            self._listed.append(_Names(directory, known, 0, len(known), None, below=wanted))
 
     def end_walk(self) -> None:
         """Nobody walks on: what is in the line by itself stays."""
@@ -79,29 +85,36 @@ class Questions:
         self._single.clear()
         self.end_walk()
 
-    def take(self) -> Inode | None:
-        """The next one of which not all is known; None where there is none."""
-        while (found := self._next()) is not None:
-            if found.known is not Known.ALL and _is_there(found) and not is_hidden(found):
-                return found
-        return None
+    def take(self, most: int) -> list[Inode]:
+        """Up to `most` of the next ones of which not all is known; there may be more while any are `waiting`."""
+        some: list[Inode] = []
+        for _ in range(STEPS):
+            if len(some) == most or not (self._single or self._listed or self._below):
+                break
+            found = self._next()
+            if found is not None and found.known is not Known.ALL and _is_there(found) and not is_hidden(found):
+                some.append(found)
+        return some
 
     def _next(self) -> Inode | None:
+        """What has the next place; None where that is not asked for."""
         if self._single:
             return self._single.popleft()
-        while self._listed or self._below:
-            if not self._listed:
-                self.add_below(*self._below.popleft())
-                continue
-            names = self._listed[0]
-            if names.at == names.stop:
-                self._listed.popleft()
-                continue
-            names.at += 1
-            inode = names.directory.entries.get(names.names[names.at - 1])
-            if inode is not None and (names.wanted is Wanted.ALL or inode.is_directory):
-                return inode
-        return None
+        if not self._listed:
+            self.add_below(*self._below.popleft())
+            return None
+        names = self._listed[0]
+        if names.at == names.stop:
+            self._listed.popleft()
+            return None
+        names.at += 1
+        inode = names.directory.entries.get(names.names[names.at - 1])
+        if inode is None:
+            return None
+        if inode.is_directory and names.below is not None and not is_hidden(inode):
+            self._below.append((inode, names.below))
+        is_wanted = names.wanted is Wanted.ALL or (names.wanted is Wanted.DIRECTORIES and inode.is_directory)
+        return inode if is_wanted else None
 
 
 def _is_there(inode: Inode) -> bool:
