@@ -12,6 +12,8 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from sosfs.cache.extents import Extents
+
 VERSIONS = 1000  # that are remembered
 RANGES = 10_000  # of one version
 
@@ -27,7 +29,7 @@ class KnownZeros:
 
     def note(self, etag: str, size: int, ranges: Iterable[tuple[int, int]]) -> None:
         """A version has zeros there; of more than `RANGES` the largest are kept."""
-        found = joined(ranges)
+        found = list(Extents(ranges))
         if len(found) > RANGES:
             found = sorted(sorted(found, key=lambda one: one[0] - one[1])[:RANGES])
         if found:
@@ -62,14 +64,3 @@ class KnownZeros:
 def _first(ranges: Ranges, at: int) -> int:
     """The first range that ends behind `at`."""
     return bisect_right(ranges, at, key=lambda one: one[1])
-
-
-def joined(ranges: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Sorted, with neighbours as one."""
-    found: list[tuple[int, int]] = []
-    for start, stop in sorted(ranges):
-        if found and start <= found[-1][1]:
-            found[-1] = found[-1][0], max(found[-1][1], stop)
-        elif start < stop:
-            found.append((start, stop))
-    return found

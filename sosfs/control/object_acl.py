@@ -61,8 +61,6 @@ class ObjectAcls:
             inode.acl_private_until = 0.0
 
     async def _bring(self, inode: Inode) -> None:
-        await self._attributes.revalidate(inode)
-        await self._commits.commit(inode)
-        await self._attributes.write_now(inode)
+        await self._commits.bring(inode)
         if inode.version is None or inode.parent is None:
             raise OSError(errno.ENODATA, "there is no object that could have an ACL")

@@ -118,12 +118,9 @@ class ObjectRetentions:
     @asynccontextmanager
     async def _current(self, inode: Inode) -> AsyncIterator[Object]:
         """What is in the bucket, with all that was changed here; within, nothing of ours changes it."""
-        await self._attributes.revalidate(inode)
-        open_file = opened(inode)
-        if open_file is not None and open_file.writers:
-            raise OSError(errno.EBUSY, "it is open for writing: what comes at its close would not be locked")
-        await self._commits.commit(inode)
-        await self._attributes.write_now(inode)
+        _require_closed(inode)  # else half of it would be stored
+        await self._commits.bring(inode)
+        _require_closed(inode)
         async with self._subtree_lock.exclusive(inode):
             yield await self._look(inode)
 
@@ -135,3 +132,10 @@ class ObjectRetentions:
         self._attributes.protection.changed(key)
         if inode.version is not None:  # Ceph's Last-Modified is that of the lock, and no answer shows it
             inode.version = replace(inode.version, modified=None)
+
+
+def _require_closed(inode: Inode) -> None:
+    """Raises EBUSY for a file that is being written."""
+    open_file = opened(inode)
+    if open_file is not None and open_file.writers:
+        raise OSError(errno.EBUSY, "it is open for writing: what comes at its close would not be locked")

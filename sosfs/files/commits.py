@@ -174,6 +174,15 @@ class Commits:
                             await self._commit(inode, open_file, draft)
                         return
 
+    async def bring(self, inode: Inode) -> None:
+        """The object has all that was changed of it here, and what is known of it is recent. Raises what is amiss."""
+        await self._attributes.revalidate(inode)
+        await self._stored(inode)
+
+    async def _stored(self, inode: Inode) -> None:
+        await self.commit(inode)
+        await self._attributes.write_now(inode)
+
     async def _commit(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         key = self._inodes.key(inode)
         await self._deletions.wait_for(key)
@@ -377,12 +386,7 @@ class Commits:
     async def commit_under(self, top: Inode) -> None:
         """Everything at and below a directory is in the bucket afterwards. Raises what is not."""
         changed = {inode for inode in (*self.drafts, *self._attributes.dirty) if self._inodes.is_under(inode, top)}
-
-        async def store(inode: Inode) -> None:
-            await self.commit(inode)
-            await self._attributes.write_now(inode)
-
-        await each(store, changed, at_once=SENDERS)
+        await each(self._stored, changed, at_once=SENDERS)
 
     async def drain(self) -> int:
         """Sends every draft once more, side by side; returns how many did not get through."""

@@ -23,8 +23,8 @@ from contextlib import asynccontextmanager
 from enum import Enum
 
 from sosfs.cache.blocks import Blocks, Source
+from sosfs.cache.extents import Extents
 from sosfs.concurrency.tasks import each
-from sosfs.files.extents import Extents
 from sosfs.files.spool import INLINE, DamagedSpool, Spool
 from sosfs.s3.protocol import OBJECT_MAX, Condition, Guard, Version
 from sosfs.s3.upload_check import DamagedWrite

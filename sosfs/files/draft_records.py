@@ -25,10 +25,10 @@ from functools import partial
 from typing import Protocol
 
 from sosfs.attributes.writeback import AttributeWriteback
+from sosfs.cache.extents import Extents
 from sosfs.disk import watermark
 from sosfs.errors import FULL
 from sosfs.files.draft import Draft
-from sosfs.files.extents import Extents
 from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.journal.journal import Journal

@@ -28,13 +28,13 @@ from itertools import groupby
 import trio
 
 from sosfs.cache.blocks import Blocks, Source, Spawn
+from sosfs.cache.extents import Extents
 from sosfs.concurrency.budgets import Budget
 from sosfs.concurrency.interrupt import Interrupt, stoppable, waited
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
-from sosfs.files.extents import Extents
 from sosfs.files.part_ranges import PartPlan, Range, plan_of
 from sosfs.files.zero_objects import ZeroObjects, is_gone, is_refusal
 from sosfs.journal.multipart_uploads import MultipartUploads

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import trio.testing
 
+from sosfs.cache.extents import Extents
 from sosfs.config.parameters import Durability
-from sosfs.files.extents import Extents
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
