@@ -115,8 +115,8 @@ class Changes(Revalidation):
         Raises ENOSPC when they would not fit into 2 kB of metadata, OSError of the journal.
         """
         check_properties(self.properties(inode))
-        if inode.parent is None:
-            return
+        if not self._inodes.has_object(inode):
+            return  # what has no name any more, or the bucket's root, of which a mount knows as long as it lasts
         inode.edits = inode.edits.with_posix(posix)
         if "mtime_ns" in inode.edits.posix.intersection(posix):
             self._times[inode] = inode.mtime_ns
@@ -232,7 +232,7 @@ class Changes(Revalidation):
         return True
 
     def _remember(self, inode: Inode) -> None:
-        if inode.version is not None and inode.parent is not None and inode.known is Known.ALL:
+        if inode.version is not None and self._inodes.has_object(inode) and inode.known is Known.ALL:
             self._cache.put(self._inodes.key(inode), inode.version, inode.properties, whole=inode.whole)
             if self._shared is not None:
                 self._shared.wrote(self._inodes.key(inode))
@@ -278,7 +278,7 @@ class Changes(Revalidation):
     def _give_up(self, inode: Inode, why: str) -> None:
         """Another client's file is there, or none: what was changed was of the one before. Says that it is lost."""
         if inode.attributes_dirty:
-            log.error("what was changed of the attributes of %s is lost: another client %s it", _name(inode), why)
+            log.error("what was changed of the attributes of %s is lost: another client %s it", name_of(inode), why)
         self._let_go(inode)
 
     def _let_go(self, inode: Inode) -> None:
@@ -322,7 +322,7 @@ class Changes(Revalidation):
     @property
     def waiting(self) -> list[str]:
         """What could not be written at the last try, and why."""
-        return [f"attributes of {_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
+        return [f"attributes of {name_of(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
 
 
 def _outlives(inode: Inode, draft: ChangedBytes) -> bool:
@@ -333,5 +333,7 @@ def _outlives(inode: Inode, draft: ChangedBytes) -> bool:
     return (inode.version is not None and draft.base is not None) or draft.is_committing
 
 
-def _name(inode: Inode) -> str:
-    return inode.name.decode(errors="replace")
+def name_of(inode: Inode) -> str:
+    """As a user is told of it."""
+    is_root = inode.parent is None and not inode.segment
+    return "the root of the mount" if is_root else inode.name.decode(errors="replace")

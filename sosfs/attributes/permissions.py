@@ -42,7 +42,7 @@ class KeyPermissions:
 
     async def require_write(self, inode: Inode) -> None:
         """Raises EACCES where the key may not replace this inode's object."""
-        if Right.WRITE in self._refused and inode.parent is not None:
+        if Right.WRITE in self._refused and self._inodes.has_object(inode):
             await self.require_store(self._inodes.key(inode))
 
     async def require_store(self, key: str) -> None:

@@ -101,7 +101,7 @@ class Revalidation:
         if inode in self._asking:
             question = self._asking[inode]
             await waited(question.done.wait)
-            if question.answer is None and inode.parent is None:
+            if question.answer is None and not self._inodes.has_name(inode):
                 raise OSError(errno.ENOENT, "it is gone from the bucket")
             return question.answer or await self.revalidate(inode)
         alone = self.attribute_prefetch.asked(inode)
@@ -109,12 +109,12 @@ class Revalidation:
 
     def _is_fresh(self, inode: Inode) -> bool:
         """Whether the bucket need not be asked: what is known is ours, recent, or watched over by a listing."""
-        if inode.pins or inode.parent is None:
+        if inode.pins or not self._inodes.has_object(inode):
             return True
         if inode.known is Known.ALL and trio.current_time() < inode.checked + self.ttl:
             return True
         if inode.known is Known.ALL and inode.is_directory:
-            return True  # the listing of its parent keeps watch over it
+            return True  # the listing of its parent keeps watch over it, that of a mount's root its own
         return inode.is_directory and self._has_no_marker(inode)
 
     def is_asked(self, inode: Inode) -> bool:
@@ -304,6 +304,9 @@ class Revalidation:
         if version.modified is not None:
             inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * user_metadata.NS
         inode.learn(properties, whole=whole)
+        if inode is self._inodes.root and os.geteuid():
+            # Who is not root could not give it back to himself, and would be locked out of his own mount.
+            inode.uid, inode.gid = self._inodes.defaults.uid, self._inodes.defaults.gid
         inode.checked = trio.current_time()
 
     def take(self, inode: Inode, found: Object, *, in_place: bool = False) -> Inode:

@@ -26,6 +26,12 @@ class KeyDirectories:
             parent = await self.folder(parent, folder)
         return parent, segment
 
+    async def directory(self, key: str) -> Inode:
+        """The directory of that key, which may be the root."""
+        if key == self._namespace.inodes.prefix:
+            return self._namespace.inodes.root
+        return await self.folder(*await self.parent_of(key))
+
     async def folder(self, parent: Inode, segment: str) -> Inode:
         """The directory of that segment."""
         found = await self.find(parent, segment)

@@ -53,12 +53,11 @@ class RefusedChanges:
             self._deletions.take_up(key, version, await self._hide(key, keys), refused)
 
     async def _take_up(self, row: int, saved: SavedAttributes) -> None:
-        parent, segment = await self._places.parent_of(saved.key)
         inode: Inode | None
         if saved.key.endswith("/"):
-            inode = await self._places.folder(parent, segment)
+            inode = await self._places.directory(saved.key)
         else:
-            inode = await self._places.file(parent, segment)
+            inode = await self._places.file(*await self._places.parent_of(saved.key))
         if inode is not None and inode.attributes_dirty:
             return  # of a draft that was found in the bucket without them
         if inode is not None and not inode.pins:  # what has a draft has its attributes in that one's record

@@ -420,6 +420,8 @@ class Inodes:
         self._table: dict[int, Inode] = {}
         self.root = self.make(None, "", Form.PLAIN, mode=defaults.directory_mode)
         self.root.lookups = 1
+        if prefix:
+            self.root.known, self.root.whole = Known.SIZE, False  # its marker may tell more
 
     def __len__(self) -> int:
         return len(self._table)
@@ -517,6 +519,10 @@ class Inodes:
     def has_name(self, inode: Inode) -> bool:
         """Whether an inode is in the tree: the root, or below a directory."""
         return inode.parent is not None or inode is self.root
+
+    def has_object(self, inode: Inode) -> bool:
+        """Whether the bucket can have an object of an inode in the tree: not of its own root."""
+        return inode.parent is not None or (inode is self.root and self.prefix != "")
 
     def has_key(self, inode: Inode, key: str) -> bool:
         """Whether this is the inode's key now; never for one that no name leads to any more."""
