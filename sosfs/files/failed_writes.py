@@ -19,11 +19,9 @@ from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
-from sosfs.tree.inodes import Inode, Inodes, held
+from sosfs.tree.inodes import NO_VERSION, Inode, Inodes, held
 
 log = logging.getLogger(__name__)
-
-NO_VERSION = "-"  # no ETag: the kernel's pages are of no version that is in the bucket
 
 
 class FailedWrites:

@@ -348,6 +348,7 @@ class BucketMount:
     def held(self) -> Held:
         """What it holds in memory by itself: no changes, for whose memory all buckets of a mount have one budget."""
         names = NAME * (len(self.parts.inodes) + self.past.inodes) + self.operations.packed_names
+        names += self.parts.inodes.lent_size
         return Held(self.parts.blocks.held + self.past.held + self.warming.budget.used, names)
 
     def status(self) -> Status:

@@ -26,9 +26,8 @@ from sosfs.files.page_cache import PageCache, PageNotifier
 from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.ipc.commands import NO_OPTIONS, Names, Options, Tell, Told
 from sosfs.tree import keys
-from sosfs.tree.inodes import Inode, Inodes, Known
+from sosfs.tree.inodes import NO_VERSION, Inode, Inodes, Known
 
-NO_VERSION = "-"  # no ETag: nothing is given to the kernel until the file is opened again, and what it has goes then
 ROWS = 2000  # remembered objects that are forgotten without a pause
 Named = tuple[str, str, int]  # key, ETag, size: a version as the disk cache names it
 

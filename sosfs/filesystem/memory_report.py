@@ -6,7 +6,7 @@ its modules, threads, connections, and heaps that were larger once. So the kinds
 | kind | what |
 |---|---|
 | `blocks` | data of files that was read, and what `sosfs warm` has in flight |
-| `names` | inodes with their names and attributes, and names that readers of directories have gone past |
+| `names` | inodes, their names and attributes; of forgotten files what a reader or the kernel may come back to |
 | `changes` | small drafts, and bodies on their way up |
 | `answers` | bodies on their way down: listings, and data before it becomes blocks |
 | `program` | the rest |

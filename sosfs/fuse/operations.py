@@ -150,6 +150,8 @@ class Operations(pyfuse3.Operations):
             inode = self._inodes.find(number)
             if inode is not None:
                 self._namespace.forget(inode, count)
+            else:
+                self._inodes.give_back(number, count)
 
     @answered
     async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:

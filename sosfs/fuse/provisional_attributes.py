@@ -73,7 +73,10 @@ class ProvisionalAttributes:
         if inode.known is Known.ALL or not (self.hold or inode.known is Known.NAME):
             return
         told = inode.mode, inode.uid, inode.gid
-        if await self._attributes.revalidate(inode) is not inode or (inode.mode, inode.uid, inode.gid) != told:
+        was_forgotten = inode.is_unread  # what the kernel was told was true then, as what it has cached
+        if await self._attributes.revalidate(inode) is not inode:
+            raise refuse(errno.ESTALE)
+        if not was_forgotten and (inode.mode, inode.uid, inode.gid) != told:
             raise refuse(errno.ESTALE)
 
     def removed(self, task: int, parent: int, name: bytes) -> None:

@@ -7,12 +7,12 @@ makes the directory be listed again.
 
 Who walks fast brings names faster than the kernel forgets them, and while somebody reads a directory the kernel forgets
 none of its names. So at `most` they go whatever the kernel knows, those of a directory that is being read once its
-readers have been told of them. What the kernel then asks of such a number is ESTALE, upon which it looks the name up
-again.
+readers have been told of them. Of what the kernel knows its number stays answerable (`tree.lent_numbers`): somebody may
+have the file as O_PATH, for which nothing is open here.
 
 What stays: directories (one may be somebody's working directory, which would be told that it was removed), files that
-are open, what the bucket lacks, what is being renamed, names that a reader has still to be told, and what was asked
-for a moment ago: a handler may be about to tell the kernel of it.
+are open, what the kernel knows as something else than a file, what the bucket lacks, what is being renamed, names that
+a reader has still to be told, and what was asked for a moment ago: a handler may be about to tell the kernel of it.
 
 Concurrency: trio thread only, one task at a time.
 """
@@ -79,7 +79,7 @@ class Eviction:
         for directory in sorted(self._inodes.directories(), key=_age):
             if len(self._inodes) <= LEFT * self._most:
                 break
-            self._drop(directory, self._is_idle)
+            self._drop(directory, self._may_be_cut)
         self._cut_at = max(self._most, len(self._inodes) + STEP * self._most)
 
     async def _run(self) -> None:
@@ -123,9 +123,9 @@ class Eviction:
             and directory.touched.get(name) != PENDING
             and all(reader.has_told(name) for reader in readers)
         ]
-        for name, inode in gone:
+        for name, _ in gone:
             del directory.entries[name]
-            self._inodes.drop(inode)
+        self._inodes.lend(directory.inode, (inode for _, inode in gone))
         if gone:
             directory.doubt()
             for reader in readers:
@@ -133,6 +133,9 @@ class Eviction:
 
     def _is_unknown(self, inode: Inode) -> bool:
         return not inode.lookups and self._is_idle(inode)
+
+    def _may_be_cut(self, inode: Inode) -> bool:
+        return self._is_idle(inode) and (not inode.lookups or self._inodes.may_lend(inode))
 
     def _is_idle(self, inode: Inode) -> bool:
         if inode.is_directory or inode.opens or inode.pins or inode.open_file is not None:

@@ -83,7 +83,7 @@ class Namespace:
     def listed(self, parent: Inode, name: bytes) -> Inode | None:
         """What was known of a file's name last, however long ago; None where nothing was, and for a directory."""
         inode = self.directory(parent).entries.get(name)
-        return None if inode is None or inode.is_directory else inode
+        return None if inode is None or inode.is_directory or inode.is_unread else inode
 
     async def lookup(self, parent: Inode, name: bytes) -> Inode:
         """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, and what the bucket answers."""
@@ -97,7 +97,8 @@ class Namespace:
         if directory.is_known(self.ttl):
             if inode is None:
                 raise refuse(errno.ENOENT)
-            return inode
+            if not inode.is_unread:
+                return inode
         directory.asking += 1
         try:
             return await self._ask(directory, name, parsed, inode)
@@ -106,7 +107,7 @@ class Namespace:
 
     def _is_recent(self, inode: Inode, directory: Directory) -> bool:
         checked = max(inode.checked, directory.touched.get(inode.name, 0.0))
-        return directory.forgotten < checked > trio.current_time() - self.ttl
+        return not inode.is_unread and directory.forgotten < checked > trio.current_time() - self.ttl
 
     async def _ask(self, directory: Directory, name: bytes, parsed: keys.Parsed, inode: Inode | None) -> Inode:
         if len(directory.entries) <= RELIST_MAX or directory.now is None:
@@ -200,7 +201,7 @@ class Namespace:
                 self._merger.remove(directory, name)
             raise refuse(errno.ENOENT)
         if here is None or here.is_directory:
-            here = self.inodes.make(directory.inode, parsed.segment, parsed.form, mode=self.inodes.defaults.file_mode)
+            here = self.inodes.listed(directory.inode, parsed.segment, parsed.form)
             directory.entries[name] = here
         return self._attributes.take(here, found[0])
 
@@ -376,6 +377,7 @@ class Namespace:
         if (
             directory.readers
             or directory.asking
+            or self.inodes.has_lent(inode)
             or any(child.directory is not None for child in directory.entries.values())
         ):
             return

@@ -2,7 +2,9 @@
 
 An inode knows its parent and its segment of the key, never a path: a renamed directory changes one
 pointer. The two halves above, names (`namespace`) and bytes (`files`), share nothing but the inode.
-Who holds an inode alive: the kernel's lookups, open handles, and work not yet in the bucket (`pins`).
+Who holds an inode alive: the kernel's lookups, open handles, and work not yet in the bucket (`pins`). Where there is no
+room for all that the kernel has, a file is forgotten but for its number and name (`lent_numbers`): whatever the kernel
+asks of the number, it is back, as one of which nothing has been read yet.
 
 A `Pass` is one walk through a directory's keys, page by page; readers of a directory share the newest pass and
 remember only an index into its names, which are appended to and never moved: what comes and goes meanwhile makes no
@@ -19,10 +21,11 @@ import math
 import os
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 import trio
 
@@ -33,11 +36,13 @@ from sosfs.metadata.edits import NO_EDITS
 from sosfs.s3.protocol import Properties, Version
 from sosfs.s3.recognition import InFlight
 from sosfs.s3.scratch_key import is_of_zeros
-from sosfs.tree.keys import HIDDEN, Form, name_of, shown_in_root
+from sosfs.tree.keys import HIDDEN, Form, is_folded, name_of, parse, shown_in_root
+from sosfs.tree.lent_numbers import Lent, LentNumbers
 from sosfs.tree.shown_names import ShownNames
 
 ROOT = 1
 PENDING = math.inf
+NO_VERSION = "-"  # no ETag: what the kernel has of a file's pages is of no version that is in the bucket
 SYMLINK_MAX = 4096  # bytes; PATH_MAX, so a longer object is no symbolic link
 
 
@@ -108,6 +113,7 @@ class Inode:
     """One file, directory, link or special file. Plain state: whoever owns a part of it is named there."""
 
     __slots__ = (
+        "__weakref__",
         "acl_private_until",
         "atime_ns",
         "attributes_dirty",
@@ -188,6 +194,11 @@ class Inode:
     def is_left_behind(self) -> bool:
         """Whether its name leads elsewhere since another client replaced or removed it; who has it open keeps it."""
         return self.parent is None and self.known is Known.NAME
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the bucket has not been asked for it since it was forgotten: no more of it is known than its name."""
+        return self.version is None and self.known is Known.NAME and not self.pins
 
     def learn(self, properties: Properties, *, whole: bool) -> None:
         """Takes over what an object's metadata says, and defaults for what it does not say."""
@@ -347,6 +358,10 @@ class Directory:
         """Whether a page of `walk` knows better than we do about this name."""
         return self.touched.get(name, -1.0) < walk.started
 
+    def may_have(self, inode: Inode) -> bool:
+        """Whether a file of this name can be there, which is not among the entries."""
+        return inode.name not in self.entries and (self.now is None or not self.now.covers(inode.segment))
+
     def live(self) -> Iterator[Inode]:
         """The entries that somebody holds."""
         return (inode for inode in self.entries.values() if inode.lookups or inode.opens or inode.pins)
@@ -418,6 +433,8 @@ class Inodes:
         self.defaults = defaults
         self._numbers = itertools.count(first)
         self._table: dict[int, Inode] = {}
+        self._lent = LentNumbers[Inode]()  # by directory
+        self._in_use = WeakValueDictionary[int, Inode]()  # of those, what somebody still works with
         self.root = self.make(None, "", Form.PLAIN, mode=defaults.directory_mode)
         self.root.lookups = 1
         if prefix:
@@ -428,12 +445,70 @@ class Inodes:
 
     def __getitem__(self, number: int) -> Inode:
         """The inode of a number the kernel knows. Raises OSError ESTALE."""
-        try:
-            inode = self._table[number]
-        except KeyError:
-            raise OSError(errno.ESTALE, f"no inode {number}") from None
+        inode = self._table.get(number) or self._back(number)
+        if inode is None:
+            raise OSError(errno.ESTALE, f"no inode {number}")
         inode.used = trio.current_time()
         return inode
+
+    def _back(self, number: int) -> Inode | None:
+        """What was forgotten, and the kernel still has; None where its name leads to another file or to none."""
+        found = self._lent.take(number)
+        if found is None:
+            return None
+        parent, lent = found
+        inode = self._unread(parent, lent)
+        directory = parent.directory
+        if directory is None or not self.is_under(parent, self.root) or not directory.may_have(inode):
+            inode.parent = None  # ESTALE for whoever has it
+        else:
+            directory.entries[lent.name] = inode
+        return inode
+
+    def _unread(self, parent: Inode, lent: Lent) -> Inode:
+        """A file that was forgotten, with its number; the same inode as before, should somebody have it in use."""
+        inode = self._in_use.pop(lent.number, None)
+        if inode is None:
+            parsed = parse(lent.name)
+            inode = Inode(lent.number, parent, parsed.segment, parsed.form, self.defaults)
+            inode.known, inode.whole, inode.pages = Known.NAME, False, NO_VERSION
+        inode.lookups = lent.lookups
+        self._table[lent.number] = inode
+        return inode
+
+    def listed(self, parent: Inode, segment: str, form: Form) -> Inode:
+        """An inode for a file that a listing shows: the one that the kernel has of it, else a new one."""
+        lent = self._lent.take_named(parent, name_of(segment, form)) if self._lent.has(parent) else None
+        if lent is not None:
+            return self._unread(parent, lent)
+        return self.make(parent, segment, form, mode=self.defaults.file_mode)
+
+    def may_lend(self, inode: Inode) -> bool:
+        """Whether a file can be forgotten that the kernel has: its name has to tell all that the kernel was told."""
+        return inode.is_regular and inode.parent is not None and not is_folded(inode.name)
+
+    def lend(self, parent: Inode, gone: Iterable[Inode]) -> None:
+        """Forgets files of a directory, but for the numbers that the kernel has."""
+        lent = []
+        for inode in gone:
+            self.drop(inode)
+            if inode.lookups:
+                lent.append(Lent(inode.name, inode.number, inode.lookups))
+                self._in_use[inode.number] = inode
+        self._lent.lend(parent, lent)
+
+    def has_lent(self, parent: Inode) -> bool:
+        """Whether the kernel has files of a directory that are forgotten here."""
+        return self._lent.has(parent)
+
+    @property
+    def lent_size(self) -> int:
+        """Bytes that the numbers and names of forgotten files take."""
+        return self._lent.size
+
+    def give_back(self, number: int, lookups: int) -> None:
+        """The kernel has so many lookups less of a file that is forgotten."""
+        self._lent.give_back(number, lookups)
 
     def numbers(self) -> list[int]:
         """All numbers, as of now."""
@@ -457,14 +532,16 @@ class Inodes:
         return inode
 
     def require(self, inode: Inode) -> None:
-        """Before an inode is changed that was waited for. Raises ESTALE should it have been forgotten meanwhile."""
-        if inode.number not in self._table:
+        """Before an inode is changed that was waited for. Raises ESTALE should it have been forgotten for good."""
+        if inode.number not in self._table and self._back(inode.number) is not inode:
             raise OSError(errno.ESTALE, f"no inode {inode.number}")  # the kernel looks its name up again
 
     def keep(self, inode: Inode) -> None:
         """Before the kernel is told of an inode, or has it open or moved: should it have been forgotten, it is back."""
         if inode.number in self._table:
             return
+        if found := self._lent.take(inode.number):
+            inode.lookups = found[1].lookups
         self._table[inode.number] = inode
         parent = inode.parent
         if parent is not None:

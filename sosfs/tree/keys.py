@@ -115,6 +115,11 @@ def _folded(segment: str, form: Form) -> bytes:
     return (lead + head).encode()
 
 
+def is_folded(name: bytes) -> bool:
+    """Whether a name that `name_of` gives does not tell the segment."""
+    return name.startswith((b"%s#" % _ESCAPE, b"%sf%s#" % (_ESCAPE, _ESCAPE)))
+
+
 def parse(name: bytes) -> Parsed:
     """The segment a name stands for.
 

@@ -157,7 +157,7 @@ class Merger:
 
     def _new_file(self, directory: Directory, segment: str, name: bytes) -> Inode:
         form = Form.PLAIN if name == name_of(segment) else Form.BESIDE
-        inode = self._inodes.make(directory.inode, segment, form, mode=self._inodes.defaults.file_mode)
+        inode = self._inodes.listed(directory.inode, segment, form)
         directory.entries[name] = inode
         return inode
 

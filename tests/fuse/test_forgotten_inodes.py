@@ -5,6 +5,7 @@ In one process and without a kernel, for only so can each order be had.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -116,6 +117,124 @@ def test_what_the_kernel_has_just_looked_up_stays_until_it_asks_for_it(
     mount.loop.run(look)
 
 
+@pytest.mark.parametrize("again", [False, True], ids=["by its number", "after it was listed again"])
+def test_what_the_kernel_has_keeps_its_number(mount: Composed, store: Held, kernel: Operations, again: bool) -> None:
+    """Somebody may have it as O_PATH: fstat, and an open by way of /proc/self/fd, ask by the number alone."""
+    held = {"mode": str(stat.S_IFREG | 0o604), "uid": "4321"}
+
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000), "d/z": bytes(5000)})
+        await store.put("d/b", b"b", Properties(metadata=held))
+        top = await mount._walk("d")
+        top.lookups += 1
+        told = [await kernel.lookup(top.number, name, CALLER) for name in (b"a", b"b")]
+        told += [await kernel.lookup(top.number, b"a", CALLER)]
+        await mount.parts.listings.complete(top)
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        assert top.directory is not None and not top.directory.entries
+        mount.parts.namespace.sweep()
+        if again:
+            await mount.parts.listings.complete(top)
+        found = [await kernel.getattr(entry.st_ino, CALLER) for entry in told]
+        assert [(one.st_ino, one.st_size) for one in found] == [(one.st_ino, one.st_size) for one in told]
+        assert (stat.S_IMODE(found[1].st_mode), found[1].st_uid) == (0o604, 4321)
+        assert (await kernel.lookup(top.number, b"b", CALLER)).st_ino == told[1].st_ino
+        handle = (await kernel.open(told[1].st_ino, os.O_RDONLY, CALLER)).fh
+        assert bytes(await kernel.read(handle, 0, 10)) == b"b"
+        await kernel.release(handle)
+
+    mount.loop.run(look)
+
+
+def test_what_is_opened_by_a_number_that_was_forgotten_is_what_the_bucket_has(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    held = {"mode": str(stat.S_IFREG | 0o604)}
+
+    async def look() -> None:
+        await store.put("d/a", b"a" * 5000, Properties(metadata=held))
+        top = await mount._walk("d")
+        top.lookups += 1
+        number = (await kernel.lookup(top.number, b"a", CALLER)).st_ino
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        opened = await kernel.open(number, os.O_RDWR, CALLER)
+        assert not opened.keep_cache, "the pages that the kernel has may be older"
+        await kernel.write(opened.fh, 0, b"new")
+        await kernel.flush(opened.fh)
+        await kernel.release(opened.fh)
+
+    mount.loop.run(look)
+    assert bodies(store) == {"d/a": b"new" + b"a" * 4997}
+    assert store._stored["d/a"].object.properties.metadata["mode"] == held["mode"]
+
+
+@pytest.mark.parametrize("shown", [False, True], ids=["never listed since", "listed since"])
+def test_what_another_client_has_removed_since_is_gone(
+    mount: Composed, store: Held, kernel: Operations, shown: bool
+) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000), "d/z": bytes(5000)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        number = (await kernel.lookup(top.number, b"a", CALLER)).st_ino
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        await store.delete("d/a")
+        if shown:
+            await mount.parts.listings.complete(top)
+        await refused(errno.ESTALE if shown else errno.ENOENT, kernel.getattr(number, CALLER))
+        with contextlib.suppress(pyfuse3.FUSEError):
+            assert (await kernel.lookup(top.number, b"a", CALLER)).st_ino == 0
+        assert top.directory is not None and b"a" not in top.directory.entries
+
+    mount.loop.run(look)
+
+
+def test_what_was_forgotten_is_removed_and_renamed_by_its_name(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    """Also by `rm -r`, which is shown names as they were known last."""
+
+    async def look() -> None:
+        await put_all(store, {f"d/{number}": bytes(5000) for number in range(9)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        told = [await kernel.lookup(top.number, b"%d" % number, CALLER) for number in range(9)]
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        for entry in told:
+            mount.parts.inodes[entry.st_ino]  # back, and nothing of it is known
+        for number in range(8):
+            await kernel.lookup(top.number, b"%d" % number, CALLER)
+            await kernel.unlink(top.number, b"%d" % number, CALLER)
+        await mount.rename("d/8", "d/moved")
+        assert (await kernel.getattr(told[8].st_ino, CALLER)).st_size == 5000
+
+    mount.loop.run(look)
+    mount.loop.passes(5)
+    assert set(bodies(store)) == {"d/", "d/moved"}
+
+
+def test_what_the_kernel_has_given_back_is_forgotten_for_good(mount: Composed, store: Held, kernel: Operations) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        await kernel.lookup(top.number, b"a", CALLER)
+        number = (await kernel.lookup(top.number, b"a", CALLER)).st_ino
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        await kernel.forget([(number, 1)])
+        assert mount.parts.inodes.lent_size > 0
+        await kernel.forget([(number, 1)])
+        assert mount.parts.inodes.lent_size == 0
+        await refused(errno.ESTALE, kernel.getattr(number, CALLER))
+
+    mount.loop.run(look)
+
+
 def _opens(kernel: Operations, number: int) -> Awaitable[Any]:
     return kernel.open(number, os.O_RDWR, CALLER)
 
@@ -130,13 +249,16 @@ def _truncates(kernel: Operations, number: int) -> Awaitable[Any]:
 
 
 @pytest.mark.parametrize("work", [_opens, _truncates])
-def test_what_was_forgotten_while_a_change_waited_is_looked_up_again(
+def test_what_was_forgotten_while_a_change_waited_is_the_file_of_its_name(
     mount: Composed, store: Held, kernel: Operations, work: Callable[[Operations, int], Awaitable[Any]]
 ) -> None:
     """Else it would be changed under a number that nobody knows, while its name leads to the old bytes."""
+    is_open = work is _opens
     ends: list[BaseException | None] = []
+    numbers: list[int] = []
 
     async def change(inode: Inode) -> None:
+        numbers.append(inode.number)
         try:
             await work(kernel, inode.number)
             ends.append(None)
@@ -154,16 +276,24 @@ def test_what_was_forgotten_while_a_change_waited_is_looked_up_again(
 
     async def end(event: trio.Event) -> None:
         forget(mount)
+        assert mount.parts.inodes.root.directory is not None and not mount.parts.inodes.root.directory.entries
         mount.parts.pages._giving.clear()
         event.set()
         await trio.testing.wait_all_tasks_blocked()
+        if is_open:
+            handle = next(iter(kernel._files))
+            await kernel.write(handle, 0, b"new")
+            await kernel.flush(handle)
+            await kernel.release(handle)
+        entry = await kernel.lookup(mount.parts.inodes.root.number, b"a", CALLER)
+        assert entry.st_ino in numbers
 
     event = mount.loop.run(begin)
     assert not ends
     mount.loop.passes(USED + 1)
     mount.loop.run(lambda: end(event))
-    assert [end.errno for end in ends if isinstance(end, pyfuse3.FUSEError)] == [errno.ESTALE]
-    assert bodies(store) == {"a": b"0123456789"}
+    assert ends == [None]
+    assert bodies(store) == {"a": b"new3456789" if is_open else b"012"}
 
 
 def test_a_removal_by_another_task_does_not_make_a_guess_the_truth(
@@ -190,7 +320,7 @@ def test_a_removal_by_another_task_does_not_make_a_guess_the_truth(
     mount.loop.run(look)
 
 
-def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_no_attribute(
+def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_its_attribute(
     mount: Composed, store: Held
 ) -> None:
     parts, nobody = mount.parts, Mock()
@@ -221,7 +351,9 @@ def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_no_attri
     mount.loop.run(begin)
     mount.loop.passes(USED + 1)
     mount.loop.run(end)
-    assert [end.errno for end in ends if end is not None] == [errno.ESTALE]
+    assert ends == [None]
+    mount.loop.passes(2)
+    assert store._stored["a"].object.properties.metadata["colour"] == "blue"
 
 
 @pytest.mark.parametrize("held", ["the question for its name", "the question for its attributes"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -16,7 +18,7 @@ import trio.testing
 from sosfs.errors import StoreError
 from sosfs.namespace.eviction import USED, Eviction
 from sosfs.s3.protocol import Properties
-from sosfs.tree.inodes import Reading
+from sosfs.tree.inodes import Inode, Reading
 from tests.conftest import Mounter
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, status
@@ -101,6 +103,27 @@ def test_what_is_in_use_stays_what_it_is(drive: Drive, foreign: Foreign, bodies:
 
 
 @ON_MOTO
+def test_what_is_held_by_its_path_alone_stays_what_it_is(drive: Drive) -> None:
+    """O_PATH: nothing is open in the mount, which is not even told that somebody has it."""
+    held = [os.open(drive.here / f"d{top:02d}" / "f000", os.O_PATH) for top in range(DIRECTORIES)]
+    try:
+        before = [os.fstat(one) for one in held]
+        time.sleep(USED)  # what was asked for a moment ago stays anyway
+        shed(drive)
+        shed(drive)
+        after = [os.fstat(one) for one in held]
+        assert [(one.st_ino, one.st_size) for one in after] == [(one.st_ino, one.st_size) for one in before]
+        assert [os.stat(drive.here / f"d{top:02d}" / "f000").st_ino for top in range(DIRECTORIES)] == [
+            one.st_ino for one in before
+        ]
+        for top, one in enumerate(held):
+            assert Path(f"/proc/self/fd/{one}").read_bytes() == f"d{top:02d}/f000".encode()
+    finally:
+        for one in held:
+            os.close(one)
+
+
+@ON_MOTO
 def test_changes_go_on_while_names_go(drive: Drive, foreign: Foreign) -> None:
     for number in range(FILES):
         for top in range(DIRECTORIES):
@@ -152,6 +175,49 @@ def forget(mount: Composed) -> None:
     """Forgets all that may be forgotten."""
     Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
     mount.parts.listings.watchers.pop()  # this once
+
+
+class Kernel:
+    """Forgets what it is asked to, but for a link that somebody has as O_PATH."""
+
+    def __init__(self, mount: Composed) -> None:
+        self._mount = mount
+        self.asked: set[bytes] = set()
+
+    async def forget(self, numbers: Sequence[int], names: Sequence[tuple[int, bytes]]) -> None:
+        del numbers
+        for parent, name in names:
+            self.asked.add(name)
+            directory = self._mount.parts.inodes[parent].directory
+            if name != b"held" and directory is not None and (inode := directory.entries.get(name)):
+                self._mount.parts.namespace.forget(inode, inode.lookups)
+
+
+def test_a_link_that_the_kernel_has_stays_until_it_has_given_it_back(mount: Composed, store: Held) -> None:
+    """Its name does not tell that it is a link, as which the kernel knows its number."""
+    parts, link = mount.parts, Properties(metadata={"mode": str(stat.S_IFLNK | 0o777)})
+    names, kernel = ["held", *map(str, range(20))], Kernel(mount)
+
+    async def begin() -> Inode:
+        for name in names:
+            await store.put(f"d/{name}", b"there", link)
+        for name in names:
+            (await mount._walk(f"d/{name}")).lookups += 1
+        return await mount._walk("d/held")
+
+    async def cut() -> None:
+        eviction = Eviction(parts.inodes, parts.attributes, parts.listings, mount.spawn, cast(Any, kernel), most=4)
+        eviction.look()
+        assert held.parent is not None and held.parent.directory is not None
+        assert len(held.parent.directory.entries) == len(names)
+
+    held = mount.loop.run(begin)
+    mount.loop.passes(USED + 1)
+    mount.loop.run(cut)
+    mount.loop.passes(100)
+    assert kernel.asked == {name.encode() for name in names}
+    assert held.parent is not None and held.parent.directory is not None
+    assert list(held.parent.directory.entries.values()) == [held]
 
 
 def test_a_file_that_was_forgotten_while_its_rename_failed_has_its_old_name(mount: Composed, store: Held) -> None:

@@ -1,0 +1,64 @@
+"""What the kernel has of files that were forgotten: found by number and by name, until it has given it back."""
+
+from __future__ import annotations
+
+import random
+
+from sosfs.tree.lent_numbers import PACK, Lent, LentNumbers
+
+COUNT = 3 * PACK + 7
+
+
+def lent(numbers: range) -> list[Lent]:
+    """Files of one directory in the order in which they were listed."""
+    return [Lent(b"name-%06d" % number, number, 1 + number % 3) for number in numbers]
+
+
+def test_each_comes_back_by_its_number_and_by_its_name() -> None:
+    numbers = LentNumbers[str]()
+    numbers.lend("d", lent(range(COUNT)))
+    numbers.lend("e", [Lent(b"name-000001", COUNT, 1)])
+    for number in range(0, COUNT, 97):
+        name = b"name-%06d" % number
+        wanted = Lent(name, number, 1 + number % 3)
+        found = numbers.take(number) if number % 2 else numbers.take_named("d", name)
+        assert found == (("d", wanted) if number % 2 else wanted)
+        assert numbers.take(number) is None and numbers.take_named("d", name) is None, "once"
+    assert numbers.take(COUNT) == ("e", Lent(b"name-000001", COUNT, 1))
+    assert numbers.take(COUNT + 1) is None
+    assert numbers.take_named("d", b"a") is numbers.take_named("d", b"z") is numbers.take_named("x", b"a") is None
+
+
+def test_what_the_kernel_has_given_back_takes_no_room() -> None:
+    numbers = LentNumbers[str]()
+    numbers.lend("d", lent(range(COUNT)))
+    assert numbers.has("d")
+    assert 0 < numbers.size < 30 * COUNT
+    for number in range(COUNT):
+        numbers.give_back(number, number % 3)
+    assert numbers.take(4) == ("d", Lent(b"name-000004", 4, 1)), "one of its two lookups is left"
+    for number in range(COUNT):
+        numbers.give_back(number, 1)
+    assert numbers.size == 0 and not numbers.has("d")
+    assert numbers.take(5) is None
+
+
+def test_what_is_forgotten_in_any_order_is_found() -> None:
+    numbers, order = LentNumbers[str](), lent(range(COUNT))
+    random.Random(3).shuffle(order)
+    for at in range(0, COUNT, 300):
+        numbers.lend("d", order[at : at + 300])
+    found = [numbers.take(number) for number in range(0, COUNT, 2)]
+    assert found == [("d", one) for one in lent(range(0, COUNT, 2))]
+    found_named = [numbers.take_named("d", b"name-%06d" % number) for number in range(1, COUNT, 2)]
+    assert found_named == lent(range(1, COUNT, 2))
+    assert numbers.size == 0
+
+
+def test_another_file_of_the_same_name_has_it() -> None:
+    numbers = LentNumbers[str]()
+    numbers.lend("d", [Lent(b"a", 1, 1), Lent(b"b", 2, 1)])
+    numbers.lend("d", [Lent(b"a", 3, 1)])
+    assert numbers.take(1) is None
+    assert numbers.take_named("d", b"a") == Lent(b"a", 3, 1)
+    assert numbers.take(2) == ("d", Lent(b"b", 2, 1))
