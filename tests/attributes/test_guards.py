@@ -23,22 +23,12 @@ from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Properties, Version
 from sosfs.s3.recognition import token
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
     Headers("text/plain", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"colour": "blue"}, "COLD"
 )
-
-
-def silence(what: str) -> StoreError:
-    """No answer."""
-    return StoreError(errno.EIO, what, detail="no answer")
-
-
-async def _set(event: trio.Event) -> None:
-    event.set()
-    await trio.testing.wait_all_tasks_blocked()
 
 
 async def _chmod(mount: Composed, path: str, mode: int) -> None:
@@ -101,7 +91,7 @@ def test_what_changes_while_attributes_are_written_is_written_too(mount: Compose
     async def again() -> None:
         assert store.reached
         await _chmod(mount, path, 0o600)
-        await _set(held)
+        await settled(held)
 
     mount.loop.run(main)
     mount.loop.passes(2)
@@ -121,7 +111,7 @@ def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None
         store.before["copy"] = held
         for _ in range(2):
             await begun(mount, partial(mount.parts.attributes.write_now, inode))
-        await _set(held)
+        await settled(held)
         assert store.calls["copy"] == 1
 
     mount.loop.run(main)
@@ -154,7 +144,7 @@ def test_what_changes_while_a_commit_is_under_way_is_written_after_it(mount: Com
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert store.reached
         await _chmod(mount, "file", 0o600)
-        await _set(held)
+        await settled(held)
         await closed(mount, handle)
 
     mount.loop.run(main)
@@ -255,7 +245,7 @@ def test_a_marker_that_is_being_written_does_not_come_after_its_directory_has_go
         await begun(mount, partial(mount.parts.attributes.write_now, await mount._walk("d")))
         assert ("put", "d/") in store.reached
         await begun(mount, partial(mount.rmdir, "d"))
-        await _set(held)
+        await settled(held)
         await mount.parts.deletions.drain()
 
     mount.loop.run(main)
@@ -278,7 +268,7 @@ def test_a_chmod_of_what_is_copied_part_by_part_does_not_undo_what_came_meanwhil
     async def go_on() -> None:
         assert store.reached
         await store.put("file", b"theirs", Properties())
-        await _set(held)
+        await settled(held)
 
     mount.loop.run(main)
     mount.loop.passes(2)

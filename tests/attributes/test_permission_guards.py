@@ -13,7 +13,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.protocol import Right
 from tests.support.composed import Composed
 from tests.support.drive import fails
-from tests.support.held import Held, bodies, put_all
+from tests.support.held import Held, bodies, denied, put_all
 
 Fault = Callable[[str, str], None]
 
@@ -29,10 +29,6 @@ def answering(error: StoreError) -> Fault:
         raise error
 
     return fault
-
-
-def denied(request: str = "") -> StoreError:
-    return StoreError(errno.EACCES, request, code="AccessDenied", status=403)
 
 
 def asked(store: Held) -> int:

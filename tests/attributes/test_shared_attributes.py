@@ -250,7 +250,7 @@ def test_one_command_removes_all_of_it_and_nothing_else(
 def test_no_version_of_it_stays_where_versions_are_kept(
     server: Server, foreign: Foreign, mounter: Mounter, proxy: Proxy, tmp_path: Path
 ) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     fill(foreign)
     told(mounter, proxy)
     foreign.put("later", b"")

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -26,17 +24,13 @@ from sosfs.filesystem.drop import DropCommand
 from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
+from tests.support.disks import having
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, opened, put_all, told
+from tests.support.held import Held, begun, opened, put_all, settled, told
 
 MIB, GIB = 1 << 20, 1 << 30
 SMALL = 1 << 10
 BODY = random.Random(3).randbytes(10 * SMALL + 100)
-
-
-async def _set(event: trio.Event) -> None:
-    event.set()
-    await trio.testing.wait_all_tasks_blocked()
 
 
 class NoKernel:
@@ -83,7 +77,7 @@ def test_a_fetch_under_way_during_drop_is_for_its_reader_alone(tmp_path: Path, w
         assert ("get", "file") in store.reached
         await _drop(mount, "file")
         del store.after["get"]
-        await _set(held)
+        await settled(held)
         assert found == [b"A" * 100], "who waits for it gets it"
         await trio.testing.wait_all_tasks_blocked()
         assert mount.parts.blocks.used == 0
@@ -205,7 +199,7 @@ def test_two_readers_of_one_block_ask_once(mount: Composed, store: Held) -> None
 
         for number in range(3):
             await begun(mount, partial(read, number))
-        await _set(held)
+        await settled(held)
         assert found == [b"A" * 1000] * 3
         assert store.calls["get"] == before + 1
 
@@ -247,13 +241,6 @@ def read(disk: DiskCache, first: int, last: int, *, key: str = "k") -> bytes | N
     return None if found is None else bytes(found)
 
 
-def state(free: int, total: int) -> Callable[[Any], Any]:
-    """A disk of `total` bytes with so many of them free."""
-    return lambda path: SimpleNamespace(
-        f_bavail=free, f_frsize=1, f_bsize=1, f_blocks=total, f_bfree=free, f_files=0, f_favail=0
-    )
-
-
 @pytest.mark.promise(11)
 @pytest.mark.parametrize(
     ("free", "total", "fits"),
@@ -269,7 +256,7 @@ def test_the_floor_of_free_disk_is_left_to_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, total: int, fits: bool
 ) -> None:
     disk = cache(tmp_path)
-    monkeypatch.setattr(os, "statvfs", state(free, total))
+    monkeypatch.setattr(os, "statvfs", having(free, total))
     keep(disk, 0, 4)
     assert (read(disk, 0, 4) == BODY[: 4 * SMALL]) == fits
     assert bool(list(tmp_path.glob("*.data"))) == fits
@@ -278,7 +265,7 @@ def test_the_floor_of_free_disk_is_left_to_others(
 
 def test_reading_goes_on_where_the_disk_is_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FakeStore()
-    monkeypatch.setattr(os, "statvfs", state(100, 10 * GIB))
+    monkeypatch.setattr(os, "statvfs", having(100, 10 * GIB))
 
     async def main(mount: Composed) -> None:
         await store.put("file", b"A" * MIB, Properties())
@@ -451,7 +438,7 @@ def test_without_a_floor_of_its_own_a_full_disk_costs_no_block_that_is_here(
 ) -> None:
     disk = cache(tmp_path)
     keep(disk, 0, 4, key="a")
-    monkeypatch.setattr(os, "statvfs", state(0, 10 * GIB))
+    monkeypatch.setattr(os, "statvfs", having(0, 10 * GIB))
     keep(disk, 0, 4, key="b")
     assert read(disk, 0, 4, key="a") == BODY[: 4 * SMALL]
     assert read(disk, 0, 4, key="b") is None

@@ -94,7 +94,7 @@ def test_a_whole_key(doctor: Practice, server: Server, foreign: Foreign, proxy: 
 
 
 def test_nothing_is_left_in_a_bucket_that_keeps_versions(doctor: Practice, server: Server, foreign: Foreign) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     found = doctor.ask(access_to(server), foreign.bucket)
     assert found.code == 0
     verdict, detail = found["bucket: versioning"]

@@ -79,7 +79,7 @@ def test_an_object_beside_a_directory_is_counted_by_its_own_name(foreign: Foreig
 
 
 def test_versions_markers_and_uploads_have_lines_of_their_own(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     for body in (bytes(10), bytes(200_000), bytes(30)):
         foreign.put("d/file", body)
     foreign.put("d/gone", b"gone")
@@ -107,7 +107,7 @@ def test_versions_markers_and_uploads_have_lines_of_their_own(foreign: Foreign, 
 
 
 def test_what_was_deleted_may_still_take_room(foreign: Foreign, mounter: Mounter) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     foreign.put("d/gone", b"gone")
     foreign.delete("d/gone")
     drive = mounter()
@@ -135,7 +135,7 @@ def test_what_is_not_sent_yet_is_told(foreign: Foreign, mounter: Mounter, proxy:
 def test_what_a_key_may_not_list_is_not_known(
     server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path
 ) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     foreign.put("file", b"one")
     foreign.put("file", b"three")
     foreign.client.put_bucket_acl(Bucket=foreign.bucket, ACL="public-read")

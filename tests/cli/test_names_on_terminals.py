@@ -31,7 +31,7 @@ REFUSED = Answer(403, "AccessDenied")
 def evil(ceph: Server, watchdog: Watchdog, tmp_path: Path) -> Iterator[Drive]:
     """A mount in journal mode at an evil place, with evil names in it, through a proxy that refuses uploads."""
     foreign = new_bucket(ceph)
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     foreign.put_all({f"{EVIL}/{EVIL}": b"old"})
     foreign.put_all({f"{EVIL}/{EVIL}": b"new"})
     with Proxy(ceph.endpoint) as proxy:

@@ -262,7 +262,7 @@ class TestProgress:
 
     def test_long_waits_speak(self, mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
         """Each command off a terminal, while the server does not answer what it needs; at the end it counts."""
-        foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+        foreign.keep_versions()
         for body in (b"old", b"new"):
             foreign.put_all({f"t/f{number}": body for number in range(4)})
         drive = mounter(proxy.endpoint, "--ttl", "0")

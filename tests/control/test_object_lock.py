@@ -402,7 +402,7 @@ def test_in_journal_mode_what_is_not_stored_yet_can_be_renamed(worm: Foreign, mo
 def test_a_bucket_without_object_lock_is_asked_nothing(server: Server, mounter: Mounter, proxy: Proxy) -> None:
     plain = Foreign(lockable(server).client, f"plain-{os.urandom(8).hex()}")
     plain.client.create_bucket(Bucket=plain.bucket)
-    plain.client.put_bucket_versioning(Bucket=plain.bucket, VersioningConfiguration={"Status": "Enabled"})
+    plain.keep_versions()
     drive = mounter(proxy.endpoint, source=plain.bucket)
     (drive.here / "f").write_bytes(b"x")
     (drive.here / "g").write_bytes(b"x")

@@ -23,14 +23,10 @@ CEPH = pytest.mark.parametrize("server", ["ceph"], indirect=True)  # moto loses 
 Then = Callable[[], str]
 
 
-def keep_versions(foreign: Foreign) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
-
-
 @pytest.fixture
 def keeping(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> Drive:
     """A mount of a bucket that keeps versions, through the proxy."""
-    keep_versions(foreign)
+    foreign.keep_versions()
     return mounter(proxy.endpoint)
 
 
@@ -199,7 +195,7 @@ def test_a_large_directory_answers_before_all_pages_came(keeping: Drive, proxy: 
 
 
 def test_what_is_the_same_now_is_read_from_the_disk_cache(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
-    keep_versions(foreign)
+    foreign.keep_versions()
     drive = mounter(proxy.endpoint, "--cache-size", "64M")
     drive.foreign.put("d/large", os.urandom(3 * MIB))
     when = moment()
@@ -210,7 +206,7 @@ def test_what_is_the_same_now_is_read_from_the_disk_cache(foreign: Foreign, moun
 
 
 def test_the_prefix_that_is_mounted_is_the_root(foreign: Foreign, mounter: Mounter) -> None:
-    keep_versions(foreign)
+    foreign.keep_versions()
     foreign.put("out", b"outside")
     foreign.put("a/b/file", b"old")
     when = moment()

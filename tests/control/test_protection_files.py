@@ -159,7 +159,7 @@ def test_a_bucket_made_without_object_lock_takes_none(mounter: Mounter) -> None:
 
 @MOTO
 def test_a_server_that_locks_later_makes_the_mount_heed_it(foreign: Foreign, mounter: Mounter) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     drive = mounter()
     setting(drive, "object-lock").write_text("COMPLIANCE 1 day\n")
     (drive.here / "f").write_bytes(b"once")

@@ -23,7 +23,7 @@ NAME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z_.+")
 @pytest.fixture
 def keeping(foreign: Foreign, mounter: Mounter) -> Drive:
     """A mount of a bucket that keeps versions."""
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     return mounter()
 
 
@@ -96,7 +96,7 @@ def test_a_deleted_file_is_there_and_comes_back(keeping: Drive, server: Server) 
 
 
 def test_a_large_version_is_read_whole_and_in_parts(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     drive = mounter(proxy.endpoint)
     old, new = os.urandom(20 * MIB), b"small now"
     put(drive, "file", old, new)

@@ -19,14 +19,13 @@ import sosfs.files.write_behind
 import tests.support.fake_store
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
-from sosfs.errors import StoreError
 from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.page_cache import PageCache
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored, told
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored, told
 
 JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
 PART = 4096
@@ -37,22 +36,8 @@ CARRIED = Properties(
 sizes = pytest.mark.parametrize("size", [100, 70 * PART + 5], ids=["one PUT", "parts"])
 
 
-def silence(what: str) -> StoreError:
-    """No answer."""
-    return StoreError(errno.EIO, what, detail="no answer")
-
-
-async def _set(event: trio.Event) -> None:
-    event.set()
-    await trio.testing.wait_all_tasks_blocked()
-
-
 async def _commit(mount: Composed, path: str = "file") -> None:
     await mount.parts.commits.commit(await mount._walk(path))
-
-
-def _readers(store: Held, key: str = "file") -> set[str]:
-    return {grant.grantee for grant in store._stored[key].acl.grants}
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +106,7 @@ def test_a_rewrite_keeps_the_acl_the_headers_and_the_class(tmp_path: Path, size:
         assert found.headers == CARRIED.headers
         assert found.storage_class == "COLD"
         assert found.metadata["colour"] == "blue"
-        assert "friend" in _readers(store)
+        assert "friend" in readers(store)
 
 
 @sizes
@@ -245,7 +230,7 @@ def test_two_closes_at_once_store_the_file_once(tmp_path: Path, size: int) -> No
         puts = store.calls["put"]
         for _ in range(2):
             await begun(mount, partial(mount.parts.file_io.flush, handle))
-        await _set(held)
+        await settled(held)
         assert store.calls["put"] + store.calls["complete_multipart"] == puts + 1
         assert bodies(store) == {"file": b"n" * size}
         await closed(mount, handle)
@@ -270,7 +255,7 @@ def test_a_rename_waits_for_a_commit_and_takes_its_bytes_along(tmp_path: Path, s
         names = ("d/file", "d/moved") if what == "file" else ("d", "e")
         await begun(mount, partial(mount.rename, *names))
         assert store.calls["copy"] == 0, "it did not wait"
-        await _set(held)
+        await settled(held)
         await closed(mount, handle)
 
     with composed(store, tmp_path, part_size=PART) as mount:
@@ -292,7 +277,7 @@ def test_a_commit_waits_for_a_rename_and_goes_to_the_new_name(mount: Composed, s
         puts = store.calls["put"]
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert store.calls["put"] == puts, "it did not wait"
-        await _set(held)
+        await settled(held)
         await closed(mount, handle)
         assert bodies(store) == {"moved": b"new", "other": b"o"}
 
@@ -311,7 +296,7 @@ def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mou
         await mount.parts.file_io.write(handle, 1, b"2")
         await mount.parts.file_io.truncate(handle.inode, 8000)
         del store.before["put"]
-        await _set(held)
+        await settled(held)
         assert stored(store) == b"1" + b"o" * 8999
         assert mount.parts.commits.pending[0] == 1
         assert bytes(await mount.parts.file_io.read(handle, 0, 9000)) == b"12" + b"o" * 7998
@@ -336,7 +321,7 @@ def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(t
         await mount.parts.file_io.write(handle, 0, b"2")
         await mount.parts.file_io.fsync(handle.inode)
         del store.before["put"]
-        await _set(held)
+        await settled(held)
         assert stored(store) == b"1" * size
 
     with composed(store, tmp_path, durability=JOURNAL) as mount:
@@ -527,7 +512,7 @@ def test_parts_that_go_up_side_by_side_begin_one_upload(tmp_path: Path) -> None:
         await mount.parts.file_io.write(handle, 0, b"x" * (70 * PART))
         store.after["create_multipart"] = held
         await begun(mount, partial(mount.parts.file_io.flush, handle))
-        await _set(held)
+        await settled(held)
         assert store.calls["create_multipart"] == 1
         await closed(mount, handle)
 
@@ -547,7 +532,7 @@ def test_what_is_written_while_its_part_is_on_the_way_is_not_lost(tmp_path: Path
         (store.before if moment == "before" else store.after)["upload_part"] = held
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         await mount.parts.file_io.write(handle, 2 * PART + 5, b"!")
-        await _set(held)
+        await settled(held)
         await closed(mount, handle)
 
     with composed(store, tmp_path, part_size=PART) as mount:
@@ -584,7 +569,7 @@ def test_parts_that_go_up_behind_the_writer_are_waited_for(
         mount.nursery.start_soon(closed, mount, handle)
         await trio.testing.wait_all_tasks_blocked()
         assert not bodies(store), "it did not wait"
-        await _set(held)
+        await settled(held)
 
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
@@ -664,7 +649,7 @@ def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
         store.upload_part = counted  # type: ignore[assignment, method-assign]
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert under_way == 3
-        await _set(held)
+        await settled(held)
         await closed(mount, handle)
         assert mount.parts.uploader.budget.used == 0
 
@@ -719,7 +704,7 @@ def test_what_a_close_left_in_memory_is_what_was_stored(mount: Composed, store: 
         store.before["put"] = held
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         await mount.parts.file_io.write(handle, 0, b"other")
-        await _set(held)
+        await settled(held)
         answer: Slice = await store.get("file", 0, 5)
         here: Object = await store.head("file")
         assert bytes(answer.body) == b"first"
@@ -771,8 +756,8 @@ def test_a_write_in_a_thread_while_the_loser_is_kept_is_waited_for(tmp_path: Pat
             write = partial(mount.parts.file_io.write, handle, 0, b"m" * 100_000)
             mount.nursery.start_soon(told, outcomes, "write", write)
             await trio.testing.wait_all_tasks_blocked()
-            await _set(store.before.pop("put"))
-            await _set(written)
+            await settled(store.before.pop("put"))
+            await settled(written)
         assert outcomes["write"] == 100_000, "it was acknowledged"
         assert str(errno.ESTALE) in outcomes["close"]
         assert _beside(store) == b"m" * 100_000 + b"n" * 200_000
@@ -945,7 +930,7 @@ def test_a_writer_waits_while_too_much_is_on_its_way(tmp_path: Path) -> None:
             mount.loop.run(partial(filled, mount, outcomes, f"second {at}"))
             assert f"second {at}" not in outcomes, "it did not wait"
             del store.before["put"]
-            mount.loop.run(partial(_set, held))
+            mount.loop.run(partial(settled, held))
             mount.loop.passes(5)
             assert outcomes[f"second {at}"] is None
         assert mount.parts.commits._backlog.waiting == 0

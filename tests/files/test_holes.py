@@ -243,7 +243,7 @@ def test_two_mounts_and_a_prefix_show_none_of_it(mounter: Mounter, foreign: Fore
 
 
 def test_nothing_stays_where_versions_are_kept(mounter: Mounter, foreign: Foreign) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     drive = mounter("")
     drive.run("truncate", "-s", str(100 * MIB), "file")
     drive.mount.stop()

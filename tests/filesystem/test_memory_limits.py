@@ -6,7 +6,6 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from sosfs.filesystem import memory_limits
 from sosfs.filesystem.memory_limits import DRAFTS, UPLOADS, Quota, Quotas, names_of, whole
 from sosfs.s3.protocol import Properties
 from tests.support.composed import inline_threads
+from tests.support.disks import having
 from tests.support.fake_store import FakeStore
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -31,12 +31,6 @@ BODIES = {bucket: random.Random(bucket).randbytes(2 * BLOCK + 5) for bucket in (
 
 def settings(path: Path, **options: Any) -> Settings:
     return Settings("bucket", "", Path("/"), cache_dir=path, **{"cache_size": 64 * MIB, **options})
-
-
-def room(free: int, total: int) -> Callable[[Any], Any]:
-    return lambda path: SimpleNamespace(
-        f_bavail=free, f_frsize=1, f_bsize=1, f_blocks=total, f_bfree=free, f_files=0, f_favail=0
-    )
 
 
 class Reading:
@@ -183,7 +177,7 @@ def test_names_take_their_share_of_the_memory(tmp_path: Path, memory: int) -> No
 def test_drafts_in_the_journal_leave_room_on_a_small_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, total: int, due: int
 ) -> None:
-    monkeypatch.setattr(os, "statvfs", room(total, total))
+    monkeypatch.setattr(os, "statvfs", having(total, total))
     given = settings(tmp_path, durability=durability, cache_size=0)
     assert whole(given).drafts.limit == due
     assert Quotas(given, tmp_path).of("bucket").drafts.limit == due
@@ -207,7 +201,7 @@ def test_what_is_to_be_left_free_is_left_and_blocks_give_way(
     body = memoryview(bytes(BLOCK))
 
     async def stored(key: str, free: int) -> bool:
-        monkeypatch.setattr(os, "statvfs", room(free, total))
+        monkeypatch.setattr(os, "statvfs", having(free, total))
         return await disk.store(key, "etag", BLOCK, 0, body)
 
     assert trio.run(stored, "a", least + BLOCK)

@@ -29,14 +29,10 @@ CEPH = pytest.mark.parametrize("server", ["ceph"], indirect=True)  # it enforces
 MOTO = pytest.mark.parametrize("server", ["moto"], indirect=True)  # where the server makes no difference
 
 
-def keep_versions(foreign: Foreign) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
-
-
 @pytest.fixture
 def keeping(foreign: Foreign, mounter: Mounter, proxy: Proxy) -> Drive:
     """A mount of a bucket that keeps versions, through the proxy."""
-    keep_versions(foreign)
+    foreign.keep_versions()
     return mounter(proxy.endpoint, "--ttl", "600")
 
 
@@ -158,7 +154,7 @@ def test_a_stopped_restore_goes_on_where_it_stopped(keeping: Drive, proxy: Proxy
 
 
 def test_where_all_buckets_are_mounted(server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path) -> None:
-    keep_versions(foreign)
+    foreign.keep_versions()
     foreign.put("d/file", b"body")
     when = now()
     with Mount(access_to(server), "", tmp_path, watchdog) as mount:
@@ -188,7 +184,7 @@ def test_acls_come_back(keeping: Drive) -> None:
 
 
 def test_unsent_changes_are_left_and_told(foreign: Foreign, mounter: Mounter) -> None:
-    keep_versions(foreign)
+    foreign.keep_versions()
     foreign.put("file", b"old")
     foreign.put("file", b"newer")
     drive = mounter()
@@ -274,7 +270,7 @@ def test_old_versions_are_pruned_and_what_is_current_stays(keeping: Drive) -> No
 
 @MOTO
 def test_rewrites_soon_after_each_other_make_one_version(foreign: Foreign, mounter: Mounter) -> None:
-    keep_versions(foreign)
+    foreign.keep_versions()
     drive = mounter("", "--durability", "journal")
     path = drive.here / "file"
     begun = time.monotonic()

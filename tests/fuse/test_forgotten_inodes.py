@@ -24,12 +24,12 @@ from sosfs.config.parameters import TTL
 from sosfs.filesystem.bucket import _operations
 from sosfs.fuse.operations import DOTS, Operations
 from sosfs.fuse.xattrs import Xattrs
-from sosfs.namespace.eviction import USED, Eviction
+from sosfs.namespace.eviction import USED
 from sosfs.namespace.namespace import RELIST_MAX
 from sosfs.s3.protocol import Properties, Right
 from sosfs.tree.inodes import Inode
 from tests.support.composed import TASK, Composed
-from tests.support.held import Held, begun, bodies, put_all
+from tests.support.held import Held, begun, bodies, forget, put_all
 
 FIRST = len(DOTS)
 CALLER: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0o022)
@@ -45,12 +45,6 @@ def kernel(mount: Composed, monkeypatch: pytest.MonkeyPatch) -> Operations:
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
     return _operations(mount._settings, mount.parts)
-
-
-def forget(mount: Composed) -> None:
-    """Forgets all that may be forgotten."""
-    Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
-    mount.parts.listings.watchers.pop()  # this once
 
 
 async def read(kernel: Operations, handle: int, start: int = 0) -> list[bytes]:

@@ -268,7 +268,7 @@ def test_a_presigned_url_lets_anybody_read(drive: Drive) -> None:
 
 
 def test_version_id_where_versions_are_kept(foreign: Foreign, mounter: Mounter) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     drive = mounter()
     path = new(drive)
     assert os.getxattr(path, "user.sos.version-id").decode() == foreign.head(drive.key(path))["VersionId"]

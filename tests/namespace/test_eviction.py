@@ -24,7 +24,7 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, status
 from tests.support.fake_store import FakeStore
 from tests.support.foreign import Foreign
-from tests.support.held import Held, begun, put_all, told
+from tests.support.held import Held, begun, forget, put_all, told
 from tests.support.servers import Server
 
 DIRECTORIES, FILES = 12, 75
@@ -169,12 +169,6 @@ def test_what_is_being_listed_stays_until_all_of_it_was(tmp_path: Path) -> None:
         mount.loop.passes(LONG)
         assert directory.entries == {}
         assert directory.now is None, "whoever asks for one of them asks the bucket"
-
-
-def forget(mount: Composed) -> None:
-    """Forgets all that may be forgotten."""
-    Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
-    mount.parts.listings.watchers.pop()  # this once
 
 
 class Kernel:

@@ -20,7 +20,7 @@ from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Properties, Version
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, stored
 
 SILENCE = StoreError(errno.EIO, "delete", detail="no answer")
 DENIED = StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)
@@ -48,11 +48,6 @@ def _waiting(mount: Composed) -> list[str]:
     return mount.loop.run(partial(_deletes, mount))
 
 
-async def _set(event: trio.Event) -> None:
-    event.set()
-    await trio.testing.wait_all_tasks_blocked()
-
-
 # A name is used again only after the delete of its key was answered
 
 
@@ -72,7 +67,7 @@ def test_a_commit_waits_for_the_delete_of_its_key(mount: Composed, store: Held) 
     mount.loop.passes(2)
     assert ("delete", "file") in store.reached
     assert stored(store) == b"old", "it did not wait"
-    mount.loop.run(partial(_set, held))
+    mount.loop.run(partial(settled, held))
     mount.loop.passes(2)
     assert bodies(store) == {"file": b"new"}
 
@@ -111,7 +106,7 @@ def test_a_name_that_is_used_again_waits_for_its_delete(mount: Composed, store: 
     mount.loop.run(lambda: begun(mount, use))
     writes = [name for name in ("put", "copy") if store.calls[name] > {"put": 6, "copy": 0}[name]]
     assert not writes, "it did not wait"
-    mount.loop.run(partial(_set, held))
+    mount.loop.run(partial(settled, held))
     mount.loop.passes(5)
     expected = {
         "write": {"name": b"new", "other": b"moved"},
@@ -408,7 +403,7 @@ def test_deletes_on_their_way_are_counted(mount: Composed, store: Held) -> None:
     assert mount.parts.deletions.pending == 1
     assert mount.parts.deletions.is_pending("a")
     assert mount.parts.deletions.under("") == {"a"}
-    mount.loop.run(partial(_set, held))
+    mount.loop.run(partial(settled, held))
     mount.loop.passes(1)
     assert mount.parts.deletions.pending == 0
 

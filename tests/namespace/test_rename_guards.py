@@ -16,11 +16,10 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
-from sosfs.errors import StoreError
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, readers, settled, silence, stored
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
@@ -34,27 +33,8 @@ def tops(*paths: str) -> list[str]:
     return [path.split("/")[0] for path in paths]
 
 
-def silence(what: str) -> StoreError:
-    """No answer."""
-    return StoreError(errno.EIO, what, detail="no answer")
-
-
-def denied(what: str) -> StoreError:
-    """A refusal."""
-    return StoreError(errno.EACCES, what, code="AccessDenied", status=403)
-
-
-async def _set(event: trio.Event) -> None:
-    event.set()
-    await trio.testing.wait_all_tasks_blocked()
-
-
 async def _renames(mount: Composed) -> list[tuple[int, str, str]]:
     return mount._journal.renames()
-
-
-def _readers(store: Held, key: str) -> set[str]:
-    return {grant.grantee for grant in store._stored[key].acl.grants}
 
 
 # What belongs to an object goes along
@@ -84,7 +64,7 @@ def test_a_rename_keeps_all_that_an_object_has(
     assert found.headers == CARRIED.headers
     assert found.storage_class == "COLD"
     assert found.metadata["colour"] == "blue"
-    assert "friend" in _readers(store, new)
+    assert "friend" in readers(store, new)
     if is_dirty:
         assert found.metadata["mode"] == str(0o100600)
     assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600 if is_dirty else 0o644)
@@ -101,7 +81,7 @@ def test_what_nobody_has_looked_at_keeps_all_that_it_has_when_its_directory_is_r
     mount.loop.run(main)
     found = store._stored["e/below/file"].object.properties
     assert (found.headers, found.storage_class, found.metadata["colour"]) == (CARRIED.headers, "COLD", "blue")
-    assert "friend" in _readers(store, "e/below/file")
+    assert "friend" in readers(store, "e/below/file")
 
 
 @both
@@ -119,7 +99,7 @@ def test_attributes_that_change_while_a_rename_copies_are_not_lost(
         await begun(mount, partial(mount.rename, *tops(old, new)))
         inode.mode = stat.S_IFREG | 0o600
         mount.parts.attributes.changed(inode)
-        await _set(held)
+        await settled(held)
 
     mount.loop.run(main)
     mount.loop.passes(10)
@@ -142,7 +122,7 @@ def test_attributes_that_changed_while_a_rename_copied_outlive_a_crash(tmp_path:
         inode.mode = stat.S_IFREG | 0o600
         mount.parts.attributes.changed(inode)
         del store.before["copy"]
-        await _set(held)
+        await settled(held)
         assert bodies(store) == {new: b"bytes"}
 
     with composed(store, tmp_path) as mount:
@@ -184,7 +164,7 @@ def test_what_another_client_stored_meanwhile_is_what_is_renamed(
         store.before["copy"] = held
         await begun(mount, partial(mount.rename, *tops(old, new)))
         await store.put(old, theirs, Properties(metadata={"mode": str(0o100755)}))
-        await _set(held)
+        await settled(held)
 
     mount.loop.run(main)
     assert bodies(store) == {new: theirs}
@@ -203,7 +183,7 @@ def test_a_draft_does_not_replace_what_another_client_stored_before_its_director
         store.before["copy"] = held
         await begun(mount, partial(mount.rename, "d", "e"))
         await store.put("d/file", b"theirs", Properties())
-        await _set(held)
+        await settled(held)
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(main, mount))
@@ -230,7 +210,7 @@ def test_the_old_key_stays_until_the_copy_is_there(mount: Composed, store: Held,
         assert bodies(store) == {old: b"bytes"}
         assert store.calls["delete"] + store.calls["delete_many"] == 0
         assert len(await _renames(mount)) == 1, "a crash now would leave half of it"
-        await _set(held)
+        await settled(held)
         assert bodies(store) == {new: b"bytes"}
         assert await _renames(mount) == []
 

@@ -30,7 +30,7 @@ from sosfs.s3.protocol import (
     Properties,
 )
 from tests.support.composed import LONG, Composed, composed
-from tests.support.held import Held, begun, bodies, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, opened, put_all, readers, stored
 
 JOURNAL = Durability.JOURNAL
 PART = 4096
@@ -42,10 +42,6 @@ CARRIED = Properties(
 
 def _object(store: Held, key: str = "file") -> Properties:
     return store._stored[key].object.properties
-
-
-def _readers(store: Held, key: str) -> set[str]:
-    return {grant.grantee for grant in store._stored[key].acl.grants}
 
 
 def crashes(store: Held, base: Path, before: Callable[[Composed], Awaitable[None]], **options: Any) -> Any:
@@ -85,7 +81,7 @@ def test_attributes_of_before_a_crash_keep_the_acl_and_all_else(tmp_path: Path, 
     assert found.metadata["colour"] == "blue"
     assert found.headers == CARRIED.headers
     assert found.storage_class == "COLD"
-    assert "friend" in _readers(store, key)
+    assert "friend" in readers(store, key)
     made.__exit__(None, None, None)
 
 
@@ -154,7 +150,7 @@ def test_attributes_of_a_file_that_is_not_sent_yet_go_up_with_it(tmp_path: Path)
     assert bodies(store) == {"file": b"Bytes"}
     assert int(_object(store).metadata["mode"]) & 0o7777 == 0o600
     assert _object(store).headers == CARRIED.headers
-    assert "friend" in _readers(store, "file")
+    assert "friend" in readers(store, "file")
     made.__exit__(None, None, None)
 
 
@@ -186,7 +182,7 @@ def test_a_rename_is_finished_with_all_that_the_objects_have(tmp_path: Path, wha
     assert _object(store, new).headers == CARRIED.headers
     assert _object(store, new).metadata["colour"] == "blue"
     assert _object(store, new).storage_class == "COLD"
-    assert "friend" in _readers(store, new)
+    assert "friend" in readers(store, new)
     made.__exit__(None, None, None)
 
 

@@ -108,7 +108,7 @@ def test_a_class_that_the_server_does_not_have_is_told_at_once(mounter: Mounter,
 def test_the_requester_pays_for_every_request(
     mounter: Mounter, foreign: Foreign, proxy: Proxy, option: tuple[str, ...]
 ) -> None:
-    foreign.client.put_bucket_versioning(Bucket=foreign.bucket, VersioningConfiguration={"Status": "Enabled"})
+    foreign.keep_versions()
     foreign.put_all({"d/file": b"file", "d/odd\x01": b"odd", "d/gone": b"gone"})
     drive = mounter(proxy.endpoint, *option, "--part-size", "5M")
     here = drive.here / "d"

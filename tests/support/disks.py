@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from tests.support.watchdog import detach
 
@@ -25,6 +27,13 @@ def small_disk(path: Path, size: int, *, inodes: int = 0) -> Iterator[Path]:
         yield path
     finally:
         detach(str(path))
+
+
+def having(free: int, total: int) -> Callable[[Any], Any]:
+    """An `os.statvfs` that tells of a disk of `total` bytes with so many of them free."""
+    return lambda path: SimpleNamespace(
+        f_bavail=free, f_frsize=1, f_bsize=1, f_blocks=total, f_bfree=free, f_files=0, f_favail=0
+    )
 
 
 def free(path: Path) -> int:

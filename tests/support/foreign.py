@@ -32,6 +32,10 @@ class Foreign:
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(self.put, bodies.keys(), bodies.values()))
 
+    def keep_versions(self) -> None:
+        """From now on the bucket keeps what is overwritten or deleted."""
+        self.client.put_bucket_versioning(Bucket=self.bucket, VersioningConfiguration={"Status": "Enabled"})
+
     def get(self, key: str) -> bytes:
         """An object's bytes."""
         return self.client.get_object(Bucket=self.bucket, Key=key)["Body"].read()

@@ -14,6 +14,7 @@ import trio.testing
 
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
+from sosfs.namespace.eviction import Eviction
 from sosfs.s3.protocol import Properties
 from tests.support.composed import TASK, Composed, composed
 from tests.support.fake_store import FakeStore
@@ -123,3 +124,30 @@ async def told(outcomes: dict[str, Any], what: str, work: Callable[[], Awaitable
         outcomes[what] = await work()
     except Exception as error:  # noqa: BLE001
         outcomes[what] = repr(error)
+
+
+async def settled(event: trio.Event) -> None:
+    """Sets an event, and returns when all that waited for it waits for something else."""
+    event.set()
+    await trio.testing.wait_all_tasks_blocked()
+
+
+def silence(request: str) -> StoreError:
+    """No answer."""
+    return StoreError(errno.EIO, request, detail="no answer")
+
+
+def denied(request: str = "") -> StoreError:
+    """A refusal."""
+    return StoreError(errno.EACCES, request, code="AccessDenied", status=403)
+
+
+def readers(store: FakeStore, key: str = "file") -> set[str]:
+    """Whom an object's ACL lets read it."""
+    return {grant.grantee for grant in store._stored[key].acl.grants}
+
+
+def forget(mount: Composed) -> None:
+    """Forgets all inodes that may be forgotten."""
+    Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
+    mount.parts.listings.watchers.pop()  # this once
