@@ -7,7 +7,9 @@ a bucket keeps versions it refuses If-Match on PUT whatever is there: `S3Store` 
 honoured. Until the probe has run nothing counts as honoured. What a limited key may not do is found out before
 anything is stored, so that nothing stays behind; what the server would not take from this mount at all, its encryption
 or its storage class, shows here too. Nothing is stored where it could not be removed: where versions are kept that
-this key may not remove, and where the bucket locks what is stored (Object Lock). Blocks; runs in a thread.
+this key may not remove, and where the bucket locks what is stored (Object Lock). In the first case the first delete, by
+which alone it shows whether the key may delete, leaves a marker for good; where an earlier one has, there is no other.
+Blocks; runs in a thread.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from hashlib import md5, sha256
 from typing import TYPE_CHECKING
 
 from sosfs.errors import Cause, StoreError
+from sosfs.s3 import scratch_key
 from sosfs.s3.content_md5 import asks_for_md5
 from sosfs.s3.protocol import NO_UPLOAD, Conditions, Part, Properties, Right
 from sosfs.s3.upload_check import DAMAGED
@@ -36,6 +39,7 @@ PAUSE = 0.1
 _BODY = b"sosfs"
 _OTHER = "0" * 32  # the ETag of nothing that anybody has stored
 _ABSENT = {"If-None-Match": "*"}
+_NULL = "null"  # the id of a version that any bucket may have
 
 
 class Quoting(Enum):
@@ -87,6 +91,8 @@ def probe(calls: SignedCalls, key: str, *, storage_class: str = "") -> Capabilit
 
 
 def _find_out(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
+    if _has_left_a_marker(calls, key):
+        return Capabilities(markers=True)
     try:
         marker = calls.delete(key)
     except StoreError as error:
@@ -99,6 +105,24 @@ def _find_out(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     found = _probe(calls, key, storage_class)
     _clear(calls, key)
     return replace(found, markers=bool(marker))
+
+
+def _has_left_a_marker(calls: SignedCalls, key: str) -> bool:
+    """Whether versions are kept that this key may not remove, by what an earlier probe has left."""
+    try:
+        calls.delete(key, version_id=_NULL)
+    except StoreError as error:
+        if error.cause is not Cause.DENIED:
+            return False
+    else:
+        return False
+    try:
+        found = calls.list_versions(scratch_key.beginning(key), delimiter="", after=None, limit=1)
+    except StoreError as error:
+        if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
+            raise
+        return False
+    return any(entry.is_marker for entry in found.entries)
 
 
 def _is_removable(calls: SignedCalls, key: str, marker: str) -> bool:

@@ -15,6 +15,7 @@ from hashlib import sha256
 
 from sosfs.s3.protocol import Properties
 
+PROBE = ".sosfs-probe-"
 ZEROS = ".sosfs-zeros-"
 PROOF = Properties(metadata={"sosfs-zeros": "1"})  # what objects of zeros are stored with
 _OF_ZEROS = re.compile(re.escape(ZEROS) + "([0-9a-f]{32})-([0-9a-f]{16})")
@@ -22,7 +23,13 @@ _OF_ZEROS = re.compile(re.escape(ZEROS) + "([0-9a-f]{32})-([0-9a-f]{16})")
 
 def key(prefix: str) -> str:
     """A key under the prefix that nobody has."""
-    return f"{prefix}.sosfs-probe-{uuid.uuid4()}"
+    return f"{prefix}{PROBE}{uuid.uuid4()}"
+
+
+def beginning(key: str) -> str:
+    """What all such keys below the same prefix begin with; the key itself for another one."""
+    before, found, _ = key.rpartition(PROBE)
+    return before + found if found else key
 
 
 def of_zeros(prefix: str) -> str:

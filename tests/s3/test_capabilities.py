@@ -56,10 +56,10 @@ def left(foreign: Foreign) -> list[Any]:
     return [*versions.get("Versions", ()), *versions.get("DeleteMarkers", ()), *uploads.get("Uploads", ())]
 
 
-def probed(store: S3Store) -> Conditions | StoreError:
+def probed(store: S3Store, key: str = KEY) -> Conditions | StoreError:
     async def run() -> Conditions | StoreError:
         try:
-            return await store.probe_conditions(KEY)
+            return await store.probe_conditions(key)
         except StoreError as error:
             return error
 
@@ -133,6 +133,24 @@ def test_nothing_is_left_where_deleting_leaves_a_marker(opened: Opener, foreign:
     assert left(foreign) == []
     assert found is (Conditions.IGNORED if state == "enabled" else Conditions.HONOURED)
     assert store.capabilities.markers == (state != "off")
+
+
+@CEPH
+def test_one_marker_is_left_for_good_where_versions_may_not_be_removed_however_often_it_is_mounted(
+    opened: Opener, foreign: Foreign, proxy: Proxy
+) -> None:
+    """A delete alone tells whether the key may delete; but the first has told it."""
+    foreign.keep_versions()
+
+    def of_version(request: Request) -> bool:
+        return request.method == "DELETE" and "versionId" in request.query
+
+    with proxy.broken(Answer(403, "AccessDenied"), of_version):
+        for number in range(3):
+            store = opened(5.0)
+            assert probed(store, f"{KEY}{number}") is Conditions.UNKNOWN
+            assert store.capabilities.markers and not store.capabilities.denied
+    assert [marker["Key"] for marker in left(foreign)] == [f"{KEY}0"]
 
 
 @CEPH
