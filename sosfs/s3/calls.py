@@ -9,7 +9,6 @@ its thread. Nothing is checked here that `bucket` has checked.
 from __future__ import annotations
 
 import builtins
-import copy
 import errno
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -90,7 +89,8 @@ class SignedCalls:
         return self._with(patience=seconds)
 
     def _with(self, **options: Any) -> Self:
-        calls = copy.copy(self)
+        calls = object.__new__(type(self))  # a third of what `copy.copy` costs, once a request
+        calls.__dict__.update(self.__dict__)
         calls._send = partial(self._send, **options)
         return calls
 

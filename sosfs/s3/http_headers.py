@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from email.errors import HeaderParseError
 from email.header import decode_header, make_header
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import md5
 from urllib.parse import quote
 
@@ -28,6 +28,7 @@ from sosfs.s3.file_body import hashed
 from sosfs.s3.protocol import (
     KEY_MAX,
     METADATA_MAX,
+    UNLOCKED,
     Acl,
     Headers,
     Lock,
@@ -149,7 +150,7 @@ def lock_of(key: str, headers: Mapping[str, str]) -> Lock:
     mode, until = headers.get(LOCK_MODE, ""), headers.get(LOCK_UNTIL, "")
     is_held = headers.get(LOCK_HOLD, "").upper() == "ON"
     if not mode:
-        return Lock(is_held=is_held)
+        return Lock(is_held=True) if is_held else UNLOCKED
     try:
         ends = datetime.fromisoformat(until)
         return Lock(mode.upper(), math.ceil((ends if ends.tzinfo else ends.replace(tzinfo=UTC)).timestamp()), is_held)
@@ -236,7 +237,7 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
     return Object(
         key,
         version,
-        Properties(Headers(**system), metadata, class_of(headers.get(STORAGE_CLASS, ""))),
+        Properties(_shared_headers(*system.items()), metadata, class_of(headers.get(STORAGE_CLASS, ""))),
         version_id=headers.get("x-amz-version-id", ""),
         sha256="" if "-" in version.etag else _sha256(headers.get("x-amz-checksum-sha256", "")),
         checksum=checksums.in_headers(headers, version.etag),
@@ -244,6 +245,12 @@ def object_of(key: str, headers: Mapping[str, str], *, size: int | None = None) 
         is_opaque=headers.get("x-amz-server-side-encryption", "").startswith("aws:kms"),
         lock=lock_of(key, headers),
     )
+
+
+@lru_cache(256)
+def _shared_headers(*fields: tuple[str, str]) -> Headers:
+    """Most objects of a bucket have the same ones."""
+    return Headers(**dict(fields))
 
 
 def _sha256(told: str) -> str:
@@ -265,6 +272,7 @@ def _clock(told: str) -> int:
         return 0
 
 
+@lru_cache(256)  # of many objects that are asked for together most were changed, and all answered, in few seconds
 def _http_date(text: str) -> int:
     """Seconds since the epoch of an HTTP date. Raises ValueError, or OverflowError, for what is none.
 

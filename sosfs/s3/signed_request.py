@@ -16,10 +16,11 @@ import logging
 import math
 import re
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from hashlib import sha256
+from typing import cast
 from urllib.parse import quote, urlencode, urlsplit
 
 from sosfs.concurrency.interrupt import Interrupt
@@ -34,6 +35,7 @@ from sosfs.s3.http_messages import Fault, Fields, Reply, Request, Room, Signing,
 from sosfs.s3.protocol import PartBody
 from sosfs.s3.retries import CLOCK, Clock, Patience
 from sosfs.s3.throttle import Throttle, asks_for_fewer
+from sosfs.s3.traffic import Sending
 from sosfs.s3.transport import PROXY_LOGIN, Transport
 from sosfs.tracing.exchange import Exchange
 
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 SIGNS_RIGHT = (8, 23, 0)  # libcurl; older ones sort queries, encode paths or fold blanks in their own ways
 SHOWN = 60  # characters of what came in place of an answer
+HASH_OF_NOTHING = {"x-amz-content-sha256": sha256(b"").hexdigest()}
+UNSEEN = cast("AbstractContextManager[Sending | None]", nullcontext())  # of a request without a body
 _DOTS = re.compile(r"(?:^|/)\.{1,2}(?:[/?]|$)")
 _LINE_END = re.compile(rb"[\r\n\0]")
 _TAGS = re.compile(r"<(script|style)\b.*?</\1\s*>|<[^>]*>|\s+", re.DOTALL | re.IGNORECASE)
@@ -135,11 +139,10 @@ class SignedHttp:
                     moved(0)  # what had gone out is nowhere
                 raise
 
-        moved: Callable[[int], None] | None = None
         tried = Patience(min(patience, self._target.patience), self._clock)
-        with Exchange(operation, key, sent=len(body)) as exchange, ExitStack() as stack:
-            if method == "PUT" and body:
-                moved = stack.enter_context(self._target.traffic.sending(key)).at
+        seen = self._target.traffic.sending(key) if method == "PUT" and body else UNSEEN
+        with Exchange(operation, key, sent=len(body)) as exchange, seen as sending:
+            moved = sending.at if sending is not None else None
             try:
                 answer = self._persist(request, method, attempt, tried, interrupt)
             finally:
@@ -156,6 +159,8 @@ class SignedHttp:
         if self._key.is_nobody:
             return {}
         is_hashed = self._is_clear or body_hash is BodyHash.ALWAYS
+        if is_hashed and not body:
+            return HASH_OF_NOTHING
         return {"x-amz-content-sha256": hashed(sha256, body).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD"}
 
     def _persist(
