@@ -1,7 +1,8 @@
 """Delete any number of keys, in batches where the server takes them.
 
 A batch names its keys in its body, and some servers (Ceph 16) ask for the right to remove from the whole bucket
-before they look into it: a key limited to a prefix is refused what it may do one by one.
+before they look into it: a key limited to a prefix is refused what it may do one by one. One by one are removed as
+well those of a batch whose answer speaks of other keys: XML changes some, and gateways write them in their own ways.
 
 Concurrency: trio thread only; the one-by-one deletes go side by side.
 """
@@ -16,6 +17,7 @@ from sosfs.concurrency.tasks import each
 from sosfs.errors import Cause, StoreError
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.protocol import DELETE_MAX, Failure
+from sosfs.s3.xml import UnclearBatch
 
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
@@ -40,7 +42,7 @@ async def remove_all(
         try:
             failures += await dispatcher.send("DeleteObjects", partial(_batch, batch))
         except StoreError as error:
-            if error.cause is Cause.DENIED:
+            if error.cause is Cause.DENIED or isinstance(error, UnclearBatch):
                 await each(alone, batch, at_once=DELETES_AT_ONCE)
             else:
                 failures += [Failure(key, error) for key in batch]

@@ -249,7 +249,10 @@ class SignedCalls:
         return _read(request, xml.has_acls, answer)
 
     def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
-        """Up to 1,000 keys in one request, but for those that XML cannot say: one each."""
+        """Up to 1,000 keys in one request, but for those that XML cannot say: one each.
+
+        Raises what the request does, and `UnclearBatch`.
+        """
         said = [key for key in keys if not _UNSAYABLE.search(key)]
         failures: builtins.list[Failure] = []
         for key in set(keys).difference(said):
@@ -260,7 +263,7 @@ class SignedCalls:
         if said:
             body = xml.delete_body(said)
             answer = self._send("DeleteObjects", "POST", query={"delete": ""}, headers=content_md5(body), body=body)
-            failures += _read("DeleteObjects", xml.failures_of, answer)
+            failures += _read("DeleteObjects", partial(xml.failures_of, asked=said), answer)
         return failures
 
     def create_multipart(

@@ -37,6 +37,13 @@ _CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]
 __all__ = ["ParseError"]
 
 
+class UnclearBatch(StoreError):
+    """EIO: the answer to a DeleteObjects leaves open which of the keys are removed."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EIO, "DeleteObjects", detail="the answer does not tell what became of which key")
+
+
 @lru_cache(1024)
 def _bare(tag: str) -> str:
     return tag.rpartition("}")[2]
@@ -258,17 +265,26 @@ def delete_body(keys: Iterable[str]) -> bytes:
     return _said(root).replace(b"\r", b"&#13;")
 
 
-def failures_of(body: bytes) -> list[Failure]:
-    """The keys that a DeleteObjects could not delete."""
-    failures = []
-    for element in each(root_of(body, "DeleteResult"), "Error"):
+def failures_of(body: bytes, asked: Sequence[str]) -> list[Failure]:
+    """The keys that a DeleteObjects of those `asked` for could not delete.
+
+    `UnclearBatch` where its answer names others, or those it has removed, as not every server does that was told to be
+    quiet, and then not all.
+    """
+    failures, removed, kept = list[Failure](), set[str](), set[str]()
+    for element in each(root_of(body, "DeleteResult"), "Deleted", "Error"):
         found = fields(element)
-        code = found.get("Code", "")
-        if code in ("NoSuchKey", "NoSuchVersion"):
+        key, code = found.get("Key", ""), found.get("Code", "")
+        if name_of(element) == "Deleted":
+            removed.add(key)
             continue
-        key = found["Key"]
-        error = from_s3(f"DeleteObjects {key!r}", code=code, status=0, detail=found.get("Message", ""))
-        failures.append(Failure(key, error))
+        kept.add(key)
+        if code not in ("NoSuchKey", "NoSuchVersion"):
+            error = from_s3(f"DeleteObjects {key!r}", code=code, status=0, detail=found.get("Message", ""))
+            failures.append(Failure(key, error))
+    named = removed | kept
+    if not named.issubset(asked) or (removed and not named.issuperset(asked)):
+        raise UnclearBatch
     return failures
 
 

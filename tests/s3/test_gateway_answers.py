@@ -272,3 +272,47 @@ def test_an_archived_object_can_be_looked_at_renamed_and_removed(
     proxy.heal()
     assert (drive.here / "moved").read_bytes() == b"c" * 100
     shutil.copy(drive.here / "colder", drive.here / "copy")
+
+
+def _deleted(**told: str) -> Action:
+    """An answer to DeleteObjects that names these keys, each with what became of it: "" or an error's code."""
+    removed = "".join(f"<Deleted><Key>{key}</Key></Deleted>" for key, code in told.items() if not code)
+    kept = "".join(f"<Error><Key>{key}</Key><Code>{code}</Code></Error>" for key, code in told.items() if code)
+    return Page(200, body=f"<DeleteResult>{removed}{kept}</DeleteResult>".encode(), media=XML)
+
+
+# Answers to a removal of a, b and c that removed none, and leave open which are there.
+UNCLEAR: Mapping[str, Action] = {
+    "another key failed": _deleted(x="AccessDenied"),
+    "a key failed and another": _deleted(a="InternalError", x="InternalError"),
+    "another key was removed": _deleted(a="", b="", x=""),
+    "one was removed, of the others nothing": _deleted(a=""),
+    "a key without a name failed": _deleted(**{"": "InternalError"}),
+}
+
+
+@MOTO
+@pytest.mark.parametrize("answer", UNCLEAR.values(), ids=UNCLEAR)
+def test_what_a_batch_leaves_open_is_removed_one_by_one(
+    store: S3Store, foreign: Foreign, proxy: Proxy, answer: Action
+) -> None:
+    foreign.put_all({"a": b"a", "b": b"b", "c": b"c"})
+    proxy.inject(answer, on(Op.DELETE_MANY), times=1)
+
+    async def run() -> None:
+        assert await store.delete_many(["a", "b", "c"]) == []
+
+    trio.run(run)
+    assert sorted(foreign.keys()) == sorted(FILES)
+
+
+@MOTO
+def test_a_tree_is_removed_though_the_answers_name_other_keys(mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
+    """As where a key has a carriage return, of which XML makes a line feed, and may not be removed."""
+    foreign.put_all({f"d/{number}": b"x" for number in range(20)})
+    drive = mounter(proxy.endpoint, *HURRY)
+    rule = proxy.inject(_deleted(**{"d/other": "AccessDenied"}), on(Op.DELETE_MANY))
+    shutil.rmtree(drive.mount.path / "d")
+    drive.mount.end()
+    assert rule.hits
+    assert foreign.keys() == []
