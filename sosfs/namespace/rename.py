@@ -2,9 +2,10 @@
 
 A file that is not in the bucket yet just changes its name. Any other object is copied with all it has
 (headers, metadata, ACL: a copy resets the ACL on SOS) and pinned to the version that is known; its old
-key is deleted only after the copy is there. What goes wrong before that leaves the old tree as it was, and the copies
-go again (`rename_rollback`); what goes wrong after it leaves twins, never losses. A directory's objects are copied side
-by side and deleted in batches.
+key is deleted only after the copy is there. What another client stores under an old key meanwhile is copied too: a
+directory is listed again before its old keys go, and a large file, whose copy takes long, is looked at. What goes wrong
+before that leaves the old tree as it was, and the copies go again (`rename_rollback`); what goes wrong after it leaves
+twins, never losses. A directory's objects are copied side by side and deleted in batches.
 
 Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
 """
@@ -29,12 +30,15 @@ from sosfs.namespace.deletions import Deletions, is_denied
 from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename_copies import Move, RenameCopies, below_first, listed_under
 from sosfs.namespace.rename_rollback import RenameRollback
+from sosfs.s3.preconditions import check_still
 from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from sosfs.tree import keys
 from sosfs.tree.inodes import PENDING, Inode, require_free
 from sosfs.tree.subtree_lock import SubtreeLock
 
 COPIES_AT_ONCE = 32
+COPIED_AGAIN_MAX = 5  # listings of what was copied, before the old keys go
+LOOKED_AT = 64 << 20  # bytes of a file from which on its copy takes so long that the file is looked at again after it
 
 
 class _Copy(NamedTuple):
@@ -210,10 +214,7 @@ class Renames:
         if may_retype:
             used = self._retyped(inode, segment, used)
         try:
-            kept = inode.properties.storage_class
-            version = await self._moves.copy(
-                move, move.old, inode.version, properties=used, storage_class=kept, acl=acl
-            )
+            version = await self._copy_version(inode, move, used, acl)
         except StoreError as error:
             if error.cause is not Cause.CONFLICT or used is not None or inode.pins:
                 raise
@@ -221,9 +222,17 @@ class Renames:
             await self._attributes.refresh(inode)
             if inode.version is None or inode.parent is None:
                 raise  # it is gone, or has an inode of its own: the kernel looks the name up again
-            kept = inode.properties.storage_class
-            version = await self._moves.copy(move, move.old, inode.version, storage_class=kept, acl=acl)
+            version = await self._copy_version(inode, move, None, acl)
         return version, used
+
+    async def _copy_version(self, inode: Inode, move: Move, used: Properties | None, acl: Acl | None) -> Version:
+        """Copies the version that is known, and is there still afterwards. ESTALE where it is another."""
+        assert inode.version is not None
+        kept = inode.properties.storage_class
+        made = await self._moves.copy(move, move.old, inode.version, properties=used, storage_class=kept, acl=acl)
+        if inode.version.size >= LOOKED_AT:
+            await check_still(self._store.head, f"CopyObject {move.old!r}", move.old, inode.version)
+        return made
 
     def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:
         """`used`, or what the object has, with the Content-Type of the new name where only the old one told it."""
@@ -279,6 +288,7 @@ class Renames:
         async with self._under_way(inode, target, parent, segment, plain, old=old_prefix, new=prefix) as move:
             await self._journal.sync()
             copies = await self._copy_all(listed, move, known)
+            await self._copy_changed(listed, copies, move, known)
             await self._moves.copied(move)
             left = await self._delete_all(copies, move)
         known = self._inodes.below(inode)  # with what came meanwhile and is in no bucket yet
@@ -338,6 +348,24 @@ class Renames:
 
         await each(copy, listed, at_once=COPIES_AT_ONCE)
         return copies
+
+    async def _copy_changed(
+        self, listed: list[Listed], copies: dict[str, _Copy], move: Move, known: dict[str, Inode]
+    ) -> None:
+        """Copies what another client has stored since it was listed: it would go with the old key.
+
+        Listings are compared with each other: not every server tells the same ETag to a HEAD. ESTALE where that never
+        ends.
+        """
+        seen = {one.key: one.version for one in listed}
+        for _ in range(COPIED_AGAIN_MAX):
+            now = await listed_under(self._store, move.old)
+            changed = [one for one in now if one.key in seen and not one.version.same_as(seen[one.key])]
+            if not changed:
+                return
+            copies |= await self._copy_all(changed, move, known)
+            seen |= {one.key: one.version for one in changed}
+        raise refuse(errno.ESTALE, "other clients write to what is renamed, again and again")
 
     async def _copy_one(self, one: Listed, move: Move, inode: Inode | None) -> _Copy | None:
         used: Properties | None = None

@@ -10,13 +10,14 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
-from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right
+from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, readers, settled, silence, stored
@@ -170,6 +171,55 @@ def test_what_another_client_stored_meanwhile_is_what_is_renamed(
     assert bodies(store) == {new: theirs}
     mount.loop.passes(2 * TTL)
     assert mount.loop.run(mount.tree)[new] == (theirs, 0o755)
+
+
+def test_what_another_client_stores_after_it_was_copied_does_not_go_with_the_old_name(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a directory that takes long, whose last copy is held; of a large file, whose copy takes long itself."""
+    monkeypatch.setattr("sosfs.namespace.rename.LOOKED_AT", 5)
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"bytes", "d/z": b"z", "file": b"bytes"})
+        await mount._walk("file")
+        store.after["copy", "d/z"] = store.after["copy", "file"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        for key in ("d/a", "file"):
+            await type(store).put(store, key, b"theirs", Properties(metadata={"mode": str(0o100755)}))
+        await _set(held)
+
+    mount.loop.run(main)
+    assert bodies(store) == {"e/a": b"theirs", "e/z": b"z", "moved": b"theirs"}
+    mount.loop.passes(2 * TTL)
+    assert mount.loop.run(mount.tree) == {
+        "e": None, "e/a": (b"theirs", 0o755), "e/z": (b"z", 0o644), "moved": (b"theirs", 0o755)
+    }  # fmt: skip
+
+
+def test_a_directory_to_which_others_never_cease_to_write_is_not_renamed(mount: Composed, store: Held) -> None:
+    written = 0
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"bytes"})
+        copy = store.copy
+
+        async def overtaken(source: str, *arguments: Any, **options: Any) -> Version:
+            nonlocal written
+            made = await copy(source, *arguments, **options)
+            written += 1
+            await type(store).put(store, source, b"%d" % written, Properties())
+            return made
+
+        store.copy = overtaken  # type: ignore[method-assign]
+        with fails(errno.ESTALE):
+            await mount.rename("d", "e")
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert written > 1
+    assert bodies(store) == {"d/a": b"%d" % written}
 
 
 def test_a_draft_does_not_replace_what_another_client_stored_before_its_directory_was_renamed(
