@@ -32,6 +32,7 @@ from sosfs.metadata import system_headers, user_metadata
 from sosfs.metadata.edits import NO_EDITS, POSIX
 from sosfs.s3.http_headers import check_properties
 from sosfs.s3.protocol import (
+    Detail,
     Object,
     ObjectStore,
     Properties,
@@ -288,12 +289,15 @@ class Changes(Revalidation):
         inode.checked = 0.0
         inode.known = min(inode.known, Known.SIZE)
 
-    def take_whole(self, inode: Inode, found: Object) -> None:
-        """As `Learning.take_whole`; where something is to be written, also after metadata alone were changed."""
-        if inode.attributes_dirty:
-            self._stands_on(inode, found)
-        else:
-            super().take_whole(inode, found)
+    async def fetch_whole(self, inode: Inode) -> None:
+        """Makes sure the properties are complete and recent, for rewriting them.
+
+        What another client has set of the same bytes stays. Of other bytes nothing is taken: the condition on the write
+        will tell.
+        """
+        if is_new(inode) or (inode.whole and trio.current_time() < inode.checked + self.ttl):
+            return
+        self._stands_on(inode, await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE))
 
     def in_doubt(self, inode: Inode) -> bool:
         """Whether a copy of ours may have made the object anew without our being told."""

@@ -345,18 +345,6 @@ class Revalidation:
         if parent.directory.entries.get(inode.name) is inode:  # else it says nothing of who has its name by now
             self._merger.remove(parent.directory, inode.name)
 
-    async def fetch_whole(self, inode: Inode) -> None:
-        """Makes sure the properties are complete, for rewriting them."""
-        if is_new(inode) or (inode.whole and trio.current_time() < inode.checked + self.ttl):
-            return
-        found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
-        self.take_whole(inode, found)
-
-    def take_whole(self, inode: Inode, found: Object) -> None:
-        """Takes over all properties; of another version none: the condition on the write will tell."""
-        if inode.version is not None and found.version.same_as(inode.version):
-            inode.properties, inode.whole = found.properties, True
-
 
 def is_new(inode: Inode) -> bool:
     """Whether the bucket has nothing of an inode: at most another file under its name, which it will replace."""

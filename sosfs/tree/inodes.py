@@ -221,9 +221,14 @@ class Inode:
         self.edits = NO_EDITS  # whoever has some is pinned and learns nothing
 
     def follow(self, properties: Properties) -> None:
-        """Another client has changed the metadata of the same bytes: takes over all but what the user has set here."""
+        """Another client has changed the metadata of the same bytes: takes over all but what the user has set here.
+
+        Nor the time where other bytes are on their way: it is that of those.
+        """
         found = user_metadata.read(properties.metadata, kind=stat.S_IFMT(self.mode))
-        now = self.edits.merged(self.posix, found)
+        draft = self.open_file.draft if self.open_file is not None else None
+        is_written = draft is not None and draft.is_dirty
+        now = (self.edits.with_posix({"mtime_ns"}) if is_written else self.edits).merged(self.posix, found)
         self.mode, self.uid, self.gid = now.mode or self.mode, now.uid or 0, now.gid or 0
         self.mtime_ns = self.mtime_ns if now.mtime_ns is None else now.mtime_ns
         self.properties, self.whole, self.known = properties, True, Known.ALL

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
+from sosfs.files.open_file import Handle
 from sosfs.s3 import copying
 from sosfs.s3.preconditions import holds, landed, look
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Properties, Version
@@ -131,6 +133,38 @@ def test_attributes_of_a_file_that_is_being_written_go_with_its_bytes(mount: Com
         assert (stored(store), _mode(store)) == (b"Bytes", 0o600)
 
     mount.loop.run(main)
+
+
+@pytest.mark.parametrize("edited", [False, True], ids=["as it was", "with another owner here"])
+def test_what_another_client_set_of_a_file_stays_when_it_is_written_to(tmp_path: Path, edited: bool) -> None:
+    """It was made private there, long after it was opened here: the bytes are what they were, and so is the ETag."""
+    store, longer = Held(), 3 * TTL
+    before = Properties(metadata={"mode": str(0o100644), "uid": "0", "gid": "0", "mtime": "1"})
+    theirs = replace(before, metadata={**before.metadata, "mode": str(0o100600), "colour": "blue"})
+
+    async def open_it(mount: Composed) -> Handle:
+        await store.put("file", b"bytes", before)
+        return await opened(mount)
+
+    async def write(mount: Composed, handle: Handle) -> None:
+        await store.put("file", b"bytes", theirs)
+        await mount.parts.file_io.write(handle, 0, b"B")
+        if edited:
+            handle.inode.uid = 7
+            mount.parts.attributes.changed(handle.inode, posix=["uid"])
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        handle = mount.loop.run(partial(open_it, mount))
+        mount.loop.passes(longer)
+        mount.loop.run(partial(write, mount, handle))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"Bytes"}
+        found = store._stored["file"].object.properties.metadata
+        assert _mode(store) == 0o600
+        assert found["colour"] == "blue"
+        assert found["uid"] == ("7" if edited else "0")
+        assert float(found["mtime"]) > 1, "the time is that of the new bytes"
 
 
 def test_what_changes_while_a_commit_is_under_way_is_written_after_it(mount: Composed, store: Held) -> None:
