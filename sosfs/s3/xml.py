@@ -32,7 +32,10 @@ _TOLD_BY_STATUS = (
     *("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutObjectRetention", "PutObjectLegalHold"),
     *("PutObjectLockConfiguration", "PutBucket", "DeleteBucket", "CreateBucket"),
 )
-_CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|&#(?:x0*1?[0-9a-f]|0*[12]?\d|0*3[01]);", re.IGNORECASE)
+_NO_XML = re.compile(
+    rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]|&#(?:x0*(?:1?[0-9a-f]|fff[ef])|0*(?:[12]?\d|3[01]|6553[45]));",
+    re.IGNORECASE,
+)
 
 __all__ = ["ParseError"]
 
@@ -63,12 +66,12 @@ def each(root: Element, *names: str) -> Iterator[Element]:
 
 
 def tree(body: bytes) -> Element:
-    """The document; servers echo the key, and one with control characters makes it no XML unless they go."""
+    """The document; servers echo the key, and one with characters that XML cannot say makes it none unless they go."""
     body = body.lstrip()  # what a server sends to keep the connection while it copies
     try:
         return ElementTree.fromstring(body)
     except ParseError:
-        return ElementTree.fromstring(_CONTROLS.sub(b"?", body))
+        return ElementTree.fromstring(_NO_XML.sub(b"?", body))
 
 
 def root_of(body: bytes, *names: str) -> Element:

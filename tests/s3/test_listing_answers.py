@@ -52,6 +52,8 @@ GOOD: Mapping[str, tuple[bytes, str, str]] = {
     "an echo in percent form": (page("<Prefix>d%20e/</Prefix>"), "d e/", "/"),
     "an echo that is not encoded": (page("<EncodingType>url</EncodingType><Prefix>a+b %2F/</Prefix>"), "a+b %2F/", "/"),
     "an echo of a control character": (page("<Prefix>a?b/</Prefix>"), "a\x01b/", "/"),
+    "an echo of a character that is none in XML": (page("<Prefix>a\ufffeb/</Prefix>"), "a\ufffeb/", "/"),
+    "one by its number": (page("<Prefix>a&#xFFFF;b&#65534;/</Prefix>"), "a\uffffb\ufffe/", "/"),
     "an echo with a return": (page("<Prefix>a\nb/</Prefix>"), "a\rb/", "/"),
     "a count of keys alone": (page("<KeyCount>1</KeyCount>", entry("d/a"), folded("d/b/")), "d/", "/"),
     "no order": (page(entry("d/b"), entry("d/a")), "d/", "/"),
