@@ -973,21 +973,17 @@ def test_bytes_that_are_lost_here_are_told_as_damage_and_nothing_else_is(tmp_pat
         if operation == "put":
             raise silence(operation)
 
-    made = composed(store, tmp_path, durability=JOURNAL)
-    mount = made.__enter__()
-    mount.loop.run(partial(mount.write, "file", b"n" * 300_000, flags=os.O_CREAT))
-    (spool,) = (mount._settings.state_dir / "spool").glob("*.spool")
-    if is_damaged:
-        os.truncate(spool, 1000)
-    else:
-        store.fault = down
-    mount.loop.passes(30)
-    assert bodies(store) == {}, "no short file"
-    assert bool(mount._journal.damage.lines) == is_damaged
-    store.fault = None
-    if not is_damaged:
-        made.__exit__(None, None, None)
-        assert bodies(store) == {"file": b"n" * 300_000}
-        return
-    mount._end()
-    mount.loop.close()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", b"n" * 300_000, flags=os.O_CREAT))
+        (spool,) = (mount._settings.state_dir / "spool").glob("*.spool")
+        if is_damaged:
+            os.truncate(spool, 1000)
+        else:
+            store.fault = down
+        mount.loop.passes(30)
+        assert bodies(store) == {}, "no short file"
+        assert bool(mount._journal.damage.lines) == is_damaged
+        store.fault = None
+        if is_damaged:
+            mount.loop.run(partial(mount.unlink, "file"))
+    assert bodies(store) == ({} if is_damaged else {"file": b"n" * 300_000})

@@ -621,20 +621,18 @@ def test_a_change_is_lost_only_where_it_was_made_to_something(
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         await _change(mount, "file")
 
-    made = composed(store, tmp_path)
-    mount = made.__enter__()
-    if is_new:
-        mount.loop.run(partial(new_file, mount))
-    else:
-        mount.loop.run(partial(_begin, store, "file", b"bytes", {}))
-        mount.loop.run(partial(_change, mount, "file"))
-    mount.crash()
-    store.before.clear()
-    store._stored.clear()
-    if theirs is not None:
-        mount.loop.run(partial(_begin, store, "file", theirs, {}))
-    mount.start()
-    said = "has replaced it" if theirs is not None else "" if is_new else "has removed it"
-    assert ("is lost" in caplog.text) == bool(said)
-    assert said in caplog.text
-    made.__exit__(None, None, None)
+    with composed(store, tmp_path) as mount:
+        if is_new:
+            mount.loop.run(partial(new_file, mount))
+        else:
+            mount.loop.run(partial(_begin, store, "file", b"bytes", {}))
+            mount.loop.run(partial(_change, mount, "file"))
+        mount.crash()
+        store.before.clear()
+        store._stored.clear()
+        if theirs is not None:
+            mount.loop.run(partial(_begin, store, "file", theirs, {}))
+        mount.start()
+        said = "has replaced it" if theirs is not None else "" if is_new else "has removed it"
+        assert ("is lost" in caplog.text) == bool(said)
+        assert said in caplog.text

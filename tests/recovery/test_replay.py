@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -44,16 +45,18 @@ def _object(store: Held, key: str = "file") -> Properties:
     return store._stored[key].object.properties
 
 
-def crashes(store: Held, base: Path, before: Callable[[Composed], Awaitable[None]], **options: Any) -> Any:
+@contextmanager
+def crashes(
+    store: Held, base: Path, before: Callable[[Composed], Awaitable[None]], **options: Any
+) -> Iterator[Composed]:
     """A mount that has done `before` and died; `start` it again after what others do."""
-    made = composed(store, base, **options)
-    mount = made.__enter__()
-    mount.loop.run(partial(before, mount))
-    mount.crash()
-    store.before.clear()
-    store.after.clear()
-    store.errors.clear()
-    return made, mount
+    with composed(store, base, **options) as mount:
+        mount.loop.run(partial(before, mount))
+        mount.crash()
+        store.before.clear()
+        store.after.clear()
+        store.errors.clear()
+        yield mount
 
 
 async def _chmod(mount: Composed, path: str, mode: int = 0o600) -> None:
@@ -74,15 +77,14 @@ def test_attributes_of_before_a_crash_keep_the_acl_and_all_else(tmp_path: Path, 
         await store.put(key, b"bytes" if key == "file" else b"", CARRIED, acl=FRIEND)
         await _chmod(mount, key.rstrip("/"))
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.start()
-    found = _object(store, key)
-    assert int(found.metadata["mode"]) & 0o7777 == 0o600
-    assert found.metadata["colour"] == "blue"
-    assert found.headers == CARRIED.headers
-    assert found.storage_class == "COLD"
-    assert "friend" in readers(store, key)
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.start()
+        found = _object(store, key)
+        assert int(found.metadata["mode"]) & 0o7777 == 0o600
+        assert found.metadata["colour"] == "blue"
+        assert found.headers == CARRIED.headers
+        assert found.storage_class == "COLD"
+        assert "friend" in readers(store, key)
 
 
 @pytest.mark.parametrize("theirs", [b"theirs, longer", b"BYTES"])
@@ -93,13 +95,12 @@ def test_attributes_of_before_a_crash_are_not_those_of_another_clients_version(t
         await put_all(store, {"file": b"bytes"})
         await _chmod(mount, "file")
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.loop.run(partial(store.put, "file", theirs, Properties(Headers("image/png"), {"theirs": "yes"})))
-    mount.start()
-    assert stored(store) == theirs
-    assert dict(_object(store).metadata) == {"theirs": "yes"}
-    assert mount.loop.run(mount.tree) == {"file": (theirs, 0o644)}
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.loop.run(partial(store.put, "file", theirs, Properties(Headers("image/png"), {"theirs": "yes"})))
+        mount.start()
+        assert stored(store) == theirs
+        assert dict(_object(store).metadata) == {"theirs": "yes"}
+        assert mount.loop.run(mount.tree) == {"file": (theirs, 0o644)}
 
 
 def test_attributes_of_what_another_client_removed_bring_nothing_back(tmp_path: Path) -> None:
@@ -109,12 +110,11 @@ def test_attributes_of_what_another_client_removed_bring_nothing_back(tmp_path: 
         await put_all(store, {"file": b"bytes", "other": b"other"})
         await _chmod(mount, "file")
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.loop.run(partial(store.delete, "file"))
-    mount.start()
-    mount.loop.passes(5)
-    assert bodies(store) == {"other": b"other"}
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.loop.run(partial(store.delete, "file"))
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {"other": b"other"}
 
 
 def test_a_directory_whose_name_holds_bytes_by_now_is_not_emptied(tmp_path: Path) -> None:
@@ -125,11 +125,10 @@ def test_a_directory_whose_name_holds_bytes_by_now_is_not_emptied(tmp_path: Path
         await put_all(store, {"d/": b"", "d/x": b"x"})
         await _chmod(mount, "d", 0o700)
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.loop.run(partial(store.put, "d/", b"bytes of another client", Properties()))
-    mount.start()
-    assert stored(store, "d/") == b"bytes of another client"
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.loop.run(partial(store.put, "d/", b"bytes of another client", Properties()))
+        mount.start()
+        assert stored(store, "d/") == b"bytes of another client"
 
 
 def test_attributes_of_a_file_that_is_not_sent_yet_go_up_with_it(tmp_path: Path) -> None:
@@ -141,17 +140,16 @@ def test_attributes_of_a_file_that_is_not_sent_yet_go_up_with_it(tmp_path: Path)
         await _chmod(mount, "file")
         await mount.write("file", b"B")
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    copies = store.calls["copy"]
-    mount.start()
-    assert store.calls["copy"] == copies
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert bodies(store) == {"file": b"Bytes"}
-    assert int(_object(store).metadata["mode"]) & 0o7777 == 0o600
-    assert _object(store).headers == CARRIED.headers
-    assert "friend" in readers(store, "file")
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        copies = store.calls["copy"]
+        mount.start()
+        assert store.calls["copy"] == copies
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"Bytes"}
+        assert int(_object(store).metadata["mode"]) & 0o7777 == 0o600
+        assert _object(store).headers == CARRIED.headers
+        assert "friend" in readers(store, "file")
 
 
 # Renames
@@ -172,18 +170,17 @@ def test_a_rename_is_finished_with_all_that_the_objects_have(tmp_path: Path, wha
             await begun(mount, partial(mount.rename, old.split("/")[0], new.split("/")[0]))
             assert new in store._stored
 
-    made, mount = crashes(store, tmp_path, before)
-    if at != "after the copy":
-        if new in store._stored:
-            mount.loop.run(lambda: store.put(new, b"before it was changed", NOTHING))
-        mount.loop.run(lambda: store.put(old, b"bytes", CARRIED, acl=FRIEND))
-    mount.start()
-    assert bodies(store) == {new: b"bytes"}
-    assert _object(store, new).headers == CARRIED.headers
-    assert _object(store, new).metadata["colour"] == "blue"
-    assert _object(store, new).storage_class == "COLD"
-    assert "friend" in readers(store, new)
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        if at != "after the copy":
+            if new in store._stored:
+                mount.loop.run(lambda: store.put(new, b"before it was changed", NOTHING))
+            mount.loop.run(lambda: store.put(old, b"bytes", CARRIED, acl=FRIEND))
+        mount.start()
+        assert bodies(store) == {new: b"bytes"}
+        assert _object(store, new).headers == CARRIED.headers
+        assert _object(store, new).metadata["colour"] == "blue"
+        assert _object(store, new).storage_class == "COLD"
+        assert "friend" in readers(store, new)
 
 
 def test_a_rename_that_was_done_but_for_its_record_is_not_done_backwards(tmp_path: Path) -> None:
@@ -196,11 +193,10 @@ def test_a_rename_that_was_done_but_for_its_record_is_not_done_backwards(tmp_pat
         await begun(mount, partial(mount.rename, "file", "moved"))
         assert bodies(store) == {"moved": b"bytes"}
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.start()
-    assert bodies(store) == {"moved": b"bytes"}
-    assert mount.loop.run(mount.tree) == {"moved": (b"bytes", 0o644)}
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.start()
+        assert bodies(store) == {"moved": b"bytes"}
+        assert mount.loop.run(mount.tree) == {"moved": (b"bytes", 0o644)}
 
 
 @pytest.mark.parametrize("operation", ["copy", "delete_many"])
@@ -219,18 +215,17 @@ def test_a_rename_that_cannot_be_finished_keeps_the_mount_from_beginning_and_is_
         await begun(mount, partial(mount.rename, "d", "e"))
         assert store.reached
 
-    made, mount = crashes(store, tmp_path, before)
-    del store._stored["e/3"]  # so that there is something to copy, too
-    store.fault = down
-    with pytest.raises(OSError):
+    with crashes(store, tmp_path, before) as mount:
+        del store._stored["e/3"]  # so that there is something to copy, too
+        store.fault = down
+        with pytest.raises(OSError):
+            mount.start()
+        mount.crash()
+        store.fault = None
+        found = bodies(store)
+        assert set(found.values()) == {b"%d" % number for number in range(5)}, "nothing is lost meanwhile"
         mount.start()
-    mount.crash()
-    store.fault = None
-    found = bodies(store)
-    assert set(found.values()) == {b"%d" % number for number in range(5)}, "nothing is lost meanwhile"
-    mount.start()
-    assert bodies(store) == {f"e/{number}": b"%d" % number for number in range(5)}
-    made.__exit__(None, None, None)
+        assert bodies(store) == {f"e/{number}": b"%d" % number for number in range(5)}
 
 
 @pytest.mark.parametrize(("at", "name"), [(("copy", "d/z"), "d"), ("delete_many", "e")], ids=["back", "finished"])
@@ -249,14 +244,13 @@ def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(
         await begun(mount, partial(mount.rename, "d", "e"))
         assert store.reached
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    expected = {"changed": b"new bytes", "new": b"not sent", "chmod": b"c", "z": b"z"}
-    assert bodies(store) == {f"{name}/{file}": body for file, body in expected.items()}
-    assert int(_object(store, f"{name}/chmod").metadata["mode"]) & 0o7777 == 0o600
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        expected = {"changed": b"new bytes", "new": b"not sent", "chmod": b"c", "z": b"z"}
+        assert bodies(store) == {f"{name}/{file}": body for file, body in expected.items()}
+        assert int(_object(store, f"{name}/chmod").metadata["mode"]) & 0o7777 == 0o600
 
 
 def test_a_rename_over_a_file_that_was_not_sent_displaces_what_was_written_to_that(tmp_path: Path) -> None:
@@ -269,12 +263,11 @@ def test_a_rename_over_a_file_that_was_not_sent_displaces_what_was_written_to_th
         await begun(mount, partial(mount.rename, "a", "b"))
         assert store.reached
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert bodies(store) == {"b": b"from a"}
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"b": b"from a"}
 
 
 @pytest.mark.promise(3)
@@ -296,15 +289,14 @@ def test_a_rename_of_a_changed_file_over_another_is_done_or_not(
         await begun(mount, partial(mount.rename, "a", "b"))
         assert store.reached
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    name = "b" if over != "free" else "a"
-    assert bodies(store) == {name: b"FROM a" if "write" in changed else b"from a"}
-    if "chmod" in changed:
-        assert int(_object(store, name).metadata["mode"]) & 0o7777 == 0o600
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        name = "b" if over != "free" else "a"
+        assert bodies(store) == {name: b"FROM a" if "write" in changed else b"from a"}
+        if "chmod" in changed:
+            assert int(_object(store, name).metadata["mode"]) & 0o7777 == 0o600
 
 
 # Drafts
@@ -322,17 +314,16 @@ def test_what_was_acknowledged_is_sent_by_the_next_mount_with_its_attributes(
         await mount.write(path, b"n" * size, flags=os.O_CREAT)
         await mount.chmod(path, 0o640)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    assert mount.loop.run(mount.tree)[path] == (b"n" * size, 0o640), "it is there at once"
-    assert mount.parts.pending
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store, path) == b"n" * size
-    assert int(_object(store, path).metadata["mode"]) == 0o100640
-    assert mount.loop.run(partial(_rows, mount)) == 0
-    assert not list((mount._settings.state_dir / "spool").glob("*.spool"))
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        assert mount.loop.run(mount.tree)[path] == (b"n" * size, 0o640), "it is there at once"
+        assert mount.parts.pending
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store, path) == b"n" * size
+        assert int(_object(store, path).metadata["mode"]) == 0o100640
+        assert mount.loop.run(partial(_rows, mount)) == 0
+        assert not list((mount._settings.state_dir / "spool").glob("*.spool"))
 
 
 async def _rows(mount: Composed) -> int:
@@ -346,14 +337,13 @@ def test_what_another_client_stored_meanwhile_wins_and_ours_is_kept_beside(tmp_p
         await put_all(store, {"file": b"old"})
         await mount.write("file", b"our")
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.loop.run(partial(store.put, "file", b"theirs", Properties()))
-    mount.start()
-    mount.loop.passes(5)
-    found = bodies(store)
-    assert found.pop("file") == b"theirs"
-    assert list(found.values()) == [b"our"]
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.loop.run(partial(store.put, "file", b"theirs", Properties()))
+        mount.start()
+        mount.loop.passes(5)
+        found = bodies(store)
+        assert found.pop("file") == b"theirs"
+        assert list(found.values()) == [b"our"]
 
 
 def test_bytes_that_are_damaged_do_not_replace_the_object(tmp_path: Path) -> None:
@@ -363,15 +353,14 @@ def test_bytes_that_are_damaged_do_not_replace_the_object(tmp_path: Path) -> Non
         await put_all(store, {"file": b"o" * 300_000})
         await mount.write("file", b"n" * 300_000)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    (spool,) = (mount._settings.state_dir / "spool").glob("*.spool")
-    with spool.open("r+b") as file:
-        file.seek(150_000)
-        file.write(b"?")
-    mount.start()
-    mount.loop.passes(LONG)
-    assert stored(store) == b"o" * 300_000
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        (spool,) = (mount._settings.state_dir / "spool").glob("*.spool")
+        with spool.open("r+b") as file:
+            file.seek(150_000)
+            file.write(b"?")
+        mount.start()
+        mount.loop.passes(LONG)
+        assert stored(store) == b"o" * 300_000
 
 
 def test_a_spool_that_was_being_written_to_is_not_damage(tmp_path: Path) -> None:
@@ -383,13 +372,12 @@ def test_a_spool_that_was_being_written_to_is_not_damage(tmp_path: Path) -> None
         handle = await opened(mount, os.O_WRONLY)
         await mount.parts.file_io.write(handle, 100, b"b" * 200_000)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert list(bodies(store)) == ["file"]
-    assert stored(store) == b"a" * 100 + b"b" * 200_000 + b"a" * 99_900
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert list(bodies(store)) == ["file"]
+        assert stored(store) == b"a" * 100 + b"b" * 200_000 + b"a" * 99_900
 
 
 def test_a_cut_that_was_not_acknowledged_leaves_a_true_record(tmp_path: Path) -> None:
@@ -400,13 +388,12 @@ def test_a_cut_that_was_not_acknowledged_leaves_a_true_record(tmp_path: Path) ->
         handle = await opened(mount, os.O_WRONLY)
         await mount.parts.file_io.truncate(handle.inode, 1000)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert list(bodies(store)) == ["file"]
-    assert stored(store) in (b"a" * 300_000, b"a" * 1000)
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert list(bodies(store)) == ["file"]
+        assert stored(store) in (b"a" * 300_000, b"a" * 1000)
 
 
 def test_only_spools_that_nobody_needs_are_removed(tmp_path: Path) -> None:
@@ -415,16 +402,15 @@ def test_only_spools_that_nobody_needs_are_removed(tmp_path: Path) -> None:
     async def before(mount: Composed) -> None:
         await mount.write("file", b"a" * 300_000, flags=os.O_CREAT)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    store.fault = _puts_fail
-    mount.start()
-    assert len(list((mount._settings.state_dir / "spool").glob("*.spool"))) == 1
-    mount.crash()
-    mount.start()
-    store.fault = None
-    mount.loop.passes(LONG)
-    assert stored(store) == b"a" * 300_000
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        store.fault = _puts_fail
+        mount.start()
+        assert len(list((mount._settings.state_dir / "spool").glob("*.spool"))) == 1
+        mount.crash()
+        mount.start()
+        store.fault = None
+        mount.loop.passes(LONG)
+        assert stored(store) == b"a" * 300_000
 
 
 def _puts_fail(operation: str, key: str) -> None:
@@ -438,14 +424,13 @@ def test_a_file_where_a_directory_was_made_meanwhile_is_beside_it(tmp_path: Path
     async def before(mount: Composed) -> None:
         await mount.write("name", b"of a file", flags=os.O_CREAT)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.loop.run(lambda: put_all(store, {"name/x": b"x"}))
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert bodies(store) == {"name": b"of a file", "name/x": b"x"}
-    assert mount.loop.run(mount.tree)["name/x"] == (b"x", 0o644)
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.loop.run(lambda: put_all(store, {"name/x": b"x"}))
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"name": b"of a file", "name/x": b"x"}
+        assert mount.loop.run(mount.tree)["name/x"] == (b"x", 0o644)
 
 
 def test_what_was_stored_just_before_the_crash_is_not_stored_again(tmp_path: Path) -> None:
@@ -457,14 +442,13 @@ def test_what_was_stored_just_before_the_crash_is_not_stored_again(tmp_path: Pat
         await begun(mount, partial(mount.parts.commits.commit, await mount._walk("file")))
         assert stored(store) == b"bytes"
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    puts = store.calls["put"]
-    mount.start()
-    assert mount.parts.pending == 0
-    mount.loop.passes(5)
-    assert store.calls["put"] == puts
-    assert bodies(store) == {"file": b"bytes"}
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        puts = store.calls["put"]
+        mount.start()
+        assert mount.parts.pending == 0
+        mount.loop.passes(5)
+        assert store.calls["put"] == puts
+        assert bodies(store) == {"file": b"bytes"}
 
 
 # Multipart uploads that a crash interrupted
@@ -492,19 +476,18 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("count", [70])
 def test_an_upload_goes_on_and_sends_no_part_again(tmp_path: Path, count: int) -> None:
     store, body = Held(), _body(count, 5)
-    made, mount = crashes(
+    with crashes(
         store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
-    )
-    sent = store.calls["upload_part"]
-    assert sent == count + 1
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == body
-    assert store.calls["upload_part"] == sent, "all parts were there"
-    assert store.calls["create_multipart"] == 1
-    assert not store._uploads
-    made.__exit__(None, None, None)
+    ) as mount:
+        sent = store.calls["upload_part"]
+        assert sent == count + 1
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert store.calls["upload_part"] == sent, "all parts were there"
+        assert store.calls["create_multipart"] == 1
+        assert not store._uploads
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -529,31 +512,29 @@ def test_parts_that_were_sent_of_other_bytes_are_sent_again(tmp_path: Path, how:
             await mount.parts.file_io.write(handle, 3 * PART, b"!")
         await mount.parts.file_io.fsync(handle.inode)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
-    sent = store.calls["upload_part"]
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == expected
-    if how == "written over":
-        assert store.calls["upload_part"] == sent + 1
-    assert not store._uploads
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        sent = store.calls["upload_part"]
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == expected
+        if how == "written over":
+            assert store.calls["upload_part"] == sent + 1
+        assert not store._uploads
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_an_upload_that_the_server_forgot_is_begun_anew(tmp_path: Path) -> None:
     store, body = Held(), _body(70, 5)
-    made, mount = crashes(
+    with crashes(
         store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
-    )
-    store._uploads.clear()
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == body
-    assert mount.loop.run(partial(_uploads, mount)) == []
-    made.__exit__(None, None, None)
+    ) as mount:
+        store._uploads.clear()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert mount.loop.run(partial(_uploads, mount)) == []
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -566,14 +547,13 @@ def test_an_upload_whose_file_became_small_or_was_removed_is_dropped(tmp_path: P
         await mount.parts.file_io.truncate(handle.inode, 10)
         await mount.parts.file_io.fsync(handle.inode)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
-    mount.start()
-    assert not store._uploads
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == body[:10]
-    assert mount.loop.run(partial(_uploads, mount)) == []
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        mount.start()
+        assert not store._uploads
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body[:10]
+        assert mount.loop.run(partial(_uploads, mount)) == []
 
 
 async def _uploads(mount: Composed) -> list[str]:
@@ -589,13 +569,12 @@ def test_an_upload_that_goes_on_has_the_attributes_of_now(tmp_path: Path) -> Non
         await _interrupted(mount, store, body)
         await mount.chmod("file", 0o600)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART)
-    mount.start()
-    mount.loop.passes(10)
-    mount.loop.run(mount.settle)
-    assert stored(store) == body
-    assert int(_object(store).metadata["mode"]) == 0o100600
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        mount.start()
+        mount.loop.passes(10)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert int(_object(store).metadata["mode"]) == 0o100600
 
 
 def test_public_stays_public(tmp_path: Path) -> None:
@@ -608,14 +587,13 @@ def test_public_stays_public(tmp_path: Path) -> None:
         await mount.write("file", b"B")
         await mount.chmod("file", 0o600)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    acl = store._stored["file"].acl
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == b"Bytes"
-    assert store._stored["file"].acl == acl
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        acl = store._stored["file"].acl
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == b"Bytes"
+        assert store._stored["file"].acl == acl
 
 
 # What the record of a draft says while it is changed
@@ -637,14 +615,13 @@ def test_a_recorded_file_that_is_renamed_while_it_is_written_is_under_its_new_na
         await mount.parts.file_io.write(handle, 0, b"m")
         await mount.rename("file", "moved")
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    assert bodies(store).keys() == {"moved"}
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert bodies(store).keys() == {"moved"}, "no conflict with itself"
-    assert stored(store, "moved")[1:] == b"n" * (size - 1) + b"o" * 1000
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        assert bodies(store).keys() == {"moved"}
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store).keys() == {"moved"}, "no conflict with itself"
+        assert stored(store, "moved")[1:] == b"n" * (size - 1) + b"o" * 1000
 
 
 @pytest.mark.parametrize("size", [10, 300_000], ids=["in its row", "in the spool"])
@@ -668,17 +645,16 @@ def test_attributes_that_are_set_after_the_record_are_in_it(
         mount.parts.attributes.changed(inode)
         await _chmod(mount, "file")
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    mount.loop.passes(5)
-    found = _object(store)
-    assert stored(store) == b"n" * size
-    assert (found.metadata["mode"], found.metadata["shape"]) == (str(0o100600), "round")
-    assert found.headers.content_language == "de"
-    assert is_new or (found.metadata["colour"], found.headers.cache_control) == ("blue", "no-store")
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        mount.loop.passes(5)
+        found = _object(store)
+        assert stored(store) == b"n" * size
+        assert (found.metadata["mode"], found.metadata["shape"]) == (str(0o100600), "round")
+        assert found.headers.content_language == "de"
+        assert is_new or (found.metadata["colour"], found.headers.cache_control) == ("blue", "no-store")
 
 
 @pytest.mark.parametrize("length", [1000, 290_000, 400_000])
@@ -694,14 +670,13 @@ def test_what_was_cut_off_does_not_come_back(tmp_path: Path, length: int) -> Non
         await mount.parts.file_io.flush(handle)
         await mount.parts.file_io.truncate(handle.inode, length)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    assert mount.loop.run(mount.tree)["file"] == (whole[:length], 0o644)
-    mount.loop.run(partial(mount.truncate, "file", 600_000))
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == whole[:length] + bytes(600_000 - length)
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        assert mount.loop.run(mount.tree)["file"] == (whole[:length], 0o644)
+        mount.loop.run(partial(mount.truncate, "file", 600_000))
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == whole[:length] + bytes(600_000 - length)
 
 
 def test_a_file_that_grew_again_after_a_cut_has_zeros_there(tmp_path: Path) -> None:
@@ -714,12 +689,11 @@ def test_a_file_that_grew_again_after_a_cut_has_zeros_there(tmp_path: Path) -> N
         await mount.parts.file_io.truncate(handle.inode, 300_000)
         await mount.parts.file_io.fsync(handle.inode)
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == b"n" * 1000 + bytes(299_000)
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == b"n" * 1000 + bytes(299_000)
 
 
 # What a step of the replay takes along, and what it leaves alone
@@ -736,35 +710,34 @@ def test_a_removal_takes_its_own_unsent_bytes_along_and_no_others(tmp_path: Path
         await begun(mount, partial(mount.unlink, "gone"))
         assert ("delete", "gone") in store.reached
 
-    made, mount = crashes(store, tmp_path, before, durability=JOURNAL)
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert bodies(store) == {"changed": b"new", "new": b"new"}
-    assert mount.loop.run(partial(_rows, mount)) == 0
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"changed": b"new", "new": b"new"}
+        assert mount.loop.run(partial(_rows, mount)) == 0
 
 
 @pytest.mark.parametrize("theirs", [None, b"old", b"theirs"])
 def test_of_a_removal_it_is_said_only_where_another_clients_file_stays(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, theirs: bytes | None
 ) -> None:
-    store = Held()
+    """Equal bytes of the same second cannot be told from those that were removed."""
+    store = Held(clock=lambda: 0.0)
 
     async def before(mount: Composed) -> None:
         await put_all(store, {"file": b"old"})
         store.before["delete", "file"] = trio.Event()
         await begun(mount, partial(mount.unlink, "file"))
 
-    made, mount = crashes(store, tmp_path, before)
-    if theirs is None:
-        del store._stored["file"]
-    else:
-        mount.loop.run(partial(store.put, "file", theirs, Properties()))
-    mount.start()
-    assert bodies(store) == ({"file": b"theirs"} if theirs == b"theirs" else {})
-    assert ("theirs stays" in caplog.text) == (theirs == b"theirs")
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        if theirs is None:
+            del store._stored["file"]
+        else:
+            mount.loop.run(partial(store.put, "file", theirs, Properties()))
+        mount.start()
+        assert bodies(store) == ({"file": b"theirs"} if theirs == b"theirs" else {})
+        assert ("theirs stays" in caplog.text) == (theirs == b"theirs")
 
 
 def test_a_removal_without_an_answer_keeps_the_mount_from_beginning_and_is_done_later(tmp_path: Path) -> None:
@@ -776,18 +749,17 @@ def test_a_removal_without_an_answer_keeps_the_mount_from_beginning_and_is_done_
         store.before["delete", "file"] = trio.Event()
         await begun(mount, partial(mount.unlink, "file"))
 
-    made, mount = crashes(store, tmp_path, before)
-    store.errors["delete", "file"] = [StoreError(errno.EIO, "delete", detail="no answer")]
-    with pytest.raises(OSError, match="no answer"):
+    with crashes(store, tmp_path, before) as mount:
+        store.errors["delete", "file"] = [StoreError(errno.EIO, "delete", detail="no answer")]
+        with pytest.raises(OSError, match="no answer"):
+            mount.start()
+        mount.crash()
+        store.errors["delete", "file"] = [StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)]
         mount.start()
-    mount.crash()
-    store.errors["delete", "file"] = [StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)]
-    mount.start()
-    assert mount.loop.run(mount.tree) == {}, "its name is gone meanwhile"
-    assert mount.parts.pending == 1
-    mount.loop.passes(LONG)
-    assert bodies(store) == {}
-    made.__exit__(None, None, None)
+        assert mount.loop.run(mount.tree) == {}, "its name is gone meanwhile"
+        assert mount.parts.pending == 1
+        mount.loop.passes(LONG)
+        assert bodies(store) == {}
 
 
 def test_a_rename_of_a_file_is_of_that_file_alone(tmp_path: Path) -> None:
@@ -799,12 +771,11 @@ def test_a_rename_of_a_file_is_of_that_file_alone(tmp_path: Path) -> None:
         await put_all(store, {"ab": b"other", "a/b": b"below", "new": b"same"})
         mount._journal.add_rename("a", "new")
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.start()
-    assert bodies(store) == {"ab": b"other", "a/b": b"below", "new": b"same"}
-    assert _object(store, "new").metadata["colour"] == "blue"
-    assert mount.loop.run(partial(_rows, mount)) == 0, "it is not done again to what has the name then"
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.start()
+        assert bodies(store) == {"ab": b"other", "a/b": b"below", "new": b"same"}
+        assert _object(store, "new").metadata["colour"] == "blue"
+        assert mount.loop.run(partial(_rows, mount)) == 0, "it is not done again to what has the name then"
 
 
 @pytest.mark.parametrize("hashes", [True, False])
@@ -823,61 +794,58 @@ def test_attributes_that_wait_follow_a_rename_and_those_of_what_it_replaced_do_n
         await begun(mount, partial(mount.rename, "e", "f"))
         assert {"d/b", "f/a"} <= store._stored.keys()
 
-    made, mount = crashes(store, tmp_path, before)
-    mount.start()
-    mount.loop.passes(LONG)
-    assert bodies(store) == {"d/b": b"same", "f/a": b"same"}
-    modes = [int(_object(store, key).metadata["mode"]) & 0o7777 for key in ("d/b", "f/a")]
-    assert modes == [0o600, 0o640]
-    assert mount.loop.run(partial(_rows, mount)) == 0
-    made.__exit__(None, None, None)
+    with crashes(store, tmp_path, before) as mount:
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"d/b": b"same", "f/a": b"same"}
+        modes = [int(_object(store, key).metadata["mode"]) & 0o7777 for key in ("d/b", "f/a")]
+        assert modes == [0o600, 0o640]
+        assert mount.loop.run(partial(_rows, mount)) == 0
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_an_upload_that_cannot_be_asked_about_is_not_taken_for_a_forgotten_one(tmp_path: Path) -> None:
     store, body = Held(), _body(70, 5)
-    made, mount = crashes(
+    with crashes(
         store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
-    )
+    ) as mount:
 
-    def down(operation: str, key: str) -> None:
-        if operation == "list_parts":
-            raise StoreError(errno.EIO, operation, detail="no answer")
+        def down(operation: str, key: str) -> None:
+            if operation == "list_parts":
+                raise StoreError(errno.EIO, operation, detail="no answer")
 
-    store.fault, sent = down, store.calls["upload_part"]
-    with pytest.raises(OSError, match="no answer"):
+        store.fault, sent = down, store.calls["upload_part"]
+        with pytest.raises(OSError, match="no answer"):
+            mount.start()
+        mount.crash()
+        store.fault = None
         mount.start()
-    mount.crash()
-    store.fault = None
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == body
-    assert store.calls["upload_part"] == sent, "no part is sent again"
-    made.__exit__(None, None, None)
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert store.calls["upload_part"] == sent, "no part is sent again"
 
 
 @pytest.mark.usefixtures("small_parts")
 def test_an_upload_that_goes_on_outlives_an_unmount_that_cannot_end_it(tmp_path: Path) -> None:
     store, body = Held(), _body(70, 5)
-    made, mount = crashes(
+    with crashes(
         store, tmp_path, partial(_interrupted, store=store, body=body), durability=JOURNAL, part_size=PART
-    )
+    ) as mount:
 
-    def down(operation: str, key: str) -> None:
-        if operation == "complete_multipart":
-            raise StoreError(errno.EIO, operation, detail="no answer")
+        def down(operation: str, key: str) -> None:
+            if operation == "complete_multipart":
+                raise StoreError(errno.EIO, operation, detail="no answer")
 
-    store.fault, sent = down, store.calls["upload_part"]
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.parts.drain)
-    assert len(store._uploads) == 1
-    mount._end()
-    store.fault = None
-    mount.start()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-    assert stored(store) == body
-    assert store.calls["upload_part"] == sent
-    made.__exit__(None, None, None)
+        store.fault, sent = down, store.calls["upload_part"]
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.parts.drain)
+        assert len(store._uploads) == 1
+        mount._end()
+        store.fault = None
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert store.calls["upload_part"] == sent
