@@ -40,7 +40,8 @@ OF_ROOT = frozenset(
     {
         *("test_attributes", "test_bench", "test_control_tree", "test_full_disk_mounted", "test_interrupts"),
         *("test_normal_user", "test_other_users", "test_peers", "test_permissions", "test_provisional_attributes"),
-        *("test_refused_changes", "test_service_manager", "test_small_disk", "test_tools", "test_warm_and_drop"),
+        *("test_refused_changes", "test_service_manager", "test_shared_attributes", "test_small_disk", "test_tools"),
+        "test_warm_and_drop",
     }
 )
 SLOW = frozenset(
