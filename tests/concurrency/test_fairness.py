@@ -192,18 +192,25 @@ def test_who_waits_can_be_called_off_and_is_never_begun() -> None:
 
 def test_idle_threads_end_and_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads_module, "IDLE", 0.05)
-    before, threads = threading.active_count(), Threads(8)
+    threads = Threads(8)
+    busy: set[threading.Thread] = set()
+
+    def wait(gate: threading.Event) -> None:
+        busy.add(threading.current_thread())
+        gate.wait(20)
 
     async def main() -> None:
         for _ in range(3):
             gate = threading.Event()
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
-                    nursery.start_soon(threads.run, gate.wait, 20)
-                await wait_all_tasks_blocked()
-                assert threading.active_count() >= before + 8
+                    nursery.start_soon(threads.run, wait, gate)
+                await trio.to_thread.run_sync(until, lambda: len(busy) == 8, "each has a thread")
                 gate.set()
-            await trio.to_thread.run_sync(until, lambda: threading.active_count() <= before + 1, "they have ended")
+            await trio.to_thread.run_sync(
+                until, lambda: not any(map(threading.Thread.is_alive, busy)), "they have ended"
+            )
+            busy.clear()
             assert await threads.run(divmod, 7, 2) == (3, 1)
 
     trio.run(main)
