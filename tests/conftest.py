@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root: 'make test' runs it with sudo"))
     if os.environ.get("SOSFS_MOUNTS") == "no":
-        mounting = {item for item in items if not NEEDING.isdisjoint(getattr(item, "fixturenames", ()))}
+        mounting = {item for item in items if not NEEDING.isdisjoint(_asked_for(item))}
         config.hook.pytest_deselected(items=list(mounting))
         items[:] = [item for item in items if item not in mounting]
     if os.environ.get("SOSFS_SERVERS") != "all":
@@ -93,6 +93,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     yield
     long = Counter(item.path for item in items if not MOUNTING.isdisjoint(getattr(item, "fixturenames", ())))
     items.sort(key=lambda item: (item.path.stem not in SLOW, -long[item.path], item.path))
+
+
+def _asked_for(item: pytest.Item) -> Iterator[object]:
+    """The fixtures of a test, with that which its `subject` asks for while it is made."""
+    yield from getattr(item, "fixturenames", ())
+    if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        yield item.callspec.params.get("subject")
 
 
 def _spared(items: list[pytest.Item]) -> set[pytest.Item]:
