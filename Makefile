@@ -58,10 +58,15 @@ AT_ONCE := -n 4 --dist loadfile --no-loadscope-reorder
 
 # Those that need neither a mount nor a server, with another Python: make test-unmounted PYTHON=python3.13
 OTHER := build/tests-$(notdir $(PYTHON))
+EXTRA ?= dev
 
-test-unmounted: debian-run
+.PHONY: .other
+
+.other: debian-run
 	$(PYTHON) -m venv $(OTHER)
-	$(OTHER)/bin/python $(PIP) --editable '.[dev]'
+	$(OTHER)/bin/python $(PIP) --editable '.[$(EXTRA)]'
+
+test-unmounted: .other
 	SOSFS_MOUNTS=no $(OTHER)/bin/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 # The same tests as in `make test`, many more rounds, with other dice each time.

@@ -156,6 +156,17 @@ def test_nothing_heavy_is_loaded_before_the_fork() -> None:
     assert AFTER_FORK & set(done.stdout.split()) == set()
 
 
+def test_every_module_is_loaded_without_a_warning() -> None:
+    """Of what the next Python takes no more, this one warns."""
+    load = "import importlib, sys, warnings; warnings.filterwarnings('error', module='sosfs')"
+    code = f"{load}; [importlib.import_module(name) for name in sys.argv[1:]]"
+    names = ["sosfs" if name == "__init__" else f"sosfs.{name}" for name in NAMES - {"__main__"}]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sorted(names)], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_functions_stay_short(name: str) -> None:
     long = {f.name: f.end_lineno - f.lineno + 1 for f in MODULES[name].functions() if f.end_lineno}
