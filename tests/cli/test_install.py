@@ -200,6 +200,14 @@ def test_systemd_understands_the_units(installed: Installed, manager: str, unit:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize("unit", ["sosfs@.service", "user/sosfs@.service"])
+def test_after_a_crash_no_second_goes_by_before_the_next_start(unit: str) -> None:
+    text = (ROOT / "systemd" / unit).read_text()
+    assert re.search(r"^Restart=on-failure$", text, re.MULTILINE)
+    (pause,) = re.findall(r"^RestartSec=(\d+)ms$", text, re.MULTILINE)
+    assert int(pause) <= 100
+
+
 @pytest.fixture
 def service(installed: Installed, environ: Mapping[str, str], watchdog: Watchdog) -> Iterator[subprocess.Popen[bytes]]:
     """The unit's main process, running and ready."""
