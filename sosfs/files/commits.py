@@ -98,7 +98,6 @@ class Commits:
         self._retries = retries
         self._senders = trio.CapacityLimiter(SENDERS)
         self.debounce = Debounce(spawn)
-        self._hurry = False  # the drain has begun: nothing waits for company any more
 
     # What close and fsync do
 
@@ -359,7 +358,7 @@ class Commits:
         pauses, is_first = Doubling(RETRY_FIRST, RETRY_MAX), True
         try:
             while open_file.draft is not None and open_file.draft.is_sendable and inode.parent is not None:
-                if not is_first and not self._hurry:
+                if not is_first:
                     await self._retries.wait(pauses, open_file)
                 is_first = False
                 try:
@@ -390,7 +389,6 @@ class Commits:
 
     async def drain(self) -> int:
         """Sends every draft once more, side by side; returns how many did not get through."""
-        self._hurry = True
 
         async def send(inode: Inode) -> None:
             open_file = opened(inode)

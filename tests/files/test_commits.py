@@ -414,6 +414,27 @@ def test_an_unmount_that_cannot_send_says_so_and_the_next_mount_sends(tmp_path: 
         assert bodies(store) == {"file": b"bytes"}
 
 
+def test_an_unmount_that_cannot_send_does_not_make_each_file_be_tried_without_a_pause(tmp_path: Path) -> None:
+    store, tries = Held(), list[str]()
+
+    def down(operation: str, key: str) -> None:
+        if operation == "put":
+            tries.append(key)
+            if len(tries) > 50:
+                store.before["put"] = trio.Event()  # else the test would never end
+            raise silence(operation)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        store.fault = down
+        mount.loop.run(partial(mount.write, "file", b"bytes", flags=os.O_CREAT))
+        mount.loop.passes(1)
+        assert mount.loop.run(mount.parts.commits.drain) == 1
+        before = len(tries)
+        mount.loop.passes(12)
+        assert before < len(tries) <= before + 2
+        mount.loop.run(store.release)
+
+
 def test_fsync_of_a_directory_waits_for_all_that_is_below(tmp_path: Path) -> None:
     store = Held()
 
