@@ -22,6 +22,7 @@ from sosfs.config.parameters import Durability
 from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.page_cache import PageCache
+from sosfs.files.spool import Spool
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
@@ -435,6 +436,37 @@ def test_an_unmount_that_cannot_send_does_not_make_each_file_be_tried_without_a_
         mount.loop.run(store.release)
 
 
+def test_what_is_not_closed_yet_is_kept_for_the_next_mount_where_an_unmount_is_cut_short(tmp_path: Path) -> None:
+    """A second signal: nothing is sent any more. A file of which a write has failed was never there."""
+    store = Held()
+
+    async def fails(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    async def main(mount: Composed) -> None:
+        for path, body in (("small", b"s" * 100), ("large", b"l" * 300_000)):
+            handle = await mount._opened(mount.parts.inodes.root, path.encode(), os.O_CREAT | os.O_RDWR)
+            await mount.parts.file_io.write(handle, 0, body)
+        gone = await mount._opened(mount.parts.inodes.root, b"gone", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(gone, 0, b"gone")
+        await mount.unlink("gone")
+        half = await mount._opened(mount.parts.inodes.root, b"half", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(half, 0, b"1")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Spool, "write", fails)
+            with pytest.raises(OSError, match="the disk"):
+                await mount.parts.file_io.write(half, 1, b"2")
+        await mount.parts.commits.record_all()
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {}
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {"small": b"s" * 100, "large": b"l" * 300_000}
+
+
 def test_fsync_of_a_directory_waits_for_all_that_is_below(tmp_path: Path) -> None:
     store = Held()
 
@@ -605,6 +637,8 @@ def test_parts_that_go_up_behind_the_writer_are_waited_for(
         assert bodies(store) == expected
         assert not store._uploads
         assert mount.loop.run(partial(_noted, mount)) == ([], [])
+        if how == "close":
+            assert store.calls["upload_part"] == 60, "none is sent twice"
 
 
 def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.s3.traffic import Traffic
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held
+from tests.support.held import Held, bodies, opened
 
 
 class Refusing(FakeStore):
@@ -102,6 +102,36 @@ def test_bytes_on_the_wire_count_for_their_file_and_never_beyond_its_size(tmp_pa
         told = ask(mount, "pending", moved={"a": 3, "b": 99, "c": 5})
         assert {one["path"]: one["uploaded"] for one in told["changes"]} == {"a": 3, "b": 5}
         mount.loop.run(store.release)
+
+
+def test_what_waits_is_counted_until_it_is_stored_and_since_it_was_written(tmp_path: Path) -> None:
+    store = Held()
+
+    async def write_on(mount: Composed) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"123")
+        await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        commits = mount.parts.commits
+        assert (commits.pending, commits.oldest, commits.uploaded({"file": 3})) == ((0, 0), 0.0, 0)
+        store.before["put"] = trio.Event()
+        before = time.time()
+        mount.loop.run(partial(mount.write, "file", b"12345", flags=os.O_CREAT))
+        assert before <= commits.oldest <= time.time()
+        assert (commits.pending, commits.uploaded({"file": 3})) == ((1, 5), 0)
+        mount.loop.passes(3)
+        began = time.time()
+        mount.loop.run(partial(write_on, mount))
+        assert commits.oldest <= began
+        assert (commits.pending, commits.uploaded({"file": 3, "x": 9})) == ((1, 5), 3)
+        mount.loop.run(store.release)
+        mount.loop.passes(0.1)
+        assert bodies(store) == {"file": b"12345"}
+        assert commits.pending == (1, 3)
+        assert commits.oldest > before, "what came while it was sent waits since then"
+        mount.loop.passes(8)
+        assert (commits.pending, commits.oldest) == ((0, 0), 0.0)
 
 
 def test_traffic_knows_what_is_under_way_and_whether_the_server_answers() -> None:

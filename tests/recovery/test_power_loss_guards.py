@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config.parameters import Durability
-from sosfs.s3.protocol import Properties
+from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
-from tests.support.composed import Composed, composed
-from tests.support.held import Held, bodies, closed, opened, stored
+from tests.support.composed import LONG, Composed, composed
+from tests.support.held import Held, begun, bodies, closed, opened, stored
+from tests.support.power import Machine
 
-JOURNAL = Durability.JOURNAL
+JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
+LARGE = 300_000  # bytes: in a spool
 sizes = pytest.mark.parametrize("size", [100, 300_000], ids=["in its row", "in the spool"])
 
 
@@ -117,3 +120,154 @@ def test_a_queued_removal_that_was_done_is_not_done_again_when_the_power_goes(
         log.loses_power()
         mount.start()
         assert bodies(store) == {"file": b"bytes"}
+
+
+def test_what_was_done_for_good_is_there_when_the_power_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As fsync of a directory has it, where close waits for no disk."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        store.before["put"] = trio.Event()
+        await mount.write("file", b"n" * 100, flags=os.O_CREAT)
+        await mount.parts.commits.done_for_good()
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False)
+        mount.loop.run(store.release)
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"n" * 100}
+
+
+# What a record says of the bucket
+
+
+@pytest.mark.parametrize("what", ["more was written", "the rest is in the bucket", "less was synced"])
+def test_the_disk_knows_of_an_upload_before_it_is_made_where_the_bytes_do_not_tell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """Else the next mount takes its own object for another client's."""
+    store = Held()
+
+    async def write(mount: Composed, size: int) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await mount.parts.file_io.flush(handle)
+
+    async def write_more(mount: Composed) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 1, b"m" * 100)
+        if what == "less was synced":
+            await mount.parts.file_io.flush(handle)
+
+    async def send(mount: Composed) -> None:
+        await mount.parts.commits.commit(await mount._walk("file"))
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(store.put, "file", b"o" * LARGE, Properties()))
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, 100 if what == "the rest is in the bucket" else LARGE))
+        mount.loop.passes(3)  # all is on the disk by now
+        assert mount.parts.unsynced.changes == 0
+        if what != "the rest is in the bucket":
+            mount.loop.run(partial(write_more, mount))
+        mount.loop.run(partial(send, mount))
+        sent = stored(store)
+        machine.loses_power(newest_log=False, spools="synced")
+        mount.start()
+        mount.loop.passes(20)
+        mount.loop.run(mount.settle)
+        assert mount._journal.damage.lines == ()
+        assert list(bodies(store)) == ["file"], "its own object passes for another's"
+        assert stored(store)[:1] + stored(store)[101:] == sent[:1] + sent[101:]
+
+
+def test_what_was_stored_and_then_replaced_is_not_kept_beside_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was synced is in the bucket; what came after it was not synced, and another client has come since."""
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"s" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        await mount.parts.file_io.write(handle, 0, b"noted")
+        await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.write(handle, 0, b"open")
+        del store.before["put"]
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert stored(store) == b"s" * LARGE
+        await store.put("file", b"theirs", Properties())
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        mount.start()
+        mount.loop.passes(20)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"theirs"}
+
+
+def test_a_record_that_outlives_a_commit_tells_of_the_object_that_was_made(tmp_path: Path) -> None:
+    """What the next mount stores has what that object was given since."""
+    store, held = Held(), trio.Event()
+    friend = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.flush(handle)
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        await mount.parts.file_io.write(handle, 0, b"2")
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, 1, b"3")
+        del store.before["put"]
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert stored(store) == b"1" * LARGE
+        await store.put_acl("file", friend)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert list(bodies(store)) == ["file"]
+        assert stored(store)[:1] == b"2"
+        assert stored(store)[2:] == b"1" * (LARGE - 2)
+        assert store._stored["file"].acl == friend
+
+
+def test_a_spool_is_not_emptied_before_its_row_is_gone_where_room_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that finds no room has its file stored and freed while it waits."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * LARGE)
+        await mount.parts.file_io.flush(handle)
+        draft = handle.open_file.draft
+        assert draft is not None
+        await mount.parts.file_io.writeback._relieve(handle.inode, draft, OSError())
+        assert draft.local.total == 0
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        log = Log(mount, tmp_path / "disk", monkeypatch)
+        mount.loop.run(partial(main, mount))
+        log.loses_power(keep=("journal.mark", "spool"))
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"n" * LARGE}
