@@ -97,8 +97,11 @@ class BaseFetch:
         base, gap = draft.base, draft.lacks(start, stop)
         if base is None or gap is None or open_file.draft is not draft:
             return True
-        await self._records.opens(inode, gap[0])
         body = await self._blocks.read(base, *gap)
+        if open_file.draft is draft:
+            await self._records.opens(
+                inode, gap[0]
+            )  # not before: a record may have been made while the bucket answered
         if draft.base is not base:
             return False
         if open_file.draft is draft:

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 import trio.testing
 
 from sosfs.cache.extents import Extents
@@ -17,7 +18,8 @@ from sosfs.files.spool import Spool, SpoolArea
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, closed, opened, stored
+from tests.support.held import Held, begun, closed, opened, stored
+from tests.support.power import Machine
 
 MIB = 1 << 20
 SIZE = 3 * MIB
@@ -173,16 +175,51 @@ async def _saved_then_half_removed(mount: Composed, store: FakeStore) -> None:
     store.fault = None
 
 
+async def _saved_while_they_came(mount: Composed, store: FakeStore) -> None:
+    """A record is made for the first time after bytes of the base were asked for, and before they are here."""
+    assert isinstance(store, Held)
+    await store.put("file", BODY, Properties())
+    handle = await opened(mount)
+    await mount.parts.file_io.write(handle, MIB, NEW)
+    store.after["get"] = trio.Event()
+    await begun(mount, partial(mount.parts.file_io.read, handle, 2 * MIB, 4096))
+    await mount.parts.file_io.fsync(handle.inode)
+    await store.release()
+    await trio.testing.wait_all_tasks_blocked()
+    assert handle.open_file.draft is not None
+    assert handle.open_file.draft.local.covers(0, SIZE)
+
+
 @pytest.mark.promise(3)
-@pytest.mark.parametrize("change", [_saved_then_filled, _filled_while_saved, _saved_then_half_removed])
+@pytest.mark.parametrize(
+    "change", [_saved_then_filled, _filled_while_saved, _saved_then_half_removed, _saved_while_they_came]
+)
 def test_what_came_into_the_spool_is_no_damage_after_a_crash(
     tmp_path: Path, change: Callable[[Composed, FakeStore], Awaitable[None]]
 ) -> None:
-    store = FakeStore()
+    store = Held()
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(change, mount, store))
         mount.crash()
         mount.start()
+        mount.loop.passes(5)
+        assert sorted(store._stored) == ["file"], "nothing was kept beside it"
+        assert stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("change", [_saved_then_filled, _saved_then_half_removed, _saved_while_they_came])
+def test_what_came_into_the_spool_is_no_damage_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Composed, FakeStore], Awaitable[None]]
+) -> None:
+    """The kernel wrote the spool out, and not the end of the journal's log."""
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(change, mount, store))
+        machine.loses_power(newest_log=False, spools="written")
+        mount.start()
+        assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         assert sorted(store._stored) == ["file"], "nothing was kept beside it"
         assert stored(store) == BODY[:MIB] + NEW + BODY[MIB + 4096 :]
