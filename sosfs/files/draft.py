@@ -103,6 +103,11 @@ class Draft:
         """Whether a commit is under way."""
         return self.state is DraftState.COMMITTING
 
+    @property
+    def is_being_written(self) -> bool:
+        """Whether a thread is changing bytes of it, of which `serial` does not tell yet."""
+        return bool(self._arriving)
+
     async def write(self, offset: int, data: bytes | memoryview) -> None:
         """Puts `data` at `offset`. Raises OSError EFBIG past 4 TiB, ENOSPC when the spool's disk is full.
 

@@ -127,7 +127,8 @@ class DraftRecords:
                 change = partial(replace, before=before, going=_going(open_file, draft))
                 self._journal.alter_draft(open_file.row, change)
             return
-        draft.sums = sums if draft.absorbed == moment.absorbed else ()  # else of the spool as it was before, or after
+        is_still = draft.absorbed == moment.absorbed and not draft.is_being_written
+        draft.sums = sums if is_still else ()  # else of the spool as it was before, or after, or between
         draft.recorded, draft.is_synced = moment.serial, True
         self._write(inode, open_file, draft, size=size, synced=moment.local)
         draft.safe = draft.recorded

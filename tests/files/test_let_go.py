@@ -108,6 +108,29 @@ def test_what_is_being_written_is_not_freed_with_what_is_stored(
         assert bodies(store) == {"file": b"n" * 100_000 + b"o" * (SIZE - 100_000)}
 
 
+def test_what_is_being_written_while_another_closes_is_no_damage_after_a_crash(tmp_path: Path) -> None:
+    """The record that the close makes must not have checksums of bytes that a thread is about to change."""
+    store, done = Held(), trio.Event()
+
+    async def main(mount: Composed, patch: pytest.MonkeyPatch) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"o" * SIZE)
+        hold_writes(patch, done)
+        await begun(mount, partial(mount.parts.file_io.write, handle, 0, b"n" * 100_000))
+        await closed(mount, await opened(mount, os.O_WRONLY))
+        done.set()
+        await trio.testing.wait_all_tasks_blocked()
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        with pytest.MonkeyPatch.context() as patch:
+            mount.loop.run(partial(main, mount, patch))
+        mount.crash()
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        mount.loop.passes(5)
+        assert stored(store)[100_000:] == b"o" * (SIZE - 100_000)
+
+
 def test_what_a_removal_keeps_for_a_reader_outlives_a_drop_of_the_cache(tmp_path: Path) -> None:
     store, held = Held(), trio.Event()
     body = os.urandom(SIZE)
