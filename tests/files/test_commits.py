@@ -393,6 +393,50 @@ def test_a_commit_that_the_local_disk_fails_is_done_again_with_all_that_was_chan
         assert stored(store) == b"n" + b"o" * (size - 1)
 
 
+@pytest.mark.parametrize("durability", list(Durability))
+@pytest.mark.parametrize("what", ["written again", "cut off", "made longer", "left"])
+def test_a_file_of_which_a_write_failed_is_stored_once_nothing_of_it_is_missing(
+    tmp_path: Path, what: str, durability: Durability
+) -> None:
+    store = Held()
+
+    async def failing(*_: object) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount, os.O_RDWR | os.O_TRUNC)
+        await mount.parts.file_io.write(handle, 0, b"1" * 100)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Spool, "write", failing)
+            with pytest.raises(OSError, match="the disk"):
+                await mount.parts.file_io.write(handle, 100, b"2" * 100)
+        if what == "written again":
+            await mount.parts.file_io.write(handle, 100, b"2" * 100)
+        elif what == "cut off":
+            await mount.parts.file_io.truncate(handle.inode, 100)
+        elif what == "made longer":
+            await mount.parts.file_io.truncate(handle.inode, 300)
+        if what in ("made longer", "left"):
+            for keep in (mount.parts.file_io.fsync(handle.inode), mount.parts.file_io.flush(handle)):
+                with pytest.raises(OSError) as caught:
+                    await keep
+                assert caught.value.errno == errno.ENOSPC
+            assert stored(store) == b"old"
+        else:
+            await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
+        assert mount.parts.pending == (durability is not BUCKET and what in ("written again", "cut off"))
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        expected = {"written again": b"1" * 100 + b"2" * 100, "cut off": b"1" * 100}.get(what, b"old")
+        assert bodies(store) == {"file": expected}
+
+
 def test_an_unmount_that_cannot_send_says_so_and_the_next_mount_sends(tmp_path: Path) -> None:
     store = Held()
 

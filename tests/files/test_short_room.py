@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files import part_ranges
@@ -402,6 +403,63 @@ def test_what_a_rename_or_a_commit_needs_is_not_freed(store: FakeStore, tmp_path
             draft.commit_failed()
         await closed(mount, handle)
         assert stored(store) == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+@pytest.mark.parametrize("size", [PART // 2, PART + PART // 2], ids=["less than a part", "more than a part"])
+def test_what_was_synced_stays_here_though_room_is_short(store: FakeStore, tmp_path: Path, size: int) -> None:
+    """A record tells of it, and nobody could read it from an upload after a crash."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1
+        await mount.parts.file_io.write(handle, 0, BODY[:size])
+        await mount.parts.file_io.fsync(handle.inode)
+        mount.parts.uploader.keeping -= 1
+        await streamed(mount, handle, BODY[size:], at=size)
+        assert bodies(store) == {}
+
+    with mounted(store, tmp_path, Durability.JOURNAL) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        assert mount._journal.damage.lines == ()
+        assert stored(store)[:size] == BODY[:size]
+
+
+def test_a_part_that_is_being_written_to_is_not_freed(store: FakeStore, tmp_path: Path) -> None:
+    """It was sent before, as it is no more: the rest of it would be nowhere."""
+    done = trio.Event()
+    begun: list[bool] = []
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        upload = handle.open_file.upload
+        assert upload is not None
+        run = Threads.run
+
+        async def slowly(threads: Threads, work: Any, *arguments: Any) -> Any:
+            if work.__name__ == "_write_all":
+                begun.append(True)
+                await done.wait()
+            return await run(threads, work, *arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Threads, "run", slowly)
+            mount.nursery.start_soon(mount.parts.file_io.write, handle, 2 * PART, b"!" * 1000)
+            await trio.testing.wait_all_tasks_blocked()
+            assert begun
+            mount.parts.uploader.keeping -= 1
+            assert upload.free()
+            done.set()
+            await trio.testing.wait_all_tasks_blocked()
+        await closed(mount, handle)
+        assert stored(store) == BODY[: 2 * PART] + b"!" * 1000 + BODY[2 * PART + 1000 :]
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)

@@ -141,6 +141,33 @@ def test_what_was_done_for_good_is_there_when_the_power_goes(tmp_path: Path, mon
         assert bodies(store) == {"file": b"n" * 100}
 
 
+@pytest.mark.parametrize("offset", [0, LARGE - 50], ids=["within", "over the end"])
+def test_what_is_written_over_synced_bytes_is_no_damage_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int
+) -> None:
+    """The kernel writes the spool out whenever it likes, and the record on the disk is that of the fsync."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        store.before["put"] = trio.Event()
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"o" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, offset, b"n" * 100)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="written")
+        mount.loop.run(store.release)
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        mount.loop.passes(5)
+        found = stored(store)
+        assert len(found) == LARGE
+        assert found[:offset] + found[offset + 100 :] == b"o" * (LARGE - len(found[offset : offset + 100]))
+
+
 # What a record says of the bucket
 
 
