@@ -188,7 +188,7 @@ def test_what_another_client_stores_after_it_was_copied_does_not_go_with_the_old
         await begun(mount, partial(mount.rename, "file", "moved"))
         for key in ("d/a", "file"):
             await type(store).put(store, key, b"theirs", Properties(metadata={"mode": str(0o100755)}))
-        await _set(held)
+        await settled(held)
 
     mount.loop.run(main)
     assert bodies(store) == {"e/a": b"theirs", "e/z": b"z", "moved": b"theirs"}
