@@ -127,6 +127,7 @@ def test_what_another_client_did_meanwhile_is_not_undone(tmp_path: Path, size: i
             await closed(mount, handle)
         assert caught.value.errno == errno.ESTALE
         assert mount.parts.pending == 0
+        assert store._uploads == {}
 
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
@@ -188,6 +189,27 @@ def test_a_loser_that_cannot_be_kept_beside_is_kept_here(tmp_path: Path, size: i
         mount.start()
         store.fault = None
         mount.loop.passes(LONG)
+        found = bodies(store)
+        assert found.pop("file") == b"theirs"
+        assert list(found.values()) == [b"n" * size]
+
+
+@sizes
+def test_a_loser_is_kept_beside_once_though_the_process_dies_right_after(tmp_path: Path, size: int) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        await mount.write("file", b"n" * size)
+        await store.put("file", b"theirs", Properties())
+        with pytest.raises(OSError):
+            await _commit(mount)
+
+    with composed(store, tmp_path, part_size=PART, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
         found = bodies(store)
         assert found.pop("file") == b"theirs"
         assert list(found.values()) == [b"n" * size]
@@ -393,6 +415,33 @@ def test_a_commit_that_the_local_disk_fails_is_done_again_with_all_that_was_chan
         assert stored(store) == b"n" + b"o" * (size - 1)
 
 
+@pytest.mark.parametrize(("durability", "tries"), [(JOURNAL, 1), (BUCKET, 4)])
+def test_a_file_that_is_closed_again_and_again_is_tried_by_one_task(
+    tmp_path: Path, durability: Durability, tries: int
+) -> None:
+    """Where the bucket is waited for, each close tries as well."""
+    store = Held()
+
+    def down(operation: str, key: str) -> None:
+        if operation == "put":
+            raise silence(operation)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        store.fault = down
+        for number in range(3):
+            write = partial(mount.write, "file", b"%d" % number, flags=os.O_CREAT)
+            if durability is JOURNAL:
+                mount.loop.run(write)
+            else:
+                with pytest.raises(OSError, match="no answer"):
+                    mount.loop.run(write)
+        mount.loop.passes(2)
+        assert store.calls["put"] == tries
+        store.fault = None
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"2"}
+
+
 @pytest.mark.parametrize("durability", list(Durability))
 @pytest.mark.parametrize("what", ["written again", "cut off", "made longer", "left"])
 def test_a_file_of_which_a_write_failed_is_stored_once_nothing_of_it_is_missing(
@@ -418,7 +467,8 @@ def test_a_file_of_which_a_write_failed_is_stored_once_nothing_of_it_is_missing(
         elif what == "made longer":
             await mount.parts.file_io.truncate(handle.inode, 300)
         if what in ("made longer", "left"):
-            for keep in (mount.parts.file_io.fsync(handle.inode), mount.parts.file_io.flush(handle)):
+            fsync, commit = mount.parts.file_io.fsync, mount.parts.commits.commit  # of the file, and of its directory
+            for keep in (fsync(handle.inode), commit(handle.inode), mount.parts.file_io.flush(handle)):
                 with pytest.raises(OSError) as caught:
                     await keep
                 assert caught.value.errno == errno.ENOSPC
@@ -753,6 +803,23 @@ def test_bodies_on_their_way_are_bounded(tmp_path: Path) -> None:
         assert mount.parts.uploader.budget.used == 0
 
     with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_whole_files_on_their_way_are_bounded(tmp_path: Path) -> None:
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.uploader.budget.limit = 3 * PART
+        store.before["put"] = held
+        for number in range(5):
+            await begun(mount, partial(mount.write, f"file{number}", b"n" * PART, flags=os.O_CREAT))
+        assert len(store.reached) == 3
+        await _set(held)
+        assert bodies(store) == {f"file{number}": b"n" * PART for number in range(5)}
+        assert mount.parts.uploader.budget.used == 0
+
+    with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
 
 

@@ -90,6 +90,22 @@ def test_little_stays_here_of_a_file_that_is_written(store: FakeStore, tmp_path:
         run(mount, main)
 
 
+def test_a_small_file_of_which_a_part_is_up_is_completed_of_parts(store: FakeStore, tmp_path: Path) -> None:
+    """Though it would go up whole with one request, if all of it were here."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY[: PART + 100])
+        upload = handle.open_file.upload
+        assert upload is not None
+        assert upload.free(first=True)
+        await closed(mount, handle)
+        assert stored(store) == BODY[: PART + 100]
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
 def test_an_existing_file_is_as_it_was_until_it_is_closed(store: FakeStore, tmp_path: Path) -> None:
     async def main(mount: Composed) -> None:
         await store.put("file", b"o" * SIZE, Properties())

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import Durability
+from sosfs.disk import watermark
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
@@ -120,6 +121,47 @@ def test_a_queued_removal_that_was_done_is_not_done_again_when_the_power_goes(
         log.loses_power()
         mount.start()
         assert bodies(store) == {"file": b"bytes"}
+
+
+@sizes
+@pytest.mark.parametrize("how", ["close", "fsync"])
+def test_where_close_waits_for_no_disk_fsync_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, how: str
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await (mount.parts.file_io.flush(handle) if how == "close" else mount.parts.file_io.fsync(handle.inode))
+        assert bodies(store) == {}
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        assert (machine.syncs > 0) == (how == "fsync")
+        machine.loses_power(newest_log=False, spools="synced")
+        mount.start()
+        mount.loop.passes(5)
+        assert bodies(store) == ({"file": b"n" * size} if how == "fsync" else {})
+
+
+@sizes
+def test_close_waits_for_the_disk_where_nobody_could_tell_that_the_power_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """A kernel without a boot id, as in some containers."""
+    store = Held()
+    monkeypatch.setattr(watermark, "BOOT_ID", tmp_path / "absent")
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(mount.write, "file", b"n" * size, flags=os.O_CREAT))
+        assert machine.syncs > 0
+        machine.loses_power(newest_log=False, spools="synced")
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"n" * size}
 
 
 def test_what_was_done_for_good_is_there_when_the_power_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
