@@ -815,7 +815,7 @@ def test_whole_files_on_their_way_are_bounded(tmp_path: Path) -> None:
         for number in range(5):
             await begun(mount, partial(mount.write, f"file{number}", b"n" * PART, flags=os.O_CREAT))
         assert len(store.reached) == 3
-        await _set(held)
+        await settled(held)
         assert bodies(store) == {f"file{number}": b"n" * PART for number in range(5)}
         assert mount.parts.uploader.budget.used == 0
 
