@@ -504,7 +504,11 @@ def test_a_file_of_such_a_name_is_a_file(mount: Composed, store: Counting) -> No
     assert mount.loop.run(mount.tree) == {name: (b"mine", 0o644), "d": None, f"d/{name}": (b"theirs", 0o644)}
 
 
-@pytest.mark.parametrize("name", [of_zeros(""), of_zeros("d/"), ".sosfs-attributes", ".sosfs-attributes/x"])
+@pytest.mark.parametrize(
+    "name",
+    [of_zeros(""), of_zeros("d/"), ".sosfs-attributes", ".sosfs-attributes/x"],
+    ids=["zeros", "zeros below", "index", "in an index"],
+)
 def test_what_no_listing_would_show_cannot_be_made(mount: Composed, store: Counting, name: str) -> None:
     async def main() -> None:
         await put_all(store, {"d/file": b"x"} | ({".sosfs-attributes/v1": b"x"} if name.endswith("/x") else {}))
