@@ -98,7 +98,7 @@ def _find_out(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     except StoreError as error:
         if error.cause is not Cause.DENIED:
             raise
-        writes = Right.WRITE if _denied(lambda: calls.upload_part(key, NO_UPLOAD, 1, _BODY)) else Right.DELETE
+        writes = Right.WRITE if _may_not_store(calls, key) else Right.DELETE
         return Capabilities(denied=frozenset({Right.DELETE, writes}))
     if marker and not _is_removable(calls, key, marker):
         return Capabilities(markers=True)
@@ -108,7 +108,10 @@ def _find_out(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
 
 
 def _has_left_a_marker(calls: SignedCalls, key: str) -> bool:
-    """Whether versions are kept that this key may not remove, by what an earlier probe has left."""
+    """Whether versions are kept that this key may not remove, by what an earlier probe has left.
+
+    That may have been another key's: of one that may not store there nothing is known by it.
+    """
     try:
         calls.delete(key, version_id=_NULL)
     except StoreError as error:
@@ -122,7 +125,12 @@ def _has_left_a_marker(calls: SignedCalls, key: str) -> bool:
         if error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
             raise
         return False
-    return any(entry.is_marker for entry in found.entries)
+    return any(entry.is_marker for entry in found.entries) and not _may_not_store(calls, key)
+
+
+def _may_not_store(calls: SignedCalls, key: str) -> bool:
+    """Whether the key may store nothing, tried with a part of an upload that nobody has begun."""
+    return _denied(lambda: calls.upload_part(key, NO_UPLOAD, 1, _BODY))
 
 
 def _is_removable(calls: SignedCalls, key: str, marker: str) -> bool:

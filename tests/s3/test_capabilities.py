@@ -13,7 +13,7 @@ import trio
 
 from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
-from sosfs.s3.protocol import Conditions, Guard, Properties
+from sosfs.s3.protocol import Conditions, Guard, Properties, Right
 from tests.conftest import Mounter
 from tests.support.drive import fails
 from tests.support.faults import INGRESS, Action, Answer, Hang, Moment, Page, Reset
@@ -150,6 +150,24 @@ def test_one_marker_is_left_for_good_where_versions_may_not_be_removed_however_o
             store = opened(5.0)
             assert probed(store, f"{KEY}{number}") is Conditions.UNKNOWN
             assert store.capabilities.markers and not store.capabilities.denied
+    assert [marker["Key"] for marker in left(foreign)] == [f"{KEY}0"]
+
+
+@CEPH
+def test_what_a_key_may_not_do_shows_beside_the_marker_that_another_key_has_left(
+    opened: Opener, foreign: Foreign, proxy: Proxy
+) -> None:
+    """Else a key that may only read would be promised that what it writes is stored."""
+    foreign.keep_versions()
+    foreign.client.delete_object(Bucket=foreign.bucket, Key=f"{KEY}0")
+
+    def is_change(request: Request) -> bool:
+        return request.method in ("DELETE", "PUT", "POST")
+
+    with proxy.broken(Answer(403, "AccessDenied"), is_change):
+        store = opened(5.0)
+        assert probed(store) is Conditions.UNKNOWN
+    assert store.capabilities.denied == {Right.DELETE, Right.WRITE}
     assert [marker["Key"] for marker in left(foreign)] == [f"{KEY}0"]
 
 
