@@ -13,6 +13,7 @@ Concurrency: trio thread only, without an await.
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
@@ -25,7 +26,8 @@ Place = TypeVar("Place")
 
 PACK = 1000  # names: unpacked in 0.1 ms
 _LEVEL = 1  # of zlib: 0.3 us a name
-_NEAR = 10  # bits: so many numbers beside each other are looked for in the same packs
+_NEAR = 6  # bits: for so many numbers beside each other it is noted together in which packs they are
+_FOUND = 8  # bytes that this takes for each, where all of them are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +42,10 @@ class Lent:
 class _Pack(Generic[Place]):
     """Some names of one place, sorted; those with no lookups are no more."""
 
-    __slots__ = ("body", "highest", "left", "lookups", "lowest", "numbers", "place")
+    __slots__ = ("body", "highest", "id", "left", "lookups", "lowest", "numbers", "place")
 
     def __init__(self, place: Place, lent: Sequence[Lent]) -> None:
+        self.id = 0  # among the packs of a mount
         self.place = place
         self.lowest, self.highest = lent[0].name, lent[-1].name
         self.body = zlib.compress(b"/".join(one.name for one in lent), _LEVEL)
@@ -52,20 +55,47 @@ class _Pack(Generic[Place]):
 
     @property
     def size(self) -> int:
-        """Bytes."""
-        return len(self.body) + len(self.numbers) * (self.numbers.itemsize + self.lookups.itemsize)
+        """Bytes, with those by which its numbers are found."""
+        return len(self.body) + len(self.numbers) * (self.numbers.itemsize + self.lookups.itemsize + _FOUND)
 
-    def near(self) -> set[int]:
-        """Where its numbers are looked for."""
-        return {number >> _NEAR for number in self.numbers}
 
-    def find(self, number: int) -> int:
-        """Where a number is, -1 for nowhere."""
-        try:
-            at = self.numbers.index(number)
-        except ValueError:
-            return -1
-        return at if self.lookups[at] else -1
+class _Packs(Generic[Place]):
+    """In which pack a number is, whatever the order of the numbers in it; some 8 bytes for each."""
+
+    def __init__(self) -> None:
+        self._ids = itertools.count(1)
+        self._packs: dict[int, _Pack[Place]] = {}
+        self._near: dict[int, array[int]] = {}  # of the numbers beside each other: ids, 0 for none
+
+    def add(self, pack: _Pack[Place]) -> None:
+        """Its numbers lead to a pack."""
+        pack.id = next(self._ids)
+        self._packs[pack.id] = pack
+        for number in pack.numbers:
+            near = self._near.get(number >> _NEAR)
+            if near is None:
+                near = self._near[number >> _NEAR] = array("I", bytes(4 << _NEAR))
+            near[number & (1 << _NEAR) - 1] = pack.id
+
+    def remove(self, pack: _Pack[Place]) -> None:
+        """None of the numbers that are left leads to it."""
+        for number, lookups in zip(pack.numbers, pack.lookups, strict=True):
+            if lookups:
+                self.leave(number)
+        del self._packs[pack.id]
+
+    def leave(self, number: int) -> None:
+        """This number leads nowhere."""
+        near = self._near[number >> _NEAR]
+        near[number & (1 << _NEAR) - 1] = 0
+        if not any(near):
+            del self._near[number >> _NEAR]
+
+    def find(self, number: int) -> tuple[_Pack[Place], int] | None:
+        """The pack of a number, and where in it that is."""
+        near = self._near.get(number >> _NEAR)
+        pack = self._packs.get(near[number & (1 << _NEAR) - 1]) if near is not None else None
+        return None if pack is None else (pack, pack.numbers.index(number))
 
 
 class LentNumbers(Generic[Place]):
@@ -73,7 +103,7 @@ class LentNumbers(Generic[Place]):
 
     def __init__(self) -> None:
         self._places: dict[Place, list[_Pack[Place]]] = {}
-        self._near: dict[int, list[_Pack[Place]]] = {}
+        self._packs = _Packs[Place]()
         self._unpacked: tuple[_Pack[Place] | None, list[bytes]] = None, []  # the pack that was looked into last
         self.size = 0  # bytes, about
 
@@ -89,22 +119,21 @@ class LentNumbers(Generic[Place]):
         packs = self._places.setdefault(place, [])
         first = bisect_left(packs, min(fresh), key=attrgetter("highest"))
         last = bisect_right(packs, max(fresh), key=attrgetter("lowest"))
+        every: dict[bytes, Lent] = {}
         for pack in packs[first:last]:
-            fresh = {one.name: one for one in self._all_of(pack)} | fresh
+            every.update((one.name, one) for one in self._all_of(pack))
             self._leave(pack)
-        merged = sorted(fresh.values(), key=attrgetter("name"))
+        every.update(fresh)
+        merged = sorted(every.values(), key=attrgetter("name"))
         packs[first:last] = [_Pack(place, merged[at : at + PACK]) for at in range(0, len(merged), PACK)]
         for pack in packs[first : first + -(-len(merged) // PACK)]:
             self.size += pack.size
-            for near in pack.near():
-                self._near.setdefault(near, []).append(pack)
+            self._packs.add(pack)
 
     def take(self, number: int) -> tuple[Place, Lent] | None:
         """What has this number, which is noted no more."""
-        for pack in self._near.get(number >> _NEAR, ()):
-            if (at := pack.find(number)) >= 0:
-                return pack.place, self._taken(pack, at)
-        return None
+        found = self._packs.find(number)
+        return None if found is None else (found[0].place, self._taken(*found))
 
     def take_named(self, place: Place, name: bytes) -> Lent | None:
         """What has this name, which is noted no more."""
@@ -120,21 +149,23 @@ class LentNumbers(Generic[Place]):
 
     def give_back(self, number: int, lookups: int) -> None:
         """The kernel has so many lookups less of a number."""
-        for pack in self._near.get(number >> _NEAR, ()):
-            if (at := pack.find(number)) >= 0:
-                pack.lookups[at] -= min(lookups, pack.lookups[at])
-                if not pack.lookups[at]:
-                    self._gone(pack)
-                return
+        found = self._packs.find(number)
+        if found is None:
+            return
+        pack, at = found
+        pack.lookups[at] -= min(lookups, pack.lookups[at])
+        if not pack.lookups[at]:
+            self._gone(pack, number)
 
     def _taken(self, pack: _Pack[Place], at: int) -> Lent:
         lent = Lent(self._names(pack)[at], pack.numbers[at], pack.lookups[at])
         pack.lookups[at] = 0
-        self._gone(pack)
+        self._gone(pack, lent.number)
         return lent
 
-    def _gone(self, pack: _Pack[Place]) -> None:
+    def _gone(self, pack: _Pack[Place], number: int) -> None:
         """One of a pack is noted no more."""
+        self._packs.leave(number)
         pack.left -= 1
         if pack.left:
             return
@@ -147,10 +178,7 @@ class LentNumbers(Generic[Place]):
     def _leave(self, pack: _Pack[Place]) -> None:
         """A pack is found by its numbers no more."""
         self.size -= pack.size
-        for near in pack.near():
-            self._near[near].remove(pack)
-            if not self._near[near]:
-                del self._near[near]
+        self._packs.remove(pack)
         if self._unpacked[0] is pack:
             self._unpacked = None, []
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from typing import Any, cast
 
 from sosfs.tree.lent_numbers import PACK, Lent, LentNumbers
 
@@ -53,6 +55,45 @@ def test_what_is_forgotten_in_any_order_is_found() -> None:
     found_named = [numbers.take_named("d", b"name-%06d" % number) for number in range(1, COUNT, 2)]
     assert found_named == lent(range(1, COUNT, 2))
     assert numbers.size == 0
+
+
+def test_a_number_is_looked_for_in_one_pack_in_whatever_order_the_names_have_them() -> None:
+    """A server that lists in no order gives names that lie beside each other any numbers."""
+    numbers, order = LentNumbers[str](), lent(range(COUNT))
+    mixed = list(range(COUNT))
+    random.Random(3).shuffle(mixed)
+    numbers.lend("d", [Lent(one.name, number, 1) for one, number in zip(order, mixed, strict=True)])
+    looked = 0
+
+    class Counted:
+        def __init__(self, inner: Any) -> None:
+            self._inner = inner
+
+        def index(self, number: int) -> int:
+            nonlocal looked
+            looked += 1
+            return int(self._inner.index(number))
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._inner, name)
+
+        def __getitem__(self, at: int) -> int:
+            return int(self._inner[at])
+
+        def __len__(self) -> int:
+            return len(self._inner)
+
+        def __iter__(self) -> Iterator[int]:
+            return iter(self._inner)
+
+    for pack in numbers._places["d"]:
+        pack.numbers = cast(Any, Counted(pack.numbers))
+    for number in range(0, COUNT, 2):
+        numbers.give_back(number, 1)
+    for number in range(1, COUNT, 2):
+        assert numbers.take(number) is not None
+    assert looked <= COUNT
+    assert numbers.size == 0 and not numbers.has("d")
 
 
 def test_another_file_of_the_same_name_has_it() -> None:
