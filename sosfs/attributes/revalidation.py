@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import trio
 
@@ -37,6 +38,8 @@ from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
+
+GLANCE = 1.0  # seconds that who looks at the root of a mount waits for the bucket
 
 
 class _Question:
@@ -82,6 +85,7 @@ class Revalidation:
         self.attribute_prefetch = AttributePrefetch(listings, self.ask_ahead, self.ask_files, spawn)
         listings.watchers.append(self.attribute_prefetch.listed)
         self._asking: dict[Inode, _Question] = {}
+        self._glance: tuple[trio.Event, float] | None = None  # the root is being asked for; nobody waits longer
         self.hits, self.asked = 0, 0  # questions for attributes that were answered without the bucket, and all
 
     async def revalidate(self, inode: Inode) -> Inode:
@@ -106,6 +110,35 @@ class Revalidation:
             return question.answer or await self.revalidate(inode)
         alone = self.attribute_prefetch.asked(inode)
         return await self._ask(inode, with_bytes=alone or inode.known is Known.NAME)
+
+    def is_root(self, inode: Inode) -> bool:
+        """Whether it is the root of the mount."""
+        return inode is self._inodes.root
+
+    async def glance_at_root(self) -> None:
+        """As `revalidate` for the root, which is shown as it is known where the bucket does not answer soon.
+
+        umount(8), df(1) and every shell look at it, and none of them wants its marker.
+        """
+        root = self._inodes.root
+        if self._is_fresh(root):
+            await self.revalidate(root)
+            return
+        if self._glance is None:
+            self._glance = trio.Event(), trio.current_time() + GLANCE
+            self._spawn(partial(self._ask_for_root, self._glance[0]))
+        answered, until = self._glance
+        with trio.move_on_at(until):
+            await waited(answered.wait)
+
+    async def _ask_for_root(self, answered: trio.Event) -> None:
+        try:
+            await self.revalidate(self._inodes.root)
+        except OSError as error:
+            log.info("the root of the mount is shown as it is known: %s", error)
+        finally:
+            self._glance = None
+            answered.set()
 
     def _is_fresh(self, inode: Inode) -> bool:
         """Whether the bucket need not be asked: what is known is ours, recent, or watched over by a listing."""
@@ -304,9 +337,6 @@ class Revalidation:
         if version.modified is not None:
             inode.mtime_ns = inode.ctime_ns = inode.atime_ns = version.modified * user_metadata.NS
         inode.learn(properties, whole=whole)
-        if inode is self._inodes.root and os.geteuid():
-            # Who is not root could not give it back to himself, and would be locked out of his own mount.
-            inode.uid, inode.gid = self._inodes.defaults.uid, self._inodes.defaults.gid
         inode.checked = trio.current_time()
 
     def take(self, inode: Inode, found: Object, *, in_place: bool = False) -> Inode:

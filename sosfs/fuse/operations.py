@@ -118,6 +118,9 @@ class Operations(pyfuse3.Operations):
         entry = entry_of(inode, ttl=self._ttl, guess=self._provisional.hold)
         if inode.is_regular:
             entry.st_blocks = -(-self._file_io.allocated(inode) // 512)
+        if inode is self._inodes.root and self._inodes.has_object(inode) and os.geteuid():
+            # Who is not root could not give it back to himself, and would be locked out of his own mount.
+            entry.st_uid = self._inodes.defaults.uid
         if not self._inodes.has_name(inode):
             entry.st_nlink = 0  # removed, here or by another client; whoever has it open keeps it
         return entry

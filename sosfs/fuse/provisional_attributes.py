@@ -58,6 +58,8 @@ class ProvisionalAttributes:
         """Before `stat` is answered. Raises ESTALE where the inode is of another type: its name is looked up again."""
         if self.hold and inode.known is not Known.ALL and inode.checked:  # 0: not even the listing's guess holds
             self.listed(inode)
+        elif self._attributes.is_root(inode):
+            await self._attributes.glance_at_root()
         elif await self._attributes.revalidate(inode) is not inode:
             raise refuse(errno.ESTALE)
 
