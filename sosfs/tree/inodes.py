@@ -365,7 +365,9 @@ class Directory:
 
     def may_have(self, inode: Inode) -> bool:
         """Whether a file of this name can be there, which is not among the entries."""
-        return inode.name not in self.entries and (self.now is None or not self.now.covers(inode.segment))
+        if inode.name in self.entries or self.touched.get(inode.name) == PENDING:
+            return False
+        return self.now is None or not self.now.covers(inode.segment)
 
     def live(self) -> Iterator[Inode]:
         """The entries that somebody holds."""
@@ -545,8 +547,8 @@ class Inodes:
         """Before the kernel is told of an inode, or has it open or moved: should it have been forgotten, it is back."""
         if inode.number in self._table:
             return
-        if found := self._lent.take(inode.number):
-            inode.lookups = found[1].lookups
+        found = self._lent.take(inode.number)
+        inode.lookups = 0 if found is None else found[1].lookups
         self._table[inode.number] = inode
         parent = inode.parent
         if parent is not None:

@@ -29,7 +29,7 @@ from sosfs.namespace.namespace import RELIST_MAX
 from sosfs.s3.protocol import Properties, Right
 from sosfs.tree.inodes import Inode
 from tests.support.composed import TASK, Composed
-from tests.support.held import Held, begun, bodies, forget, put_all
+from tests.support.held import Held, begun, bodies, forget, put_all, settled, told
 
 FIRST = len(DOTS)
 CALLER: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0o022)
@@ -227,6 +227,56 @@ def test_what_the_kernel_has_given_back_is_forgotten_for_good(mount: Composed, s
         await refused(errno.ESTALE, kernel.getattr(number, CALLER))
 
     mount.loop.run(look)
+
+
+def test_what_the_kernel_gives_back_while_it_is_in_use_is_given_back(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        number = (await kernel.lookup(top.number, b"a", CALLER)).st_ino
+        inode = mount.parts.inodes[number]
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        await kernel.forget([(number, 1)])
+        mount.parts.inodes.keep(inode)
+        assert inode.lookups == 0, "else it is never forgotten again"
+
+    mount.loop.run(look)
+
+
+def test_what_takes_the_name_of_a_forgotten_file_is_not_shown_under_its_number(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    """Else two numbers would lead to one file: another client has removed the one, a rename makes the other."""
+    numbers: list[int] = []
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        await put_all(store, {"d/a": bytes(5000), "d/b": bytes(6000)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        numbers.append((await kernel.lookup(top.number, b"b", CALLER)).st_ino)
+
+    async def rename() -> None:
+        forget(mount)
+        await store.delete("d/b")
+        store.after["copy", "d/a"] = trio.Event()
+        await begun(mount, lambda: told(outcomes, "rename", lambda: mount.rename("d/a", "d/b")))
+        assert ("copy", "d/a") in store.reached
+        mount.parts.listings.directory(await mount._walk("d")).doubt()  # as where more of its names are forgotten
+        await refused(errno.ESTALE, kernel.getattr(numbers[0], CALLER))
+        await settled(store.after["copy", "d/a"])
+        assert outcomes == {"rename": None}
+        moved = await kernel.lookup((await mount._walk("d")).number, b"b", CALLER)
+        assert (moved.st_ino != numbers[0], moved.st_size) == (True, 5000)
+        await refused(errno.ESTALE, kernel.getattr(numbers[0], CALLER))
+
+    mount.loop.run(begin)
+    mount.loop.passes(USED + 1)
+    mount.loop.run(rename)
 
 
 def _opens(kernel: Operations, number: int) -> Awaitable[Any]:
