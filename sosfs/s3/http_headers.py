@@ -281,7 +281,7 @@ def _http_date(text: str) -> int:
     found = _DATE.fullmatch(text)
     if found and (month := _MONTHS.find(found[2])) % 3 == 0:
         day, year, hour, minute, second = (int(found[group]) for group in (1, 3, 4, 5, 6))
-        return int(datetime(year, month // 3 + 1, day, hour, minute, min(second, 59), tzinfo=UTC).timestamp())
+        return modified(datetime(year, month // 3 + 1, day, hour, minute, min(second, 59), tzinfo=UTC))
     return modified(parsedate_to_datetime(text))
 
 
