@@ -36,13 +36,11 @@ class KeyPermissions:
     def add(self, rights: Iterable[Right]) -> None:
         """Such a request was refused: from now on it is asked whether the next one may be made."""
         self._refused.update(rights)
-        for proved in list(self._proved_until):
-            if proved[0] in self._refused:
-                del self._proved_until[proved]
+        self._proved_until.clear()
 
     async def require_write(self, inode: Inode) -> None:
         """Raises EACCES where the key may not replace this inode's object."""
-        if Right.WRITE in self._refused and self._inodes.has_object(inode):
+        if self._inodes.has_object(inode):
             await self.require_store(self._inodes.key(inode))
 
     async def require_store(self, key: str) -> None:

@@ -10,8 +10,9 @@ import trio
 
 from sosfs.errors import StoreError
 from sosfs.s3.capabilities import Quoting
-from sosfs.s3.preconditions import check_etag, check_still, checked, find, header_for, keeping
-from sosfs.s3.protocol import Condition, Detail, Guard, Object, Properties, Slice, Version
+from sosfs.s3.preconditions import check_etag, check_still, checked, find, header_for, keeping, landed, look, stale
+from sosfs.s3.protocol import Condition, Detail, Guard, Listed, Object, Page, Properties, Slice, Version
+from sosfs.s3.recognition import token
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 
@@ -183,6 +184,26 @@ def test_a_conflict_that_is_no_failed_condition_is_not_tried_without_the_header(
     assert len(sent.headers) == 1
 
 
+def test_a_conflict_where_nothing_may_be_is_looked_at() -> None:
+    """409 does not say that something is there."""
+    sent = Sent(refusal(409), there=None)
+    with fails(errno.EIO):
+        sent.kept(Guard.ABSENT)
+    assert (sent.heads, len(sent.headers)) == (1, 1)
+    with fails(errno.ESTALE):
+        Sent(refusal(409), there=OTHER).kept(Guard.ABSENT)
+
+
+@pytest.mark.parametrize(("there", "number"), [(OTHER, errno.ESTALE), (BEFORE, errno.EIO)])
+def test_what_the_server_said_is_told_whatever_it_is_taken_for(there: Version, number: int) -> None:
+    """What is tried again, and what is left to a later mount, depends on its status."""
+    with pytest.raises(StoreError) as caught:
+        Sent(refusal(412), refusal(412), there=there).kept(BEFORE)
+    assert (caught.value.errno, caught.value.code, caught.value.status) == (number, "PreconditionFailed", 412)
+    assert caught.value.detail
+    assert stale("r", "why").detail == "why"
+
+
 def test_a_refusal_of_what_had_no_header_is_no_lost_race() -> None:
     sent = Sent(refusal(412), None, there=BEFORE)
     with fails(errno.EIO):
@@ -226,6 +247,8 @@ def test_a_failure_says_nothing_of_the_condition() -> None:
         (Version("etag", 6, 99), errno.EIO),
         (Version("etag", 6), errno.EIO),
         (Version("etag", 6, 101), errno.ESTALE),  # where an ETag is no hash
+        (Version("other", 6, 99), errno.ESTALE),
+        (Version("other", 6), errno.ESTALE),
     ],
 )
 def test_a_version_that_is_there_still(here: Version, number: int) -> None:
@@ -236,6 +259,14 @@ def test_a_version_that_is_there_still(here: Version, number: int) -> None:
         trio.run(main)
         return
     with fails(number):
+        trio.run(main)
+
+
+def test_two_sizes_of_the_same_bytes_are_no_other_version_where_a_time_is_not_known() -> None:
+    async def main() -> None:
+        await check_still(Sent(there=Version("etag", 6, 100)).head, "CopyObject", "key", Version("etag", 5))
+
+    with fails(errno.EIO):
         trio.run(main)
 
 
@@ -294,5 +325,77 @@ def test_all_of_an_object_is_found_and_only_a_404_is_none() -> None:
         store.fault = down
         with fails(errno.EIO):
             await find(store, "absent")
+
+    trio.run(main)
+
+
+# An absence told from a refusal
+
+
+class Shown(FakeStore):
+    """Answers the question for `key` as planned, and lists what is planned."""
+
+    def __init__(self, head: StoreError, page: Page | StoreError) -> None:
+        super().__init__()
+        self._head = head
+        self._shown = page
+
+    async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
+        raise self._head
+
+    async def list(self, prefix: str, *, delimiter: str = "/", limit: int = 1000, **_: str) -> Page:
+        assert delimiter == "", "what is folded shows no keys"
+        if isinstance(self._shown, StoreError):
+            raise self._shown
+        return self._shown
+
+    def told(self) -> StoreError:
+        """What `look` ends with."""
+        with pytest.raises(StoreError) as caught:
+            trio.run(look, self, "key")
+        return caught.value
+
+
+def listed(*keys: str, token: str = "") -> Page:
+    return Page(tuple(Listed(key, BEFORE) for key in keys), (), token)
+
+
+REFUSAL = StoreError(errno.EACCES, "HeadObject 'key'", code="AccessDenied", status=403)
+FAILURE = StoreError(errno.EIO, "HeadObject 'key'", status=503)
+
+
+@pytest.mark.parametrize(
+    ("page", "number"),
+    [
+        (listed(), errno.ENOENT),
+        (listed("key/below"), errno.ENOENT),
+        (listed("key2", token="more"), errno.ENOENT),  # it would have come first
+        (listed("key"), errno.EACCES),
+        (listed("key", token="more"), errno.EACCES),
+        (listed(token="more"), errno.EACCES),  # nothing is shown yet
+        (StoreError(errno.EACCES, "ListObjectsV2", code="AccessDenied", status=403), errno.EACCES),
+        (StoreError(errno.EIO, "ListObjectsV2", status=503), errno.EIO),
+    ],
+)
+def test_a_refusal_is_an_absence_only_where_a_listing_shows_that(page: Page | StoreError, number: int) -> None:
+    told = Shown(REFUSAL, page).told()
+    assert told.errno == number
+    assert (told is REFUSAL) == (number == errno.EACCES), "the listing was ours to ask, and is not what was refused"
+
+
+def test_a_failure_is_none_whatever_a_listing_shows() -> None:
+    assert Shown(FAILURE, listed()).told() is FAILURE
+
+
+@pytest.mark.parametrize("properties", [None, Properties(metadata={"mtime": "7.000000001"})])
+def test_a_copy_that_keeps_what_its_source_has_is_known_by_its_token_alone(properties: Properties | None) -> None:
+    async def main() -> None:
+        store = FakeStore()
+        made = await store.put("key", b"bytes", Properties(metadata={"mtime": "7.000000001"}))
+        name = token(made.etag, 5, Properties(), hashes=True)
+        found = await landed(store.head, "key", name, properties, instead_of=Guard.ABSENT)
+        assert found is not None
+        assert found.etag == made.etag
+        assert await landed(store.head, "absent", name, properties, instead_of=Guard.ABSENT) is None
 
     trio.run(main)
