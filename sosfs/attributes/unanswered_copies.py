@@ -74,5 +74,5 @@ class UnansweredCopies:
 
 
 def is_made_by(sent: Properties, found: Object) -> bool:
-    """Whether a copy with these properties has made an object: its metadata have the time to the nanosecond."""
-    return "mtime" in sent.metadata and sent.metadata == found.properties.metadata
+    """Whether a copy with these properties has made an object: all metadata have the file's time to the nanosecond."""
+    return sent.metadata == found.properties.metadata

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 import trio
-from trio.testing import MockClock, trio_test
+from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 
-from sosfs.attributes.carried_acl import AGAIN, CarriedAcls
+from sosfs.attributes.carried_acl import AGAIN, DENIALS, CarriedAcls
 from sosfs.config.choices import Acls, Canned
 from sosfs.config.credentials import Credentials
+from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.protocol import Acl, Grant, Properties
 from sosfs.tree.inodes import Defaults, Inodes
 from tests.conftest import Mounter
-from tests.support.drive import Drive, eventually, sync
-from tests.support.fake_store import FakeStore
+from tests.support.drive import Drive, eventually, fails, sync
+from tests.support.fake_store import ANYONE, PRIVATE, FakeStore
 from tests.support.faults import LOGIN, Answer, Page
 from tests.support.foreign import Foreign
 from tests.support.proxy import Proxy
@@ -161,19 +165,51 @@ def test_rules_that_are_changed_through_the_mount_hold_at_once(
     assert is_public(foreign, "moved")
 
 
+# Without a server
+
+PUBLIC = Acl("owner", (*PRIVATE.grants, Grant(ANYONE, "READ")))
+
+
+def carried_of(store: FakeStore, rule: Acls = Acls.AUTO, new_acl: Canned = Canned.PRIVATE) -> CarriedAcls:
+    return CarriedAcls(Inodes("", Defaults(0, 0, 0o022, 0)), store, rule, new_acl=new_acl)
+
+
+def refusing(store: FakeStore, operation: str, error: OSError | None, *keys: str) -> None:
+    """From now on `operation` ends with this error, of all keys or of these."""
+
+    def fault(what: str, key: str) -> None:
+        if error is not None and what == operation and (not keys or key in keys):
+            raise error
+
+    store.fault = fault
+
+
+def denied() -> StoreError:
+    return StoreError(errno.EACCES, "GetObjectAcl", code="AccessDenied", status=403)
+
+
+async def put_each(store: FakeStore, acl: Acl, *keys: str) -> None:
+    for key in keys:
+        await store.put(key, b"content", Properties(), acl=acl)
+
+
+class Bucket(FakeStore):
+    """One with ownership rules, at first."""
+
+    has_rules, asked = True, 0
+
+    async def has_acls(self) -> bool:
+        self.asked += 1
+        await self._begin("has_acls", "")
+        return not self.has_rules
+
+
 def test_rules_that_let_acls_go_are_looked_at_again() -> None:
     """Somebody else may have changed them while the bucket is mounted, for weeks perhaps."""
 
-    class Bucket(FakeStore):
-        has_rules, asked = True, 0
-
-        async def has_acls(self) -> bool:
-            self.asked += 1
-            return not self.has_rules
-
     async def look() -> None:
         bucket = Bucket()
-        acls = CarriedAcls(Inodes("", Defaults(0, 0, 0o022, 0)), bucket, Acls.AUTO, new_acl=Canned.PRIVATE)
+        acls = carried_of(bucket)
         assert [await acls.are_kept(), await acls.are_kept(), bucket.asked] == [False, False, 1]
         await trio.sleep(AGAIN)
         assert [await acls.are_kept(), await acls.are_kept(), bucket.asked] == [False, False, 2]
@@ -207,3 +243,129 @@ async def test_of_sos_acls_are_kept_whatever_its_rules_say() -> None:
     store = S3Store(target)
     assert await store.has_acls()
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("acl", "new_acl", "is_carried"),
+    [
+        (PUBLIC, Canned.PRIVATE, True),
+        (PRIVATE, Canned.PRIVATE, False),  # what any new object gets
+        (PRIVATE, Canned.PUBLIC_READ, True),  # which here is another
+        (PUBLIC, Canned.PUBLIC_READ, True),
+    ],
+)
+@trio_test
+async def test_an_acl_is_carried_unless_it_comes_by_itself(acl: Acl, new_acl: Canned, is_carried: bool) -> None:
+    store = FakeStore()
+    await put_each(store, acl, "file")
+    assert await carried_of(store, Acls.KEEP, new_acl).of_key("file") == (acl if is_carried else None)
+
+
+@trio_test
+async def test_of_what_is_ignored_or_gone_there_is_none() -> None:
+    store = FakeStore()
+    await put_each(store, PUBLIC, "file")
+    assert await carried_of(store, Acls.IGNORE).of_key("file") is None
+    assert store.calls["get_acl"] == 0
+    assert await carried_of(store, Acls.KEEP).of_key("absent") is None
+    refusing(store, "get_acl", StoreError(errno.EIO, "GetObjectAcl", status=503))
+    with fails(errno.EIO):
+        await carried_of(store, Acls.KEEP).of_key("file")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EOPNOTSUPP])
+@trio_test
+async def test_a_key_that_may_read_no_acl_is_asked_for_none_before_long(number: int) -> None:
+    store = FakeStore()
+    keys = [f"{name}/file" for name in "abcdef"]
+    await put_each(store, PUBLIC, *keys)
+    acls = carried_of(store, Acls.KEEP)
+    refusing(store, "get_acl", StoreError(number, "GetObjectAcl", status=403))
+    for key in keys:
+        assert await acls.of_key(key) is None
+    assert store.calls["get_acl"] == DENIALS
+
+
+@pytest.mark.promise(7)
+@trio_test
+async def test_where_acls_could_be_read_a_refusal_may_pass_and_one_that_stays_is_its_owners() -> None:
+    store = FakeStore()
+    await put_each(store, PUBLIC, "d/one", "d/two", "e/one")
+    acls = carried_of(store, Acls.KEEP)
+    assert await acls.of_key("d/one") == PUBLIC
+    refusing(store, "get_acl", denied(), "d/two", "e/one")
+    for _ in range(DENIALS - 1):
+        with fails(errno.EACCES):
+            await acls.of_key("d/two")
+    refusing(store, "get_acl", None)
+    assert await acls.of_key("d/two") == PUBLIC, "it has passed"
+    refusing(store, "get_acl", denied(), "d/two", "e/one")
+    for _ in range(DENIALS):
+        with fails(errno.EACCES):
+            await acls.of_key("d/two")
+    assert await acls.of_key("d/two") is None
+    for _ in range(2 * DENIALS):
+        assert await acls.of_key("e/one") is None, "nothing could be read beside it"
+    assert await acls.of_key("d/one") == PUBLIC, "and others are asked for all the same"
+
+
+@pytest.mark.parametrize(("number", "asked"), [(errno.EIO, 1), (errno.EACCES, 1), (errno.EINTR, 2)])
+@trio_test
+async def test_without_an_answer_about_rules_acls_are_kept(number: int, asked: int) -> None:
+    """Who gave up the question has answered it for nobody else."""
+    store = Bucket()
+    acls = carried_of(store)
+    refusing(store, "has_acls", StoreError(number, "GetBucketOwnershipControls"))
+    assert await acls.are_kept()
+    refusing(store, "has_acls", None)
+    assert await acls.are_kept() == (number != errno.EINTR)
+    assert store.asked == asked
+
+
+@pytest.mark.parametrize(
+    ("rule", "new_acl", "is_kept"),
+    [(Acls.KEEP, Canned.PRIVATE, True), (Acls.IGNORE, Canned.PRIVATE, False), (Acls.AUTO, Canned.PUBLIC_READ, True)],
+)
+@trio_test
+async def test_who_has_said_it_is_not_overruled_and_no_bucket_is_asked(
+    rule: Acls, new_acl: Canned, is_kept: bool
+) -> None:
+    store = Bucket()
+    acls = carried_of(store, rule, new_acl)
+    assert await acls.are_kept() == is_kept
+    acls.rules_changed()
+    assert await acls.are_kept() == is_kept
+    acls.was_set()
+    assert (await acls.are_kept(), store.asked) == (is_kept, 0)
+
+
+class Slow(Bucket):
+    """Answers when it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may = trio.Event()
+
+    async def has_acls(self) -> bool:
+        told = await super().has_acls()
+        await self.may.wait()
+        return told
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+@trio_test
+async def test_of_many_who_want_to_know_one_asks_and_what_was_set_meanwhile_holds(is_set: bool) -> None:
+    store, kept = Slow(), list[bool]()
+    acls = carried_of(store)
+
+    async def ask() -> None:
+        kept.append(await acls.are_kept())
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(ask)
+        await wait_all_tasks_blocked()
+        if is_set:
+            acls.was_set()
+        store.may.set()
+    assert (kept, store.asked) == ([is_set] * 3, 1)

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import stat
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
-from sosfs.config.parameters import Durability
-from sosfs.errors import from_s3
+from sosfs.attributes.unanswered_copies import LATE
+from sosfs.config.choices import Canned
+from sosfs.config.parameters import TTL, Durability
+from sosfs.errors import StoreError, from_s3, unanswered
+from sosfs.metadata.edits import NO_EDITS
 from sosfs.metadata.user_metadata import Posix
-from sosfs.s3.protocol import Properties
+from sosfs.s3.protocol import Headers, Properties
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
-from tests.support.fake_store import FakeStore
-from tests.support.held import Held, bodies, closed, opened
+from tests.support.drive import fails
+from tests.support.fake_store import PRIVATE, FakeStore
+from tests.support.held import Held, begun, bodies, closed, opened
 
 MIB = 1 << 20
+NO_ANSWER = unanswered("copy", "no answer")
+REFUSED = from_s3("copy", code="AccessDenied", status=403)
+REPEATED = from_s3("copy", code="AccessDenied", status=403)
+REPEATED.repeated = True  # the first try may have been carried out
 NEW = Posix(stat.S_IFREG | 0o600, 1000, 33, 1_000_000_000_000_000_001, None)
 
 
@@ -63,6 +75,253 @@ def test_a_chmod_waits_until_the_key_is_valid_again(tmp_path: Path, code: str) -
         mount.loop.passes(LONG)
         assert refused == ["file"] * 2
         assert mount.loop.run(lambda: store.head("file")).properties.metadata["mode"] == str(0o100600)
+
+
+async def chmod(mount: Composed, path: str = "file", mode: int = 0o600) -> None:
+    """chmod, which goes up a second later."""
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode, posix={"mode"})
+
+
+@pytest.mark.parametrize(
+    ("error", "is_lost"),
+    [(REFUSED, False), (NO_ANSWER, True), (REPEATED, True)],
+    ids=["refused", "no answer", "refused at a second try"],
+)
+def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError, is_lost: bool) -> None:
+    """A copy that was refused is not made later. One without an answer may be: its file stays pending for that long."""
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        store.errors["copy", "file"] = [error]
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(5)
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+        assert mount.parts.pending == is_lost
+        mount.loop.passes(LATE / 2)
+        assert mount.parts.pending == is_lost
+        mount.loop.passes(2 * LATE)
+        assert mount.parts.pending == 0
+
+
+def test_a_copy_that_turns_out_to_be_made_is_not_waited_for(tmp_path: Path) -> None:
+    store = Held(clock=partial(next, itertools.count(1_700_000_000)))
+
+    async def lost(events: object, what: tuple[str, str]) -> None:
+        if events is store.after and what == ("copy", "file"):
+            store._passing = before  # type: ignore[method-assign]
+            raise NO_ANSWER
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(chmod, mount))
+        before, store._passing = store._passing, lost  # type: ignore[method-assign]
+        mount.loop.passes(8)
+        assert (store.calls["copy"], mount.parts.pending) == (1, 0)
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["refused", "no answer"])
+@pytest.mark.parametrize("theirs", [b"BYTES", b"other bytes"], ids=["of the same size", "of another"])
+def test_what_another_client_stored_after_a_copy_of_ours_failed_is_theirs(
+    tmp_path: Path, is_lost: bool, theirs: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Held(clock=partial(next, itertools.count(1_700_000_000)))
+    kept = Properties(Headers("image/png"), {"theirs": "yes", "mtime": "7.000000000"})
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties(metadata={"mtime": "5.000000000"})))
+        store.errors["copy", "file"] = [NO_ANSWER if is_lost else REFUSED]
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(1.5)
+        assert not store.errors["copy", "file"]
+        mount.loop.run(partial(store.put, "file", theirs, kept))
+        mount.loop.passes(LONG)
+        assert (bodies(store), mount.parts.pending) == ({"file": theirs}, 0)
+        assert store._stored["file"].object.properties == kept
+        assert caplog.text.count("of the attributes of file is lost") == 1
+        assert mount.loop.run(mount.tree) == {"file": (theirs, 0o644)}
+
+
+def test_what_this_mount_has_just_stored_it_knows(tmp_path: Path) -> None:
+    """Its ACL is not asked for as long as that is so, and the next mount asks for no attributes."""
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(mount.write, "file", b"bytes", flags=os.O_CREAT))
+        mount.loop.run(partial(mount.write, "plain", b"bytes", flags=os.O_CREAT))
+        for path in ("d", "e"):
+            mount.loop.run(partial(mount.mkdir, path))
+        mount.loop.passes(3)
+        for path in ("file", "d"):
+            mount.loop.run(partial(chmod, mount, path))
+        mount.loop.passes(3)
+        assert store.calls["get_acl"] == 0
+        mount.stop()
+        asked = store.calls["head"], store.calls["get"]
+        mount.start()
+        for path, mode in (("file", 0o600), ("plain", 0o644), ("d", 0o600), ("e", 0o755)):
+            assert stat.S_IMODE(mount.loop.run(partial(mount._walk, path)).mode) == mode
+        assert (store.calls["head"], store.calls["get"]) == asked
+        mount.loop.run(partial(chmod, mount, mode=0o640))
+        mount.loop.passes(3)
+        assert store.calls["get_acl"] == 1, "of what another mount may have changed it is"
+
+
+def test_an_acl_that_another_client_sets_later_is_kept(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(mount.write, "file", b"bytes", flags=os.O_CREAT))
+        mount.loop.run(partial(store.put_acl, "file", Canned.PUBLIC_READ))
+        before = store._stored["file"].acl
+        mount.loop.passes(2 * TTL)
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3)
+        assert store._stored["file"].acl == before
+        assert before != PRIVATE
+
+
+def test_a_chmod_of_a_file_whose_name_is_gone_is_nobodys(tmp_path: Path) -> None:
+    """Who has it open may change it still; what another client has there by now is another file."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        handle = await opened(mount, os.O_RDONLY)
+        await mount.unlink("file")
+        await mount.parts.deletions.drain()
+        await store.put("file", b"theirs", Properties())
+        handle.inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(handle.inode)
+        await mount.parts.file_io.fsync(handle.inode)
+        assert mount.parts.pending == 0
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert (bodies(store), store._stored["file"].object.properties.metadata) == ({"file": b"theirs"}, {})
+
+
+def test_what_does_not_fit_into_metadata_is_refused_and_nothing_of_it_waits(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        inode.edits = inode.edits.with_metadata("large", "x" * 5000)
+        with fails(errno.ENOSPC):
+            mount.parts.attributes.changed(inode, posix=())
+        inode.edits = NO_EDITS
+        assert mount.parts.pending == 0
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+# While bytes are on their way
+
+
+def _mtime(store: FakeStore) -> int:
+    seconds, rest = store._stored["file"].object.properties.metadata["mtime"].split(".")
+    return int(seconds + rest)
+
+
+async def _written_meanwhile(mount: Composed, store: Held, *, is_set: bool) -> int:
+    """Bytes are written, and perhaps a time and a mode set, while those before go up; when that was."""
+    handle = await opened(mount)
+    await mount.parts.file_io.write(handle, 0, b"first")
+    store.after["put"] = held = trio.Event()
+    await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+    assert ("put", "file") in store.reached
+    await mount.parts.file_io.write(handle, 0, b"then")
+    if is_set:
+        handle.inode.mtime_ns = NEW.mtime_ns or 0
+        mount.parts.attributes.changed(handle.inode, posix={"mtime_ns"})
+    await chmod(mount)
+    held.set()
+    await trio.testing.wait_all_tasks_blocked()
+    del store.after["put"]
+    return handle.inode.mtime_ns
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_set", [False, True], ids=["by the write", "by its user"])
+@pytest.mark.parametrize("crashes", [False, True], ids=["alive", "and a crash"])
+def test_bytes_have_the_time_of_their_write_and_a_time_that_was_set_is_kept(
+    tmp_path: Path, is_set: bool, crashes: bool
+) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"as it was", Properties()))
+        later = mount.loop.run(partial(_written_meanwhile, mount, store, is_set=is_set))
+        first = _mtime(store)
+        assert later != first
+        if crashes:
+            mount.crash()
+            mount.start()
+        else:
+            mount.loop.run(mount.settle)
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"first was" if crashes else b"thent was"}
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+        assert _mtime(store) == (later if is_set or not crashes else first)
+        assert mount.parts.pending == 0
+
+
+class Refuses(Held):
+    """Refuses copies as long as it is told to; the first refusal is told to a rival, who then stores its own."""
+
+    refuses = True
+    rival: bytes | None = None
+
+    async def copy(self, source: str, target: str, **options: Any) -> Any:
+        if self.rival is not None:
+            await FakeStore.put(self, source, self.rival, Properties(metadata={"theirs": "yes"}))
+            self.rival = None
+            raise REFUSED
+        if self.refuses:
+            raise REFUSED
+        return await super().copy(source, target, **options)
+
+
+@pytest.mark.promise(3)
+def test_what_was_refused_to_the_mount_before_is_written_once_and_then_forgotten(tmp_path: Path) -> None:
+    store = Refuses()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(chmod, mount))
+        mount.crash()
+        mount.start()
+        assert mount.parts.pending == 1
+        store.refuses = False
+        mount.loop.passes(3 * LATE)
+        assert (mount.parts.pending, store._stored["file"].object.properties.metadata["mode"]) == (0, str(0o100600))
+        mount.loop.run(partial(chmod, mount, mode=0o640))
+        mount.loop.passes(3)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100640)
+
+
+def test_what_another_client_stores_while_the_next_mount_is_refused_is_theirs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Refuses()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(chmod, mount))
+        mount.crash()
+        store.rival = b"theirs"
+        mount.start()
+        assert store.rival is None
+        store.refuses = False
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"theirs"}
+        assert store._stored["file"].object.properties.metadata == {"theirs": "yes"}
+        assert caplog.text.count("of the attributes of file is lost") == 1
+        assert mount.parts.pending == 0
 
 
 def change(mount: Composed, inode: Inode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ import trio.testing
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.filesystem.pending_changes import PendingChanges
+from sosfs.s3.protocol import Properties
 from sosfs.s3.traffic import Traffic
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
@@ -88,6 +90,41 @@ def test_a_retry_leaves_nobody_waiting(tmp_path: Path, store: Refusing) -> None:
         assert ask(mount, "retry")["total"] == 0
         mount.loop.passes(0.1)
         assert not mount.parts.commits.drafts
+
+
+async def _chmod(mount: Composed, path: str) -> None:
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFREG | 0o600
+    mount.parts.attributes.changed(inode)
+
+
+def test_attributes_that_wait_are_told_with_the_reason_and_those_of_unsent_bytes_with_these(
+    tmp_path: Path, store: Refusing
+) -> None:
+    begun = time.time()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        for key in ("file", "written", "well"):
+            mount.loop.run(partial(store.put, key, b"bytes", Properties()))
+        for key in ("file", "written", "well"):
+            mount.loop.run(partial(_chmod, mount, key))
+            assert paths(ask(mount, "pending"))[-1] == key
+        store.refused = {"file", "written"}
+        mount.loop.run(partial(mount.write, "written", b"12345"))
+        mount.loop.passes(3)
+        waiting = ask(mount, "pending")["changes"]
+        other = next(one for one in waiting if one["path"] == "file")
+        assert {one["path"]: one["kind"] for one in waiting} == {"written": "content", "file": "attributes"}
+        assert len(waiting) == 2
+        assert "AccessDenied" in other["error"]
+        assert 0 < other["retry_at"] - time.time() <= 300
+        assert begun <= other["since"] == mount.parts.attributes.oldest <= time.time()
+        assert begun <= mount.parts.oldest <= other["since"]
+        store.refused.clear()
+        assert ask(mount, "retry")["total"] == 0
+        assert (mount.parts.attributes.oldest, mount.parts.oldest) == (0.0, 0.0)
+        mount.loop.run(partial(_chmod, mount, "well"))
+        (new,) = ask(mount, "pending")["changes"]
+        assert (new["path"], new["error"]) == ("well", ""), "what has not failed yet has no reason"
 
 
 def test_bytes_on_the_wire_count_for_their_file_and_never_beyond_its_size(tmp_path: Path) -> None:

@@ -322,7 +322,9 @@ async def _flushed(mount: Composed, handle: Handle) -> None:
 
 @pytest.mark.parametrize("steps", [_while_it_is_sent, _before_it_is_sent])
 @pytest.mark.parametrize("is_new", [True, False], ids=["new", "rewritten"])
-def test_a_kill_when_the_file_was_stored_and_nobody_told(tmp_path: Path, steps: Steps, is_new: bool) -> None:
+def test_a_kill_when_the_file_was_stored_and_nobody_told(
+    tmp_path: Path, steps: Steps, is_new: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     """In bucket mode a file that is being closed has no record of its bytes, and the bucket has another ETag by now."""
     store = Whole()
 
@@ -343,6 +345,7 @@ def test_a_kill_when_the_file_was_stored_and_nobody_told(tmp_path: Path, steps: 
         assert (shown(mount)[0], shown(mount)[3]) == (0o600, "red")
         assert (in_bucket(store)[0], in_bucket(store)[3]) == (0o600, "red")
         assert mount.parts.pending == 0
+        assert "is lost" not in caplog.text
 
 
 @both_modes
@@ -367,7 +370,7 @@ def test_a_change_of_a_file_that_is_being_written_outlives_the_bytes(tmp_path: P
 @both_modes
 @pytest.mark.parametrize("is_sent", [False, True], ids=["not sent", "under way"])
 def test_a_change_of_a_new_file_is_not_made_to_the_one_it_replaced(
-    tmp_path: Path, durability: Durability, is_sent: bool
+    tmp_path: Path, durability: Durability, is_sent: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It was renamed over another before it was ever closed: a kill leaves the other, as that one was."""
     store = Whole()
@@ -393,6 +396,7 @@ def test_a_change_of_a_new_file_is_not_made_to_the_one_it_replaced(
         mount.loop.passes(LONG)
         assert mount.loop.run(mount.tree) == {"file": (b"body", 0o644)}
         assert store._stored["file"].object.properties == BEFORE
+        assert is_sent or "is lost" not in caplog.text, "it was not promised"
 
 
 @both_modes

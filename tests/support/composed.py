@@ -174,10 +174,17 @@ class Troubled:
 class Composed:
     """One mount at a time over one store, with its state directory."""
 
-    def __init__(self, loop: Loop, store: FakeStore, settings: Settings) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        store: FakeStore,
+        settings: Settings,
+        assembled: Callable[[Filesystem], None] = lambda parts: None,
+    ) -> None:
         self.store = store
         self.loop = loop
         self._settings = settings
+        self._assembled = assembled
         self._generation = 0
 
     def start(self) -> None:
@@ -197,6 +204,7 @@ class Composed:
             self._journal = Journal(self._settings.state_dir, "the test")
             self.loop.nursery.start_soon(live)
             await trio.testing.wait_all_tasks_blocked()
+            self._assembled(self.parts)
             await self.parts.recover()
 
         self.loop.run(begin)
@@ -319,12 +327,17 @@ class Composed:
 
 
 @contextmanager
-def composed(store: FakeStore, base: Path, **options: Any) -> Iterator[Composed]:
-    """A mount of `protocol` with the default settings but for these, its state below `base`."""
+def composed(
+    store: FakeStore, base: Path, *, assembled: Callable[[Filesystem], None] = lambda parts: None, **options: Any
+) -> Iterator[Composed]:
+    """A mount of `protocol` with the default settings but for these, its state below `base`.
+
+    `assembled` is called with the parts of each mount before it takes up what the one before has left.
+    """
     loop = Loop()
     with inline_threads():
         settings = Settings("bucket", "", Path("/"), cache_dir=state_in(base), **options)
-        mount = Composed(loop, store, settings)
+        mount = Composed(loop, store, settings, assembled)
         mount.start()
         yield mount
         mount.stop()

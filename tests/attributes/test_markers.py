@@ -1,0 +1,377 @@
+"""The markers of directories: what they keep when attributes are written, whoever wrote them before, and when.
+
+In one process, with requests held back or refused; another client's eyes are the store itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import stat
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from sosfs.config.parameters import TTL, Durability
+from sosfs.errors import StoreError, from_s3, unanswered
+from sosfs.s3.protocol import Acl, Grant, Headers, Properties
+from tests.support.composed import LONG, Composed, composed
+from tests.support.fake_store import ANYONE, OWNER
+from tests.support.held import Held, bodies, put_all
+
+PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
+THEIRS = Properties(
+    Headers("application/x-directory", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"),
+    {"mode": str(stat.S_IFDIR | 0o700), "uid": "9", "theirs": "yes"},
+    "COLD",
+)
+REFUSED = from_s3("put", code="AccessDenied", status=403)
+NO_ANSWER = unanswered("put", "no answer")
+CONFLICT = from_s3("put", code="ConditionalRequestConflict", status=409)
+
+
+async def chmod(mount: Composed, path: str = "d", mode: int = 0o750) -> None:
+    """chmod, which goes up a second later."""
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFDIR | mode
+    mount.parts.attributes.changed(inode, posix={"mode"})
+
+
+async def set_xattr(mount: Composed, path: str = "d") -> None:
+    """setxattr."""
+    inode = await mount._walk(path)
+    inode.edits = inode.edits.with_metadata("colour", "red")
+    mount.parts.attributes.changed(inode, posix=())
+
+
+def shown(mount: Composed, path: str = "d") -> tuple[int, int, str | None]:
+    """Mode, owner and an entry of metadata in the mount."""
+
+    async def ask() -> tuple[int, int, str | None]:
+        inode = await mount._walk(path)
+        metadata = mount.parts.attributes.known(inode).metadata
+        return stat.S_IMODE(inode.mode), inode.uid, metadata.get("colour")
+
+    return mount.loop.run(ask)
+
+
+def require_theirs(store: Held, mode: int, colour: str | None = None, key: str = "d/") -> None:
+    """The marker has what `THEIRS` has and the ACL that it had, but for this."""
+    found = store._stored[key]
+    metadata = found.object.properties.metadata
+    assert (int(metadata["mode"]), metadata["uid"]) == (stat.S_IFDIR | mode, "9")
+    assert (metadata["theirs"], metadata.get("colour")) == ("yes", colour)
+    assert (found.object.properties.headers, found.object.properties.storage_class) == (THEIRS.headers, "COLD")
+    assert found.acl == PUBLIC
+
+
+@pytest.fixture
+def store() -> Held:
+    """Each write has a time of its own."""
+    return Held(clock=partial(next, itertools.count(1_700_000_000)))
+
+
+# A directory that another client makes first
+
+
+@pytest.mark.parametrize("what", ["chmod", "setxattr", "nothing"])
+def test_what_another_client_gave_a_directory_stays_beside_what_is_changed_here(
+    tmp_path: Path, store: Held, what: str
+) -> None:
+    async def begin(mount: Composed) -> None:
+        await mount.mkdir("d")
+        if what == "chmod":
+            await chmod(mount)
+        elif what == "setxattr":
+            await set_xattr(mount)
+        await store.put("d/", b"", THEIRS, acl=PUBLIC)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(10)
+        mode, colour = 0o750 if what == "chmod" else 0o700, "red" if what == "setxattr" else None
+        require_theirs(store, mode, colour)
+        assert mount.parts.pending == 0
+        # Of theirs, ours that was refused, and ours upon theirs.
+        assert store.calls["put"] == (2 if what == "nothing" else 3)
+        mount.loop.passes(2 * TTL)
+        assert shown(mount) == (mode, 9, colour)
+        mount.loop.run(partial(chmod, mount, mode=0o711))
+        mount.loop.passes(3)
+        require_theirs(store, 0o711, colour)
+
+
+def test_a_directory_that_was_made_and_changed_again_is_no_rival_of_itself(tmp_path: Path, store: Held) -> None:
+    """Its second marker is written over the first, whose answer told which it is."""
+
+    async def begin(mount: Composed) -> None:
+        await mount.mkdir("d")
+        assert await mount.tree() == {"d": None}
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(3)
+        assert (store.calls["put"], store.calls["get_acl"]) == (1, 0)
+        assert mount.loop.run(mount.tree) == {"d": None}
+        mount.loop.run(partial(store.put_acl, "d/", PUBLIC))
+        mount.loop.passes(2 * TTL)
+        for mode in (0o700, 0o750):
+            mount.loop.run(partial(chmod, mount, mode=mode))
+            mount.loop.passes(3)
+        assert store.calls["put"] == 3
+        assert store._stored["d/"].acl == PUBLIC
+        assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
+
+
+# A marker that cannot be read, or is not there
+
+
+def _unreadable(error: StoreError, store: Held) -> None:
+    """The next time that somebody asks for the marker this is the answer."""
+    store.errors["head", "d/"] = [error]
+
+
+@pytest.mark.promise(7)
+def test_a_marker_of_which_not_all_is_known_is_not_written_before_it_is(tmp_path: Path, store: Held) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "d/", b"", THEIRS, acl=PUBLIC))
+        mount.loop.run(partial(chmod, mount))
+        _unreadable(NO_ANSWER, store)
+        mount.loop.passes(1.5)
+        assert not store.errors["head", "d/"]
+        assert (store.calls["put"], mount.parts.pending) == (1, 1)
+        mount.loop.passes(LONG)
+        require_theirs(store, 0o750)
+        assert mount.parts.pending == 0
+
+
+@pytest.mark.promise(7)
+def test_what_another_client_changes_of_a_marker_meanwhile_stays_beside_ours(tmp_path: Path, store: Held) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/": b""}))
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.run(partial(store.put, "d/", b"", THEIRS, acl=PUBLIC))
+        mount.loop.passes(3)
+        require_theirs(store, 0o750)
+        assert mount.parts.pending == 0
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_made", [True, False], ids=["made", "changed"])
+def test_a_directory_that_was_refused_to_the_mount_before_is_a_rival_of_none_that_came_since(
+    tmp_path: Path, store: Held, is_made: bool
+) -> None:
+    refused = list[str]()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "put":
+            refused.append(key)
+            raise REFUSED
+
+    async def begin(mount: Composed) -> None:
+        if is_made:
+            await mount.mkdir("d")
+        else:
+            await put_all(store, {"d/": b""})
+            await chmod(mount)
+        store.fault = refuse
+
+    async def come() -> None:
+        store.fault = None
+        await store.put("d/", b"", THEIRS, acl=PUBLIC)
+        store.calls.clear()
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(5)
+        assert refused
+        mount.crash()
+        mount.start()
+        assert shown(mount)[0] == (0o755 if is_made else 0o750)
+        mount.loop.run(come)
+        mount.loop.passes(LONG)
+        require_theirs(store, 0o700 if is_made else 0o750)
+        assert mount.parts.pending == 0
+        puts = store.calls["put"]
+        mount.crash()
+        mount.start()
+        assert store.calls["put"] == puts, "its record is gone"
+
+
+def test_what_is_taken_at_last_waits_for_no_answer(tmp_path: Path, store: Held) -> None:
+    """A marker that was refused to the mount before and to this one is not in doubt once it is there."""
+
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/": b""})
+        await chmod(mount)
+        store.fault = lambda operation, key: _refuse() if operation == "put" else None
+
+    async def take(mount: Composed) -> None:
+        store.fault = None
+        mount.parts.retries.hurry()
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        mount.start()
+        assert mount.parts.pending == 1
+        mount.loop.run(partial(take, mount))
+        mount.loop.passes(3)
+        assert mount.parts.pending == 0
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "refused"])
+def test_a_directory_whose_marker_is_gone_or_unreadable_gets_its_attributes(
+    tmp_path: Path, store: Held, is_gone: bool
+) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/": b"", "d/x": b"x"}))
+        mount.loop.run(partial(chmod, mount))
+        if is_gone:
+            mount.loop.run(partial(store.delete, "d/"))
+        else:
+            _unreadable(REFUSED, store)
+        mount.loop.passes(3)
+        assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
+        assert (sorted(bodies(store)), mount.parts.pending) == (["d/", "d/x"], 0)
+
+
+@pytest.mark.parametrize("error", [REFUSED, NO_ANSWER, CONFLICT])
+def test_a_directory_that_lost_its_last_entry_stays_whatever_the_server_says_first(
+    tmp_path: Path, store: Held, error: StoreError
+) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/x": b"x"}))
+        store.errors["put", "d/"] = [error]
+        mount.loop.run(partial(mount.unlink, "d/x"))
+        mount.loop.passes(LONG)
+        assert not store.errors["put", "d/"]
+        assert (bodies(store), mount.parts.pending) == ({"d/": b""}, 0)
+        assert mount.loop.run(mount.tree) == {"d": None}
+
+
+# Its record, when its name changes
+
+
+def test_a_rename_writes_what_is_below_it_and_nothing_else(tmp_path: Path, store: Held) -> None:
+    async def begin(mount: Composed) -> None:
+        for path in ("top", "top/d", "other"):
+            await mount.mkdir(path)
+        await mount.rename("top", "moved")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        assert sorted(bodies(store)) == ["moved/", "moved/d/"]
+        mount.loop.passes(3)
+        assert sorted(bodies(store)) == ["moved/", "moved/d/", "other/"]
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("below", ["", "d"], ids=["itself", "below what is renamed"])
+def test_attributes_that_the_server_does_not_take_go_with_their_directory(
+    tmp_path: Path, store: Held, below: str
+) -> None:
+    async def begin(mount: Composed) -> None:
+        await mount.mkdir("top")
+        await mount.mkdir("top/d")
+        await chmod(mount, "top" if not below else "top/d")
+        await mount.rename("top", "moved")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        key, other = ("moved/d/", "moved/") if below else ("moved/", "moved/d/")
+        assert sorted(bodies(store)) == ["moved/", "moved/d/"]
+        assert int(store._stored[key].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
+        assert int(store._stored[other].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o755
+
+
+def test_what_a_rename_has_carried_is_written_no_second_time(tmp_path: Path) -> None:
+    """Nor is what nobody changed; and the next mount need not ask for it."""
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x", "file": b"bytes", "other": b"other"})
+        await mount.tree()
+        for path in ("d/x", "file"):
+            inode = await mount._walk(path)
+            inode.mode = stat.S_IFREG | 0o600
+            mount.parts.attributes.changed(inode, posix={"mode"})
+        await mount.rename("file", "moved")
+        await mount.rename("other", "another")
+        await mount.rename("d", "e")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        copies = store.calls["copy"]
+        assert copies == 4, "two files, a marker and what is below it"
+        assert mount.parts.attributes.dirty == set()
+        mount.loop.passes(10)
+        assert (store.calls["copy"], mount.parts.pending) == (copies, 0)
+        mount.stop()
+        asked = store.calls["head"] + store.calls["get"]
+        mount.start()
+        for path, mode in (("e/x", 0o600), ("moved", 0o600), ("another", 0o644)):
+            assert shown(mount, path)[0] == mode
+        assert store.calls["head"] + store.calls["get"] == asked
+
+
+def test_what_is_changed_while_a_rename_copies_is_written_after_it(tmp_path: Path, store: Held) -> None:
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode, posix={"mode"})
+
+        def late(operation: str, key: str) -> None:
+            if (operation, key) == ("copy", "file"):
+                store.fault = None
+                inode.mode = stat.S_IFREG | 0o640
+                mount.parts.attributes.changed(inode, posix={"mode"})
+
+        store.fault = late
+        await mount.rename("file", "moved")
+        assert mount.parts.pending >= 1
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert list(bodies(store)) == ["moved"]
+        assert int(store._stored["moved"].object.properties.metadata["mode"]) == stat.S_IFREG | 0o640
+        assert mount.parts.pending == 0
+
+
+def test_what_was_set_on_a_file_that_is_another_clients_by_now_is_not_shown_on_theirs(
+    tmp_path: Path, store: Held
+) -> None:
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        await set_xattr(mount, "file")
+        await store.put("file", b"theirs", Properties(metadata={"uid": "9", "mode": str(stat.S_IFREG | 0o600)}))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(1.5)
+        assert shown(mount, "file") == (0o600, 9, None)
+        assert mount.parts.pending == 0
+
+
+def test_who_may_not_write_is_told_by_the_next_who_asks(tmp_path: Path, store: Held) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/": b""}))
+        mount.loop.run(partial(chmod, mount))
+        store.errors["put", "d/"] = [REFUSED]
+        mount.loop.passes(1.5)
+        store.fault = lambda operation, key: _refuse() if operation == "upload_part" else None
+        with pytest.raises(PermissionError):
+            mount.loop.run(partial(mount.parts.attributes.permissions.require_store, "d/x"))
+        store.fault = None
+
+
+def _refuse() -> None:
+    raise StoreError(errno.EACCES, "UploadPart", code="AccessDenied", status=403)

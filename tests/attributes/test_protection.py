@@ -1,0 +1,372 @@
+"""What of a mount is locked (Object Lock): what is refused for it, and that what is copied has the same lock again.
+
+In one process, over a store whose versions have locks; `control/test_object_lock.py` has real servers.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sosfs.attributes.protection import Act
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.filesystem.composition import Filesystem
+from sosfs.s3.protocol import UNLOCKED, Acl, Lock, Object, Properties, Version
+from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, opened, put_all
+
+both_modes = pytest.mark.parametrize("durability", Durability)
+
+FAR = 4_000_000_000
+KEPT = Lock("GOVERNANCE", FAR)
+HELD = Lock(is_held=True)
+BOTH = Lock("COMPLIANCE", FAR, is_held=True)
+OVER = Lock("COMPLIANCE", 1_000_000_000)
+LOCKS = {"retention": KEPT, "hold": HELD, "both": BOTH}
+every_lock = pytest.mark.parametrize("lock", LOCKS.values(), ids=LOCKS)
+
+
+class Locking(Held):
+    """Each version has a lock: the one that was sent with it where the server `heeds` that, else the `default` one.
+
+    `refused` is what the mount was told not to have done.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.are_possible = True
+        self.heeds = True
+        self.default = UNLOCKED
+        self.locks: dict[str, Lock] = {}
+        self.asked: list[str] = []
+        self.set: list[str] = []
+        self.refused: list[tuple[str, int | None, Act]] = []
+
+    def _store(self, key: str, body: bytes, etag: str, properties: Properties, acl: Acl | None) -> Version:
+        self.locks[key] = properties.lock if self.heeds and properties.lock != UNLOCKED else self.default
+        return super()._store(key, body, etag, properties, acl)
+
+    async def of(self, key: str) -> Object | None:
+        """As `Locks.of`."""
+        await trio.lowlevel.checkpoint()
+        self.asked.append(key)
+        found = self._stored.get(key)
+        return None if found is None else replace(found.object, lock=self.locks[key], version_id="current")
+
+    async def set_retention(self, key: str, version_id: str, lock: Lock) -> None:
+        """As `Locks.set_retention`."""
+        assert version_id == "current"
+        self.set.append("retention")
+        self.locks[key] = replace(lock, is_held=self.locks[key].is_held)
+
+    async def set_legal_hold(self, key: str, version_id: str, lock: Lock) -> None:
+        """As `Locks.set_legal_hold`."""
+        assert version_id == "current"
+        self.set.append("hold")
+        self.locks[key] = replace(self.locks[key], is_held=lock.is_held)
+
+    def was_refused(self, path: str, error: OSError, act: Act) -> None:
+        """Goes into `.sosfs/errors`."""
+        self.refused.append((path, error.errno, act))
+
+
+@contextmanager
+def locking(base: Path, **options: Any) -> Iterator[tuple[Composed, Locking]]:
+    """A mount of a bucket with Object Lock."""
+    store = Locking()
+
+    def assembled(parts: Filesystem) -> None:
+        parts.attributes.protection.begin(store, store.was_refused)
+
+    with composed(store, base, assembled=assembled, **options) as mount:
+        yield mount, store
+        mount.loop.run(store.release)
+
+
+async def chmod(mount: Composed, path: str = "file", mode: int = 0o600) -> None:
+    """chmod, which goes up a second later."""
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode, posix={"mode"})
+
+
+def mode_of(store: Locking, key: str = "file") -> int:
+    return int(store._stored[key].object.properties.metadata["mode"]) & 0o7777
+
+
+# What is refused
+
+
+Deed = Callable[[Composed], Any]
+DEEDS: dict[str, tuple[Deed, str, Act]] = {
+    "unlink": (lambda mount: mount.unlink("d/file"), "d/file", Act.REMOVE),
+    "rename": (lambda mount: mount.rename("d/file", "moved"), "d/file", Act.RENAME),
+    "rename over it": (lambda mount: mount.rename("other", "d/file"), "d/file", Act.WRITE),
+    "rename of its directory": (lambda mount: mount.rename("d", "e"), "d/file", Act.RENAME),
+    "rmdir": (lambda mount: mount.rmdir("empty"), "empty/", Act.REMOVE),
+}
+every_deed = pytest.mark.parametrize("deed", DEEDS)
+
+
+async def _begin(store: Locking, lock: Lock) -> None:
+    await put_all(store, {"d/file": b"bytes", "other": b"other", "empty/": b""})
+    store.locks["d/file"] = store.locks["empty/"] = lock
+
+
+@every_deed
+@every_lock
+def test_what_is_locked_is_neither_removed_nor_renamed_and_it_is_told(tmp_path: Path, deed: str, lock: Lock) -> None:
+    do, path, act = DEEDS[deed]
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(_begin, store, lock))
+        with fails(errno.EPERM):
+            mount.loop.run(lambda: do(mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"d/file": b"bytes", "other": b"other", "empty/": b""}
+        assert store.refused == [(path, errno.EPERM, act)]
+
+
+@every_deed
+@pytest.mark.parametrize("lock", [UNLOCKED, OVER], ids=["none", "over"])
+def test_what_is_not_locked_any_more_is_left_to_its_user(tmp_path: Path, deed: str, lock: Lock) -> None:
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(_begin, store, lock))
+        mount.loop.run(lambda: DEEDS[deed][0](mount))
+        assert store.refused == []
+        assert store.asked
+
+
+@every_deed
+def test_where_nothing_can_be_locked_nothing_is_asked(tmp_path: Path, deed: str) -> None:
+    with locking(tmp_path) as (mount, store):
+        store.are_possible = False
+        mount.loop.run(partial(_begin, store, BOTH))
+        mount.loop.run(lambda: DEEDS[deed][0](mount))
+        mount.loop.run(partial(mount.parts.attributes.protection.require_key, "d/file", Act.WRITE))
+        mount.loop.run(partial(chmod, mount, "other" if deed != "rename over it" else "d/file"))
+        mount.loop.passes(3)
+        assert (store.refused, store.asked) == ([], [])
+
+
+def test_of_what_the_bucket_lacks_nothing_is_asked(tmp_path: Path) -> None:
+    """A new file that waits for its upload, and one that was removed while it is open."""
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        handle = await opened(mount, os.O_RDONLY)
+        await mount.unlink("file")
+        await mount.parts.deletions.drain()
+        await mount.write("new", b"new", flags=os.O_CREAT)
+        await mount.rename("new", "other")
+        await mount.unlink("other")
+        store.asked.clear()
+        await put_all(store, {"file": b"another's"})
+        store.locks["file"] = KEPT
+        await mount.parts.attributes.protection.require(handle.inode, Act.WRITE)
+        assert store.asked == []
+        await mount.parts.file_io.release(handle)
+
+    with locking(tmp_path, durability=Durability.JOURNAL) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        assert store.refused == []
+
+
+# A version with the same bytes
+
+
+@pytest.mark.promise(7)
+@both_modes
+@every_lock
+@pytest.mark.parametrize("heeds", [True, False], ids=["a server that heeds", "one that does not"])
+@pytest.mark.parametrize("key", ["file", "d/"])
+def test_a_chmod_leaves_the_lock_as_it_was(
+    tmp_path: Path, durability: Durability, lock: Lock, heeds: bool, key: str
+) -> None:
+    with locking(tmp_path, durability=durability) as (mount, store):
+        store.heeds = heeds
+        mount.loop.run(partial(put_all, store, {key: b"" if key.endswith("/") else b"bytes"}))
+        store.locks[key] = lock
+        mount.loop.run(partial(chmod, mount, key.rstrip("/")))
+        mount.loop.passes(3)
+        assert (mode_of(store, key), store.locks[key]) == (0o600, lock)
+        due = ["retention"] * bool(lock.mode) + ["hold"] * lock.is_held
+        assert store.set == ([] if heeds else due), "nothing is set that is so already"
+
+
+@pytest.mark.promise(7)
+@every_lock
+@pytest.mark.parametrize("heeds", [True, False], ids=["a server that heeds", "one that does not"])
+@pytest.mark.parametrize("key", ["file", "d/"])
+def test_so_does_the_next_mount_with_what_the_last_one_could_not_write(
+    tmp_path: Path, lock: Lock, heeds: bool, key: str
+) -> None:
+    with locking(tmp_path) as (mount, store):
+        store.heeds = heeds
+        mount.loop.run(partial(put_all, store, {key: b"" if key.endswith("/") else b"bytes"}))
+        store.locks[key] = lock
+        mount.loop.run(partial(chmod, mount, key.rstrip("/")))
+        mount.crash()
+        mount.start()
+        assert (mode_of(store, key), store.locks[key]) == (0o600, lock)
+        due = ["retention"] * bool(lock.mode) + ["hold"] * lock.is_held
+        assert store.set == ([] if heeds else due), "else it was locked from its first moment on"
+
+
+@pytest.mark.parametrize("lock", [UNLOCKED, OVER], ids=["none", "over"])
+def test_what_is_not_locked_is_locked_by_no_chmod(tmp_path: Path, lock: Lock) -> None:
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        store.locks["file"] = lock
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3)
+        assert (mode_of(store), store.locks["file"], store.set) == (0o600, UNLOCKED, [])
+
+
+def test_a_new_directory_has_no_lock_to_be_asked_for(tmp_path: Path) -> None:
+    with locking(tmp_path, durability=Durability.JOURNAL) as (mount, store):
+        mount.loop.run(partial(mount.mkdir, "d"))
+        mount.loop.passes(3)
+        assert (list(bodies(store)), store.asked) == (["d/"], [])
+
+
+@pytest.mark.parametrize("lock", [KEPT, BOTH])
+def test_a_firmer_lock_that_the_bucket_gives_by_itself_stays(tmp_path: Path, lock: Lock) -> None:
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        store.locks["file"], store.heeds, store.default = lock, False, Lock("COMPLIANCE", FAR + 9)
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3)
+        assert store.locks["file"] == replace(store.default, is_held=lock.is_held)
+        assert store.set == ["hold"] * lock.is_held
+
+
+def _lost(store: Locking) -> list[str]:
+    """From now on the copy that is made next gets no answer."""
+    lost: list[str] = []
+
+    async def passing(events: object, what: tuple[str, str]) -> None:
+        if events is store.after and what == ("copy", "file") and not lost:
+            lost.append("copy")
+            raise StoreError(errno.EIO, "copy 'file'", detail="no answer")
+        await before(events, what)  # type: ignore[arg-type]
+
+    before = store._passing
+    store._passing = passing  # type: ignore[method-assign]
+    return lost
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize(
+    ("since", "due"),
+    [
+        (UNLOCKED, BOTH),  # by the copy, whose answer was lost
+        (Lock("GOVERNANCE", FAR), BOTH),
+        (Lock("COMPLIANCE", FAR - 9, is_held=True), BOTH),
+        (Lock("COMPLIANCE", FAR), BOTH),
+        (Lock("COMPLIANCE", FAR + 9, is_held=True), Lock("COMPLIANCE", FAR + 9, is_held=True)),
+    ],
+)
+@pytest.mark.parametrize("heeds", [True, False], ids=["heeded", "not heeded"])
+@pytest.mark.parametrize("crashes", [True, False], ids=["and a crash", "alive"])
+def test_a_copy_without_an_answer_is_locked_as_what_it_replaced(
+    tmp_path: Path, since: Lock, due: Lock, heeds: bool, crashes: bool
+) -> None:
+    """Nobody but us knows that it was: the version that the bucket has now is the copy."""
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        store.locks["file"], store.heeds = BOTH, False
+        lost = _lost(store)
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(1.5)
+        assert lost
+        store.locks["file"], store.heeds = since, heeds
+        if crashes:
+            mount.crash()
+            mount.start()
+        mount.loop.passes(LONG)
+        assert (mode_of(store), store.locks["file"], mount.parts.pending) == (0o600, due, 0)
+
+
+def test_a_copy_of_a_dead_process_that_comes_late_is_locked_as_well(tmp_path: Path) -> None:
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        store.locks["file"], store.heeds = BOTH, False
+        store.errors["copy", "file"] = [StoreError(errno.EIO, "copy 'file'", detail="no answer")]
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(1.5)
+        (inode,) = mount.parts.attributes.dirty
+        (late,) = mount.parts.attributes._unanswered_copies.sent(inode)
+        mount.crash()
+        mount.start()
+        mount.loop.run(lambda: store.copy("file", "file", properties=late))
+        assert store.locks["file"] == UNLOCKED
+        mount.loop.passes(LONG)
+        assert (mode_of(store), store.locks["file"], mount.parts.pending) == (0o600, BOTH, 0)
+
+
+def test_a_lock_that_is_over_when_the_copy_is_made_again_is_not_owed(tmp_path: Path) -> None:
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        mount.parts.attributes.protection.owe("file", [Properties(lock=OVER)])
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3)
+        assert (mode_of(store), store.locks["file"], store.set) == (0o600, UNLOCKED, [])
+
+
+def test_who_decides_anew_about_a_lock_is_not_overruled_by_what_was_owed(tmp_path: Path) -> None:
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        store.locks["file"], store.heeds = BOTH, False
+        lost = _lost(store)
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(1.5)
+        assert lost
+        store.locks["file"] = UNLOCKED
+        mount.parts.attributes.protection.changed("file")
+        mount.loop.passes(LONG)
+        assert (mode_of(store), store.locks["file"], store.set) == (0o600, UNLOCKED, [])
+
+
+def test_what_was_locked_once_is_not_locked_by_the_next_chmod(tmp_path: Path) -> None:
+    """Its owner, or time, has let it go since."""
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+        store.locks["file"], store.heeds = BOTH, False
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3)
+        store.locks["file"] = UNLOCKED
+        store.set.clear()
+        mount.loop.run(partial(chmod, mount, mode=0o640))
+        mount.loop.passes(3)
+        assert (mode_of(store), store.locks["file"], store.set) == (0o640, UNLOCKED, [])
+
+
+def test_a_copy_that_another_client_removes_before_it_is_locked_is_no_error(tmp_path: Path) -> None:
+    held = trio.Event()
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.locks["file"], store.heeds = KEPT, False
+        await chmod(mount)
+        store.after["copy"] = held
+        await begun(mount, partial(mount.parts.attributes.write_now, await mount._walk("file")))
+        assert ("copy", "file") in store.reached
+        await store.delete("file")
+        held.set()
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        mount.loop.passes(3)
+        assert (store.set, bodies(store), mount.parts.pending) == ([], {}, 0)
