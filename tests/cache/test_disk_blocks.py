@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sqlite3
+import stat
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -86,6 +89,87 @@ def test_a_directory_that_is_gone_keeps_nothing_and_fails_nobody(tmp_path: Path)
     (tmp_path / "blocks").rmdir()
     keep(disk, 0, 4)
     assert read(disk, 0, 4) is None
+
+
+def test_who_asks_what_is_missing_uses_it(tmp_path: Path) -> None:
+    disk = cache(tmp_path, capacity=8 * BLOCK)
+    keep(disk, 0, 4, key="a")
+    keep(disk, 0, 4, key="b")
+    assert trio.run(disk.missing, "a", "e", len(BODY)) == [(4, 11)]
+    keep(disk, 0, 4, key="c")
+    assert read(disk, 0, 4, key="a") == BODY[: 4 * BLOCK]
+    assert read(disk, 0, 4, key="b") is None
+
+
+def test_as_much_gives_way_as_is_wanted_the_oldest_first(tmp_path: Path) -> None:
+    disk = cache(tmp_path)
+    for key in "abcd":
+        keep(disk, 0, 4, key=key)
+    assert disk.give_way(4 * BLOCK + 1) == 8 * BLOCK
+    assert [read(disk, 0, 4, key=key) is not None for key in "abcd"] == [False, False, True, True]
+    assert disk.used == 8 * BLOCK
+    assert len(list(tmp_path.iterdir())) == 4
+    assert disk.give_way(100 * BLOCK) == 8 * BLOCK
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_version_gives_no_way_to_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a disk whose floor is reached another one goes, or nothing more is kept."""
+    free = [1 << 30]
+    disk = DiskCache(tmp_path, capacity=1 << 20, block=BLOCK, floor=lambda size: 1 << 20)
+    state = SimpleNamespace(f_frsize=1, f_blocks=1 << 30)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(**vars(state), f_bavail=free[0]))
+    keep(disk, 0, 4, key="a")
+    free[0] = 1 << 20
+    keep(disk, 4, 6, key="a")
+    assert read(disk, 0, 4, key="a") == BODY[: 4 * BLOCK]
+    assert read(disk, 4, 6, key="a") is None
+
+
+def test_a_disk_that_refuses_is_told_of_once_each_time_that_it_begins_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = cache(tmp_path)
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for round_ in (1, 2):
+        with monkeypatch.context() as full:
+            full.setattr(os, "pwrite", refuse)
+            for at in range(3):
+                keep(disk, at, at + 1, key=f"refused{round_}")
+            assert sum("cannot be written" in one.getMessage() for one in caplog.records) == round_
+        assert read(disk, 0, 1, key=f"refused{round_}") is None
+        keep(disk, 0, 1, key="kept")
+    assert read(disk, 0, 1, key="kept") == BODY[:BLOCK]
+
+
+def test_a_disk_that_cannot_be_read_costs_a_request_and_no_file_descriptor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = cache(tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    for at in range(5):
+        keep(disk, at, at + 1)
+        assert read(disk, at, at + 1) == BODY[at * BLOCK : (at + 1) * BLOCK]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+    def refuse(*_: object) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", refuse)
+    assert read(disk, 0, 1) is None
+
+
+def test_any_key_has_its_blocks_and_nobody_else_may_read_them(tmp_path: Path) -> None:
+    disk = cache(tmp_path / "deeper" / "blocks")
+    for key in ("k\udcff", "k\udcfe", "\ud800"):
+        keep(disk, 0, 1, key=key)
+        assert read(disk, 0, 1, key=key) == BODY[:BLOCK]
+    assert disk.used == 3 * BLOCK
+    assert stat.S_IMODE((tmp_path / "deeper" / "blocks").stat().st_mode) == 0o700
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "deeper" / "blocks").iterdir()} == {0o600}
 
 
 def test_what_is_missing_is_told_block_by_block_and_what_is_forgotten_is_gone(tmp_path: Path) -> None:

@@ -159,6 +159,25 @@ def test_the_limits_are_those_of_all_together(tmp_path: Path) -> None:
     run(reading, main)
 
 
+def test_changes_in_memory_are_small_drafts_and_bodies_on_their_way_up(tmp_path: Path) -> None:
+    """Of a mount of one bucket, and of all together."""
+    given = settings(tmp_path, cache_size=0)
+
+    async def hold(quota: Quota) -> int:
+        async with quota.uploads.holding(5 * MIB):
+            return quota.changes
+
+    for quota in (whole(given), Quotas(given, tmp_path).of("bucket")):
+        assert quota.changes == 0
+        assert quota.drafts.grant(3 * MIB)
+        assert trio.run(hold, quota) == 8 * MIB
+        assert quota.changes == 3 * MIB
+    together = Quotas(given, tmp_path)
+    assert together.of("one").drafts.grant(MIB)
+    assert together.of("two").drafts.grant(MIB)
+    assert together.changes == 2 * MIB
+
+
 @pytest.mark.parametrize("memory", [64 * MIB, GIB])
 def test_names_take_their_share_of_the_memory(tmp_path: Path, memory: int) -> None:
     given = settings(tmp_path, memory=memory)
