@@ -137,7 +137,7 @@ class DropCommand:
         named = {(key, version.etag, version.size)} if version is not None and not inode.is_directory else set()
         if inode.is_directory:
             self._doubt_listing(inode, found)
-        elif inode.pins or (open_file is not None and (open_file.draft is not None or open_file.writers)):
+        elif inode.pins or (open_file is not None and open_file.writers):  # a draft is a pin
             found.kept.add(key)
             found.kept_versions |= named
             return

@@ -142,7 +142,9 @@ def test_a_disk_that_refuses_is_told_of_once_each_time_that_it_begins_to(
             assert sum("cannot be written" in one.getMessage() for one in caplog.records) == round_
         assert read(disk, 0, 1, key=f"refused{round_}") is None
         keep(disk, 0, 1, key="kept")
-    assert read(disk, 0, 1, key="kept") == BODY[:BLOCK]
+        assert read(disk, 0, 1, key="kept") == BODY[:BLOCK]
+        too_large = memoryview(bytes(2 << 20))
+        assert not trio.run(disk.store, "key", "e", len(too_large), 0, too_large), "which is no refusal of the disk"
 
 
 def test_a_disk_that_cannot_be_read_costs_a_request_and_no_file_descriptor(

@@ -5,6 +5,7 @@ In one process; what was forgotten is told by the requests that it costs to know
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -17,11 +18,13 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
 from sosfs.files.page_cache import PageNotifier
 from sosfs.filesystem.drop import DropCommand
 from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.support.composed import Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import ANYONE, OWNER
 from tests.support.held import Held, begun, bodies, closed, opened, put_all
 
@@ -203,6 +206,33 @@ def test_a_file_that_is_new_in_the_bucket_is_found_after_its_name_was_dropped(mo
     mount.loop.run(main)
 
 
+def test_so_is_one_in_a_directory_that_is_new(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/old": b"old"})
+        await mount.tree()
+        await put_all(store, {"d/new folder/file": b"new"})
+        with pytest.raises(FileNotFoundError):
+            await mount._walk("d/new folder/file")
+        await dropped(mount, "d/new folder/file")
+        assert (await mount._walk("d/new folder/file")).size == 3
+
+    mount.loop.run(main)
+
+
+def test_what_is_in_memory_of_files_that_are_no_more_is_dropped_with_their_tree(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/file": b"A" * MIB, "d/other": b"B" * MIB, "e/file": b"C" * MIB})
+        await cost(mount, store, "d/file", "d/other", "e/file")
+        await store.delete("d/file")
+        mount.loop._clock.jump(1000)
+        assert "d/file" not in await mount.tree()
+        assert mount.parts.blocks.used == 3 * MIB
+        assert (await dropped(mount, "d"))["memory_bytes"] == 2 * MIB
+        assert mount.parts.blocks.used == MIB
+
+    mount.loop.run(main)
+
+
 def test_the_directory_above_is_listed_again_and_no_other(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"d/e/file": b"bytes", "d/f/file": b"bytes"})
@@ -320,6 +350,38 @@ def test_what_the_bucket_has_by_now_waits_for_nothing(mount: Composed, store: He
         told = await dropped(mount, "")
         assert (told["kept"], told["files"]) == ([], 1)
         assert await asked(mount, store, "file") > 0
+
+    mount.loop.run(main)
+
+
+def test_what_went_up_while_its_task_waits_to_try_again_waits_for_nothing(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        store.errors["put", "file"] = [StoreError(errno.EIO, "put", detail="no answer")]
+        with fails(errno.EIO):
+            await mount.write("file", b"bytes" * 1000, flags=os.O_CREAT)
+        handle = await opened(mount, os.O_RDONLY)
+        await mount.parts.commits.commit(handle.inode)
+        await mount.parts.file_io.release(handle)
+        assert (await dropped(mount, ""))["kept"] == []
+        assert bodies(store) == {"file": b"bytes" * 1000}
+
+    mount.loop.run(main)
+    mount.loop.passes(1000)
+    assert store.calls["put"] == 1
+
+
+def test_what_is_in_memory_of_a_file_that_is_open_for_writing_stays(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/file": b"A" * MIB, "d/other": b"B" * MIB})
+        writer = await opened(mount, path="d/file")
+        await mount.parts.file_io.read(writer, 0, MIB)
+        await cost(mount, store, "d/other")
+        for path in ("d", "d/file", ""):
+            assert (await dropped(mount, path))["kept"] == ["d/file"]
+        before = store.calls["get"]
+        assert bytes(await mount.parts.file_io.read(writer, 0, MIB)) == b"A" * MIB
+        assert store.calls["get"] == before
+        await mount.parts.file_io.release(writer)
 
     mount.loop.run(main)
 

@@ -20,6 +20,13 @@ from tests.support.drive import fails
 FILE, DIRECTORY = stat.S_IFREG, stat.S_IFDIR
 S3CMD = "atime:1/ctime:5/gid:7/gname:staff/md5:abc/mode:33188/mtime:1700000000/uid:6/uname:me"
 
+
+@pytest.fixture(autouse=True)
+def nothing_remembered() -> None:
+    """What was understood for another test is no answer here."""
+    user_metadata._understood.cache_clear()
+
+
 whole = st.builds(
     Posix,
     mode=st.none() | st.integers(0, 0o7777).map(lambda mode: FILE | mode),
@@ -141,6 +148,7 @@ def test_hashes_go_with_the_bytes() -> None:
     assert "md5" not in noted(left)
     assert noted(left)["uname"] == "me"
     assert without_time(metadata) == {"md5chksum": "x", "a": "b"}
+    assert without_hashes({"md5chksum": "x", "a": "b"}) == {"a": "b"}
 
 
 # Changes over what an object has
@@ -155,6 +163,8 @@ def test_changes_are_of_single_fields() -> None:
     assert edits.applied(had) == due
     assert edits.applied(had).storage_class == "COLD"
     assert edits.applied(due) == due, "twice changes nothing more"
+    assert NO_EDITS.with_metadata("a", "9").applied(had) == Properties(had.headers, {"a": "9", "b": "2"})
+    assert NO_EDITS.with_header("content_type", "x/y").applied(had).headers == Headers("x/y", cache_control="no-store")
     assert edits.with_metadata("a", "9").applied(had).metadata == {"a": "9", "b": "2", "c": "3"}
 
 
@@ -179,6 +189,7 @@ def test_of_attributes_only_what_was_set_here_stands_over_what_is_found() -> Non
         ("a.bz2", "application/x-bzip2"),
         ("a.xz", "application/x-xz"),
         ("a.Z", system_headers.UNKNOWN),
+        ("a.rtf", "application/rtf"),  # in use, and not registered
         ("a", system_headers.UNKNOWN),
         ("", system_headers.UNKNOWN),
     ],
@@ -193,6 +204,7 @@ def test_the_type_that_a_name_tells(name: str, due: str) -> None:
         ("text/html", "a.html", "a.png", "image/png"),
         ("text/html", "a.html", "a", "text/html"),
         ("x/mine", "a.html", "a.png", "x/mine"),
+        ("x/mine", "a.part", "a.png", "x/mine"),
         (system_headers.UNKNOWN, "a.part", "a.png", "image/png"),
         ("", "a.part", "a.png", "image/png"),
         ("binary/octet-stream", "a.part", "a.png", "image/png"),
@@ -201,6 +213,10 @@ def test_the_type_that_a_name_tells(name: str, due: str) -> None:
 )
 def test_the_type_after_a_rename(kind: str, old: str, new: str, due: str) -> None:
     assert system_headers.renamed(kind, old, new) == due
+
+
+def test_a_directory_is_marked_as_one() -> None:
+    assert system_headers.for_directory() == Headers(content_type="application/x-directory")
 
 
 @pytest.mark.parametrize("value", [b"", b" x", b"x ", b"\xff"])
@@ -231,6 +247,18 @@ def test_a_name_leads_back_to_itself(name: bytes) -> None:
         assert stored(name, {metadata_name: ""}) == metadata_name
 
 
+def test_a_name_that_http_carries_is_itself_whatever_else_is_there() -> None:
+    assert stored(b"a.b-1", {}) == "a.b-1"
+    assert stored(b"a.b-1", {"other": "x", "xattr--41": "y"}) == "a.b-1"
+
+
+def test_what_no_xattr_could_have_been_escaped_to_is_shown_as_it_is() -> None:
+    assert shown("xattr-") == b"xattr-"
+    assert shown("xattr--00") == b"xattr--00"
+    assert shown("xattr--41") == b"A"
+    assert shown("plain--41") == b"plain--41"
+
+
 def test_a_foreign_name_keeps_its_form() -> None:
     assert stored(b"a_b", {"a_b": "x"}) == "a_b"
     assert stored(b"zz", {"xattr-zz": "x"}) == "xattr-zz"
@@ -254,5 +282,6 @@ def test_a_value_leads_back_to_itself(value: bytes) -> None:
 def test_a_value_that_is_text_is_that_text() -> None:
     assert to_text("Grüße".encode()) == "Grüße"
     assert to_text(b"\xff") == "data:;base64,/w=="
+    assert from_text("Gr\udcfc\udcdfe") == "Grüße".encode("latin-1"), "which is no UTF-8"
     assert from_text("data:;base64,no base64") == b"data:;base64,no base64"
     assert Edits() == NO_EDITS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -416,10 +417,14 @@ def test_a_version_without_a_time_cannot_be_placed(time: str) -> None:
         version_page(versions(entry("Version", "a", "1", time=time, more=stored())), "", "")
 
 
-def test_a_time_without_a_zone_is_utc() -> None:
+def test_a_time_without_a_zone_is_utc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
     (one,) = version_page(
         versions(entry("Version", "a", "1", time="2026-11-28T10:00:00", more=stored())), "", ""
     ).entries
+    monkeypatch.undo()
+    time.tzset()
     assert one.modified == 1795860000
 
 
