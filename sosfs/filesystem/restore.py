@@ -67,7 +67,7 @@ def wanted(entries: Entries, moment: float | None, *, is_named: bool) -> Version
     if moment is not None:
         found = next((entry for entry in entries if entry.modified <= moment), None)
         return None if found is None or found.is_marker else found
-    older = entries[1:] if is_named and not entries[0].is_marker else entries
+    older = entries[1:] if is_named else entries
     return next((entry for entry in older if not entry.is_marker), None)
 
 
@@ -145,7 +145,7 @@ class RestoreCommand:
             tally.changes.append((path, wish.modified, wish.version.size))
         if run is Run.REAL:
             newer = entries[: entries.index(wish)]
-            if newer and all(entry.is_marker for entry in newer):
+            if all(entry.is_marker for entry in newer):
                 await self._changes.undelete(wish, newer)
             else:
                 await self._changes.bring_back(wish)
@@ -157,7 +157,7 @@ class RestoreCommand:
         if inode is None:
             return False
         open_file = opened(inode)
-        return bool(inode.pins) or (open_file is not None and (open_file.draft is not None or bool(open_file.writers)))
+        return bool(inode.pins) or (open_file is not None and bool(open_file.writers))  # a draft is a pin
 
     def _inode(self, key: str) -> Inode | None:
         at: Inode | None = self._parts.inodes.root

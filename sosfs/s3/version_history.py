@@ -31,7 +31,7 @@ class VersionHistory:
             "ListObjectVersions",
             lambda calls: calls.list_versions(prefix, delimiter=delimiter, after=after, limit=limit),
         )
-        if found.following and after:
+        if found.following:
             check_progress(f"ListObjectVersions {prefix!r}", found.following, {after})
         return found
 

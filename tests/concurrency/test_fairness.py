@@ -13,7 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from sosfs.concurrency import threads as threads_module
 from sosfs.concurrency.budgets import Budget
-from sosfs.concurrency.fairness import CALLER, Caller, FairQueue
+from sosfs.concurrency.fairness import CALLER, Caller, FairQueue, current
 from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.concurrency.tasks import Background
 from sosfs.concurrency.threads import Threads, Together
@@ -28,6 +28,17 @@ async def as_caller(process: int, job: Job) -> None:
     CALLER.set(lambda: process)
     CURRENT.set(Interrupt())
     await job()
+
+
+def test_what_goes_on_in_the_background_is_a_caller_of_its_own() -> None:
+    async def main() -> None:
+        assert current() == Caller(0, waits=False)
+        CALLER.set(lambda: GREP)
+        for interrupt, waits in ((Interrupt(), True), (Interrupt(is_background=True), False), (None, False)):
+            CURRENT.set(interrupt)
+            assert current() == Caller(GREP, waits)
+
+    trio.run(main)
 
 
 def test_each_caller_gets_every_other_turn() -> None:

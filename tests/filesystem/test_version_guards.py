@@ -30,12 +30,13 @@ from sosfs.s3 import version_changes
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.content_md5 import ContentMd5
 from sosfs.s3.dispatch import Dispatcher
-from sosfs.s3.protocol import UNKNOWN, Acl, Detail, Grant, Object, Part, Properties, Version
+from sosfs.s3.protocol import UNKNOWN, UNLOCKED, Acl, Detail, Grant, Lock, Object, Part, Properties, Version
 from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
 from sosfs.s3.version_changes import VersionChanges
 from sosfs.s3.version_history import Entries, VersionHistory
 from sosfs.tree.keys import Form, name_of
 from tests.support.composed import Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import PRIVATE
 from tests.support.held import Held, closed, opened, put_all
 
@@ -54,6 +55,9 @@ class Kept:
     fails: dict[tuple[str, str], StoreError] = field(default_factory=dict)  # by request and version id
     digests: ContentMd5 = field(default_factory=ContentMd5)
     locks: bool = False
+    held: dict[str, Lock] = field(default_factory=dict)  # by version ids
+    sizes: list[int] = field(default_factory=list)  # of what was sent
+    goes_round: bool = False
 
     def put(self, key: str, etag: str, at: float, *, size: int = 3, metadata: str = "", acl: Acl = PRIVATE) -> str:
         """A version; "" as its ETag makes a delete marker. Returns its id."""
@@ -71,6 +75,7 @@ class Kept:
 
     async def send(self, _: str, work: Callable[[Any], Any], *, size: int = 0) -> Any:
         await trio.lowlevel.checkpoint()
+        self.sizes.append(size)
         return work(self)
 
     def _begin(self, request: str, version_id: str) -> None:
@@ -78,17 +83,19 @@ class Kept:
             raise error
 
     def list_versions(self, prefix: str, *, delimiter: str, after: VersionMarker | None, limit: int) -> VersionPage:
+        self.sizes.pop()
         keys = sorted(key for key in self.entries if key.startswith(prefix))
         every = [entry for key in keys for entry in self.entries[key]]
         ids = [VersionMarker(entry.key, entry.version_id) for entry in every]
-        begin = ids.index(after) + 1 if after is not None else 0
+        begin = ids.index(after) + 1 if after is not None and not self.goes_round else 0
         stop = begin + min(limit, self.page)
         return VersionPage(tuple(every[begin:stop]), (), ids[stop - 1] if stop < len(every) else None)
 
     def head(self, key: str, detail: Detail, *, version_id: str) -> Object:
         self._begin("head", version_id)
         found = next(entry for entry in self.entries[key] if entry.version_id == version_id)
-        return Object(key, found.version, self.properties[version_id])
+        lock = self.held.get(version_id, UNLOCKED)
+        return Object(key, found.version, self.properties[version_id], answered=1000, lock=lock)
 
     def get_acl(self, key: str, *, version_id: str) -> Acl:
         self._begin("get_acl", version_id)
@@ -136,10 +143,14 @@ class NotedDrop:
 
 
 class Required:
-    """Versions are kept."""
+    """Versions are kept, unless it `fails`."""
+
+    fails: OSError | None = None
 
     async def check(self) -> None:
         await trio.lowlevel.checkpoint()
+        if self.fails is not None:
+            raise self.fails
 
 
 async def keeps_acls() -> bool:
@@ -165,9 +176,10 @@ async def restored(mount: Composed, kept: Kept, *paths: str, **options: str) -> 
     return dict(told)
 
 
-def pruning(kept: Kept) -> VersionsCommand:
+def pruning(kept: Kept, rejections: Rejections | None = None) -> VersionsCommand:
     paths = VersionPaths(VersionHistory(kept.dispatcher), "")
-    return VersionsCommand(paths, changes_of(kept), cast(VersioningRequired, Required()), Rejections())
+    required = cast(VersioningRequired, Required())
+    return VersionsCommand(paths, changes_of(kept), required, rejections or Rejections())
 
 
 def refused(number: int = errno.EACCES) -> StoreError:
@@ -533,7 +545,203 @@ def test_a_listing_of_too_many_is_none(kept: Kept, monkeypatch: pytest.MonkeyPat
         trio.run(pruning(kept).list, [(b"d",)], lambda _: None, {})
 
 
+def test_one_file_has_its_old_versions_removed_as_well(kept: Kept) -> None:
+    history(kept)
+    told: list[Any] = []
+    outcome = trio.run(pruning(kept).prune, [(b"d", b"file")], told.append, {"run": "real", "keep": "1"})
+    assert outcome["versions"] == 2
+    assert told == [{"versions": 1}, {"versions": 2}]
+    trio.run(pruning(kept).list, [(b"d", b"file")], told.append, {})
+    assert told[-1] == {"entries": 1}
+    with pytest.raises(FileNotFoundError, match="no version of it is kept"):
+        trio.run(pruning(kept).list, [(b"d", b"file"), (b"never",)], told.append, {})
+
+
+@pytest.mark.parametrize("what", ["list", "prune", "restore"])
+def test_where_the_bucket_keeps_no_versions_nothing_is_asked(
+    mount: Composed, kept: Kept, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    history(kept)
+    monkeypatch.setattr(Required, "fails", OSError(errno.EOPNOTSUPP, "no versions are kept"))
+    dropping = NotedDrop()
+    work = command(mount, kept, dropping).run if what == "restore" else getattr(pruning(kept), what)
+    with pytest.raises(OSError, match="no versions are kept"):
+        mount.loop.run(partial(work, [(b"d",)], lambda _: None, {"run": "real", "keep": "0"}))
+    assert (kept.done, kept.sizes, dropping.paths) == ([], [], [])
+
+
+@pytest.mark.parametrize("server_says", [errno.EACCES, errno.EIO])
+@pytest.mark.parametrize("lock", [Lock("GOVERNANCE", 2000), Lock("GOVERNANCE", 1000), Lock(is_held=True), UNLOCKED])
+@pytest.mark.parametrize("locks", [True, False], ids=["with Object Lock", "without"])
+def test_a_version_that_a_lock_keeps_is_told_with_the_lock(
+    kept: Kept, server_says: int, lock: Lock, locks: bool
+) -> None:
+    kept.locks = locks
+    old = kept.put("d/file", "old", 1)
+    kept.put("d/file", "new", 2)
+    kept.held[old] = lock
+    kept.fails["delete", old] = refused(server_says)
+    rejections = Rejections()
+    told = trio.run(pruning(kept, rejections).prune, [(b"d",)], lambda _: None, {"run": "real", "keep": "1"})
+    is_explained = locks and server_says == errno.EACCES
+    is_locked = is_explained and lock.holds(1000)
+    assert (told["versions"], told["failed_files"]) == (0, 1)
+    ((path, why),) = told["failed"]
+    assert path == "d/file"
+    assert ("lock" in why or "legal hold" in why) == is_locked
+    assert (f"d/file, version {old}" in rejections.text()) == is_locked
+    assert len(kept.sizes) == (2 if is_explained else 1), "nothing more is asked"
+
+
+@pytest.mark.parametrize("is_marker", [True, False])
+def test_a_refusal_that_cannot_be_explained_is_told_as_it_is(kept: Kept, is_marker: bool) -> None:
+    """A marker has no lock, and who may not look is not told more."""
+    kept.locks = True
+    made = kept.put("d/file", "" if is_marker else "old", 1)
+    kept.put("d/file", "new", 2)
+    kept.fails["delete", made] = error = refused()
+    kept.fails["head", made] = StoreError(errno.EIO, "head", detail="no answer")
+    with pytest.raises(StoreError) as caught:
+        trio.run(changes_of(kept).remove, kept.entries["d/file"][-1])
+    assert caught.value is error
+    assert len(kept.sizes) == (1 if is_marker else 2)
+
+
+def test_a_listing_of_versions_that_goes_round_ends(kept: Kept) -> None:
+    history(kept)
+    kept.page, kept.goes_round = 2, True
+    with fails(errno.EIO):
+        trio.run(pruning(kept).list, [(b"d",)], lambda _: None, {})
+
+
+# Paths
+
+
+def test_the_root_of_a_mount_of_a_prefix_is_looked_at_once(kept: Kept) -> None:
+    for key in ("p/", "p/a", "p2/b", "q"):
+        kept.put(key, "old", 1)
+    paths = VersionPaths(VersionHistory(kept.dispatcher), "p/")
+
+    async def all_of() -> list[str]:
+        return [entries[0].key async for groups in paths.groups(paths.key_of(())) for entries in groups]
+
+    assert trio.run(all_of) == ["p/", "p/a"]
+    assert [paths.shown(key) for key in ("p/a", "p/d/")] == ["a", "d/"]
+
+
+def test_some_names_are_of_no_key() -> None:
+    paths = VersionPaths(VersionHistory(Kept().dispatcher), "p/")
+    assert [paths.key_of(path) for path in ((), (b"a",), (b"a", b"b"))] == ["p/", "p/a", "p/a/b"]
+    with fails(errno.EINVAL):
+        paths.key_of((b".sosfs", b"errors"))
+    with fails(errno.ENAMETOOLONG):
+        paths.key_of((name_of("x" * 300),))
+
+
+# Of restore, once more
+
+
+def test_what_is_locked_is_not_restored_and_what_is_gone_is_not_asked_for(tmp_path: Path, kept: Kept) -> None:
+    class Locks:
+        are_possible = True
+
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        async def of(self, key: str) -> Object:
+            self.asked.append(key)
+            return Object(key, Version("new", 3), Properties(), lock=Lock(is_held=True))
+
+    locks = Locks()
+    kept.put("d/file", "old", 1)
+    kept.put("d/file", "new", 2)
+    gone = kept.put("d/gone", "old", 1)
+    marker = kept.put("d/gone", "", 2)
+
+    def assembled(parts: Any) -> None:
+        parts.attributes.protection.begin(locks, lambda path, error, act: None)
+
+    with composed(Held(), tmp_path, assembled=assembled) as mount:
+        told = mount.loop.run(partial(restored, mount, kept, "d", at="1.5"))
+    assert (told["restored"], told["failed_files"]) == (1, 1)
+    assert [path for path, _ in told["failed"]] == ["d/file"]
+    assert (kept.done, locks.asked) == ([("delete", marker)], ["d/file"]), gone
+
+
+def test_how_far_it_is_is_told_and_lists_are_bounded(
+    mount: Composed, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "CHANGES", 1)
+    told: list[dict[str, Any]] = []
+    for at in range(3):
+        kept.put(f"d/{at}", "old", 1)
+        kept.put(f"d/{at}", "", 2)
+    outcome = mount.loop.run(partial(command(mount, kept, NotedDrop()).run, [(b"d",)], told.append, {"run": "dry"}))
+    assert (len(told), told[-1]) == (3, {"files": 3, "restored": 3})
+    assert (len(outcome["changes"]), outcome["restored"]) == (1, 3)
+
+
+def test_where_nothing_was_restored_nothing_is_forgotten(mount: Composed, kept: Kept) -> None:
+    kept.put("d/file", "old", 1)
+    dropping = NotedDrop()
+    mount.loop.run(partial(command(mount, kept, dropping).run, [(b"d",)], lambda _: None, {}))
+    assert dropping.paths == []
+
+
+def test_the_very_version_that_is_there_is_not_copied_onto_itself(mount: Composed, kept: Kept) -> None:
+    made = kept.put("d/file", "etag", 1)
+    (entry,) = kept.entries["d/file"]
+    kept.entries["d/file"] = [VersionEntry(entry.key, made, 1, True, False, UNKNOWN, "COLD")]
+    told = mount.loop.run(partial(restored, mount, kept, "d", at="1.5"))
+    assert (told["same"], told["restored"], kept.done) == (1, 0, [])
+
+
+def test_where_acls_are_not_kept_none_is_asked_for(kept: Kept) -> None:
+    old = kept.put("file", "old", 1, size=7, acl=PUBLIC)
+    kept.fails["get_acl", old] = StoreError(errno.EIO, "get_acl", detail="no answer")
+
+    async def keeps_none() -> bool:
+        return False
+
+    trio.run(VersionChanges(cast(S3Store, kept), keeps_none).bring_back, kept.entries["file"][0])
+    assert kept.done[0][2]["acl"] is None
+    assert kept.sizes == [7], "a copy may take as long as its bytes do"
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_each_part_may_take_as_long_as_its_bytes_do(kept: Kept) -> None:
+    kept.put("file", "old", 1, size=11)
+    bring_back(kept, "file")
+    assert sorted(kept.sizes)[-3:] == [3, 4, 4]
+
+
+def test_no_more_than_a_few_unsent_files_are_named(
+    tmp_path: Path, store: Held, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restore, "NAMED", 1)
+
+    async def main(mount: Composed) -> None:
+        for at in range(3):
+            kept.put(f"d/{at}", "old", 1)
+            kept.put(f"d/{at}", "new", 2)
+            await put_all(store, {f"d/{at}": b"bytes"})
+        for at in range(3):
+            await mount.write(f"d/{at}", b"mine")
+        told = await restored(mount, kept, "d", at="1.5")
+        assert (told["unsent_files"], len(told["unsent"]), told["restored"]) == (3, 1, 0)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+
+
 def test_no_more_than_a_few_files_are_named(mount: Composed, kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "NAMED", 1)
+    history(kept)
+    for made in ("d/file@1.0", "d/file@2.0", "d/gone@1"):
+        kept.fails["delete", made] = refused(errno.EIO)
+    outcome = pruned(kept, keep="0")
+    assert (outcome["failed_files"], len(outcome["failed"])) == (3, 1)
+    kept.entries.clear()
     monkeypatch.setattr(restore, "NAMED", 2)
     for at in range(4):
         kept.put(f"d/{at}", "old", 1)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import trio
@@ -15,7 +17,7 @@ from sosfs.s3.calls import SignedCalls
 from sosfs.s3.limits import Limits
 from sosfs.s3.protocol import Properties
 from sosfs.s3.retries import Clock
-from sosfs.s3.throttle import PIECE_MAX, PIECE_MIN, Congestion, Rate, Throttle
+from sosfs.s3.throttle import PIECE_MAX, PIECE_MIN, Congestion, Rate, Throttle, asks_for_fewer
 from tests.support.faults import Answer
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
@@ -52,6 +54,104 @@ def test_bytes_take_their_time_however_they_come(sizes: list[int]) -> None:
     for size in sizes:
         rate.take(size)
     assert hands.time == pytest.approx(1000.0 + sum(sizes) / 100_000, rel=1e-6)
+
+
+class Meeting:
+    """A clock of which the first look takes until a second thread looks as well, or cannot because of a lock."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self._first = threading.Lock()
+        self._second = threading.Event()
+        self.is_open = False
+
+    def now(self) -> float:
+        if self.is_open:
+            if self._first.acquire(blocking=False):
+                self._second.wait(0.3)
+            else:
+                self._second.set()
+        return 1000.0
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        raise InterruptedError
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.now, self.sleep)
+
+
+def together(*works: Callable[[], object]) -> None:
+    """Each in a thread of its own."""
+
+    def run(work: Callable[[], object]) -> None:
+        with contextlib.suppress(InterruptedError):
+            work()
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_bytes_of_two_threads_at_once_are_counted_both() -> None:
+    meeting = Meeting()
+    rate = Rate(1000, meeting.clock)
+    meeting.is_open = True
+    together(partial(rate.take, 100), partial(rate.take, 100))
+    assert sorted(meeting.slept) == pytest.approx([0.1, 0.2])
+
+
+def test_two_threads_that_are_refused_at_once_halve_once() -> None:
+    meeting = Meeting()
+    congestion = Congestion(16, meeting.clock)
+    meeting.is_open = True
+    together(partial(congestion.refused, 1000.0), partial(congestion.refused, 999.0))
+    assert (congestion.allowed, congestion.refusals) == (8, 2)
+
+
+def test_who_is_still_there_waits_all_the_time_and_who_is_not_does_not() -> None:
+    hands, interrupt = Hands(), Interrupt()
+    rate = Rate(1000, hands.clock)
+    assert rate.limit == 1000
+    rate.take(3000, interrupt)
+    assert hands.time == pytest.approx(1003.0)
+    interrupt.set()
+    rate.take(3000, interrupt)
+    assert hands.time == pytest.approx(1003.0)
+
+
+def test_only_a_full_round_of_good_answers_in_a_row_allows_one_more() -> None:
+    hands = Hands()
+    congestion = Congestion(8, hands.clock)
+    assert (congestion.most, congestion.now()) == (8, 1000.0)
+    congestion.refused(1000.0)
+    allowed = []
+    for _ in range(4 + 5):
+        congestion.answered()
+        allowed.append(congestion.allowed)
+    assert allowed == [4, 4, 4, 5, 5, 5, 5, 5, 6]
+    for _ in range(5):
+        congestion.answered()
+    congestion.refused(999.0)  # of what was sent before: it is no new cut, and the round begins again
+    for _ in range(5):
+        congestion.answered()
+    assert congestion.allowed == 6
+    congestion.answered()
+    assert congestion.allowed == 7
+    for _ in range(30):
+        congestion.answered()
+    assert congestion.allowed == 8
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "due"),
+    [(503, "", True), (429, "", True), (400, "SlowDown", True), (200, "SlowDown", True), (500, "InternalError", False)],
+)
+def test_which_answers_ask_for_fewer_requests(status: int, code: str, due: bool) -> None:
+    assert asks_for_fewer(status, code) == due
 
 
 def test_no_limit_costs_no_time() -> None:
