@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sosfs.cache import known_zeros
 from sosfs.cache.blocks import BLOCK, Source
-from sosfs.cache.known_zeros import KnownZeros, joined
+from sosfs.cache.extents import Extents
+from sosfs.cache.known_zeros import KnownZeros
 from tests.support.composed import Composed
 from tests.support.held import Held, opened, put_all
 
@@ -47,7 +48,7 @@ def test_each_byte_is_told_as_it_was_noted(noted: list[tuple[int, int]], one: in
 @settings(deadline=None)
 @given(ranges)
 def test_neighbours_are_one(noted: list[tuple[int, int]]) -> None:
-    found = joined(noted)
+    found = list(Extents(noted))
     assert points(found) == points(noted)
     assert all(start < stop for start, stop in found)
     assert all(before[1] < after[0] for before, after in pairwise(found)), "sorted, with gaps"

@@ -138,7 +138,7 @@ def test_nothing_but_an_object_is_absent() -> None:
 def test_a_document_of_another_name_is_none() -> None:
     calls: list[Callable[[bytes], Any]] = [
         xml.acl_of,
-        xml.failures_of,
+        lambda body: xml.failures_of(body, []),
         xml.keeps_versions,
         xml.upload_id,
         xml.has_acls,
@@ -203,7 +203,8 @@ def test_what_could_not_be_removed_is_told_but_for_what_was_not_there() -> None:
         return f"<Error><Key>{key}</Key><Code>{code}</Code><Message>why</Message></Error>"
 
     body = error("a", "AccessDenied") + error("b", "NoSuchKey") + error("c", "NoSuchVersion") + error("d", "Strange")
-    found = xml.failures_of(f"<DeleteResult><Deleted><Key>x</Key></Deleted>{body}</DeleteResult>".encode())
+    answer = f"<DeleteResult><Deleted><Key>x</Key></Deleted>{body}</DeleteResult>".encode()
+    found = xml.failures_of(answer, ["x", "a", "b", "c", "d"])
     assert [(one.key, one.error.errno) for one in found] == [("a", errno.EACCES), ("d", errno.EIO)]
     first = found[0].error
     assert isinstance(first, StoreError)
