@@ -334,7 +334,7 @@ class Operations(pyfuse3.Operations):
             name = walk.names[at]
             at += 1
             inode = reading.directory.entries.get(name)
-            if inode is None and at <= reading.furthest:
+            if inode.is_unread if inode is not None else at <= reading.furthest:
                 inode = await self._told_before(here, name)
             if inode is None or is_hidden(inode):
                 continue  # it went meanwhile

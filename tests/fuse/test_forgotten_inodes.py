@@ -10,9 +10,10 @@ import errno
 import os
 import stat
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pyfuse3
@@ -20,7 +21,7 @@ import pytest
 import trio
 import trio.testing
 
-from sosfs.config.parameters import TTL
+from sosfs.config.parameters import TTL, Shown
 from sosfs.filesystem.bucket import _operations
 from sosfs.fuse.operations import DOTS, Operations
 from sosfs.fuse.xattrs import Xattrs
@@ -277,6 +278,41 @@ def test_what_takes_the_name_of_a_forgotten_file_is_not_shown_under_its_number(
     mount.loop.run(begin)
     mount.loop.passes(USED + 1)
     mount.loop.run(rename)
+
+
+@pytest.mark.parametrize("shown", Shown)
+def test_who_goes_back_to_a_name_that_was_forgotten_is_shown_what_the_bucket_has(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, shown: Shown
+) -> None:
+    """Also where the kernel has asked by its number meanwhile, and has had no answer yet."""
+    sizes: dict[bytes, int] = {}
+    kernel = _operations(replace(mount._settings, attributes=shown), mount.parts)
+
+    def reply(_: Any, name: bytes, entry: pyfuse3.EntryAttributes, after: int) -> bool:
+        sizes[name] = entry.st_size
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+
+    async def look() -> None:
+        await put_all(store, {"d/a": bytes(5000), "d/z": bytes(5000)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        handle = await kernel.opendir(top.number, CALLER)
+        await kernel.readdir(handle, 0, cast(Any, None))
+        await trio.testing.wait_all_tasks_blocked()  # what is asked ahead has it in use
+        assert top.directory is not None
+        number = top.directory.entries[b"a"].number
+        mount.loop._clock.jump(USED + 1)
+        await kernel.readdir(handle, FIRST + 2, cast(Any, None))
+        forget(mount)
+        assert mount.parts.inodes[number].is_unread
+        sizes.clear()
+        await kernel.readdir(handle, FIRST, cast(Any, None))
+        assert sizes == {b"a": 5000, b"z": 5000}
+        await kernel.releasedir(handle)
+
+    mount.loop.run(look)
 
 
 def _opens(kernel: Operations, number: int) -> Awaitable[Any]:
