@@ -38,7 +38,6 @@ class KeyDirectories:
         if found is None or not found.is_directory:
             directory = self._namespace.directory(parent)
             if found is not None:
-                del directory.entries[found.name]
                 found.form = Form.BESIDE
                 directory.put(found)
             found = self._merger.new_directory(parent, segment)

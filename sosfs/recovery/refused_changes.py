@@ -50,7 +50,11 @@ class RefusedChanges:
         keys = {key for key, _ in gone}
         refused = OSError(errno.EACCES, "refused when the mount began")
         for key, version in gone:
-            self._deletions.take_up(key, version, await self._hide(key, keys), refused)
+            outcome = await self._hide(key, keys)
+            if outcome is None:
+                self._journal.drop_delete(key)
+            else:
+                self._deletions.take_up(key, version, outcome, refused)
 
     async def _take_up(self, row: int, saved: SavedAttributes) -> None:
         inode: Inode | None
@@ -60,18 +64,20 @@ class RefusedChanges:
             inode = await self._places.file(*await self._places.parent_of(saved.key))
         if inode is not None and inode.attributes_dirty:
             return  # of a draft that was found in the bucket without them
-        if inode is not None and not inode.pins:  # what has a draft has its attributes in that one's record
+        if inode is not None:
             listed = inode.version
             if listed is not None and (saved.version is None or listed.etag in saved.tokens):
                 saved = replace(saved.uploaded(), version=listed)
             self._attributes.take_up(inode, row, saved)
             return
-        if inode is None:
-            log.error("what was changed of the attributes of %s is lost: another client has removed it", saved.key)
+        log.error("what was changed of the attributes of %s is lost: another client has removed it", saved.key)
         self._journal.drop_attributes(row)
 
-    async def _hide(self, key: str, keys: set[str]) -> Outcome:
-        """Takes the name out of the tree; returns what lets a listing show it again."""
+    async def _hide(self, key: str, keys: set[str]) -> Outcome | None:
+        """Takes the name out of the tree; returns what lets a listing show it again.
+
+        None for a file that has unsent bytes: had its program been told that it is gone, they would be so too.
+        """
         above = key.removesuffix("/")
         while "/" in above:
             above = above.rpartition("/")[0]
@@ -83,10 +89,11 @@ class RefusedChanges:
         if not key.endswith("/") and found is not None and found.is_directory:
             form = Form.BESIDE
             found = await self._places.find(parent, segment, form)
+        if found is not None and found.pins:
+            return None
         directory, name = self._namespace.directory(parent), name_of(segment, form)
-        if found is None or not found.pins:
-            directory.take(name, when=PENDING)
-            if found is not None:
-                found.parent = None
-                self._namespace.inodes.drop(found)
+        directory.take(name, when=PENDING)
+        if found is not None:
+            found.parent = None
+            self._namespace.inodes.drop(found)
         return lambda: directory.reached_bucket(name)

@@ -7,20 +7,25 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from hashlib import md5
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import from_s3
 from sosfs.namespace.deletions import PROVEN
-from sosfs.s3.protocol import Acl, Grant, Properties
+from sosfs.s3.protocol import Acl, Grant, Properties, Version
 from sosfs.tree.inodes import Inode
+from sosfs.tree.keys import Form, name_of
 from tests.conftest import Mounter
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, fails, names, status
 from tests.support.fake_store import ANYONE, OWNER, FakeStore
 from tests.support.faults import REFUSED, Answer
+from tests.support.held import begun
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
@@ -321,6 +326,122 @@ def test_a_passing_refusal_to_read_an_acl_does_not_reset_it(tmp_path: Path) -> N
         assert left == []
         assert (mount.parts.pending, store._stored["file"].acl) == (0, acl)
         require_stored(store)
+
+
+# Refused, and before that the process died in the midst of something
+
+
+class Meddling(Refusing):
+    """Never answers a PUT that it has done; and while a copy is refused another client may do something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_lost = False
+        self.meanwhile: Callable[[], object] = lambda: None
+
+    def _refuse(self, operation: str, key: str) -> None:
+        try:
+            super()._refuse(operation, key)
+        except OSError:
+            self.meanwhile()
+            raise
+
+    async def put(self, key: str, *arguments: Any, **options: Any) -> Version:
+        made = await super().put(key, *arguments, **options)
+        if self.is_lost:
+            await trio.sleep_forever()
+        return made
+
+
+@contextmanager
+def meddling(base: Path, durability: Durability = Durability.BUCKET) -> Iterator[tuple[Composed, Meddling]]:
+    """As `refusing`."""
+    store = Meddling()
+    with composed(store, base, durability=durability) as mount:
+        yield mount, store
+        store.answer = None
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_new", [True, False])
+@both_modes
+def test_a_change_after_an_upload_without_an_answer_waits_as_well(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, durability: Durability, is_new: bool
+) -> None:
+    """It is of the bytes that were uploaded, though nobody was told that they are there."""
+
+    async def begin(mount: Composed, store: Meddling) -> None:
+        if not is_new:
+            await store.put("file", b"old", Properties())
+        store.is_lost = True
+        await begun(mount, partial(mount.write, "file", b"body", flags=os.O_CREAT))
+        if durability is not Durability.BUCKET:
+            await begun(mount, partial(mount.parts.commits.commit, await mount._walk("file")))
+        store.is_lost, store.answer = False, (403, "AccessDenied")
+        change(mount, await mount._walk("file"))
+
+    with meddling(tmp_path, durability) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        assert store._stored["file"].body == b"body"
+        for _ in range(2):
+            mount.crash()
+            mount.start()
+            mount.loop.run(partial(require_changed, mount))
+            mount.loop.passes(100)
+            assert mount.parts.pending == 1
+        store.answer = None
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        assert store._stored["file"].body == b"body"
+        require_stored(store)
+        assert "is lost" not in caplog.text
+
+
+def test_a_file_beside_a_directory_of_its_name_is_what_a_refused_change_is_of(tmp_path: Path) -> None:
+    beside = name_of("n", Form.BESIDE).decode()
+
+    async def begin(mount: Composed, store: Meddling) -> None:
+        for key in ("n", "n/x"):
+            await store.put(key, b"body", Properties())
+        store.answer = (403, "AccessDenied")
+        change(mount, await mount._walk(beside))
+
+    with meddling(tmp_path) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        mount.crash()
+        mount.start()
+        mount.loop.run(partial(require_changed, mount, beside))
+        assert mount.parts.pending == 1
+        store.answer = None
+        mount.loop.passes(LONG)
+        require_stored(store, "n")
+        assert "n/" not in store._stored
+
+
+@pytest.mark.parametrize("then", ["removes", "replaces"])
+def test_a_refused_change_is_not_of_what_another_client_does_meanwhile(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, then: str
+) -> None:
+    async def begin(mount: Composed, store: Meddling) -> None:
+        for key in ("file", "other"):
+            await store.put(key, b"body", Properties())
+        change(mount, await mount._walk("file"))
+
+    with meddling(tmp_path) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        mount.crash()
+        store.answer = (403, "AccessDenied")
+        if then == "removes":
+            store.meanwhile = lambda: store._stored.pop("file", None)
+        else:
+            store.meanwhile = lambda: store._store("file", b"theirs", md5(b"theirs").hexdigest(), Properties(), None)
+        mount.start()
+        store.answer = None
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        theirs = {} if then == "removes" else {"file": (b"theirs", 0o644)}
+        assert mount.loop.run(mount.tree) == {"other": (b"body", 0o644)} | theirs
+        assert "file is lost: another client" in caplog.text
 
 
 # On a real mount
