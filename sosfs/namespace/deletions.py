@@ -127,6 +127,10 @@ class Deletions:
         """
         if self.delete_at_once(key, version, outcome, forget=forget):
             return
+        if key.endswith("/") and self.under(key) - {key}:
+            self._forget[key] = forget
+            self.later(key, version, outcome)  # its name is not free before what was below it is gone
+            return
         await self.wait_for(key)
         self._recorded(key, version)  # if not, only a crash before the answer would let the name stay
         try:
@@ -261,8 +265,11 @@ class Deletions:
 
     def _recall(self, prefix: str) -> None:
         """What is held under a prefix is queued again, and not tried in vain once more before it is sent."""
-        for key in [key for key in self._held if key.startswith(prefix)]:
-            self._queued[key] = self._held.pop(key)
+        self._queue_again({key: self._held.pop(key) for key in [key for key in self._held if key.startswith(prefix)]})
+
+    def _queue_again(self, outcomes: dict[str, Outcome]) -> None:
+        """They go before what was asked for after them: that may be the directory that they are in."""
+        self._queued = outcomes | self._queued
 
     async def _try_held(self) -> None:
         pauses = Doubling(HELD_FIRST, HELD_MAX)
@@ -378,6 +385,7 @@ class Deletions:
             if below := next((other for other in failed if other.startswith(key)), ""):
                 failed[key] = failed[below]  # its name is not free before what was below it is gone
         answered = [key for key in batch if key not in failed]
+        again: dict[str, Outcome] = {}
         for key, error in failed.items():
             outcome = self._flying.pop(key)
             self._tried.add(key)
@@ -385,7 +393,8 @@ class Deletions:
                 self._proven_until = 0.0
                 self._hold(key, outcome, error)
             else:
-                self._queued[key], self._failed[key] = outcome, error
+                again[key], self._failed[key] = outcome, error
+        self._queue_again(again)
         try:
             with self._journal.together():  # one write to the log, not one for each key
                 for key in answered:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ import pytest
 import trio
 
 from sosfs.config.parameters import TTL, Durability
+from sosfs.errors import StoreError
 from sosfs.namespace.deletions import CROWD
 from sosfs.s3.protocol import Failure, Properties
 from tests.support.composed import LONG, Composed, composed
@@ -113,3 +115,66 @@ def test_a_removed_file_with_unsent_bytes_does_not_come_back(tmp_path: Path, fir
         here.loop.run(require_gone)
         here.loop.passes(LONG)
         here.loop.run(require_gone)
+
+
+def test_a_directory_stays_away_while_a_file_that_was_removed_from_it_is_refused(tmp_path: Path) -> None:
+    """The file was removed before, and the server says no to it alone; then the directory is removed."""
+    store = FakeStore()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation in ("delete", "delete_many") and key == "d/x":
+            raise StoreError(errno.EACCES, f"{operation} {key!r}", code="AccessDenied", status=403)
+
+    async def begin(mount: Composed) -> None:
+        for key in ("other", "d/", "d/x"):
+            await store.put(key, b"", Properties())
+        await mount.unlink("other")
+        store.fault = refuse
+        await mount.unlink("d/x")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(10)
+        assert "d/x" in store._stored
+        mount.loop.run(partial(mount.rmdir, "d"))
+        for _ in range(2):
+            mount.loop.passes(2 * TTL)
+            assert mount.loop.run(mount.tree) == {}
+            mount.crash()
+            mount.start()
+        store.fault = None
+        mount.loop.passes(LONG)
+        assert store._stored == {}
+        assert mount.parts.pending == 0
+
+
+def test_a_directory_waits_for_files_that_got_no_answer_and_are_more_than_one_batch(tmp_path: Path) -> None:
+    """They were asked for before it, and are tried again before it."""
+    store = SlowFirst()
+
+    def down(operation: str, key: str) -> None:
+        if operation in ("delete", "delete_many"):
+            raise StoreError(errno.EIO, f"{operation} {key!r}", detail="no answer")
+
+    async def begin(mount: Composed) -> None:
+        await _fill(store)
+        await mount.unlink("top/sub/0000")
+        store.fault = down
+        for number in range(1, FILES):
+            await mount.unlink(f"top/sub/{number:04}")
+
+    async def heal(mount: Composed) -> None:
+        await mount.rmdir("top/sub")
+        store.fault, store.go = None, trio.Event()
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(3)
+        mount.loop.run(partial(heal, mount))
+        mount.loop.passes(60)
+        assert store.held, "one batch has no answer yet"
+        assert [path for path in mount.loop.run(mount.tree) if path != "top"] == []
+        mount.loop.run(store.let_go)
+        mount.loop.passes(60)
+        assert mount.parts.pending == 0
+        assert not any(key.startswith("top/sub") for key in store._stored)
