@@ -158,7 +158,7 @@ class Replay:
             for at, saved in attributes:
                 here = found[saved.key]
                 version = here.version if here is not None and saved.version is not None else saved.version
-                moved = replace(saved, key=new + saved.key[len(old) :], version=version, sent=(), tokens=())
+                moved = replace(saved, key=new + saved.key[len(old) :], version=version, sent=())
                 self._journal.save_attributes(at, moved)
             for key, version in ({old: Version("", 0)} | left if left else {}).items():
                 self._journal.add_delete(key, version)

@@ -219,6 +219,30 @@ def test_of_two_rows_for_one_file_the_later_one_counts(tmp_path: Path) -> None:
         assert kept(mount) == {"bytes": b"first"}
 
 
+@pytest.mark.parametrize("what", ["its row", "its spool"])
+def test_damage_to_one_file_casts_no_doubt_on_what_nobody_was_promised(tmp_path: Path, what: str) -> None:
+    """All bytes of it are set aside, so that a file without a row is nobody's, as ever."""
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"small" if what == "its row" else LARGE, flags=os.O_CREAT)
+        handle = await mount._opened(mount.parts.inodes.root, b"unclosed", os.O_CREAT | os.O_WRONLY)
+        await mount.parts.file_io.write(handle, 0, LARGE)
+        ((_, saved),) = mount._journal.drafts()
+        if what == "its row":
+            mount._journal.save_draft(0, replace(saved, version=None))
+        else:
+            flip(state(mount) / "spool" / saved.spool)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert [line.partition(": ")[0] for line in lines(mount)] == ["file"]
+        assert len(kept(mount)) == 1
+        assert spools(mount) == []
+
+
 def test_a_spool_whose_row_is_lost_is_set_aside_with_its_name(tmp_path: Path) -> None:
     store = FakeStore()
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:

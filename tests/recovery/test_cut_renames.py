@@ -1,0 +1,204 @@
+"""A rename is finished by the next mount, and others have been at the new name: what was not sent follows, and harms
+nothing of theirs.
+
+The process dies when all copies are there and the old keys are about to go.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from sosfs.config.parameters import Durability
+from sosfs.errors import StoreError
+from sosfs.s3.protocol import Properties
+from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, put_all, stored
+
+JOURNAL = Durability.JOURNAL
+
+
+async def _chmod(mount: Composed, path: str, mode: int = 0o600) -> None:
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode)
+
+
+@contextmanager
+def cut_short(
+    store: Held, base: Path, before: Callable[[Composed], Awaitable[None]], durability: Durability = JOURNAL
+) -> Iterator[Composed]:
+    """`before`, and then a rename of `d` to `e` whose process dies; to be started again."""
+
+    async def main(mount: Composed) -> None:
+        await before(mount)
+        store.before["delete_many"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert store.reached
+
+    with composed(store, base, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.before.clear()
+        yield mount
+
+
+def gone(store: Held, *keys: str) -> None:
+    """Another client removes them."""
+    for key in keys:
+        del store._stored[key]
+
+
+def settled(mount: Composed) -> None:
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+    mount.loop.passes(LONG)
+    assert mount.parts.pending == 0
+
+
+def test_what_was_written_to_a_file_that_another_client_has_removed_is_kept(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"old", "d/z": b"z"})
+        await mount.write("d/file", b"new")
+
+    with cut_short(store, tmp_path, before) as mount:
+        gone(store, "d/file", "e/file")
+        mount.start()
+        settled(mount)
+        found = bodies(store)
+        assert found.pop("e/z") == b"z"
+        assert list(found.values()) == [b"new"]
+
+
+def test_what_another_client_stored_under_the_new_name_of_a_file_is_not_written_over(tmp_path: Path) -> None:
+    """Neither as a whole nor in part."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"old", "d/z": b"z"})
+        await mount.write("d/file", b"new")
+
+    with cut_short(store, tmp_path, before) as mount:
+        gone(store, "d/file")
+        mount.loop.run(lambda: put_all(store, {"e/file": b"theirs, longer"}))
+        mount.start()
+        settled(mount)
+        found = bodies(store)
+        assert found.pop("e/file") == b"theirs, longer"
+        assert found.pop("e/z") == b"z"
+        assert list(found.values()) == [b"new"]
+
+
+def test_a_new_file_does_not_go_over_what_another_client_stored_under_its_new_name(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/z": b"z"})
+        await mount.write("d/new", b"ours", flags=os.O_CREAT)
+
+    with cut_short(store, tmp_path, before) as mount:
+        mount.loop.run(lambda: put_all(store, {"e/new": b"theirs"}))
+        mount.start()
+        settled(mount)
+        found = bodies(store)
+        assert found.pop("e/new") == b"theirs"
+        assert found.pop("e/z") == b"z"
+        assert list(found.values()) == [b"ours"]
+
+
+def test_a_file_whose_bytes_wait_is_renamed_again_upon_its_copy(tmp_path: Path) -> None:
+    """Where each copy has an ETag of its own, only that one can be copied on."""
+    store = Held(hashes=False)
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"old bytes", "d/z": b"z"})
+        await mount.write("d/file", b"new")
+
+    def down(operation: str, key: str) -> None:
+        if operation == "put":
+            raise StoreError(errno.EIO, operation, detail="no answer")
+
+    with cut_short(store, tmp_path, before) as mount:
+        store.fault = down
+        mount.start()
+        mount.loop.run(partial(mount.rename, "e/file", "e/moved"))
+        store.fault = None
+        settled(mount)
+        assert bodies(store) == {"e/moved": b"new bytes", "e/z": b"z"}
+
+
+def test_attributes_of_a_file_that_another_client_has_removed_are_given_up(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes", "d/z": b"z"})
+        await _chmod(mount, "d/file")
+
+    with cut_short(store, tmp_path, before) as mount:
+        gone(store, "d/file", "e/file")
+        mount.start()
+        settled(mount)
+        assert bodies(store) == {"e/z": b"z"}
+
+
+def test_attributes_of_a_file_that_was_never_stored_are_not_made_to_another_clients(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/z": b"z"})
+        handle = await mount._opened(await mount._walk("d"), b"new", os.O_CREAT | os.O_WRONLY)
+        await mount.parts.file_io.write(handle, 0, b"ours")
+        await _chmod(mount, "d/new")
+
+    with cut_short(store, tmp_path, before, Durability.BUCKET) as mount:
+        theirs = Properties(metadata={"mode": str(0o100640)})
+        mount.loop.run(partial(store.put, "e/new", b"theirs", theirs))
+        mount.start()
+        settled(mount)
+        assert stored(store, "e/new") == b"theirs"
+        assert store._stored["e/new"].object.properties.metadata["mode"] == str(0o100640)
+
+
+def test_attributes_whose_copy_got_no_answer_wait_for_nothing_under_the_new_name(tmp_path: Path) -> None:
+    """That copy may still be made, but of the old name, and undoes nothing here."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes", "d/z": b"z"})
+        store.errors["copy", "d/file"] = [StoreError(errno.EIO, "copy", detail="no answer")]
+        await _chmod(mount, "d/file", 0o640)
+        await mount.parts.attributes.drain()
+        assert any(saved.sent for _, saved in mount._journal.attributes())
+        await _chmod(mount, "d/file", 0o600)
+
+    with cut_short(store, tmp_path, before) as mount:
+        mount.start()
+        assert store._stored["e/file"].object.properties.metadata["mode"] == str(0o100600)
+        assert mount.parts.pending == 0
+
+
+def test_attributes_of_a_new_file_whose_upload_got_no_answer_follow_it(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/z": b"z"})
+        store.lost.add("d/new")
+        with fails(errno.EIO):
+            await mount.write("d/new", b"ours", flags=os.O_CREAT)
+        await _chmod(mount, "d/new")
+
+    with cut_short(store, tmp_path, before, Durability.BUCKET) as mount:
+        assert stored(store, "e/new") == b"ours"
+        mount.start()
+        settled(mount)
+        assert store._stored["e/new"].object.properties.metadata["mode"] == str(0o100600)
