@@ -295,7 +295,6 @@ class Renames:
         with self._journal.together():
             self._moves.ended(move)
             self._remove_later(left, inode)
-            self._end_passes(inode)
             self._replace(inode, target, parent, segment, plain, gone=PENDING if left else None)
             for old_key, moved in known.items():
                 self._moved(moved, copies.get(move.target(old_key)))
@@ -332,11 +331,6 @@ class Renames:
         if inode.version is None:
             return False
         return copy.of.same_as(inode.version) or (inode.attributes_dirty and copy.of.same_bytes(inode.version))
-
-    def _end_passes(self, top: Inode) -> None:
-        for inode in self._inodes.below(top).values():
-            if inode.directory is not None and inode.directory.now is not None and not inode.directory.now.done:
-                inode.directory.doubt()
 
     async def _copy_all(self, listed: list[Listed], move: Move, known: dict[str, Inode]) -> dict[str, _Copy]:
         copies: dict[str, _Copy] = {}

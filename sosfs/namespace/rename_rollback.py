@@ -240,7 +240,7 @@ class RenameRollback:
             except OSError as error:
                 log.warning("copies of %s may be left at %s: %s", move.old, move.new, error)
                 continue
-            if is_last and move in self._back:
+            if is_last:
                 self._end(move)
 
     async def _look(self, move: Move) -> None:

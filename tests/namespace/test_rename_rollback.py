@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from sosfs.config.parameters import Durability
+from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3
 from sosfs.s3.protocol import NOTHING, Headers, Properties, Version
 from tests.conftest import HURRY, Mounter
@@ -24,6 +24,7 @@ from tests.support.fake_store import FakeStore
 from tests.support.faults import FAILED, LOST, Answer, Hang, Moment
 from tests.support.foreign import Foreign, numbered
 from tests.support.held import Held, begun, bodies, put_all
+from tests.support.held import told as told_of
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -102,6 +103,7 @@ def test_no_copy_stays_of_a_rename_that_failed(mount: Composed, store: Flaky, so
     mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES if how == "refused" else errno.EIO, errno.ETIMEDOUT))
     assert bodies(store) == BEFORE
     assert set(mount.loop.run(mount.tree)) == {"a", "a/x", "a/y", "a/sub", "a/sub/z"}
+    assert how != "refused" or rows(mount) == 0, "what the server has refused does not come late"
     mount.loop.passes(100)
     assert mount.parts.pending == 0
     assert rows(mount) == 0
@@ -176,6 +178,140 @@ def test_what_is_made_here_under_the_new_name_after_the_failure_stays(mount: Com
     assert bodies(store) == BEFORE | {"b/": b"", "b/x": b"x", "b/y": b"yy"}
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("below", ["", "/x"], ids=["file", "directory"])
+def test_what_is_renamed_to_the_new_name_after_the_failure_stays(mount: Composed, store: Flaky, below: str) -> None:
+    """It has the bytes of what was to come there, and is no copy of that but the only one of its own."""
+    mount.loop.run(lambda: put_all(store, {f"a{below}": b"file", f"c{below}": b"file"}))
+    store.silent.add(f"a{below}")
+
+    async def go() -> None:
+        await fails_to_rename(mount, errno.ETIMEDOUT)
+        store.silent.clear()
+        await mount.rename("c", "b")
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == {f"a{below}": b"file", f"b{below}": b"file"}
+    assert rows(mount) == 0
+
+
+def test_what_is_made_in_the_directory_that_was_to_be_replaced_stays(mount: Composed, store: Flaky) -> None:
+    """That one is there as before: `cp a/x b/` after `mv -T a b` has failed."""
+    mount.loop.run(lambda: put_all(store, BEFORE | {"b/": b""}))
+    store.silent.add("a/x")
+
+    async def go() -> None:
+        await fails_to_rename(mount, errno.ETIMEDOUT)
+        store.silent.clear()
+        await mount.write("b/x", b"x", flags=os.O_CREAT)
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/": b"", "b/x": b"x"}
+
+
+def test_what_another_client_stores_where_a_copy_may_come_stays(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.late["a/y"] = []
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    mount.loop.run(lambda: put_all(store, {"b/y": b"theirs"}))
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/y": b"theirs"}
+    assert rows(mount) == 0
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_the_new_name_is_hidden_until_nothing_may_come_there(mount: Composed, store: Flaky, is_late: bool) -> None:
+    """Copies are removed late, another is made late; and then another client takes the name."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.late["a/y"] = []
+    store.fault = deletes_fail
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT, errno.EIO))
+    mount.loop.passes(20)
+    assert "b/x" in store._stored
+    assert "b" not in mount.loop.run(mount.tree)
+    store.fault = None
+    mount.loop.passes(31)
+    assert bodies(store) == BEFORE
+    late = store.late.pop("a/y")[0]
+    if is_late:
+        mount.loop.run(late)
+    mount.loop.passes(1)
+    assert "b" not in mount.loop.run(mount.tree)
+    require_name_is_free(mount, store)
+
+
+def test_the_new_name_is_hidden_while_a_copy_cannot_be_removed(mount: Composed, store: Flaky) -> None:
+    """However long that takes, and however often it was looked for."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.silent.add("a/y")
+    store.fault = deletes_fail
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT, errno.EIO))
+    mount.loop.passes(200)
+    assert "b/x" in store._stored
+    assert "b" not in mount.loop.run(mount.tree)
+    store.fault = None
+    require_name_is_free(mount, store)
+
+
+def deletes_fail(operation: str, key: str) -> None:
+    if operation in ("delete", "delete_many"):
+        raise StoreError(errno.EIO, f"{operation} {key!r}", detail="no answer")
+
+
+def require_name_is_free(mount: Composed, store: Flaky) -> None:
+    """In a while nothing is left of the rename, and what another client makes there is shown."""
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE
+    assert rows(mount) == 0
+    mount.loop.run(lambda: put_all(store, {"b/theirs": b"theirs"}))
+    mount.loop.passes(2 * TTL)
+    assert "b/theirs" in mount.loop.run(mount.tree)
+
+
+def test_who_waits_for_a_copy_to_go_until_no_more_may_come_gets_the_name(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.silent.add("a/y")
+    told: dict[str, Any] = {}
+    store.before["delete"] = store.before["delete_many"] = held = trio.Event()
+
+    async def go() -> None:
+        await begun(mount, lambda: told_of(told, "rename", lambda: mount.rename("a", "b")))
+        await begun(mount, lambda: told_of(told, "mkdir", lambda: mount.mkdir("b")))
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert "mkdir" not in told
+
+    async def release() -> None:
+        held.set()
+
+    mount.loop.run(release)
+    mount.loop.passes(5)
+    assert told["mkdir"] is None
+    assert bodies(store) == BEFORE | {"b/": b""}
+
+
+def test_a_copy_that_is_on_its_way_out_is_not_renamed(mount: Composed, store: Flaky) -> None:
+    """It is in the directory that was to be replaced, which is shown as it is."""
+    mount.loop.run(lambda: put_all(store, BEFORE | {"b/": b""}))
+    store.errors["copy", "a/y"] = [StoreError(errno.EIO, "copy", status=500)]
+    store.fault = deletes_fail
+
+    async def go() -> None:
+        assert (await mount.tree())["b/x"] == (b"x", 0o644)
+        store.fault = None
+        with fails(errno.ENOENT):
+            await mount.rename("b/x", "c")
+
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EIO))
+    mount.loop.passes(2 * TTL)
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/": b""}
+
+
 def test_what_is_moved_here_above_the_new_name_after_the_failure_stays(mount: Composed, store: Flaky) -> None:
     """The same as a directory that is renamed to where the new name was to be."""
     mount.loop.run(lambda: put_all(store, {"d/a": b"file", "e/a": b"file", "e/b": b"file"}))
@@ -218,7 +354,7 @@ def test_while_the_store_is_away_it_is_pending(mount: Composed, store: Flaky, th
     assert mount.parts.pending >= 4
     mount.loop.passes(100)
     assert mount.parts.pending >= 4, "a minute is not enough"
-    assert any(line.startswith("copies of a/ at b/: ") for line in mount.parts.waiting)
+    assert "copies of a/ at b/: list 'b/': Input/output error (no connection)" in mount.parts.waiting
     if then == "crash":
         mount.crash()
     elif then == "unmount":
