@@ -255,6 +255,13 @@ def test_the_new_name_is_hidden_while_a_copy_cannot_be_removed(mount: Composed, 
     require_name_is_free(mount, store)
 
 
+def test_the_new_name_is_free_again_when_a_copy_without_an_answer_was_removed(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.silent.add("a/y")
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    require_name_is_free(mount, store)
+
+
 def deletes_fail(operation: str, key: str) -> None:
     if operation in ("delete", "delete_many"):
         raise StoreError(errno.EIO, f"{operation} {key!r}", detail="no answer")
