@@ -18,7 +18,6 @@ import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
-from sosfs.s3.protocol import Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, put_all, stored
@@ -149,24 +148,6 @@ def test_attributes_of_a_file_that_another_client_has_removed_are_given_up(tmp_p
         mount.start()
         settled(mount)
         assert bodies(store) == {"e/z": b"z"}
-
-
-def test_attributes_of_a_file_that_was_never_stored_are_not_made_to_another_clients(tmp_path: Path) -> None:
-    store = Held()
-
-    async def before(mount: Composed) -> None:
-        await put_all(store, {"d/z": b"z"})
-        handle = await mount._opened(await mount._walk("d"), b"new", os.O_CREAT | os.O_WRONLY)
-        await mount.parts.file_io.write(handle, 0, b"ours")
-        await _chmod(mount, "d/new")
-
-    with cut_short(store, tmp_path, before, Durability.BUCKET) as mount:
-        theirs = Properties(metadata={"mode": str(0o100640)})
-        mount.loop.run(partial(store.put, "e/new", b"theirs", theirs))
-        mount.start()
-        settled(mount)
-        assert stored(store, "e/new") == b"theirs"
-        assert store._stored["e/new"].object.properties.metadata["mode"] == str(0o100640)
 
 
 def test_attributes_whose_copy_got_no_answer_wait_for_nothing_under_the_new_name(tmp_path: Path) -> None:
