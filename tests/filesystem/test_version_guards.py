@@ -33,7 +33,7 @@ from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.protocol import UNKNOWN, UNLOCKED, Acl, Detail, Grant, Lock, Object, Part, Properties, Version
 from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
 from sosfs.s3.version_changes import VersionChanges
-from sosfs.s3.version_history import Entries, VersionHistory
+from sosfs.s3.version_history import FEW, Entries, KeyByKey, VersionHistory
 from sosfs.tree.keys import Form, name_of
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
@@ -325,7 +325,7 @@ def test_a_dry_run_tells_and_does_nothing(mount: Composed, kept: Kept) -> None:
     assert mount.loop.run(partial(restored, mount, kept, "d"))["changes"] == []
 
 
-@pytest.mark.parametrize("what", ["not sent", "open for writing", "attributes", "clean"])
+@pytest.mark.parametrize("what", ["not sent", "open for writing", "attributes", "clean", "not open"])
 def test_a_file_with_changes_of_this_mount_is_left_and_told(tmp_path: Path, what: str) -> None:
     store, kept = Held(), Kept()
     old = kept.put("d/file", "old", 1)
@@ -333,19 +333,22 @@ def test_a_file_with_changes_of_this_mount_is_left_and_told(tmp_path: Path, what
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"d/file": b"bytes"})
-        handle = await opened(mount, os.O_RDONLY if what in ("clean", "attributes") else os.O_RDWR, "d/file")
+        writes = what in ("not sent", "open for writing")
+        handle = await opened(mount, os.O_RDWR if writes else os.O_RDONLY, "d/file")
         if what == "not sent":
             await mount.parts.file_io.write(handle, 0, b"mine")
             await closed(mount, handle)
+        elif what == "not open":
+            await mount.parts.file_io.release(handle)
         elif what == "attributes":
             handle.inode.mode = 0o100600
             mount.parts.attributes.changed(handle.inode)
         told = await restored(mount, kept, "d", at="1.5")
-        is_clean = what == "clean"
+        is_clean = what in ("clean", "not open")
         assert (told["restored"], told["unsent_files"]) == ((1, 0) if is_clean else (0, 1))
         assert told["unsent"] == ([] if is_clean else ["d/file"])
         assert [done[:2] for done in kept.done] == ([("copy", old)] if is_clean else [])
-        if what != "not sent":
+        if what not in ("not sent", "not open"):
             await mount.parts.file_io.release(handle)
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
@@ -612,6 +615,47 @@ def test_a_listing_of_versions_that_goes_round_ends(kept: Kept) -> None:
     kept.page, kept.goes_round = 2, True
     with fails(errno.EIO):
         trio.run(pruning(kept).list, [(b"d",)], lambda _: None, {})
+
+
+def test_all_entries_of_one_key_are_found_and_no_page_is_asked_for_beyond_them(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.page = 2
+    for at in range(1, 6):
+        kept.put("k", f"{at}", at)
+    for at in range(10):
+        kept.put(f"k/{at}", "x", 1)
+    pages: list[int] = []
+    ask = kept.list_versions
+
+    def noted(prefix: str, *, delimiter: str, after: VersionMarker | None, limit: int) -> VersionPage:
+        pages.append(limit)
+        return ask(prefix, delimiter=delimiter, after=after, limit=limit)
+
+    monkeypatch.setattr(kept, "list_versions", noted)
+    found = trio.run(VersionHistory(kept.dispatcher).of_key, "k")
+    assert [entry.version_id for entry in found] == [f"k@{at}" for at in (5, 4, 3, 2, 1)]
+    assert pages == [FEW] * 3
+    assert trio.run(VersionHistory(kept.dispatcher).of_key, "kk") == []
+
+
+def test_a_page_without_entries_is_not_the_end() -> None:
+    first = VersionEntry("k", "1", 1.0, is_latest=True)
+    pages = [VersionPage((), (), VersionMarker("j")), VersionPage((first,), (), None)]
+
+    class History:
+        async def page(self, prefix: str, *, after: VersionMarker | None) -> VersionPage:
+            await trio.lowlevel.checkpoint()
+            return pages.pop(0)
+
+    async def main() -> list[Entries]:
+        below = KeyByKey(cast(VersionHistory, History()), "")
+        found: list[Entries] = []
+        while not below.is_done:
+            found += await below.following()
+        return found
+
+    assert trio.run(main) == [[first]]
 
 
 # Paths

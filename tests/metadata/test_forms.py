@@ -61,6 +61,7 @@ def test_it_is_written_as_s3fs_does() -> None:
         ("0100644", FILE, FILE | 0o644),
         ("644", FILE, 0o644),
         ("0644", FILE, 0o644),
+        ("033188", FILE, None),  # octal, with an 8
         ("511", DIRECTORY, 0o777),  # s3fs' directory: decimal without the type
         ("511", FILE, 0o511),
         ("0755", DIRECTORY, 0o755),

@@ -63,15 +63,17 @@ class Meeting:
         self.slept: list[float] = []
         self._first = threading.Lock()
         self._second = threading.Event()
+        self.is_held = threading.Event()  # somebody looks
         self.is_open = False
 
     def now(self) -> float:
         if self.is_open:
             if self._first.acquire(blocking=False):
+                self.is_held.set()
                 self._second.wait(0.3)
             else:
                 self._second.set()
-        return 1000.0
+        return 1001.0 if self.is_open else 1000.0
 
     def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
@@ -104,11 +106,29 @@ def test_bytes_of_two_threads_at_once_are_counted_both() -> None:
     assert sorted(meeting.slept) == pytest.approx([0.1, 0.2])
 
 
+def test_who_comes_while_the_limit_is_lifted_goes_on() -> None:
+    meeting = Meeting()
+    rate = Rate(1000, meeting.clock)
+    meeting.is_open = True
+    went_on: list[int] = []
+
+    def lift() -> None:
+        rate.limit = 0
+
+    def take() -> None:
+        meeting.is_held.wait()
+        rate.take(100)
+        went_on.append(rate.limit)
+
+    together(lift, take)
+    assert (went_on, meeting.slept) == ([0], [])
+
+
 def test_two_threads_that_are_refused_at_once_halve_once() -> None:
     meeting = Meeting()
     congestion = Congestion(16, meeting.clock)
     meeting.is_open = True
-    together(partial(congestion.refused, 1000.0), partial(congestion.refused, 999.0))
+    together(partial(congestion.refused, 1000.0), partial(congestion.refused, 1000.0))
     assert (congestion.allowed, congestion.refusals) == (8, 2)
 
 
