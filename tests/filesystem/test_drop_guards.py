@@ -370,6 +370,22 @@ def test_what_went_up_while_its_task_waits_to_try_again_waits_for_nothing(mount:
     assert store.calls["put"] == 1
 
 
+def test_so_does_what_somebody_has_sent_before_its_task_began(tmp_path: Path, store: Held) -> None:
+    """As `sync` does; the task that would have sent it comes a moment later, and finds nothing to do."""
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"bytes" * 1000, flags=os.O_CREAT)
+        await mount.settle()
+        assert bodies(store) == {"file": b"bytes" * 1000}
+        told = await dropped(mount, "")
+        assert (told["kept"], told["files"]) == ([], 1)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(10)
+        assert store.calls["put"] == 1
+
+
 def test_what_is_in_memory_of_a_file_that_is_open_for_writing_stays(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"d/file": b"A" * MIB, "d/other": b"B" * MIB})

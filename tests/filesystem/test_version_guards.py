@@ -785,6 +785,7 @@ def test_no_more_than_a_few_files_are_named(mount: Composed, kept: Kept, monkeyp
         kept.fails["delete", made] = refused(errno.EIO)
     outcome = pruned(kept, keep="0")
     assert (outcome["failed_files"], len(outcome["failed"])) == (3, 1)
+    assert "AccessDenied" in outcome["failed"][0][1]
     kept.entries.clear()
     monkeypatch.setattr(restore, "NAMED", 2)
     for at in range(4):
