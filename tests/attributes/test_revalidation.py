@@ -290,9 +290,9 @@ def test_what_another_machine_has_asked_is_not_asked_again_unless_it_has_changed
 
 
 def taken(line: Questions) -> list[bytes]:
-    found = []
-    while (inode := line.take()) is not None:
-        found.append(inode.name)
+    found = list[bytes]()
+    while line.waiting:
+        found += [inode.name for inode in line.take(10)]
     return found
 
 
