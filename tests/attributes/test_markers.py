@@ -20,6 +20,8 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import ANYONE, OWNER
 from tests.support.held import Held, bodies, put_all
 
+pytestmark = pytest.mark.usefixtures("without_bugs")
+
 PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
 THEIRS = Properties(
     Headers("application/x-directory", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"),

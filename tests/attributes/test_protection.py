@@ -27,6 +27,7 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, opened, put_all
 
+pytestmark = pytest.mark.usefixtures("without_bugs")
 both_modes = pytest.mark.parametrize("durability", Durability)
 
 FAR = 4_000_000_000

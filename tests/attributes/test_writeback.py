@@ -29,6 +29,8 @@ from tests.support.fake_store import PRIVATE, FakeStore
 from tests.support.held import Held, begun, bodies, closed, opened
 
 MIB = 1 << 20
+pytestmark = pytest.mark.usefixtures("without_bugs")
+
 NO_ANSWER = unanswered("copy", "no answer")
 REFUSED = from_s3("copy", code="AccessDenied", status=403)
 REPEATED = from_s3("copy", code="AccessDenied", status=403)
@@ -177,6 +179,32 @@ def test_an_acl_that_another_client_sets_later_is_kept(tmp_path: Path) -> None:
         mount.loop.passes(3)
         assert store._stored["file"].acl == before
         assert before != PRIVATE
+
+
+def test_what_waits_is_told_by_its_name_whatever_bytes_that_has(tmp_path: Path) -> None:
+    store, name = Held(), b"na\xefve"
+
+    async def main(mount: Composed) -> None:
+        creations = mount.parts.creations
+        directory, parsed = await creations.vacant(mount.parts.inodes.root, name)
+        await closed(
+            mount,
+            await mount.parts.file_io.create(
+                creations.new_file(directory, parsed, stat.S_IFREG | 0o644, 0, 0), os.O_WRONLY, 1
+            ),
+        )
+        (key,) = store._stored
+        store.errors["copy", key] = [REFUSED]
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, name)
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(1.5)
+        assert mount.parts.waiting == ["attributes of na\ufffdve: copy: AccessDenied"]
+        mount.loop.passes(LONG)
+        assert mount.parts.waiting == []
 
 
 def test_a_chmod_of_a_file_whose_name_is_gone_is_nobodys(tmp_path: Path) -> None:

@@ -6,9 +6,7 @@ Over a store in memory that flips bits to order (`test_verification`). Requests 
 from __future__ import annotations
 
 import errno
-import logging
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,12 +26,7 @@ from tests.support.drive import fails
 MIB = 1 << 20
 STEP = REQUEST // BLOCK
 
-
-@pytest.fixture(autouse=True)
-def without_bugs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """What a task in the background raises is logged and ends nothing: here it fails the test."""
-    yield
-    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR and one.exc_info] == []
+pytestmark = pytest.mark.usefixtures("without_bugs")
 
 
 async def settled() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
@@ -67,6 +68,13 @@ class Held(FakeStore):
         if event is not None:
             self.reached.add(what)
             await event.wait()
+
+
+@pytest.fixture
+def without_bugs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """What a task in the background raises is logged and ends nothing: with this it fails the test."""
+    yield
+    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR and one.exc_info] == []
 
 
 @pytest.fixture
