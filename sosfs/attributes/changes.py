@@ -312,8 +312,7 @@ class Changes(Revalidation):
         is_ours = not is_known and self._unanswered_copies.seen(inode, found)
         if before is None or not (found.version.same_bytes(before) or (is_ours and found.version.size == before.size)):
             return False
-        if found.version.same_as(before) and (not inode.whole or found.properties == inode.properties):
-            inode.properties, inode.whole = found.properties, True
+        if found.version.same_as(before) and inode.whole and found.properties == inode.properties:
             return True
         inode.version = found.version
         self._blocks.zeros.copied(before.etag, found.version.etag, before.size)

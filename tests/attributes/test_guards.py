@@ -167,6 +167,31 @@ def test_what_another_client_set_of_a_file_stays_when_it_is_written_to(tmp_path:
         assert float(found["mtime"]) > 1, "the time is that of the new bytes"
 
 
+def test_what_another_client_set_of_a_file_stays_when_it_is_written_to_after_a_rename(
+    mount: Composed, store: Held
+) -> None:
+    """Nobody knows when the copy was made, nor all that it has: it may pass for the version that is there now."""
+    before = Properties(metadata={"mode": str(0o100644), "uid": "0", "gid": "0", "mtime": "1"})
+    theirs = replace(before, metadata={**before.metadata, "mode": str(0o100600), "colour": "blue"})
+
+    async def main() -> None:
+        await store.put("file", b"bytes", before)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        await mount.rename("file", "moved")
+        handle = await opened(mount, path="moved")
+        await mount.parts.file_io.write(handle, 0, b"B")
+        await store.put("moved", b"bytes", theirs)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"moved": b"Bytes"}
+    found = store._stored["moved"].object.properties.metadata
+    assert (_mode(store, "moved"), found["colour"]) == (0o600, "blue")
+    assert float(found["mtime"]) > 1, "the time is that of the new bytes"
+
+
 def test_what_changes_while_a_commit_is_under_way_is_written_after_it(mount: Composed, store: Held) -> None:
     held = trio.Event()
 
