@@ -111,8 +111,7 @@ class Replay:
         async def move(one: Listed) -> None:
             new_key = new + one.key[len(old) :]
             # What stands over another file may be that one still, with the same bytes.
-            is_copied = old.endswith("/") and new_key in copied and copied[new_key].same_bytes(one.version)
-            if not is_copied:
+            if not (old.endswith("/") and _is_copied(one.version, copied.get(new_key))):
                 await self._move(one, new_key)
 
         await each(move, left, at_once=KEYS_AT_ONCE)
@@ -201,6 +200,13 @@ class Replay:
         for row, saved in self._journal.attributes():
             if saved.key in changed:
                 self._journal.drop_attributes(row)
+
+
+def _is_copied(source: Version, copy: Version | None) -> bool:
+    """Whether nobody can have changed the metadata of the source since the copy was made, nor its bytes."""
+    if copy is None or not copy.same_bytes(source):
+        return False
+    return source.modified is None or copy.modified is None or source.modified < copy.modified
 
 
 def _depth(key: str) -> float:

@@ -183,6 +183,29 @@ def test_a_rename_is_finished_with_all_that_the_objects_have(tmp_path: Path, wha
         assert "friend" in readers(store, new)
 
 
+def test_a_rename_is_finished_with_what_another_client_has_set_since_the_copy(tmp_path: Path) -> None:
+    """Of the same bytes, so that only the time of the object tells."""
+    store, before = Held(), {"mode": str(0o100644), "uid": "0", "gid": "0", "mtime": "1"}
+
+    async def begin(mount: Composed) -> None:
+        await store.put("d/file", b"bytes", Properties(metadata=before))
+        inode = await mount._walk("d/file")
+        inode.uid = 7
+        mount.parts.attributes.changed(inode, posix=["uid"])
+        store.before["delete_many"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert "e/file" in store._stored
+
+    with crashes(store, tmp_path, begin) as mount:
+        theirs = Properties(metadata=before | {"mode": str(0o100600)})
+        mount.loop.run(lambda: store.put("d/file", b"bytes", theirs))
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"e/file": b"bytes"}
+        found = _object(store, "e/file").metadata
+        assert (int(found["mode"]) & 0o7777, found["uid"]) == (0o600, "7")
+
+
 def test_a_rename_that_was_done_but_for_its_record_is_not_done_backwards(tmp_path: Path) -> None:
     """The old key is gone and the new one is there: nothing is left to do, and nothing goes."""
     store = Held()
