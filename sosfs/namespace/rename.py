@@ -13,7 +13,7 @@ Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhi
 from __future__ import annotations
 
 import errno
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -287,6 +287,7 @@ class Renames:
         plain = keys.Form.PLAIN
         async with self._under_way(inode, target, parent, segment, plain, old=old_prefix, new=prefix) as move:
             await self._journal.sync()
+            await self._learn_again([one for one in listed if _is_overtaken(one, known.get(one.key))], known)
             copies = await self._copy_all(listed, move, known)
             await self._copy_changed(listed, copies, move, known)
             await self._moves.copied(move)
@@ -357,9 +358,29 @@ class Renames:
             changed = [one for one in now if one.key in seen and not one.version.same_as(seen[one.key])]
             if not changed:
                 return
+            await self._learn_again(changed, known)
             copies |= await self._copy_all(changed, move, known)
             seen |= {one.key: one.version for one in changed}
         raise refuse(errno.ESTALE, "other clients write to what is renamed, again and again")
+
+    async def _learn_again(self, listed: Iterable[Listed], known: dict[str, Inode]) -> None:
+        """What another client has set of the same bytes goes along with what was changed of them here.
+
+        However recently these were asked for: that was before.
+        """
+
+        async def learn(one: Listed) -> None:
+            inode = known.get(one.key)
+            if inode is None:
+                return
+            inode.whole = False
+            try:
+                await self._attributes.fetch_whole(inode)
+            except StoreError as error:
+                if error.cause is not Cause.ABSENT:  # else it was removed since, as who copies it finds too
+                    raise
+
+        await each(learn, listed, at_once=COPIES_AT_ONCE)
 
     async def _copy_one(self, one: Listed, move: Move, inode: Inode | None) -> _Copy | None:
         used: Properties | None = None
@@ -403,3 +424,8 @@ class Renames:
             self._moves.refused(move)
             raise refused[0].error
         return {failure.key: old[failure.key] for failure in failures}
+
+
+def _is_overtaken(one: Listed, inode: Inode | None) -> bool:
+    """Whether another client has changed what has changes of ours that wait."""
+    return inode is not None and inode.pins > 0 and inode.version is not None and not one.version.same_as(inode.version)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,45 @@ def test_what_another_client_stores_after_it_was_copied_does_not_go_with_the_old
     assert mount.loop.run(mount.tree) == {
         "e": None, "e/a": (b"theirs", 0o755), "e/z": (b"z", 0o644), "moved": (b"theirs", 0o755)
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("when", ["before it is listed", "after it was copied"])
+@pytest.mark.parametrize("ours", ["an owner", "bytes"])
+def test_what_another_client_sets_of_a_file_stays_when_its_directory_is_renamed(
+    mount: Composed, store: Held, when: str, ours: str
+) -> None:
+    """It was asked for here just before, and what was changed here waits: of other attributes, or of bytes."""
+    held, kept = trio.Event(), {"mode": str(0o100644), "uid": "0", "gid": "0", "mtime": "1"}
+    before, theirs = Properties(metadata=kept), Properties(metadata=kept | {"mode": str(0o100600), "colour": "blue"})
+
+    async def change() -> None:
+        store._clock = lambda: time.time() + 100
+        await type(store).put(store, "d/a", b"bytes", theirs)
+
+    async def main() -> None:
+        await store.put("d/a", b"bytes", before)
+        await store.put("d/z", b"z", before)
+        handle = await opened(mount, path="d/a")
+        if ours == "bytes":
+            await mount.parts.file_io.write(handle, 0, b"B")
+        else:
+            handle.inode.uid = 7
+            mount.parts.attributes.changed(handle.inode, posix=["uid"])
+        store.after["copy", "d/z"] = held
+        if when.startswith("before"):
+            await change()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        if when.startswith("after"):
+            await change()
+        await settled(held)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"e/a": b"Bytes" if ours == "bytes" else b"bytes", "e/z": b"z"}
+    found = store._stored["e/a"].object.properties.metadata
+    assert (int(found["mode"]) & 0o777, found["colour"]) == (0o600, "blue")
+    assert found["uid"] == ("7" if ours == "an owner" else "0")
 
 
 def test_a_directory_to_which_others_never_cease_to_write_is_not_renamed(mount: Composed, store: Held) -> None:
