@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from sosfs.attributes.shared.table import MAGIC
 from sosfs.errors import Cause, StoreError
+from sosfs.s3.batch_delete import goes_alone
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import DELETE_MAX, Failure
@@ -73,7 +74,7 @@ def remove(calls: SignedCalls, prefix: str, found: Found) -> list[Failure]:
     """
     stay: dict[str, Failure] = {}
     for at in range(0, len(found.ours), DELETE_MAX):
-        stay |= {failure.key: failure for failure in calls.delete_many(found.ours[at : at + DELETE_MAX])}
+        stay |= {failure.key: failure for failure in _remove_batch(calls, found.ours[at : at + DELETE_MAX])}
     for top in sorted({f"{prefix}{HIDDEN}/", *map(_top, found.ours)}):
         for key, version_id in _old_versions(calls, top):
             try:
@@ -83,6 +84,22 @@ def remove(calls: SignedCalls, prefix: str, found: Found) -> list[Failure]:
                     raise
                 stay[key] = Failure(key, error)
     return list(stay.values())
+
+
+def _remove_batch(calls: SignedCalls, keys: list[str]) -> list[Failure]:
+    """The keys of a batch that stay."""
+    try:
+        return calls.delete_many(keys)
+    except StoreError as error:
+        if not goes_alone(error):
+            raise
+    failures: list[Failure] = []
+    for key in keys:
+        try:
+            calls.delete(key)
+        except StoreError as error:
+            failures.append(Failure(key, error))
+    return failures
 
 
 def _top(key: str) -> str:

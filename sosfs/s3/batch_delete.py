@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 DELETES_AT_ONCE = 32
 
 
+def goes_alone(error: StoreError) -> bool:
+    """Whether a batch ended so that each of its keys may be removed by itself all the same."""
+    return error.cause is Cause.DENIED or isinstance(error, UnclearBatch)
+
+
 async def remove_all(
     dispatcher: Dispatcher, delete: Callable[[str], Awaitable[None]], keys: Sequence[str]
 ) -> list[Failure]:
@@ -42,7 +47,7 @@ async def remove_all(
         try:
             failures += await dispatcher.send("DeleteObjects", partial(_batch, batch))
         except StoreError as error:
-            if error.cause is Cause.DENIED or isinstance(error, UnclearBatch):
+            if goes_alone(error):
                 await each(alone, batch, at_once=DELETES_AT_ONCE)
             else:
                 failures += [Failure(key, error) for key in batch]

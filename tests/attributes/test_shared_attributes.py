@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 from sosfs.attributes.shared.table import MAGIC, decoded
 from tests.conftest import Mounter, access_to
 from tests.support.drive import Drive, names, status
-from tests.support.faults import Answer
+from tests.support.faults import Action, Answer, Page
 from tests.support.foreign import Foreign
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
@@ -263,6 +263,29 @@ def test_no_version_of_it_stays_where_versions_are_kept(
     left = foreign.client.list_object_versions(Bucket=foreign.bucket, Prefix=TOP)
     assert [found["Key"] for found in left.get("Versions", [])] == [theirs]
     assert [found["Key"] for found in left.get("DeleteMarkers", [])] == [theirs]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Answer(403, "AccessDenied"),
+        Page(200, body=b"<DeleteResult><Deleted><Key>other</Key></Deleted></DeleteResult>", media="application/xml"),
+    ],
+    ids=["a batch is refused", "other keys are told of"],
+)
+def test_it_is_removed_where_no_batch_may_be(
+    foreign: Foreign, proxy: Proxy, server: Server, tmp_path: Path, answer: Action
+) -> None:
+    """Some servers ask for the right to remove from the whole bucket before they look at the keys."""
+    parts = [f"{TOP}v1", f"below/{TOP}v1"]
+    foreign.put_all(dict.fromkeys(parts, MAGIC + b"what is told"))
+    proxy.inject(answer, on(Op.DELETE_MANY))
+    done = run_sosfs(
+        ["clean", foreign.bucket, "--shared-attributes", "--endpoint", proxy.endpoint],
+        access_to(server).environment(tmp_path),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert foreign.keys() == []
 
 
 @BOTH
