@@ -200,7 +200,8 @@ def keeps_versions(body: bytes) -> bool:
 
 def retention_of(body: bytes) -> bool:
     """Whether an ObjectLockConfiguration locks each new object."""
-    return any(each(root_of(body, "ObjectLockConfiguration"), "DefaultRetention"))
+    found = each(root_of(body, "ObjectLockConfiguration"), "DefaultRetention")
+    return next(iter(found), None) is not None  # an element without children is false
 
 
 def has_acls(body: bytes) -> bool:

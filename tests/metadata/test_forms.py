@@ -190,7 +190,7 @@ def test_of_attributes_only_what_was_set_here_stands_over_what_is_found() -> Non
         ("a.bz2", "application/x-bzip2"),
         ("a.xz", "application/x-xz"),
         ("a.Z", system_headers.UNKNOWN),
-        ("a.rtf", "application/rtf"),  # in use, and not registered
+        ("a.pict", "image/pict"),  # in use, and not registered
         ("a", system_headers.UNKNOWN),
         ("", system_headers.UNKNOWN),
     ],
