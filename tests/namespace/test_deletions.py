@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
@@ -23,12 +24,14 @@ FILES = 2 * CROWD + CROWD // 2
 
 
 class SlowFirst(FakeStore):
-    """Its first batch of deletes is answered when `go` is set, all others at once."""
+    """Its first batch of deletes, `but` for one with that key, is answered when `go` is set, all others at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, but: str = "") -> None:
         super().__init__()
+        self.but = but
         self.go: trio.Event | None = None
         self.held: list[str] = []
+        self.failing: trio.Event | None = None  # all batches wait for it, and fail then
 
     async def let_go(self) -> None:
         """Answers the first batch too."""
@@ -36,7 +39,10 @@ class SlowFirst(FakeStore):
             self.go.set()
 
     async def delete_many(self, keys: Sequence[str]) -> list[Failure]:
-        if self.go is not None and not self.held:
+        if self.failing is not None:
+            await self.failing.wait()
+            return [Failure(key, StoreError(errno.EIO, "delete_many", detail="no answer")) for key in keys]
+        if self.go is not None and not self.held and self.but not in keys:
             self.held.extend(keys)
             await self.go.wait()
         return await super().delete_many(keys)
@@ -149,30 +155,29 @@ def test_a_directory_stays_away_while_a_file_that_was_removed_from_it_is_refused
 
 
 def test_a_directory_waits_for_files_that_got_no_answer_and_are_more_than_one_batch(tmp_path: Path) -> None:
-    """They were asked for before it, and are tried again before it."""
-    store = SlowFirst()
-
-    def down(operation: str, key: str) -> None:
-        if operation in ("delete", "delete_many"):
-            raise StoreError(errno.EIO, f"{operation} {key!r}", detail="no answer")
+    """They were on their way when it was removed, and are tried again before it: one batch has no answer yet."""
+    store = SlowFirst(but="top/sub/")
 
     async def begin(mount: Composed) -> None:
         await _fill(store)
         await mount.unlink("top/sub/0000")
-        store.fault = down
+        store.failing = trio.Event()
         for number in range(1, FILES):
             await mount.unlink(f"top/sub/{number:04}")
 
-    async def heal(mount: Composed) -> None:
+    async def fail(mount: Composed) -> None:
         await mount.rmdir("top/sub")
-        store.fault, store.go = None, trio.Event()
+        assert store.failing is not None
+        store.failing.set()
+        await trio.testing.wait_all_tasks_blocked()
+        store.failing, store.go = None, trio.Event()
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(begin, mount))
-        mount.loop.passes(3)
-        mount.loop.run(partial(heal, mount))
+        mount.loop.passes(1)
+        mount.loop.run(partial(fail, mount))
         mount.loop.passes(60)
-        assert store.held, "one batch has no answer yet"
+        assert store.held
         assert [path for path in mount.loop.run(mount.tree) if path != "top"] == []
         mount.loop.run(store.let_go)
         mount.loop.passes(60)

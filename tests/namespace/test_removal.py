@@ -261,6 +261,24 @@ def test_one_key_that_is_refused_keeps_no_other_back(mount: Composed, store: Hel
     assert bodies(store) == {}
 
 
+def test_each_refusal_is_tried_again_also_one_that_comes_after_another_was_done_with(
+    mount: Composed, store: Held
+) -> None:
+    async def refused(name: str) -> None:
+        await put_all(store, {name: b"x"})
+        await _proved(mount, store)
+        store.errors["delete", name] = [DENIED]
+        await mount.unlink(name)
+
+    for name in "ab":
+        mount.loop.run(partial(refused, name))
+        mount.loop.passes(2)
+        assert set(bodies(store)) == {name}
+        mount.loop.passes(100)
+        assert bodies(store) == {}
+        assert mount.parts.pending == 0
+
+
 def test_what_somebody_waits_for_in_vain_is_tried_on(mount: Composed, store: Held) -> None:
     """The queue was empty meanwhile, and nobody at work on it."""
 

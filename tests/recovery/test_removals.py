@@ -100,6 +100,25 @@ def test_what_may_not_be_removed_keeps_only_the_directories_that_it_is_in(tmp_pa
         assert mount.parts.pending == 0
 
 
+def test_what_another_client_stores_while_a_removal_is_refused_stays(tmp_path: Path) -> None:
+    store = Noting()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        await removed(mount, store, "file")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        dies(mount, store)
+        store.kept = {"file"}
+        mount.start()
+        mount.loop.run(lambda: put_all(store, {"file": b"theirs"}))
+        store.kept = set()
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"theirs", 0o644)}
+        assert mount.parts.pending == 0
+
+
 def test_a_file_beside_a_directory_of_its_name_stays_away_alone(tmp_path: Path) -> None:
     store = Noting()
     beside = name_of("n", Form.BESIDE).decode()
