@@ -147,11 +147,10 @@ class Verification:
         return await _somewhere(self._crcs, part, size=len(part)) == known
 
     def fail(self) -> None:
-        """The bytes are wrong: tells whoever asked to be told."""
+        """The bytes are wrong: tells whoever asked to be told. Who waits is woken at the end of the hashing."""
         self.verdict = Verdict.WRONG
         while self.on_wrong:
             self.on_wrong.popitem()[1]()
-        self.moved()
 
     def moved(self) -> None:
         """Wakes whoever waits for it to get on."""

@@ -17,6 +17,7 @@ from sosfs.cache.blocks import ACTIVE, BLOCK, REQUEST, Blocks, Source
 from sosfs.cache.readahead import Stream
 from sosfs.cache.verification import MISSES, Verdict
 from sosfs.config.choices import Verify
+from sosfs.errors import StoreError
 from sosfs.s3 import checksums
 from sosfs.s3.checksums import Checksum
 from sosfs.s3.protocol import Slice
@@ -127,7 +128,7 @@ def test_what_is_wrong_on_the_disk_is_forgotten_there_and_without_a_disk_nothing
     async def check(bench: Bench) -> None:
         source = await bench.put(SMALL)
         bench.store.flips = 2
-        with wrong():
+        with pytest.raises(StoreError, match="do not have the checksum"):
             await bench.blocks.read(source, 0, 1)
         assert await bench.read(source) == SMALL
         await settled()
@@ -167,6 +168,18 @@ def test_the_beginning_that_an_answer_brought_along_is_not_asked_for_again(size:
         assert len(sizes) == (1 if is_kept else 2)
 
     run(check)
+
+
+@pytest.mark.parametrize("with_disk", [True, False])
+def test_what_came_along_goes_to_the_disk_where_there_is_one(tmp_path: Path, with_disk: bool) -> None:
+    async def check(bench: Bench) -> None:
+        source = await bench.put(b"bytes")
+        await bench.blocks.offer_answer(source, await bench.store.get("file", 0, 5))
+        await settled()
+        if bench.disk is not None:
+            assert await bench.disk.missing(source.key, source.etag, source.size) == []
+
+    run(check, base=tmp_path if with_disk else None)
 
 
 def test_what_came_along_wrong_is_asked_for_again() -> None:

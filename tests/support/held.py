@@ -74,7 +74,8 @@ class Held(FakeStore):
 def without_bugs(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """What a task in the background raises is logged and ends nothing: with this it fails the test."""
     yield
-    assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR and one.exc_info] == []
+    told = caplog.get_records("call")
+    assert [one.getMessage() for one in told if one.levelno >= logging.ERROR and one.exc_info] == []
 
 
 @pytest.fixture
