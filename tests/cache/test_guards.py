@@ -9,7 +9,7 @@ import os
 import random
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -19,40 +19,16 @@ from sosfs.cache import disk_blocks
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, memory_of
 from sosfs.cache.disk_blocks import FLOOR_BYTES, DiskCache
 from sosfs.concurrency.threads import LOCAL
-from sosfs.files.page_cache import PageNotifier
-from sosfs.filesystem.drop import DropCommand
-from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.disks import having
+from tests.support.dropping import Kernel, dropped
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, opened, put_all, settled, told
 
 MIB, GIB = 1 << 20, 1 << 30
 SMALL = 1 << 10
 BODY = random.Random(3).randbytes(10 * SMALL + 100)
-
-
-class NoKernel:
-    """What is said to the kernel is said to nobody."""
-
-    async def forget(self, inodes: Any, names: Any) -> None:
-        """There is none."""
-
-
-async def _drop(mount: Composed, *paths: str) -> Any:
-    """`sosfs drop`."""
-    parts = mount.parts
-    dropping = DropCommand(
-        parts.inodes,
-        parts.cache,
-        parts.blocks,
-        parts.commits,
-        parts.pages,
-        NegativeEntries(ttl=0.0),
-        cast(PageNotifier, NoKernel()),
-    )
-    return await dropping.run([tuple(path.encode().split(b"/")) if path else () for path in paths], lambda told: None)
 
 
 # `sosfs drop`
@@ -75,7 +51,7 @@ def test_a_fetch_under_way_during_drop_is_for_its_reader_alone(tmp_path: Path, w
         store.after["get"] = held
         await begun(mount, read)
         assert ("get", "file") in store.reached
-        await _drop(mount, "file")
+        await dropped(mount, "file")
         del store.after["get"]
         await settled(held)
         assert found == [b"A" * 100], "who waits for it gets it"
@@ -110,7 +86,7 @@ def test_what_was_dropped_is_asked_for_and_nothing_else_is(tmp_path: Path, path:
         await asked()
         await trio.testing.wait_all_tasks_blocked()
         assert await asked() == [0, 0]
-        told = await _drop(mount, path)
+        told = await dropped(mount, path)
         assert told["memory_bytes"] == (2 * MIB if not path else MIB)
         one, other = await asked()
         assert one
@@ -134,7 +110,7 @@ def test_drop_leaves_what_is_open_for_writing_or_not_sent(tmp_path: Path) -> Non
         store.fault = down
         with pytest.raises(OSError):
             await mount.write("pending", b"p", flags=os.O_CREAT)
-        told = await _drop(mount, "")
+        told = await dropped(mount, "")
         assert sorted(told["kept"]) == ["open", "pending"]
         assert bytes(await mount.parts.file_io.read(handle, 0, 2)) == b"no"
         store.fault = None
@@ -158,7 +134,7 @@ def test_after_drop_the_new_version_is_seen_at_once(mount: Composed, store: Held
         await store.put("d/file", b"newer", Properties(metadata={"mode": str(0o100600)}))
         await store.put("d/more", b"more", Properties())
         assert "d/more" not in await mount.tree()
-        await _drop(mount, "d")
+        await dropped(mount, "d")
         assert await mount.tree() == {"d": None, "d/file": (b"newer", 0o600), "d/more": (b"more", 0o644)}
 
     mount.loop.run(main)
@@ -473,7 +449,7 @@ def test_drop_keeps_what_is_open_for_writing_before_anything_was_written(tmp_pat
             await mount.parts.file_io.read(one, 0, MIB)
         await trio.testing.wait_all_tasks_blocked()
         for path in ("", "file"):
-            assert (await _drop(mount, path))["kept"] == ["file"]
+            assert (await dropped(mount, path))["kept"] == ["file"]
         mount.parts.blocks.forget(lambda key: True)
         asked = store.calls["get"]
         assert bytes(await mount.parts.file_io.read(handle, 0, MIB)) == b"A" * MIB
@@ -492,7 +468,7 @@ def test_drop_has_the_kernel_forget_what_it_knows(
 ) -> None:
     told_of: list[int] = []
 
-    async def forget(_: NoKernel, inodes: Any, names: Any) -> None:
+    async def forget(_: Kernel, inodes: Any, names: Any) -> None:
         told_of.extend(inodes)
 
     async def main() -> None:
@@ -501,8 +477,8 @@ def test_drop_has_the_kernel_forget_what_it_knows(
         known.lookups += 1
         writer = await opened(mount, path="d/written")
         writer.inode.lookups += 1
-        monkeypatch.setattr(NoKernel, "forget", forget)
-        await _drop(mount, "d")
+        monkeypatch.setattr(Kernel, "forget", forget)
+        await dropped(mount, "d")
         assert known.number in told_of
         assert not {listed.number, writer.inode.number} & set(told_of)
         writer.inode.lookups -= 1

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -18,32 +18,15 @@ import trio.testing
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
-from sosfs.files.page_cache import PageNotifier
-from sosfs.filesystem.drop import DropCommand
-from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
+from tests.support.dropping import dropped
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
 
 JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
 SIZE = 300_000  # bytes: in a spool on the disk, and written in a thread
 sizes = pytest.mark.parametrize("size", [100, SIZE], ids=["in its row", "in the spool"])
-
-
-class NoKernel:
-    """What is said to the kernel is said to nobody."""
-
-    async def forget(self, inodes: Any, names: Any) -> None:
-        """There is none."""
-
-
-async def drop_all(mount: Composed) -> None:
-    """`sosfs drop` of the whole mount."""
-    parts, kernel = mount.parts, cast(PageNotifier, NoKernel())
-    negative = NegativeEntries(ttl=0.0)
-    dropping = DropCommand(parts.inodes, parts.cache, parts.blocks, parts.commits, parts.pages, negative, kernel)
-    await dropping.run([()], lambda _: None)
 
 
 def hold_writes(patch: pytest.MonkeyPatch, done: trio.Event) -> None:
@@ -74,7 +57,7 @@ def another_closes(mount: Composed) -> None:
 
 def the_cache_is_dropped(mount: Composed) -> None:
     """By a user."""
-    mount.loop.run(partial(drop_all, mount))
+    mount.loop.run(partial(dropped, mount, ""))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +124,7 @@ def test_what_a_removal_keeps_for_a_reader_outlives_a_drop_of_the_cache(tmp_path
         store.before["delete"] = held
         await begun(mount, partial(mount.unlink, "file"))
         assert ("delete", "file") in store.reached
-        await drop_all(mount)
+        await dropped(mount, "")
         held.set()
         await trio.testing.wait_all_tasks_blocked()
         assert bodies(store) == {}

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import trio
@@ -19,49 +19,16 @@ import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
-from sosfs.files.page_cache import PageNotifier
-from sosfs.filesystem.drop import DropCommand
 from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
+from tests.support.dropping import Kernel, dropped
 from tests.support.fake_store import ANYONE, OWNER
 from tests.support.held import Held, begun, bodies, closed, opened, put_all
 
 MIB = 1 << 20
 PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
-
-
-class Kernel:
-    """Notes what it is told to forget."""
-
-    def __init__(self) -> None:
-        self.inodes: list[int] = []
-        self.names: list[tuple[int, bytes]] = []
-
-    async def forget(self, inodes: Any, names: Any) -> None:
-        """As `PageNotifier.forget`."""
-        self.inodes += inodes
-        self.names += names
-
-
-async def dropped(
-    mount: Composed, *paths: str, kernel: Kernel | None = None, absent: NegativeEntries | None = None
-) -> dict[str, Any]:
-    """`sosfs drop`."""
-    parts = mount.parts
-    dropping = DropCommand(
-        parts.inodes,
-        parts.cache,
-        parts.blocks,
-        parts.commits,
-        parts.pages,
-        absent or NegativeEntries(ttl=0.0),
-        cast(PageNotifier, kernel or Kernel()),
-    )
-    return dict(
-        await dropping.run([tuple(path.encode().split(b"/")) if path else () for path in paths], lambda _: None)
-    )
 
 
 async def cost(mount: Composed, store: Held, *paths: str) -> list[int]:
