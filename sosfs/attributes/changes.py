@@ -279,7 +279,7 @@ class Changes(Revalidation):
     def _give_up(self, inode: Inode, why: str) -> None:
         """Another client's file is there, or none: what was changed was of the one before. Says that it is lost."""
         if inode.attributes_dirty:
-            log.error("what was changed of the attributes of %s is lost: another client %s it", name_of(inode), why)
+            log.error("what was changed of the attributes of %s is lost: another client %s it", shown_name(inode), why)
         self._let_go(inode)
 
     def _let_go(self, inode: Inode) -> None:
@@ -325,7 +325,7 @@ class Changes(Revalidation):
     @property
     def waiting(self) -> list[str]:
         """What could not be written at the last try, and why."""
-        return [f"attributes of {name_of(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
+        return [f"attributes of {shown_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
 
 
 def _outlives(inode: Inode, draft: ChangedBytes) -> bool:
@@ -336,7 +336,7 @@ def _outlives(inode: Inode, draft: ChangedBytes) -> bool:
     return (inode.version is not None and draft.base is not None) or draft.is_committing
 
 
-def name_of(inode: Inode) -> str:
+def shown_name(inode: Inode) -> str:
     """As a user is told of it."""
     is_root = inode.parent is None and not inode.segment
     return "the root of the mount" if is_root else inode.name.decode(errors="replace")

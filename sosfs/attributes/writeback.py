@@ -19,7 +19,7 @@ from functools import partial
 
 import trio
 
-from sosfs.attributes.changes import Changes, name_of
+from sosfs.attributes.changes import Changes, shown_name
 from sosfs.attributes.permissions import KeyPermissions
 from sosfs.attributes.shared.index import SharedAttributes
 from sosfs.cache.attributes import AttributeCache
@@ -102,7 +102,7 @@ class AttributeWriteback(Changes):
                 await self._tried(inode)
 
     async def _tried(self, inode: Inode) -> None:
-        name = name_of(inode)
+        name = shown_name(inode)
         what = f"the directory {name} is" if inode in self._made else f"attributes of {name} are"
         try:
             await self.write_now(inode)
