@@ -268,6 +268,16 @@ def _lost(store: Locking) -> list[str]:
     return lost
 
 
+def _copied_without_an_answer(mount: Composed, store: Locking) -> None:
+    """A locked file has got a new mode, by a copy that nobody was told of and that is not locked."""
+    mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
+    store.locks["file"], store.heeds = BOTH, False
+    lost = _lost(store)
+    mount.loop.run(partial(chmod, mount))
+    mount.loop.passes(1.5)
+    assert lost
+
+
 @pytest.mark.promise(7)
 @pytest.mark.parametrize(
     ("since", "due"),
@@ -286,12 +296,7 @@ def test_a_copy_without_an_answer_is_locked_as_what_it_replaced(
 ) -> None:
     """Nobody but us knows that it was: the version that the bucket has now is the copy."""
     with locking(tmp_path) as (mount, store):
-        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
-        store.locks["file"], store.heeds = BOTH, False
-        lost = _lost(store)
-        mount.loop.run(partial(chmod, mount))
-        mount.loop.passes(1.5)
-        assert lost
+        _copied_without_an_answer(mount, store)
         store.locks["file"], store.heeds = since, heeds
         if crashes:
             mount.crash()
@@ -328,12 +333,7 @@ def test_a_lock_that_is_over_when_the_copy_is_made_again_is_not_owed(tmp_path: P
 
 def test_who_decides_anew_about_a_lock_is_not_overruled_by_what_was_owed(tmp_path: Path) -> None:
     with locking(tmp_path) as (mount, store):
-        mount.loop.run(partial(put_all, store, {"file": b"bytes"}))
-        store.locks["file"], store.heeds = BOTH, False
-        lost = _lost(store)
-        mount.loop.run(partial(chmod, mount))
-        mount.loop.passes(1.5)
-        assert lost
+        _copied_without_an_answer(mount, store)
         store.locks["file"] = UNLOCKED
         mount.parts.attributes.protection.changed("file")
         mount.loop.passes(LONG)

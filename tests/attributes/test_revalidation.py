@@ -45,6 +45,16 @@ def asked(store: Held) -> int:
     return store.calls["head"] + store.calls["get"]
 
 
+async def asked_by_two(mount: Composed, store: Held, outcomes: dict[str, Any]) -> tuple[Inode, trio.Event]:
+    """Two want to know of a file, and get no answer before the event."""
+    await store.put("file", b"x" * 5000, PRIVATE)
+    (inode,) = await looked_up(mount, "file")
+    store.before["head"] = store.before["get"] = held = trio.Event()
+    for name in ("one", "other"):
+        await begun(mount, partial(told, outcomes, name, partial(mount.parts.attributes.revalidate, inode)))
+    return inode, held
+
+
 # One question
 
 
@@ -52,11 +62,7 @@ def test_of_two_who_want_to_know_one_asks(mount: Composed, store: Held) -> None:
     outcomes: dict[str, Any] = {}
 
     async def main() -> None:
-        await store.put("file", b"x" * 5000, PRIVATE)
-        (inode,) = await looked_up(mount, "file")
-        store.before["head"] = store.before["get"] = held = trio.Event()
-        for name in ("one", "other"):
-            await begun(mount, partial(told, outcomes, name, partial(mount.parts.attributes.revalidate, inode)))
+        inode, held = await asked_by_two(mount, store, outcomes)
         assert mount.parts.attributes.is_asked(inode)
         held.set()
         await trio.testing.wait_all_tasks_blocked()
@@ -77,11 +83,7 @@ def test_who_waits_for_a_question_that_fails_asks_himself_unless_it_is_gone(
     outcomes: dict[str, Any] = {}
 
     async def main() -> None:
-        await store.put("file", b"x" * 5000, PRIVATE)
-        (inode,) = await looked_up(mount, "file")
-        store.before["head"] = store.before["get"] = held = trio.Event()
-        for name in ("one", "other"):
-            await begun(mount, partial(told, outcomes, name, partial(mount.parts.attributes.revalidate, inode)))
+        inode, held = await asked_by_two(mount, store, outcomes)
         if how == "fails":
             store.errors["get", "file"] = [FAILURE]
         else:
