@@ -89,10 +89,10 @@ def main() -> int:
 def _show(given: argparse.Namespace, out: Path) -> int:
     """Writes the report anew of what is there; with --readme the pages too."""
     try:
-        results = Results.read(out / "results.json")
-        _write(results, out, _earlier(given))
+        results, before = Results.read(out / "results.json"), _earlier(given)
+        _write(results, out, before)
         if given.readme:
-            published.publish(results, out, ROOT)
+            published.publish(results, out, ROOT, before=before)
             print("written: README.md, sosfs/docs/speed.md, tests/bench/measured")
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
@@ -210,7 +210,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--retry", action="store_true", help="measure again what failed")
     add("--report", action="store_true", help="measure nothing, write the report of what is there")
     add("--readme", action="store_true", help="as --report, and write the tables of the README and the page on speed")
-    add("--compare", type=Path, metavar="RESULTS.JSON", help="tell how far an earlier run agrees")
+    add(
+        "--compare",
+        type=Path,
+        metavar="RESULTS.JSON",
+        help="tell how far an earlier run agrees, with --readme in its tables too",
+    )
     add("--out", type=Path, help="directory of the results (tests/bench/results/SCALE)")
     return parser
 

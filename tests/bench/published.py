@@ -1,10 +1,12 @@
 """The results that the project shows: their files, and the tables of the README and of the page on speed.
 
-No figure there is typed by hand: what stands between the two marks of a page is written here, of one run at one commit.
+No figure there is typed by hand: what stands between the two marks of a page is written here, of one run at one commit,
+or of two: machines differ from day to day, so what an earlier run has found otherwise is told beside.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -53,17 +55,30 @@ reaches our goal. The last column is the CPU time of the mount's processes besid
 SOURCE = """\
 [Every time, with its spread]({results}): {scale} size, commit `{commit}`, {started}; {cores}.
 """
+TWICE = """\
+Where it and [an earlier run]({earlier}), of commit `{commit}`, {started}, differ by more than a tenth, both are told.
+"""
+EARLIER = "earlier.json"
 
 
-def publish(results: Results, out: Path, root: Path) -> None:
-    """Copies the results from `out` and writes both pages below `root`; `NotComplete` where something is missing."""
-    if results.scale.name != SCALE:
-        raise NotComplete(f"the pages show the {SCALE} size, these are the results of {results.scale.name}")
-    short, whole = readme(results), page(results)
+def publish(results: Results, out: Path, root: Path, *, before: Results | None = None) -> None:
+    """Copies the results from `out` and writes both pages below `root`, also of what was measured `before`.
+
+    `NotComplete` where something is missing.
+    """
+    runs = [results] if before is None else [results, before]
+    for each in runs:
+        if each.scale.name != SCALE:
+            raise NotComplete(f"the pages show the {SCALE} size, these are the results of {each.scale.name}")
+    short, whole = readme(runs), page(runs)
     shown = root / MEASURED / SCALE
     shown.mkdir(parents=True, exist_ok=True)
     for name in ("results.json", "results.md", "chart.svg"):
         shutil.copyfile(out / name, shown / name)
+    if before is None:
+        (shown / EARLIER).unlink(missing_ok=True)
+    else:
+        before.write(shown / EARLIER)
     _write(root / "README.md", short)
     _write(root / "sosfs/docs/speed.md", whole)
 
@@ -75,37 +90,40 @@ def _write(path: Path, text: str) -> None:
     path.write_text(found)
 
 
-def readme(results: Results) -> str:
-    """The README's six rows."""
+def readme(runs: Sequence[Results]) -> str:
+    """The README's six rows, of one run or of this one and an earlier one."""
     more = "[All rows, and how they are measured](sosfs/docs/speed.md)."
-    source = _source(results, f"{MEASURED}/{SCALE}/results.md")
-    return "\n".join([WORDS, *_table(results, ROWS, required=True), "", more, source])
+    return "\n".join([WORDS, *_table(runs, ROWS, required=True), "", more, _source(runs, f"{MEASURED}/{SCALE}")])
 
 
-def page(results: Results) -> str:
+def page(runs: Sequence[Results]) -> str:
     """The page's rows: all workloads with a goal, as far as they are measured."""
-    source = _source(results, f"../../{MEASURED}/{SCALE}/results.md")
+    source = _source(runs, f"../../{MEASURED}/{SCALE}")
     others = [Row(WORKLOADS[name].title, (name,)) for name in AT_LEAST if name not in SHOWN]
     rows = [*ROWS, *others]
     chart = f"![Speed beside the peers](../../{MEASURED}/{SCALE}/chart.svg)"
-    return "\n".join([WORDS, chart, "", *_table(results, rows, required=False), "", source])
+    return "\n".join([WORDS, chart, "", *_table(runs, rows, required=False), "", source])
 
 
-def _source(results: Results, link: str) -> str:
-    told = {"commit": results.commit, "started": results.started, "cores": results.cores, "scale": results.scale.name}
-    return SOURCE.format(results=link, **told)
+def _source(runs: Sequence[Results], folder: str) -> str:
+    now = runs[0]
+    told = {"commit": now.commit, "started": now.started, "cores": now.cores, "scale": now.scale.name}
+    earlier = [
+        TWICE.format(earlier=f"{folder}/{EARLIER}", commit=each.commit, started=each.started) for each in runs[1:]
+    ]
+    return SOURCE.format(results=f"{folder}/results.md", **told) + "".join(earlier)
 
 
-def _table(results: Results, rows: Sequence[Row], *, required: bool) -> list[str]:
+def _table(runs: Sequence[Results], rows: Sequence[Row], *, required: bool) -> list[str]:
     settings = [Setting(SERVER, trip) for trip in ROUND_TRIPS]
     columns = [(system, setting) for setting in settings for system in (BUCKET, JOURNAL)]
     words = {BUCKET: "close in bucket", JOURNAL: "journal"}
     head = ["", *(f"{words[system]}, {setting.rtt} ms" for system, setting in columns), "goal", "CPU"]
     lines = report.table(head)
     for row in rows:
-        if required or all(_measured(results, name, settings) for name in row.workloads):
-            told = [_ratios(results, row, system, setting) for system, setting in columns]
-            lines.append(report.line([row.title, *told, _wanted(row), _costs(results, row, settings[0])]))
+        if required or all(_measured(each, name, settings) for each in runs for name in row.workloads):
+            told = [_ratios(runs, row, system, setting) for system, setting in columns]
+            lines.append(report.line([row.title, *told, _wanted(row), _costs(runs, row, settings[0])]))
     return lines
 
 
@@ -116,21 +134,32 @@ def _measured(results: Results, workload: str, settings: Sequence[Setting]) -> b
     return all(cell and (cell.measures or cell.failure) for cell in cells)
 
 
-def _ratios(results: Results, row: Row, system: str, setting: Setting) -> str:
-    return " / ".join(_ratio(results, name, system, setting) for name in row.workloads)
+def _ratios(runs: Sequence[Results], row: Row, system: str, setting: Setting) -> str:
+    return " / ".join(_ratio(runs, name, system, setting) for name in row.workloads)
 
 
-def _ratio(results: Results, workload: str, system: str, setting: Setting) -> str:
+def _ratio(runs: Sequence[Results], workload: str, system: str, setting: Setting) -> str:
+    found = [_ratio_of(each, workload, system, setting) for each in runs]
+    values = [ratio.value for ratio in found if ratio is not None]
+    if len(values) < len(found):
+        return "failed"
+    return f"**{_span(values)}**" if min(values) >= goals_of(workload)[system] else _span(values)
+
+
+def _ratio_of(results: Results, workload: str, system: str, setting: Setting) -> Ratio | None:
     if not _measured(results, workload, [setting]):
         raise NotComplete(f"{workload} at {setting} is not measured yet: run 'make bench' again")
-    found = results.ratio(setting, workload, system, bases(workload, system))
-    if found is None:
-        return "failed"
-    return f"**{_short(found)}**" if found.value >= goals_of(workload)[system] else _short(found)
+    return results.ratio(setting, workload, system, bases(workload, system))
 
 
-def _short(found: Ratio) -> str:
-    return f"{found.value:.0f}" if found.value >= 10 else f"{found.value:.1f}"
+def _span(values: Sequence[float]) -> str:
+    """The value of the run that is shown, or the least and the most of runs that do not agree."""
+    least, most = _short(min(values)), _short(max(values))
+    return _short(values[0]) if report.agree(min(values), max(values)) or least == most else f"{least} to {most}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
 
 
 def goals_of(workload: str) -> dict[str, float]:
@@ -144,13 +173,21 @@ def _wanted(row: Row) -> str:
     return "; ".join(dict.fromkeys(each))
 
 
-def _costs(results: Results, row: Row, setting: Setting) -> str:
+def _costs(runs: Sequence[Results], row: Row, setting: Setting) -> str:
     """CPU seconds beside those of s3fs, without latency; for close in the bucket."""
-    told = []
-    for name in row.workloads:
-        own, other = results.cell(setting, name, BUCKET), results.cell(setting, name, CPU_BASE)
-        if own and other and own.usable and other.usable:
-            told.append(f"{own.cpu / other.cpu:.1f}" if other.cpu else "-")
-        else:
-            told.append("failed")
-    return " / ".join(told)
+    return " / ".join(_cost([_cost_of(each, name, setting) for each in runs]) for name in row.workloads)
+
+
+def _cost(found: Sequence[float | None]) -> str:
+    values = [cost for cost in found if cost is not None]
+    if len(values) < len(found):
+        return "failed"
+    return _span(values) if all(math.isfinite(cost) for cost in values) else "-"
+
+
+def _cost_of(results: Results, workload: str, setting: Setting) -> float | None:
+    """None where one of both has failed; infinity where s3fs took no time that was seen."""
+    own, other = results.cell(setting, workload, BUCKET), results.cell(setting, workload, CPU_BASE)
+    if not (own and other and own.usable and other.usable):
+        return None
+    return own.cpu / other.cpu if other.cpu else math.inf

@@ -225,14 +225,19 @@ def _agreement(results: Results, before: Results) -> list[str]:
                 pair = [r.ratio(setting, name, goal.system, goal.bases) for r in (results, before)]
                 if pair[0] and pair[1]:
                     now, then = pair[0].value, pair[1].value
-                    agree = "yes" if abs(now - then) <= AGREE * max(now, then) else "no"
-                    fields = [str(setting), name, goal.system, pair[0].base, f"{now:.2f}", f"{then:.2f}", agree]
+                    same = "yes" if agree(now, then) else "no"
+                    fields = [str(setting), name, goal.system, pair[0].base, f"{now:.2f}", f"{then:.2f}", same]
                     lines.append(line(fields))
     if not lines:
         return []
     head = [f"Of commit `{before.commit}`, begun {before.started}.", ""]
     columns = ["setting", "workload", "system", "x", "ratio", "earlier", "within a tenth"]
     return [*head, *table(columns, left=4), *lines]
+
+
+def agree(one: float, other: float) -> bool:
+    """Whether two figures for the same differ by a tenth at most."""
+    return abs(one - other) <= AGREE * max(one, other)
 
 
 def table(head: Sequence[str], *, left: int = 1) -> list[str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench import published
-from tests.bench.fakes import complete
+from tests.bench.fakes import complete, measured
 from tests.bench.goals import AT_LEAST
 from tests.bench.results import Results, Setting
 from tests.bench.scale import QUICK
@@ -30,8 +30,8 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def publish(results: Results, root: Path) -> None:
-    published.publish(results, root / "out", root)
+def publish(results: Results, root: Path, *, before: Results | None = None) -> None:
+    published.publish(results, root / "out", root, before=before)
 
 
 def test_the_pages_of_the_project_have_the_marks() -> None:
@@ -88,6 +88,38 @@ def test_what_failed_is_shown_as_failed(root: Path) -> None:
     failed.measures, failed.failure = [], "no end after 240 s"
     publish(results, root)
     assert "| `cp -r` of a tree | **4.0** | **4.0** | failed |" in (root / "README.md").read_text()
+
+
+def test_what_two_runs_do_not_agree_on_is_told_of_both(root: Path) -> None:
+    """A tenth is agreement. Of two that differ the worse one is what tells whether the goal was reached."""
+    before = complete(published.SHOWN)
+    before.commit = "def5678"
+    _take(before, "seq_write", 1.05)
+    _take(before, "seq_read", 2.5)
+    _take(before, "tree_list", 1.0, 0.8)
+    publish(complete(published.SHOWN), root, before=before)
+    text = (root / "README.md").read_text()
+    assert "| sequential write / read | **4.0** / 0.8 to 2.0 |" in text
+    assert "| `ls -lR`, cold | 2.0 | 2.5 to 4.0 |" in text
+    assert "| 0.2 / 0.2 to 0.6 |" in text, "the CPU time too"
+    assert "commit `abc1234`" in text and "commit `def5678`" in text
+    assert Results.read(root / published.MEASURED / "medium/earlier.json") == before
+    publish(complete(published.SHOWN), root)
+    assert "def5678" not in (root / "README.md").read_text()
+    assert not (root / published.MEASURED / "medium/earlier.json").exists()
+
+
+def _take(results: Results, workload: str, bucket: float, journal: float = 0.5) -> None:
+    """What a workload took in each round without latency, in seconds, on sosfs in both modes."""
+    for system, seconds in (("sosfs", bucket), ("sosfs-journal", journal)):
+        found = results.cell(Setting("ceph", 0), workload, system)
+        assert found
+        found.measures = [measured(seconds, seconds / 2)] * 2
+
+
+def test_a_row_that_the_earlier_run_lacks_is_not_half_told(root: Path) -> None:
+    publish(complete([*published.SHOWN, "untar"]), root, before=complete(published.SHOWN))
+    assert "| untar |" not in (root / "sosfs/docs/speed.md").read_text()
 
 
 def test_figures_of_another_size_are_not_shown(root: Path) -> None:
