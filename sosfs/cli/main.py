@@ -17,6 +17,7 @@ from typing import Any
 
 import sosfs
 from sosfs.cli import option_table, usage
+from sosfs.cli.standard_output import until_unread
 from sosfs.config import key_search, moments, parameters, values, zones
 from sosfs.config.credentials import Anonymous, Found, Surroundings
 from sosfs.config.key_search import Finder
@@ -45,6 +46,13 @@ EXAMINED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
+    try:
+        return until_unread(lambda: _run(arguments))
+    except BrokenPipeError as error:
+        return launch.report(error)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     parser = command_line()
     options = _parsed(parser, arguments)
     if not hasattr(options, "run"):
@@ -64,6 +72,8 @@ def _done(options: argparse.Namespace) -> int:
     except SettingError as error:
         launch.report(error)
         return Exit.USAGE
+    except BrokenPipeError:
+        raise  # it depends on whose
     except (StartError, OSError) as error:
         return launch.report(error)
     except KeyboardInterrupt:

@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sosfs.cli import location
+from sosfs.cli.standard_output import UNREAD, until_unread
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import Mount
@@ -81,10 +82,9 @@ def _exit(work: Callable[[], int]) -> None:
     """The end of the child: as that of the interpreter, but that nothing of the parent's is run."""
     code = int(Exit.FAILED)
     try:
-        code = work()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        pass  # who read it has gone
+        code = until_unread(work)
+    except BrokenPipeError as error:
+        code = launch.report(error)
     except BaseException:  # noqa: BLE001 - of a process
         sys.excepthook(*sys.exc_info())
     finally:
@@ -111,6 +111,8 @@ def _awaited(child: int, mounts: Sequence[Mount], relays: Sequence[_Relay]) -> i
             for relay in relays:
                 relay.join()
             code = os.waitstatus_to_exitcode(ended)
+            if code == 0 and any(relay.is_unread and relay.number == 1 for relay in relays):
+                return UNREAD
             return code if code >= 0 else 128 - code  # as a shell says it
         if received is not None and received.si_signo != signal.SIGCHLD and received.si_code != OF_KERNEL:
             os.kill(child, received.si_signo)
@@ -163,13 +165,14 @@ class _Relay:
     """Brings what the child writes to a descriptor of the parent's, so that the child does not hold that itself."""
 
     def __init__(self, number: int) -> None:
-        self._number = number
+        self.is_unread = False  # whether who read it went before all was written
+        self.number = number
         self._reader, self._writer = os.pipe()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def of_child(self) -> None:
         """In the child: it writes here."""
-        os.dup2(self._writer, self._number)
+        os.dup2(self._writer, self.number)
         os.close(self._writer)
         os.close(self._reader)
 
@@ -183,8 +186,10 @@ class _Relay:
         self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError):  # who read it has gone; so is told the child
+        try:
             while data := os.read(self._reader, 1 << 16):
                 while data:
-                    data = data[os.write(self._number, data) :]
+                    data = data[os.write(self.number, data) :]
+        except OSError:
+            self.is_unread = True  # so is told the child
         os.close(self._reader)

@@ -1,0 +1,56 @@
+"""Commands whose output nobody reads any more, as with `| head`, end without a word."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.drive import Drive
+from tests.support.mounting import ROOT, SOSFS
+
+UNREAD = 128 + signal.SIGPIPE
+
+
+def unread(arguments: Sequence[object], environment: Mapping[str, str] | None = None) -> tuple[int, bytes]:
+    """The exit code of a command whose standard output has no reader, and what it says."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        command = [*SOSFS, *map(str, arguments)]
+        done = subprocess.run(
+            command, stdout=writer, stderr=subprocess.PIPE, env=environment, cwd=ROOT, timeout=60, check=False
+        )
+    finally:
+        os.close(writer)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["help", "options"], ["status"], ["mount", "--help"]])
+def test_nothing_is_said_where_nobody_reads(arguments: Sequence[str], tmp_path: Path) -> None:
+    home = {**os.environ, "HOME": str(tmp_path)}
+    home.pop("PYTHONUNBUFFERED", None)  # with it argparse drops the error, and ends with 0
+    assert unread(arguments, home) == (UNREAD, b"")
+
+
+def test_so_it_is_where_a_command_looks_into_a_mount(drive: Drive) -> None:
+    environment = drive.mount.environment
+    (drive.here / "file").write_bytes(b"bytes")
+    for command, path in (("status", drive.mount.path), ("du", drive.here), ("pending", drive.mount.path)):
+        assert unread([command, path], environment) == (UNREAD, b""), command
+
+
+def test_standard_output_that_is_closed_breaks_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *SOSFS, "status"],
+        capture_output=True,
+        env={**os.environ, "HOME": str(tmp_path)},
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
