@@ -9,7 +9,9 @@
 `rm -rf` asks for one key at a time and waits for each answer, so batches form only where the answer comes
 before the request: the first delete of a burst proves that the key may delete here, those that follow
 within `PROVEN` seconds are answered from the queue. What was answered from it stays removed: a refusal that comes
-after that is tried again for ever, and keeps nothing else waiting. Whoever is about to use a key awaits `wait_for`.
+after that is tried again for ever, and keeps nothing else waiting. What a rename leaves behind, or is tried again, is
+removed only as the version that was meant, where the server can tell: what another client has stored there since
+stays. Whoever is about to use a key awaits `wait_for`.
 
 Concurrency: trio thread only; up to 4 batches under way.
 """
@@ -66,6 +68,7 @@ class Deletions:
         self._held: dict[str, Outcome] = {}
         self._versions: dict[str, Version] = {}  # what is to be removed
         self._forget: dict[str, Callable[[], None]] = {}  # what goes from the journal with it
+        self._pinned: set[str] = set()  # keys of which only that version is to go
         self._tried: set[str] = set()  # keys that wait since a try: another client may have stored something there
         self._failed: dict[str, OSError] = {}  # what the last try ended with
         self._since: dict[str, float] = {}  # when each was asked for, in seconds since the epoch
@@ -134,7 +137,7 @@ class Deletions:
         await self.wait_for(key)
         self._recorded(key, version)  # if not, only a crash before the answer would let the name stay
         try:
-            await self._store.delete(key)
+            await self._store.delete(key, version=version if key in self._pinned else None)
         except BaseException:
             self._journal.drop_delete(key)
             raise
@@ -158,15 +161,27 @@ class Deletions:
     async def retire(self, key: str, version: Version, outcome: Outcome) -> None:
         """As `delete`, for a key whose bytes are under another one by now: without an answer it is tried for ever.
 
-        Nobody can tell then whether the key is gone, so whoever took the copy back could lose both.
+        Nobody can tell then whether the key is gone, so whoever took the copy back could lose both. What another client
+        has stored there since stays.
         """
+        self._pinned.add(key)
         try:
             await self.delete(key, version, outcome)
         except StoreError as error:
             if is_denied(error):
+                self._pinned.discard(key)
                 raise
-            log.warning("%s was copied, the delete is tried again: %s", key, error)
-            self.later(key, version, outcome)
+            if is_replaced(error):
+                self._spare(key)
+                outcome()
+            else:
+                log.warning("%s was copied, the delete is tried again: %s", key, error)
+                self.later(key, version, outcome)
+        if not self.is_pending(key):
+            self._pinned.discard(key)
+
+    def _spare(self, key: str) -> None:
+        log.warning("%s was removed here, and another client has replaced it since: theirs stays", key)
 
     def later(self, key: str, version: Version, outcome: Outcome) -> None:
         """Removes a key soon, however often it takes; without a record, should the disk be full, up to a crash."""
@@ -347,11 +362,7 @@ class Deletions:
         unanswered: OSError | None = None
         try:
             spared = await self._overwritten(batch)
-            left = [key for key in batch if key not in spared]
-            if len(left) == 1:
-                await self._store.delete(left[0])
-            elif left:
-                refused = {failure.key: failure.error for failure in await self._store.delete_many(left)}
+            refused = await self._remove([key for key in batch if key not in spared])
         except OSError as error:
             if isinstance(error, StoreError) and error.cause is Cause.DENIED:
                 refused = dict.fromkeys(batch, error)
@@ -361,6 +372,23 @@ class Deletions:
         for failure in (unanswered, *refused.values()):
             if failure is not None:
                 raise failure
+
+    async def _remove(self, keys: list[str]) -> dict[str, OSError]:
+        """Removes keys; returns those that the store refuses to remove. Raises what a request ends with."""
+        versions = {key: self._versions[key] for key in keys if key in self._pinned or key in self._tried}
+        if len(keys) == 1:
+            try:
+                await self._store.delete(keys[0], version=versions.get(keys[0]))
+            except StoreError as error:
+                if not is_replaced(error):
+                    raise
+                self._spare(keys[0])
+            return {}
+        failed = await self._store.delete_many(keys, versions=versions) if keys else []
+        for failure in failed:
+            if is_replaced(failure.error):
+                self._spare(failure.key)
+        return {failure.key: failure.error for failure in failed if not is_replaced(failure.error)}
 
     async def _overwritten(self, batch: list[str]) -> set[str]:
         """Those of a batch that are tried again, and under which another client has stored something meanwhile."""
@@ -374,7 +402,7 @@ class Deletions:
                     raise
             else:
                 if not here.version.same_as(self._versions[key]):
-                    log.warning("%s was removed here, and another client has replaced it since: theirs stays", key)
+                    self._spare(key)
                     found.add(key)
 
         await each(ask, [key for key in batch if key in self._tried], at_once=LOOKS_AT_ONCE)
@@ -411,6 +439,7 @@ class Deletions:
             self._failed.pop(key, None)
             self._since.pop(key, None)
             self._tried.discard(key)
+            self._pinned.discard(key)
             outcome()
         async with self._settled:
             self._settled.notify_all()
@@ -423,3 +452,8 @@ def _is_below(keys: Iterable[str], directory: str) -> bool:
 def is_denied(error: OSError) -> bool:
     """Whether the store said no: the key is still there."""
     return isinstance(error, StoreError) and error.cause in (Cause.DENIED, Cause.UNSUPPORTED)
+
+
+def is_replaced(error: OSError) -> bool:
+    """Whether the store said that another version is there than the one that was to be removed."""
+    return isinstance(error, StoreError) and error.cause is Cause.CONFLICT

@@ -5,7 +5,8 @@ A file that is not in the bucket yet just changes its name. Any other object is 
 key is deleted only after the copy is there. What another client stores under an old key meanwhile is copied too: a
 directory is listed again before its old keys go, and a large file, whose copy takes long, is looked at. What goes wrong
 before that leaves the old tree as it was, and the copies go again (`rename_rollback`); what goes wrong after it leaves
-twins, never losses. A directory's objects are copied side by side and deleted in batches.
+twins, never losses. The old keys go as the versions that were copied, where the server can tell. A directory's objects
+are copied side by side and deleted in batches.
 
 Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhile.
 """
@@ -13,6 +14,7 @@ Concurrency: trio thread only; the gate keeps commits out of the subtree meanwhi
 from __future__ import annotations
 
 import errno
+import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -26,7 +28,7 @@ from sosfs.errors import Cause, StoreError
 from sosfs.files.file_io import FileIO
 from sosfs.journal.journal import Journal
 from sosfs.metadata import system_headers
-from sosfs.namespace.deletions import Deletions, is_denied
+from sosfs.namespace.deletions import Deletions, is_denied, is_replaced
 from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename_copies import Move, RenameCopies, below_first, listed_under
 from sosfs.namespace.rename_rollback import RenameRollback
@@ -35,6 +37,8 @@ from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Ver
 from sosfs.tree import keys
 from sosfs.tree.inodes import PENDING, Inode, require_free
 from sosfs.tree.subtree_lock import SubtreeLock
+
+log = logging.getLogger(__name__)
 
 COPIES_AT_ONCE = 32
 COPIED_AGAIN_MAX = 5  # listings of what was copied, before the old keys go
@@ -415,15 +419,19 @@ class Renames:
     async def _delete_all(self, copies: dict[str, _Copy], move: Move) -> dict[str, Version]:
         """Removes the old keys. Raises the refusal when none may be removed.
 
-        Returns what is left otherwise: of a key whose delete got no answer nobody knows whether it is there.
+        Returns what is left otherwise: of a key whose delete got no answer nobody knows whether it is there. What
+        another client has stored since it was copied stays under its old name, where the server can tell.
         """
         old = {move.source(key): copy.of for key, copy in copies.items()}
-        failures = await self._store.delete_many(below_first(old))
+        failures = await self._store.delete_many(below_first(old), versions=old)
         refused = [failure for failure in failures if is_denied(failure.error)]
         if refused and len(refused) == len(old):
             self._moves.refused(move)
             raise refused[0].error
-        return {failure.key: old[failure.key] for failure in failures}
+        replaced = [failure.key for failure in failures if is_replaced(failure.error)]
+        for key in replaced:
+            log.warning("%s was renamed here, and another client has replaced it since: theirs stays", key)
+        return {failure.key: old[failure.key] for failure in failures if failure.key not in replaced}
 
 
 def _is_overtaken(one: Listed, inode: Inode | None) -> bool:

@@ -36,6 +36,7 @@ from sosfs.journal.rows import SavedDraft, SavedPart
 from sosfs.journal.salvage import Finding
 from sosfs.namespace import deletions
 from sosfs.namespace.namespace import Namespace
+from sosfs.namespace.rename import COPIED_AGAIN_MAX
 from sosfs.namespace.rename_copies import below_first, listed_under
 from sosfs.namespace.rename_rollback import RenameRollback
 from sosfs.recovery.attributes import AttributeReplay, is_refused
@@ -100,7 +101,7 @@ class Replay:
             damage.must_set_aside(f"{old}: its rename to {new} {why}", {"old": old, "new": new})
             self._journal.drop_rename(row)
 
-    async def _finish_rename(self, old: str, new: str) -> dict[str, Version]:
+    async def _finish_rename(self, old: str, new: str, *, again: int = COPIED_AGAIN_MAX) -> dict[str, Version]:
         """Whatever is under an old key, and was not copied or was changed since, is copied; then it is removed.
 
         Returns what the server refuses to remove.
@@ -115,7 +116,10 @@ class Replay:
                 await self._move(one, new_key)
 
         await each(move, left, at_once=KEYS_AT_ONCE)
-        failures = await self._store.delete_many(below_first(one.key for one in left))
+        versions = {one.key: one.version for one in left}
+        failures = await self._store.delete_many(below_first(versions), versions=versions)
+        if again and any(deletions.is_replaced(failure.error) for failure in failures):
+            return await self._finish_rename(old, new, again=again - 1)  # another client has replaced some meanwhile
         for failure in failures:
             if not deletions.is_denied(failure.error):
                 raise failure.error
@@ -177,16 +181,20 @@ class Replay:
 
     async def _delete(self, item: tuple[str, Version]) -> None:
         key, version = item
+        is_another = False
         try:
             found = await find(self._store, key)
-            if found is not None and found.version.same_as(version):
-                await self._store.delete(key)
+            is_another = found is not None and not found.version.same_as(version)
+            if found is not None and not is_another:
+                await self._store.delete(key, version=version)
         except StoreError as error:
-            if not is_refused(error):
+            is_another = deletions.is_replaced(error)
+            if not is_another and not is_refused(error):
                 raise
-            log.warning("%s is removed and still in the bucket: %s", key, error)
-            return
-        if found is not None and not found.version.same_as(version):
+            if not is_another:
+                log.warning("%s is removed and still in the bucket: %s", key, error)
+                return
+        if is_another:
             log.error("%s was removed here, and another client has replaced it since: theirs stays", key)
         with self._journal.together():
             for row, saved in self._journal.drafts():

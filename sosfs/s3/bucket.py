@@ -32,6 +32,7 @@ from sosfs.s3.limits import Limits
 from sosfs.s3.paging import all_pages, check_progress
 from sosfs.s3.preconditions import check_still, checked, keeping, landed, look, stale
 from sosfs.s3.protocol import (
+    NO_VERSIONS,
     NOTHING,
     UNKNOWN,
     UNLOCKED,
@@ -309,16 +310,32 @@ class S3Store:
             raise stale(request, f"{etag} was copied, not {version.etag}")
         return Version(etag, version.size)
 
-    async def delete(self, key: str) -> None:
-        """Removes the key; one that is not there is removed already."""
+    async def delete(self, key: str, *, version: Version | None = None) -> None:
+        """Removes the key; one that is not there is removed already.
+
+        With `version` only that one, ESTALE where another is there; a server that cannot tell removes any.
+        """
         check_key(key)
+        pin = Quoting.QUOTED.of(version.etag) if version and version.etag and self.capabilities.delete_pin else ""
         try:
-            left = await self._send("DeleteObject", lambda calls: calls.delete(key))
+            left = await self._send("DeleteObject", lambda calls: calls.delete(key, if_match=pin))
         except StoreError as error:
-            if error.cause is not Cause.ABSENT:
+            if pin and version and error.cause is Cause.CONFLICT:
+                await self._delete_same(key, version)
+            elif error.cause is not Cause.ABSENT:
                 raise
         else:
             self._markers = True if left else self._markers
+
+    async def _delete_same(self, key: str, version: Version) -> None:
+        """After If-Match was refused: a server may compare another ETag than it has told. ESTALE where it did not."""
+        try:
+            await check_still(self.head, f"DeleteObject {key!r}", key, version)
+        except StoreError as error:
+            if error.cause is Cause.ABSENT:
+                return
+            raise
+        await self.delete(key)
 
     async def purge(self, key: str) -> None:
         """Removes the key, and its versions where the bucket keeps them and the key may remove them."""
@@ -329,13 +346,20 @@ class S3Store:
             if error.cause is not Cause.ABSENT:
                 raise
 
-    async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
-        """Removes any number of keys, 1,000 a request; what could not be removed is returned, key by key."""
+    async def delete_many(
+        self, keys: Sequence[str], *, versions: Mapping[str, Version] = NO_VERSIONS
+    ) -> builtins.list[Failure]:
+        """Removes any number of keys, those with a version as `delete` does, in batches where they can be.
+
+        What could not be removed is returned, key by key.
+        """
         for key in keys:
             check_key(key)
+        able = self.capabilities
+        pins = {key: version for key, version in versions.items() if version.etag} if able.delete_pin else NO_VERSIONS
         if self._markers is False:
             self._markers = None  # versions may be kept by now, and the answer does not tell of markers
-        return await remove_all(self.dispatcher, self.delete, keys)
+        return await remove_all(self.dispatcher, self.delete, keys, pins, in_batches=able.batch_pin)
 
     async def create_multipart(
         self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None

@@ -178,10 +178,13 @@ class SignedCalls:
             headers["x-amz-copy-source-if-match"] = pin
         return headers
 
-    def delete(self, key: str, *, version_id: str = "") -> str:
-        """Deletes a key, or one version of it; the id of the marker that this leaves, "" where it leaves none."""
-        query = _of_version(version_id)
-        told = self._send("DeleteObject", "DELETE", key, query=query).headers
+    def delete(self, key: str, *, version_id: str = "", if_match: str = "") -> str:
+        """Deletes a key, or one version of it; the id of the marker that this leaves, "" where it leaves none.
+
+        `if_match` is an If-Match header's value, "" for none.
+        """
+        headers = {"If-Match": if_match} if if_match else {}
+        told = self._send("DeleteObject", "DELETE", key, query=_of_version(version_id), headers=headers).headers
         left = "x-amz-delete-marker" in told and not version_id
         return told.get("x-amz-version-id", "null") if left else ""
 
@@ -248,20 +251,20 @@ class SignedCalls:
             raise
         return _read(request, xml.has_acls, answer)
 
-    def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
+    def delete_many(self, keys: Sequence[str], etags: Mapping[str, str] = NO_HEADERS) -> builtins.list[Failure]:
         """Up to 1,000 keys in one request, but for those that XML cannot say: one each.
 
-        Raises what the request does, and `UnclearBatch`.
+        Those with an ETag only where they have it. Raises what the request does, and `UnclearBatch`.
         """
         said = [key for key in keys if not _UNSAYABLE.search(key)]
         failures: builtins.list[Failure] = []
         for key in set(keys).difference(said):
             try:
-                self.delete(key)
+                self.delete(key, if_match=f'"{etags[key]}"' if key in etags else "")
             except StoreError as error:
                 failures.append(Failure(key, error))
         if said:
-            body = xml.delete_body(said)
+            body = xml.delete_body(said, etags)
             answer = self._send("DeleteObjects", "POST", query={"delete": ""}, headers=content_md5(body), body=body)
             failures += _read("DeleteObjects", partial(xml.failures_of, asked=said), answer)
         return failures

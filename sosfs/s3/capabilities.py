@@ -62,6 +62,8 @@ class Capabilities:
     complete: bool = False  # both on CompleteMultipartUpload
     copy_pin: bool = False  # x-amz-copy-source-if-match on CopyObject
     part_pin: bool = False  # the same on UploadPartCopy
+    delete_pin: bool = False  # If-Match on DeleteObject, tried where no versions are kept
+    batch_pin: bool = False  # the ETag of a key in DeleteObjects
     compares: bool = False  # a body that has not the signed SHA-256 is refused
     hashes: bool = True  # the ETag of a PUT is the MD5 of its bytes; AWS makes others where it encrypts
     denied: frozenset[Right] = frozenset()  # what this key may not do
@@ -103,6 +105,8 @@ def _find_out(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
     if marker and not _is_removable(calls, key, marker):
         return Capabilities(markers=True)
     found = _probe(calls, key, storage_class)
+    if found.known and not marker:  # else what is removed can be brought back, and a removal that is tried leaves more
+        found = _with_pinned_removals(calls, key, found)
     _clear(calls, key)
     return replace(found, markers=bool(marker))
 
@@ -174,7 +178,24 @@ def _probe(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
         calls.put(key, _BODY, Properties(storage_class=storage_class), None, {})
     hashes = stored.etag == md5(_BODY, usedforsecurity=False).hexdigest()
     compares = _is_refused_as_damaged(calls, key)
-    return Capabilities(True, absent, match, complete, copy_pin, part_pin, compares, hashes)
+    return Capabilities(True, absent, match, complete, copy_pin, part_pin, compares=compares, hashes=hashes)
+
+
+def _with_pinned_removals(calls: SignedCalls, key: str, found: Capabilities) -> Capabilities:
+    """Whether only the version that is meant is removed; else nothing is there afterwards."""
+    delete_pin = _refused(lambda: calls.delete(key, if_match=Quoting.QUOTED.of(_OTHER)))
+    return replace(found, delete_pin=delete_pin, batch_pin=delete_pin and _is_kept_by_batch(calls, key))
+
+
+def _is_kept_by_batch(calls: SignedCalls, key: str) -> bool:
+    """Whether DeleteObjects leaves what has another ETag than the one that is named with its key."""
+    try:
+        failures = calls.delete_many([key], {key: _OTHER})
+    except StoreError as error:
+        if error.status // 100 != 4 and error.cause is not Cause.UNSUPPORTED:
+            raise
+        return False  # it takes no ETags there, or no batches
+    return any(failure.error.errno == errno.ESTALE for failure in failures)
 
 
 def _is_refused_as_damaged(calls: SignedCalls, key: str) -> bool:

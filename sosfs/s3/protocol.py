@@ -60,6 +60,7 @@ class Version:
         return self.modified is None or other.modified is None or self.modified == other.modified
 
 
+NO_VERSIONS: Mapping[str, Version] = MappingProxyType({})
 UNKNOWN = Version("", 0)  # what a listing that has nonsense of an object leaves to be asked
 
 
@@ -328,14 +329,22 @@ class ObjectStore(Protocol):
         200 answer is an error. EOPNOTSUPP where the server cannot copy such an object whole.
         """
 
-    async def delete(self, key: str) -> None:
-        """Removes the key; one that is not there is removed already."""
+    async def delete(self, key: str, *, version: Version | None = None) -> None:
+        """Removes the key; one that is not there is removed already.
+
+        With `version` only that one, ESTALE where another is there; a server that cannot tell removes any.
+        """
 
     async def purge(self, key: str) -> None:
         """Removes the key, and its versions where the bucket keeps them and the key may remove them."""
 
-    async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
-        """Removes any number of keys in batches; what could not be removed is returned, key by key."""
+    async def delete_many(
+        self, keys: Sequence[str], *, versions: Mapping[str, Version] = NO_VERSIONS
+    ) -> builtins.list[Failure]:
+        """Removes any number of keys, those with a version as `delete` does, in batches where they can be.
+
+        What could not be removed is returned, key by key.
+        """
 
     async def create_multipart(
         self, key: str, properties: Properties, *, acl: Acl | None = None, on_repeat: OnRepeat | None = None

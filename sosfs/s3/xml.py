@@ -257,14 +257,17 @@ def acl_body(acl: Acl) -> bytes:
     return _said(root)
 
 
-def delete_body(keys: Iterable[str]) -> bytes:
-    """The Delete document: quiet, so that only failures are told.
+def delete_body(keys: Iterable[str], etags: Mapping[str, str]) -> bytes:
+    """The Delete document: quiet, so that only failures are told; a key with an ETag goes only if it has that.
 
     Keys with what XML 1.0 cannot say (control characters but tab, newline and return) must not come here.
     """
     root = Element("Delete", {"xmlns": NAMESPACE})
     for key in keys:
-        SubElement(SubElement(root, "Object"), "Key").text = key
+        named = SubElement(root, "Object")
+        SubElement(named, "Key").text = key
+        if key in etags:
+            SubElement(named, "ETag").text = f'"{etags[key]}"'
     SubElement(root, "Quiet").text = "true"
     return _said(root).replace(b"\r", b"&#13;")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import trio.testing
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
 from sosfs.namespace.deletions import CROWD
-from sosfs.s3.protocol import Failure, Properties
+from sosfs.s3.protocol import NO_VERSIONS, Failure, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
 from tests.support.held import begun
@@ -38,14 +38,14 @@ class SlowFirst(FakeStore):
         if self.go is not None:
             self.go.set()
 
-    async def delete_many(self, keys: Sequence[str]) -> list[Failure]:
+    async def delete_many(self, keys: Sequence[str], *, versions: Mapping[str, Version] = NO_VERSIONS) -> list[Failure]:
         if self.failing is not None:
             await self.failing.wait()
             return [Failure(key, StoreError(errno.EIO, "delete_many", detail="no answer")) for key in keys]
         if self.go is not None and not self.held and self.but not in keys:
             self.held.extend(keys)
             await self.go.wait()
-        return await super().delete_many(keys)
+        return await super().delete_many(keys, versions=versions)
 
 
 @pytest.fixture

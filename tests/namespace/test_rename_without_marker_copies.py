@@ -142,7 +142,7 @@ def test_a_crash_between_does_not_lose_it_either(tmp_path: Path) -> None:
         mount.loop.run(lambda: put_all(store, TREE))
         with pytest.MonkeyPatch.context() as patch:
 
-            async def hangs(keys: Any) -> Any:
+            async def hangs(*_: Any, **__: Any) -> Any:
                 await trio.sleep_forever()
 
             patch.setattr(store, "delete_many", hangs)

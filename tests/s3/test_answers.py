@@ -480,8 +480,9 @@ def test_what_is_sent_says_what_is_meant() -> None:
     assert xml.fields(xml.tree(xml.legal_hold_body(lock))) == {"Status": "ON"}
     assert xml.fields(xml.tree(xml.legal_hold_body(Lock()))) == {"Status": "OFF"}
     assert xml.fields(xml.tree(xml.location_body("zone"))) == {"LocationConstraint": "zone"}
-    removed = xml.tree(xml.delete_body(["a", "b\r\n", "ä&<"]))
-    assert [xml.fields(one)["Key"] for one in xml.each(removed, "Object")] == ["a", "b\r\n", "ä&<"]
+    removed = xml.tree(xml.delete_body(["a", "b\r\n", "ä&<"], {"a": "0123"}))
+    named = [xml.fields(one) for one in xml.each(removed, "Object")]
+    assert named == [{"Key": "a", "ETag": '"0123"'}, {"Key": "b\r\n"}, {"Key": "ä&<"}]
     assert xml.fields(removed)["Quiet"] == "true"
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import md5
@@ -21,8 +21,10 @@ from sosfs.config.choices import (
     PART_MIN,
     Canned,
 )
-from sosfs.errors import StoreError
+from sosfs.errors import StoreError, from_s3
 from sosfs.s3.bucket import S3Store
+from sosfs.s3.calls import SignedCalls
+from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.file_body import FileBody
 from sosfs.s3.protocol import (
     KEY_MAX,
@@ -31,6 +33,7 @@ from sosfs.s3.protocol import (
     Check,
     Conditions,
     Detail,
+    Failure,
     Grant,
     Guard,
     Headers,
@@ -423,6 +426,75 @@ def probed(request: pytest.FixtureRequest, subject: Subject) -> Callable[[], Awa
             assert await subject.store.list_uploads("") == []
 
     return find_out
+
+
+@trio_test
+async def test_only_the_version_that_is_meant_is_removed(
+    subject: Subject, store: ObjectStore, probed: Callable[[], Awaitable[None]]
+) -> None:
+    """Where the server heeds the condition and that is known; else whatever is there."""
+    await probed()
+    heeds = subject.name == "fake" or (isinstance(store, S3Store) and store.capabilities.delete_pin)
+    names = ["a", "b", "c\x01"]
+    old = {name: await store.put(name, b"one", Properties()) for name in names}
+    new = {name: await store.put(name, b"two", Properties()) for name in names}
+    if heeds:
+        with refused(errno.ESTALE):
+            await store.delete("a", version=old["a"])
+        failures = await store.delete_many(["other", *names], versions=old)
+        assert sorted((one.key, one.error.errno) for one in failures) == [(name, errno.ESTALE) for name in names]
+        assert await keys(store) == names
+    await store.delete("a", version=new["a"] if heeds else old["a"])
+    await store.delete("a", version=new["a"])
+    assert await store.delete_many(names, versions=new if heeds else old) == []
+    assert await keys(store) == []
+
+
+@pytest.mark.parametrize("subject", ["moto", "ceph"], indirect=True)
+@trio_test
+async def test_a_server_that_compares_another_etag_removes_what_is_there_all_the_same(
+    subject: Subject, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store, S3Store)
+    store.capabilities = Capabilities(known=True, delete_pin=True, batch_pin=True)
+    delete, delete_many = SignedCalls.delete, SignedCalls.delete_many
+
+    def refusing(calls: SignedCalls, key: str, *, version_id: str = "", if_match: str = "") -> str:
+        if if_match:
+            raise from_s3(f"DeleteObject {key!r}", code="PreconditionFailed", status=412)
+        return delete(calls, key, version_id=version_id)
+
+    def refusing_all(calls: SignedCalls, names: Sequence[str], etags: Mapping[str, str]) -> list[Failure]:
+        error = from_s3("DeleteObjects", code="PreconditionFailed", status=412)
+        return [Failure(name, error) for name in etags] + delete_many(calls, [n for n in names if n not in etags])
+
+    monkeypatch.setattr(SignedCalls, "delete", refusing)
+    monkeypatch.setattr(SignedCalls, "delete_many", refusing_all)
+    versions = {name: await store.put(name, b"one", Properties()) for name in ("a", "b", "c", "d")}
+    await store.delete("a", version=versions["a"])
+    assert await store.delete_many(["b", "c", "d"], versions={name: versions[name] for name in ("b", "c")}) == []
+    assert await keys(store) == []
+    await store.delete("a", version=versions["a"])
+    other = await store.put("a", b"two", Properties())
+    with refused(errno.ESTALE):
+        await store.delete("a", version=versions["a"])
+    assert (await store.head("a")).version.same_as(other)
+
+
+@pytest.mark.parametrize("subject", ["moto", "ceph"], indirect=True)
+@trio_test
+async def test_versions_go_one_by_one_where_batches_do_not_heed_them(subject: Subject, store: ObjectStore) -> None:
+    assert isinstance(store, S3Store)
+    store.capabilities = Capabilities(known=True, delete_pin=True)
+    versions = {name: await store.put(name, b"one", Properties()) for name in ("a", "b")}
+    await store.put("c", b"", Properties())
+    before = subject.requests.copy()
+    assert await store.delete_many(["a", "b", "c"], versions=versions) == []
+    assert subject.requests - before == {"DeleteObject": 2, "DeleteObjects": 1}
+    store.capabilities = Capabilities(known=True, delete_pin=True, batch_pin=True)
+    before = subject.requests.copy()
+    assert await store.delete_many(["a", "b", "c"], versions=versions) == []
+    assert subject.requests - before == {"DeleteObjects": 1}
 
 
 @pytest.mark.parametrize("key", ["plain", "a//b"])

@@ -12,7 +12,7 @@ import builtins
 import errno
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import md5
 from types import MappingProxyType
@@ -27,6 +27,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.http_headers import check_key, check_properties, joined_etag
 from sosfs.s3.protocol import (
     DELETE_MAX,
+    NO_VERSIONS,
     NOTHING,
     PARTS_MAX,
     Acl,
@@ -94,6 +95,7 @@ class FakeStore:
         self.hashes = hashes
         self.enforces_owner = False
         self.leaves_no_trace = True
+        self.pins_deletes = True  # a delete may be of one version alone
         self._bucket = bucket
         self._page = page
         self._clock = clock
@@ -232,17 +234,25 @@ class FakeStore:
             raise StoreError(errno.ESTALE, f"{request} {source!r}", code="PreconditionFailed", status=412)
         return found
 
-    async def delete(self, key: str) -> None:
+    async def delete(self, key: str, *, version: Version | None = None) -> None:
         """As `ObjectStore.delete`."""
         check_key(key)
         await self._begin("delete", key)
+        self._remove(key, version)
+
+    def _remove(self, key: str, version: Version | None) -> None:
+        found = self._stored.get(key)
+        if found and version and version.etag and self.pins_deletes and found.object.version.etag != version.etag:
+            raise StoreError(errno.ESTALE, f"DeleteObject {key!r}", code="PreconditionFailed", status=412)
         self._stored.pop(key, None)
 
     async def purge(self, key: str) -> None:
         """As `ObjectStore.purge`."""
         await self.delete(key)
 
-    async def delete_many(self, keys: Sequence[str]) -> builtins.list[Failure]:
+    async def delete_many(
+        self, keys: Sequence[str], *, versions: Mapping[str, Version] = NO_VERSIONS
+    ) -> builtins.list[Failure]:
         """As `ObjectStore.delete_many`. `fault` is asked for each key as a `delete` and fails it alone."""
         for key in keys:
             check_key(key)
@@ -257,10 +267,9 @@ class FakeStore:
                 try:
                     if self.fault:
                         self.fault("delete", key)
+                    self._remove(key, versions.get(key))
                 except OSError as error:
                     failures.append(Failure(key, error))
-                else:
-                    self._stored.pop(key, None)
         return failures
 
     async def create_multipart(self, key: str, properties: Properties, *, acl: Acl | None = None, **_: object) -> str:

@@ -158,6 +158,10 @@ def capabilities(calls: SignedCalls, settings: Settings) -> Iterator[Finding]:
             yield Finding(what, Verdict.OK, f"honoured{more}")
         else:
             yield Finding(what, Verdict.WARNING, f"not honoured: {RACE}", APART)
-    for what, honoured in (("server: pinned copies", found.copy_pin), ("server: pinned parts", found.part_pin)):
-        detail = "honoured" if honoured else "not honoured: a HEAD makes up for it"
+    for what, honoured, instead in (
+        ("server: pinned copies", found.copy_pin, "a HEAD makes up for it"),
+        ("server: pinned parts", found.part_pin, "a HEAD makes up for it"),
+        ("server: pinned removals", found.delete_pin, "what another client stores just when a file is renamed may go"),
+    ):
+        detail = "honoured" if honoured else f"not honoured: {instead}"
         yield Finding(what, Verdict.OK if honoured else Verdict.NOTE, detail)

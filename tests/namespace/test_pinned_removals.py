@@ -1,0 +1,170 @@
+"""What a rename leaves behind goes as the version that was copied: what another client stores meanwhile stays."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sosfs.config.parameters import TTL
+from sosfs.errors import StoreError
+from sosfs.s3.protocol import Failure, Properties
+from tests.support.composed import LONG, Composed, composed
+from tests.support.fake_store import FakeStore
+from tests.support.held import Held, begun, bodies, put_all, settled
+
+pytestmark = pytest.mark.usefixtures("without_bugs")
+REFUSED = StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)
+
+
+async def replace(store: FakeStore, key: str) -> None:
+    """Another client stores something else there."""
+    await type(store).put(store, key, b"theirs", Properties())
+
+
+@pytest.mark.parametrize("proven", [False, True], ids=["awaited", "queued"])
+def test_a_file_that_is_replaced_when_its_old_name_goes_stays(mount: Composed, store: Held, proven: bool) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "other": b"x"})
+        if proven:
+            await mount.unlink("other")
+        await mount._walk("file")
+        store.before["delete", "file"] = held
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        await replace(store, "file")
+        await settled(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) | {"other": b"x"} == {"file": b"theirs", "moved": b"bytes", "other": b"x"}
+    shown = mount.loop.run(mount.tree)
+    assert (shown["file"], shown["moved"]) == ((b"theirs", 0o644), (b"bytes", 0o644))
+    assert mount.parts.pending == 0
+
+
+def test_so_does_one_of_many_that_are_renamed_one_after_the_other(mount: Composed, store: Held) -> None:
+    held, names = trio.Event(), [f"f{number}" for number in range(5)]
+
+    async def main() -> None:
+        await put_all(store, dict.fromkeys((*names, "first"), b"bytes"))
+        await mount.unlink("first")
+        store.before["delete_many"] = held
+        for name in names:
+            await mount.rename(name, f"{name}-moved")
+        await replace(store, "f3")
+        await settled(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {"f3": b"theirs"} | {f"{name}-moved": b"bytes" for name in names}
+    assert mount.loop.run(mount.tree)["f3"] == (b"theirs", 0o644)
+    assert mount.parts.pending == 0
+
+
+def test_so_does_one_in_a_directory_that_is_renamed(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"bytes", "d/z": b"z"})
+        store.before["delete_many"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        await replace(store, "d/a")
+        await settled(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {"d/a": b"theirs", "e/a": b"bytes", "e/z": b"z"}
+    assert set(mount.loop.run(mount.tree)) == {"d", "d/a", "e", "e/a", "e/z"}
+    assert mount.parts.pending == 0
+
+
+def test_who_finishes_a_cut_rename_takes_along_what_is_stored_just_then(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, {"d/a": b"bytes", "d/z": b"z"}))
+        with pytest.MonkeyPatch.context() as patch:
+
+            async def hangs(*_: Any, **__: Any) -> Any:
+                await trio.sleep_forever()
+
+            patch.setattr(store, "delete_many", hangs)
+            mount.loop.run(lambda: begun(mount, lambda: mount.rename("d", "e")))
+            mount.crash()
+        delete_many = store.delete_many
+
+        async def overtaken(keys: Sequence[str], **options: Any) -> list[Failure]:
+            store.delete_many = delete_many  # type: ignore[method-assign]
+            await replace(store, "d/a")
+            return await delete_many(keys, **options)
+
+        store.delete_many = overtaken  # type: ignore[method-assign]
+        mount.start()
+        assert bodies(store) == {"e/a": b"theirs", "e/z": b"z"}
+
+
+def test_a_removal_that_is_tried_again_spares_what_is_stored_after_it_looked(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"first": b"1", "file": b"bytes"})
+        await mount.unlink("first")
+        store.errors["delete", "file"] = [REFUSED]
+        await mount.unlink("file")
+
+    mount.loop.run(main)
+    mount.loop.passes(3)
+    assert bodies(store) == {"file": b"bytes"} and mount.parts.pending == 1
+
+    store.before["delete", "file"] = held
+    mount.loop.passes(LONG)
+    assert ("delete", "file") in store.reached, "it has been looked at"
+
+    async def again() -> None:
+        await replace(store, "file")
+        await settled(held)
+
+    mount.loop.run(again)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"file": b"theirs"} and mount.parts.pending == 0
+
+
+def test_a_removal_of_an_earlier_mount_spares_what_is_stored_after_it_looked(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, {"first": b"1", "file": b"bytes"}))
+        mount.loop.run(lambda: mount.unlink("first"))
+        store.before["delete", "file"] = trio.Event()
+        mount.loop.run(lambda: mount.unlink("file"))
+        mount.loop.passes(1)
+        mount.crash()
+        store.before.clear()
+        delete = FakeStore.delete
+
+        async def overtaken(*arguments: Any, **options: Any) -> None:
+            await replace(store, "file")
+            await delete(store, *arguments, **options)
+
+        store.delete = overtaken  # type: ignore[method-assign]
+        mount.start()
+        assert bodies(store) == {"file": b"theirs"}
+        assert mount.parts.pending == 0
+
+
+def test_what_a_user_removes_goes_whoever_stored_it(mount: Composed, store: Held) -> None:
+    """As unlink(2) does: of a file that somebody else has just put there."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await mount._walk("file")
+        await replace(store, "file")
+        await mount.unlink("file")
+
+    mount.loop.run(main)
+    assert bodies(store) == {}
