@@ -44,7 +44,7 @@ from sosfs.recovery.directories import KeyDirectories
 from sosfs.recovery.spool import SpoolReplay
 from sosfs.s3.copying import copy_object
 from sosfs.s3.preconditions import find
-from sosfs.s3.protocol import Listed, Object, ObjectStore, Properties, Version
+from sosfs.s3.protocol import UNKNOWN, Listed, Object, ObjectStore, Properties, Version
 from sosfs.tree.inodes import Inode, Known
 from sosfs.tree.keys import Form
 
@@ -127,11 +127,14 @@ class Replay:
         return {one.key: one.version for one in left if one.key in refused}
 
     async def _listed(self, key: str) -> list[Listed]:
-        """A file, or all that is below a directory."""
-        if key.endswith("/"):
-            return await listed_under(self._store, key)
-        found = await find(self._store, key)
-        return [Listed(key, found.version, found.properties.storage_class)] if found is not None else []
+        """A file, or all that is below a directory; what a listing has nonsense of is asked for by itself."""
+        shown = await listed_under(self._store, key) if key.endswith("/") else [Listed(key, UNKNOWN)]
+        clear = [one for one in shown if one.version != UNKNOWN]
+        for one in (one.key for one in shown if one.version == UNKNOWN):
+            found = await find(self._store, one)
+            if found is not None:
+                clear.append(Listed(one, found.version, found.properties.storage_class))
+        return clear
 
     async def _move(self, one: Listed, new_key: str) -> None:
         acl = await self._attributes.acls.of_key(one.key)
@@ -212,9 +215,7 @@ class Replay:
 
 def _is_copied(source: Version, copy: Version | None) -> bool:
     """Whether nobody can have changed the metadata of the source since the copy was made, nor its bytes."""
-    if copy is None or not copy.same_bytes(source):
-        return False
-    return source.modified is None or copy.modified is None or source.modified < copy.modified
+    return copy is not None and copy.same_bytes(source) and (source.modified or 0) < (copy.modified or 0)
 
 
 def _depth(key: str) -> float:

@@ -11,13 +11,17 @@ import os
 import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import pytest
 import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.s3.protocol import UNKNOWN, Page, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, put_all, stored
@@ -183,3 +187,55 @@ def test_attributes_of_a_new_file_whose_upload_got_no_answer_follow_it(tmp_path:
         mount.start()
         settled(mount)
         assert store._stored["e/new"].object.properties.metadata["mode"] == str(0o100600)
+
+
+class Garbled(Held):
+    """A store whose listings have nonsense of their objects once it `is_garbled`."""
+
+    is_garbled = False
+
+    async def list(self, prefix: str, **options: Any) -> Page:
+        page = await super().list(prefix, **options)
+        unclear = tuple(replace(one, version=UNKNOWN) for one in page.objects)
+        return replace(page, objects=unclear) if self.is_garbled else page
+
+
+@pytest.mark.parametrize("garbled", [False, True], ids=["", "garbled"])
+@pytest.mark.parametrize("where", ["d/file", "e/file"], ids=["old name", "new name"])
+def test_what_has_the_old_name_is_not_removed_before_it_is_copied(tmp_path: Path, where: str, *, garbled: bool) -> None:
+    """Another client has stored something since the copy was made, and a listing may not tell."""
+    now = [1.0]
+    store = Garbled(clock=lambda: now[0])
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes", "d/z": b"z"})
+        now[0] += 1
+
+    with cut_short(store, tmp_path, before) as mount:
+        now[0] += 1
+        mount.loop.run(lambda: put_all(store, {where: b"theirs"}))
+        store.is_garbled = garbled
+        mount.start()
+        assert bodies(store) == {"e/file": b"theirs" if where == "d/file" else b"bytes", "e/z": b"z"}
+
+
+def test_a_file_that_replaces_one_with_the_same_bytes_replaces_its_attributes_too(tmp_path: Path) -> None:
+    """The one that is to be replaced is the newer one, and no copy."""
+    now = [1.0]
+    store = Held(clock=lambda: now[0])
+
+    async def main(mount: Composed) -> None:
+        for key, mode in (("a", 0o100600), ("b", 0o100644)):
+            await store.put(key, b"bytes", Properties(metadata={"mode": str(mode)}))
+            now[0] += 1
+        store.before["copy"] = trio.Event()
+        await begun(mount, partial(mount.rename, "a", "b"))
+        assert store.reached
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.before.clear()
+        mount.start()
+        assert bodies(store) == {"b": b"bytes"}
+        assert store._stored["b"].object.properties.metadata["mode"] == str(0o100600)
