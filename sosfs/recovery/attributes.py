@@ -60,6 +60,9 @@ class AttributeReplay:
         That is so as well where a copy that the dead process has asked for may come yet, and undo this one.
         """
         found = await find(self._store, saved.key)
+        if found is not None and _is_uploaded(saved, found):
+            saved = replace(saved.uploaded(), version=found.version)
+            self._journal.save_attributes(row, saved)  # the tree knows by the version what is refused
         if found is None and saved.key.endswith("/"):
             kept = (
                 saved.properties
@@ -68,13 +71,13 @@ class AttributeReplay:
             )
             used = Properties(kept.headers, user_metadata.write(saved.properties.metadata, saved.posix))
             await self._store.put(saved.key, b"", used)
-        elif found is None or not (_is_uploaded(saved, found) or _stands_on(saved, found)):
+        elif found is None or not _stands_on(saved, found):
             self._say_lost(saved, found)
         elif late := tuple(one for one in saved.sent if not is_made_by(one, found)):
             self._journal.save_attributes(row, replace(saved, version=found.version, sent=late, tokens=()))
             return False
         else:
-            await self._copy(row, saved.uploaded() if _is_uploaded(saved, found) else saved, found)
+            await self._copy(row, saved, found)
         return True
 
     async def _copy(self, row: int, saved: SavedAttributes, found: Object) -> None:

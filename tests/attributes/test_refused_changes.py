@@ -354,19 +354,23 @@ class Meddling(Refusing):
 
 
 @contextmanager
-def meddling(base: Path, durability: Durability = Durability.BUCKET) -> Iterator[tuple[Composed, Meddling]]:
+def meddling(
+    base: Path, durability: Durability = Durability.BUCKET, *, hashes: bool = True
+) -> Iterator[tuple[Composed, Meddling]]:
     """As `refusing`."""
     store = Meddling()
+    store.hashes = hashes
     with composed(store, base, durability=durability) as mount:
         yield mount, store
         store.answer = None
 
 
 @pytest.mark.promise(3)
+@pytest.mark.parametrize("hashes", [True, False], ids=["", "no hashes"])
 @pytest.mark.parametrize("is_new", [True, False])
 @both_modes
 def test_a_change_after_an_upload_without_an_answer_waits_as_well(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, durability: Durability, is_new: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, durability: Durability, *, is_new: bool, hashes: bool
 ) -> None:
     """It is of the bytes that were uploaded, though nobody was told that they are there."""
 
@@ -380,7 +384,7 @@ def test_a_change_after_an_upload_without_an_answer_waits_as_well(
         store.is_lost, store.answer = False, (403, "AccessDenied")
         change(mount, await mount._walk("file"))
 
-    with meddling(tmp_path, durability) as (mount, store):
+    with meddling(tmp_path, durability, hashes=hashes) as (mount, store):
         mount.loop.run(partial(begin, mount, store))
         assert store._stored["file"].body == b"body"
         for _ in range(2):
@@ -393,6 +397,39 @@ def test_a_change_after_an_upload_without_an_answer_waits_as_well(
         mount.loop.passes(LONG)
         assert mount.parts.pending == 0
         assert store._stored["file"].body == b"body"
+        require_stored(store)
+        assert "is lost" not in caplog.text
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(("is_new", "hashes"), [(True, True), (True, False), (False, True)])
+def test_a_change_after_an_upload_without_an_answer_waits_where_nobody_may_look(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, is_new: bool, hashes: bool
+) -> None:
+    """The next mount has to take what a listing shows for what was uploaded."""
+
+    async def begin(mount: Composed, store: Meddling) -> None:
+        if not is_new:
+            await store.put("file", b"old", Properties())
+        store.is_lost = True
+        await begun(mount, partial(mount.write, "file", b"body", flags=os.O_CREAT))
+        store.is_lost = False
+        change(mount, await mount._walk("file"))
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "head":
+            raise from_s3(f"head {key!r}", code="AccessDenied", status=403)
+
+    with meddling(tmp_path, hashes=hashes) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        mount.crash()
+        store.fault = refuse
+        mount.start()
+        mount.loop.run(partial(require_changed, mount))
+        assert mount.parts.pending == 1
+        store.fault = None
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
         require_stored(store)
         assert "is lost" not in caplog.text
 
@@ -441,7 +478,9 @@ def test_a_refused_change_is_not_of_what_another_client_does_meanwhile(
         assert mount.parts.pending == 0
         theirs = {} if then == "removes" else {"file": (b"theirs", 0o644)}
         assert mount.loop.run(mount.tree) == {"other": (b"body", 0o644)} | theirs
-        assert "file is lost: another client" in caplog.text
+        mount.crash()
+        mount.start()
+        assert caplog.text.count("file is lost: another client") == 1, "it is said once"
 
 
 # On a real mount
