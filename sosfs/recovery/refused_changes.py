@@ -62,16 +62,14 @@ class RefusedChanges:
             inode = await self._places.directory(saved.key)
         else:
             inode = await self._places.file(*await self._places.parent_of(saved.key))
-        if inode is not None and inode.attributes_dirty:
-            return  # of a draft that was found in the bucket without them
-        if inode is not None:
-            listed = inode.version
-            if listed is not None and (saved.version is None or listed.etag in saved.tokens):
-                saved = replace(saved.uploaded(), version=listed)
-            self._attributes.take_up(inode, row, saved)
+        if inode is None:
+            log.error("what was changed of the attributes of %s is lost: another client has removed it", saved.key)
+            self._journal.drop_attributes(row)
             return
-        log.error("what was changed of the attributes of %s is lost: another client has removed it", saved.key)
-        self._journal.drop_attributes(row)
+        listed = inode.version
+        if listed is not None and (saved.version is None or listed.etag in saved.tokens):
+            saved = replace(saved.uploaded(), version=listed)
+        self._attributes.take_up(inode, row, saved)
 
     async def _hide(self, key: str, keys: set[str]) -> Outcome | None:
         """Takes the name out of the tree; returns what lets a listing show it again.
