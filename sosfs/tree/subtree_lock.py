@@ -35,7 +35,7 @@ class SubtreeLock:
 
     def is_exclusive(self, inode: Inode) -> bool:
         """Whether an inode is being renamed, or a directory that it is in."""
-        return bool(self._exclusive) and any(self._inodes.is_under(inode, top) for top in self._exclusive)
+        return any(self._inodes.is_under(inode, top) for top in self._exclusive)
 
     async def released(self, inode: Inode) -> None:
         """No rename of the inode is under way afterwards; unlike `passing` this keeps none from beginning."""
@@ -50,8 +50,7 @@ class SubtreeLock:
         self._shared[inode] -= 1
         if not self._shared[inode]:
             del self._shared[inode]
-        if self._changed:
-            self._changed.unpark_all()
+        self._changed.unpark_all()
 
     @asynccontextmanager
     async def exclusive(self, *subtrees: Inode) -> AsyncIterator[None]:
