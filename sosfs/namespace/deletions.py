@@ -250,8 +250,7 @@ class Deletions:
         try:
             await self._send(batch)
         except OSError:
-            if self._queued:
-                self._begin_work()  # they may all have found the queue empty meanwhile
+            self._begin_work()  # they may all have found the queue empty meanwhile
             raise
 
     async def drain(self) -> int:
@@ -292,15 +291,12 @@ class Deletions:
             while self._held:
                 await self._retries.wait(pauses, REFUSED)
                 self._recall("")
-                while batch := self._batch(DELETE_MAX):
-                    try:
+                try:
+                    while batch := self._batch(DELETE_MAX):
                         await self._send(batch)
-                    except OSError as error:
-                        log.warning("%d deletes wait for the store: %s", self.pending, error)
-                        if not self._queued.keys().isdisjoint(batch):
-                            break  # it is out of reach
-                if self._queued:
-                    self._begin_work()
+                except OSError as error:
+                    log.warning("%d deletes wait for the store: %s", self.pending, error)
+                self._begin_work()  # for what is left
         finally:
             self._is_holding = False
 
@@ -356,22 +352,15 @@ class Deletions:
 
     async def _send(self, batch: list[str]) -> None:
         """Sends keys that are in `_flying`; puts back those that are not removed, and raises why."""
-        if not batch:
-            return
-        refused: dict[str, OSError] = {}
-        unanswered: OSError | None = None
+        failed: dict[str, OSError] = {}
         try:
             spared = await self._overwritten(batch)
-            refused = await self._remove([key for key in batch if key not in spared])
+            failed = await self._remove([key for key in batch if key not in spared])
         except OSError as error:
-            if isinstance(error, StoreError) and error.cause is Cause.DENIED:
-                refused = dict.fromkeys(batch, error)
-            else:
-                unanswered = error
-        await self._answer(batch, refused if unanswered is None else dict.fromkeys(batch, unanswered))
-        for failure in (unanswered, *refused.values()):
-            if failure is not None:
-                raise failure
+            failed = dict.fromkeys(batch, error)
+        await self._answer(batch, failed)
+        for failure in failed.values():
+            raise failure
 
     async def _remove(self, keys: list[str]) -> dict[str, OSError]:
         """Removes keys; returns those that the store refuses to remove. Raises what a request ends with."""
@@ -409,7 +398,7 @@ class Deletions:
         return found
 
     async def _answer(self, batch: list[str], failed: dict[str, OSError]) -> None:
-        for key in [key for key in batch if key.endswith("/") and key not in failed]:
+        for key in [key for key in batch if key.endswith("/")]:
             if below := next((other for other in failed if other.startswith(key)), ""):
                 failed[key] = failed[below]  # its name is not free before what was below it is gone
         answered = [key for key in batch if key not in failed]

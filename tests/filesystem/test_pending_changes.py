@@ -14,14 +14,16 @@ import pytest
 import trio
 import trio.testing
 
+import tests.support.fake_store
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.files.open_file import content_of
 from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.s3.protocol import Properties
 from sosfs.s3.traffic import Traffic
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, bodies, opened
+from tests.support.held import Held, begun, bodies, closed, opened, stored
 
 
 class Refusing(FakeStore):
@@ -84,7 +86,8 @@ def test_a_retry_leaves_nobody_waiting(tmp_path: Path, store: Refusing) -> None:
     with composed(store, tmp_path) as mount:
         refuse(mount, store, "a")
         (waits,) = ask(mount, "pending")["changes"]
-        assert "AccessDenied" in waits["error"]
+        assert (waits["error"], waits["size"]) == ("AccessDenied", 5)
+        assert mount.parts.waiting == ["bytes of a: put 'a': AccessDenied"]
         assert 0 < waits["retry_at"] - time.time() <= 300
         store.refused.clear()
         assert ask(mount, "retry")["total"] == 0
@@ -139,6 +142,67 @@ def test_bytes_on_the_wire_count_for_their_file_and_never_beyond_its_size(tmp_pa
         told = ask(mount, "pending", moved={"a": 3, "b": 99, "c": 5})
         assert {one["path"]: one["uploaded"] for one in told["changes"]} == {"a": 3, "b": 5}
         mount.loop.run(store.release)
+
+
+def test_parts_that_the_server_has_count_for_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while nothing of it is on its way."""
+    store, held = Held(), trio.Event()
+    monkeypatch.setattr(tests.support.fake_store, "PART_MIN", 1)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL, part_size=4096) as mount:
+        store.before["complete_multipart"] = held
+        size = mount.parts.file_io.writeback._uploader.plan.single + 4096
+        mount.loop.run(partial(mount.write, "file", b"n" * size, flags=os.O_CREAT))
+        (told,) = ask(mount, "pending")["changes"]
+        assert (told["size"], told["uploaded"]) == (size, 0)
+        mount.loop.passes(3)
+        assert store.reached == {("complete_multipart", "file")}
+        (told,) = ask(mount, "pending")["changes"]
+        assert (told["size"], told["uploaded"]) == (size, size)
+        mount.loop.run(store.release)
+        mount.loop.passes(3)
+        assert stored(store) == b"n" * size
+
+
+def test_bytes_of_a_file_that_is_removed_are_not_told_any_more(tmp_path: Path) -> None:
+    store = Held()
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(mount.write, "file", b"12345"))
+        store.before["delete"] = trio.Event()
+        mount.loop.run(lambda: begun(mount, partial(mount.unlink, "file")))
+        assert store.reached == {("delete", "file")}
+        assert ask(mount, "pending")["changes"] == []
+        assert (mount.parts.commits.pending, mount.parts.commits.oldest) == ((0, 0), 0.0)
+        mount.loop.run(store.release)
+        mount.loop.passes(3)
+        assert bodies(store) == {}
+
+
+def test_a_write_that_failed_is_the_reason_why_a_file_is_not_stored(tmp_path: Path) -> None:
+    async def fail(mount: Composed) -> None:
+        inode = await mount._walk("file")
+        draft = content_of(inode).draft
+        assert draft is not None
+        draft.refused.add(0, 5)
+
+    async def mend(mount: Composed) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"54321")
+        await closed(mount, handle)
+
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", b"12345", flags=os.O_CREAT))
+        mount.loop.run(partial(fail, mount))
+        (told,) = ask(mount, "pending")["changes"]
+        assert "want of room" in told["error"]
+        mount.loop.run(partial(mend, mount))
+        (told,) = ask(mount, "pending")["changes"]
+        assert told["error"] == ""
+        mount.loop.passes(3)
+        assert bodies(store) == {"file": b"54321"}
 
 
 def test_what_waits_is_counted_until_it_is_stored_and_since_it_was_written(tmp_path: Path) -> None:

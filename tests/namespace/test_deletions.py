@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -14,11 +16,12 @@ import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
-from sosfs.namespace.deletions import CROWD
+from sosfs.filesystem.pending_changes import PendingChanges
+from sosfs.namespace.deletions import CROWD, HELD_FIRST, HELD_MAX, PAUSE_MAX
 from sosfs.s3.protocol import NO_VERSIONS, Failure, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import begun
+from tests.support.held import Held, begun, bodies, put_all, silence
 
 FILES = 2 * CROWD + CROWD // 2
 
@@ -123,6 +126,7 @@ def test_a_removed_file_with_unsent_bytes_does_not_come_back(tmp_path: Path, fir
         here.loop.run(require_gone)
 
 
+@pytest.mark.usefixtures("without_bugs")
 def test_a_directory_stays_away_while_a_file_that_was_removed_from_it_is_refused(tmp_path: Path) -> None:
     """The file was removed before, and the server says no to it alone; then the directory is removed."""
     store = FakeStore()
@@ -146,6 +150,7 @@ def test_a_directory_stays_away_while_a_file_that_was_removed_from_it_is_refused
         for _ in range(2):
             mount.loop.passes(2 * TTL)
             assert mount.loop.run(mount.tree) == {}
+            assert len(mount.parts.waiting) == 2, "the directory waits for the same reason"
             mount.crash()
             mount.start()
         store.fault = None
@@ -183,3 +188,96 @@ def test_a_directory_waits_for_files_that_got_no_answer_and_are_more_than_one_ba
         mount.loop.passes(60)
         assert mount.parts.pending == 0
         assert not any(key.startswith("top/sub") for key in store._stored)
+
+
+# What is told of those that wait
+
+
+def _pending(mount: Composed) -> dict[str, dict[str, Any]]:
+    """What `sosfs pending` tells, by path."""
+    told = mount.loop.run(lambda: PendingChanges(mount.parts, "", dict).tell([()], lambda _: None))
+    return {one["path"]: one for one in told["changes"]}
+
+
+async def _remove(mount: Composed, *paths: str) -> None:
+    for path in paths:
+        await mount.unlink(path)
+
+
+@pytest.mark.usefixtures("without_bugs")
+def test_what_is_refused_is_tried_again_with_growing_pauses_and_told_with_the_reason(tmp_path: Path) -> None:
+    """A file whose name begins alike is none of it."""
+    store, tried = FakeStore(), list[str]()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "delete" and key == "files":
+            tried.append(key)
+            raise StoreError(errno.EACCES, f"{operation} {key!r}", code="AccessDenied", status=403)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, dict.fromkeys(("other", "file", "files", "more"), b"")))
+        assert mount.parts.oldest == 0.0
+        store.fault, before = refuse, time.time()
+        mount.loop.run(partial(_remove, mount, "other", "file", "files"))
+        assert {path: (one["error"], one["retry_at"]) for path, one in _pending(mount).items()} == {
+            "file": ("", 0.0),
+            "files": ("", 0.0),
+        }
+        mount.loop.passes(1)
+        (told,) = _pending(mount).values()
+        assert (told["path"], told["kind"], told["error"]) == ("files", "removal", "AccessDenied")
+        assert 0 < told["retry_at"] - time.time() <= HELD_FIRST
+        assert before <= told["since"] == mount.parts.oldest <= time.time()
+        assert mount.parts.waiting == ["removal of files: delete 'files': AccessDenied"]
+        mount.loop.passes(LONG)
+        assert 8 <= len(tried) <= 16
+        mount.loop.run(partial(_remove, mount, "more"))
+        store.fault = None
+        mount.loop.passes(2 * HELD_MAX)
+        assert (store._stored, _pending(mount), mount.parts.oldest) == ({}, {}, 0.0)
+
+
+def test_what_waits_for_the_store_is_not_told_to_be_tried_later_while_it_is_tried(tmp_path: Path) -> None:
+    store = Held()
+
+    async def retry(mount: Composed) -> None:
+        store.before["delete"] = trio.Event()
+        await begun(mount, partial(mount.parts.deletions.wait_for, "a"))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, dict.fromkeys("oab", b"")))
+        mount.loop.run(partial(_remove, mount, "o", "a"))
+        store.errors["delete", "a"] = [silence("delete")] * 3
+        mount.loop.passes(1.2)  # the second try has failed, and the next one comes a second later
+        mount.loop.run(partial(_remove, mount, "b"))
+        told = _pending(mount)
+        assert (told["b"]["error"], told["b"]["retry_at"]) == ("", 0.0), "it has not failed"
+        assert told["a"]["error"] == "no answer"
+        assert 0 < told["a"]["retry_at"] - time.time() <= PAUSE_MAX
+        mount.loop.run(partial(retry, mount))
+        assert store.reached == {("delete", "a")}
+        assert _pending(mount)["a"]["retry_at"] == 0.0
+        mount.loop.run(store.release)
+        mount.loop.passes(10)
+        assert (bodies(store), _pending(mount)) == ({}, {})
+
+
+def test_a_directory_that_waits_for_what_is_refused_keeps_nobody_from_removing_others(tmp_path: Path) -> None:
+    """Nothing is on its way whose answer the queue could wait for."""
+    store = FakeStore()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "delete" and key == "d/x":
+            raise StoreError(errno.EACCES, f"{operation} {key!r}", code="AccessDenied", status=403)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, dict.fromkeys(("other", "d/", "d/x", "a", "b"), b"")))
+        store.fault = refuse
+        mount.loop.run(partial(_remove, mount, "other", "d/x"))
+        mount.loop.passes(HELD_FIRST + 1)  # the next try comes after twice as long
+        mount.loop.run(partial(mount.rmdir, "d"))
+        mount.loop.passes(1)
+        mount.loop.run(partial(_remove, mount, "a", "b"))
+        mount.loop.passes(1)
+        assert sorted(store._stored) == ["d/", "d/x"]
+        store.fault = None
