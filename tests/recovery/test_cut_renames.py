@@ -24,7 +24,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.protocol import UNKNOWN, Page, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
 
 JOURNAL = Durability.JOURNAL
 
@@ -119,8 +119,9 @@ def test_a_new_file_does_not_go_over_what_another_client_stored_under_its_new_na
         assert list(found.values()) == [b"ours"]
 
 
-def test_a_file_whose_bytes_wait_is_renamed_again_upon_its_copy(tmp_path: Path) -> None:
-    """Where each copy has an ETag of its own, only that one can be copied on."""
+@pytest.mark.parametrize("name", ["e/file", "e/moved"])
+def test_a_file_whose_bytes_wait_is_stored_or_renamed_again_upon_its_copy(tmp_path: Path, name: str) -> None:
+    """Where each copy has an ETag of its own, only that one can be written over or copied on."""
     store = Held(hashes=False)
 
     async def before(mount: Composed) -> None:
@@ -134,10 +135,15 @@ def test_a_file_whose_bytes_wait_is_renamed_again_upon_its_copy(tmp_path: Path) 
     with cut_short(store, tmp_path, before) as mount:
         store.fault = down
         mount.start()
-        mount.loop.run(partial(mount.rename, "e/file", "e/moved"))
+        if name == "e/file":
+            handle = mount.loop.run(lambda: opened(mount, os.O_RDONLY, name))
+            assert mount.loop.run(lambda: mount.parts.file_io.read(handle, 0, 99)) == b"new bytes"
+            mount.loop.run(lambda: closed(mount, handle))
+        else:
+            mount.loop.run(partial(mount.rename, "e/file", name))
         store.fault = None
         settled(mount)
-        assert bodies(store) == {"e/moved": b"new bytes", "e/z": b"z"}
+        assert bodies(store) == {name: b"new bytes", "e/z": b"z"}
 
 
 def test_attributes_of_a_file_that_another_client_has_removed_are_given_up(tmp_path: Path) -> None:
