@@ -278,3 +278,34 @@ def test_a_late_answer_does_not_bring_back_what_was_shed(tmp_path: Path) -> None
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.promise(3)
+def test_what_came_into_the_spool_between_two_syncs_is_on_the_disk_after_the_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was written between them, and yet the spool has more than before: the record must not be ahead of it."""
+    monkeypatch.setattr("sosfs.files.base_fetch.WINDOW", MIB)
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        for start in (0, MIB):
+            await mount.parts.file_io.write(handle, start, NEW)
+        for start in (0, MIB):
+            await mount.parts.file_io.fsync(handle.inode)
+            await mount.parts.file_io.read(handle, start + MIB // 2, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+        await mount.parts.file_io.fsync(handle.inode)
+        draft = handle.open_file.draft
+        assert draft is not None
+        assert draft.local.covers(0, 2 * MIB)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        mount.start()
+        mount.loop.passes(5)
+        assert stored(store) == NEW + BODY[4096:MIB] + NEW + BODY[MIB + 4096 :]
