@@ -1,0 +1,327 @@
+"""Which parts go up while a file is written, which do not, and what falls between a writer and a commit beside it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.files.open_file import Handle
+from sosfs.files.upload import BEHIND
+from sosfs.s3.protocol import OBJECT_MAX, Acl, Part, PartBody
+from tests.support.composed import Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
+
+PART = 4096
+FROM = 8  # parts of a file that is sent while it is written
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    monkeypatch.setattr("sosfs.files.write_behind.STREAM_MIN", FROM * PART)
+
+
+class Gated(Held):
+    """A store that also holds back parts, by number and first byte."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[tuple[int, bytes], trio.Event] = {}
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: PartBody) -> Part:
+        """As `ObjectStore.upload_part`."""
+        gate = self.gates.get((number, bytes(body)[:1]))
+        if gate is not None:
+            await gate.wait()
+        return await super().upload_part(key, upload_id, number, body)
+
+    async def release(self) -> None:
+        """As `Held.release`."""
+        for gate in self.gates.values():
+            gate.set()
+        await super().release()
+
+
+@pytest.fixture
+def store() -> Gated:
+    """The bucket."""
+    return Gated()
+
+
+@pytest.fixture
+def mount(tmp_path: Path, store: Gated) -> Iterator[Composed]:
+    """A mount with small parts."""
+    with composed(store, tmp_path, part_size=PART) as mount:
+        yield mount
+        mount.loop.run(store.release)
+
+
+def run(mount: Composed, work: Callable[[Composed], Awaitable[None]]) -> None:
+    mount.loop.run(partial(work, mount))
+
+
+async def new(mount: Composed) -> Handle:
+    parent, name = await mount._parent("file")
+    return await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+
+
+async def written(mount: Composed, handle: Handle, first: int, last: int, letter: bytes = b"n") -> None:
+    """Writes parts `first` to `last`, and lets go up what does."""
+    for number in range(first, last + 1):
+        await mount.parts.file_io.write(handle, (number - 1) * PART, letter * PART)
+        await trio.testing.wait_all_tasks_blocked()
+
+
+def there(store: Held) -> dict[int, bytes]:
+    """The parts of the only upload, each with its first byte."""
+    ((_, upload),) = store._uploads.items()
+    return {number: body[:1] for number, (_, body) in upload.parts.items()}
+
+
+# What goes up
+
+
+def test_a_part_that_was_written_anew_goes_up_again_before_the_close(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 12)
+        await written(mount, handle, 2, 2, b"!")
+        await written(mount, handle, 13, 14)
+        assert there(store) == {number: b"!" if number == 2 else b"n" for number in range(1, 14)}
+        await closed(mount, handle)
+        assert stored(store)[PART : 2 * PART] == b"!" * PART
+
+    run(mount, main)
+
+
+def test_a_part_that_failed_behind_the_writer_goes_up_before_the_close(mount: Composed, store: Gated) -> None:
+    """Though parts after it have been sent by then."""
+
+    async def main(mount: Composed) -> None:
+        late = store.gates[1, b"n"] = trio.Event()
+        handle = await new(mount)
+        await written(mount, handle, 1, 12)
+        assert set(there(store)) == set(range(2, 12))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Held, "upload_part", _unanswered)
+            await settled(late)
+        await written(mount, handle, 13, 13)
+        assert set(there(store)) == set(range(1, 13))
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+async def _unanswered(*_: object) -> Part:
+    raise silence("upload_part")
+
+
+def test_a_file_goes_up_to_the_name_that_it_has_by_now(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 10)
+        await mount.rename("file", "moved")
+        await written(mount, handle, 11, 14)
+        assert [upload.key for upload in store._uploads.values()] == ["moved"]
+        assert set(there(store)) == set(range(1, 14))
+        await closed(mount, handle)
+        assert bodies(store) == {"moved": b"n" * 14 * PART}
+        assert store._uploads == {}
+
+    run(mount, main)
+
+
+def test_few_parts_are_under_way_at_once(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        store.before["upload_part"] = trio.Event()
+        handle = await new(mount)
+        await written(mount, handle, 1, 14)
+        assert store.calls["upload_part"] == 0
+        store.calls.clear()
+        upload = handle.open_file.upload
+        assert upload is not None
+        assert len(upload._behind) == BEHIND
+        await settled(store.before.pop("upload_part"))
+        assert store.calls["upload_part"] == 13, "the others follow, though nobody writes"
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+def test_what_is_small_or_changed_in_place_is_sent_once(mount: Composed, store: Held) -> None:
+    """A database writes the same places over and over, and a small file is soon closed."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 30 * PART})
+        handle = await opened(mount)
+        for letter in (b"1", b"2", b"3"):
+            await written(mount, handle, 1, 12, letter)
+        assert store._uploads == {}
+        await closed(mount, handle)
+        assert stored(store) == b"3" * 12 * PART + b"o" * 18 * PART
+        await mount.unlink("file")
+        handle = await new(mount)
+        await written(mount, handle, 1, FROM - 1)
+        assert store._uploads == {}
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+# Beside a commit
+
+
+async def _flush_begins(mount: Composed, handle: Handle) -> dict[str, Any]:
+    """What becomes of a flush that is held back."""
+    ends: dict[str, Any] = {}
+    await begun(mount, partial(told, ends, "flush", partial(mount.parts.file_io.flush, handle)))
+    return ends
+
+
+def test_a_part_that_a_commit_has_is_not_replaced_by_an_older_one(mount: Composed, store: Gated) -> None:
+    """It would come when all are put together, and what the commit has sent would be there no more."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 11)
+        last, older = (store.gates.setdefault(gate, trio.Event()) for gate in ((12, b"n"), (1, b"1")))
+        await written(mount, handle, 12, 12)
+        held = store.before["complete_multipart"] = trio.Event()
+        ends = await _flush_begins(mount, handle)
+        for letter in (b"1", b"2"):
+            await written(mount, handle, 1, 2, letter)
+        await settled(last)
+        assert ("complete_multipart", "file") in store.reached
+        await settled(older)
+        assert there(store)[1] == b"2"
+        await settled(held)
+        assert ends == {"flush": None}
+        assert stored(store) == b"2" * 2 * PART + b"n" * 10 * PART
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+class Late:
+    """Holds back the first question for an ACL, and no other."""
+
+    def __init__(self, store: Held) -> None:
+        self.held = trio.Event()
+        self._ask = store.get_acl
+        self._asked = 0
+        store.get_acl = self._get_acl  # type: ignore[method-assign]
+
+    async def _get_acl(self, key: str) -> Acl:
+        self._asked += 1
+        if self._asked == 1:
+            await self.held.wait()
+        return await self._ask(key)
+
+
+async def _emptied(mount: Composed, store: Held) -> Handle:
+    """A handle of a file that had an object, and is written anew."""
+    await put_all(store, {"file": b"old"})
+    return await opened(mount, os.O_RDWR | os.O_TRUNC)
+
+
+def test_who_has_asked_for_an_acl_too_long_leaves_an_upload_alone_that_is_being_completed(
+    mount: Composed, store: Held
+) -> None:
+    async def main(mount: Composed) -> None:
+        late = Late(store)
+        handle = await _emptied(mount, store)
+        await written(mount, handle, 1, FROM - 1)
+        await begun(mount, partial(written, mount, handle, FROM, FROM))
+        held = store.before["complete_multipart"] = trio.Event()
+        ends = await _flush_begins(mount, handle)
+        await written(mount, handle, 1, 1, b"!")
+        await settled(late.held)
+        assert there(store)[1] == b"n"
+        await settled(held)
+        assert ends == {"flush": None}
+        assert stored(store) == b"n" * FROM * PART
+        await closed(mount, handle)
+        assert stored(store) == b"!" * PART + b"n" * (FROM - 1) * PART
+
+    run(mount, main)
+
+
+def test_who_has_asked_for_an_acl_too_long_begins_no_upload_of_what_lost(mount: Composed, store: Held) -> None:
+    """Nobody would end it: it would stay in the bucket, and be paid for."""
+
+    async def main(mount: Composed) -> None:
+        late = Late(store)
+        handle = await _emptied(mount, store)
+        await written(mount, handle, 1, FROM - 1)
+        await begun(mount, partial(written, mount, handle, FROM, FROM))
+        await put_all(store, {"file": b"theirs"})
+        with fails(errno.ESTALE):
+            await mount.parts.file_io.flush(handle)
+        await settled(late.held)
+        await mount.parts.file_io.release(handle)
+        assert stored(store) == b"theirs"
+        assert store._uploads == {}
+
+    run(mount, main)
+
+
+def test_two_writers_of_a_file_begin_one_upload(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        late = Late(store)
+        handle = await _emptied(mount, store)
+        await written(mount, handle, 1, FROM - 1)
+        await begun(mount, partial(written, mount, handle, FROM, FROM))
+        await written(mount, handle, FROM + 1, FROM + 1)
+        await settled(late.held)
+        await written(mount, handle, FROM + 2, FROM + 2)
+        assert store.calls["upload_part"] == FROM + 1
+        await closed(mount, handle)
+        assert stored(store) == b"n" * (FROM + 2) * PART
+        assert store._uploads == {}
+
+    run(mount, main)
+
+
+# What is refused
+
+
+def test_a_writer_is_not_told_that_an_acl_could_not_be_read(mount: Composed, store: Held) -> None:
+    """What it wrote is here. The close asks again, and says what is wrong."""
+
+    async def main(mount: Composed) -> None:
+        def silent(operation: str, key: str) -> None:
+            if operation == "get_acl":
+                raise silence(operation)
+
+        handle = await _emptied(mount, store)
+        store.fault = silent
+        await written(mount, handle, 1, FROM + 2)
+        assert store._uploads == {}
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        store.fault = None
+        await closed(mount, handle)
+        assert stored(store) == b"n" * (FROM + 2) * PART
+
+    run(mount, main)
+
+
+def test_a_write_past_the_end_of_all_files_takes_nothing_from_the_file(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await mount.parts.file_io.write(handle, 0, b"all of it")
+        with fails(errno.EFBIG):
+            await mount.parts.file_io.write(handle, OBJECT_MAX, b"!")
+        await closed(mount, handle)
+        assert bodies(store) == {"file": b"all of it"}
+
+    run(mount, main)
