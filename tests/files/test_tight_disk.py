@@ -1,0 +1,362 @@
+"""Writers that find no room: who goes on, who waits and for what, what is freed for them, and when it is ENOSPC.
+
+In one process, on a disk that has as much room as the test says, while the clock stands still.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from sosfs.config.parameters import Durability
+from sosfs.files.open_file import Handle, draft_of
+from sosfs.files.spool import SpoolArea
+from sosfs.files.write_behind import IDLE
+from tests.support.composed import Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
+
+PART = 4096
+LIMIT = 4 * PART  # that one file may hold here
+PATIENCE = 20.0
+NO_ROOM = errno.ENOSPC
+
+
+class Disk:
+    """A disk of which `others` is taken by other programs."""
+
+    size = 1000 * PART
+
+    def __init__(self) -> None:
+        self.others = 0
+        self.mount: Composed | None = None
+
+    @property
+    def free(self) -> int:
+        """What is left."""
+        drafts = map(draft_of, self.mount.parts.commits.drafts if self.mount is not None else ())
+        return self.size - self.others - sum(one.local.total for one in drafts if one and one.spool.on_disk)
+
+    def leaves(self, size: int) -> None:
+        """Others take all but `size` bytes."""
+        self.others += self.free - size
+
+
+@pytest.fixture(autouse=True)
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """The disk; files of some hundred bytes are on it."""
+    found = Disk()
+    monkeypatch.setattr("sosfs.files.spool.SPILL", 200)
+    monkeypatch.setattr("sosfs.files.write_behind.SPILL", 200)
+    monkeypatch.setattr("sosfs.files.write_behind.RELIEF", PART)
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: found.free < 4 * PART))
+    monkeypatch.setattr(SpoolArea, "is_tight", lambda self, more, alone=False: found.free < more + (not alone) * PART)
+    return found
+
+
+@pytest.fixture
+def store() -> Held:
+    """The bucket."""
+    return Held()
+
+
+@pytest.fixture(params=[Durability.BUCKET])
+def mount(request: pytest.FixtureRequest, tmp_path: Path, store: Held, disk: Disk) -> Iterator[Composed]:
+    """A mount on that disk."""
+    options = {"durability": request.param, "part_size": PART, "dirty_limit": LIMIT, "patience": PATIENCE}
+    with composed(store, tmp_path, **options) as mount:
+        disk.mount = mount
+        yield mount
+        disk.others = 0
+        mount.loop.run(store.release)
+        mount.loop.passes(30)
+
+
+journal = pytest.mark.parametrize("mount", [Durability.JOURNAL], indirect=True)
+
+
+def does(mount: Composed, work: Callable[[], Awaitable[Any]]) -> dict[str, Any]:
+    """What becomes of work, nothing while it waits."""
+    ends: dict[str, Any] = {}
+    mount.loop.run(partial(begun, mount, partial(told, ends, "end", work)))
+    return ends
+
+
+def new(mount: Composed, path: str, size: int = 300) -> Handle:
+    """A new file with so many bytes."""
+
+    async def make() -> Handle:
+        parent, name = await mount._parent(path)
+        handle = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, path.encode() * size)
+        return handle
+
+    return mount.loop.run(make)
+
+
+def writes(mount: Composed, handle: Handle, at: int, body: bytes) -> dict[str, Any]:
+    return does(mount, partial(mount.parts.file_io.write, handle, at, body))
+
+
+def local(handle: Handle) -> int:
+    """How many bytes of a file are here."""
+    draft = handle.open_file.draft
+    assert draft is not None
+    return draft.local.total
+
+
+def close(mount: Composed, *handles: Handle) -> None:
+    for handle in handles:
+        mount.loop.run(partial(closed, mount, handle))
+
+
+def is_full(ends: dict[str, Any]) -> bool:
+    """Whether a write was told that there is no room."""
+    return "end" in ends and f"OSError({NO_ROOM}" in str(ends["end"])
+
+
+# Who goes on
+
+
+def test_one_writer_goes_on_and_others_wait_until_it_rests(mount: Composed, disk: Disk) -> None:
+    first, second, third = (new(mount, path) for path in "abc")
+    disk.leaves(PART + 50)
+    assert writes(mount, first, 300, b"a" * 100) == {"end": 100}
+    waits = writes(mount, second, 300, b"b" * 100)
+    for number in range(4):
+        mount.loop.passes(IDLE - 1)
+        assert waits == {}, "the first has just written"
+        assert mount.parts.file_io.writeback.waiting == 1
+        assert writes(mount, first, 400 + number * 100, b"a" * 100) == {"end": 100}
+    for _ in range(3):
+        mount.loop.passes(IDLE / 2)
+        assert writes(mount, third, 0, b"!") == {"end": 1}, "it needs no room"
+    assert waits == {"end": 100}
+    assert mount.parts.file_io.writeback.waiting == 0
+    waits = writes(mount, first, 800, b"a" * 100)
+    mount.loop.passes(1)
+    assert waits == {}, "now the second goes on"
+    mount.loop.passes(IDLE)
+    assert waits == {"end": 100}
+    close(mount, first, second, third)
+
+
+@journal
+def test_who_has_closed_its_file_is_not_waited_for(mount: Composed, store: Held, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    store.fault = _down
+    disk.leaves(PART + 50)
+    assert writes(mount, first, 300, b"a" * 100) == {"end": 100}
+    waits = writes(mount, second, 300, b"b" * 100)
+    assert waits == {}
+    close(mount, first)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    store.fault = None
+    close(mount, second)
+
+
+def test_who_has_closed_and_stored_its_file_is_not_waited_for(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    disk.leaves(PART + 50)
+    assert writes(mount, first, 300, b"a" * 100) == {"end": 100}
+    waits = writes(mount, second, 300, b"b" * 100)
+    disk.others += 400  # of what becomes free
+    close(mount, first)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, second)
+
+
+# How long is waited
+
+
+def test_who_is_alone_on_a_full_disk_is_told_at_once(mount: Composed, disk: Disk) -> None:
+    handle = new(mount, "a")
+    disk.leaves(10)
+    assert is_full(writes(mount, handle, 300, b"a" * 100))
+    disk.leaves(PART)
+    assert writes(mount, handle, 300, b"a" * 100) == {"end": 100}
+    close(mount, handle)
+
+
+def test_room_that_others_hold_is_waited_for_as_long_as_patience_says(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(PATIENCE - 2)
+    assert waits == {}
+    disk.leaves(PART)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    disk.leaves(10)
+    waits = writes(mount, second, 400, b"b" * 100)
+    mount.loop.passes(PATIENCE + 2)
+    assert is_full(waits)
+    assert mount.parts.file_io.writeback.waiting == 0
+    disk.leaves(PART)
+    assert writes(mount, second, 400, b"b" * 100) == {"end": 100}
+    close(mount, first, second)
+
+
+def test_what_is_on_its_way_is_waited_for_longer(mount: Composed, store: Held, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    store.before["put"] = trio.Event()
+    is_closed = does(mount, partial(mount.parts.file_io.flush, first))
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(3 * PATIENCE)
+    assert (waits, is_closed) == ({}, {})
+    mount.loop.run(partial(settled, store.before.pop("put")))
+    mount.loop.passes(1)
+    assert is_closed == {"end": None}
+    assert waits == {"end": 100}, "what is in the bucket is not needed here"
+    assert bytes(mount.loop.run(partial(mount.parts.file_io.read, first, 0, 10))) == b"a" * 10
+    close(mount, first, second)
+
+
+@journal
+def test_spools_that_go_with_the_next_sync_are_waited_for(mount: Composed, disk: Disk) -> None:
+    handle, hurried = new(mount, "a"), [True]
+    disk.leaves(10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mount.parts.commits, "makes_room", lambda: bool(hurried))
+        waits = writes(mount, handle, 300, b"a" * 100)
+        mount.loop.passes(3 * PATIENCE)
+        assert waits == {}
+        hurried.clear()
+        mount.loop.passes(1)
+        assert is_full(waits)
+    disk.leaves(PART)
+    assert writes(mount, handle, 300, b"a" * 100) == {"end": 100}
+    close(mount, handle)
+
+
+# What is freed
+
+
+def test_what_is_being_read_is_not_freed(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    draft = first.open_file.draft
+    assert draft is not None
+    disk.leaves(10)
+    with draft.spool.held():
+        waits = writes(mount, second, 300, b"b" * 100)
+        mount.loop.passes(1)
+        assert (local(first), waits) == (300, {})
+    mount.loop.passes(1)
+    assert (local(first), waits) == (0, {"end": 100})
+    close(mount, first, second)
+
+
+def test_what_a_commit_is_about_to_send_is_not_freed(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    disk.leaves(10)
+    done = trio.Event()
+
+    async def hold() -> None:
+        async with first.open_file.lock:
+            await done.wait()
+
+    does(mount, hold)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(1)
+    assert (local(first), waits) == (300, {})
+    mount.loop.run(partial(settled, done))
+    mount.loop.passes(1)
+    assert (local(first), waits) == (0, {"end": 100})
+    close(mount, first, second)
+
+
+def test_parts_of_other_files_go_up_for_who_finds_no_room(mount: Composed, store: Held, disk: Disk) -> None:
+    """Also those of a file that nobody writes to now."""
+    first = new(mount, "a", 3 * PART)
+    second = new(mount, "b")
+    assert store._uploads == {}
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    assert local(first) <= PART
+    close(mount, first, second)
+    assert bodies(store) == {"a": b"a" * 3 * PART, "b": b"b" * 400}
+
+
+def test_parts_with_holes_go_up_where_none_is_full(mount: Composed, store: Held) -> None:
+    """The file may not hold more here, and half of each part is all that it ever has."""
+    handle = new(mount, "a", PART // 2)
+    for number in range(1, 12):
+        assert_done(mount, writes(mount, handle, number * PART, b"a" * (PART // 2)))
+        assert local(handle) <= LIMIT
+    assert store.calls["complete_multipart"] == 0
+    close(mount, handle)
+    assert stored(store, "a") == (b"a" * (PART // 2) + bytes(PART // 2)) * 11 + b"a" * (PART // 2)
+
+
+def assert_done(mount: Composed, ends: dict[str, Any]) -> None:
+    """Whatever is to be waited for, comes soon."""
+    mount.loop.passes(1)
+    assert isinstance(ends.get("end"), int), ends
+
+
+def test_changes_here_and_there_go_into_the_bucket_while_they_are_made(mount: Composed, store: Held) -> None:
+    handle = _of_another(mount, store)
+    for number in range(16):
+        assert_done(mount, writes(mount, handle, 2 * number * PART, b"!" * (PART // 2)))
+        assert local(handle) <= LIMIT
+    assert stored(store).count(b"!") == LIMIT
+    close(mount, handle)
+    assert stored(store) == (b"!" * (PART // 2) + b"o" * (PART + PART // 2)) * 16
+
+
+def _of_another(mount: Composed, store: Held) -> Handle:
+    """A handle of a file that is in the bucket."""
+    mount.loop.run(partial(put_all, store, {"file": b"o" * 32 * PART}))
+    return mount.loop.run(partial(opened, mount))
+
+
+@pytest.mark.parametrize("mount", [Durability.BUCKET, Durability.JOURNAL], indirect=True)
+def test_who_makes_room_in_vain_is_told(mount: Composed, store: Held) -> None:
+    """The bucket takes nothing now, and never a file without what was refused."""
+    handle = _of_another(mount, store)
+    store.fault = _down
+    for number in range(8):
+        assert writes(mount, handle, 2 * number * PART, b"!" * (PART // 2)) == {"end": PART // 2}
+    waits = writes(mount, handle, 16 * PART, b"!" * (PART // 2))
+    mount.loop.passes(1)
+    assert is_full(waits)
+    assert bytes(mount.loop.run(partial(mount.parts.file_io.read, handle, 0, 10))) == b"!" * 10
+    store.fault = None
+    with fails(errno.ENOSPC):
+        close(mount, handle)
+    mount.loop.passes(5)
+    assert bodies(store) == {"file": b"o" * 32 * PART}
+
+
+def test_who_sends_parts_in_vain_is_told(mount: Composed, store: Held) -> None:
+    handle = new(mount, "a", PART // 2)
+    store.fault = _down
+    for number in range(1, 8):
+        assert writes(mount, handle, number * PART, b"a" * (PART // 2)) == {"end": PART // 2}
+    waits = writes(mount, handle, 8 * PART, b"a" * (PART // 2))
+    mount.loop.passes(1)
+    assert is_full(waits)
+    store.fault = None
+    assert_done(mount, writes(mount, handle, 8 * PART, b"a" * (PART // 2)))
+    close(mount, handle)
+    assert stored(store, "a") == (b"a" * (PART // 2) + bytes(PART // 2)) * 8 + b"a" * (PART // 2)
+
+
+def _down(operation: str, key: str) -> None:
+    if operation in ("put", "upload_part", "complete_multipart"):
+        raise silence(operation)
