@@ -55,7 +55,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     found = Disk()
     monkeypatch.setattr("sosfs.files.spool.SPILL", 200)
     monkeypatch.setattr("sosfs.files.write_behind.SPILL", 200)
-    monkeypatch.setattr("sosfs.files.write_behind.RELIEF", PART)
+    monkeypatch.setattr("sosfs.files.write_behind.RELIEF", PART // 2)
     monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
     monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: found.free < 4 * PART))
     monkeypatch.setattr(SpoolArea, "is_tight", lambda self, more, alone=False: found.free < more + (not alone) * PART)
@@ -146,6 +146,8 @@ def test_one_writer_goes_on_and_others_wait_until_it_rests(mount: Composed, disk
     assert waits == {}, "now the second goes on"
     mount.loop.passes(IDLE)
     assert waits == {"end": 100}
+    disk.leaves(5 * PART)
+    assert writes(mount, second, 400, b"b" * 100) == {"end": 100}, "room for both"
     close(mount, first, second, third)
 
 
@@ -174,6 +176,12 @@ def test_who_has_closed_and_stored_its_file_is_not_waited_for(mount: Composed, d
     mount.loop.passes(1)
     assert waits == {"end": 100}
     close(mount, second)
+
+
+def test_a_file_in_memory_needs_no_disk(mount: Composed, store: Held, disk: Disk) -> None:
+    disk.leaves(0)
+    close(mount, new(mount, "a", 150))
+    assert bodies(store) == {"a": b"a" * 150}
 
 
 # How long is waited
@@ -221,6 +229,43 @@ def test_what_is_on_its_way_is_waited_for_longer(mount: Composed, store: Held, d
     assert waits == {"end": 100}, "what is in the bucket is not needed here"
     assert bytes(mount.loop.run(partial(mount.parts.file_io.read, first, 0, 10))) == b"a" * 10
     close(mount, first, second)
+
+
+def test_patience_begins_anew_when_something_was_on_its_way(mount: Composed, store: Held, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    store.before["put"] = trio.Event()
+    store.errors["put", "a"] = [silence("put")]
+    is_closed = does(mount, partial(mount.parts.file_io.flush, first))
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(2 * PATIENCE)
+    mount.loop.run(partial(settled, store.before.pop("put")))
+    mount.loop.passes(2)
+    assert "no answer" in is_closed["end"]
+    assert waits == {}
+    disk.leaves(PART)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, first, second)
+
+
+def test_patience_begins_anew_when_something_was_freed(mount: Composed, disk: Disk) -> None:
+    """Here another program takes the room."""
+    first, second, third = (new(mount, path) for path in "abc")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    draft = first.open_file.draft
+    assert draft is not None
+    disk.leaves(10)
+    with draft.spool.held():
+        waits = writes(mount, second, 300, b"b" * 100)
+        mount.loop.passes(PATIENCE - 5)
+    disk.others += 300
+    mount.loop.passes(PATIENCE - 5)
+    assert (local(first), waits) == (0, {})
+    disk.leaves(PART)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, first, second, third)
 
 
 @journal
@@ -278,9 +323,10 @@ def test_what_a_commit_is_about_to_send_is_not_freed(mount: Composed, disk: Disk
     close(mount, first, second)
 
 
-def test_parts_of_other_files_go_up_for_who_finds_no_room(mount: Composed, store: Held, disk: Disk) -> None:
-    """Also those of a file that nobody writes to now."""
-    first = new(mount, "a", 3 * PART)
+@pytest.mark.parametrize("size", [PART + 100, 3 * PART])
+def test_parts_of_other_files_go_up_for_who_finds_no_room(mount: Composed, store: Held, disk: Disk, size: int) -> None:
+    """Also those of a file that nobody writes to now, and its first, where headers may be written last, if need be."""
+    first = new(mount, "a", size)
     second = new(mount, "b")
     assert store._uploads == {}
     disk.leaves(10)
@@ -289,7 +335,30 @@ def test_parts_of_other_files_go_up_for_who_finds_no_room(mount: Composed, store
     assert waits == {"end": 100}
     assert local(first) <= PART
     close(mount, first, second)
-    assert bodies(store) == {"a": b"a" * 3 * PART, "b": b"b" * 400}
+    assert bodies(store) == {"a": b"a" * size, "b": b"b" * 400}
+
+
+def test_parts_go_up_before_their_writer_has_to_wait(mount: Composed) -> None:
+    """The disk has room, the file may not hold much of it."""
+    handle = new(mount, "a")
+    for at in range(300, 12 * PART, PART // 2):
+        assert writes(mount, handle, at, b"a" * (PART // 2)) == {"end": PART // 2}
+    assert local(handle) <= LIMIT
+    close(mount, handle)
+
+
+@pytest.mark.parametrize("is_short", [False, True])
+def test_parts_of_a_small_file_go_up_while_it_is_written_where_the_disk_is_short(
+    mount: Composed, store: Held, disk: Disk, is_short: bool
+) -> None:
+    handle = new(mount, "a")
+    disk.leaves(3 * PART if is_short else 9 * PART)
+    writes(mount, handle, 300, b"a" * PART)
+    writes(mount, handle, 300 + PART, b"a" * 100)
+    assert store.calls["upload_part"] == is_short
+    disk.leaves(9 * PART)
+    close(mount, handle)
+    assert stored(store, "a") == b"a" * (PART + 400)
 
 
 def test_parts_with_holes_go_up_where_none_is_full(mount: Composed, store: Held) -> None:
@@ -317,6 +386,24 @@ def test_changes_here_and_there_go_into_the_bucket_while_they_are_made(mount: Co
     assert stored(store).count(b"!") == LIMIT
     close(mount, handle)
     assert stored(store) == (b"!" * (PART // 2) + b"o" * (PART + PART // 2)) * 16
+
+
+@pytest.mark.parametrize("mount", [Durability.BUCKET, Durability.JOURNAL], indirect=True)
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_part_of_a_file_makes_room_where_no_part_of_it_could_be_freed(
+    mount: Composed, store: Held, disk: Disk, is_new: bool
+) -> None:
+    """It was changed here and there, or synced: a record tells of what is here."""
+    handle = new(mount, "file", 1) if is_new else _of_another(mount, store)
+    assert writes(mount, handle, 1, b"!" * (PART // 2)) == {"end": PART // 2}
+    mount.loop.run(partial(mount.parts.file_io.fsync, handle.inode))
+    assert writes(mount, handle, 1, b"?" * 100) == {"end": 100}
+    disk.leaves(10)
+    assert_done(mount, writes(mount, handle, PART, b"!" * 100))
+    close(mount, handle)
+    mount.loop.passes(5)
+    assert stored(store)[1:101] == b"?" * 100
+    assert stored(store)[PART : PART + 100] == b"!" * 100
 
 
 def _of_another(mount: Composed, store: Held) -> Handle:
