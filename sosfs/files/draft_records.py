@@ -117,10 +117,10 @@ class DraftRecords:
 
     def _vouch(self, inode: Inode, open_file: OpenFile, draft: Draft, moment: _Moment, sums: tuple[int, ...]) -> None:
         """All bytes as of a moment are on the disk: the row says so. What was noted since stays before that."""
-        if not draft.is_dirty or inode.parent is None or open_file.draft is not draft:
-            return
+        if draft.saved >= moment.serial or inode.parent is None or open_file.draft is not draft:
+            return  # the bucket has these bytes or newer ones, of which the row would take some back
         size = min(moment.size, draft.size)
-        if draft.safe > moment.serial and open_file.row:
+        if draft.safe > moment.serial:
             if not draft.is_synced:
                 known = self._record(inode, open_file, draft, size=size, synced=moment.local, serial=moment.serial)
                 before = self._kept(inode, open_file, draft, replace(known, serial=moment.serial))

@@ -13,10 +13,11 @@ import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.disk import watermark
+from sosfs.files.spool import Spool
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
-from tests.support.held import Held, begun, bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, settled, stored
 from tests.support.power import Machine
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
@@ -340,3 +341,67 @@ def test_a_spool_is_not_emptied_before_its_row_is_gone_where_room_is_made(
         assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         assert bodies(store) == {"file": b"n" * LARGE}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_synced_between", [False, True])
+def test_a_sync_that_ends_after_a_commit_of_newer_bytes_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced_between: bool
+) -> None:
+    """What it would record is older than what the bucket has; the next mount would cut the file to that."""
+    store, late = Held(), trio.Event()
+    sync = Spool.sync
+
+    async def slowly(spool: Spool) -> None:
+        monkeypatch.setattr(Spool, "sync", sync)
+        await sync(spool)
+        await late.wait()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        monkeypatch.setattr(Spool, "sync", slowly)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
+        if is_synced_between:
+            await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.commits.commit(handle.inode)
+        assert stored(store) == b"1" * LARGE + b"2" * 1000
+        await mount.parts.file_io.write(handle, LARGE + 1000, b"3")
+        await settled(late)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store)[: LARGE + 1000] == b"1" * LARGE + b"2" * 1000
+
+
+@pytest.mark.promise(3)
+def test_a_sync_that_ends_after_a_later_one_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, late = Held(), trio.Event()
+    sync = Spool.sync
+
+    async def slowly(spool: Spool) -> None:
+        monkeypatch.setattr(Spool, "sync", sync)
+        await sync(spool)
+        await late.wait()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        monkeypatch.setattr(Spool, "sync", slowly)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
+        await mount.parts.file_io.fsync(handle.inode)
+        await settled(late)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"1" * LARGE + b"2" * 1000}
