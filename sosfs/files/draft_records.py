@@ -343,7 +343,7 @@ class DraftRecords:
 
     def landed(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         """The bucket has the draft as it was when the commit began: what the record has more than that stays there."""
-        if draft.is_dirty and (draft.safe > draft.saved or not draft.spool.on_disk):
+        if draft.safe > draft.saved:
             self.moved(inode)
         else:
             self.forget(open_file)
