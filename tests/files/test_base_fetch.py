@@ -309,3 +309,57 @@ def test_what_came_into_the_spool_between_two_syncs_is_on_the_disk_after_the_sec
         mount.start()
         mount.loop.passes(5)
         assert stored(store) == NEW + BODY[4096:MIB] + NEW + BODY[MIB + 4096 :]
+
+
+def test_what_is_near_a_change_comes_as_far_as_the_limit_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, window, touched = FakeStore(), SIZE // 48, range(0, 40, 4)
+    monkeypatch.setattr("sosfs.files.base_fetch.WINDOW", window)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        for number in touched:
+            await mount.parts.file_io.write(handle, number * window, NEW)
+        draft = handle.open_file.draft
+        assert draft is not None
+        await mount.parts.file_io.read(handle, 47 * window, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert draft.local.total == len(touched) * 4096, "nothing has changed there"
+        for number in touched:
+            await mount.parts.file_io.read(handle, number * window + 4096, 4096)
+            await trio.testing.wait_all_tasks_blocked()
+        assert 6 * window < draft.local.total <= 9 * window
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, dirty_limit=16 * window) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_what_could_not_be_fetched_comes_with_the_next_read(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, MIB, NEW)
+        draft = handle.open_file.draft
+        assert draft is not None
+
+        def broken(operation: str, key: str) -> None:
+            if operation == "get":
+                raise OSError(errno.EIO, "broken")
+
+        store.fault = broken
+        with pytest.raises(OSError, match="broken"):
+            await mount.parts.file_io.read(handle, 2 * MIB, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        store.fault = None
+        await mount.parts.file_io.read(handle, 2 * MIB, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert draft.local.covers(0, SIZE)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
