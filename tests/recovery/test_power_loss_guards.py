@@ -405,3 +405,36 @@ def test_a_sync_that_ends_after_a_later_one_takes_nothing_back(tmp_path: Path, m
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert bodies(store) == {"file": b"1" * LARGE + b"2" * 1000}
+
+
+@pytest.mark.promise(3)
+def test_what_fsync_waited_for_is_there_though_more_was_closed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No disk has what came later, and the record tells of it by then."""
+    store, late = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        sync = Spool.sync
+
+        async def slowly(spool: Spool) -> None:
+            monkeypatch.setattr(Spool, "sync", sync)
+            await sync(spool)
+            await late.wait()
+
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        monkeypatch.setattr(Spool, "sync", slowly)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
+        await mount.parts.file_io.flush(handle)
+        await settled(late)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": b"1" * LARGE}
