@@ -95,7 +95,7 @@ class Renames:
             raise refuse(errno.EINVAL, "a folded name stands for a key that exists")
         if target is None:
             require_free(parent, parsed.segment)
-        segment = target.segment if target is not None else parsed.segment
+        segment, form = (target.segment, target.form) if target is not None else (parsed.segment, parsed.form)
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # what was asked for the target has shown it
         await self._require_unlocked(inode, target)
@@ -108,7 +108,7 @@ class Renames:
             # Else the new parent could be renamed itself meanwhile.
             await held.enter_async_context(self._subtree_lock.shared(parent))
             await held.enter_async_context(self._subtree_lock.exclusive(*filter(None, (inode, target))))
-            await self._move(inode, target, parent, segment, parsed.form)
+            await self._move(inode, target, parent, segment, form)
         old_parent.touch()
         parent.touch()
 
@@ -267,8 +267,7 @@ class Renames:
             self._attributes.discard(target)
             self._file_io.left(target)
         old.take(inode.name, when=gone)
-        inode.parent, inode.segment = parent, segment
-        inode.form = form if form is not keys.Form.FOLDED else inode.form
+        inode.parent, inode.segment, inode.form = parent, segment, form
         self._namespace.directory(parent).put(inode)
         self._inodes.keep(inode)
 

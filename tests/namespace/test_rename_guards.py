@@ -21,6 +21,7 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.disk.reserve import Need
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
+from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, readers, settled, silence, stored
@@ -679,6 +680,19 @@ def test_what_may_not_be_renamed_is_refused_without_a_change(mount: Composed, st
             await mount.rename("absent", "other")
         assert store.calls["copy"] == 0
         assert bodies(store) == before
+
+    mount.loop.run(main)
+
+
+def test_what_stood_beside_a_directory_takes_a_name_that_is_shown_cut_short(mount: Composed, store: Held) -> None:
+    key, shown = "l" * 300, name_of("l" * 300).decode()
+
+    async def main() -> None:
+        await put_all(store, {"a": b"beside", "a/x": b"x", key: b"long"})
+        assert set(await mount.tree()) == {"a", "a/x", "%~fa", shown}
+        await mount.rename("%~fa", shown)
+        assert bodies(store) == {key: b"beside", "a/x": b"x"}
+        assert await mount.tree() == {"a": None, "a/x": (b"x", 0o644), shown: (b"beside", 0o644)}
 
     mount.loop.run(main)
 
