@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import errno
 import os
+import sqlite3
 import stat
 import time
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
-from sosfs.disk.reserve import Need
+from sosfs.disk.reserve import Need, Reserve
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
 from sosfs.tree.keys import name_of
@@ -135,6 +137,29 @@ def test_attributes_that_changed_while_a_rename_copied_outlive_a_crash(tmp_path:
         mount.crash()
         mount.start()
         assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600)
+
+
+def test_so_do_those_of_a_directory_that_has_no_marker(tmp_path: Path) -> None:
+    """Of which nothing was copied; under its old key they would make the old directory anew."""
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/below/file": b"bytes"})
+        inode = await mount._walk("d/below")
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        inode.mode = stat.S_IFDIR | 0o700
+        mount.parts.attributes.changed(inode)
+        del store.before["copy"]
+        await settled(held)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert stat.S_IMODE(mount.loop.run(partial(mount._walk, "e/below")).mode) == 0o700
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"e/below/": b"", "e/below/file": b"bytes"}
 
 
 @pytest.mark.parametrize("durability", list(Durability))
@@ -582,6 +607,47 @@ def test_a_rename_whose_record_finds_no_room_is_none(
         assert bodies(store) == {old: b"bytes"}
 
 
+class Full:
+    """A connection to a database on a disk that has no room for what is committed."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.db, name)
+
+    def execute(self, statement: str, values: Sequence[object] = ()) -> Any:
+        """As of the connection."""
+        if statement == "commit":
+            refused = sqlite3.OperationalError("database or disk is full")
+            refused.sqlite_errorcode = sqlite3.SQLITE_FULL
+            raise refused
+        return self.db.execute(statement, values)
+
+
+@both
+def test_on_a_full_disk_nothing_is_copied_of_which_the_next_mount_would_not_know(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, old: str, new: str
+) -> None:
+    rows = mount._journal._db
+
+    async def main() -> None:
+        await put_all(store, {old: b"bytes"})
+        await mount.tree()
+        monkeypatch.setattr(Reserve, "give_up", lambda self: False)
+        rows._db = Full(rows._db)  # type: ignore[assignment]
+        try:
+            with fails(errno.ENOSPC):
+                await mount.rename(*tops(old, new))
+        finally:
+            rows._db = rows._db.db  # type: ignore[attr-defined]
+        assert (bodies(store), store.calls["copy"]) == ({old: b"bytes"}, 0)
+        await mount.rename(*tops(old, new))
+        assert bodies(store) == {new: b"bytes"}
+
+    mount.loop.run(main)
+
+
 # A delete without an answer
 
 
@@ -684,6 +750,29 @@ def test_what_may_not_be_renamed_is_refused_without_a_change(mount: Composed, st
     mount.loop.run(main)
 
 
+def test_a_name_that_is_shown_cut_short_is_renamed_and_renamed_over_and_none_is_made(
+    mount: Composed, store: Held
+) -> None:
+    key, (shown, unknown) = "l" * 300, (name_of(letter * 300).decode() for letter in "lm")
+
+    async def main() -> None:
+        await put_all(store, {key: b"long", "file": b"f", "other": b"o"})
+        await mount.rename("file", shown)
+        assert bodies(store) == {key: b"f", "other": b"o"}
+        with fails(errno.EINVAL):
+            await mount.rename("other", unknown)
+        with fails(errno.EINVAL):
+            await mount.mkdir(unknown)
+        with fails(errno.EINVAL):
+            await mount.write(unknown, b"new", flags=os.O_CREAT)
+        assert set(await mount.tree()) == {shown, "other"}
+        await mount.rename(shown, "short")
+        await mount.parts.deletions.drain()
+        assert bodies(store) == {"short": b"f", "other": b"o"}
+
+    mount.loop.run(main)
+
+
 def test_what_stood_beside_a_directory_takes_a_name_that_is_shown_cut_short(mount: Composed, store: Held) -> None:
     key, shown = "l" * 300, name_of("l" * 300).decode()
 
@@ -693,6 +782,18 @@ def test_what_stood_beside_a_directory_takes_a_name_that_is_shown_cut_short(moun
         await mount.rename("%~fa", shown)
         assert bodies(store) == {key: b"beside", "a/x": b"x"}
         assert await mount.tree() == {"a": None, "a/x": (b"x", 0o644), shown: (b"beside", 0o644)}
+
+    mount.loop.run(main)
+
+
+@both
+def test_what_is_renamed_to_the_name_that_it_has_stays_as_it_is(
+    mount: Composed, store: Held, old: str, new: str
+) -> None:
+    async def main() -> None:
+        await put_all(store, {old: b"bytes"})
+        await mount.rename(*tops(old, old))
+        assert (bodies(store), store.calls["copy"]) == ({old: b"bytes"}, 0)
 
     mount.loop.run(main)
 
@@ -862,6 +963,30 @@ def test_what_another_client_replaced_before_its_directory_was_renamed_is_shown_
         mount.loop.passes(LONG)
         assert bodies(store) == {"e/file": b"another, and longer", "e/other": b"other"}
         assert store._stored["e/file"].object.properties.metadata["mode"] == str(0o100640)
+
+
+def test_what_another_client_replaced_before_a_rename_is_removed_under_its_new_name_though_the_mount_dies(
+    tmp_path: Path,
+) -> None:
+    """The record of the removal has their version, which is the one that is there."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"as it was", "d/other": b"other"})
+        await mount.tree()
+        await type(store).put(store, "d/file", b"another, and longer", Properties())
+        await mount.rename("d", "e")
+        store.before["delete"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "e/file"))
+        assert ("delete", "e/file") in store.reached
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.before.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"e/other": b"other"}
 
 
 def test_so_is_what_is_replaced_while_its_directory_is_renamed(mount: Composed, store: Held) -> None:
