@@ -124,7 +124,7 @@ class Changes(Revalidation):
         open_file = inode.open_file
         if open_file is not None and open_file.draft is not None and open_file.draft.is_dirty:
             self.carried_later(inode)
-            if open_file.row or not _outlives(inode, open_file.draft):
+            if open_file.row or not _outlives(open_file.draft):
                 return
         self._mark(inode)
 
@@ -328,12 +328,12 @@ class Changes(Revalidation):
         return [f"attributes of {shown_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
 
 
-def _outlives(inode: Inode, draft: ChangedBytes) -> bool:
+def _outlives(draft: ChangedBytes) -> bool:
     """Whether a change of a file that is being written holds without its bytes: the bucket has the file, or will.
 
     What a new file was renamed over is in the bucket under its name, and another one.
     """
-    return (inode.version is not None and draft.base is not None) or draft.is_committing
+    return draft.base is not None or draft.is_committing
 
 
 def shown_name(inode: Inode) -> str:

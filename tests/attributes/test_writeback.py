@@ -421,6 +421,59 @@ def test_attributes_changed_while_the_upload_is_under_way_outlive_a_crash(tmp_pa
 
 
 @pytest.mark.promise(3)
+@pytest.mark.parametrize("before", [{}, {"file": b"as it was"}], ids=["new", "rewritten"])
+@pytest.mark.parametrize("is_under_way", [True, False], ids=["under way", "not sent"])
+def test_what_the_bucket_may_have_of_an_open_file_keeps_the_attributes_that_were_set_meanwhile(
+    tmp_path: Path, before: dict[str, bytes], is_under_way: bool
+) -> None:
+    """Of bytes that nobody has synced nothing was promised; of a file that is there, or on its way, it was."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        for key, body in before.items():
+            await store.put(key, body, Properties())
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        if is_under_way:
+            store.after["put"] = trio.Event()
+            await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+            assert ("put", "file") in store.reached
+        await chmod(mount)
+
+    with composed(store, tmp_path, durability=Durability.BUCKET) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        left = {"file": b"newit was" if before else b"new"} if is_under_way else before
+        assert bodies(store) == left
+        for key in left:
+            assert store._stored[key].object.properties.metadata["mode"] == str(0o100600)
+
+
+def test_attributes_of_a_new_file_that_nobody_has_closed_are_not_those_of_the_one_that_it_is_to_replace(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await mount.rename("new", "file")
+        await chmod(mount)
+
+    with composed(store, tmp_path, durability=Durability.BUCKET) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o644)}
+        assert "is lost" not in caplog.text, "nothing was promised"
+
+
+@pytest.mark.promise(3)
 def test_attributes_of_what_was_found_stored_outlive_the_next_crash_too(tmp_path: Path) -> None:
     """The first recovery finds the bytes in the bucket, and has the attributes that came after them yet to write."""
     store = Held()
