@@ -240,7 +240,7 @@ class Renames:
 
     def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:
         """`used`, or what the object has, with the Content-Type of the new name where only the old one told it."""
-        had = used or self._attributes.properties(inode)
+        had = self._attributes.properties(inode)
         kind = system_headers.renamed(had.headers.content_type, inode.segment, segment)
         if kind == had.headers.content_type or not inode.whole:
             return used

@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.disk.reserve import Need, Reserve
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
+from sosfs.tree.inodes import Inode
 from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
@@ -42,6 +44,13 @@ def tops(*paths: str) -> list[str]:
 
 async def _renames(mount: Composed) -> list[tuple[int, str, str]]:
     return mount._journal.renames()
+
+
+async def _glanced_at(mount: Composed, name: bytes) -> Inode:
+    """As by `ls -l`: HEAD, which does not tell everything."""
+    inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, name)
+    await mount.parts.attributes.ask_files([inode])
+    return inode
 
 
 # What belongs to an object goes along
@@ -75,6 +84,46 @@ def test_a_rename_keeps_all_that_an_object_has(
     if is_dirty:
         assert found.metadata["mode"] == str(0o100600)
     assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600 if is_dirty else 0o644)
+
+
+@pytest.mark.parametrize("is_dirty", [False, True], ids=["clean", "with attributes that wait"])
+@pytest.mark.parametrize(("had", "gets"), [("text/plain", "text/html"), ("image/png", "image/png")])
+def test_a_type_that_only_the_name_has_told_becomes_that_of_the_new_name(
+    mount: Composed, store: Held, had: str, gets: str, is_dirty: bool
+) -> None:
+    before = replace(CARRIED, headers=replace(CARRIED.headers, content_type=had))
+
+    async def main() -> None:
+        await store.put("a.txt", b"bytes", before)
+        inode = await _glanced_at(mount, b"a.txt")
+        if is_dirty:
+            inode.mode = stat.S_IFREG | 0o600
+            mount.parts.attributes.changed(inode)
+        await mount.rename("a.txt", "a.html")
+
+    mount.loop.run(main)
+    found = store._stored["a.html"].object.properties
+    assert found.headers == replace(before.headers, content_type=gets)
+    assert found.metadata["colour"] == "blue"
+    if is_dirty:
+        assert found.metadata["mode"] == str(0o100600)
+    elif gets == had:
+        assert found == before
+
+
+def test_another_clients_bytes_keep_the_type_that_they_have(mount: Composed, store: Held) -> None:
+    """Known here is the version before."""
+    theirs = Properties(Headers("text/plain"), {"theirs": "yes"})
+
+    async def main() -> None:
+        await store.put("a.txt", b"bytes", CARRIED)
+        await _glanced_at(mount, b"a.txt")
+        await store.put("a.txt", b"theirs, longer", theirs)
+        await mount.rename("a.txt", "a.html")
+
+    mount.loop.run(main)
+    assert bodies(store) == {"a.html": b"theirs, longer"}
+    assert store._stored["a.html"].object.properties == theirs
 
 
 def test_what_nobody_has_looked_at_keeps_all_that_it_has_when_its_directory_is_renamed(
@@ -264,6 +313,48 @@ def test_what_another_client_sets_of_a_file_stays_when_its_directory_is_renamed(
     found = store._stored["e/a"].object.properties.metadata
     assert (int(found["mode"]) & 0o777, found["colour"]) == (0o600, "blue")
     assert found["uid"] == ("7" if ours == "an owner" else "0")
+
+
+def test_what_another_client_sets_before_the_listing_stays_beside_what_is_set_here_while_it_is_copied(
+    mount: Composed, store: Held
+) -> None:
+    """When the listing came nothing of ours waited, so that it was not asked for."""
+    held, kept = trio.Event(), {"mode": str(0o100644), "uid": "0", "gid": "0", "mtime": "1"}
+
+    async def main() -> None:
+        await store.put("d/a", b"bytes", Properties(metadata=kept))
+        inode = await mount._walk("d/a")
+        store._clock = lambda: time.time() + 100
+        await store.put("d/a", b"bytes", Properties(metadata=kept | {"uid": "9", "colour": "blue"}))
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode, posix=["mode"])
+        del store.before["copy"]
+        await settled(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    found = store._stored["e/a"].object.properties.metadata
+    assert (int(found["mode"]) & 0o777, found["uid"], found["colour"]) == (0o600, "9", "blue")
+
+
+def test_what_another_client_makes_in_a_directory_while_it_is_copied_stays_where_it_is(
+    mount: Composed, store: Held
+) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"a"})
+        store.before["copy"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        await type(store).put(store, "d/new", b"new", Properties())
+        await settled(held)
+        assert bodies(store) == {"d/new": b"new", "e/a": b"a"}
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert set(mount.loop.run(mount.tree)) == {"d", "d/new", "e", "e/a"}
 
 
 def test_a_directory_to_which_others_never_cease_to_write_is_not_renamed(mount: Composed, store: Held) -> None:
