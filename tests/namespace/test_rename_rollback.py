@@ -17,6 +17,7 @@ import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3
+from sosfs.ipc.pending import Pending
 from sosfs.s3.protocol import NOTHING, Headers, Properties, Version
 from tests.conftest import HURRY, Mounter
 from tests.support.composed import Composed, composed
@@ -86,6 +87,18 @@ def rows(mount: Composed) -> int:
         return mount._journal.rows
 
     return mount.loop.run(count)
+
+
+def told_of_rename(mount: Composed) -> Pending:
+    """What `sosfs pending` tells of the one of `a` that is not at its end."""
+
+    async def told() -> Pending:
+        (change,) = mount.parts.rollback.changes("")
+        return change.pending
+
+    one = mount.loop.run(told)
+    assert (one.names, one.since) == ((b"a",), mount.parts.rollback.oldest)
+    return one
 
 
 def keys_of(store: FakeStore) -> list[str]:
@@ -363,6 +376,9 @@ def test_while_the_store_is_away_it_is_pending(mount: Composed, store: Flaky, th
     mount.loop.passes(100)
     assert mount.parts.pending >= 4, "a minute is not enough"
     assert "copies of a/ at b/: list 'b/': Input/output error (no connection)" in mount.parts.waiting
+    one = told_of_rename(mount)
+    assert "at b/: no connection" in one.error
+    assert one.retry_at > time.time()
     if then == "crash":
         mount.crash()
     elif then == "unmount":
@@ -525,6 +541,7 @@ def test_an_unmount_while_the_old_keys_go_loses_nothing(mount: Composed, store: 
     assert bodies(store) == AFTER
     assert mount.parts.pending == 1
     assert mount.parts.waiting == ["rename of a/ to b/: the next mount finishes it"]
+    assert told_of_rename(mount).error == "rename to b/: the next mount finishes it"
     mount._end()
     mount.start()
     assert bodies(store) == AFTER
@@ -560,6 +577,42 @@ def test_a_crash_in_the_rename_of_a_file_leaves_one_name(mount: Composed, store:
     store.after.clear()
     mount.start()
     assert bodies(store) == ({"b": b"file"} if over else {"a": b"file"})
+
+
+@pytest.mark.parametrize("theirs", ["it is gone", "its attributes are others"])
+def test_so_it_is_where_another_client_has_changed_what_was_replaced(
+    mount: Composed, store: Flaky, theirs: str
+) -> None:
+    """Without it there is nothing to finish; with other attributes it has the bytes of the copy all the same."""
+    mount.loop.run(lambda: put_all(store, {"a": b"file", "b": b"other"}))
+    where = store.before if theirs == "it is gone" else store.after
+    where["copy", "a"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    where.clear()
+    if theirs == "it is gone":
+        mount.loop.run(lambda: store.delete("b"))
+    else:
+        mount.loop.run(lambda: store.put("b", b"file", MTIME))
+    mount.start()
+    assert bodies(store) == {"a" if theirs == "it is gone" else "b": b"file"}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("crashes", [False, True])
+def test_a_copy_that_another_client_makes_after_a_rename_was_refused_stays(
+    mount: Composed, store: Flaky, crashes: bool
+) -> None:
+    """What was refused does not come late, so that nothing is looked for."""
+    mount.loop.run(lambda: put_all(store, {"a": b"file"}))
+    store.errors["copy", "a"] = [from_s3("copy", code="AccessDenied", status=403)]
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES))
+    mount.loop.run(lambda: put_all(store, {"b": b"file"}))
+    if crashes:
+        mount.crash()
+        mount.start()
+    mount.loop.passes(100)
+    assert bodies(store) == {"a": b"file", "b": b"file"}
 
 
 def cut_before_its_copy(mount: Composed, store: Flaky) -> None:
