@@ -19,6 +19,7 @@ from sosfs.attributes.unanswered_copies import LATE
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3, unanswered
+from sosfs.files.open_file import Handle
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Headers, Properties
@@ -26,7 +27,7 @@ from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import PRIVATE, FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened
+from tests.support.held import Held, begun, bodies, closed, opened, stored
 
 MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("without_bugs")
@@ -229,6 +230,67 @@ def test_a_chmod_of_a_file_whose_name_is_gone_is_nobodys(tmp_path: Path) -> None
         mount.start()
         mount.loop.passes(LONG)
         assert (bodies(store), store._stored["file"].object.properties.metadata) == ({"file": b"theirs"}, {})
+
+
+async def set_xattr(mount: Composed, inode: Inode, value: str) -> None:
+    """setxattr."""
+    await mount.parts.attributes.fetch_whole(inode)
+    inode.edits = inode.edits.with_metadata("color", value)
+    mount.parts.attributes.changed(inode, posix=())
+
+
+def test_a_file_that_is_not_sent_yet_takes_nothing_from_the_one_that_it_is_to_replace(tmp_path: Path) -> None:
+    """However long that takes."""
+    store = Held()
+
+    async def begin(mount: Composed) -> Handle:
+        await store.put("file", b"bytes", Properties(metadata={"theirs": "yes"}))
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await mount.rename("new", "file")
+        return handle
+
+    async def go_on(mount: Composed, handle: Handle) -> None:
+        await set_xattr(mount, handle.inode, "red")
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        handle = mount.loop.run(partial(begin, mount))
+        mount.loop.passes(2 * TTL)
+        mount.loop.run(partial(go_on, mount, handle))
+        mount.loop.passes(3)
+        found = store._stored["file"].object.properties.metadata
+        assert (stored(store), found["color"], "theirs" in found) == (b"new", "red", False)
+
+
+def test_what_is_known_as_a_whole_is_not_asked_for_again_at_once(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        await set_xattr(mount, inode, "red")
+        asked = store.calls["head"]
+        await set_xattr(mount, inode, "blue")
+        assert store.calls["head"] == asked
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_what_another_client_sets_of_a_file_while_ours_is_refused_goes_along_when_it_is_renamed(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        store.errors["copy", "file"] = [REFUSED] * 100
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3 * TTL)
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties(metadata={"theirs": "yes"})))
+        assert store.errors.pop(("copy", "file"))
+        mount.loop.run(partial(mount.rename, "file", "moved"))
+        mount.loop.passes(LONG)
+        found = store._stored["moved"].object.properties.metadata
+        assert (found["mode"], found["theirs"]) == (str(0o100600), "yes")
 
 
 def test_what_does_not_fit_into_metadata_is_refused_and_nothing_of_it_waits(tmp_path: Path) -> None:
