@@ -31,7 +31,7 @@ BUILD_SECONDS = 800.0
 BODY = b"through the whole way\n"
 OF_READERS = frozenset({Op.LIST, Op.GET, Op.HEAD})
 # What a mount asks before it is there, one after the other, beside a LIST: each costs a round trip after a crash.
-START_REQUESTS = 18
+START_REQUESTS = 20
 # Looks into a directory without pause until it is told to end, and tells each different thing that it has seen.
 PROBER = """
 import errno, os, sys
