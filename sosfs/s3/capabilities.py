@@ -28,6 +28,7 @@ from sosfs.s3 import scratch_key
 from sosfs.s3.content_md5 import asks_for_md5
 from sosfs.s3.protocol import NO_UPLOAD, Conditions, Part, Properties, Right
 from sosfs.s3.upload_check import DAMAGED
+from sosfs.s3.xml import UnclearBatch
 
 if TYPE_CHECKING:
     from sosfs.s3.calls import SignedCalls
@@ -183,7 +184,14 @@ def _probe(calls: SignedCalls, key: str, storage_class: str) -> Capabilities:
 
 def _with_pinned_removals(calls: SignedCalls, key: str, found: Capabilities) -> Capabilities:
     """Whether only the version that is meant is removed; else nothing is there afterwards."""
-    delete_pin = _refused(lambda: calls.delete(key, if_match=Quoting.QUOTED.of(_OTHER)))
+    try:
+        calls.delete(key, if_match=Quoting.QUOTED.of(_OTHER))
+    except StoreError as error:
+        if error.status // 100 != 4 and error.cause is not Cause.UNSUPPORTED:
+            raise
+        delete_pin = error.cause is Cause.CONFLICT  # any other refusal is of the header, which is not used then
+    else:
+        delete_pin = False
     return replace(found, delete_pin=delete_pin, batch_pin=delete_pin and _is_kept_by_batch(calls, key))
 
 
@@ -192,7 +200,7 @@ def _is_kept_by_batch(calls: SignedCalls, key: str) -> bool:
     try:
         failures = calls.delete_many([key], {key: _OTHER})
     except StoreError as error:
-        if error.status // 100 != 4 and error.cause is not Cause.UNSUPPORTED:
+        if error.status // 100 != 4 and error.cause is not Cause.UNSUPPORTED and not isinstance(error, UnclearBatch):
             raise
         return False  # it takes no ETags there, or no batches
     return any(failure.error.errno == errno.ESTALE for failure in failures)

@@ -27,6 +27,7 @@ from tests.support.traffic import Op, Request, on
 MOTO = pytest.mark.parametrize("server", ["moto"], indirect=True)
 CEPH = pytest.mark.parametrize("server", ["ceph"], indirect=True)
 KEY = ".sosfs-probe-0"
+OF_OTHERS = b"<DeleteResult><Error><Key>other</Key><Code>AccessDenied</Code></Error></DeleteResult>"
 Opener = Callable[[float], S3Store]
 
 FAULTS: Mapping[str, Action] = {
@@ -109,6 +110,40 @@ def test_whether_the_server_compares_what_it_gets_is_found_out(opened: Opener, c
     store = opened(5.0)
     assert probed(store) is Conditions.HONOURED
     assert store.capabilities.compares is compares
+
+
+@pytest.mark.parametrize(("server", "heeds"), [("moto", True), ("ceph", False)], indirect=["server"])
+def test_whether_a_version_alone_can_be_removed_is_found_out(opened: Opener, foreign: Foreign, heeds: bool) -> None:
+    store = opened(5.0)
+    assert probed(store) is Conditions.HONOURED
+    assert (store.capabilities.delete_pin, store.capabilities.batch_pin) == (heeds, False)
+    assert left(foreign) == []
+
+
+@MOTO
+@pytest.mark.parametrize(
+    ("op", "action"),
+    [
+        (Op.DELETE, Answer(400, "InvalidArgument")),
+        (Op.DELETE, Answer(501, "NotImplemented")),
+        (Op.DELETE, Answer(404, "NoSuchKey")),
+        (Op.DELETE_MANY, Answer(400, "MalformedXML")),
+        (Op.DELETE_MANY, Answer(403, "AccessDenied")),
+        (Op.DELETE_MANY, Answer(501, "NotImplemented")),
+        (Op.DELETE_MANY, Page(200, body=OF_OTHERS, media="application/xml")),
+    ],
+    ids=str,
+)
+def test_a_server_that_knows_no_such_condition_is_mounted_all_the_same(
+    opened: Opener, foreign: Foreign, proxy: Proxy, op: Op, action: Action
+) -> None:
+    with proxy.broken(
+        action, lambda request: request.op is op and (op is Op.DELETE_MANY or "if-match" in request.headers)
+    ):
+        store = opened(5.0)
+        assert probed(store) is Conditions.HONOURED
+    assert (store.capabilities.delete_pin, store.capabilities.batch_pin) == (op is Op.DELETE_MANY, False)
+    assert left(foreign) == []
 
 
 @MOTO
