@@ -16,6 +16,7 @@ Concurrency: trio thread only; looks run in the background, one at a time.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -238,7 +239,8 @@ class RenameRollback:
                 is_last = trio.current_time() >= move.until
                 await self._look(move)
             except OSError as error:
-                log.warning("copies of %s may be left at %s: %s", move.old, move.new, error)
+                if error.errno != errno.EINTR:  # else the mount ends, and looks once more
+                    log.warning("copies of %s may be left at %s: %s", move.old, move.new, error)
                 continue
             if is_last:
                 self._end(move)

@@ -269,6 +269,21 @@ def test_the_new_name_is_hidden_while_a_copy_cannot_be_removed(mount: Composed, 
     require_name_is_free(mount, store)
 
 
+@pytest.mark.parametrize(("number", "is_told"), [(errno.EIO, True), (errno.EINTR, False)])
+def test_a_look_that_ends_with_the_mount_is_no_trouble(
+    mount: Composed, store: Flaky, caplog: pytest.LogCaptureFixture, number: int, is_told: bool
+) -> None:
+    """The end of the mount interrupts what is read in the background, and looks once more itself."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.silent.add("a/x")
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EIO, errno.ETIMEDOUT))
+    store.errors["list", "b/"] = [StoreError(number, "list")]
+    mount.loop.passes(100)
+    assert not store.errors["list", "b/"]
+    assert ("copies of a/ may be left at b/" in caplog.text) == is_told
+    assert mount.parts.pending == 0
+
+
 def test_the_new_name_is_free_again_when_a_copy_without_an_answer_was_removed(mount: Composed, store: Flaky) -> None:
     mount.loop.run(lambda: put_all(store, BEFORE))
     store.silent.add("a/y")
