@@ -164,7 +164,6 @@ class ZeroObjects:
 
         try:
             await each(copy, range(1, -(-size // step) + 1), at_once=COPIES_AT_ONCE)
-            parts.sort(key=lambda part: part.number)
             version = await self._store.complete_multipart(key, upload_id, parts)
         except BaseException:
             with trio.CancelScope(shield=True):

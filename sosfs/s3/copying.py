@@ -101,7 +101,6 @@ async def _copy_parts(
 
     try:
         await each(copy, range(1, -(-version.size // PART) + 1), at_once=PARTS_AT_ONCE)
-        parts.sort(key=lambda part: part.number)
         condition = version if source == target else Guard.NONE  # what came meanwhile is not to be undone
         made = await store.complete_multipart(target, upload_id, parts, condition=condition, begun_with=properties)
     except OSError:

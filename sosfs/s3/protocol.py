@@ -372,7 +372,7 @@ class ObjectStore(Protocol):
         condition: Condition = Guard.NONE,
         begun_with: Properties = NOTHING,
     ) -> Version:
-        """Makes the object of its parts. ESTALE when `condition` does not hold, and the upload stays.
+        """Makes the object of its parts, given in any order. ESTALE when `condition` does not hold; the upload stays.
 
         By the properties that the upload was `begun_with` the object is known after a lost answer.
         """

@@ -108,7 +108,6 @@ class VersionChanges:
 
         try:
             await each(copy, range(1, -(-size // PART) + 1), at_once=PARTS_AT_ONCE)
-            parts.sort(key=lambda part: part.number)
             await self._store.complete_multipart(entry.key, upload_id, parts, begun_with=found.properties)
         except OSError:
             await self._store.abort_multipart(entry.key, upload_id)
