@@ -1,0 +1,314 @@
+"""Which parts of an upload are sent, which are left, and what becomes of those that are at the server already."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import random
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.errors import StoreError, from_elsewhere
+from sosfs.files.open_file import Handle
+from sosfs.files.spool import SpoolArea
+from sosfs.files.upload import BEHIND, Upload
+from sosfs.files.zero_objects import REFUSED
+from sosfs.s3.protocol import Part
+from sosfs.s3.scratch_key import is_of_zeros
+from tests.support.composed import Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, bodies, closed, opened, put_all, stored
+
+PART = 4096
+DATA = random.Random(6).randbytes(40 * PART)
+
+
+class Noting(Held):
+    """Notes which parts of "file" are sent, and as what; `on_part` is told of each before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts: list[int] = []
+        self.kinds: set[str] = set()
+        self.on_part: Any = None
+
+    async def upload_part(self, key: str, upload_id: str, number: int, body: Any) -> Part:
+        """As `ObjectStore.upload_part`."""
+        if key == "file":
+            self.parts.append(number)
+            self.kinds.add(type(body).__name__)
+            if self.on_part is not None:
+                await self.on_part(number)
+        return await super().upload_part(key, upload_id, number, body)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files of some thousand bytes go the ways of large ones."""
+    monkeypatch.setattr("sosfs.files.zero_objects.SEED", 16 * PART)
+    monkeypatch.setattr("sosfs.files.upload.HOLES_MIN", 5 * PART)
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+
+
+@pytest.fixture
+def store() -> Noting:
+    return Noting()
+
+
+@pytest.fixture
+def mount(store: Noting, tmp_path: Path) -> Iterator[Composed]:
+    with composed(store, tmp_path, part_size=PART) as mount:
+        yield mount
+        mount.loop.run(store.release)
+
+
+async def new(mount: Composed, path: str = "file") -> Handle:
+    parent, name = await mount._parent(path)
+    return await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+
+
+async def upload_of(mount: Composed, handle: Handle) -> Upload:
+    """The upload of a file that is being written, begun with nothing sent."""
+    draft = handle.open_file.draft
+    assert draft is not None
+    await mount.parts.file_io.writeback._follow(handle.inode, handle.open_file, draft, 0)
+    assert handle.open_file.upload is not None
+    return handle.open_file.upload
+
+
+# Parts with holes that go up where room is short
+
+
+def test_parts_with_holes_go_up_once_and_without_the_one_that_is_written(mount: Composed, store: Noting) -> None:
+    """Of the full parts, too; what has nothing but a hole may be copied of zeros in the end."""
+
+    async def main() -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        for number in (1, 2, 4, 5):
+            await io.write(handle, (number - 1) * PART, DATA[: PART // 2])
+        await io.write(handle, PART // 2, DATA[: PART // 2])
+        await io.truncate(handle.inode, 7 * PART)
+        upload = await upload_of(mount, handle)
+        held = store.before["upload_part"] = trio.Event()
+        upload.send_begun(4 * PART)
+        await trio.testing.wait_all_tasks_blocked()
+        upload.send_begun(4 * PART)
+        assert upload.is_behind
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+        upload.send_begun(4 * PART)
+        await trio.testing.wait_all_tasks_blocked()
+        assert sorted(store.parts) == [1, 2, 4]
+        assert upload.confirmed([(0, 2 * PART), (3 * PART + 10, 6 * PART)]) == 3 * PART - 10
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    half = DATA[: PART // 2].ljust(PART, b"\0")
+    first = DATA[: PART // 2] * 2
+    assert stored(store) == first + half + bytes(PART) + half + half + bytes(2 * PART)
+
+
+def test_few_parts_with_holes_are_on_their_way_at_once(mount: Composed, store: Noting) -> None:
+    async def main() -> None:
+        handle = await new(mount)
+        for number in range(12):
+            await mount.parts.file_io.write(handle, number * PART + 5, b"x")
+        upload = await upload_of(mount, handle)
+        store.before["upload_part"] = trio.Event()
+        upload.send_begun(11 * PART)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(upload._behind) == BEHIND
+        await store.release()
+        await trio.testing.wait_all_tasks_blocked()
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == (bytes(5) + b"x" + bytes(PART - 6)) * 11 + bytes(5) + b"x"
+
+
+def test_a_part_of_which_bytes_are_still_in_the_bucket_alone_is_not_sent_before_the_close(
+    mount: Composed, store: Noting
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": DATA[: 8 * PART]})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 2 * PART + 5, b"x")
+        upload = await upload_of(mount, handle)
+        gets = store.calls["get"]
+        upload.send_begun(7 * PART)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (store.parts, store.calls["get"]) == ([], gets)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA[: 2 * PART + 5] + b"x" + DATA[2 * PART + 6 : 8 * PART]
+
+
+# What is at the server already
+
+
+def test_bytes_that_are_in_parts_alone_are_not_given_up_for_parts_of_no_use(
+    mount: Composed, store: Noting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few holes were sent, each part by itself; then there are so many that they would be copied, many at once."""
+    monkeypatch.setattr("sosfs.files.spool.SPILL", 1000)
+    monkeypatch.setattr("sosfs.files.spool.INLINE", 500)
+    monkeypatch.setattr("sosfs.files.write_behind.SPILL", 1000)
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: True))
+    monkeypatch.setattr(SpoolArea, "is_tight", lambda self, more, alone=False: False)
+
+    async def main() -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        for start in range(0, 6 * PART, PART // 2):
+            await io.write(handle, start, DATA[start : start + PART // 2])
+            await trio.testing.wait_all_tasks_blocked()
+        draft = handle.open_file.draft
+        assert draft is not None and draft.away
+        await io.truncate(handle.inode, 10 * PART)
+        store.errors["complete_multipart", "file"] = [StoreError(errno.EIO, "complete", status=500)]
+        with fails(errno.EIO):
+            await io.flush(handle)
+        assert draft.away and 9 in store.parts
+        await io.truncate(handle.inode, 36 * PART)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA[: 6 * PART].ljust(36 * PART, b"\0")
+
+
+def test_a_writer_that_never_rests_does_not_have_its_part_sent_for_ever(mount: Composed, store: Noting) -> None:
+    """It is sent four times; what came later is dirty again."""
+
+    async def main() -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        await io.write(handle, 0, DATA[: 10 * PART])
+        written = 0
+
+        async def write(number: int) -> None:
+            nonlocal written
+            if number == 3:
+                written += 1
+                await io.write(handle, 2 * PART, b"%d" % written)
+
+        store.on_part = write
+        await io.fsync(handle.inode)
+        assert (written, store.parts.count(3), len(store.parts)) == (4, 4, 13)
+        store.on_part = None
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA[: 2 * PART] + b"4" + DATA[2 * PART + 1 : 10 * PART]
+
+
+# Parts that are not on disk
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_large_parts_are_sent_and_counted_wherever_they_are(
+    mount: Composed, store: Noting, monkeypatch: pytest.MonkeyPatch, on_disk: bool
+) -> None:
+    monkeypatch.setattr("sosfs.files.upload.END_MAX", PART - 1)
+    if on_disk:
+        monkeypatch.setattr("sosfs.files.spool.SPILL", 1000)
+
+    async def main() -> None:
+        handle = await new(mount)
+        await mount.parts.file_io.write(handle, 0, DATA)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA
+    assert ("FileBody" in store.kinds) is on_disk
+    assert mount.parts.uploader.sent_bytes == len(DATA)
+
+
+# Copies of zeros
+
+
+async def with_hole(mount: Composed, path: str = "file") -> Handle:
+    handle = await new(mount, path)
+    await mount.parts.file_io.write(handle, 0, b"data")
+    await mount.parts.file_io.truncate(handle.inode, 20 * PART)
+    return handle
+
+
+def test_a_server_that_fails_is_not_sent_the_zeros(mount: Composed, store: Noting) -> None:
+    async def main() -> None:
+        handle = await with_hole(mount)
+        store.errors["copy_part", "file"] = [StoreError(errno.EIO, "copy_part", status=500)] * 20
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        assert store.parts == [1]
+        store.errors.clear()
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert store.parts == [1]
+    assert stored(store) == b"data".ljust(20 * PART, b"\0")
+
+
+@pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EACCES, errno.EINVAL])
+def test_a_server_that_copies_none_is_asked_again_after_a_while(
+    mount: Composed, store: Noting, number: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    def fault(operation: str, key: str) -> None:
+        if operation == "copy_part":
+            raise StoreError(number, f"{operation} {key!r}", status=400)
+
+    async def write(path: str) -> int:
+        before = store.calls["copy_part"]
+        await closed(mount, await with_hole(mount, path))
+        assert stored(store, path) == b"data".ljust(20 * PART, b"\0")
+        return store.calls["copy_part"] - before
+
+    store.fault = fault
+    assert mount.loop.run(partial(write, "file")) > 0
+    assert mount.loop.run(partial(write, "other")) == 0
+    assert caplog.text.count("holes of files are sent as zeros for now") == 1
+    mount.loop.passes(REFUSED + 1)
+    store.fault = None
+    assert mount.loop.run(partial(write, "third")) > 0
+
+
+@pytest.mark.parametrize(("status", "is_refusal"), [(404, True), (400, True), (503, False)])
+def test_what_knows_no_copies_of_parts_and_is_no_s3_server_is_sent_the_zeros(
+    mount: Composed, store: Noting, status: int, is_refusal: bool
+) -> None:
+    """A gateway that is out of order is not taken for one."""
+
+    async def main() -> None:
+        handle = await with_hole(mount)
+        told = from_elsewhere("copy_part", status=status, detail="<html>")
+        store.errors["copy_part", "file"] = [told] * (1 if is_refusal else 20)
+        if not is_refusal:
+            with fails(errno.EIO):
+                await mount.parts.file_io.flush(handle)
+            store.errors.clear()
+        await closed(mount, handle)
+        assert (len(store.parts) > 1) is is_refusal
+
+    mount.loop.run(main)
+    assert stored(store) == b"data".ljust(20 * PART, b"\0")
+
+
+def test_what_stands_where_zeros_were_is_removed_at_once(mount: Composed, store: Noting) -> None:
+    async def main() -> None:
+        await closed(mount, await with_hole(mount))
+        (made,) = filter(is_of_zeros, store._stored)
+        await put_all(store, {made: b"other"})
+        await closed(mount, await with_hole(mount, "other"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert made not in bodies(store)
+        assert made not in mount._journal.scratch()
+
+    mount.loop.run(main)
+    assert stored(store, "other") == b"data".ljust(20 * PART, b"\0")
