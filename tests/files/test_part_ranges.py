@@ -45,3 +45,10 @@ def test_the_plan_of_an_upload_is_told_by_its_parts(plan: PartPlan, size: int) -
     assert plan_of([], usual) is usual
     with pytest.raises(ValueError, match="no plan"):
         plan_of([Range(1, 0, 7 * MIB), Range(2, 8 * MIB, 16 * MIB)], usual)
+
+
+def test_what_has_another_number_or_begins_elsewhere_is_no_part_of_a_plan() -> None:
+    plan = PartPlan(8 * MIB)
+    assert plan.has([Range(2, 8 * MIB, 9 * MIB)])
+    for other in (Range(3, 8 * MIB, 9 * MIB), Range(1, 1 * MIB, 2 * MIB), Range(2, 8 * MIB, 17 * MIB)):
+        assert not plan.has([other])
