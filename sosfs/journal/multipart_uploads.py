@@ -55,7 +55,8 @@ class MultipartUploads:
         try:
             upload_id = await self._store.create_multipart(key, properties, acl=acl, on_repeat=repeated.append)
         except StoreError as error:
-            if not was_doubtful and not error.repeated and 400 <= error.status < 500:
+            is_alone = self._beginning[key] == 1
+            if is_alone and not was_doubtful and not error.repeated and 400 <= error.status < 500:
                 self._journal.drop_intent(key)
             raise
         finally:
@@ -64,7 +65,7 @@ class MultipartUploads:
         self._used.add(upload_id)
         with self._journal.together():
             self._journal.add_upload(upload_id, key, properties)
-            if not is_doubtful:
+            if not is_doubtful and not self._beginning[key]:  # what is being begun beside has no other intent
                 self._journal.drop_intent(key)
         if is_doubtful:
             self._spawn(lambda: self._look(key))

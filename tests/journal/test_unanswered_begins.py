@@ -6,6 +6,7 @@ import errno
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -249,5 +250,32 @@ def test_one_that_is_being_begun_is_not_taken_for_a_lost_one(bench: Bench) -> No
             assert (bench.begun, bench.doubts) == (["file"], ["file"])
             held.set()
         assert found == list(bench.store._uploads)
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("is_refused", [False, True])
+def test_an_answer_to_one_says_nothing_of_another_that_is_being_begun(bench: Bench, is_refused: bool) -> None:
+    """The process may end now: then only the journal knows that there may be one."""
+
+    async def first() -> None:
+        with fails(errno.EACCES) if is_refused else nullcontext():
+            await bench.uploads.begin("file", NONE)
+
+    async def main() -> None:
+        held = bench.store.before["create_multipart"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(first)
+            await trio.testing.wait_all_tasks_blocked()
+            second = bench.store.before["create_multipart"] = trio.Event()
+            nursery.start_soon(bench.uploads.begin, "file", NONE)
+            await trio.testing.wait_all_tasks_blocked()
+            bench.store.errors["create_multipart", "file"] = [DENIED] if is_refused else []
+            held.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert bench.doubts == ["file"]
+            second.set()
+        await bench.later.pop()()
+        assert len(bench.begun) == 2 - is_refused
 
     trio.run(main)
