@@ -21,7 +21,7 @@ from tests.conftest import FAILED, access_to, new_bucket
 from tests.support.drive import eventually, fails, names, tree
 from tests.support.faults import Answer, Hang
 from tests.support.foreign import Foreign
-from tests.support.mounting import Access, Mount, run_sosfs
+from tests.support.mounting import Access, Mount, complaints, run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server, client_of
 from tests.support.traffic import Op, Predicate, Request
@@ -281,7 +281,7 @@ def test_a_key_that_may_not_list_the_buckets(server: Server, proxy: Proxy, tmp_p
     done = run_sosfs(["mount", tmp_path, "--endpoint", proxy.endpoint], access.environment(tmp_path.parent))
     assert done.returncode == 1
     assert "this key may not list the buckets: name the one to mount" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    assert len(complaints(done.stderr)) == 1
 
 
 def test_an_error_is_not_an_absence(account: Account, proxy: Proxy, foreign: Foreign, other: Foreign) -> None:

@@ -85,6 +85,11 @@ def run_sosfs(
     )
 
 
+def complaints(stderr: str) -> list[str]:
+    """What a command says, but for the line that a slow machine brings: that it waits for the server."""
+    return [line for line in stderr.splitlines() if not line.startswith("sosfs: connecting to ")]
+
+
 @dataclass
 class Mount:
     """`with Mount(...) as mount:` a bucket (or `bucket/prefix`) at `mount.path`."""
