@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import trio
@@ -85,6 +86,7 @@ class Revalidation:
         self.attribute_prefetch = AttributePrefetch(listings, self.ask_ahead, self.ask_files, spawn)
         listings.watchers.append(self.attribute_prefetch.listed)
         self._asking: dict[Inode, _Question] = {}
+        self._kept: set[Inode] = set()  # of which no answer is taken
         self._glance: tuple[trio.Event, float] | None = None  # the root is being asked for; nobody waits longer
         self.hits, self.asked = 0, 0  # questions for attributes that were answered without the bucket, and all
 
@@ -174,7 +176,7 @@ class Revalidation:
             before = [(self._inodes.key(inode), inode.version) for inode in left]
             answers = await self._store.heads([key for key, _ in before]) if before else []
             for (inode, question), (key, version), found in zip(left.items(), before, answers, strict=True):
-                if inode.version is not version or not self._inodes.has_key(inode, key):
+                if inode.version is not version or not self._inodes.has_key(inode, key) or inode in self._kept:
                     continue  # written or renamed here while the others were asked
                 if isinstance(found, Object):  # an absence is left to them as well: it may be a rename under way
                     question.answer = self.take(inode, found)
@@ -250,6 +252,9 @@ class Revalidation:
                 return await self._ask_file(inode, with_bytes=with_bytes)
             self._gone(inode, error)
             raise
+        if inode in self._kept:
+            await self._subtree_lock.released(inode)
+            return inode if inode.known is Known.ALL or inode.parent is None else await self.revalidate(inode)
         now = inode.version
         if self._inodes.has_key(inode, key) and (now is before or (now is not None and now.same_as(found.version))):
             return self.take(inode, found)
@@ -339,9 +344,21 @@ class Revalidation:
         inode.learn(properties, whole=whole)
         inode.checked = trio.current_time()
 
+    @contextmanager
+    def keeping(self, inode: Inode) -> Iterator[None]:
+        """Within, a file that is renamed stays what is copied of it, whatever others are answered.
+
+        For what goes under the old name is what is known: if that were another client's by then, theirs would go.
+        """
+        self._kept.add(inode)
+        try:
+            yield
+        finally:
+            self._kept.discard(inode)
+
     def take(self, inode: Inode, found: Object, *, in_place: bool = False) -> Inode:
         """Takes over what HEAD or GET told of a file."""
-        if inode.pins or inode.parent is None:
+        if inode.pins or inode.parent is None or inode in self._kept:
             return inode
         parent = inode.parent
         self._merger.seen(inode, found.version, trio.current_time(), in_place=in_place)

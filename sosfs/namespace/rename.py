@@ -186,8 +186,9 @@ class Renames:
         await self._attributes.permissions.require_remove(old_key)
         async with self._under_way(inode, target, parent, segment, form, old=old_key, new=key) as move:
             version, used = await self._copy(inode, move, segment)
-            await self._moves.copied(move)
-            await self._retire(inode, move)
+            with self._attributes.keeping(inode):
+                await self._moves.copied(move)
+                await self._retire(inode, move)
         gone = PENDING if self._deletions.is_pending(old_key) else None
         with self._journal.together():
             self._moves.ended(move)
@@ -233,9 +234,10 @@ class Renames:
         """Copies the version that is known, and is there still afterwards. ESTALE where it is another."""
         assert inode.version is not None
         kept = inode.properties.storage_class
-        made = await self._moves.copy(move, move.old, inode.version, properties=used, storage_class=kept, acl=acl)
-        if inode.version.size >= LOOKED_AT:
-            await check_still(self._store.head, f"CopyObject {move.old!r}", move.old, inode.version)
+        with self._attributes.keeping(inode):
+            made = await self._moves.copy(move, move.old, inode.version, properties=used, storage_class=kept, acl=acl)
+            if inode.version.size >= LOOKED_AT:
+                await check_still(self._store.head, f"CopyObject {move.old!r}", move.old, inode.version)
         return made
 
     def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:

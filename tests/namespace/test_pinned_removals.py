@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.protocol import Failure, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, put_all, settled
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 REFUSED = StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)
@@ -168,3 +169,31 @@ def test_what_a_user_removes_goes_whoever_stored_it(mount: Composed, store: Held
 
     mount.loop.run(main)
     assert bodies(store) == {}
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
+def test_what_a_stat_sees_of_a_file_between_its_copy_and_its_removal_is_not_removed(
+    mount: Composed, store: Held, is_open: bool
+) -> None:
+    held = trio.Event()
+    seen: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"file": b""})
+        inode = await mount._walk("file")
+        handle = await opened(mount, os.O_RDONLY) if is_open else None
+        store.before["head", "moved"] = held
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        assert ("head", "moved") in store.reached, "whether the copy of what has no bytes is there"
+        await replace(store, "file")
+        inode.checked -= 2 * TTL
+        await begun(mount, partial(told, seen, "stat", partial(mount.parts.attributes.revalidate, inode)))
+        await settled(held)
+        assert seen["stat"] is inode
+        if handle is not None:
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {"file": b"theirs", "moved": b""}
+    assert {name: shown and shown[0] for name, shown in mount.loop.run(mount.tree).items()} == bodies(store)
