@@ -176,7 +176,7 @@ class Deletions:
                 outcome()
             else:
                 log.warning("%s was copied, the delete is tried again: %s", key, error)
-                self.later(key, version, outcome)
+                self.retract(key, version, outcome)
         if not self.is_pending(key):
             self._pinned.discard(key)
 
@@ -216,7 +216,7 @@ class Deletions:
             self._spawn(self._work)
 
     def retract(self, key: str, version: Version, outcome: Outcome) -> None:
-        """As `later`, for a copy that nobody needs: looked at first, since another client may have replaced it."""
+        """As `later`, for one of two copies: looked at first, since another client may have replaced it."""
         self._tried.add(key)
         self.later(key, version, outcome)
 

@@ -312,10 +312,10 @@ class Renames:
         top = self._inodes.key(inode)
         for key in below_first(left):
             if key != top:
-                self._deletions.later(key, left[key], lambda: None)
+                self._deletions.retract(key, left[key], lambda: None)
         if left:  # of a directory the marker goes last, be there one or not
             settled = partial(self._namespace.directory(inode.parent).reached_bucket, inode.name)
-            self._deletions.later(top, left.get(top, Version("", 0)), settled)
+            self._deletions.retract(top, left.get(top, Version("", 0)), settled)
 
     def _moved(self, inode: Inode, copy: _Copy | None) -> None:
         """An inode has its new key, and its object there is this copy."""

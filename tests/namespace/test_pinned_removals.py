@@ -17,7 +17,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.protocol import Failure, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, told
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 REFUSED = StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)
@@ -169,6 +169,37 @@ def test_what_a_user_removes_goes_whoever_stored_it(mount: Composed, store: Held
 
     mount.loop.run(main)
     assert bodies(store) == {}
+
+
+@pytest.mark.parametrize("pins", [True, False], ids=["heeded", "not heeded"])
+def test_a_removal_that_got_no_answer_spares_what_is_stored_before_it_is_tried_again(
+    mount: Composed, store: Held, pins: bool
+) -> None:
+    store.pins_deletes = pins
+
+    async def unanswered(keys: Sequence[str], **options: Any) -> list[Failure]:
+        del store.delete_many
+        failures = await FakeStore.delete_many(store, [key for key in keys if key != "d/a"], **options)
+        await replace(store, "d/a")
+        return [*failures, Failure("d/a", silence("delete"))]
+
+    async def alone(key: str, **_: Any) -> None:
+        del store.delete
+        await replace(store, key)
+        raise silence("delete")
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"bytes", "d/z": b"z", "file": b"bytes"})
+        store.delete_many = unanswered  # type: ignore[method-assign]
+        await mount.rename("d", "e")
+        store.delete = alone  # type: ignore[method-assign]
+        await mount.rename("file", "moved")
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"d/a": b"theirs", "e/a": b"bytes", "e/z": b"z", "file": b"theirs", "moved": b"bytes"}
+    assert mount.parts.pending == 0
+    assert mount.loop.run(mount.tree).keys() == {"d", "e", *bodies(store)}
 
 
 @pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open"])
