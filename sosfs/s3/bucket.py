@@ -30,7 +30,7 @@ from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import check_key, check_properties, joined_etag
 from sosfs.s3.limits import Limits
 from sosfs.s3.paging import all_pages, check_progress
-from sosfs.s3.preconditions import check_still, checked, keeping, landed, look, stale
+from sosfs.s3.preconditions import check_still, checked, keeping, landed, look, refused_for_nothing, stale
 from sosfs.s3.protocol import (
     NO_VERSIONS,
     NOTHING,
@@ -321,20 +321,28 @@ class S3Store:
             left = await self._send("DeleteObject", lambda calls: calls.delete(key, if_match=pin))
         except StoreError as error:
             if pin and version and error.cause is Cause.CONFLICT:
-                await self._delete_same(key, version)
+                await self._delete_same(key, version, error)
             elif error.cause is not Cause.ABSENT:
                 raise
         else:
             self._markers = True if left else self._markers
 
-    async def _delete_same(self, key: str, version: Version) -> None:
-        """After If-Match was refused: a server may compare another ETag than it has told. ESTALE where it did not."""
+    async def _delete_same(self, key: str, version: Version, refused: StoreError) -> None:
+        """After If-Match was refused: a server may compare another ETag than it has told. ESTALE where it did not.
+
+        Also where nobody may see what is there: that is no refusal to remove it. EIO where another client writes it.
+        """
+        request = f"DeleteObject {key!r}"
         try:
-            await check_still(self.head, f"DeleteObject {key!r}", key, version)
+            await check_still(self._look, request, key, version)
         except StoreError as error:
             if error.cause is Cause.ABSENT:
                 return
+            if error.cause is Cause.DENIED:
+                raise stale(request, "it may not be seen which version is there", refused) from error
             raise
+        if refused.status != HTTPStatus.PRECONDITION_FAILED:
+            raise refused_for_nothing(request, refused)
         await self.delete(key)
 
     async def purge(self, key: str) -> None:

@@ -125,16 +125,16 @@ async def keeping(
         if is_sure or not await holds(head, key, condition):
             raise stale(request, "the condition does not hold", error) from error
         if not sent or error.status != HTTPStatus.PRECONDITION_FAILED:
-            raise _refused_for_nothing(request, error) from error
+            raise refused_for_nothing(request, error) from error
     try:
         return await send({})
     except StoreError as error:
         if error.cause in (Cause.CONFLICT, Cause.ABSENT):
-            raise _refused_for_nothing(request, error) from error
+            raise refused_for_nothing(request, error) from error
         raise
 
 
-def _refused_for_nothing(request: str, error: StoreError) -> StoreError:
+def refused_for_nothing(request: str, error: StoreError) -> StoreError:
     """EIO for what was refused although its condition holds, or it has none."""
     detail = "refused, although nobody has changed it"
     return StoreError(errno.EIO, request, code=error.code, status=error.status, detail=detail)

@@ -481,6 +481,56 @@ async def test_a_server_that_compares_another_etag_removes_what_is_there_all_the
     assert (await store.head("a")).version.same_as(other)
 
 
+@pytest.mark.parametrize("subject", ["moto"], indirect=True)
+@pytest.mark.parametrize("is_there", [False, True], ids=["gone", "there"])
+@trio_test
+async def test_a_refused_condition_is_no_refusal_to_remove_where_what_is_there_may_not_be_seen(
+    subject: Subject, store: ObjectStore, monkeypatch: pytest.MonkeyPatch, is_there: bool
+) -> None:
+    """As of what an earlier try has removed, to who is told 403 of what is not there: whoever takes that for one would
+    think that it is there still."""
+    assert isinstance(store, S3Store)
+    store.capabilities = Capabilities(known=True, delete_pin=True)
+    version = await store.put("a", b"one", Properties())
+    if not is_there:
+        await store.delete("a")
+
+    def refusing(calls: SignedCalls, key: str, **_: object) -> str:
+        raise from_s3(f"DeleteObject {key!r}", code="PreconditionFailed", status=412)
+
+    def hidden(calls: SignedCalls, key: str, detail: object) -> None:
+        raise from_s3(f"HeadObject {key!r}", code="", status=403)
+
+    monkeypatch.setattr(SignedCalls, "delete", refusing)
+    monkeypatch.setattr(SignedCalls, "head", hidden)
+    if is_there:
+        with refused(errno.ESTALE):
+            await store.delete("a", version=version)
+    else:
+        await store.delete("a", version=version)
+
+
+@pytest.mark.parametrize("subject", ["moto"], indirect=True)
+@trio_test
+async def test_what_is_refused_since_another_client_writes_just_then_is_not_removed_without_the_condition(
+    subject: Subject, store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(store, S3Store)
+    store.capabilities = Capabilities(known=True, delete_pin=True)
+    version = await store.put("a", b"one", Properties())
+    delete = SignedCalls.delete
+
+    def refusing(calls: SignedCalls, key: str, *, version_id: str = "", if_match: str = "") -> str:
+        if if_match:
+            raise from_s3(f"DeleteObject {key!r}", code="ConditionalRequestConflict", status=409)
+        return delete(calls, key, version_id=version_id)
+
+    monkeypatch.setattr(SignedCalls, "delete", refusing)
+    with refused(errno.EIO):
+        await store.delete("a", version=version)
+    assert await keys(store) == ["a"]
+
+
 @pytest.mark.parametrize("subject", ["moto", "ceph"], indirect=True)
 @trio_test
 async def test_versions_go_one_by_one_where_batches_do_not_heed_them(subject: Subject, store: ObjectStore) -> None:
