@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
     try:
         return until_unread(lambda: _run(arguments))
-    except BrokenPipeError as error:
+    except OSError as error:
         return launch.report(error)
 
 

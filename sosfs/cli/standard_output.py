@@ -16,24 +16,36 @@ UNREAD = 128 + signal.SIGPIPE  # as a shell says of who died of it
 
 
 def until_unread(work: Callable[[], int]) -> int:
-    """What `work` returns, or 141 once nobody reads what it writes. Raises any other BrokenPipeError."""
+    """What `work` returns, or 141 once nobody reads what it writes. Raises any other OSError: the disk may be full."""
+    code = 0
     try:
         try:
-            return work()
+            code = work()
         finally:
             if sys.stdout is not None:  # else it was closed when the program was started
                 sys.stdout.flush()
-    except BrokenPipeError:
-        if not _is_unread():
+    except OSError as error:
+        is_unread = isinstance(error, BrokenPipeError) and _is_unread()
+        _drop_unwritten()
+        if is_unread:
+            return UNREAD
+        if not code:  # else it has told what failed
             raise
-        nowhere = os.open(os.devnull, os.O_WRONLY)  # what is in the buffer goes there when the interpreter ends
+    return code
+
+
+def _drop_unwritten() -> None:
+    """What is in the buffer goes nowhere when the interpreter ends."""
+    if sys.stdout is not None:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.close(nowhere)
-        return UNREAD
 
 
 def _is_unread() -> bool:
     """Whether whatever standard output leads to has been closed at its other end (poll(2), POLLERR)."""
+    if sys.stdout is None:
+        return False  # the number leads to something else by now
     looking = select.poll()
     looking.register(1, 0)
     return bool(looking.poll(0))

@@ -83,7 +83,7 @@ def _exit(work: Callable[[], int]) -> None:
     code = int(Exit.FAILED)
     try:
         code = until_unread(work)
-    except BrokenPipeError as error:
+    except OSError as error:
         code = launch.report(error)
     except BaseException:  # noqa: BLE001 - of a process
         sys.excepthook(*sys.exc_info())

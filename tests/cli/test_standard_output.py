@@ -30,6 +30,16 @@ def unread(arguments: Sequence[object], environment: Mapping[str, str] | None = 
     return done.returncode, done.stderr
 
 
+def full(arguments: Sequence[object], environment: Mapping[str, str]) -> tuple[int, bytes]:
+    """As `unread`, where the disk is full that standard output is on."""
+    command = [*SOSFS, *map(str, arguments)]
+    with open("/dev/full", "wb") as disk:
+        done = subprocess.run(
+            command, stdout=disk, stderr=subprocess.PIPE, env=environment, cwd=ROOT, timeout=60, check=False
+        )
+    return done.returncode, done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["help", "options"], ["status"], ["mount", "--help"]])
 def test_nothing_is_said_where_nobody_reads(arguments: Sequence[str], tmp_path: Path) -> None:
     home = {**os.environ, "HOME": str(tmp_path)}
@@ -42,6 +52,17 @@ def test_so_it_is_where_a_command_looks_into_a_mount(drive: Drive) -> None:
     (drive.here / "file").write_bytes(b"bytes")
     for command, path in (("status", drive.mount.path), ("du", drive.here), ("pending", drive.mount.path)):
         assert unread([command, path], environment) == (UNREAD, b""), command
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["help", "options"], ["status"], ["mount", "--help"]])
+def test_a_full_disk_is_told_in_one_line(arguments: Sequence[str], tmp_path: Path) -> None:
+    home = {**os.environ, "HOME": str(tmp_path)}
+    home.pop("PYTHONUNBUFFERED", None)
+    assert full(arguments, home) == (1, b"sosfs: No space left on device\n")
+
+
+def test_so_is_one_where_a_command_looks_into_a_mount(drive: Drive) -> None:
+    assert full(["du", drive.here], drive.mount.environment) == (1, b"sosfs: No space left on device\n")
 
 
 def test_standard_output_that_is_closed_breaks_nothing(tmp_path: Path) -> None:
