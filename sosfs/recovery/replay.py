@@ -104,7 +104,7 @@ class Replay:
     async def _finish_rename(self, old: str, new: str, *, again: int = COPIED_AGAIN_MAX) -> dict[str, Version]:
         """Whatever is under an old key, and was not copied or was changed since, is copied; then it is removed.
 
-        Returns what the server refuses to remove.
+        Returns what the server refuses to remove, or another client replaces again and again.
         """
         left = await self._listed(old)
         copied = {listed.key: listed.version for listed in await self._listed(new)} if left else {}
@@ -121,7 +121,7 @@ class Replay:
         if again and any(deletions.is_replaced(failure.error) for failure in failures):
             return await self._finish_rename(old, new, again=again - 1)  # another client has replaced some meanwhile
         for failure in failures:
-            if not deletions.is_denied(failure.error):
+            if not (deletions.is_denied(failure.error) or deletions.is_replaced(failure.error)):
                 raise failure.error
         refused = {failure.key for failure in failures}
         return {one.key: one.version for one in left if one.key in refused}

@@ -228,3 +228,32 @@ def test_what_a_stat_sees_of_a_file_between_its_copy_and_its_removal_is_not_remo
     mount.loop.passes(2 * TTL)
     assert bodies(store) == {"file": b"theirs", "moved": b""}
     assert {name: shown and shown[0] for name, shown in mount.loop.run(mount.tree).items()} == bodies(store)
+
+
+def test_what_is_replaced_again_and_again_keeps_no_mount_from_beginning(tmp_path: Path) -> None:
+    store = FakeStore()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, {"d/a": b"bytes", "d/z": b"z"}))
+        with pytest.MonkeyPatch.context() as patch:
+
+            async def hangs(*_: Any, **__: Any) -> Any:
+                await trio.sleep_forever()
+
+            patch.setattr(store, "delete_many", hangs)
+            mount.loop.run(lambda: begun(mount, lambda: mount.rename("d", "e")))
+            mount.crash()
+        delete_many, written = store.delete_many, 0
+
+        async def overtaken(keys: Sequence[str], **options: Any) -> list[Failure]:
+            nonlocal written
+            written += 1
+            await type(store).put(store, "d/a", f"theirs {written}".encode(), Properties())
+            return await delete_many(keys, **options)
+
+        store.delete_many = overtaken  # type: ignore[method-assign]
+        mount.start()
+        store.delete_many = delete_many  # type: ignore[method-assign]
+        last = f"theirs {written}".encode()
+        assert bodies(store) == {"d/a": last, "e/a": f"theirs {written - 1}".encode(), "e/z": b"z"}
+        assert mount.loop.run(mount.tree)["d/a"] == (last, 0o644)
+        assert mount.parts.pending == 0
