@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -75,3 +76,22 @@ def test_standard_output_that_is_closed_breaks_nothing(tmp_path: Path) -> None:
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_connection_that_has_the_number_of_what_is_closed_is_not_taken_for_it() -> None:
+    program = """
+import socket
+from sosfs.cli.standard_output import until_unread
+daemon, other = socket.socketpair()
+assert daemon.fileno() == 1
+other.close()
+until_unread(lambda: daemon.send(b"question"))
+"""
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", program],
+        capture_output=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, b"BrokenPipeError: [Errno 32] Broken pipe")
