@@ -169,7 +169,6 @@ class Deletions:
             await self.delete(key, version, outcome)
         except StoreError as error:
             if is_denied(error):
-                self._pinned.discard(key)
                 raise
             if is_replaced(error):
                 self._spare(key)
@@ -177,8 +176,9 @@ class Deletions:
             else:
                 log.warning("%s was copied, the delete is tried again: %s", key, error)
                 self.retract(key, version, outcome)
-        if not self.is_pending(key):
-            self._pinned.discard(key)
+        finally:
+            if not self.is_pending(key):
+                self._pinned.discard(key)
 
     def _spare(self, key: str) -> None:
         log.warning("%s was removed here, and another client has replaced it since: theirs stays", key)

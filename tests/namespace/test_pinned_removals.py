@@ -16,6 +16,7 @@ from sosfs.config.parameters import TTL
 from sosfs.errors import StoreError
 from sosfs.s3.protocol import Failure, Properties
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, told
 
@@ -257,3 +258,27 @@ def test_what_is_replaced_again_and_again_keeps_no_mount_from_beginning(tmp_path
         assert bodies(store) == {"d/a": last, "e/a": f"theirs {written - 1}".encode(), "e/z": b"z"}
         assert mount.loop.run(mount.tree)["d/a"] == (last, 0o644)
         assert mount.parts.pending == 0
+
+
+def test_a_rename_that_a_disk_fault_ends_leaves_no_condition_for_what_a_user_removes(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "keep": b""})
+        with monkeypatch.context() as patch:
+
+            def broken(*_: Any) -> None:
+                raise OSError(errno.EIO, "the disk")
+
+            patch.setattr(mount.parts.deletions._journal, "add_delete", broken)
+            with fails(errno.EIO):
+                await mount.rename("file", "moved")
+        inode = await mount._walk("file")
+        await replace(store, "file")
+        await mount.parts.namespace.unlink(mount.parts.inodes.root, b"file", inode)
+
+    mount.loop.run(main)
+    assert bodies(store) == {"keep": b"", "moved": b"bytes"}
+    mount.crash()
+    mount.start()
+    assert bodies(store) == {"keep": b"", "moved": b"bytes"}
