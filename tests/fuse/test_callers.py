@@ -27,13 +27,13 @@ def test_what_is_removed_at_once_counts_for_who_removes_it(
     delete, delete_many = store.delete, store.delete_many
     told: list[int] = []
 
-    async def noted(key: str) -> None:
+    async def noted(key: str, **options: Any) -> None:
         told.append(current().process)
-        await delete(key)
+        await delete(key, **options)
 
-    async def all_noted(keys: list[str]) -> list[Failure]:
+    async def all_noted(keys: list[str], **options: Any) -> list[Failure]:
         told.append(current().process)
-        return await delete_many(keys)
+        return await delete_many(keys, **options)
 
     async def remove(parent: int, numbers: range) -> None:
         for number in numbers:
