@@ -18,7 +18,18 @@ from sosfs.s3.protocol import Failure, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, told
+from tests.support.held import (
+    Held,
+    begun,
+    bodies,
+    closed,
+    crashes_while_old_keys_go,
+    opened,
+    put_all,
+    settled,
+    silence,
+    told,
+)
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 REFUSED = StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)
@@ -91,14 +102,7 @@ def test_who_finishes_a_cut_rename_takes_along_what_is_stored_just_then(tmp_path
     store = FakeStore()
     with composed(store, tmp_path) as mount:
         mount.loop.run(lambda: put_all(store, {"d/a": b"bytes", "d/z": b"z"}))
-        with pytest.MonkeyPatch.context() as patch:
-
-            async def hangs(*_: Any, **__: Any) -> Any:
-                await trio.sleep_forever()
-
-            patch.setattr(store, "delete_many", hangs)
-            mount.loop.run(lambda: begun(mount, lambda: mount.rename("d", "e")))
-            mount.crash()
+        crashes_while_old_keys_go(mount, store, "d", "e")
         delete_many = store.delete_many
 
         async def overtaken(keys: Sequence[str], **options: Any) -> list[Failure]:
@@ -235,14 +239,7 @@ def test_what_is_replaced_again_and_again_keeps_no_mount_from_beginning(tmp_path
     store = FakeStore()
     with composed(store, tmp_path) as mount:
         mount.loop.run(lambda: put_all(store, {"d/a": b"bytes", "d/z": b"z"}))
-        with pytest.MonkeyPatch.context() as patch:
-
-            async def hangs(*_: Any, **__: Any) -> Any:
-                await trio.sleep_forever()
-
-            patch.setattr(store, "delete_many", hangs)
-            mount.loop.run(lambda: begun(mount, lambda: mount.rename("d", "e")))
-            mount.crash()
+        crashes_while_old_keys_go(mount, store, "d", "e")
         delete_many, written = store.delete_many, 0
 
         async def overtaken(keys: Sequence[str], **options: Any) -> list[Failure]:

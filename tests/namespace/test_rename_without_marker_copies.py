@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from sosfs.errors import from_s3
 from sosfs.s3.protocol import Acl, Grant, Headers, Properties, Version
@@ -22,7 +21,7 @@ from tests.support.drive import eventually, fails, names, tree
 from tests.support.fake_store import FakeStore
 from tests.support.faults import Answer
 from tests.support.foreign import Foreign
-from tests.support.held import begun, bodies, put_all
+from tests.support.held import bodies, crashes_while_old_keys_go, put_all
 from tests.support.proxy import Proxy
 from tests.support.traffic import Request
 
@@ -140,14 +139,7 @@ def test_a_crash_between_does_not_lose_it_either(tmp_path: Path) -> None:
     store = Uncopying(silently)
     with composed(store, tmp_path) as mount:
         mount.loop.run(lambda: put_all(store, TREE))
-        with pytest.MonkeyPatch.context() as patch:
-
-            async def hangs(*_: Any, **__: Any) -> Any:
-                await trio.sleep_forever()
-
-            patch.setattr(store, "delete_many", hangs)
-            mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
-            mount.crash()
+        crashes_while_old_keys_go(mount, store, "a", "b")
         mount.start()
         assert bodies(store) == moved(TREE)
 

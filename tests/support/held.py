@@ -160,3 +160,15 @@ def forget(mount: Composed) -> None:
     """Forgets all inodes that may be forgotten."""
     Eviction(mount.parts.inodes, mount.parts.attributes, mount.parts.listings, mount.spawn, None, most=1).look()
     mount.parts.listings.watchers.pop()  # this once
+
+
+def crashes_while_old_keys_go(mount: Composed, store: FakeStore, old: str, new: str) -> None:
+    """A directory is renamed, and the mount ends when all of it is copied and nothing is removed yet."""
+
+    async def hangs(*_: Any, **__: Any) -> Any:
+        await trio.sleep_forever()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "delete_many", hangs)
+        mount.loop.run(lambda: begun(mount, lambda: mount.rename(old, new)))
+        mount.crash()
