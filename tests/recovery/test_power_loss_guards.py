@@ -343,24 +343,31 @@ def test_a_spool_is_not_emptied_before_its_row_is_gone_where_room_is_made(
         assert bodies(store) == {"file": b"n" * LARGE}
 
 
-@pytest.mark.promise(3)
-@pytest.mark.parametrize("is_synced_between", [False, True])
-def test_a_sync_that_ends_after_a_commit_of_newer_bytes_takes_nothing_back(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced_between: bool
-) -> None:
-    """What it would record is older than what the bucket has; the next mount would cut the file to that."""
-    store, late = Held(), trio.Event()
-    sync = Spool.sync
+def ends_late(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Who brings a spool to the disk next is told so when the event is set; those after it are not held."""
+    sync, late = Spool.sync, trio.Event()
 
     async def slowly(spool: Spool) -> None:
         monkeypatch.setattr(Spool, "sync", sync)
         await sync(spool)
         await late.wait()
 
+    monkeypatch.setattr(Spool, "sync", slowly)
+    return late
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_synced_between", [False, True])
+def test_a_sync_that_ends_after_a_commit_of_newer_bytes_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_synced_between: bool
+) -> None:
+    """What it would record is older than what the bucket has; the next mount would cut the file to that."""
+    store = Held()
+
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        monkeypatch.setattr(Spool, "sync", slowly)
+        late = ends_late(monkeypatch)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
         if is_synced_between:
@@ -381,18 +388,12 @@ def test_a_sync_that_ends_after_a_commit_of_newer_bytes_takes_nothing_back(
 
 @pytest.mark.promise(3)
 def test_a_sync_that_ends_after_a_later_one_takes_nothing_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store, late = Held(), trio.Event()
-    sync = Spool.sync
-
-    async def slowly(spool: Spool) -> None:
-        monkeypatch.setattr(Spool, "sync", sync)
-        await sync(spool)
-        await late.wait()
+    store = Held()
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        monkeypatch.setattr(Spool, "sync", slowly)
+        late = ends_late(monkeypatch)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
         await mount.parts.file_io.fsync(handle.inode)
@@ -412,19 +413,12 @@ def test_what_fsync_waited_for_is_there_though_more_was_closed_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No disk has what came later, and the record tells of it by then."""
-    store, late = Held(), trio.Event()
+    store = Held()
 
     async def main(mount: Composed) -> None:
-        sync = Spool.sync
-
-        async def slowly(spool: Spool) -> None:
-            monkeypatch.setattr(Spool, "sync", sync)
-            await sync(spool)
-            await late.wait()
-
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        monkeypatch.setattr(Spool, "sync", slowly)
+        late = ends_late(monkeypatch)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
         await mount.parts.file_io.flush(handle)
