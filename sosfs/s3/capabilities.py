@@ -187,7 +187,7 @@ def _with_pinned_removals(calls: SignedCalls, key: str, found: Capabilities) -> 
     try:
         calls.delete(key, if_match=Quoting.QUOTED.of(_OTHER))
     except StoreError as error:
-        if error.status // 100 != 4 and error.cause is not Cause.UNSUPPORTED:
+        if not _is_of_request(error):
             raise
         delete_pin = error.cause is Cause.CONFLICT  # any other refusal is of the header, which is not used then
     else:
@@ -200,10 +200,15 @@ def _is_kept_by_batch(calls: SignedCalls, key: str) -> bool:
     try:
         failures = calls.delete_many([key], {key: _OTHER})
     except StoreError as error:
-        if error.status // 100 != 4 and error.cause is not Cause.UNSUPPORTED and not isinstance(error, UnclearBatch):
+        if not _is_of_request(error) and not isinstance(error, UnclearBatch):
             raise
         return False  # it takes no ETags there, or no batches
     return any(failure.error.errno == errno.ESTALE for failure in failures)
+
+
+def _is_of_request(error: StoreError) -> bool:
+    """Whether the server has answered, and does not do what it was asked for."""
+    return error.status // 100 == 4 or error.cause is Cause.UNSUPPORTED
 
 
 def _is_refused_as_damaged(calls: SignedCalls, key: str) -> bool:
