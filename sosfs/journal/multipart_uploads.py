@@ -10,7 +10,8 @@ the next mount. Those are aborted that were begun at that time, have no parts, a
 added a part to an upload of ours whose id we were never told. It may be another client's only if that one began to
 write the same file in those very minutes and has not finished its first part; its next part is then refused.
 
-Concurrency: trio thread only. While an upload of a key is being begun, none of that key is aborted.
+Concurrency: trio thread only. A look for the uploads of a key ends nothing, and leaves the intent, where one is being
+begun, or is begun meanwhile: it cannot tell that one from a lost one, nor say that none will come of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Set
+from dataclasses import dataclass
 from typing import Any
 
 from sosfs.errors import Cause, StoreError
@@ -34,6 +36,14 @@ EARLY, LATE = 900, 1200
 Spawn = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
 
+@dataclass(slots=True, eq=False)
+class _Look:
+    """One look for the uploads of a key."""
+
+    key: str
+    is_overtaken: bool = False  # another upload of the key has been asked for since
+
+
 class MultipartUploads:
     """The uploads of one mount."""
 
@@ -42,6 +52,7 @@ class MultipartUploads:
         self._journal = journal
         self._spawn = spawn
         self._beginning: Counter[str] = Counter()  # keys
+        self._looks: list[_Look] = []
         self._used: set[str] = set()  # ids of those that somebody goes on with
 
     async def begin(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
@@ -52,6 +63,7 @@ class MultipartUploads:
         repeated: list[str] = []
         self._journal.add_intent(key, int(time.time()))
         self._beginning[key] += 1
+        self._overtake(key)
         try:
             upload_id = await self._store.create_multipart(key, properties, acl=acl, on_repeat=repeated.append)
         except StoreError as error:
@@ -102,28 +114,34 @@ class MultipartUploads:
     def _is_doubtful(self, key: str) -> bool:
         return any(key == other for other, _ in self._journal.intents())
 
+    def _overtake(self, key: str) -> None:
+        for look in self._looks:
+            look.is_overtaken |= look.key == key
+
     async def _look(self, key: str) -> None:
         """Aborts the uploads of a key whose ids this mount was never told. Never raises."""
         since = dict(self._journal.intents()).get(key)
-        if since is None:
+        if since is None or self._beginning[key]:
             return
+        look = _Look(key)
+        self._looks.append(look)
         try:
-            unknown = await self._unknown(key, since)
-            if self._beginning[key]:
-                return  # one of them may be that one
-            for upload_id in unknown:
-                await self._store.abort_multipart(key, upload_id)
+            is_settled = await self._abort_unknown(look, since)
         except OSError as error:
-            if error.errno == errno.EINTR:
-                return  # whoever it was for waits no more
-            if not isinstance(error, StoreError) or error.cause not in (Cause.DENIED, Cause.UNSUPPORTED):
-                log.warning("an upload of %s may stay unfinished: %s", key, error)
-                return
-            log.info("an upload of %s may stay unfinished: %s", key, error)
-        else:
-            if not unknown and time.time() < since + LATE:
-                return  # it may still come
-        self._journal.drop_intent(key)
+            is_settled = _is_given_up(key, error)
+        finally:
+            self._looks.remove(look)
+        if is_settled and not look.is_overtaken:
+            self._journal.drop_intent(key)
+
+    async def _abort_unknown(self, look: _Look, since: int) -> bool:
+        """Whether nothing more can come of a try at the time `since`. Raises OSError."""
+        unknown = await self._unknown(look.key, since)
+        for upload_id in unknown:
+            if look.is_overtaken:
+                return False  # it may be that one
+            await self._store.abort_multipart(look.key, upload_id)
+        return bool(unknown) or time.time() >= since + LATE
 
     async def _unknown(self, key: str, since: int) -> list[str]:
         """The ids of the uploads that a try at the time `since` may have begun: without parts, and nobody's here."""
@@ -144,3 +162,14 @@ class MultipartUploads:
             if error.errno != errno.ENXIO:
                 raise
             return False  # it has ended
+
+
+def _is_given_up(key: str, error: OSError) -> bool:
+    """Whether looking again would end the same way."""
+    if error.errno == errno.EINTR:
+        return False  # whoever it was for waits no more
+    if isinstance(error, StoreError) and error.cause in (Cause.DENIED, Cause.UNSUPPORTED):
+        log.info("an upload of %s may stay unfinished: %s", key, error)
+        return True
+    log.warning("an upload of %s may stay unfinished: %s", key, error)
+    return False

@@ -155,30 +155,6 @@ def test_uploads_of_others_stay(mount: Composed, store: Losing) -> None:
     assert store.uploads() == ["file", "file", "file2"]
 
 
-def test_an_upload_that_is_being_begun_is_not_taken_for_a_lost_one(mount: Composed, store: Losing) -> None:
-    """Its answer is on the way while the uploads of its key are looked for."""
-    uploads, found = mount.parts.multiparts, list[str]()
-    store.twins = 1
-
-    held = trio.Event()
-
-    async def go() -> None:
-        await uploads.begin("file", NONE)
-        store.twins = 0
-        store.after["create_multipart", "file"] = held
-
-        async def begin() -> None:
-            found.append(await uploads.begin("file", NONE))
-
-        await begun(mount, begin)
-        await uploads.abort_unused()
-        held.set()
-        await trio.testing.wait_all_tasks_blocked()
-        assert found[0] in store._uploads
-
-    mount.loop.run(go)
-
-
 def test_a_copy_by_parts_leaves_none_over_a_crash(
     mount: Composed, store: Losing, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -279,3 +279,42 @@ def test_an_answer_to_one_says_nothing_of_another_that_is_being_begun(bench: Ben
         assert len(bench.begun) == 2 - is_refused
 
     trio.run(main)
+
+
+@pytest.mark.parametrize("operation", ["list_uploads", "list_parts", "abort_multipart"])
+@pytest.mark.parametrize("is_late", [False, True])
+def test_a_look_says_nothing_of_one_that_is_asked_for_meanwhile(
+    bench: Bench, late: Callable[[], None], operation: str, is_late: bool
+) -> None:
+    """Nor of one that has got no answer before the look is over."""
+
+    async def main() -> None:
+        await bench.lose()
+        held = bench.store.after[operation] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.uploads.abort_unused)
+            await trio.testing.wait_all_tasks_blocked()
+            bench.store.after.clear()
+            await bench.lose()
+            if is_late:
+                late()
+            held.set()
+        assert bench.doubts == ["file"]
+        await bench.uploads.abort_unused()
+        assert (bench.begun, bench.doubts) == ([], [])
+
+    trio.run(main)
+
+
+def test_looks_for_other_keys_go_on(bench: Bench) -> None:
+    async def main() -> None:
+        await bench.lose()
+        held = bench.store.after["list_uploads", "file"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bench.uploads.abort_unused)
+            await trio.testing.wait_all_tasks_blocked()
+            await bench.uploads.begin("other", NONE)
+            held.set()
+        assert (bench.begun, bench.doubts) == (["other"], [])
+
+    trio.run(main)

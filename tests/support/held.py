@@ -21,7 +21,8 @@ from tests.support.composed import TASK, Composed, composed
 from tests.support.fake_store import FakeStore
 
 PARTS = frozenset({"create_multipart", "upload_part", "copy_part", "complete_multipart"})
-HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}) | PARTS
+LOOKS = frozenset({"list_uploads", "list_parts", "abort_multipart"})
+HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}) | PARTS | LOOKS
 
 
 class Held(FakeStore):
