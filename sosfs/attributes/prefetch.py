@@ -146,6 +146,7 @@ class AttributePrefetch:
     async def _asker(self) -> None:
         try:
             while (some := self._next()) or self._line.waiting:
+                self._begin(ASKERS if self._line.has_listed else ASKERS_BEHIND)  # what was passed may have brought more
                 if not some:
                     await trio.lowlevel.checkpoint()  # there is a long way to the next one
                     continue

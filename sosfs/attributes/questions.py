@@ -53,6 +53,11 @@ class Questions:
         listed = self._listed[0].stop - self._listed[0].at + len(self._listed) - 1 if self._listed else 0
         return len(self._single) + listed + len(self._below)
 
+    @property
+    def has_listed(self) -> bool:
+        """Whether anything is in the line since somebody walks."""
+        return bool(self._listed or self._below)
+
     def add(self, inode: Inode) -> None:
         """Puts one file into the line, unless that is too long."""
         if len(self._single) < SINGLE_MAX:

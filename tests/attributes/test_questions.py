@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
 import trio
 import trio.testing
 
-from sosfs.attributes.prefetch import WALK
+from sosfs.attributes.prefetch import ASKERS, WALK, AttributePrefetch
 from sosfs.attributes.questions import STEPS, Questions, Wanted
 from sosfs.tree.inodes import Directory, Inode, Inodes, Known, Pass
 from sosfs.tree.keys import Form
@@ -75,3 +78,31 @@ def test_what_comes_after_many_that_are_known_is_asked_for(mount: Composed, stor
         assert entries[-1].known is Known.ALL
 
     mount.loop.run(walk)
+
+
+def test_all_askers_have_a_share_of_what_lies_below(mount: Composed) -> None:
+    """One directory with few entries is known when the walk begins; what is below those is found on the way."""
+    inodes, asking = mount.parts.inodes, Counter[Inode]()
+    top = known(inodes, inodes.root, files=WALK + 1)
+    for number in range(2):
+        below = inodes.make(inodes.root, f"d{number}", Form.PLAIN, mode=inodes.defaults.directory_mode)
+        top.entries[below.name] = below
+        assert top.now is not None
+        top.now.show(below.name)
+        for inode in list(known(inodes, below, files=100).entries.values()):
+            inode.known = Known.SIZE
+
+    async def ask(inodes: Sequence[Inode]) -> None:
+        asking[inodes[0]] += 1
+        await trio.sleep_forever()
+
+    async def walk() -> None:
+        async with trio.open_nursery() as nursery:
+            prefetch = AttributePrefetch(mount.parts.listings, lambda one: ask([one]), ask, nursery.start_soon)
+            for inode in list(top.entries.values())[:WALK]:
+                prefetch.asked(inode)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(asking) == ASKERS
+            nursery.cancel_scope.cancel()
+
+    trio.run(walk)
