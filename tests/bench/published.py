@@ -56,7 +56,8 @@ SOURCE = """\
 [Every time, with its spread]({results}): {scale} size, commit `{commit}`, {started}; {cores}.
 """
 TWICE = """\
-Where it and [an earlier run]({earlier}), of commit `{commit}`, {started}, differ by more than a tenth, both are told.
+Where it and [an earlier run]({earlier}), of commit `{commit}`, {started}, differ by more than a tenth, both are
+told{alone}.
 """
 EARLIER = "earlier.json"
 
@@ -98,18 +99,19 @@ def readme(runs: Sequence[Results]) -> str:
 
 def page(runs: Sequence[Results]) -> str:
     """The page's rows: all workloads with a goal, as far as they are measured."""
-    source = _source(runs, f"../../{MEASURED}/{SCALE}")
+    source = _source(runs, f"../../{MEASURED}/{SCALE}", alone="; what it did not measure is of one run")
     others = [Row(WORKLOADS[name].title, (name,)) for name in AT_LEAST if name not in SHOWN]
     rows = [*ROWS, *others]
     chart = f"![Speed beside the peers](../../{MEASURED}/{SCALE}/chart.svg)"
     return "\n".join([WORDS, chart, "", *_table(runs, rows, required=False), "", source])
 
 
-def _source(runs: Sequence[Results], folder: str) -> str:
+def _source(runs: Sequence[Results], folder: str, *, alone: str = "") -> str:
     now = runs[0]
     told = {"commit": now.commit, "started": now.started, "cores": now.cores, "scale": now.scale.name}
     earlier = [
-        TWICE.format(earlier=f"{folder}/{EARLIER}", commit=each.commit, started=each.started) for each in runs[1:]
+        TWICE.format(earlier=f"{folder}/{EARLIER}", commit=each.commit, started=each.started, alone=alone)
+        for each in runs[1:]
     ]
     return SOURCE.format(results=f"{folder}/results.md", **told) + "".join(earlier)
 
@@ -121,10 +123,15 @@ def _table(runs: Sequence[Results], rows: Sequence[Row], *, required: bool) -> l
     head = ["", *(f"{words[system]}, {setting.rtt} ms" for system, setting in columns), "goal", "CPU"]
     lines = report.table(head)
     for row in rows:
-        if required or all(_measured(each, name, settings) for each in runs for name in row.workloads):
-            told = [_ratios(runs, row, system, setting) for system, setting in columns]
-            lines.append(report.line([row.title, *told, _wanted(row), _costs(runs, row, settings[0])]))
+        having = runs if required else [each for each in runs if _has(each, row, settings)]
+        if having[:1] == runs[:1]:
+            told = [_ratios(having, row, system, setting) for system, setting in columns]
+            lines.append(report.line([row.title, *told, _wanted(row), _costs(having, row, settings[0])]))
     return lines
+
+
+def _has(results: Results, row: Row, settings: Sequence[Setting]) -> bool:
+    return all(_measured(results, name, settings) for name in row.workloads)
 
 
 def _measured(results: Results, workload: str, settings: Sequence[Setting]) -> bool:
