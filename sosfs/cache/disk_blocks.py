@@ -61,7 +61,7 @@ class DiskCache:
         for _, name, size in sorted(found):
             self._index[name] = size
             self.used += size
-        self._evict(0, keep="")
+        self.give_way(self.used - self.capacity)
 
     async def read(self, key: str, etag: str, size: int, first: int, last: int) -> memoryview | None:
         """The blocks `[first, last)` of a version, or None unless all are here and whole."""
@@ -165,18 +165,22 @@ class DiskCache:
 
     def give_way(self, size: int, *, keep: str = "") -> int:
         """Forgets what was not used for longest, `size` bytes of it; how many that were."""
-        before = self.used
-        for name in [name for name in self._index if name != keep]:
-            if before - self.used >= size:
+        going, freed = list[str](), 0
+        for name, held in self._index.items():
+            if freed >= size:
                 break
+            if name != keep:
+                going.append(name)
+                freed += held
+        for name in going:
             self._drop(name)
-        return before - self.used
+        return freed
 
     def _make_room(self, name: str, more: int) -> bool:
         """Counts `more` bytes for a version, after evicting others. Whether they fit."""
-        self._evict(more, keep=name)
-        if self.used + more > self.capacity:
-            return False
+        if self._index.get(name, 0) + more > self.capacity:
+            return False  # nor would they without all others
+        self.give_way(self.used + more - self.capacity, keep=name)
         lacking = self._lacking(more)
         if lacking > 0 and self._floor and self.give_way(lacking, keep=name):
             lacking = self._lacking(more)
@@ -197,13 +201,6 @@ class DiskCache:
     def _drop(self, name: str) -> None:
         self.used -= self._index.pop(name)
         self._unlink(name)
-
-    def _evict(self, more: int, *, keep: str) -> None:
-        while self.used + more > self.capacity and self._index:
-            name = next(iter(self._index))
-            if name == keep:
-                return
-            self._drop(name)
 
     def _write(self, name: str, first: int, body: memoryview) -> None:
         pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]

@@ -84,6 +84,25 @@ def test_the_limit_holds_and_the_least_recently_used_goes(tmp_path: Path) -> Non
     assert disk.used <= 10 * BLOCK
 
 
+def test_what_does_not_fit_drives_nothing_out(tmp_path: Path) -> None:
+    disk = cache(tmp_path, capacity=8 * BLOCK)
+    for key in ("old", "new"):
+        keep(disk, 0, 3, key=key)
+    keep(disk, 0, 9, key="large")
+    keep(disk, 3, 9, key="new")  # with the three that are here nine
+    assert read(disk, 0, 9, key="large") is None
+    assert read(disk, 0, 3, key="old") == read(disk, 0, 3, key="new") == BODY[: 3 * BLOCK]
+
+
+def test_the_version_that_was_not_used_for_longest_grows_for_others(tmp_path: Path) -> None:
+    disk = cache(tmp_path, capacity=8 * BLOCK)
+    for key in ("old", "new"):
+        keep(disk, 0, 3, key=key)
+    keep(disk, 3, 8, key="old")
+    assert read(disk, 0, 8, key="old") == BODY[: 8 * BLOCK]
+    assert read(disk, 0, 3, key="new") is None
+
+
 def test_a_directory_that_is_gone_keeps_nothing_and_fails_nobody(tmp_path: Path) -> None:
     disk = cache(tmp_path / "blocks")
     (tmp_path / "blocks").rmdir()
