@@ -2,13 +2,15 @@
 
 Reading from the beginning, or half a MiB on without a jump, is sequential: the window is then as wide as
 what was read in one go, up to 32 MiB or what there is room for, and is kept fetched ahead in requests of 8 MiB
-side by side. A jump closes it. The kernel cuts a large read into several requests and sends them a little out of
-order, so neither is a short run sequential nor a small step a jump.
+side by side; once a read had to wait long for it, four times as wide, so that a distant server is asked for all
+that the line carries after a few waits. A jump closes it. The kernel cuts a large read into several requests and
+sends them a little out of order, so neither is a short run sequential nor a small step a jump.
 
 Reading at random places costs a round trip a place. The first few jumps fetch only what is asked; then each
-also fetches, behind it, the region it fell into, which doubles every few jumps. So the bytes that nobody may want
-never take much longer than the waiting that they may save, and whoever reads densely soon has the file at hand: once
-an eighth of its regions are, the others are fetched side by side, as many at a time as the server needs to be busy.
+also fetches, behind it, the region it fell into, which doubles every few jumps, and quadruples with each long wait.
+So the bytes that nobody may want never take much longer than the waiting that they may save, and whoever reads
+densely soon has the file at hand: once an eighth of its regions are, the others are fetched side by side, as many at
+a time as the server needs to be busy.
 
 Concurrency: trio thread only.
 """
@@ -34,8 +36,9 @@ SLACK = 2 << 20  # bytes out of order that are still one stream
 AHEAD, SLACK_AHEAD = 512 << 10, 2 * READ_AHEAD << 10
 SMALL = 1 << 20  # a file up to this size is fetched whole by its first read
 BULK = BLOCK  # bytes of a read that will likely be followed by all others: cp and cat, but not `file`
-PATIENCE = 2  # jumps before a region is doubled; one, where each waits longer than
-LATE = 0.01  # seconds
+PATIENCE = 2  # jumps before a region is doubled
+LATE = 0.01  # seconds; a longer wait is one for a distant server
+STEEP = 2  # doublings that a long wait is worth
 REGION_MAX = 8 << 20  # bytes around a jump
 REGION_SPARSE = 1 << 20  # the same in a file of which random reads will never touch most regions
 DENSE_MAX = 4 << 30  # bytes of a file from which reads at random are sparse
@@ -46,8 +49,8 @@ FILLING = 4  # regions nobody asked for, under way at once
 class Stream:
     """The reading position and window of one handle."""
 
-    __slots__ = ("_ahead", "_begin", "_expected", "_filling", "_jumps", "_regions", "_waited", "_window", "begun",
-                 "running")  # fmt: skip
+    __slots__ = ("_ahead", "_begin", "_expected", "_filling", "_is_distant", "_jumps", "_regions", "_waited", "_window",
+                 "begun", "running")  # fmt: skip
 
     def __init__(self) -> None:
         self._begin = 0  # of the run that is being read
@@ -56,6 +59,7 @@ class Stream:
         self._ahead = 0
         self._jumps = 0
         self._waited = 0.0  # seconds, by the last read
+        self._is_distant = False  # whether any read had to wait long
         self._regions: set[int] = set()  # those of `REGION_MAX` that were fetched
         self._filling: list[Run] = []
         self.running: Verification | None = None  # over what was handed out last
@@ -97,6 +101,7 @@ class Stream:
         began = trio.current_time()
         body = await reading
         self._waited = trio.current_time() - began
+        self._is_distant |= self._waited > LATE
         self._require_right(source)
         self.running = blocks.verifier.of(source)
         if self.running is not None and self._begin == 0:
@@ -111,12 +116,12 @@ class Stream:
         slack = 0 if not self._window else SLACK_AHEAD if stop - start >= AHEAD else SLACK
         if not -slack <= start - self._expected <= slack:
             self._begin, self._window, self._ahead = start, 0, 0
-            self._jumps += PATIENCE if self._waited > LATE else 1
+            self._jumps += STEEP * PATIENCE if self._waited > LATE else 1
             self._expected = stop
         self._expected = max(self._expected, stop)
         run = self._expected - self._begin
         if run >= RUN or self._begin == 0:
-            self._window = min(WINDOW_MAX, max(WINDOW_FIRST, run))
+            self._window = min(WINDOW_MAX, max(WINDOW_FIRST, run << STEEP if self._is_distant else run))
 
     def _fetch_ahead(self, blocks: Blocks, source: Source, start: int, stop: int) -> None:
         self._ahead = self._ahead or start // BLOCK * BLOCK  # what was passed over will be asked for, too
