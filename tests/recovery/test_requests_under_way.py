@@ -1,0 +1,169 @@
+"""A file is on its way up, its record changes meanwhile, and nobody hears the answer: its own object is known as such."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.config.parameters import Durability
+from sosfs.files.open_file import Handle
+from tests.recovery.test_power_loss_guards import ends_late
+from tests.support.composed import LONG, Composed, composed
+from tests.support.held import Held, begun, bodies, settled, stored
+from tests.support.power import Machine
+
+WRITEBACK = Durability.WRITEBACK
+LARGE = 300_000  # bytes: in a spool
+FIRST, MORE = b"1" * LARGE, b"2" * 1000
+pytestmark = pytest.mark.promise(3)
+Step = Callable[[], Awaitable[None]]
+ends = pytest.mark.parametrize("is_power", [False, True], ids=["process dies", "power goes"])
+
+
+class Upload:
+    """A new file of a mount whose objects are made, and nobody is told."""
+
+    def __init__(self, mount: Composed, store: Held) -> None:
+        self._mount, self._store = mount, store
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(self._open)
+
+    async def _open(self) -> None:
+        self.handle: Handle = await self._mount._opened(self._mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+
+    async def write(self, at: int, data: bytes, *, close: bool = True) -> None:
+        """write, and close."""
+        await self._mount.parts.file_io.write(self.handle, at, data)
+        if close:
+            await self._mount.parts.file_io.flush(self.handle)
+
+    async def goes(self) -> None:
+        """All that is there is on its way, and arrives."""
+        self._store.after["put"] = trio.Event()
+        await begun(self._mount, partial(self._mount.parts.commits.commit, self.handle.inode))
+        assert stored(self._store)
+
+    async def fsync(self) -> None:
+        await self._mount.parts.file_io.fsync(self.handle.inode)
+
+    async def chmod(self) -> None:
+        self.handle.inode.mode = stat.S_IFREG | 0o600
+        self._mount.parts.attributes.changed(self.handle.inode)
+
+    async def cut(self, size: int) -> None:
+        await self._mount.parts.file_io.truncate(self.handle.inode, size)
+
+
+def ended(mount: Composed, store: Held, machine: Machine, *, is_power: bool) -> dict[str, bytes]:
+    """What is in the bucket once the next mount has sent all."""
+    if is_power:
+        machine.loses_power(newest_log=True, spools="synced")
+    else:
+        mount.crash()
+    mount.loop.run(store.release)
+    mount.start()
+    assert mount._journal.damage.lines == ()
+    mount.loop.passes(20)
+    mount.loop.run(mount.settle)
+    return bodies(store)
+
+
+@ends
+@pytest.mark.parametrize("more", ["nothing", "open", "closed"])
+def test_a_second_passes_and_all_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool, more: str
+) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST))
+        mount.loop.run(upload.goes)
+        if more != "nothing":
+            mount.loop.run(partial(upload.write, LARGE, MORE, close=more == "closed"))
+        mount.loop.passes(3)
+        assert mount.parts.unsynced.changes == 0
+        found = ended(mount, store, machine, is_power=is_power)
+        assert found == {"file": FIRST + MORE if more == "closed" else FIRST}
+
+
+def test_an_earlier_fsync_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST, close=False))
+        late = ends_late(monkeypatch)
+        mount.loop.run(partial(begun, mount, upload.fsync))
+        mount.loop.run(partial(upload.write, LARGE, MORE))
+        mount.loop.run(upload.goes)
+        mount.loop.run(partial(settled, late))
+        assert ended(mount, store, machine, is_power=False) == {"file": FIRST + MORE}
+
+
+@ends
+@pytest.mark.parametrize("size", [LARGE, 100])
+def test_attributes_are_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool, size: int) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST[:size]))
+        mount.loop.passes(3)
+        mount.loop.run(upload.goes)
+        mount.loop.run(upload.chmod)
+        assert ended(mount, store, machine, is_power=is_power) == {"file": FIRST[:size]}
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+
+
+@pytest.mark.parametrize("size", [LARGE - 100, LARGE + 100])
+def test_its_length_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST))
+        mount.loop.run(upload.goes)
+        mount.loop.run(partial(upload.cut, size))
+        mount.loop.run(upload.fsync)
+        assert ended(mount, store, machine, is_power=True) == {"file": FIRST[:size].ljust(size, b"\0")}
+
+
+@ends
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_more_is_closed_than_was_synced_when_it_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool, when: str
+) -> None:
+    """A power loss goes back to what was synced, of which the bucket has more by then; or less."""
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST))
+        mount.loop.run(upload.fsync)
+        if when == "before":
+            mount.loop.run(partial(upload.write, LARGE, MORE))
+        mount.loop.run(upload.goes)
+        if when == "after":
+            mount.loop.run(partial(upload.write, LARGE, MORE))
+        found = ended(mount, store, machine, is_power=is_power)
+        assert found == {"file": FIRST if is_power and when == "after" else FIRST + MORE}
+
+
+@ends
+def test_what_was_synced_while_another_went_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool) -> None:
+    """The commit has landed, and what it made is what both the record and what was synced before it stand on."""
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST))
+        mount.loop.run(upload.goes)
+        mount.loop.run(partial(upload.write, 0, MORE))
+        mount.loop.run(upload.fsync)
+        mount.loop.run(partial(upload.write, LARGE, MORE))
+        mount.loop.run(store.release)
+        mount.loop.passes(0.1)
+        found = ended(mount, store, machine, is_power=is_power)
+        expected = MORE + FIRST[len(MORE) :]
+        assert found == {"file": expected if is_power else expected + MORE}
