@@ -123,9 +123,7 @@ class DraftRecords:
         if draft.safe > moment.serial:
             if not draft.is_synced:
                 known = self._record(inode, open_file, draft, size=size, synced=moment.local, serial=moment.serial)
-                before = self._kept(inode, open_file, draft, replace(known, serial=moment.serial))
-                change = partial(replace, before=before, going=_going(open_file, draft))
-                self._journal.alter_draft(open_file.row, change)
+                self._goes_back(inode, open_file, draft, replace(known, serial=moment.serial))
             return
         is_still = draft.absorbed == moment.absorbed and not draft.is_being_written
         draft.sums = sums if is_still else ()  # else of the spool as it was before, or after, or between
@@ -179,10 +177,20 @@ class DraftRecords:
             change = self._beside(inode, open_file, draft, lambda saved: replace(saved.synced(names), going=going))
             self._journal.alter_draft(open_file.row, change)
             draft.is_synced = True
-        elif draft.spool is spool:  # it was noted again, in the same spool: what it was before is safe by now
+        elif not draft.is_synced:  # it was noted again: what it was before is safe by now
             was = known.before if known.boot and not known.spool else known
-            before = self._kept(inode, open_file, draft, was.synced(names) if was is not None else None)
-            self._journal.alter_draft(open_file.row, partial(replace, before=before, going=_going(open_file, draft)))
+            if was is not None:
+                self._goes_back(inode, open_file, draft, was.synced(names))
+
+    def _goes_back(self, inode: Inode, open_file: OpenFile, draft: Draft, safe: SavedDraft) -> None:
+        """A row that was noted since: a power loss goes back to what is safe by now, or what is newer and safe, too."""
+        going = _going(open_file, draft)
+
+        def change(saved: SavedDraft) -> SavedDraft:
+            known = saved.before.safe_serial if saved.before is not None else -1
+            return replace(saved, before=safe if safe.safe_serial > known else saved.before, going=going)
+
+        self._journal.alter_draft(open_file.row, self._beside(inode, open_file, draft, change))
 
     async def saved(self, inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
         """As `save`; False where this disk has no room for all of it, so that only the bucket can keep it."""

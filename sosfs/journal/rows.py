@@ -63,6 +63,13 @@ class SavedDraft:
             return replace(self, serial=0)
         return self.before.safe if self.before is not None else None
 
+    @property
+    def safe_serial(self) -> int:
+        """The serial of that, -1 for none."""
+        if not self.boot:
+            return self.serial
+        return self.before.safe_serial if self.before is not None else -1
+
     def synced(self, spools: Collection[str]) -> SavedDraft:
         """The same once these spools are on the disk."""
         if self.boot and self.spool in spools:

@@ -12,8 +12,9 @@ import pytest
 from sosfs.config.parameters import Durability
 from sosfs.files.spool import Spool
 from tests.recovery.test_power_loss_guards import ends_late
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled
+from tests.support.power import Machine
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
 LARGE = 300_000  # bytes: in a spool
@@ -79,3 +80,79 @@ def test_a_sync_that_ends_after_a_failed_write_was_given_up_does_not_record_it(
         mount.loop.run(partial(main, mount))
         next_mount(mount)
         assert bodies(store) == {"file": b"old"}
+
+
+# A power loss goes back to the newest that is there
+
+
+async def write(mount: Composed, body: bytes, *, at: int = 0, flags: int = 0, sync: bool = False) -> None:
+    """open, write, fsync if wanted, close."""
+    handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR | flags)
+    await mount.parts.file_io.write(handle, at, body)
+    if sync:
+        await mount.parts.file_io.fsync(handle.inode)
+    await closed(mount, handle)
+
+
+def after_a_power_loss(mount: Composed, machine: Machine) -> None:
+    """Just now, after all that was begun has ended."""
+    machine.loses_power(newest_log=True, spools="synced")
+    mount.start()
+    assert mount._journal.damage.lines == ()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+
+
+@pytest.mark.parametrize("flags", [0, os.O_TRUNC], ids=["in place", "anew"])
+@pytest.mark.parametrize("is_closed_twice", [False, True])
+def test_what_was_closed_before_a_sync_is_safe_after_it_though_it_was_closed_again_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: int, is_closed_twice: bool
+) -> None:
+    """Else of a file that is written again and again nothing would ever be safe."""
+    store, first = Held(), b"1" * LARGE
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, first))
+        late = ends_late(monkeypatch)
+        mount.loop.passes(1)
+        if is_closed_twice:
+            mount.loop.run(partial(write, mount, b"x", at=LARGE))
+        mount.loop.run(partial(write, mount, b"2" * LARGE, at=0 if flags else LARGE + 1, flags=flags))
+        mount.loop.run(partial(settled, late))
+        after_a_power_loss(mount, machine)
+        assert bodies(store) == {"file": first}
+
+
+@pytest.mark.parametrize("how", ["each second", "fsync"])
+@pytest.mark.parametrize("is_anew", [False, True], ids=["in place", "anew"])
+def test_what_an_fsync_has_promised_is_not_taken_back_by_a_sync_that_began_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, is_anew: bool
+) -> None:
+    """More was closed since, of which a power loss takes no more than that."""
+    store, first, second = Held(), b"1" * LARGE, b"2" * LARGE
+
+    async def main(mount: Composed) -> None:
+        handle = await opened(mount)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, first))
+        late = ends_late(monkeypatch)
+        if how == "fsync":
+            mount.loop.run(partial(main, mount))
+        else:
+            mount.loop.passes(1)
+        safe = second if is_anew else first + second
+        if is_anew:
+            mount.loop.run(partial(write, mount, second, flags=os.O_TRUNC, sync=True))
+        else:
+            mount.loop.run(partial(write, mount, second, at=LARGE, sync=True))
+        mount.loop.run(partial(write, mount, b"3", at=len(safe)))
+        mount.loop.run(partial(settled, late))
+        after_a_power_loss(mount, machine)
+        is_begun_anew = is_anew and how == "fsync"  # what it began with is no more: it syncs what is there by then
+        assert bodies(store) == {"file": safe + b"3" if is_begun_anew else safe}

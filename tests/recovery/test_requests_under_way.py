@@ -1,4 +1,4 @@
-"""A file is on its way up, its record changes meanwhile, and nobody hears the answer: its own object is known as such."""
+"""A file is on its way up, its record changes meanwhile, and nobody hears the answer: its object is known as ours."""
 
 from __future__ import annotations
 
