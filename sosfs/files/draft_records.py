@@ -171,7 +171,7 @@ class DraftRecords:
         names = {spool.path.name for spool in moment.spools}
         if draft.recorded == draft.serial == moment.serial and draft.spool is spool:
             self._vouch(inode, open_file, draft, moment, sums)
-            self._free_outdated(draft)
+            self._free_outdated(open_file, draft)
         elif draft.safe == moment.safe:
             going = _going(open_file, draft)
             change = self._beside(inode, open_file, draft, lambda saved: replace(saved.synced(names), going=going))
@@ -179,17 +179,13 @@ class DraftRecords:
             draft.is_synced = True
         elif not draft.is_synced:  # it was noted again: what it was before is safe by now
             was = known.before if known.boot and not known.spool else known
-            if was is not None:
-                self._goes_back(inode, open_file, draft, was.synced(names))
+            if was is not None and (safe := was.synced(names).safe) is not None:
+                self._goes_back(inode, open_file, draft, safe)
+                self._free_outdated(open_file, draft)
 
     def _goes_back(self, inode: Inode, open_file: OpenFile, draft: Draft, safe: SavedDraft) -> None:
-        """A row that was noted since: a power loss goes back to what is safe by now, or what is newer and safe, too."""
-        going = _going(open_file, draft)
-
-        def change(saved: SavedDraft) -> SavedDraft:
-            known = saved.before.safe_serial if saved.before is not None else -1
-            return replace(saved, before=safe if safe.safe_serial > known else saved.before, going=going)
-
+        """A row that was noted since: a power loss goes back to what is safe by now, or to what is newer than that."""
+        change = partial(_backed, safe, _going(open_file, draft))
         self._journal.alter_draft(open_file.row, self._beside(inode, open_file, draft, change))
 
     async def saved(self, inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
@@ -232,20 +228,21 @@ class DraftRecords:
         draft.is_synced = not on_disk
         if self.later is not None:
             self.later.noted(inode, draft.local.total)
-        if before is None:
-            self._free_outdated(draft)
+        if not on_disk:
+            self._free_outdated(open_file, draft)
 
-    def _free_outdated(self, draft: Draft) -> None:
-        """The row names none of its old spools any more; on the disk it may, for a moment."""
-        if draft.outdated and self.later is not None and self.later.frees(draft.outdated):
-            draft.outdated = []
+    def _free_outdated(self, open_file: OpenFile, draft: Draft) -> None:
+        """Of the old spools go those that the row names no more; on the disk it may, for a moment."""
+        named = self._journal.draft(open_file.row).spools if draft.outdated else frozenset()
+        freed = [spool for spool in draft.outdated if spool.path.name not in named]
+        if freed and self.later is not None and self.later.frees(freed):
+            draft.outdated = [spool for spool in draft.outdated if spool not in freed]
 
     def _before(self, inode: Inode, open_file: OpenFile, draft: Draft) -> SavedDraft | None:
         """What the row has that is safe from a power loss, when it is about to get what is not."""
         if not open_file.row:
             return None
-        known = self._known(open_file.row, draft)
-        return self._kept(inode, open_file, draft, known.before if known.boot else known)
+        return self._kept(inode, open_file, draft, self._known(open_file.row, draft).safe)
 
     def _known(self, row: int, draft: Draft) -> SavedDraft:
         """What the row says."""
@@ -485,6 +482,16 @@ def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedD
     below = ((0, size),)
     local, dirty = Extents(saved.local).common(below), Extents(saved.dirty).common(below)
     return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
+
+
+def _backed(safe: SavedDraft, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedDraft:
+    """A record of what was not synced, with what a power loss goes back to where that is newer than what it has."""
+    known = saved.before
+    if known is not None and known.boot:
+        known = _backed(safe, going, known)
+    elif known is None or known.serial < safe.serial:
+        known = safe
+    return replace(saved, before=known, going=going)
 
 
 def _emptied(boot: str, going: tuple[str, bool] | None, before: SavedDraft | None, saved: SavedDraft) -> SavedDraft:

@@ -60,15 +60,13 @@ class SavedDraft:
     def safe(self) -> SavedDraft | None:
         """What a power loss goes back to."""
         if not self.boot:
-            return replace(self, serial=0)
+            return self
         return self.before.safe if self.before is not None else None
 
     @property
-    def safe_serial(self) -> int:
-        """The serial of that, -1 for none."""
-        if not self.boot:
-            return self.serial
-        return self.before.safe_serial if self.before is not None else -1
+    def spools(self) -> frozenset[str]:
+        """The files that it names."""
+        return frozenset({self.spool}) | (self.before.spools if self.before is not None else frozenset())
 
     def synced(self, spools: Collection[str]) -> SavedDraft:
         """The same once these spools are on the disk."""

@@ -71,7 +71,7 @@ class SpoolReplay:
                 self._journal.drop_draft(row)
             else:
                 left = "it is as it was synced before"
-                self._journal.save_draft(row, saved.safe)
+                self._journal.save_draft(row, replace(saved.safe, serial=0))
             log.error("%s: what was written just before this machine went down is lost; %s", saved.key, left)
 
     def _path(self, saved: SavedDraft) -> Path:

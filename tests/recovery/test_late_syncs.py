@@ -125,6 +125,63 @@ def test_what_was_closed_before_a_sync_is_safe_after_it_though_it_was_closed_aga
         assert bodies(store) == {"file": first}
 
 
+def test_what_was_closed_during_a_sync_is_safe_after_the_next_though_the_file_was_emptied_in_between(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who emptied it has it open, and writes nothing."""
+    store = Held()
+
+    async def empty(mount: Composed) -> None:
+        await opened(mount, os.O_RDWR | os.O_TRUNC)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE))
+        late = ends_late(monkeypatch)
+        mount.loop.passes(1)
+        mount.loop.run(partial(write, mount, b"2", at=LARGE))
+        mount.loop.run(partial(empty, mount))
+        mount.loop.run(partial(settled, late))
+        mount.loop.passes(2)
+        after_a_power_loss(mount, machine)
+        assert bodies(store) == {"file": b"1" * LARGE + b"2"}
+
+
+def test_the_record_of_a_file_that_is_emptied_and_closed_again_and_again_does_not_grow(tmp_path: Path) -> None:
+    store, lengths = Held(), list[int]()
+
+    async def look(mount: Composed) -> None:
+        handle = await opened(mount)
+        lengths.append(len(str(mount._journal.draft(handle.open_file.row))))
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        for _ in range(10):
+            mount.loop.run(partial(write, mount, b"1" * LARGE, flags=os.O_TRUNC))
+            mount.loop.run(partial(look, mount))
+        assert max(lengths) < 2 * lengths[0], lengths
+
+
+def test_of_a_file_that_is_emptied_during_each_sync_few_spools_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that its row names, and what goes with the next sync."""
+    store, counts = Held(), list[int]()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE))
+        for _ in range(6):
+            late = ends_late(monkeypatch)
+            mount.loop.passes(1)
+            mount.loop.run(partial(write, mount, b"1" * LARGE, flags=os.O_TRUNC))
+            mount.loop.run(partial(settled, late))
+            counts.append(len([*(mount._settings.state_dir / "spool").iterdir()]))
+        assert max(counts) <= 3, counts
+        mount.loop.passes(3)
+        assert len([*(mount._settings.state_dir / "spool").iterdir()]) == 1
+
+
 @pytest.mark.parametrize("how", ["each second", "fsync"])
 @pytest.mark.parametrize("is_anew", [False, True], ids=["in place", "anew"])
 def test_what_an_fsync_has_promised_is_not_taken_back_by_a_sync_that_began_before_it(
