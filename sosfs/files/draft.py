@@ -79,6 +79,11 @@ class Draft:
         self._lowest = self.size  # the smallest size since then: above it the new base says nothing
 
     @property
+    def spools(self) -> tuple[Spool, ...]:
+        """All that a row may name; the last one has its bytes."""
+        return (*self.outdated, self.spool)
+
+    @property
     def unsent(self) -> tuple[tuple[int, int], ...]:
         """The ranges that the base does not have."""
         return tuple(Extents((*self.dirty, *self._flying)))
@@ -362,7 +367,7 @@ class Draft:
 
     def close(self, *, but: Collection[Spool] = ()) -> None:
         """Frees its spools; those in `but` somebody else frees."""
-        for spool in (*self.outdated, self.spool):
+        for spool in self.spools:
             if spool not in but:
                 spool.close()
         self.outdated = []

@@ -65,8 +65,7 @@ class _Moment:
     @classmethod
     def of(cls, draft: Draft) -> _Moment:
         """Now."""
-        spools = (*draft.outdated, draft.spool)
-        return cls(draft.serial, draft.safe, draft.size, tuple(draft.local), draft.absorbed, spools)
+        return cls(draft.serial, draft.safe, draft.size, tuple(draft.local), draft.absorbed, draft.spools)
 
 
 class DraftRecords:
@@ -150,7 +149,7 @@ class DraftRecords:
             for inode, open_file, draft, moment, known in noted:
                 if open_file.draft is not draft or not open_file.row:
                     continue  # it is in the bucket: what is wrong with its spool is nobody's
-                error = next(filter(None, map(told.get, moment.spools)), None)
+                error = next((told[spool] for spool in moment.spools if told[spool] and spool in draft.spools), None)
                 try:
                     if error is not None:
                         draft.unsyncable = error
@@ -168,7 +167,7 @@ class DraftRecords:
         sums = await spool.sums(moment.size) if draft.recorded == moment.serial else ()
         if open_file.draft is not draft or not open_file.row:
             return
-        names = {spool.path.name for spool in moment.spools}
+        names = {spool.path.name for spool in moment.spools if spool in draft.spools}
         if draft.recorded == draft.serial == moment.serial and draft.spool is spool:
             self._vouch(inode, open_file, draft, moment, sums)
             self._free_outdated(open_file, draft)
@@ -461,7 +460,7 @@ class DraftRecords:
 
     async def free(self, draft: Draft) -> None:
         """Frees a draft that no row speaks of."""
-        spools = [spool for spool in (*draft.outdated, draft.spool) if spool.is_named]
+        spools = [spool for spool in draft.spools if spool.is_named]
         if spools and (self.later is None or not self.later.frees(spools)):
             await self._journal.flushed_now()
             spools = []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.files.spool import Spool
@@ -213,3 +216,72 @@ def test_what_an_fsync_has_promised_is_not_taken_back_by_a_sync_that_began_befor
         after_a_power_loss(mount, machine)
         is_begun_anew = is_anew and how == "fsync"  # what it began with is no more: it syncs what is there by then
         assert bodies(store) == {"file": safe + b"3" if is_begun_anew else safe}
+
+
+# What is no longer to be synced
+
+
+def begins_late(monkeypatch: pytest.MonkeyPatch, what: str) -> trio.Event:
+    """The next call of this method of a spool begins when the event is set; those after it are not held."""
+    method, late = getattr(Spool, what), trio.Event()
+
+    async def slowly(spool: Spool, *arguments: Any) -> Any:
+        monkeypatch.setattr(Spool, what, method)
+        await late.wait()
+        return await method(spool, *arguments)
+
+    monkeypatch.setattr(Spool, what, slowly)
+    return late
+
+
+@pytest.mark.usefixtures("without_bugs")
+@pytest.mark.parametrize("what", ["sync", "sums"])
+@pytest.mark.parametrize("how", ["stored", "stored and closed", "removed"])
+def test_what_is_in_the_bucket_or_gone_when_its_turn_comes_is_no_trouble(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, how: str
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"2")
+        if how == "removed":
+            await mount.unlink("file")
+        else:
+            await mount.parts.commits.commit(handle.inode)
+        if how != "stored":
+            await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE))
+        late = begins_late(monkeypatch, what)
+        mount.loop.passes(1)
+        mount.loop.run(partial(main, mount))
+        mount.loop.run(partial(settled, late))
+        mount.loop.passes(3)
+        assert mount.parts.unsynced.changes == 0
+        assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
+        assert bodies(store) == ({} if how == "removed" else {"file": b"2" + b"1" * (LARGE - 1)})
+
+
+def test_a_spool_that_a_fsync_has_freed_is_not_told_as_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The file was emptied and synced anew before the turn of what it had been came."""
+    store = Held()
+
+    async def fsync(mount: Composed) -> None:
+        await mount.parts.file_io.fsync(await mount._walk("file"))
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE))
+        late = begins_late(monkeypatch, "sync")
+        mount.loop.passes(1)
+        mount.loop.run(partial(write, mount, b"2" * LARGE, flags=os.O_TRUNC, sync=True))
+        mount.loop.run(partial(settled, late))
+        mount.loop.run(partial(fsync, mount))
+        mount.loop.passes(3)
+        assert mount.parts.unsynced.changes == 0
+        assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
