@@ -1,0 +1,154 @@
+"""A recorded file that is cut, emptied or replaced, and not closed since: what the next mount finds."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.config.parameters import Durability
+from tests.support.composed import LONG, Composed, composed
+from tests.support.held import Held, bodies, closed, opened, put_all
+from tests.support.power import Machine
+
+LARGE = 300_000  # bytes: in a spool
+durabilities = pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.WRITEBACK])
+pytestmark = pytest.mark.promise(3)
+
+
+def next_mount(mount: Composed) -> None:
+    """A mount takes up what is left."""
+    mount.start()
+    assert mount._journal.damage.lines == ()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+
+
+@durabilities
+@pytest.mark.parametrize("is_known", [False, True], ids=["new", "in the bucket"])
+@pytest.mark.parametrize("size", [0, 1000, LARGE - 1])
+def test_a_file_that_was_cut_and_not_closed_is_as_long_as_it_was_cut_when_the_process_dies(
+    tmp_path: Path, durability: Durability, is_known: bool, size: int
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        if is_known:
+            await put_all(store, {"file": b"o" * LARGE})
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * (LARGE - is_known * 100))
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.truncate(handle.inode, size)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        next_mount(mount)
+        expected = b"n" * (LARGE - is_known * 100) + b"o" * (is_known * 100)
+        assert bodies(store) == {"file": expected[:size]}
+
+
+@durabilities
+def test_a_file_that_was_emptied_and_filled_and_not_closed_has_what_was_synced_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """Also where it is emptied twice."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        for _ in range(2):
+            await mount.parts.file_io.truncate(handle.inode, 0)
+            await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        next_mount(mount)
+        assert bodies(store) == {"file": b"1" * LARGE}
+
+
+@durabilities
+@pytest.mark.parametrize("is_power", [False, True], ids=["process dies", "power goes"])
+@pytest.mark.parametrize("size", [100, LARGE], ids=["in its row", "in the spool"])
+def test_a_file_that_is_renamed_over_another_before_its_close_is_there_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, is_power: bool, size: int
+) -> None:
+    """Neither is in the bucket: with the record of the one that is replaced its bytes go."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        store.before["put"] = trio.Event()
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"o" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await closed(mount, handle)
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await mount.rename("new", "file")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        if is_power:
+            machine.loses_power(newest_log=True, spools="synced")
+        else:
+            mount.crash()
+        mount.loop.run(store.release)
+        next_mount(mount)
+        assert bodies(store) == {"file": b"n" * size}
+
+
+def test_what_was_synced_is_under_the_new_name_though_more_was_closed_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, LARGE, b"2")
+        await mount.parts.file_io.flush(handle)
+        await mount.rename("file", "moved")
+        await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        next_mount(mount)
+        assert bodies(store) == {"moved": b"1" * LARGE}
+
+
+def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bucket has an older version, of which the draft and what was synced of it are a part."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 2 * LARGE})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, LARGE, b"2")
+        await mount.parts.file_io.flush(handle)
+        await mount.rename("file", "moved")
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        next_mount(mount)
+        assert bodies(store) == {"moved": b"1" * LARGE + b"o" * LARGE}
