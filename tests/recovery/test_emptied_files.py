@@ -144,6 +144,8 @@ def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
         await mount.parts.file_io.write(handle, LARGE, b"2")
         await mount.parts.file_io.flush(handle)
         await mount.rename("file", "moved")
+        await mount.parts.deletions.wait_under("")
+        assert list(store._stored) == ["moved"]
 
     with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
         mount.parts.commits.debounce.delay = LONG

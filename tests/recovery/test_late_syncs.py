@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from sosfs.config.parameters import Durability
-from sosfs.files.spool import Spool
+from sosfs.files.spool import Spool, SpoolArea
 from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled
@@ -235,11 +235,18 @@ def begins_late(monkeypatch: pytest.MonkeyPatch, what: str) -> trio.Event:
 
 
 @pytest.mark.usefixtures("without_bugs")
-@pytest.mark.parametrize("what", ["sync", "sums"])
+@pytest.mark.parametrize("what", ["", "sync", "sums"])
 @pytest.mark.parametrize("how", ["stored", "stored and closed", "removed"])
+@pytest.mark.parametrize("is_short", [False, True], ids=["much room", "little room"])
 def test_what_is_in_the_bucket_or_gone_when_its_turn_comes_is_no_trouble(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, what: str, how: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    what: str,
+    how: str,
+    is_short: bool,
 ) -> None:
+    """Where room is short its spool is freed at once."""
     store = Held()
 
     async def main(mount: Composed) -> None:
@@ -255,8 +262,9 @@ def test_what_is_in_the_bucket_or_gone_when_its_turn_comes_is_no_trouble(
     with composed(store, tmp_path, durability=WRITEBACK) as mount:
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, b"1" * LARGE))
-        late = begins_late(monkeypatch, what)
-        mount.loop.passes(1)
+        late = begins_late(monkeypatch, what) if what else trio.Event()
+        mount.loop.passes(1 if what else 0.1)
+        monkeypatch.setattr(SpoolArea, "is_short", property(lambda _: is_short))
         mount.loop.run(partial(main, mount))
         mount.loop.run(partial(settled, late))
         mount.loop.passes(3)

@@ -13,6 +13,7 @@ import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
+from sosfs.s3.protocol import Acl, Grant
 from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, settled, stored
@@ -155,6 +156,7 @@ def test_more_is_closed_than_was_synced_when_it_went(
 def test_what_was_synced_while_another_went_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool) -> None:
     """The commit has landed, and what it made is what both the record and what was synced before it stand on."""
     store = Held()
+    friend = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
     with composed(store, tmp_path, durability=WRITEBACK) as mount:
         machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
         mount.loop.run(partial(upload.write, 0, FIRST))
@@ -164,6 +166,8 @@ def test_what_was_synced_while_another_went_up(tmp_path: Path, monkeypatch: pyte
         mount.loop.run(partial(upload.write, LARGE, MORE))
         mount.loop.run(store.release)
         mount.loop.passes(0.1)
+        mount.loop.run(partial(store.put_acl, "file", friend))
         found = ended(mount, store, machine, is_power=is_power)
         expected = MORE + FIRST[len(MORE) :]
         assert found == {"file": expected if is_power else expected + MORE}
+        assert store._stored["file"].acl == friend
