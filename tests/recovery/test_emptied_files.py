@@ -154,3 +154,22 @@ def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
         machine.loses_power(newest_log=True, spools="synced")
         next_mount(mount)
         assert bodies(store) == {"moved": b"1" * LARGE + b"o" * LARGE}
+
+
+def test_a_small_file_that_is_renamed_over_another_waits_for_no_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes are in its row, which comes to the disk with the end of the other's, or not at all."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * 100)
+        await mount.rename("new", "file")
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(mount.write, "file", b"o" * LARGE, flags=os.O_CREAT))
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        assert machine.syncs == 0
