@@ -168,7 +168,7 @@ class DraftRecords:
         if open_file.draft is not draft or not open_file.row:
             return
         names = {spool.path.name for spool in moment.spools if spool in draft.spools}
-        if draft.recorded == draft.serial == moment.serial and draft.spool is spool:
+        if draft.recorded == draft.serial == moment.serial:  # so it was not emptied
             self._vouch(inode, open_file, draft, moment, sums)
             self._free_outdated(open_file, draft)
         elif draft.safe == moment.safe:
