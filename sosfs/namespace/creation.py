@@ -14,8 +14,6 @@ import errno
 import stat
 import time
 
-import trio
-
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.errors import Cause, StoreError
 from sosfs.namespace.deletions import Deletions
@@ -83,7 +81,6 @@ class Creations:
         inode = self._inodes.make(directory.inode, parsed.segment, parsed.form, mode=mode)
         inode.uid, inode.gid = uid, gid
         inode.mtime_ns = inode.ctime_ns = inode.atime_ns = time.time_ns()
-        inode.checked = trio.current_time()
         directory.put(inode)
         return inode
 
