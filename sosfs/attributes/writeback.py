@@ -157,10 +157,6 @@ class AttributeWriteback(Changes):
             else:
                 self._clear(inode)
 
-    def is_writing(self, inode: Inode) -> bool:
-        """Whether a request that stores the inode's attributes is under way."""
-        return inode in self._rewriting
-
     async def rewritten(self, inode: Inode) -> None:
         """No request that stores the inode's attributes is under way afterwards."""
         while inode in self._rewriting:

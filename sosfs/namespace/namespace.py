@@ -244,7 +244,7 @@ class Namespace:
         if inode.is_directory:
             raise refuse(errno.EISDIR)
         await self._attributes.protection.require(inode, Act.REMOVE)
-        await self.keep_parent(parent, inode)
+        await self.keep_parent(parent)
         async with self._file_io.leaving(inode), self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
             await self.remove(inode)
@@ -252,20 +252,16 @@ class Namespace:
     def unlink_at_once(self, parent: Inode, inode: Inode) -> bool:
         """Removes a file's name without waiting for anything; False, with nothing done, where `unlink` would wait."""
         directory, version = self.directory(parent), inode.version
-        if inode.open_file is not None or inode.pins or version is None or inode.parent is not parent:
-            return False
+        if inode.open_file is not None or inode.pins or version is None or self._attributes.protection.is_on:
+            return False  # pinned is also what has attributes on their way
         if not (self._keeps(parent, directory) or len(directory.entries) > 1) or self._subtree_lock.is_exclusive(
             parent
         ):
             return False
-        attributes = self._attributes
-        if attributes.is_writing(inode) or attributes.in_doubt(inode) or attributes.protection.is_on:
+        settled = partial(directory.reached_bucket, inode.name)
+        if not self._deletions.delete_at_once(self.inodes.key(inode), version, settled):
             return False
-        name = inode.name
-        settled, forget = partial(directory.reached_bucket, name), partial(self._file_io.left, inode)
-        if not self._deletions.delete_at_once(self.inodes.key(inode), version, settled, forget=forget):
-            return False
-        attributes.discard(inode)
+        self._attributes.discard(inode)
         self._leave(directory, inode, PENDING)
         parent.touch()
         return True
@@ -301,13 +297,13 @@ class Namespace:
         if not held(inode):
             self.inodes.drop(inode)
 
-    async def keep_parent(self, parent: Inode, last: Inode) -> None:
+    async def keep_parent(self, parent: Inode) -> None:
         """A directory that exists only by its entries gets a marker when the last one goes."""
         directory = self.directory(parent)
         if self._keeps(parent, directory):
             return
-        if len(directory.entries) > 1 or any(other is not last for other in directory.entries.values()):
-            return  # the first of them is not looked for: dicts pass over all that was taken out before it, one by one
+        if len(directory.entries) > 1:
+            return
         walk = await self.listings.complete(parent)
         assert walk.done
         if directory.marker is None and len(directory.entries) <= 1:
@@ -327,7 +323,7 @@ class Namespace:
         if directory.entries or not directory.is_known(self.ttl):
             await self.require_empty(inode)
         await self._attributes.protection.require(inode, Act.REMOVE)
-        await self.keep_parent(parent, inode)
+        await self.keep_parent(parent)
         async with self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # else its marker would come after it has gone
             inode.version = inode.version or directory.marker
@@ -338,8 +334,7 @@ class Namespace:
     async def require_empty(self, inode: Inode) -> None:
         """Raises ENOTEMPTY unless a directory has no entries, those of other clients included."""
         directory, prefix = self.directory(inode), self.inodes.key(inode)
-        if not directory.is_known(self.ttl):
-            await self.listings.complete(inode)
+        await self.listings.complete(inode)
         if directory.entries:
             raise refuse(errno.ENOTEMPTY)
         going = self._deletions.under(prefix)  # before the listing, which may still show them

@@ -100,7 +100,7 @@ class Renames:
             raise refuse(errno.ENOENT)  # what was asked for the target has shown it
         await self._require_unlocked(inode, target)
         await self._attributes.write_directories(inode)
-        await self._namespace.keep_parent(inode.parent, inode)
+        await self._namespace.keep_parent(inode.parent)
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._file_io.writeback.gathered(inode))
             if target is not None:
