@@ -317,8 +317,6 @@ class Namespace:
     async def rmdir(self, parent: Inode, name: bytes) -> None:
         """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY; EPERM where its marker is locked."""
         inode = await self.lookup(parent, name)
-        if not inode.is_directory:
-            raise refuse(errno.ENOTDIR)
         directory = self.directory(inode)
         if directory.entries or not directory.is_known(self.ttl):
             await self.require_empty(inode)

@@ -1,0 +1,264 @@
+"""When a directory is empty, and may go, and what becomes of one that nothing but its entries made.
+
+In one process; another client's eyes are the store itself.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import TTL, Durability
+from tests.support.composed import Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, begun, bodies, denied, put_all, settled, told
+
+# What is in it
+
+
+def test_a_directory_with_entries_stays(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x", "d/e/": b""})
+        await mount.tree()
+        with fails(errno.ENOTEMPTY):
+            await mount.rmdir("d")
+        with fails(errno.ENOTDIR):
+            await mount.rmdir("d/x")
+        with fails(errno.EISDIR):
+            await mount.unlink("d/e")
+
+    mount.loop.run(main)
+    assert bodies(store) == {"d/": b"", "d/x": b"x", "d/e/": b""}
+
+
+def test_a_directory_stays_whose_only_file_is_not_in_the_bucket_yet(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.mkdir("d")
+        await mount.write("d/new", b"new", flags=os.O_CREAT)
+        mount.loop._clock.jump(2 * TTL)
+        with fails(errno.ENOTEMPTY):
+            await mount.rmdir("d")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert bodies(store) == {"d/": b"", "d/new": b"new"}
+
+
+def test_a_directory_goes_that_another_client_has_emptied(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"})
+        await mount.tree()
+        await store.delete("d/x")
+        mount.loop._clock.jump(2 * TTL)
+        await mount.rmdir("d")
+
+    mount.loop.run(main)
+    assert bodies(store) == {}
+
+
+@pytest.mark.parametrize(
+    "theirs", [{"d/x": b""}, {"d/sub/x": b"x"}, {"d/": b"bytes"}], ids=["empty", "below", "of its own name"]
+)
+def test_what_another_client_puts_into_it_at_the_last_moment_keeps_it_and_is_shown(
+    mount: Composed, store: Held, theirs: dict[str, bytes]
+) -> None:
+    """The directory has been listed, and is about to be asked for once more."""
+    outcomes: dict[str, object] = {}
+
+    async def main() -> None:
+        await put_all(store, {"d/": b""})
+        listing = store.after["list", "d/"] = trio.Event()
+        await begun(mount, partial(told, outcomes, "rmdir", lambda: mount.rmdir("d")))
+        await put_all(store, theirs)
+        await settled(listing)
+        assert outcomes["rmdir"] == repr(OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY)))
+        assert len(await mount.tree()) >= 2
+
+    mount.loop.run(main)
+    assert bodies(store) == {"d/": b""} | theirs
+
+
+def test_a_marker_that_another_client_makes_at_the_last_moment_goes_too(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x"})
+        await mount.tree()
+        await store.delete("d/x")
+        mount.loop._clock.jump(2 * TTL)
+        directory = mount.parts.inodes.root.directory
+        assert directory is not None
+        directory.begin("").done = True  # its parent was listed before that
+        listing = store.after["list", "d/"] = trio.Event()
+        await begun(mount, partial(mount.rmdir, "d"))
+        await put_all(store, {"d/": b""})
+        await settled(listing)
+
+    mount.loop.run(main)
+    assert bodies(store) == {}
+
+
+# What of it is in the bucket
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["made here", "found"])
+def test_its_marker_goes_with_it(mount: Composed, store: Held, is_ours: bool) -> None:
+    async def main() -> None:
+        if is_ours:
+            await mount.mkdir("d")
+        else:
+            await put_all(store, {"d/": b""})
+        root = mount.parts.inodes.root
+        root.mtime_ns, known = 1, len(mount.parts.inodes) - is_ours
+        await mount.rmdir("d")
+        assert root.mtime_ns > 1, "its parent has changed"
+        assert len(mount.parts.inodes) == known
+
+    mount.loop.run(main)
+    assert bodies(store) == {}
+
+
+def test_a_new_directory_goes_without_a_look_at_the_bucket(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await mount.mkdir("d")
+        asked = store.calls.copy()
+        await mount.rmdir("d")
+        assert store.calls - asked == {"delete": 1}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("is_marked", [True, False], ids=["with marker", "without"])
+def test_it_goes_before_the_deletes_below_it_are_answered_and_does_not_come_back(
+    tmp_path: Path, is_marked: bool
+) -> None:
+    store = Held()
+
+    async def remove(mount: Composed) -> None:
+        await put_all(store, {"proof": b"", "d/x": b"x", "d/y": b"y"} | ({"d/": b""} if is_marked else {}))
+        await mount.tree()
+        await mount.unlink("proof")  # an answer: the deletes that follow are queued
+        for what in ("delete", "delete_many"):
+            store.before[what] = trio.Event()
+        await mount.unlink("d/x")
+        await mount.unlink("d/y")
+        mount.loop._clock.jump(2 * TTL)
+        await mount.rmdir("d")  # a listing shows both of them still
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(2 * TTL)
+        assert mount.loop.run(mount.tree) == {}
+        mount.crash()
+        mount.loop.run(store.release)
+        mount.start()
+        assert bodies(store) == {}
+
+
+def test_it_is_not_removed_under_a_key_that_it_is_leaving(mount: Composed, store: Held) -> None:
+    """Its parent is being renamed: it would come with the parent's copy."""
+
+    async def main() -> None:
+        await put_all(store, {"p/": b"", "p/d/": b"", "p/x": b"x"})
+        await mount.tree()
+        parent = await mount._walk("p")
+        copying = store.before["copy", "p/x"] = trio.Event()
+        await begun(mount, partial(mount.rename, "p", "q"))
+        await begun(mount, partial(mount.parts.namespace.rmdir, parent, b"d"))
+        await settled(copying)
+
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    assert bodies(store) == {"q/": b"", "q/x": b"x"}
+    assert set(mount.loop.run(mount.tree)) == {"q", "q/x"}
+
+
+# The directory that it was in
+
+
+def test_its_parent_stays_though_nothing_else_was_in_it(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"p/d/": b""})
+        await mount.rmdir("p/d")
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {"p/": b""}
+    assert set(mount.loop.run(mount.tree)) == {"p"}
+
+
+@pytest.mark.parametrize("more", [{"d/": b""}, {"d/theirs": b"theirs"}], ids=["marker", "file"])
+def test_a_directory_that_is_there_without_its_last_file_is_not_stored(
+    mount: Composed, store: Held, more: dict[str, bytes]
+) -> None:
+    """What another client put there is seen only now."""
+
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x"})
+        await mount.tree()
+        parent = await mount._walk("d")
+        await put_all(store, more)
+        mount.loop._clock.jump(2 * TTL)
+        inode = mount.parts.namespace.listed(parent, b"x")
+        await mount.parts.namespace.unlink(parent, b"x", inode)
+
+    mount.loop.run(main)
+    made = store.calls["put"]
+    mount.loop.passes(5)
+    assert store.calls["put"] == made
+    assert bodies(store) == more
+
+
+def test_a_directory_that_was_made_here_is_not_stored_again(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await mount.mkdir("d")
+        await mount.write("d/x", b"x", flags=os.O_CREAT)
+        parent = await mount._walk("d")
+        mount.loop._clock.jump(2 * TTL)
+        asked = store.calls.copy()
+        await mount.parts.namespace.unlink(parent, b"x", mount.parts.namespace.listed(parent, b"x"))
+        assert store.calls - asked == {"delete": 1}
+
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    assert store.calls["put"] == 2
+    assert bodies(store) == {"d/": b""}
+
+
+def test_one_of_several_files_goes_without_a_listing(mount: Composed, store: Held) -> None:
+    """However long ago they were listed, by who removes one after the other."""
+
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x", "d/y": b"y"})
+        await mount.tree()
+        parent = await mount._walk("d")
+        mount.loop._clock.jump(2 * TTL)
+        asked = store.calls.copy()
+        await mount.parts.namespace.unlink(parent, b"x", mount.parts.namespace.listed(parent, b"x"))
+        assert store.calls - asked == {"delete": 1}
+
+    mount.loop.run(main)
+    assert bodies(store) == {"d/y": b"y"}
+
+
+def test_where_its_removal_is_refused_it_is_there_as_before(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/": b""})
+        directory = await mount._walk("d")
+        directory.lookups = 1
+        store.errors["delete", "d/"] = [denied()]
+        with fails(errno.EACCES):
+            await mount.rmdir("d")
+        assert await mount._walk("d") is directory
+        assert await mount.tree() == {"d": None}
+        await mount.rmdir("d")
+
+    mount.loop.run(main)
+    assert bodies(store) == {}
