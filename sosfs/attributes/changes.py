@@ -175,8 +175,12 @@ class Changes(Revalidation):
         self._rows[inode] = row
         self._is_dirty(inode)
 
-    def keep(self, inode: Inode) -> None:
-        """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes."""
+    def keep(self, inode: Inode, sent: tuple[Properties, ...] = ()) -> None:
+        """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes.
+
+        `sent` is what `discard` has returned, of one that stays after all.
+        """
+        self._unanswered_copies.take_up(inode, sent)
         self._mark(inode, Need.RELIEF)
 
     def made(self, inode: Inode) -> None:
@@ -268,9 +272,14 @@ class Changes(Revalidation):
         if inode.attributes_dirty:
             self._mark(inode)
 
-    def discard(self, inode: Inode) -> None:
-        """The object is gone by our own doing, and with it what was to be written."""
+    def discard(self, inode: Inode) -> tuple[Properties, ...]:
+        """The object is gone by our own doing, and with it what was to be written.
+
+        Returns with which properties copies may have been made: should it stay, these are not another client's.
+        """
+        sent = self._unanswered_copies.sent(inode)
         self._clear(inode)
+        return sent
 
     def replaced(self, inode: Inode) -> None:
         """Another client has replaced the object: what was to be written was of the one before."""

@@ -275,7 +275,7 @@ class Namespace:
         version, was_changed = inode.version, inode.attributes_dirty
         if version is not None and self._attributes.in_doubt(inode):
             version = replace(version, modified=None)  # a copy of ours may have made it anew
-        self._attributes.discard(inode)
+        sent = self._attributes.discard(inode)
         self._leave(directory, inode, None if version is None else PENDING)
 
         if version is not None:
@@ -287,7 +287,7 @@ class Namespace:
                 inode.parent = parent
                 self.inodes.keep(inode)
                 if was_changed:
-                    self._attributes.keep(inode)
+                    self._attributes.keep(inode, sent)
                 raise
         parent.touch()
 

@@ -10,16 +10,16 @@ import os
 import stat
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from sosfs.config.parameters import TTL, Durability
-from sosfs.errors import StoreError
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, silence
 
@@ -33,6 +33,19 @@ def chmod(mount: Composed, inode: Inode, mode: int) -> None:
 def mode_of(store: Held, key: str = "file") -> int:
     """What the bucket says; 0 for nothing."""
     return stat.S_IMODE(int(store._stored[key].object.properties.metadata.get("mode", "0")))
+
+
+async def copied_without_an_answer(mount: Composed, store: Held, inode: Inode) -> None:
+    """What was changed of its attributes is stored, and nobody is told so."""
+
+    async def copy(*arguments: Any, **options: Any) -> None:
+        await Held.copy(store, *arguments, **options)
+        raise silence("copy")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "copy", copy)
+        with fails(errno.EIO):
+            await mount.parts.attributes.write_now(inode)
 
 
 # To who has it open
@@ -105,6 +118,27 @@ def test_where_it_is_refused_the_file_is_there_as_before(
     assert store.calls["copy"] == is_changed
 
 
+def test_where_it_is_refused_a_copy_without_an_answer_is_ours_still(tmp_path: Path) -> None:
+    """Of two changes of its mode the first was made, though nobody told so, and the other is to follow."""
+    store = Held(hashes=False)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        chmod(mount, inode, 0o600)
+        await copied_without_an_answer(mount, store, inode)
+        chmod(mount, inode, 0o640)
+        store.errors["delete", "file"] = [denied()]
+        with fails(errno.EACCES):
+            await mount.unlink("file")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert mode_of(store) == 0o640
+        assert mount.parts.pending == 0
+
+
 def test_its_directory_has_changed(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
@@ -167,20 +201,13 @@ def test_the_next_mount_removes_what_a_copy_without_an_answer_has_made_and_nothi
     now = [7.0]
     store = Held(clock=lambda: now[0])
 
-    async def copies(source: str, target: str, **options: object) -> None:
-        await Held.copy(store, source, target, **options)  # type: ignore[arg-type]
-        raise silence("copy")
-
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes", "proof": b""})
         inode = await mount._walk("file")
         now[0] = 9.0
         if whose == "ours":
             chmod(mount, inode, 0o600)
-            store.copy = copies  # type: ignore[method-assign, assignment]
-            with pytest.raises(StoreError):
-                await mount.parts.attributes.write_now(inode)
-            del store.copy  # type: ignore[method-assign]
+            await copied_without_an_answer(mount, store, inode)
         await mount.unlink("proof")
         store.before["delete", "file"] = trio.Event()
         await mount.unlink("file")
