@@ -326,10 +326,13 @@ class Renames:
             inode.version = copy.version
             self._attributes.carried(inode, inode.properties, whole=inode.whole)
         elif inode.open_file is None or inode.open_file.draft is None:
-            # Another client had replaced it before it was copied: nothing that is known of ours holds for it.
+            # Another client had changed it before it was copied: what is known of ours holds for its bytes at most.
             self._attributes.replaced(inode)
-            self._namespace.replaced(inode, copy.version)
-            return
+            if inode.version is None or not copy.of.same_bytes(inode.version):
+                self._namespace.replaced(inode, copy.version)
+                return
+            self._file_io.copied(inode.version, copy.version)
+            inode.version, inode.whole, inode.acl_private_until = copy.version, False, 0.0
         self._file_io.moved(inode)  # a draft still expects ours: where theirs was copied its commit loses
 
     def _is_of(self, copy: _Copy, inode: Inode) -> bool:

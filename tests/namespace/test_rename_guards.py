@@ -24,10 +24,11 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.disk.reserve import Need, Reserve
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
-from sosfs.tree.inodes import Inode
+from sosfs.tree.inodes import SYMLINK_MAX, Inode
 from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
+from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, readers, settled, silence, stored
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
@@ -1100,6 +1101,66 @@ def test_so_is_what_is_replaced_while_its_directory_is_renamed(mount: Composed, 
 
     mount.loop.run(main)
     assert store._stored["e/file"].object.properties.metadata["mode"] == str(0o100640)
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
+@pytest.mark.parametrize("directory", ["", "d/"], ids=["file", "directory"])
+def test_who_reads_a_file_reads_on_though_another_client_sets_its_mode_and_it_is_renamed_here(
+    tmp_path: Path, is_read: bool, directory: str
+) -> None:
+    now = [7.0]
+    store = Held(clock=lambda: now[0])
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {f"{directory}file": b"A" * 300_000})
+        handle = await opened(mount, os.O_RDONLY, path=f"{directory}file")
+        if is_read:
+            assert bytes(await mount.parts.file_io.read(handle, 0, 1)) == b"A"
+        now[0] += 100
+        mode = Properties(metadata={"mode": str(0o100640)})
+        await FakeStore.copy(store, f"{directory}file", f"{directory}file", properties=mode)
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.rename(f"{directory}file".split("/")[0], "e")
+        assert bytes(await mount.parts.file_io.read(handle, 200_000, 100_000)) == b"A" * 100_000
+        assert (await mount.tree())["e/file" if directory else "e"] == (b"A" * 300_000, 0o640)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("theirs", [b"other", b"longer" * SYMLINK_MAX], ids=["small", "large"])
+def test_another_clients_file_that_is_renamed_with_its_directory_keeps_the_number_that_the_kernel_has(
+    mount: Composed, store: Held, theirs: bytes
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/file": b"bytes"})
+        inode = await mount._walk("d/file")
+        inode.lookups = 1
+        await put_all(store, {"d/file": theirs})
+        await mount.rename("d", "e")
+        assert await mount._walk("e/file") is inode
+        assert inode.size == len(theirs)
+        assert await mount.tree() == {"e": None, "e/file": (theirs, 0o644)}
+
+    mount.loop.run(main)
+
+
+def test_where_a_rename_has_failed_its_names_are_looked_up_again(mount: Composed, store: Held) -> None:
+    """Another client removes the one and makes the other, and both are seen."""
+
+    async def main() -> None:
+        await put_all(store, {"old": b"ours"})
+        await mount.tree()
+        store.errors["copy", "old"] = [denied()]
+        with fails(errno.EACCES):
+            await mount.rename("old", "new")
+        await store.delete("old")
+        await put_all(store, {"new": b"theirs"})
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert mount.loop.run(mount.tree) == {"new": (b"theirs", 0o644)}
 
 
 @both
