@@ -139,6 +139,27 @@ def test_what_is_locked_is_neither_removed_nor_renamed_and_it_is_told(tmp_path: 
         assert store.refused == [(path, errno.EPERM, act)]
 
 
+def test_one_of_many_that_are_removed_is_asked_for_too(tmp_path: Path) -> None:
+    """As `rm -r` removes them: what waits for nothing else waits for that."""
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"proof": b"", "file": b"bytes", "other": b"other"})
+        await mount.tree()
+        await mount.unlink("proof")
+        root = mount.parts.inodes.root
+        for name in (b"file", b"other"):
+            inode = mount.parts.namespace.listed(root, name)
+            assert inode is not None
+            assert not mount.parts.namespace.unlink_at_once(root, inode)
+        store.are_possible = False
+        assert mount.parts.namespace.unlink_at_once(root, inode)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        mount.loop.passes(3)
+        assert bodies(store) == {"file": b"bytes"}
+
+
 @every_deed
 @pytest.mark.parametrize("lock", [UNLOCKED, OVER], ids=["none", "over"])
 def test_what_is_not_locked_any_more_is_left_to_its_user(tmp_path: Path, deed: str, lock: Lock) -> None:
