@@ -324,6 +324,8 @@ class Namespace:
         await self.keep_parent(parent)
         async with self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # else its marker would come after it has gone
+            if inode in self._attributes.failed:
+                await self.require_empty(inode)  # a marker that was sent without an answer may be there
             inode.version = inode.version or directory.marker
             if inode.version is None and self._deletions.under(self.inodes.key(inode)):
                 inode.version = Version("", 0)  # its name is pending until a delete sent after those below is answered

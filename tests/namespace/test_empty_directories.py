@@ -15,9 +15,9 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, denied, put_all, settled, told
+from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence, told
 
 # What is in it
 
@@ -125,9 +125,16 @@ def test_its_marker_goes_with_it(mount: Composed, store: Held, is_ours: bool) ->
     assert bodies(store) == {}
 
 
-def test_a_new_directory_goes_without_a_look_at_the_bucket(mount: Composed, store: Held) -> None:
+@pytest.mark.parametrize("is_ours", [True, False], ids=["made here", "listed"])
+def test_a_directory_that_is_known_goes_without_a_look_at_the_bucket(
+    mount: Composed, store: Held, is_ours: bool
+) -> None:
     async def main() -> None:
-        await mount.mkdir("d")
+        if is_ours:
+            await mount.mkdir("d")
+        else:
+            await put_all(store, {"d/": b""})
+            await mount.tree()
         asked = store.calls.copy()
         await mount.rmdir("d")
         assert store.calls - asked == {"delete": 1}
@@ -159,6 +166,51 @@ def test_it_goes_before_the_deletes_below_it_are_answered_and_does_not_come_back
         mount.crash()
         mount.loop.run(store.release)
         mount.start()
+        assert bodies(store) == {}
+
+
+@pytest.mark.parametrize("is_later", [False, True], ids=["at once", "by the next mount"])
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "emptied"])
+def test_a_marker_that_was_stored_without_an_answer_goes_with_it(tmp_path: Path, is_new: bool, is_later: bool) -> None:
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        store.lost.add("d/")
+        if is_new:
+            await mount.mkdir("d")
+        else:
+            await put_all(store, {"d/x": b"x"})
+            await mount.unlink("d/x")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(2)
+        assert set(bodies(store)) == {"d/"}
+        if is_later:
+            mount.crash()
+            mount.start()
+        mount.loop.run(partial(mount.rmdir, "d"))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {}
+        assert mount.loop.run(mount.tree) == {}
+
+
+def test_it_stays_where_nobody_tells_whether_its_marker_is_there(tmp_path: Path) -> None:
+    store = Held()
+
+    def down(operation: str, key: str) -> None:
+        raise silence(operation)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.mkdir, "d"))
+        store.fault = down
+        mount.loop.passes(2)
+        with fails(errno.EIO):
+            mount.loop.run(partial(mount.rmdir, "d"))
+        store.fault = None
+        assert mount.loop.run(mount.tree) == {"d": None}
+        mount.loop.run(partial(mount.rmdir, "d"))
+        mount.loop.passes(LONG)
         assert bodies(store) == {}
 
 
