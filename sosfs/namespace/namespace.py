@@ -247,6 +247,7 @@ class Namespace:
         await self.keep_parent(parent)
         async with self._file_io.leaving(inode), self._subtree_lock.shared(parent):
             await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
+            await self._attributes.ascertain(inode)  # what one has made would pass for another client's, and stay
             await self.remove(inode)
 
     def unlink_at_once(self, parent: Inode, inode: Inode) -> bool:
@@ -274,7 +275,7 @@ class Namespace:
         directory, name, key = self.directory(parent), inode.name, self.inodes.key(inode)
         version, was_changed = inode.version, inode.attributes_dirty
         if version is not None and self._attributes.in_doubt(inode):
-            version = replace(version, modified=None)  # a copy of ours may have made it anew
+            version = replace(version, modified=None)  # a copy of ours may make it anew
         sent = self._attributes.discard(inode)
         self._leave(directory, inode, None if version is None else PENDING)
 

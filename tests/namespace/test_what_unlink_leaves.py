@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,17 +36,23 @@ def mode_of(store: Held, key: str = "file") -> int:
     return stat.S_IMODE(int(store._stored[key].object.properties.metadata.get("mode", "0")))
 
 
-async def copied_without_an_answer(mount: Composed, store: Held, inode: Inode) -> None:
-    """What was changed of its attributes is stored, and nobody is told so."""
+async def copied_without_an_answer(
+    mount: Composed, store: Held, inode: Inode, *, is_late: bool = False
+) -> Callable[[], Awaitable[object]]:
+    """What was changed of its attributes is stored, and nobody is told so; or it is by what this returns."""
+    late: list[Callable[[], Awaitable[object]]] = []
 
     async def copy(*arguments: Any, **options: Any) -> None:
-        await Held.copy(store, *arguments, **options)
+        late.append(partial(Held.copy, store, *arguments, **options))
+        if not is_late:
+            await late[0]()
         raise silence("copy")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(store, "copy", copy)
         with fails(errno.EIO):
             await mount.parts.attributes.write_now(inode)
+    return late[0]
 
 
 # To who has it open
@@ -118,19 +125,22 @@ def test_where_it_is_refused_the_file_is_there_as_before(
     assert store.calls["copy"] == is_changed
 
 
-def test_where_it_is_refused_a_copy_without_an_answer_is_ours_still(tmp_path: Path) -> None:
-    """Of two changes of its mode the first was made, though nobody told so, and the other is to follow."""
+@pytest.mark.parametrize("is_late", [False, True], ids=["made", "late"])
+def test_where_it_is_refused_a_copy_without_an_answer_is_ours_still(tmp_path: Path, is_late: bool) -> None:
+    """Of two changes of its mode the first is made, though nobody tells so, and the other is to follow."""
     store = Held(hashes=False)
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes"})
         inode = await mount._walk("file")
         chmod(mount, inode, 0o600)
-        await copied_without_an_answer(mount, store, inode)
+        late = await copied_without_an_answer(mount, store, inode, is_late=is_late)
         chmod(mount, inode, 0o640)
         store.errors["delete", "file"] = [denied()]
         with fails(errno.EACCES):
             await mount.unlink("file")
+        if is_late:
+            await late()
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
@@ -193,7 +203,7 @@ def test_unsent_bytes_do_not_come_back_where_the_process_ends_as_the_answer_come
         assert bodies(store) == {}
 
 
-@pytest.mark.parametrize("whose", ["ours", "theirs"])
+@pytest.mark.parametrize("whose", ["ours", "ours that comes late", "theirs"])
 def test_the_next_mount_removes_what_a_copy_without_an_answer_has_made_and_nothing_else(
     tmp_path: Path, whose: str
 ) -> None:
@@ -205,14 +215,16 @@ def test_the_next_mount_removes_what_a_copy_without_an_answer_has_made_and_nothi
         await put_all(store, {"file": b"bytes", "proof": b""})
         inode = await mount._walk("file")
         now[0] = 9.0
-        if whose == "ours":
+        if whose != "theirs":
             chmod(mount, inode, 0o600)
-            await copied_without_an_answer(mount, store, inode)
+            late = await copied_without_an_answer(mount, store, inode, is_late=whose != "ours")
         await mount.unlink("proof")
         store.before["delete", "file"] = trio.Event()
         await mount.unlink("file")
         if whose == "theirs":
             await store.put("file", b"bytes", Properties())
+        elif whose != "ours":
+            await late()
         assert store._stored["file"].object.version.modified == 9
 
     with composed(store, tmp_path) as mount:
@@ -220,7 +232,35 @@ def test_the_next_mount_removes_what_a_copy_without_an_answer_has_made_and_nothi
         mount.crash()
         store.before.clear()
         mount.start()
-        assert bodies(store) == ({} if whose == "ours" else {"file": b"bytes"})
+        assert bodies(store) == ({"file": b"bytes"} if whose == "theirs" else {})
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["the next mount", "this mount"])
+@pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
+def test_what_a_copy_without_an_answer_has_made_does_not_pass_for_another_clients(
+    tmp_path: Path, hashes: bool, ends: bool
+) -> None:
+    """Nothing but what was stored with it tells whose it is, where each write makes an ETag of its own."""
+    store = Held(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes", "proof": b""})
+        inode = await mount._walk("file")
+        chmod(mount, inode, 0o600)
+        await copied_without_an_answer(mount, store, inode)
+        await mount.unlink("proof")
+        store.errors["delete", "file"] = [silence("delete")]
+        await mount.unlink("file")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        if ends:
+            mount.crash()
+            store.errors.clear()
+            mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {}
+        assert mount.loop.run(mount.tree) == {}
 
 
 # What is removed at once
