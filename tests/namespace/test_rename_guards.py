@@ -29,7 +29,20 @@ from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, readers, settled, silence, stored
+from tests.support.held import (
+    Held,
+    begun,
+    bodies,
+    closed,
+    denied,
+    forget,
+    opened,
+    put_all,
+    readers,
+    settled,
+    silence,
+    stored,
+)
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
@@ -1144,6 +1157,31 @@ def test_another_clients_file_that_is_renamed_with_its_directory_keeps_the_numbe
         assert await mount.tree() == {"e": None, "e/file": (theirs, 0o644)}
 
     mount.loop.run(main)
+
+
+def test_a_file_of_which_no_more_is_known_than_its_name_moves_with_its_directory(mount: Composed, store: Held) -> None:
+    """It was forgotten, and the kernel has asked for its number since."""
+    numbers: list[int] = []
+
+    async def begin() -> None:
+        await put_all(store, {"d/file": b"bytes", "d/other": b"other"})
+        await mount.tree()
+        inode = await mount._walk("d/file")
+        inode.lookups = 1
+        numbers.append(inode.number)
+
+    async def go_on() -> None:
+        forget(mount)
+        assert mount.parts.inodes.find(numbers[0]) is None
+        back = mount.parts.inodes[numbers[0]]
+        assert back.is_unread
+        await mount.rename("d", "e")
+        assert await mount._walk("e/file") is back
+        assert await mount.tree() == {"e": None, "e/file": (b"bytes", 0o644), "e/other": (b"other", 0o644)}
+
+    mount.loop.run(begin)
+    mount.loop.passes(LONG)
+    mount.loop.run(go_on)
 
 
 def test_where_a_rename_has_failed_its_names_are_looked_up_again(mount: Composed, store: Held) -> None:
