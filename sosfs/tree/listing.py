@@ -160,7 +160,8 @@ class Listings:
             page = await self._page(directory.inode, walk)
             if page is not None:
                 self._merger.window(directory, walk, page)
-                directory.window = walk if is_ordered(page) else None
+                is_whole = directory.doubted < walk.started  # else what was made since may have been forgotten again
+                directory.window = walk if is_whole and is_ordered(page) else None
 
     def reached(self, directory: Directory, walk: Pass, at: int) -> None:
         """A reader of a pass has come to the name at this index. May ask for the page that it will want next."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
 
 from sosfs.config.parameters import TTL
 from sosfs.errors import StoreError
 from sosfs.namespace.eviction import REST, USED, Eviction
+from sosfs.namespace.namespace import WALK
 from sosfs.tree.inodes import Directory, Inode
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, put_all
+from tests.support.held import Held, begun, put_all, settled, told
 
 FILES, PAGE = 400, 50  # more than are listed again to check one name
 
@@ -97,6 +100,44 @@ def test_a_file_that_another_client_made_after_the_page_is_found_by_who_could_no
         assert (await found(mount, "0421")).size == len(b"theirs")
 
     mount.loop.run(make)
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["made here and forgotten", "made by another client"])
+def test_a_file_that_was_made_while_the_page_was_on_its_way_is_found(
+    mount: Composed, store: Held, theirs: bool
+) -> None:
+    """Who makes it does not wait for the page: its name comes before the one that is looked for."""
+    held = trio.Event()
+    outcomes: dict[str, Any] = {}
+
+    async def make() -> None:
+        top = await mount._walk("d")
+        for number in range(400, 400 + 2 * (WALK - 1), 2):
+            await mount.parts.namespace.lookup(top, b"%04d" % number)
+        store.after["list", "d/"] = held
+        await begun(mount, lambda: mount.parts.namespace.lookup(top, b"0410"))
+        assert ("list", "d/") in store.reached
+        del store.after["list", "d/"]
+        if theirs:
+            mount.loop._clock.jump(0.1)
+            await put_all(store, {"d/0405": b""})
+            store.errors["head", "d/0405"] = [StoreError(errno.ENOENT, "head 'd/0405'", status=404)]
+            with fails(errno.EEXIST):
+                await mount.parts.creations.make_object(top, b"0405", 0o100644, 0, 0)
+        else:
+            await mount.parts.creations.make_object(top, b"0405", 0o100644, 0, 0)
+
+    async def look() -> None:
+        directory = mount.parts.listings.directory(await mount._walk("d"))
+        assert b"0405" not in directory.entries, "else this shows nothing"
+        await begun(mount, lambda: told(outcomes, "lookup", lambda: found(mount, "0405")))
+        await settled(held)
+        assert outcomes["lookup"] is directory.entries[b"0405"]
+
+    mount.loop.run(make)
+    mount.loop.passes(USED + REST)
+    forget(mount)
+    mount.loop.run(look)
 
 
 @pytest.mark.parametrize("is_in_the_middle", [False, True], ids=["by a listing", "by a page in the middle"])
