@@ -138,7 +138,7 @@ class Namespace:
             here = directory.entries.get(name)
             return here is None or not (here.pins or self._is_recent(here, directory))
 
-        before, is_walk = directory.asked_for, directory.asks(parsed.segment) >= WALK
+        before, is_walk = directory.last_before(parsed.segment), directory.asks(parsed.segment) >= WALK
         if not directory.has_window(parsed.segment, self.ttl) and is_walk:
             await self.listings.look_around(directory, before, is_needed=is_needed)
             if not directory.has_window(parsed.segment, self.ttl):
@@ -197,8 +197,9 @@ class Namespace:
             here.checked = when
             return here
         if not found:
-            if here is not None and not is_unsent(here):
-                self._merger.remove(directory, name)
+            if here is not None and is_unsent(here):
+                return here  # something was made in it meanwhile
+            self._merger.remove(directory, name)
             raise refuse(errno.ENOENT)
         if here is None or here.is_directory:
             here = self.inodes.listed(directory.inode, parsed.segment, parsed.form)

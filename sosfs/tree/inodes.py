@@ -309,6 +309,11 @@ class Directory:
         self.asked_for = segment
         return self.asked_on
 
+    def last_before(self, segment: str) -> str:
+        """The segment nearest before this one that was asked for last, or shown by the window last."""
+        shown = self.window.reach[len(self.window.prefix) :] if self.window is not None else ""
+        return max(self.asked_for, shown) if shown < segment else self.asked_for
+
     def is_known(self, ttl: float) -> bool:
         """Whether every name is known, and recently."""
         return self.now is not None and self.now.done and self.is_young(ttl)
