@@ -357,8 +357,7 @@ class Namespace:
         if held(inode):
             return
         if inode.parent is None:
-            if inode is not self.inodes.root:
-                self.inodes.drop(inode)
+            self.inodes.drop(inode)
         elif inode.directory is not None and not any(True for _ in inode.directory.live()):
             self._forget_entries(inode)
 
