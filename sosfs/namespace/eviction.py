@@ -138,7 +138,7 @@ class Eviction:
         return self._is_idle(inode) and (not inode.lookups or self._inodes.may_lend(inode))
 
     def _is_idle(self, inode: Inode) -> bool:
-        if inode.is_directory or inode.opens or inode.pins or inode.open_file is not None:
+        if inode.is_directory or inode.pins or inode.open_file is not None:
             return False
         now = trio.current_time()
         was_told = inode.lookups > 0 or inode.checked < now - REST

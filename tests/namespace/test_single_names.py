@@ -225,8 +225,10 @@ def test_what_is_made_in_a_directory_while_its_absence_is_told_keeps_its_place(
         del store.after[what]
         handles.append(await mount._opened(top, b"new", 0o101))  # O_CREAT, O_WRONLY
         await mount.parts.file_io.write(handles[0], 0, b"ours")
+        asked(store)
         await settled(held)
         assert outcomes["lookup"] is top
+        assert asked(store) == {}
         await closed(mount, handles[0])
 
     mount.loop.run(look)
