@@ -6,6 +6,7 @@ In one process and without a kernel, for only so can each order be had.
 from __future__ import annotations
 
 import errno
+import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -223,13 +224,29 @@ def test_what_is_made_in_a_directory_while_its_absence_is_told_keeps_its_place(
         await begun(mount, lambda: told(outcomes, "lookup", lambda: found(mount, "sub")))
         assert what in store.reached
         del store.after[what]
-        handles.append(await mount._opened(top, b"new", 0o101))  # O_CREAT, O_WRONLY
+        handles.append(await mount._opened(top, b"new", os.O_CREAT | os.O_WRONLY))
         await mount.parts.file_io.write(handles[0], 0, b"ours")
         asked(store)
         await settled(held)
         assert outcomes["lookup"] is top
         assert asked(store) == {}
         await closed(mount, handles[0])
+
+    mount.loop.run(look)
+    assert bodies(store)["d/sub/new"] == b"ours"
+
+
+def test_a_directory_of_which_the_bucket_has_nothing_yet_is_there(mount: Composed, store: Noted) -> None:
+    async def look() -> None:
+        top = await found(mount, "sub")
+        handle = await mount._opened(top, b"new", os.O_CREAT | os.O_WRONLY)
+        await mount.parts.file_io.write(handle, 0, b"ours")
+        await store.delete("d/sub/x")  # another client
+        mount.loop._clock.jump(2 * TTL)
+        asked(store)
+        assert await found(mount, "sub") is top
+        assert asked(store) == {}
+        await closed(mount, handle)
 
     mount.loop.run(look)
     assert bodies(store)["d/sub/new"] == b"ours"
@@ -288,6 +305,20 @@ def test_what_a_page_does_not_show_is_absent_and_asked_for_no_more(mount: Compos
         assert asked(store) == {}
         assert not mount.parts.inodes.has_name(handle.inode)
         await closed(mount, handle)
+
+    mount.loop.run(look)
+
+
+def test_what_was_passed_by_who_reads_the_directory_is_asked_for_no_more(mount: Composed, store: Noted) -> None:
+    async def look() -> None:
+        directory, walk = mount.parts.listings.walk(await mount._walk("d"))
+        await mount.parts.listings.advance(directory, walk, have=0)
+        asked(store)
+        for name in ("0001", "0003"):
+            await absent(mount, name)
+        assert asked(store) == {}
+        await absent(mount, "0401")
+        assert asked(store) == ALONE, "to there nobody has read"
 
     mount.loop.run(look)
 
