@@ -1,0 +1,250 @@
+"""What a listing tells of objects that were known before: what stays, and what is to be asked for again.
+
+In one process and without a kernel, for only so can each order be had.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import time
+from dataclasses import replace
+
+import pytest
+
+from sosfs.config.parameters import TTL
+from sosfs.s3.protocol import NOTHING, Properties
+from sosfs.s3.scratch_key import of_zeros
+from sosfs.tree.inodes import SYMLINK_MAX, Inode
+from tests.support.composed import LONG, Composed
+from tests.support.drive import fails
+from tests.support.held import Held, closed, forget, opened, put_all
+
+BIG = bytes(SYMLINK_MAX + 1)
+LINK = stat.S_IFLNK | 0o777
+
+
+@pytest.fixture
+def store() -> Held:
+    """A store whose objects are each a second younger than the one before."""
+    seconds = itertools.count(1_000_000_000)
+    return Held(clock=lambda: next(seconds))
+
+
+def of_mode(mode: int, **more: str) -> Properties:
+    return Properties(metadata={"mode": str(mode), **more})
+
+
+async def listed(mount: Composed, path: str = "d") -> Inode:
+    """A directory, after all that was known of it is out of date and it was listed again."""
+    mount.loop._clock.jump(2 * TTL)
+    top = await mount._walk(path)
+    await mount.parts.listings.complete(top)
+    return top
+
+
+async def entry(mount: Composed, name: str) -> Inode:
+    """What `d` is known to have of this name."""
+    top = await mount._walk("d")
+    return mount.parts.listings.directory(top).entries[name.encode()]
+
+
+@pytest.mark.parametrize("body", [b"small", BIG], ids=["small", "big"])
+def test_what_is_listed_as_it_was_is_not_asked_for_again(mount: Composed, store: Held, body: bytes) -> None:
+    async def look() -> None:
+        await store.put("d/", b"", of_mode(stat.S_IFDIR | 0o750))
+        await store.put("d/a", body, of_mode(stat.S_IFREG | 0o604))
+        await listed(mount)
+        before = await mount._walk("d/a")
+        await listed(mount)
+        store.calls.clear()
+        assert await mount._walk("d/a") is before
+        assert stat.S_IMODE((await mount._walk("d")).mode) == 0o750
+        assert (store.calls["head"], store.calls["get"]) == (0, 0)
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize("body", [b"small", BIG], ids=["small", "big"])
+def test_attributes_that_another_client_has_changed_are_asked_for_again(
+    mount: Composed, store: Held, body: bytes
+) -> None:
+    async def look() -> None:
+        await store.put("d/", b"", of_mode(stat.S_IFDIR | 0o750))
+        await store.put("d/a", body, of_mode(stat.S_IFREG | 0o604, colour="red"))
+        await listed(mount)
+        await mount._walk("d/a")
+        await store.put("d/", b"", of_mode(stat.S_IFDIR | 0o700))
+        await store.put("d/a", body, of_mode(stat.S_IFREG | 0o600, colour="blue"))
+        await listed(mount)
+        inode = await mount._walk("d/a")
+        assert (stat.S_IMODE(inode.mode), inode.properties.metadata["colour"]) == (0o600, "blue")
+        assert stat.S_IMODE((await mount._walk("d")).mode) == 0o700
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize("theirs", [False, True], ids=["ours", "rewritten by another client"])
+def test_what_was_written_here_is_known_until_another_client_rewrites_it(
+    mount: Composed, store: Held, theirs: bool
+) -> None:
+    """The answer to a write does not tell the time that the listing has of it."""
+
+    async def look() -> None:
+        store._clock = time.time
+        await put_all(store, {"d/": b""})
+        await mount.write("d/a", BIG, flags=os.O_CREAT)
+        await mount.chmod("d/a", 0o604)
+        if theirs:
+            store._clock = lambda: time.time() + LONG
+            await store.put("d/a", BIG, of_mode(stat.S_IFREG | 0o600))
+        await listed(mount)
+        store.calls.clear()
+        assert stat.S_IMODE((await mount._walk("d/a")).mode) == (0o600 if theirs else 0o604)
+        assert store.calls["head"] + store.calls["get"] == theirs
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize("is_read", [False, True], ids=["listed before", "read before"])
+def test_the_storage_class_is_the_one_that_is_listed(mount: Composed, store: Held, is_read: bool) -> None:
+    async def look() -> None:
+        for name in "ab":
+            await store.put(f"d/{name}", BIG, Properties(metadata={"colour": "red"}, storage_class="STANDARD_IA"))
+        await listed(mount)
+        if is_read:
+            await mount._walk("d/a")
+        assert (await entry(mount, "a")).properties.storage_class == "STANDARD_IA"
+        kept = store._stored["d/a"]  # a rule of the bucket changes the class alone
+        kept.object = replace(kept.object, properties=replace(kept.object.properties, storage_class="GLACIER"))
+        await listed(mount)
+        found = await entry(mount, "a")
+        assert found.properties.storage_class == "GLACIER"
+        assert found.properties.metadata.get("colour") == ("red" if is_read else None)
+        assert (await entry(mount, "b")).properties.storage_class == "STANDARD_IA"
+
+    mount.loop.run(look)
+
+
+def test_what_another_client_has_replaced_is_shown_as_it_is_listed(mount: Composed, store: Held) -> None:
+    """Until it is read: the defaults, and the time at which it was stored."""
+
+    async def look() -> None:
+        made = of_mode(stat.S_IFREG | 0o604, uid="4321", gid="4321", colour="red")
+        await store.put("d/a", BIG, made)
+        await listed(mount)
+        before = await mount._walk("d/a")
+        assert (before.uid, before.gid) == (4321, 4321)
+        await store.put("d/a", BIG + b"!", NOTHING)
+        await listed(mount)
+        found = await entry(mount, "a")
+        defaults, version = mount.parts.inodes.defaults, store._stored["d/a"].object.version
+        assert found is before
+        assert (found.size, found.mode) == (len(BIG) + 1, defaults.file_mode)
+        assert (found.uid, found.gid) == (defaults.uid, defaults.gid)
+        assert found.mtime_ns == found.ctime_ns == found.atime_ns == (version.modified or 0) * 1_000_000_000
+        assert "colour" not in found.properties.metadata
+        assert (await mount._walk("d/a")).size == len(BIG) + 1
+
+    mount.loop.run(look)
+
+
+def test_who_has_it_open_reads_on_and_the_name_leads_to_what_replaced_it(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": BIG, "d/b": BIG})
+        await listed(mount)
+        handles = [await opened(mount, os.O_RDONLY, f"d/{name}") for name in "ab"]
+        await put_all(store, {"d/a": b"theirs", "d/b": BIG})  # the one is another, the other the same again
+        await listed(mount)
+        assert [handle.inode.size for handle in handles] == [len(BIG)] * 2
+        assert (await mount._walk("d/a")).size == len(b"theirs")
+        assert await mount._walk("d/a") is not handles[0].inode
+        assert await mount._walk("d/b") is handles[1].inode
+        for handle in handles:
+            await closed(mount, handle)
+
+    mount.loop.run(look)
+
+
+def test_what_turns_out_to_be_a_link_has_another_number_and_is_not_asked_for_twice(
+    mount: Composed, store: Held
+) -> None:
+    async def look() -> None:
+        await store.put("d/a", b"elsewhere", of_mode(LINK))
+        top = await listed(mount)
+        guess = await mount.parts.namespace.lookup(top, b"a")
+        guess.lookups += 1
+        assert guess.is_regular
+        found = await mount._walk("d/a")
+        assert (stat.S_ISLNK(found.mode), found.size) == (True, len(b"elsewhere"))
+        assert found.number != guess.number
+        with fails(errno.ESTALE):
+            await mount.parts.attributes.revalidate(guess)
+        store.calls.clear()
+        assert await mount._walk("d/a") is found
+        assert store.calls == {}
+
+    mount.loop.run(look)
+
+
+def test_a_link_that_is_remembered_is_one_in_the_next_listing(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await store.put("d/a", b"elsewhere", of_mode(LINK))
+        await store.put("d/b", b"b", of_mode(stat.S_IFREG | 0o604))
+        await listed(mount)
+        for name in "ab":
+            await mount._walk(f"d/{name}")
+        mount.loop._clock.jump(2 * TTL)
+        forget(mount)
+        top = await mount._walk("d")
+        assert top.directory is None or not top.directory.entries
+        await listed(mount)
+        store.calls.clear()
+        assert stat.S_ISLNK((await entry(mount, "a")).mode)
+        assert stat.S_IMODE((await entry(mount, "b")).mode) == 0o604
+        assert store.calls == {}
+
+    mount.loop.run(look)
+
+
+def test_what_holes_are_copied_from_is_not_shown(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await put_all(store, {of_zeros("d/"): b"\0", "d/": b"", "d/a": b"a", "d/b": b"b"})
+        top = await listed(mount)
+        assert sorted(mount.parts.listings.directory(top).entries) == [b"a", b"b"]
+
+    mount.loop.run(look)
+
+
+def test_a_directory_that_is_gone_takes_all_below_it_along(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/e/f/a": BIG, "d/b": b"b"})
+        await listed(mount)
+        held = await mount._walk("d/e/f/a")
+        held.lookups += 1
+        await mount.parts.listings.complete(await mount._walk("d/e"))
+        before = len(mount.parts.inodes)
+        await store.delete("d/e/f/a")
+        await listed(mount)
+        assert sorted(await mount.tree()) == ["d", "d/b"]
+        assert not mount.parts.inodes.has_name(held)
+        assert len(mount.parts.inodes) == before - 2, "but for what somebody holds"
+        assert mount.parts.inodes[held.number] is held
+
+    mount.loop.run(look)
+
+
+def test_an_object_beside_a_directory_has_its_own_name_when_that_is_gone(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/a": b"beside", "d/a/x": b"x", "d/b": b"b"})
+        await listed(mount)
+        beside = await entry(mount, "%~fa")
+        assert (await entry(mount, "a")).is_directory and beside.size == len(b"beside")
+        await store.delete("d/a/x")
+        await listed(mount)
+        assert sorted(await mount.tree()) == ["d", "d/a", "d/b"]
+        assert await entry(mount, "a") is beside
+
+    mount.loop.run(look)
