@@ -47,6 +47,13 @@ def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
     inode.whole, inode.acl_private_until = False, 0.0
 
 
+def _is_another(directory: Directory, segment: str, listed: Version) -> bool:
+    """Whether the same bytes were listed with another time before."""
+    here = directory.entries.get(name_of(segment)) if segment else directory.inode
+    before = here.version if here is not None else None
+    return before is not None and listed.same_bytes(before) and not listed.same_as(before)
+
+
 class Merger:
     """Brings listing pages into directories."""
 
@@ -82,6 +89,9 @@ class Merger:
         for listed in page.objects:
             segment = listed.key[len(prefix) :]
             known = remembered.get(segment)
+            if known is not None and known.version.modified is None and _is_another(directory, segment, listed.version):
+                self._cache.drop(listed.key)  # the time of a write of ours is not known so well that it would tell
+                known = None
             if self.agrees is not None and known is not None and known.holds_for(listed.version):
                 self.agrees(listed.key, known)
             if segment == "":
