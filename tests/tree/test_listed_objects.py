@@ -11,14 +11,16 @@ import os
 import stat
 import time
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sosfs.config.parameters import TTL
-from sosfs.s3.protocol import NOTHING, Properties
+from sosfs.s3.protocol import NOTHING, UNKNOWN, Page, Properties
 from sosfs.s3.scratch_key import of_zeros
 from sosfs.tree.inodes import SYMLINK_MAX, Inode, Known
-from tests.support.composed import LONG, Composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, closed, forget, opened, put_all
 
@@ -75,13 +77,15 @@ def test_attributes_that_another_client_has_changed_are_asked_for_again(
         await store.put("d/", b"", of_mode(stat.S_IFDIR | 0o750))
         await store.put("d/a", body, of_mode(stat.S_IFREG | 0o604, colour="red"))
         await listed(mount)
-        await mount._walk("d/a")
+        before = await mount._walk("d/a")
+        before.lookups += 1
         await store.put("d/", b"", of_mode(stat.S_IFDIR | 0o700))
         await store.put("d/a", body, of_mode(stat.S_IFREG | 0o600, colour="blue"))
         top = await listed(mount)
         assert top.known is Known.SIZE
         assert (await entry(mount, "a")).known is (Known.SIZE if body is BIG else Known.NAME), "it may be a link by now"
         inode = await mount._walk("d/a")
+        assert inode is before, "the kernel has it by its number"
         assert (stat.S_IMODE(inode.mode), inode.properties.metadata["colour"]) == (0o600, "blue")
         assert stat.S_IMODE((await mount._walk("d")).mode) == 0o700
 
@@ -241,6 +245,41 @@ def test_what_holes_are_copied_from_is_not_shown(mount: Composed, store: Held) -
         assert sorted(mount.parts.listings.directory(top).entries) == [b"a", b"b"]
 
     mount.loop.run(look)
+
+
+def test_what_is_empty_is_shown_but_for_a_marker(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/": b"", "d/empty": b"", "e/": b"bytes", "e/a": b"a"})
+        await listed(mount)
+        assert sorted(await mount.tree()) == ["d", "d/empty", "e", "e/%~-", "e/a"]
+        assert (await mount.tree())["e/%~-"] == (b"bytes", 0o644)
+
+    mount.loop.run(look)
+
+
+class Garbled(Held):
+    """Tells nothing sensible of the objects that it lists."""
+
+    async def list(self, prefix: str, **options: Any) -> Page:
+        page = await super().list(prefix, **options)
+        return replace(page, objects=tuple(replace(one, version=UNKNOWN) for one in page.objects))
+
+
+def test_what_a_listing_has_nonsense_of_is_asked_for_by_itself(tmp_path: Path) -> None:
+    store = Garbled()
+
+    async def look(mount: Composed) -> None:
+        await put_all(store, {"d/a": BIG, "d/b": b"b"})
+        for _ in range(2):
+            await listed(mount)
+            store.calls.clear()
+            assert (await mount._walk("d/a")).size == len(BIG)
+            assert store.calls["head"] + store.calls["get"] == 1
+        await listed(mount)
+        assert (await entry(mount, "a")).size == len(BIG), "as it was known last"
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: look(mount))
 
 
 def test_a_directory_that_is_gone_takes_all_below_it_along(mount: Composed, store: Held) -> None:

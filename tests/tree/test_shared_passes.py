@@ -148,6 +148,50 @@ def test_a_page_that_several_want_is_asked_for_once(mount: Composed, store: Held
     mount.loop.run(look)
 
 
+@pytest.mark.parametrize("names", [0, 9], ids=["an empty directory", "several pages"])
+def test_who_waits_for_a_page_does_not_ask_for_the_next_one(tmp_path: Path, names: int) -> None:
+    store = Held(page=5)
+    outcomes: dict[str, Any] = {}
+
+    async def look(mount: Composed) -> None:
+        await put_all(store, {"d/": b""} | {f"d/{number}": BIG for number in range(names)})
+        top = await mount._walk("d")
+        listings = mount.parts.listings
+        store.calls.clear()
+        held = store.before["list", "d/"] = trio.Event()
+        for who in "abc":
+            await begun(mount, partial(told, outcomes, who, lambda: listings.first_page(listings.directory(top))))
+        assert outcomes == {}
+        await settled(held)
+        assert len(set(outcomes.values())) == 1
+        assert store.calls["list"] == 1
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: look(mount))
+
+
+def test_a_name_of_the_first_page_is_told_while_the_next_one_is_on_its_way(tmp_path: Path) -> None:
+    store = Held(page=5)
+    outcomes: dict[str, Any] = {}
+
+    async def look(mount: Composed) -> None:
+        await put_all(store, {f"d/{number}": BIG for number in range(9)})
+        directory, walk = mount.parts.listings.walk(await mount._walk("d"))
+        await mount.parts.listings.advance(directory, walk, have=0)
+        held = store.before["list", "d/"] = trio.Event()
+        mount.parts.listings.reached(directory, walk, 4)
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("list", "d/") in store.reached
+        await begun(mount, partial(told, outcomes, "there", lambda: lookup(mount, "d/1")))
+        await begun(mount, partial(told, outcomes, "absent", lambda: lookup(mount, "d/10")))
+        assert outcomes.pop("there") == len(BIG)
+        assert "FileNotFoundError" in outcomes.pop("absent")
+        await settled(held)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: look(mount))
+
+
 async def read_to(mount: Composed, places: list[int], store: Held, errors: list[OSError]) -> list[int]:
     """The pages that were asked for when a reader of `d` had come to each of these names, who then reads on to the end.
 
