@@ -218,13 +218,18 @@ def test_what_turns_out_to_be_a_link_has_another_number_and_is_not_asked_for_twi
     mount.loop.run(look)
 
 
-def test_a_link_that_is_remembered_is_one_in_the_next_listing(mount: Composed, store: Held) -> None:
+def test_what_is_remembered_of_files_that_were_forgotten_is_known_when_they_are_listed(
+    mount: Composed, store: Held
+) -> None:
     async def look() -> None:
+        store._clock = time.time
         await store.put("d/a", b"elsewhere", of_mode(LINK))
         await store.put("d/b", b"b", of_mode(stat.S_IFREG | 0o604))
         await listed(mount)
         for name in "ab":
             await mount._walk(f"d/{name}")
+        await mount.write("d/c", BIG, flags=os.O_CREAT)
+        await mount.chmod("d/c", 0o640)
         mount.loop._clock.jump(2 * TTL)
         forget(mount)
         top = await mount._walk("d")
@@ -233,6 +238,7 @@ def test_a_link_that_is_remembered_is_one_in_the_next_listing(mount: Composed, s
         store.calls.clear()
         assert stat.S_ISLNK((await entry(mount, "a")).mode)
         assert stat.S_IMODE((await entry(mount, "b")).mode) == 0o604
+        assert stat.S_IMODE((await entry(mount, "c")).mode) == 0o640, "it was written here"
         assert store.calls == {}
 
     mount.loop.run(look)
