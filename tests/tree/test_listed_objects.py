@@ -165,6 +165,7 @@ def test_what_another_client_has_replaced_is_shown_as_it_is_listed(mount: Compos
         await store.put("d/a", BIG, made)
         await listed(mount)
         before = await mount._walk("d/a")
+        before.lookups += 1  # the kernel has it by its number
         assert (before.uid, before.gid) == (4321, 4321)
         await store.put("d/a", BIG + b"!", NOTHING)
         await listed(mount)
@@ -214,6 +215,29 @@ def test_what_turns_out_to_be_a_link_has_another_number_and_is_not_asked_for_twi
         store.calls.clear()
         assert await mount._walk("d/a") is found
         assert store.calls == {}
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize(
+    ("kind", "then"), [(LINK, b"other"), (stat.S_IFREG | 0o644, BIG)], ids=["a link", "a small file that has grown"]
+)
+def test_what_may_be_of_another_type_by_now_has_another_number(
+    mount: Composed, store: Held, kind: int, then: bytes
+) -> None:
+    """A small one may be a link, a large one never is."""
+
+    async def look() -> None:
+        await store.put("d/a", b"elsewhere", of_mode(kind))
+        await listed(mount)
+        before = await mount._walk("d/a")
+        before.lookups += 1
+        await put_all(store, {"d/a": then})
+        await listed(mount)
+        found = await entry(mount, "a")
+        assert (found.is_regular, found.size) == (True, len(then))
+        assert found.number != before.number
+        assert not mount.parts.inodes.has_name(before)
 
     mount.loop.run(look)
 
