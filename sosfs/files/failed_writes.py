@@ -44,12 +44,17 @@ class FailedWrites:
                 return
             log.info("%s is as it was before: a write to it failed", inode.name.decode(errors="replace"))
             self._commits.records.forget(open_file)
-            if inode.parent is not None and inode.version is None:
+            if inode.parent is not None and draft.base is None:
                 self._leave(inode, draft)
-            elif inode.version is not None:
-                self._revert(inode, open_file, draft)
+            elif inode.parent is not None and inode.version is not None:
+                self._revert(inode, open_file)
             await self._commits.drop_upload(open_file)
-            await self._commits.let_go(inode, open_file)
+            if open_file.draft is draft:
+                await self._commits.let_go(inode, open_file)
+            else:
+                await self._commits.records.free(draft)
+        if inode.parent is None and not held(inode):
+            self._inodes.drop(inode)
         await self._pages.forget(inode)
 
     async def discard_all(self) -> None:
@@ -60,26 +65,29 @@ class FailedWrites:
     async def hide(self, inode: Inode) -> None:
         """A file that is about to be given up is looked up anew by whoever wants it."""
         draft = draft_of(inode)
-        if draft is not None and draft.refused and inode.parent is not None and inode.version is None:
+        if draft is not None and draft.refused and inode.parent is not None and draft.base is None:
             await self._pages.forget_name(inode.parent, inode.name)
 
     def _leave(self, inode: Inode, draft: Draft) -> None:
-        """A file that the bucket has never had loses its name; who has it open to read keeps what is here."""
+        """A file that the bucket has never had loses its name; who has it open to read keeps what is here.
+
+        Over whose file it was renamed, gets the name back: the bucket has that one, with attributes of its own.
+        """
         assert inode.parent is not None
         directory = inode.parent.directory
         if directory is not None:
             directory.take(inode.name, when=0.0)
+            if inode.version is not None:
+                directory.doubt()
         inode.parent.touch()
+        self._attributes.discard(inode)
         inode.parent = None
         draft.state = DraftState.ORPHAN
-        if not held(inode):
-            self._inodes.drop(inode)
 
-    def _revert(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
+    def _revert(self, inode: Inode, open_file: OpenFile) -> None:
         """A file that the bucket has is that again, but for attributes that the user has set."""
         assert inode.version is not None
         open_file.draft = None
-        draft.close()
         inode.pins -= 1
         self._commits.drafts.discard(inode)
         inode.size, inode.pages = inode.version.size, NO_VERSION
