@@ -96,5 +96,5 @@ class FailedWrites:
         before = said.mtime_ns if said.mtime_ns is not None or listed is None else listed * user_metadata.NS
         if before is not None and not open_file.times_given:
             inode.mtime_ns = inode.ctime_ns = before
-        if inode.edits != NO_EDITS or said.mode not in (None, inode.mode):
+        if inode.edits != NO_EDITS:
             self._attributes.keep(inode)

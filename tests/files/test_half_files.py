@@ -12,11 +12,14 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
-from sosfs.files.spool import SpoolArea
+from sosfs.files.spool import Spool, SpoolArea
 from sosfs.metadata import user_metadata
+from sosfs.metadata.user_metadata import Posix
+from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode, held
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
@@ -102,6 +105,18 @@ async def fails_to_grow(mount: Composed, disk: Disk, handle: Handle) -> None:
     with fails(errno.ENOSPC):
         await mount.parts.file_io.write(handle, len(NEW), NEW)
     disk.is_full = False
+
+
+async def breaks_off(mount: Composed, handle: Handle, at: int = len(NEW)) -> None:
+    """The disk fails a write at once, which waits for nothing that is under way."""
+
+    async def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spool, "write", broken)
+        with fails(errno.EIO):
+            await mount.parts.file_io.write(handle, at, NEW)
 
 
 async def closed_in_vain(mount: Composed, handle: Handle) -> None:
@@ -246,18 +261,117 @@ def test_what_could_not_be_sent_keeps_its_name(mount: Composed, store: Held, ker
     assert kernel.names == []
 
 
+# While it is sent
+
+
+async def _being_sent(mount: Composed, store: Held) -> tuple[Handle, dict[str, Any]]:
+    """A new file that is being synced when a write to it fails, and its writer closes it."""
+    handle, ends = await new(mount), dict[str, Any]()
+    store.before["put"] = trio.Event()
+    await begun(mount, partial(told, ends, "fsync", partial(mount.parts.file_io.fsync, handle.inode)))
+    await breaks_off(mount, handle)
+    await begun(mount, partial(told, ends, "close", partial(closed, mount, handle)))
+    assert ends == {}
+    return handle, ends
+
+
+def test_what_was_being_sent_is_the_file(mount: Composed, store: Held) -> None:
+    """The bucket has it as it was synced, and so has this mount."""
+
+    async def main(mount: Composed) -> None:
+        handle, ends = await _being_sent(mount, store)
+        await settled(store.before.pop("put"))
+        assert ends["fsync"] is None
+        assert f"OSError({errno.ENOSPC}" in ends["close"]
+        mount.parts.namespace.forget(handle.inode, 0)
+        leaves_nothing(mount, handle.inode)
+        assert await mount.tree() == {"file": (NEW, 0o644)}
+
+    run(mount, main)
+    assert bodies(store) == {"file": NEW}
+
+
+def test_who_makes_it_good_before_it_is_given_up_has_a_whole_file(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        _, ends = await _being_sent(mount, store)
+        other = await opened(mount)
+        await mount.parts.file_io.write(other, len(NEW), NEW)
+        await settled(store.before.pop("put"))
+        assert len(ends) == 2
+        await closed(mount, other)
+
+    run(mount, main)
+    assert bodies(store) == {"file": NEW + NEW}
+
+
+def test_it_is_given_up_once_where_two_close_it(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle, ends = await _being_sent(mount, store)
+        other = await opened(mount)
+        await begun(mount, partial(told, ends, "other", partial(closed, mount, other)))
+        await settled(store.before.pop("put"))
+        for one in ("close", "other"):
+            assert f"OSError({errno.ENOSPC}" in ends[one]
+        leaves_nothing(mount, handle.inode)
+
+    run(mount, main)
+    assert bodies(store) == {"file": NEW}
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_nothing_is_left_of_its_upload(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_new: bool) -> None:
+    """Though somebody reads on."""
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    monkeypatch.setattr("sosfs.files.write_behind.SPILL", 200)
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: True))
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        if not is_new:
+            await put_all(store, {"file": OLD})
+        handle = await new(mount) if is_new else await changed(mount)
+        reader = await opened(mount, os.O_RDONLY)
+        for number in range(1, 10):
+            await mount.parts.file_io.write(handle, number * len(NEW), NEW)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(store._uploads) == 1
+        await breaks_off(mount, handle, 10 * len(NEW))
+        await closed_in_vain(mount, handle)
+        assert store._uploads == {}
+        await mount.parts.file_io.release(reader)
+
+    with composed(store, tmp_path, part_size=500) as mount:
+        run(mount, main)
+        assert bodies(store) == ({} if is_new else {"file": OLD})
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_an_unmount_gives_it_up_though_it_is_open(mount: Composed, store: Held, disk: Disk, is_new: bool) -> None:
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"other": b"other"} if is_new else {"file": OLD})
+        handle = await new(mount) if is_new else await changed(mount)
+        await fails_to_grow(mount, disk, handle)
+        await mount.parts.drain()
+        assert mount.parts.pending == 0
+
+    run(mount, main)
+    assert bodies(store) == ({"other": b"other"} if is_new else {"file": OLD})
+
+
 # A file of the bucket
 
 
-@pytest.mark.parametrize("is_ours", [True, False])
+@pytest.mark.parametrize("whose", ["this mount's", "another mount's", "another tool's"])
 def test_a_file_of_the_bucket_is_what_it_was(
-    mount: Composed, store: Held, disk: Disk, kernel: Kernel, is_ours: bool
+    mount: Composed, store: Held, disk: Disk, kernel: Kernel, whose: str
 ) -> None:
     """Also to programs that look at it here. Its time is what its metadata says, else what a listing tells."""
 
     async def main(mount: Composed) -> None:
-        if is_ours:
+        if whose == "this mount's":
             await mount.write("file", OLD, flags=os.O_CREAT)
+        elif whose == "another mount's":
+            await store.put("file", OLD, Properties(metadata=user_metadata.write({}, Posix(mtime_ns=TIME))))
         else:
             await put_all(store, {"file": OLD})
         before = _shown(await mount._walk("file"))
@@ -283,9 +397,12 @@ def _shown(inode: Inode) -> tuple[int, int, int, int]:
     return inode.size, inode.mode, inode.mtime_ns, inode.ctime_ns
 
 
-@pytest.mark.parametrize("mount", list(Durability), indirect=True)
+@pytest.mark.parametrize("is_synced", [True, False])
+@pytest.mark.parametrize("mount", [Durability.JOURNAL, Durability.WRITEBACK], indirect=True)
 @pytest.mark.parametrize("what", ["mode", "uid", "mtime_ns"])
-def test_what_the_user_has_set_meanwhile_stays(mount: Composed, store: Held, disk: Disk, what: str) -> None:
+def test_what_the_user_has_set_meanwhile_stays(
+    mount: Composed, store: Held, disk: Disk, is_synced: bool, what: str
+) -> None:
     value = {"mode": 0o100600, "uid": 7, "mtime_ns": TIME}[what]
 
     async def main(mount: Composed) -> None:
@@ -293,6 +410,8 @@ def test_what_the_user_has_set_meanwhile_stays(mount: Composed, store: Held, dis
         await mount.settle()
         before = (await mount._walk("file")).mtime_ns
         handle = await changed(mount)
+        if is_synced:
+            await mount.parts.file_io.fsync(handle.inode)
         await fails_to_grow(mount, disk, handle)
         setattr(handle.inode, what, value)
         if what == "mtime_ns":
