@@ -1,0 +1,262 @@
+"""What a handle goes on with when its file is replaced, renamed or removed, and what is fetched and left for that."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.config.parameters import Durability
+from sosfs.files.open_file import Handle
+from tests.support.composed import Composed, composed
+from tests.support.drive import fails
+from tests.support.held import Held, bodies, closed, opened, put_all, stored
+from tests.support.kernel import Kernel
+
+KIB = 1 << 10
+OLD, THEIRS = b"o" * 300 * KIB, b"t" * 200 * KIB
+
+
+@pytest.fixture(params=[Durability.BUCKET])
+def mount(request: pytest.FixtureRequest, tmp_path: Path, store: Held) -> Iterator[Composed]:
+    """A mount without a kernel."""
+    with composed(store, tmp_path, durability=request.param) as mount:
+        yield mount
+        mount.loop.run(store.release)
+
+
+@pytest.fixture
+def in_parts(tmp_path: Path, store: Held, monkeypatch: pytest.MonkeyPatch) -> Iterator[Composed]:
+    """One whose files go up in small parts while they are written."""
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    monkeypatch.setattr("sosfs.files.write_behind.STREAM_MIN", KIB)
+    with composed(store, tmp_path, part_size=64 * KIB) as mount:
+        yield mount
+        mount.loop.run(store.release)
+
+
+journal = pytest.mark.parametrize("mount", [Durability.JOURNAL], indirect=True)
+
+
+def run(mount: Composed, work: Callable[[Composed], Awaitable[None]]) -> None:
+    mount.loop.run(partial(work, mount))
+
+
+async def read(mount: Composed, handle: Handle, size: int = 1000 * KIB) -> bytes:
+    mount.parts.blocks.forget(lambda key: True)
+    return bytes(await mount.parts.file_io.read(handle, 0, size))
+
+
+async def new(mount: Composed, path: str = "file", body: bytes = OLD) -> Handle:
+    parent, name = await mount._parent(path)
+    handle = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+    await mount.parts.file_io.write(handle, 0, body)
+    return handle
+
+
+# Another client replaces it
+
+
+def test_who_has_read_nothing_yet_begins_with_the_new_version(mount: Composed, store: Held) -> None:
+    kernel = mount.parts.pages._kernel = Kernel()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        handle = await opened(mount, os.O_RDONLY)
+        await put_all(store, {"file": THEIRS})
+        assert await read(mount, handle) == THEIRS
+        assert handle.inode.size == len(THEIRS)
+        assert kernel.attributes == [handle.inode.number], "it knows another size"
+        assert await mount._walk("file") is handle.inode
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+@pytest.mark.parametrize("is_alone", [True, False])
+def test_who_has_read_of_the_old_version_keeps_its_size(mount: Composed, store: Held, is_alone: bool) -> None:
+    """It is told that the rest is gone, and so is another handle of the same inode. The name leads to the new one."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        handle = await opened(mount, os.O_RDONLY)
+        assert await read(mount, handle, 10) == OLD[:10]
+        late = handle if is_alone else await opened(mount, os.O_RDONLY)
+        late.is_unread = not is_alone
+        await put_all(store, {"file": THEIRS})
+        with fails(errno.ESTALE):
+            await read(mount, late)
+        assert handle.inode.size == len(OLD)
+        found = await mount._walk("file")
+        assert (found is handle.inode, found.size) == (False, len(THEIRS))
+        for one in {handle, late}:
+            await closed(mount, one)
+
+    run(mount, main)
+
+
+# It is removed
+
+
+@pytest.mark.parametrize("is_large", [True, False])
+def test_what_is_too_large_to_be_kept_is_not_fetched_when_it_is_removed(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, is_large: bool
+) -> None:
+    """Or what the disk has no room for. Its readers are told; nothing of it is fetched in vain."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        handle = await opened(mount, os.O_RDONLY)
+        if is_large:
+            monkeypatch.setattr("sosfs.files.file_io.DETACH_MAX", len(OLD) - 1)
+        else:
+            disk = mount.parts.file_io._spools.disk
+            room = disk.room()
+            monkeypatch.setattr(type(disk), "room", lambda _: room._replace(free=len(OLD)))
+        await mount.unlink("file")
+        assert store.calls["get"] == 0
+        with fails(errno.ESTALE):
+            await read(mount, handle)
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert bodies(store) == {}
+
+
+@journal
+def test_nothing_is_fetched_or_kept_for_nobody_when_it_is_removed(mount: Composed, store: Held) -> None:
+    """It was changed, and is not sent yet."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        await mount.write("file", b"n" * 100)
+        inode = await mount._walk("file")
+        assert mount.parts.commits.drafts == {inode}
+        await mount.unlink("file")
+        assert store.calls["get"] == 0
+        assert mount.parts.commits.drafts == set()
+        assert inode.pins == 0
+
+    run(mount, main)
+    mount.loop.passes(5)
+    assert bodies(store) == {}
+
+
+def test_the_upload_of_a_removed_file_goes_at_once_though_it_is_open(in_parts: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await mount.parts.file_io.write(handle, len(OLD), OLD)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(store._uploads) == 1
+        await mount.unlink("file")
+        assert store._uploads == {}
+        assert await read(mount, handle) == OLD + OLD
+        await closed(mount, handle)
+
+    run(in_parts, main)
+
+
+def test_what_was_stored_without_an_answer_goes_with_its_name(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        await _without_answer(mount, store)
+        await mount.unlink("file")
+
+    run(mount, main)
+    mount.loop.passes(5)
+    assert bodies(store) == {}
+
+
+# It is renamed
+
+
+def test_what_was_stored_without_an_answer_moves_with_its_name(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        await _without_answer(mount, store)
+        await mount.rename("file", "moved")
+
+    run(mount, main)
+    mount.loop.passes(60)
+    assert bodies(store) == {"moved": b"new"}
+    assert set(mount.loop.run(mount.tree)) == {"moved"}
+
+
+async def _without_answer(mount: Composed, store: Held) -> None:
+    """The bucket has a new file, and this mount does not know it."""
+    store.lost.add("file")
+    with fails(errno.EIO):
+        await mount.write("file", b"new", flags=os.O_CREAT)
+    assert stored(store) == b"new"
+
+
+@journal
+@pytest.mark.parametrize("crashes", [True, False])
+def test_a_new_file_replaces_the_one_whose_name_it_took(mount: Composed, store: Held, crashes: bool) -> None:
+    """Also after a crash, when the next mount sends it: to the name that it has by now."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        await mount.write("new", b"new", flags=os.O_CREAT)
+        await mount.rename("new", "file")
+        assert (await mount._walk("file")).version is not None
+        assert bodies(store) == {"file": OLD}
+
+    run(mount, main)
+    if crashes:
+        mount.crash()
+        mount.start()
+    mount.loop.passes(5)
+    assert bodies(store) == {"file": b"new"}
+
+
+# What else a file shows
+
+
+def test_a_symbolic_link_tells_where_it_leads_and_nothing_else_does(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        root = mount.parts.inodes.root
+        link = await mount.parts.creations.make_object(root, b"link", stat.S_IFLNK | 0o777, 0, 0, body=b"a/target")
+        assert await mount.parts.file_io.target(link) == b"a/target"
+        with fails(errno.EINVAL):
+            await mount.parts.file_io.target(await mount._walk("file"))
+
+    run(mount, main)
+
+
+def test_holes_take_no_blocks_while_they_are_written_and_after_a_rename(in_parts: Composed, store: Held) -> None:
+    async def allocated(path: str) -> int:
+        """In parts of 64 KiB."""
+        return in_parts.parts.file_io.allocated(await in_parts._walk(path)) // (64 * KIB)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"other": bytes(640 * KIB)})
+        handle = await new(mount, body=b"n" * 64 * KIB)
+        assert await allocated("file") == 1
+        await mount.parts.file_io.truncate(handle.inode, 6400 * KIB)
+        assert await allocated("file") == 1
+        await mount.parts.file_io.flush(handle)
+        assert await allocated("file") == 1, "now it is the bucket's"
+        await mount.parts.file_io.write(handle, 640 * KIB, b"n" * 64 * KIB)
+        assert 2 <= await allocated("file") <= 3
+        await closed(mount, handle)
+        assert await allocated("file") == 2
+        await mount.rename("file", "moved")
+        assert await allocated("moved") == 2
+        assert await allocated("other") == 10, "nothing is known of it"
+
+    run(in_parts, main)
+
+
+def test_a_time_that_is_set_on_a_closed_file_disturbs_nobody(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        mount.parts.file_io.time_given(await mount._walk("file"))
+
+    run(mount, main)
