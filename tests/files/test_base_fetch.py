@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from sosfs.cache.extents import Extents
+from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
+from sosfs.files.base_fetch import WINDOWS_AT_ONCE
+from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, closed, opened, stored
+from tests.support.held import Held, begun, closed, opened, settled, stored, told
 from tests.support.power import Machine
 
 MIB = 1 << 20
@@ -363,3 +369,151 @@ def test_what_could_not_be_fetched_comes_with_the_next_read(tmp_path: Path) -> N
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+async def _dense(mount: Composed, store: Held) -> Handle:
+    """A file of which so much was changed that all of it comes, and it has begun to come."""
+    await store.put("file", BODY, Properties())
+    handle = await opened(mount)
+    for number in range(4):
+        await mount.parts.file_io.write(handle, number * MIB // 2, NEW)
+    store.after["get"] = trio.Event()
+    await begun(mount, partial(mount.parts.file_io.read, handle, SIZE - 4096, 4096))
+    return handle
+
+
+def _closes(mount: Composed, handle: Handle, patch: pytest.MonkeyPatch) -> Awaitable[None]:
+    return closed(mount, handle)
+
+
+async def _runs_short(mount: Composed, handle: Handle, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(SpoolArea, "is_short", True)
+
+
+@pytest.mark.parametrize("happens", [_closes, _runs_short])
+def test_a_few_windows_come_at_once_and_no_more_once_they_are_not_wanted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: Callable[..., Awaitable[None]]
+) -> None:
+    """Its writer has closed it, or the disk runs short: what was asked for by then is all that comes."""
+    store, window = Held(), SIZE // 12
+    monkeypatch.setattr("sosfs.files.base_fetch.WINDOW", window)
+
+    async def main(mount: Composed) -> None:
+        handle = await _dense(mount, store)
+        draft = handle.open_file.draft
+        assert draft is not None
+        assert len(draft.brought) == 12
+        await happens(mount, handle, monkeypatch)
+        await settled(store.after.pop("get"))
+        assert 0 < len(draft.brought) <= WINDOWS_AT_ONCE
+        assert draft.local.total <= (WINDOWS_AT_ONCE + 4) * window
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        monkeypatch.undo()
+
+
+def test_what_is_on_its_way_counts_for_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, window = Held(), SIZE // 48
+    monkeypatch.setattr("sosfs.files.base_fetch.WINDOW", window)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle, touched = await opened(mount), range(0, 40, 4)
+        for number in touched:
+            await mount.parts.file_io.write(handle, number * window, NEW)
+        store.after["get"] = trio.Event()
+        for number in touched:
+            await begun(mount, partial(mount.parts.file_io.read, handle, number * window + 4096, 4096))
+        await settled(store.after.pop("get"))
+        draft = handle.open_file.draft
+        assert draft is not None
+        assert draft.local.total <= 9 * window
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, dirty_limit=16 * window) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_what_comes_after_the_draft_is_given_up_takes_no_memory(tmp_path: Path) -> None:
+    """A write to it has failed."""
+    store = Held()
+
+    async def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * 9000, Properties())
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * 10)
+        mount.parts.blocks.forget(lambda key: True)
+        store.after["get"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.read, handle, 5000, 10))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="broken"):
+            patch.setattr(Spool, "write", broken)
+            await mount.parts.file_io.write(handle, 0, b"n" * 10)
+        with pytest.raises(OSError):
+            await closed(mount, handle)
+        await settled(store.after.pop("get"))
+        assert mount.parts.file_io._spools.memory.used == 0
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"o" * 9000
+
+
+@contextmanager
+def _writes_held(done: trio.Event, *, broken: bool = False) -> Iterator[None]:
+    """What threads write into spools is not told before `done`, or fails then."""
+    run = Threads.run
+
+    async def slowly(threads: Threads, work: Any, *arguments: Any) -> Any:
+        if work.__name__ == "_write_all":
+            await done.wait()
+            if broken:
+                raise OSError(errno.EIO, "broken")
+        return await run(threads, work, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Threads, "run", slowly)
+        yield
+
+
+def test_bytes_that_a_failing_write_was_to_replace_are_kept_for_who_has_a_removed_file_open(mount: Composed) -> None:
+    """The removal waits for that write: it may yet need what it has not replaced."""
+
+    async def main() -> None:
+        await mount.write("file", BODY, flags=os.O_CREAT)
+        handle, reader, done = await opened(mount), await opened(mount, os.O_RDONLY), trio.Event()
+        await mount.parts.file_io.write(handle, 0, NEW)
+        ends: dict[str, Any] = {}
+        with _writes_held(done, broken=True):
+            writing = partial(mount.parts.file_io.write, handle, MIB, bytes(MIB))
+            await begun(mount, partial(told, ends, "write", writing))
+            await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+            assert ends == {}
+            await settled(done)
+        assert "broken" in ends["write"]
+        assert ends["unlink"] is None
+        mount.parts.blocks.forget(lambda key: True)
+        assert bytes(await mount.parts.file_io.read(reader, 0, SIZE)) == NEW + BODY[4096:]
+        await mount.parts.file_io.release(handle)
+        await mount.parts.file_io.release(reader)
+
+    mount.loop.run(main)
+
+
+def test_a_removal_does_not_wait_for_what_is_appended(mount: Composed) -> None:
+    async def main() -> None:
+        await mount.write("file", BODY, flags=os.O_CREAT)
+        handle, done = await opened(mount), trio.Event()
+        ends: dict[str, Any] = {}
+        with _writes_held(done):
+            await begun(mount, partial(mount.parts.file_io.write, handle, SIZE, bytes(MIB)))
+            await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+            assert ends == {"unlink": None}
+            await settled(done)
+        assert bytes(await mount.parts.file_io.read(handle, 0, 2 * SIZE)) == BODY + bytes(MIB)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
