@@ -25,7 +25,7 @@ from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, Plan, What, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, settled, stored
 
 PART = 4096
 SIZE = 10 * PART
@@ -419,6 +419,51 @@ def test_what_a_rename_or_a_commit_needs_is_not_freed(store: FakeStore, tmp_path
             draft.commit_failed()
         await closed(mount, handle)
         assert stored(store) == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_file_is_completed_before_its_key_changes_and_no_other_is(tmp_path: Path, what: str) -> None:
+    """Of itself or of a directory above: what is in a part alone cannot be sent to another key."""
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await store.put("d/there", b"there", Properties())
+        handle, other = await new(mount, "d/file"), await new(mount, "other")
+        for one in (handle, other):
+            await streamed(mount, one, BODY)
+        old, moved = ("d/file", "d/moved") if what == "file" else ("d", "moved")
+        await mount.rename(old, moved)
+        assert "other" not in bodies(store), "nobody asked for that"
+        await streamed(mount, handle, BODY, at=SIZE)
+        assert held_here(handle) <= 3 * PART, "what follows is freed again"
+        for one in (handle, other):
+            await closed(mount, one)
+        key = "d/moved" if what == "file" else "moved/file"
+        assert stored(store, key) == BODY + BODY
+        assert stored(store, "other") == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+def test_what_is_written_while_a_file_is_renamed_is_not_freed(tmp_path: Path) -> None:
+    """It goes up under the new name, and until then there is none."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        store.before["copy"] = trio.Event()
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        assert ("copy", "file") in store.reached
+        await streamed(mount, handle, BODY, at=SIZE)
+        await settled(store.before.pop("copy"))
+        await streamed(mount, handle, BODY[:PART], at=2 * SIZE)
+        await closed(mount, handle)
+        assert bodies(store) == {"moved": BODY + BODY + BODY[:PART]}
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
