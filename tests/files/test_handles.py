@@ -8,6 +8,7 @@ import stat
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -17,7 +18,7 @@ from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
 from tests.support.kernel import Kernel
 
 KIB = 1 << 10
@@ -161,6 +162,47 @@ def test_the_upload_of_a_removed_file_goes_at_once_though_it_is_open(in_parts: C
         await closed(mount, handle)
 
     run(in_parts, main)
+
+
+def test_a_removal_stops_what_is_being_sent(in_parts: Composed, store: Held) -> None:
+    """It is not waited for, and nothing of it is ever shown."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount, body=OLD * 5)
+        store.before["upload_part"] = trio.Event()
+        ends: dict[str, Any] = {}
+        await begun(mount, partial(told, ends, "flush", partial(mount.parts.file_io.flush, handle)))
+        await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+        await settled(store.before.pop("upload_part"))
+        assert ends == {"flush": None, "unlink": None}
+        assert store.calls["complete_multipart"] == 0
+        assert store._uploads == {}
+        await mount.parts.file_io.release(handle)
+
+    run(in_parts, main)
+    assert bodies(store) == {}
+
+
+def test_after_a_removal_that_fails_the_file_is_sent(in_parts: Composed, store: Held) -> None:
+    """Its old bytes, which a reader may need, could not be had."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD * 5})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, THEIRS)
+        mount.parts.blocks.forget(lambda key: True)
+        store.before["upload_part"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        store.errors["get", "file"] = [silence("get")] * 20
+        ends: dict[str, Any] = {}
+        await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+        await settled(store.before.pop("upload_part"))
+        assert "no answer" in ends["unlink"]
+        store.errors.clear()
+        await closed(mount, handle)
+
+    run(in_parts, main)
+    assert bodies(store) == {"file": THEIRS + (OLD * 5)[len(THEIRS) :]}
 
 
 def test_what_was_stored_without_an_answer_goes_with_its_name(mount: Composed, store: Held) -> None:
