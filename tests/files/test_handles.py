@@ -189,12 +189,12 @@ def test_after_a_removal_that_fails_the_file_is_sent(in_parts: Composed, store: 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": OLD * 5})
         handle = await opened(mount)
-        await mount.parts.file_io.write(handle, 0, THEIRS)
+        await mount.parts.file_io.write(handle, 0, THEIRS * 6)
         mount.parts.blocks.forget(lambda key: True)
         store.before["upload_part"] = trio.Event()
-        await begun(mount, partial(mount.parts.file_io.flush, handle))
-        store.errors["get", "file"] = [silence("get")] * 20
         ends: dict[str, Any] = {}
+        await begun(mount, partial(told, ends, "flush", partial(mount.parts.file_io.flush, handle)))
+        store.errors["get", "file"] = [silence("get")] * 20
         await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
         await settled(store.before.pop("upload_part"))
         assert "no answer" in ends["unlink"]
@@ -202,7 +202,7 @@ def test_after_a_removal_that_fails_the_file_is_sent(in_parts: Composed, store: 
         await closed(mount, handle)
 
     run(in_parts, main)
-    assert bodies(store) == {"file": THEIRS + (OLD * 5)[len(THEIRS) :]}
+    assert bodies(store) == {"file": THEIRS * 6 + (OLD * 5)[6 * len(THEIRS) :]}
 
 
 def test_what_was_stored_without_an_answer_goes_with_its_name(mount: Composed, store: Held) -> None:

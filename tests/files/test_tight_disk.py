@@ -196,6 +196,16 @@ def test_who_is_alone_on_a_full_disk_is_told_at_once(mount: Composed, disk: Disk
     close(mount, handle)
 
 
+def test_files_that_hold_no_room_are_not_waited_for(mount: Composed, disk: Disk) -> None:
+    """Another program has created one, and written nothing yet."""
+    handle, empty = new(mount, "a"), new(mount, "b", 0)
+    disk.leaves(10)
+    assert is_full(writes(mount, handle, 300, b"a" * 100))
+    disk.leaves(PART)
+    assert writes(mount, handle, 300, b"a" * 100) == {"end": 100}
+    close(mount, handle, empty)
+
+
 def test_room_that_others_hold_is_waited_for_as_long_as_patience_says(mount: Composed, disk: Disk) -> None:
     first, second = (new(mount, path) for path in "ab")
     disk.leaves(10)
