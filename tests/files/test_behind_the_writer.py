@@ -177,6 +177,22 @@ def test_what_is_small_or_changed_in_place_is_sent_once(mount: Composed, store: 
     run(mount, main)
 
 
+def test_nothing_goes_up_of_what_was_removed_while_it_is_written(mount: Composed, store: Held) -> None:
+    """Programs write to what has no name any more; they are told nothing of that."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 2)
+        await mount.unlink("file")
+        await written(mount, handle, 3, 14)
+        assert store.calls["create_multipart"] == 0
+        assert bytes(await mount.parts.file_io.read(handle, 0, 14 * PART)) == b"n" * 14 * PART
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert bodies(store) == {}
+
+
 # Beside a commit
 
 
