@@ -400,7 +400,7 @@ def test_where_the_key_may_not_write_a_name_is_refused_before_anything_is_made(m
     mount.loop.run(main)
 
 
-@pytest.mark.parametrize("name", [HIDDEN, scratch_key.of_zeros("")])
+@pytest.mark.parametrize("name", [HIDDEN, scratch_key.of_zeros("")], ids=["attributes", "zeros"])
 def test_a_name_that_no_listing_shows_is_refused(mount: Composed, store: Held, name: str) -> None:
     async def main() -> None:
         with fails(errno.EINVAL):
