@@ -284,6 +284,20 @@ def test_a_directory_that_was_made_here_is_not_stored_again(mount: Composed, sto
     assert bodies(store) == {"d/": b""}
 
 
+def test_the_last_file_of_a_directory_with_marker_goes_without_a_listing(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"})
+        parent = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"d")
+        await mount.parts.listings.complete(parent)
+        mount.loop._clock.jump(2 * TTL)
+        asked = store.calls.copy()
+        await mount.parts.namespace.unlink(parent, b"x", mount.parts.namespace.listed(parent, b"x"))
+        assert store.calls - asked == {"delete": 1}
+
+    mount.loop.run(main)
+    assert bodies(store) == {"d/": b""}
+
+
 def test_one_of_several_files_goes_without_a_listing(mount: Composed, store: Held) -> None:
     """However long ago they were listed, by who removes one after the other."""
 

@@ -21,9 +21,9 @@ from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.config.parameters import TTL, Durability
 from sosfs.journal.journal import Journal
 from sosfs.s3 import scratch_key
-from sosfs.s3.protocol import Properties, Right
+from sosfs.s3.protocol import KEY_MAX, Properties, Right
 from sosfs.tree.inodes import SYMLINK_MAX, Inode
-from sosfs.tree.keys import HIDDEN
+from sosfs.tree.keys import HIDDEN, name_of
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
@@ -408,3 +408,20 @@ def test_a_name_that_no_listing_shows_is_refused(mount: Composed, store: Held, n
 
     mount.loop.run(main)
     assert bodies(store) == {}
+
+
+def test_a_name_that_no_key_can_have_is_refused(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        folder = "/".join(["f" * 200] * 5)
+        await put_all(store, {f"{folder}/x": b""})
+        longest = "n" * (KEY_MAX - len(folder) - 1)
+        with fails(errno.ENAMETOOLONG):
+            await mkfifo(mount, f"{folder}/{longest}n")
+        with fails(errno.ENAMETOOLONG):
+            await mkdir(mount, f"{folder}/{longest}")
+        await mkfifo(mount, f"{folder}/{longest}")
+        with fails(errno.EINVAL):
+            await mkfifo(mount, name_of("n" * 300).decode())
+
+    mount.loop.run(main)
+    assert store.calls["put"] == 2
