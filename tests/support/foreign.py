@@ -82,6 +82,13 @@ class Foreign:
         answer = self.client.list_multipart_uploads(Bucket=self.bucket)
         return [upload["Key"] for upload in answer.get("Uploads", ())]
 
+    def parts(self, key: str) -> list[int]:
+        """The numbers of the parts that the unfinished uploads of a key have."""
+        answer = self.client.list_multipart_uploads(Bucket=self.bucket, Prefix=key)
+        ids = [upload["UploadId"] for upload in answer.get("Uploads", ()) if upload["Key"] == key]
+        told = [self.client.list_parts(Bucket=self.bucket, Key=key, UploadId=each) for each in ids]
+        return [part["PartNumber"] for each in told for part in each.get("Parts", ())]
+
 
 def numbered(prefix: str, count: int, body: bytes = b"x") -> dict[str, bytes]:
     """Bodies for `count` keys under a prefix, each different."""
