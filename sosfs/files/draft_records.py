@@ -106,13 +106,17 @@ class DraftRecords:
         elif draft.is_dirty and inode.parent is not None:
             self._write(inode, open_file, draft, size=draft.size, synced=tuple(draft.local))
             draft.safe = draft.recorded
-        outdated = list(draft.outdated)
+        outdated, told = list(draft.outdated), self._told_of(open_file, draft.spool)
         await self._journal.sync()
         draft.outdated = [spool for spool in draft.outdated if spool not in outdated]
         for spool in outdated:
             spool.close()
         if open_file.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
-            draft.spool.truncate(draft.size)
+            draft.spool.truncate(max(draft.size, told, self._told_of(open_file, draft.spool)))
+
+    def _told_of(self, open_file: OpenFile, spool: Spool) -> int:
+        """How many bytes of a spool the row tells of: more than the file has by now, where it was cut meanwhile."""
+        return self._journal.draft(open_file.row).told_of(spool.path.name) if open_file.row and spool.on_disk else 0
 
     def _vouch(self, inode: Inode, open_file: OpenFile, draft: Draft, moment: _Moment, sums: tuple[int, ...]) -> None:
         """All bytes as of a moment are on the disk: the row says so. What was noted since stays before that."""

@@ -68,6 +68,11 @@ class SavedDraft:
         """The files that it names."""
         return frozenset({self.spool}) | (self.before.spools if self.before is not None else frozenset())
 
+    def told_of(self, spool: str) -> int:
+        """How many bytes of this file it tells of, at most."""
+        before = self.before.told_of(spool) if self.before is not None else 0
+        return max(before, self.size if self.spool == spool else 0)
+
     def synced(self, spools: Collection[str]) -> SavedDraft:
         """The same once these spools are on the disk."""
         if self.boot and self.spool in spools:

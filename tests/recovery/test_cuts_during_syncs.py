@@ -1,0 +1,96 @@
+"""A file is cut while it is brought to the disk: the disk keeps what a row there tells of, however the power goes."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from sosfs.config.parameters import Durability
+from sosfs.journal.journal import Journal
+from tests.recovery.test_late_syncs import write
+from tests.recovery.test_power_loss_guards import ends_late
+from tests.support.composed import LONG, Composed, composed
+from tests.support.held import Held, begun, bodies, closed, opened, settled
+from tests.support.power import Machine
+
+JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
+LARGE, SHORT = 400_000, 300_000  # bytes: in a spool
+pytestmark = pytest.mark.promise(3)
+
+
+def after_a_power_loss(mount: Composed, machine: Machine, *, newest_log: bool) -> None:
+    """The spools are as they are now."""
+    machine.loses_power(newest_log=newest_log, spools="written")
+    mount.start()
+    assert mount._journal.damage.lines == ()
+    mount.loop.passes(5)
+    mount.loop.run(mount.settle)
+
+
+async def fsync(mount: Composed) -> None:
+    handle = await opened(mount)
+    await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+
+
+async def cut(mount: Composed) -> None:
+    """open, ftruncate, close."""
+    handle = await opened(mount)
+    await mount.parts.file_io.truncate(handle.inode, SHORT)
+    await closed(mount, handle)
+
+
+@pytest.mark.parametrize("is_written_between", [False, True])
+def test_an_fsync_that_ends_after_the_sync_of_each_second_frees_nothing_that_is_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_written_between: bool
+) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE))
+        late = ends_late(monkeypatch)
+        mount.loop.run(partial(fsync, mount))
+        if is_written_between:
+            mount.loop.run(partial(write, mount, b"1"))
+        later = ends_late(monkeypatch)
+        mount.loop.passes(1)
+        mount.loop.run(partial(cut, mount))
+        mount.loop.run(partial(settled, later))
+        mount.loop.run(partial(settled, late))
+        after_a_power_loss(mount, machine, newest_log=True)
+        assert bodies(store) == {"file": b"1" * LARGE}
+
+
+@pytest.mark.parametrize("durability", [JOURNAL, WRITEBACK])
+def test_a_cut_during_an_fsync_frees_nothing_that_the_log_on_the_disk_tells_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    store, late = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        ends, told = Journal.sync, trio.Event()
+
+        async def slowly(journal: Journal) -> None:
+            monkeypatch.setattr(Journal, "sync", ends)
+            await ends(journal)
+            told.set()
+            await late.wait()
+
+        monkeypatch.setattr(Journal, "sync", slowly)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        assert told.is_set()
+        await mount.parts.file_io.truncate(handle.inode, SHORT)
+        await settled(late)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        after_a_power_loss(mount, machine, newest_log=False)
+        assert bodies(store) == {"file": b"1" * LARGE}
