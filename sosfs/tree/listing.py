@@ -123,24 +123,27 @@ class Listings:
         async with directory.lock:
             if walk.done or len(walk.names) > have:
                 return
-            page = await self._page(directory.inode, walk)
+            page = await self._page(directory, walk)
             if page is not None:
                 known = len(walk.names)
                 self._merger.page(directory, walk, page)
                 walk.edge = known or len(walk.names) // 2
                 self._tell(directory, walk, known)
 
-    async def _page(self, inode: Inode, walk: Pass) -> Page | None:
+    async def _page(self, directory: Directory, walk: Pass) -> Page | None:
         """The next page of a pass; None where the directory has left the tree, which ends it.
 
-        While a directory is renamed its keys go one after the other, so that is waited for.
+        While a directory is renamed its keys go one after the other, so that is waited for. Where another pass has
+        begun meanwhile, nobody knows any more what was done here since this page was asked for: it is asked for again.
         """
+        inode = directory.inode
         while self._inodes.has_name(inode):
             await self._subtree_lock.released(inode)
             walk.follow(self._inodes.key(inode))
             walk.sent = trio.current_time()
             page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
-            if self._inodes.has_key(inode, walk.prefix) and not self._subtree_lock.is_exclusive(inode):
+            is_there = self._inodes.has_key(inode, walk.prefix) and not self._subtree_lock.is_exclusive(inode)
+            if is_there and directory.begun <= walk.sent:
                 if page.token:
                     check_progress(f"ListObjectsV2 {walk.prefix!r}", page.token, walk.tokens)
                 return page
@@ -157,7 +160,7 @@ class Listings:
                 return
             walk = Pass(self._inodes.key(directory.inode))
             walk.begin = walk.after = walk.reach = walk.prefix + after
-            page = await self._page(directory.inode, walk)
+            page = await self._page(directory, walk)
             if page is not None:
                 self._merger.window(directory, walk, page)
                 is_whole = directory.doubted < walk.started  # else what was made since may have been forgotten again
