@@ -33,14 +33,17 @@ class FailedWrites:
         self._commits = commits
         self._pages = pages
 
-    async def discard(self, inode: Inode) -> None:
-        """Gives up what a file has that the bucket lacks, if bytes of it are missing."""
+    async def discard(self, inode: Inode, *, at_end: bool = False) -> None:
+        """Gives up what a file has that the bucket lacks, if bytes of it are missing.
+
+        Unless somebody has opened it to write while this waited, and may write them again; `at_end` nobody can.
+        """
         open_file = opened(inode)
         if open_file is None or open_file.draft is None or not open_file.draft.refused:
             return
         async with open_file.lock:
             draft = open_file.draft
-            if draft is None or not draft.refused:
+            if draft is None or not draft.refused or (open_file.writers and not at_end):
                 return
             log.info("%s is as it was before: a write to it failed", inode.name.decode(errors="replace"))
             self._commits.records.forget(open_file)
@@ -60,7 +63,7 @@ class FailedWrites:
     async def discard_all(self) -> None:
         """As `discard`, of all files: nobody can write to them any more."""
         for inode in list(self._commits.drafts):
-            await self.discard(inode)
+            await self.discard(inode, at_end=True)
 
     async def hide(self, inode: Inode) -> None:
         """A file that is about to be given up is looked up anew by whoever wants it."""

@@ -477,3 +477,26 @@ def test_a_power_loss_right_after_that_is_no_damage(
         assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
         assert bodies(store) in ({"file": OLD}, {"file": NEW})
+
+
+def test_who_opens_it_to_write_while_it_waits_to_be_given_up_has_a_file_that_is_stored(
+    mount: Composed, store: Held
+) -> None:
+    """A commit that began before the failure is under way, and fails."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        put = store.before["put", "file"] = trio.Event()
+        store.errors["put", "file"] = [silence("put")]
+        outcomes: dict[str, Any] = {}
+        await begun(mount, partial(told, outcomes, "commit", partial(mount.parts.commits.commit, handle.inode)))
+        await breaks_off(mount, handle)
+        await begun(mount, partial(told, outcomes, "close", partial(closed, mount, handle)))
+        again = await opened(mount)
+        await settled(put)
+        await mount.parts.file_io.write(again, 0, NEW + NEW)
+        await closed(mount, again)
+
+    run(mount, main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"file": NEW + NEW}
