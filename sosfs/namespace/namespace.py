@@ -184,8 +184,8 @@ class Namespace:
             found = [one for one in found if one.version.size]  # else it is the directory's own marker
         if name in directory.touched and directory.touched[name] >= when:
             return self._now(directory, name)
-        if directory.begun > when:
-            return await self._ask_by_name(directory, name, parsed)  # what was done here before that is not noted
+        if directory.unnoted >= when:  # it may have been this name
+            return await self._ask_by_name(directory, name, parsed)
         return self._take_named(directory, name, found, is_prefix=bool(below), when=when)
 
     def _take_named(

@@ -284,8 +284,8 @@ class Directory:
     """What is known of a directory's entries."""
 
     __slots__ = (
-        *("asked_for", "asked_on", "asking", "begun", "doubted", "entries", "forgotten", "inode", "lock", "marker"),
-        *("now", "readers", "touched", "window"),
+        *("asked_for", "asked_on", "asking", "doubted", "entries", "forgotten", "inode", "lock", "marker", "now"),
+        *("readers", "touched", "unnoted", "window"),
     )
 
     def __init__(self, inode: Inode) -> None:
@@ -294,12 +294,10 @@ class Directory:
         self.now: Pass | None = None
         self.marker: Version | None = None
         self.readers: set[Reading] = set()
-        self.begun = (
-            -1.0
-        )  # trio time: what was asked for before may be older than what we did, of which nothing is noted
         self.doubted = -1.0  # trio time: what was asked for by then may not show all that there is
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
         self.touched: dict[bytes, float] = {}  # name -> trio time of our last change, PENDING while under way
+        self.unnoted = -1.0  # trio time of the last of our changes that is not noted there any more
         self.lock = FairLock()
         self.window: Pass | None = None  # a page of keys somewhere in the middle, as it was listed last
         self.asking = 0  # so many ask for one of its names
@@ -335,8 +333,9 @@ class Directory:
     def begin(self, prefix: str, *, started: float | None = None) -> Pass:
         """Starts a new pass, now or with a request that was sent at `started`."""
         self.now, self.window = Pass(prefix, started=started), None
-        self.begun = self.now.started  # of what we did before nothing is noted any more
-        self.touched = {name: when for name, when in self.touched.items() if when >= self.now.started}
+        noted, self.touched = self.touched, {name: at for name, at in self.touched.items() if at >= self.now.started}
+        if len(noted) > len(self.touched):  # of what we did before nothing is noted any more
+            self.unnoted = max(self.unnoted, *(at for at in noted.values() if at < self.now.started))
         for name, inode in self.entries.items():
             if inode.pins:  # it may not be in the bucket yet: no page will show it
                 self.now.show(name)

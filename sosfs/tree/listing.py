@@ -134,7 +134,7 @@ class Listings:
         """The next page of a pass; None where the directory has left the tree, which ends it.
 
         While a directory is renamed its keys go one after the other, so that is waited for. Where another pass has
-        begun meanwhile, nobody knows any more what was done here since this page was asked for: it is asked for again.
+        begun meanwhile, what was done here since this page was asked for is noted no more: it is asked for again.
         """
         inode = directory.inode
         while self._inodes.has_name(inode):
@@ -143,7 +143,7 @@ class Listings:
             walk.sent = trio.current_time()
             page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
             is_there = self._inodes.has_key(inode, walk.prefix) and not self._subtree_lock.is_exclusive(inode)
-            if is_there and directory.begun <= walk.sent:
+            if is_there and directory.unnoted < walk.sent:
                 if page.token:
                     check_progress(f"ListObjectsV2 {walk.prefix!r}", page.token, walk.tokens)
                 return page
