@@ -330,6 +330,7 @@ class Namespace:
             await self._attributes.rewritten(inode)  # else its marker would come after it has gone
             if inode in self._attributes.failed:
                 await self.require_empty(inode)  # a marker that was sent without an answer may be there
+                directory = self.directory(inode)  # another one where that was waited for so long that it was forgotten
             inode.version = inode.version or directory.marker
             if inode.version is None and self._deletions.under(self.inodes.key(inode)):
                 inode.version = Version("", 0)  # its name is pending until a delete sent after those below is answered

@@ -195,6 +195,27 @@ def test_a_marker_that_was_stored_without_an_answer_goes_with_it(tmp_path: Path,
         assert mount.loop.run(mount.tree) == {}
 
 
+def test_a_marker_whose_answer_was_waited_for_in_vain_goes_with_it(tmp_path: Path) -> None:
+    """So long that what was listed of the directory has been forgotten."""
+    store = Held()
+
+    async def remove(mount: Composed) -> None:
+        store.lost.add("d/")
+        await begun(mount, partial(mount.rmdir, "d"))
+        mount.loop._clock.jump(2 * TTL)
+        mount.parts.namespace.sweep()
+        await settled(store.before["put", "d/"])
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        store.before["put", "d/"] = trio.Event()
+        mount.loop.run(partial(mount.mkdir, "d"))
+        mount.loop.passes(2)
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {}
+        assert mount.loop.run(mount.tree) == {}
+
+
 def test_it_stays_where_nobody_tells_whether_its_marker_is_there(tmp_path: Path) -> None:
     store = Held()
 
