@@ -47,6 +47,7 @@ class FailedWrites:
                 return
             log.info("%s is as it was before: a write to it failed", inode.name.decode(errors="replace"))
             self._commits.records.forget(open_file)
+            parent = inode.parent
             if inode.parent is not None and draft.base is None:
                 self._leave(inode, draft)
             elif inode.parent is not None and inode.version is not None:
@@ -59,6 +60,8 @@ class FailedWrites:
         if inode.parent is None and not held(inode):
             self._inodes.drop(inode)
         await self._pages.forget(inode)
+        if parent is not None and inode.parent is None:
+            await self._pages.forget_name(parent, inode.name)  # somebody may have looked it up since `hide`
 
     async def discard_all(self) -> None:
         """As `discard`, of all files: nobody can write to them any more."""

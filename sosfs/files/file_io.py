@@ -297,7 +297,10 @@ class FileIO:
         inode.touch()
 
     def _begin(self, inode: Inode) -> Draft:
-        """The draft of a file, begun on the version that is known now. Raises ESTALE while it loses to another."""
+        """The draft of a file, begun on the version that is known now. Raises ESTALE while it loses to another.
+
+        And for one that has neither a name nor bytes any more.
+        """
         open_file = content_of(inode)
         if open_file.draft is not None and open_file.draft.state is DraftState.CONFLICT:
             raise OSError(errno.ESTALE, "another client's version won")
@@ -307,6 +310,8 @@ class FileIO:
             expected: Version | Guard = Guard.ABSENT
             if inode.version is not None:
                 expected, base = inode.version, self._source(inode)
+            elif not self._inodes.has_name(inode):
+                raise OSError(errno.ESTALE, "it was given up, or removed")
             open_file.draft = Draft(self._spools.new(), self._blocks, base, expected)
             self._commits.began(inode)
         return open_file.draft
