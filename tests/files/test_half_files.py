@@ -15,12 +15,13 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import Durability
-from sosfs.files.open_file import Handle
+from sosfs.files.open_file import Handle, draft_of
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.metadata import user_metadata
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode, held
+from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
@@ -521,4 +522,32 @@ def test_who_has_looked_up_the_name_before_it_was_given_up_cannot_write_to_nowhe
             again = await mount.parts.file_io.open(inode, os.O_RDWR, 1)
             await mount.parts.file_io.write(again, 0, NEW)
 
+    run(mount, main)
+
+
+@pytest.mark.parametrize("mount", [Durability.JOURNAL], indirect=True)
+@pytest.mark.parametrize("how", ["fsync", "truncate"])
+def test_it_is_given_up_though_it_was_being_synced_for_another_when_its_writer_closed_it(
+    mount: Composed, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main(mount: Composed) -> None:
+        file_io = mount.parts.file_io
+        handle = await new(mount)
+        if how == "truncate":
+            await closed(mount, handle)
+        late = ends_late(monkeypatch)
+        inode = handle.inode
+        work = partial(file_io.fsync, inode) if how == "fsync" else partial(file_io.truncate, inode, len(NEW) + 1)
+        await begun(mount, partial(told, outcomes, how, work))
+        if how == "truncate":
+            handle = await opened(mount)
+        await breaks_off(mount, handle)
+        await closed_in_vain(mount, handle)
+        await settled(late)
+        draft = draft_of(inode)
+        assert draft is None or not draft.refused
+
+    mount.parts.commits.debounce.delay = LONG
     run(mount, main)
