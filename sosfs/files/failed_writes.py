@@ -36,14 +36,15 @@ class FailedWrites:
     async def discard(self, inode: Inode, *, at_end: bool = False) -> None:
         """Gives up what a file has that the bucket lacks, if bytes of it are missing.
 
-        Unless somebody has opened it to write while this waited, and may write them again; `at_end` nobody can.
+        Unless somebody has it open to write, also since this began to wait, and may write them again; `at_end` nobody
+        can.
         """
         open_file = opened(inode)
-        if open_file is None or open_file.draft is None or not open_file.draft.refused:
+        if open_file is None or _given_up(open_file, at_end=at_end) is None:
             return
         async with open_file.lock:
-            draft = open_file.draft
-            if draft is None or not draft.refused or (open_file.writers and not at_end):
+            draft = _given_up(open_file, at_end=at_end)
+            if draft is None:
                 return
             log.info("%s is as it was before: a write to it failed", inode.name.decode(errors="replace"))
             self._commits.records.forget(open_file)
@@ -104,3 +105,9 @@ class FailedWrites:
             inode.mtime_ns = inode.ctime_ns = before
         if inode.edits != NO_EDITS:
             self._attributes.keep(inode)
+
+
+def _given_up(open_file: OpenFile, *, at_end: bool) -> Draft | None:
+    """The draft, if it is to be given up."""
+    draft = open_file.draft
+    return draft if draft is not None and draft.refused and (at_end or not open_file.writers) else None

@@ -154,14 +154,8 @@ class FileIO:
         try:
             await self._save(inode, durably=True)
         finally:
-            await self._give_up(inode)
+            await self.failed_writes.discard(inode)  # what its last writer has left to this one meanwhile
         await self._attributes.fsync(inode, durability=self._commits.durability)
-
-    async def _give_up(self, inode: Inode) -> None:
-        """What the last writer of a file leaves to who syncs it meanwhile, where a write of it has failed."""
-        open_file, draft = opened(inode), draft_of(inode)
-        if open_file is not None and draft is not None and draft.refused and not open_file.writers:
-            await self.failed_writes.discard(inode)
 
     def allocated(self, inode: Inode) -> int:
         """How many of its bytes are no holes, as far as that is known: of a file being changed it may be fewer."""
@@ -287,7 +281,7 @@ class FileIO:
             if open_file.draft is not None and open_file.draft.is_sendable:
                 self._commits.send_later(inode)
             else:
-                await self._give_up(inode)
+                await self.failed_writes.discard(inode)
                 await self._commits.let_go(inode, open_file)
 
     def _truncate(self, inode: Inode, size: int) -> None:

@@ -21,9 +21,9 @@ from sosfs.files.open_file import Handle
 from sosfs.namespace.namespace import WALK, refuse
 from sosfs.s3.protocol import KEY_MAX, Page
 from sosfs.tree.inodes import Inode
-from tests.support.composed import TASK, Composed, composed
+from tests.support.composed import TASK, Composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, denied, put_all, settled, told
+from tests.support.held import Held, begun, bodies, closed, denied, listed_long_ago, put_all, settled, told
 
 FILES, PAGE = 400, 50  # more than are listed again to check one name
 
@@ -53,18 +53,9 @@ def store() -> Noted:
 
 @pytest.fixture
 def mount(tmp_path: Path, store: Noted) -> Iterator[Composed]:
-    """A mount that has listed `d`, which has a file for every other number, so long ago that each name is asked for."""
-    with composed(store, tmp_path) as mount:
-
-        async def begin() -> None:
-            await put_all(store, {f"d/{number:04d}": bytes(5000) for number in range(0, 2 * FILES, 2)})
-            await put_all(store, {"d/sub/x": b"x"})
-            await mount.parts.listings.complete(await mount._walk("d"))
-
-        mount.loop.run(begin)
-        mount.loop.passes(2 * TTL)
+    """A mount that has listed `d` long ago."""
+    with listed_long_ago(store, tmp_path, files=FILES) as mount:
         yield mount
-        mount.loop.run(store.release)
 
 
 async def found(mount: Composed, name: str) -> Inode:

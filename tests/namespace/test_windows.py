@@ -18,9 +18,9 @@ from sosfs.errors import StoreError
 from sosfs.namespace.eviction import REST, USED, Eviction
 from sosfs.namespace.namespace import WALK
 from sosfs.tree.inodes import Directory, Inode
-from tests.support.composed import Composed, composed
+from tests.support.composed import Composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, put_all, settled, told
+from tests.support.held import Held, begun, listed_long_ago, put_all, settled, told
 
 FILES, PAGE = 400, 50  # more than are listed again to check one name
 
@@ -32,18 +32,9 @@ def store() -> Held:
 
 @pytest.fixture
 def mount(tmp_path: Path, store: Held) -> Iterator[Composed]:
-    """A mount that has listed `d`, which has a file for every other number, so long ago that each name is asked for."""
-    with composed(store, tmp_path) as mount:
-
-        async def begin() -> None:
-            await put_all(store, {f"d/{number:04d}": bytes(5000) for number in range(0, 2 * FILES, 2)})
-            await put_all(store, {"d/marker/x": b"x"})
-            await mount.parts.listings.complete(await mount._walk("d"))
-
-        mount.loop.run(begin)
-        mount.loop.passes(2 * TTL)
+    """A mount that has listed `d` long ago."""
+    with listed_long_ago(store, tmp_path, files=FILES) as mount:
         yield mount
-        mount.loop.run(store.release)
 
 
 async def walked(mount: Composed) -> Directory:

@@ -25,10 +25,7 @@ pytestmark = pytest.mark.promise(3)
 def after_a_power_loss(mount: Composed, machine: Machine, *, newest_log: bool) -> None:
     """The spools are as they are now."""
     machine.loses_power(newest_log=newest_log, spools="written")
-    mount.start()
-    assert mount._journal.damage.lines == ()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
+    mount.take_up()
 
 
 async def fsync(mount: Composed) -> None:

@@ -19,14 +19,6 @@ durabilities = pytest.mark.parametrize("durability", [Durability.JOURNAL, Durabi
 pytestmark = pytest.mark.promise(3)
 
 
-def next_mount(mount: Composed) -> None:
-    """A mount takes up what is left."""
-    mount.start()
-    assert mount._journal.damage.lines == ()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
-
-
 @durabilities
 @pytest.mark.parametrize("is_known", [False, True], ids=["new", "in the bucket"])
 @pytest.mark.parametrize("size", [0, 1000, LARGE - 1])
@@ -47,7 +39,7 @@ def test_a_file_that_was_cut_and_not_closed_is_as_long_as_it_was_cut_when_the_pr
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(main, mount))
         mount.crash()
-        next_mount(mount)
+        mount.take_up()
         expected = b"n" * (LARGE - is_known * 100) + b"o" * (is_known * 100)
         assert bodies(store) == {"file": expected[:size]}
 
@@ -72,7 +64,7 @@ def test_a_file_that_was_emptied_and_filled_and_not_closed_has_what_was_synced_w
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(main, mount))
         machine.loses_power(newest_log=True, spools="synced")
-        next_mount(mount)
+        mount.take_up()
         assert bodies(store) == {"file": b"1" * LARGE}
 
 
@@ -103,7 +95,7 @@ def test_a_file_that_is_renamed_over_another_before_its_close_is_there_in_its_pl
         else:
             mount.crash()
         mount.loop.run(store.release)
-        next_mount(mount)
+        mount.take_up()
         assert bodies(store) == {"file": b"n" * size}
 
 
@@ -126,7 +118,7 @@ def test_what_was_synced_is_under_the_new_name_though_more_was_closed_when_the_p
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(main, mount))
         machine.loses_power(newest_log=True, spools="synced")
-        next_mount(mount)
+        mount.take_up()
         assert bodies(store) == {"moved": b"1" * LARGE}
 
 
@@ -152,7 +144,7 @@ def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(main, mount))
         machine.loses_power(newest_log=True, spools="synced")
-        next_mount(mount)
+        mount.take_up()
         assert bodies(store) == {"moved": b"1" * LARGE + b"o" * LARGE}
 
 

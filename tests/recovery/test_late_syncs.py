@@ -27,10 +27,7 @@ pytestmark = pytest.mark.promise(3)
 def next_mount(mount: Composed) -> None:
     """The process dies, and another takes up what it has left."""
     mount.crash()
-    mount.start()
-    assert mount._journal.damage.lines == ()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
+    mount.take_up()
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
@@ -100,10 +97,7 @@ async def write(mount: Composed, body: bytes, *, at: int = 0, flags: int = 0, sy
 def after_a_power_loss(mount: Composed, machine: Machine) -> None:
     """Just now, after all that was begun has ended."""
     machine.loses_power(newest_log=True, spools="synced")
-    mount.start()
-    assert mount._journal.damage.lines == ()
-    mount.loop.passes(5)
-    mount.loop.run(mount.settle)
+    mount.take_up()
 
 
 @pytest.mark.parametrize("flags", [0, os.O_TRUNC], ids=["in place", "anew"])

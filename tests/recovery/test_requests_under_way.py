@@ -68,10 +68,7 @@ def ended(mount: Composed, store: Held, machine: Machine, *, is_power: bool) -> 
     else:
         mount.crash()
     mount.loop.run(store.release)
-    mount.start()
-    assert mount._journal.damage.lines == ()
-    mount.loop.passes(20)
-    mount.loop.run(mount.settle)
+    mount.take_up(seconds=20)
     return bodies(store)
 
 

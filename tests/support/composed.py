@@ -215,6 +215,13 @@ class Composed:
         assert self.parts.pending == 0
         self._end()
 
+    def take_up(self, *, seconds: int = 5) -> None:
+        """A mount begins on what is left, finds no damage, and sends all that it has after so many seconds."""
+        self.start()
+        assert self._journal.damage.lines == ()
+        self.loop.passes(seconds)
+        self.loop.run(self.settle)
+
     def crash(self) -> None:
         """The process dies at this instant; what its tasks do when they are ended does not count."""
         now, self._generation = self._settings.state_dir, self._generation + 1

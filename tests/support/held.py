@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.config.parameters import TTL
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.namespace.eviction import Eviction
@@ -173,3 +175,19 @@ def crashes_while_old_keys_go(mount: Composed, store: FakeStore, old: str, new: 
         patch.setattr(store, "delete_many", hangs)
         mount.loop.run(lambda: begun(mount, lambda: mount.rename(old, new)))
         mount.crash()
+
+
+@contextmanager
+def listed_long_ago(store: Held, base: Path, *, files: int) -> Iterator[Composed]:
+    """A mount that has listed `d`, which has a file for every other number, so long ago that each name is asked for."""
+    with composed(store, base) as mount:
+
+        async def begin() -> None:
+            await put_all(store, {f"d/{number:04d}": bytes(5000) for number in range(0, 2 * files, 2)})
+            await put_all(store, {"d/sub/x": b"x"})
+            await mount.parts.listings.complete(await mount._walk("d"))
+
+        mount.loop.run(begin)
+        mount.loop.passes(2 * TTL)
+        yield mount
+        mount.loop.run(store.release)
