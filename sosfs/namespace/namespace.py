@@ -376,6 +376,7 @@ class Namespace:
         if (
             directory.readers
             or directory.asking
+            or self.listings.is_under_way(directory)
             or self.inodes.has_lent(inode)
             or any(child.directory is not None for child in directory.entries.values())
         ):

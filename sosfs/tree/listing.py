@@ -87,6 +87,11 @@ class Listings:
         """Whether every name of a directory is known, and recently."""
         return directory.is_known(self._ttl)
 
+    def is_under_way(self, directory: Directory) -> bool:
+        """Whether a page of a directory is on its way, or a scan for which it has what was done here meanwhile."""
+        scan = self._scan
+        return directory.lock.taken or (scan is not None and self._inodes.is_under(directory.inode, scan.top))
+
     def begin_scan(self, top: Inode) -> Callable[[], Coroutine[Any, Any, None]] | None:
         """A task that lists all directories below `top` at once; None while another does. It raises StoreError."""
         if self._scan is not None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config.parameters import TTL
 from sosfs.files.open_file import Handle
@@ -182,6 +183,34 @@ def test_who_ask_for_one_name_at_once_are_told_of_one_inode_when_its_listing_is_
         assert top.directory is not None and outcomes["first"] is top.directory.entries[b"x"]
         assert await mount.parts.namespace.lookup(top, b"x") is outcomes["first"]
         assert outcomes["first"] is second
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize("sweeps", [False, True], ids=["forgotten by the kernel", "out of date"])
+def test_a_page_that_comes_for_a_listing_that_nobody_needs_leaves_nothing_behind(
+    mount: Composed, store: Held, sweeps: bool
+) -> None:
+    """Else its names would take memory for as long as the mount lasts."""
+    store._page = 4
+
+    async def look() -> None:
+        await put_all(store, {f"d/{number}": bytes(5000) for number in range(9)})
+        top = await mount._walk("d")
+        top.lookups += 1
+        before = len(mount.parts.inodes)
+        walk = await mount.parts.listings.first_page(mount.parts.listings.directory(top))
+        held = store.after["list", "d/"] = trio.Event()
+        mount.parts.listings.reached(mount.parts.listings.directory(top), walk, int(walk.edge))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ("list", "d/") in store.reached
+        del store.after["list", "d/"]
+        mount.loop._clock.jump(2 * TTL)
+        let_go(mount, top, sweeps=sweeps)
+        await settled(held)
+        mount.parts.namespace.sweep()
+        assert files(top) == []
+        assert len(mount.parts.inodes) == before
 
     mount.loop.run(look)
 

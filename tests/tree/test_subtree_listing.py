@@ -126,6 +126,24 @@ def test_what_was_done_meanwhile_stays_done(mount: Composed, store: Held, what: 
     mount.loop.run(main)
 
 
+def test_what_was_removed_meanwhile_stays_gone_though_the_kernel_has_forgotten_its_directory(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        folder = await mount._walk("a")
+        folder.lookups += 1
+
+        async def remove_and_forget() -> None:
+            await mount.unlink("a/f0")
+            mount.parts.namespace.forget(folder, 1)
+
+        await meanwhile(mount, store, remove_and_forget)
+        assert await known(mount, store) >= TREE - {"a/f0"} and "a/f0" not in await mount.tree()
+
+    mount.loop.run(main)
+
+
 def test_what_was_listed_by_itself_meanwhile_is_newer(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, OBJECTS)
