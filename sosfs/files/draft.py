@@ -166,7 +166,10 @@ class Draft:
         self.spool.truncate(0)
 
     def part_with(self, start: int, stop: int) -> bool:
-        """Frees the spool of bytes that a part of the upload has. False where they are just written, or recorded."""
+        """Frees the spool of bytes that a part of the upload has. False where they are just written, or recorded.
+
+        A row on the disk may name the spool after the record has gone: `DraftRecords.unname` comes before.
+        """
         is_arriving = any(begin < stop and start < end for begin, end in self._arriving)
         if is_arriving or self.safe > self.saved or not self.local.common(((start, stop),)):
             return False

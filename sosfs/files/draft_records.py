@@ -429,11 +429,11 @@ class DraftRecords:
     async def opens(self, inode: Inode, offset: int) -> bool:
         """Before bytes at `offset` are overwritten, no row on the disk has their checksum. Whether that took a wait.
 
-        Else those of a file that was synced would pass for damaged when the power goes. Once for a draft: databases
-        change their files over and over.
+        Else those of a file that was synced would pass for damaged when the power goes, also where they are stored by
+        now and a power loss brings the row back. Once for a draft: databases change their files over and over.
         """
-        open_file, draft = opened(inode), draft_of(inode)
-        if open_file is None or draft is None or not open_file.row or offset >= draft.summed:
+        draft = draft_of(inode)
+        if draft is None or offset >= draft.summed:
             return False
         self.touched(inode)
         draft.summed, draft.is_rewritten = 0, True
@@ -456,10 +456,18 @@ class DraftRecords:
         self._journal.alter_draft(open_file.row, change)
         draft.empty()
 
-    async def rest(self, draft: Draft) -> None:
-        """What rows no longer say of a spool, they do not say after a power loss either; and nobody holds it."""
-        if draft.spool.is_named:
-            await self._journal.flushed_now()
+    async def unname(self, open_file: OpenFile, draft: Draft) -> None:
+        """Where no row names a spool any more none does after a power loss: its bytes may go. Never raises."""
+        spool = draft.spool
+        if not spool.is_named or open_file.row:
+            return
+        await self._journal.flushed_now()
+        if not open_file.row:
+            spool.is_named = False
+
+    async def rest(self, open_file: OpenFile, draft: Draft) -> None:
+        """As `unname`, and nobody holds the spool."""
+        await self.unname(open_file, draft)
         await draft.spool.rest()
 
     async def free(self, draft: Draft) -> None:

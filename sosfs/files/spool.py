@@ -147,7 +147,7 @@ class Spool:
         self._is_closed = False
         self._busy = 0  # who holds it
         self._label = ""
-        self.is_named = False  # a row of the journal may name the file
+        self.is_named = False  # a row of the journal may name the file, here or on the disk alone
         self._rested = trio.lowlevel.ParkingLot()
 
     @property
@@ -204,11 +204,6 @@ class Spool:
         """Does `work` with the file in a thread."""
         with self.held():
             return await LOCAL.run(work, self._file, *arguments)
-
-    @property
-    def is_held(self) -> bool:
-        """Whether somebody holds it."""
-        return self._busy > 0
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -297,9 +292,15 @@ class Spool:
         return True
 
     def label(self, key: str) -> None:
-        """Has the file show its key, should the journal be lost. Where the disk keeps no attributes it cannot."""
-        if self._memory is None and self._label != key:
-            self._label, self.is_named = key, True
+        """A row is about to name the file, which shows its key from now on, should the journal be lost.
+
+        Where the disk keeps no attributes it cannot.
+        """
+        if self._memory is not None:
+            return
+        self.is_named = True
+        if self._label != key:
+            self._label = key
             with contextlib.suppress(OSError):
                 os.setxattr(self._file, LABEL, key.encode())
 

@@ -30,7 +30,7 @@ import trio
 from sosfs.errors import FULL
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, DraftState
-from sosfs.files.open_file import OpenFile, draft_of, opened
+from sosfs.files.open_file import OpenFile, content_of, draft_of, opened
 from sosfs.files.spool import SPILL, SpoolArea
 from sosfs.files.upload import Upload, Uploader
 from sosfs.tree.inodes import Inode, Inodes
@@ -165,7 +165,7 @@ class WriteBehind:
 
     async def _wait(self, inode: Inode, draft: Draft, offset: int, waiting: _Waiting, refusal: OSError) -> None:
         """Makes room, or lets a moment pass in which some may come. Raises the refusal where none can."""
-        if self._frees():
+        if await self._frees():
             waiting.hope = trio.current_time()
             return
         has_failed = self._uploader.failures > waiting.failures
@@ -174,7 +174,7 @@ class WriteBehind:
             self._send_begun(inode, offset)
         if self._is_under_way(inode):
             waiting.hope = trio.current_time()
-        elif self._frees(first=True):
+        elif await self._frees(first=True):
             return
         elif has_failed:
             raise refusal
@@ -185,18 +185,21 @@ class WriteBehind:
             raise refusal
         await trio.sleep(POLL)
 
-    def _frees(self, *, first: bool = False) -> bool:
+    async def _frees(self, *, first: bool = False) -> bool:
         """Frees what is here and in the bucket too, or the `first` parts of files. Whether there was any."""
         freed = False
-        for inode in self._commits.drafts:
+        for inode in list(self._commits.drafts):
             open_file = opened(inode)
-            draft = open_file.draft if open_file is not None else None
-            if open_file is None or draft is None:
+            if open_file is None or (draft := open_file.draft) is None:
+                continue
+            await self._commits.records.unname(open_file, draft)
+            if open_file.draft is not draft:
+                freed = True  # it was let go meanwhile
                 continue
             if open_file.upload is not None:
                 freed |= open_file.upload.free(first=first)
             elif (
-                draft.state is DraftState.CLEAN and draft.local and not draft.spool.is_held and not open_file.lock.taken
+                draft.state is DraftState.CLEAN and draft.local and not draft.spool.is_busy and not open_file.lock.taken
             ):
                 draft.shed()
                 freed = True
@@ -243,7 +246,7 @@ class WriteBehind:
         except OSError as error:
             log.info("no room is made by sending %s: %s", inode.name.decode(errors="replace"), error)
             raise refusal from error
-        await self._commits.records.rest(draft)  # pages of a mapping are written, and others read, beside this
+        await self._commits.records.rest(content_of(inode), draft)  # mappings are written, and others read, beside
         if draft.state is DraftState.CLEAN:
             draft.shed()
 
@@ -257,7 +260,9 @@ class WriteBehind:
         if is_short or (draft.size >= STREAM_MIN and draft.base_stop == 0):
             await self._follow(inode, open_file, draft, offset)
         if is_short and open_file.upload is not None:
-            open_file.upload.free()
+            await self._commits.records.unname(open_file, draft)
+            if open_file.upload is not None:
+                open_file.upload.free()
 
     async def _follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
         if draft.is_committing or open_file.in_flight.tokens or draft.size < self._uploader.plan.first:

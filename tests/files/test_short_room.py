@@ -26,6 +26,7 @@ from tests.support.composed import Composed, Plan, What, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, closed, opened, settled, stored
+from tests.support.power import Machine
 
 PART = 4096
 SIZE = 10 * PART
@@ -88,6 +89,18 @@ def test_little_stays_here_of_a_file_that_is_written(store: FakeStore, tmp_path:
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
+
+
+def test_who_writes_a_new_file_waits_for_no_disk_before_it_is_closed(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main(mount: Composed) -> None:
+        await streamed(mount, await new(mount), BODY)
+
+    with mounted(store, tmp_path, Durability.JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        run(mount, main)
+        assert machine.syncs == 0
 
 
 def test_a_small_file_of_which_a_part_is_up_is_completed_of_parts(store: FakeStore, tmp_path: Path) -> None:
@@ -470,7 +483,9 @@ def test_what_is_written_while_a_file_is_renamed_is_not_freed(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("size", [PART // 2, PART + PART // 2], ids=["less than a part", "more than a part"])
-def test_what_was_synced_stays_here_though_room_is_short(store: FakeStore, tmp_path: Path, size: int) -> None:
+def test_what_was_synced_stays_here_though_room_is_short(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
     """A record tells of it, and nobody could read it from an upload after a crash."""
 
     async def main(mount: Composed) -> None:
@@ -479,16 +494,44 @@ def test_what_was_synced_stays_here_though_room_is_short(store: FakeStore, tmp_p
         await mount.parts.file_io.write(handle, 0, BODY[:size])
         await mount.parts.file_io.fsync(handle.inode)
         mount.parts.uploader.keeping -= 1
+        before = machine.syncs
         await streamed(mount, handle, BODY[size:], at=size)
+        assert machine.syncs <= before + 1, "no write waits for the disk where nothing can be freed by that"
         assert bodies(store) == {}
 
     with mounted(store, tmp_path, Durability.JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
         run(mount, main)
         mount.crash()
         mount.start()
         mount.loop.passes(5)
         assert mount._journal.damage.lines == ()
         assert stored(store)[:size] == BODY[:size]
+
+
+def test_parts_of_what_was_recorded_and_stored_are_freed_once_no_power_loss_brings_its_record_back(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the bytes that are freed would pass for damaged then."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1
+        await mount.parts.file_io.write(handle, 0, BODY[: 2 * PART])
+        await mount.parts.file_io.fsync(handle.inode)
+        mount.parts.uploader.keeping -= 1
+        await mount.parts.commits.commit(handle.inode)
+        assert held_here(handle) == 2 * PART
+        await streamed(mount, handle, BODY[PART:], at=PART)
+        assert held_here(handle) <= 4 * PART
+
+    with mounted(store, tmp_path, Durability.JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        run(mount, main)
+        machine.loses_power(newest_log=False, spools="written")
+        mount.take_up()
+        assert mount._journal.damage.lines == ()
+        assert stored(store) == BODY[: 2 * PART]
 
 
 def test_a_part_that_is_being_written_to_is_not_freed(store: FakeStore, tmp_path: Path) -> None:

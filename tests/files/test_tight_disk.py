@@ -22,6 +22,7 @@ from sosfs.files.write_behind import IDLE
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
+from tests.support.power import Machine, syncs_late
 
 PART = 4096
 LIMIT = 4 * PART  # that one file may hold here
@@ -311,6 +312,65 @@ def test_what_is_being_read_is_not_freed(mount: Composed, disk: Disk) -> None:
     mount.loop.passes(1)
     assert (local(first), waits) == (0, {"end": 100})
     close(mount, first, second)
+
+
+@journal
+def test_what_was_recorded_and_stored_is_freed_once_no_power_loss_brings_its_record_back(
+    mount: Composed, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the bytes that are freed would pass for damaged then."""
+    machine = Machine(mount, monkeypatch, 1)
+    first, second = (new(mount, path) for path in "ab")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    mount.loop.passes(2)
+    assert local(first) == 300
+    disk.leaves(10)
+    writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(1)
+    assert local(first) == 0
+    machine.loses_power(newest_log=False, spools="written")
+    disk.others = 0
+    mount.take_up()
+    assert mount._journal.damage.lines == ()
+
+
+@journal
+@pytest.mark.parametrize("size", [300, 3 * PART], ids=["whole", "in parts"])
+def test_a_file_that_is_closed_while_its_record_goes_is_nobodys_to_free(
+    mount: Composed, disk: Disk, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    first, second = new(mount, "a"), new(mount, "b")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    mount.loop.passes(2)
+    if size > 300:
+        mount.loop.run(partial(mount.parts.file_io.write, first, 300, b"a" * size))
+    late = syncs_late(monkeypatch)
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    assert waits == {}
+    closes = does(mount, partial(closed, mount, first))
+    mount.loop.run(partial(settled, late))
+    disk.others = 0
+    mount.loop.passes(5)
+    assert (waits, closes) == ({"end": 100}, {"end": None})
+    close(mount, second)
+
+
+@journal
+def test_a_file_that_is_stored_while_its_record_goes_has_no_parts_to_free(
+    mount: Composed, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = new(mount, "a")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    mount.loop.passes(2)
+    disk.leaves(3 * PART)
+    late = syncs_late(monkeypatch)
+    waits = writes(mount, first, 300, b"a" * 2 * PART)
+    assert waits == {} and first.open_file.upload is not None
+    mount.loop.run(partial(mount.parts.commits.commit, first.inode))
+    mount.loop.run(partial(settled, late))
+    assert waits == {"end": 2 * PART}
+    close(mount, first)
 
 
 def test_what_a_commit_is_about_to_send_is_not_freed(mount: Composed, disk: Disk) -> None:

@@ -7,15 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import trio
 
 from sosfs.config.parameters import Durability
-from sosfs.journal.journal import Journal
 from tests.recovery.test_late_syncs import write
 from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, settled
-from tests.support.power import Machine
+from tests.support.power import Machine, syncs_late
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
 LARGE, SHORT = 400_000, 300_000  # bytes: in a spool
@@ -66,22 +64,13 @@ def test_an_fsync_that_ends_after_the_sync_of_each_second_frees_nothing_that_is_
 def test_a_cut_during_an_fsync_frees_nothing_that_the_log_on_the_disk_tells_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
-    store, late = Held(), trio.Event()
+    store = Held()
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        ends, told = Journal.sync, trio.Event()
-
-        async def slowly(journal: Journal) -> None:
-            monkeypatch.setattr(Journal, "sync", ends)
-            await ends(journal)
-            told.set()
-            await late.wait()
-
-        monkeypatch.setattr(Journal, "sync", slowly)
+        late = syncs_late(monkeypatch)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
-        assert told.is_set()
         await mount.parts.file_io.truncate(handle.inode, SHORT)
         await settled(late)
 
@@ -91,3 +80,30 @@ def test_a_cut_during_an_fsync_frees_nothing_that_the_log_on_the_disk_tells_of(
         mount.loop.run(partial(main, mount))
         after_a_power_loss(mount, machine, newest_log=False)
         assert bodies(store) == {"file": b"1" * LARGE}
+
+
+def test_a_cut_frees_nothing_of_what_was_recorded_while_the_record_before_went(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.commits.commit(handle.inode)
+        assert bodies(store) == {"file": b"1" * LARGE}
+        late, draft = syncs_late(monkeypatch), handle.open_file.draft
+        assert draft is not None
+        await begun(mount, partial(mount.parts.commits.records.unname, handle.open_file, draft))
+        await mount.parts.file_io.write(handle, LARGE, b"2")
+        await mount.parts.file_io.fsync(handle.inode)
+        await settled(late)
+        await mount.parts.file_io.truncate(handle.inode, SHORT)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        after_a_power_loss(mount, machine, newest_log=False)
+        assert bodies(store) == {"file": b"1" * LARGE + b"2"}

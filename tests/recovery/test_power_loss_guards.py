@@ -13,6 +13,7 @@ import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.disk import watermark
+from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
@@ -70,6 +71,35 @@ def test_the_bytes_are_on_the_disk_before_the_record_tells_of_them(
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert bodies(store) == {"file": b"n" * size}
+
+
+def test_what_is_written_over_what_was_recorded_and_stored_makes_no_damage_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk may have the record yet, with the checksums of what was there."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        handle = mount.loop.run(partial(written, mount, b"1" * LARGE))
+        mount.loop.run(partial(mount.parts.file_io.fsync, handle.inode))
+        mount.loop.passes(2)
+        assert bodies(store) == {"file": b"1" * LARGE}
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="written")
+        mount.take_up()
+        assert mount._journal.damage.lines == ()
+        assert bodies(store) == {"file": b"1" * LARGE}
+
+
+async def written(mount: Composed, body: bytes) -> Handle:
+    """A new file that stays open."""
+    handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+    await mount.parts.file_io.write(handle, 0, body)
+    return handle
 
 
 def test_attributes_are_on_the_disk_when_fsync_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import random
 from pathlib import Path
 
 import pytest
+import trio
 
 from sosfs.disk import watermark
 from sosfs.disk.damage import sync_directory
@@ -23,6 +24,19 @@ from tests.support.composed import Composed
 PAGE = 4096
 BOOTS = itertools.count()
 LOG = (FILE, f"{FILE}-wal")
+
+
+def syncs_late(patch: pytest.MonkeyPatch) -> trio.Event:
+    """Whoever waits for the journal's disk next waits for the event as well."""
+    late, sync = trio.Event(), Journal.sync
+
+    async def slowly(journal: Journal) -> None:
+        patch.setattr(Journal, "sync", sync)
+        await sync(journal)
+        await late.wait()
+
+    patch.setattr(Journal, "sync", slowly)
+    return late
 
 
 class Machine:
