@@ -73,7 +73,7 @@ def _settle(place: Place) -> float:
         if changed is None or not _says_dirty(changed):
             changed, since = next(filter(_says_dirty, _cached(place)), None), time.monotonic()
         if changed is not None and time.monotonic() > since + STUCK:
-            raise OSError(errno.EIO, f"rclone does not upload {changed}")
+            raise OSError(errno.EIO, f"rclone does not upload {changed.name}")
         return changed is not None
 
     return until_idle(busy, "rclone")
