@@ -133,6 +133,8 @@ class DraftRecords:
         draft.recorded, draft.is_synced = moment.serial, True
         self._write(inode, open_file, draft, size=size, synced=moment.local)
         draft.safe = draft.recorded
+        if draft.absorbed != moment.absorbed:
+            self.touched(inode)  # what came of the base meanwhile is on no disk, though no byte has changed
 
     async def save_all(self, inodes: Iterable[Inode], spools: SpoolArea) -> list[tuple[Inode, OSError]]:
         """As `save`, of what was noted and no more, but for the sync of the journal; what of it failed."""

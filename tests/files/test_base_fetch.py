@@ -22,9 +22,10 @@ from sosfs.files.base_fetch import WINDOWS_AT_ONCE
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.s3.protocol import Properties
-from tests.support.composed import Composed, composed
+from tests.recovery.test_late_syncs import begins_late
+from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, closed, opened, settled, stored, told
+from tests.support.held import Held, begun, bodies, closed, opened, settled, stored, told
 from tests.support.power import Machine
 
 MIB = 1 << 20
@@ -517,3 +518,36 @@ def test_a_removal_does_not_wait_for_what_is_appended(mount: Composed) -> None:
         await closed(mount, handle)
 
     mount.loop.run(main)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("then", ["fsync", "rename"])
+def test_what_came_into_the_spool_during_a_sync_is_not_told_to_be_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, then: str
+) -> None:
+    """Nothing was written since, so that the next look at the record would find nothing to be brought there."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", BODY, Properties())
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, MIB, NEW)
+        late = begins_late(monkeypatch, "sums")
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.read(handle, 2 * MIB, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        await settled(late)
+        assert handle.open_file.draft is not None
+        assert handle.open_file.draft.local.covers(0, SIZE)
+        if then == "fsync":
+            await mount.parts.file_io.fsync(handle.inode)
+        else:
+            await mount.rename("file", "moved")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        mount.take_up()
+        assert bodies(store) == {"file" if then == "fsync" else "moved": BODY[:MIB] + NEW + BODY[MIB + 4096 :]}
