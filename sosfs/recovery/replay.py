@@ -277,7 +277,7 @@ class Adoption:
             upload = uploads.get(saved.key)
             if await self._adopt(row, saved, upload) and upload is not None:
                 kept.add(upload[0])
-        self._spool_replay.rest()
+        await self._spool_replay.rest()
         return kept
 
     async def _adopt(self, row: int, saved: SavedDraft, upload: tuple[str, Properties] | None) -> bool:

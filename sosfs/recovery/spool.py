@@ -133,8 +133,16 @@ class SpoolReplay:
         if self._damage.set_aside(f"{saved.key}: {why}", details, files=files, bodies=bodies):
             self._journal.drop_draft(row)
 
-    def rest(self) -> None:
-        """Deals with all files that no row names: none is removed that could be somebody's."""
+    async def rest(self) -> None:
+        """Deals with all files that no row names: none is removed that could be somebody's.
+
+        Nor one that a row on the disk may still name; and what this mount makes is known there from now on.
+        """
+        try:
+            await self._journal.sync()
+        except OSError as error:
+            log.error("no file is removed, for the journal cannot be written: %s", error)
+            return
         named = {saved.spool for _, saved in self._journal.drafts()}
         removable = self._known if self._journal.finding is Finding.SOUND else frozenset()
         is_done, is_removed = True, False
