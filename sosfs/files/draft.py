@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 
 from sosfs.cache.blocks import Blocks, Source
@@ -76,6 +76,7 @@ class Draft:
         self.spool = spool
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began
+        self._uncut: list[Extents] = []  # what somebody has asked to be told of
         self._lowest = self.size  # the smallest size since then: above it the new base says nothing
 
     @property
@@ -145,13 +146,23 @@ class Draft:
         if size > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
         if size < self.size:
-            for extents in (self.local, self.dirty, self._flying, self.away):
+            for extents in (self.local, self.dirty, self._flying, self.away, *self._uncut):
                 extents.remove(size, self.size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
         self.refused.remove(size, OBJECT_MAX)
         self.size = size
         self._changed()
+
+    @contextmanager
+    def uncut(self) -> Iterator[Extents]:
+        """What is in the spool now and, within, has not been cut since: what is written there anew is another's."""
+        left = Extents(self.local)
+        self._uncut.append(left)
+        try:
+            yield left
+        finally:
+            self._uncut.remove(left)
 
     def trim(self) -> None:
         """Frees what the spool holds above the length; where a row may tell of it, that is for `Records.save`."""

@@ -94,7 +94,7 @@ class DraftRecords:
             open_file.writers += 1  # keeps a commit that lands meanwhile from freeing the spool
             try:
                 moment, spool = _Moment.of(draft), draft.spool
-                with spool.held():
+                with spool.held(), draft.uncut() as left:
                     await spool.sync()
                     sums = await spool.sums(draft.size)
             finally:
@@ -102,7 +102,7 @@ class DraftRecords:
             if draft.spool is not spool:
                 await self.save(inode, open_file, draft)  # it was emptied meanwhile, and began anew
                 return
-            self._vouch(inode, open_file, draft, moment, sums)
+            self._vouch(inode, open_file, draft, replace(moment, local=tuple(left)), sums)
         elif draft.is_dirty and inode.parent is not None:
             self._write(inode, open_file, draft, size=draft.size, synced=tuple(draft.local))
             draft.safe = draft.recorded

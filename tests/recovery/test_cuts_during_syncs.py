@@ -107,3 +107,29 @@ def test_a_cut_frees_nothing_of_what_was_recorded_while_the_record_before_went(
         mount.loop.run(partial(main, mount))
         after_a_power_loss(mount, machine, newest_log=False)
         assert bodies(store) == {"file": b"1" * LARGE + b"2"}
+
+
+def test_what_was_cut_and_written_anew_during_an_fsync_is_not_told_to_be_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has the cut, and nothing of what was written behind it since."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        late = ends_late(monkeypatch)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.truncate(handle.inode, SHORT)
+        await mount.parts.file_io.write(handle, LARGE - 1000, b"2" * 1000)
+        await settled(late)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        (spool,) = (mount._settings.state_dir / "spool").iterdir()
+        os.truncate(spool, SHORT)
+        mount.take_up()
+        assert bodies(store)["file"][:SHORT] == b"1" * SHORT
