@@ -438,8 +438,9 @@ class DraftRecords:
         if draft is None or offset >= draft.summed:
             return False
         self.touched(inode)
-        draft.summed, draft.is_rewritten = 0, True
+        draft.is_rewritten = True
         await self._journal.sync()
+        draft.summed = 0  # not before: who tries again after an error has to wait as well
         return True
 
     def cut(self, inode: Inode) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from functools import partial
@@ -15,6 +16,7 @@ from sosfs.config.parameters import Durability
 from sosfs.disk import watermark
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool
+from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
@@ -462,3 +464,30 @@ def test_what_fsync_waited_for_is_there_though_more_was_closed_meanwhile(
         mount.loop.passes(5)
         mount.loop.run(mount.settle)
         assert bodies(store) == {"file": b"1" * LARGE}
+
+
+def test_who_tries_again_to_write_over_synced_bytes_waits_for_the_disk_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record on the disk still has the checksums of what was synced."""
+    store = Held()
+
+    async def refused(_: Journal) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"o" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk"):
+            patch.setattr(Journal, "sync", refused)
+            await mount.parts.file_io.write(handle, 0, b"n" * 100)
+        await mount.parts.file_io.write(handle, 0, b"n" * 100)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="written")
+        mount.take_up()
+        assert stored(store)[100:] == b"o" * (LARGE - 100)
