@@ -59,6 +59,7 @@ class DelayedSync:
         self._since = 0.0
         self._is_running = False
         self._is_failing = False
+        self._is_stuck = False  # the journal could not be synced: nothing is closed before it can
         self._hurried = trio.Event()
         self._turn = FairLock()
         records.later = self
@@ -88,10 +89,11 @@ class DelayedSync:
         return True
 
     def hurried(self) -> bool:
-        """Whether there are spools to close; the next sync begins at once then."""
-        if self._freed:
-            self._hurried.set()
-        return bool(self._freed)
+        """Whether there are spools to close, as far as the disk lets it; the next sync begins at once then."""
+        if self._is_stuck or not self._freed:
+            return False
+        self._hurried.set()
+        return True
 
     # The task
 
@@ -124,10 +126,11 @@ class DelayedSync:
             try:
                 failed = await self._sync()
             except OSError as error:
-                self._freed = freed + self._freed
+                self._freed, self._is_stuck = freed + self._freed, True
                 failed = list(self._flying)
                 self._fails("the journal", error)
             else:
+                self._is_stuck = False
                 for spool in freed:
                     spool.close()
             self._files = {inode: self._flying[inode] for inode in failed} | self._files

@@ -19,6 +19,7 @@ from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle, draft_of
 from sosfs.files.spool import SpoolArea
 from sosfs.files.write_behind import IDLE
+from sosfs.journal.journal import Journal
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
@@ -294,6 +295,28 @@ def test_spools_that_go_with_the_next_sync_are_waited_for(mount: Composed, disk:
     disk.leaves(PART)
     assert writes(mount, handle, 300, b"a" * 100) == {"end": 100}
     close(mount, handle)
+
+
+@pytest.mark.parametrize("mount", [Durability.WRITEBACK], indirect=True)
+def test_spools_that_the_disk_does_not_let_go_are_not_waited_for(mount: Composed, store: Held, disk: Disk) -> None:
+    """Their rows cannot be synced away, and may name them after a power loss."""
+
+    async def refused(_: Journal) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    first, second = new(mount, "a"), new(mount, "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "sync", refused)
+        close(mount, first)
+        mount.loop.passes(1)
+        assert bodies(store) == {"a": b"a" * 300}
+        disk.leaves(10)
+        waits = writes(mount, second, 300, b"b" * 100)
+        mount.loop.passes(3 * PATIENCE)
+        assert is_full(waits)
+    disk.leaves(PART)
+    assert writes(mount, second, 300, b"b" * 100) == {"end": 100}
+    close(mount, second)
 
 
 # What is freed
