@@ -80,12 +80,16 @@ class DelayedSync:
         self._files[inode] = size
         self._wake()
 
-    def frees(self, spools: Sequence[Spool]) -> bool:
-        """Takes spools that no row names any more, to close them with the next sync; False where room is short."""
-        if self._spools.is_short:
-            return False
+    def takes(self, spools: Sequence[Spool]) -> None:
+        """Takes spools that no row names any more, to close them with the next sync."""
         self._freed += spools
         self._wake()
+
+    def frees(self, spools: Sequence[Spool]) -> bool:
+        """As `takes`; False where room is short, so that they are closed at once by who can wait for the disk."""
+        if self._spools.is_short:
+            return False
+        self.takes(spools)
         return True
 
     def hurried(self) -> bool:

@@ -44,8 +44,11 @@ class Later(Protocol):
     def noted(self, inode: Inode, size: int) -> None:
         """So many bytes of a file were noted."""
 
+    def takes(self, spools: Sequence[Spool]) -> None:
+        """Closes spools as soon as no row names them on the disk."""
+
     def frees(self, spools: Sequence[Spool]) -> bool:
-        """Whether it closes spools as soon as no row names them on the disk."""
+        """As `takes`, if room is not short: then it is False, and nothing is done."""
 
     def hurried(self) -> bool:
         """Whether it has spools to close, which it does now."""
@@ -159,6 +162,7 @@ class DraftRecords:
                 try:
                     if error is not None:
                         draft.unsyncable = error
+                        self._free_outdated(open_file, draft)
                         raise error
                     await self._vouch_noted(inode, open_file, draft, moment, known)
                 except OSError as failure:
@@ -240,7 +244,8 @@ class DraftRecords:
         """Of the old spools go those that the row names no more; on the disk it may, for a moment."""
         named = self._journal.draft(open_file.row).spools if draft.outdated else frozenset()
         freed = [spool for spool in draft.outdated if spool.path.name not in named]
-        if freed and self.later is not None and self.later.frees(freed):
+        if freed and self.later is not None:
+            self.later.takes(freed)
             draft.outdated = [spool for spool in draft.outdated if spool not in freed]
 
     def _before(self, inode: Inode, open_file: OpenFile, draft: Draft) -> SavedDraft | None:
@@ -457,7 +462,8 @@ class DraftRecords:
         before = self._kept(inode, open_file, draft, known if known.spool or not known.boot else known.before)
         change = partial(_emptied, watermark.boot(), _in_flight(open_file, draft), before)
         self._journal.alter_draft(open_file.row, change)
-        draft.empty()
+        if draft.spool.is_named or draft.spool.is_busy:
+            draft.empty()  # else no row has ever told of it, and it is emptied itself
 
     async def unname(self, open_file: OpenFile, draft: Draft) -> None:
         """Where no row names a spool any more none does after a power loss: its bytes may go. Never raises."""

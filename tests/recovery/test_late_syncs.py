@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,11 +161,13 @@ def test_the_record_of_a_file_that_is_emptied_and_closed_again_and_again_does_no
         assert max(lengths) < 2 * lengths[0], lengths
 
 
+@pytest.mark.parametrize("is_short", [False, True], ids=["much room", "little room"])
 def test_of_a_file_that_is_emptied_during_each_sync_few_spools_stay(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_short: bool
 ) -> None:
     """Those that its row names, and what goes with the next sync."""
     store, counts = Held(), list[int]()
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda _: is_short))
     with composed(store, tmp_path, durability=WRITEBACK) as mount:
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, b"1" * LARGE))
@@ -177,6 +180,29 @@ def test_of_a_file_that_is_emptied_during_each_sync_few_spools_stay(
         assert max(counts) <= 3, counts
         mount.loop.passes(3)
         assert len([*(mount._settings.state_dir / "spool").iterdir()]) == 1
+
+
+@pytest.mark.parametrize("durability", [JOURNAL, WRITEBACK])
+def test_of_a_file_that_is_emptied_again_and_again_few_spools_stay_while_the_disk_refuses_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """And the bucket is away as long."""
+    store, counts = Held(), list[int]()
+
+    async def refused(_: Spool) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE, sync=True))
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, "sync", refused)
+            for _ in range(6):
+                with suppress(OSError):
+                    mount.loop.run(partial(write, mount, b"2" * LARGE, flags=os.O_TRUNC))
+                mount.loop.passes(12)
+                counts.append(len([*(mount._settings.state_dir / "spool").iterdir()]))
+        assert max(counts) <= 3, counts
 
 
 @pytest.mark.parametrize("how", ["each second", "fsync"])
