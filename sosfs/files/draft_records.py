@@ -404,7 +404,7 @@ class DraftRecords:
             if error.errno not in FULL:
                 raise
             log.info("the upload of a recorded file is not recorded: %s", error)  # it makes room, so it goes on
-        if self.later is not None and not (is_hash and self._has_all(open_file, serial)):
+        if not (is_hash and self._has_all(open_file, serial)):
             await self._journal.flushed_now()
 
     def _has_all(self, open_file: OpenFile, serial: int) -> bool:

@@ -246,9 +246,10 @@ def test_what_is_written_over_synced_bytes_is_no_damage_when_the_power_goes(
 # What a record says of the bucket
 
 
+@pytest.mark.parametrize("durability", [JOURNAL, WRITEBACK])
 @pytest.mark.parametrize("what", ["more was written", "the rest is in the bucket", "less was synced"])
 def test_the_disk_knows_of_an_upload_before_it_is_made_where_the_bytes_do_not_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, durability: Durability
 ) -> None:
     """Else the next mount takes its own object for another client's."""
     store = Held()
@@ -267,7 +268,7 @@ def test_the_disk_knows_of_an_upload_before_it_is_made_where_the_bytes_do_not_te
     async def send(mount: Composed) -> None:
         await mount.parts.commits.commit(await mount._walk("file"))
 
-    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+    with composed(store, tmp_path, durability=durability) as mount:
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(store.put, "file", b"o" * LARGE, Properties()))
         mount.parts.commits.debounce.delay = LONG
