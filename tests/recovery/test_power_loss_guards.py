@@ -20,7 +20,7 @@ from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
-from tests.support.held import Held, begun, bodies, closed, opened, settled, stored
+from tests.support.held import Held, begun, bodies, closed, opened, settled, silence, stored
 from tests.support.power import Machine
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
@@ -492,3 +492,32 @@ def test_who_tries_again_to_write_over_synced_bytes_waits_for_the_disk_again(
         machine.loses_power(newest_log=False, spools="written")
         mount.take_up()
         assert stored(store)[100:] == b"o" * (LARGE - 100)
+
+
+def test_what_a_full_disk_had_no_room_to_record_is_recorded_by_the_next_fsync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its bytes were on the disk by then, and the server is away."""
+    store = Held()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, LARGE, b"2" * 100)
+        store.errors["put", "file"] = [silence("put")]
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no answer"):
+            patch.setattr(Journal, "save_draft", full)
+            await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.fsync(handle.inode)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="synced")
+        mount.take_up()
+        assert bodies(store) == {"file": b"1" * LARGE + b"2" * 100}

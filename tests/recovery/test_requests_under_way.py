@@ -13,7 +13,7 @@ import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
-from sosfs.s3.protocol import Acl, Grant
+from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, settled, stored
@@ -168,3 +168,26 @@ def test_what_was_synced_while_another_went_up(tmp_path: Path, monkeypatch: pyte
         expected = MORE + FIRST[len(MORE) :]
         assert found == {"file": expected if is_power else expected + MORE}
         assert store._stored["file"].acl == friend
+
+
+@ends
+def test_more_is_synced_while_its_parts_go_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool) -> None:
+    """What is on its way is not in the bucket yet: the next mount must not have it copied of the old version."""
+    store, part = Held(), 100_000
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    old = os.urandom(5 * part)
+
+    async def main(mount: Composed, handle: Handle) -> None:
+        await mount.parts.file_io.write(handle, part, b"1" * part)
+        store.before["upload_part"] = trio.Event()
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        assert store.reached
+        await mount.parts.file_io.write(handle, 3 * part, b"2" * part)
+        await mount.parts.file_io.fsync(handle.inode)
+
+    with composed(store, tmp_path, durability=WRITEBACK, part_size=part) as mount:
+        mount.loop.run(partial(store.put, "file", old, Properties()))
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(main, mount, upload.handle))
+        found = ended(mount, store, machine, is_power=is_power)
+        assert found == {"file": old[:part] + b"1" * part + old[2 * part : 3 * part] + b"2" * part + old[4 * part :]}
