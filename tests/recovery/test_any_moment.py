@@ -13,10 +13,12 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config.parameters import Durability
+from sosfs.files.spool import Spool
 from tests.support.composed import Composed, composed
-from tests.support.held import Held, begun, bodies, put_all
+from tests.support.held import Held, begun, bodies, opened, put_all, settled
 from tests.support.moments import Moments
 
 pytestmark = pytest.mark.promise(3)
@@ -212,3 +214,39 @@ def test_what_is_made_of_a_removal_that_was_cut_short(tmp_path: Path) -> None:
             mount.start()
         for _ in moments.each():
             assert _settled(mount) in ({"other": b"other"}, {"file": b"new bytes", "other": b"other"})
+
+
+def test_an_fsync_while_bytes_of_the_stored_version_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its checksums are of before they came, or after, and there is no moment at which they pass for damage."""
+    store, new, size = Held(), b"n" * 4096, 1 << 20
+    old = os.urandom(size)
+
+    async def main(mount: Composed, moments: Moments) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, size // 2, new)
+        summed, late = Spool.sums, trio.Event()
+
+        async def ends_late(spool: Spool, size: int) -> tuple[int, ...]:
+            sums = await summed(spool, size)
+            await late.wait()
+            return sums
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, "sums", ends_late)
+            await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.read(handle, 0, 4096)
+        await trio.testing.wait_all_tasks_blocked()
+        assert handle.open_file.draft is not None
+        assert handle.open_file.draft.local.covers(0, size)
+        with moments.noted():
+            await settled(late)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(put_all, store, {"file": old}))
+        moments = Moments(mount, store, tmp_path)
+        mount.loop.run(partial(main, mount, moments))
+        for _ in moments.each():
+            assert mount._journal.damage.lines == ()
+            mount.loop.passes(5)
+            mount.loop.run(mount.settle)
+            assert bodies(store) in ({"file": old}, {"file": old[: size // 2] + new + old[size // 2 + 4096 :]})

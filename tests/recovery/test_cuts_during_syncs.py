@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from tests.recovery.test_late_syncs import write
 from tests.recovery.test_power_loss_guards import ends_late
@@ -133,3 +135,65 @@ def test_what_was_cut_and_written_anew_during_an_fsync_is_not_told_to_be_on_the_
         os.truncate(spool, SHORT)
         mount.take_up()
         assert bodies(store)["file"][:SHORT] == b"1" * SHORT
+
+
+@pytest.mark.parametrize("durability", [JOURNAL, WRITEBACK])
+def test_nothing_stays_here_of_a_file_that_is_emptied_during_an_fsync_and_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """What it had before is kept until then, for the disk has a row that tells of it."""
+    store, late = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        ends = Journal.sync
+
+        async def slowly(journal: Journal) -> None:
+            monkeypatch.setattr(Journal, "sync", ends)
+            await ends(journal)
+            await late.wait()
+
+        monkeypatch.setattr(Journal, "sync", slowly)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.truncate(handle.inode, 0)
+        await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
+        await settled(late)
+        assert len(list((mount._settings.state_dir / "spool").iterdir())) == 2
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"2" * LARGE}
+        assert list((mount._settings.state_dir / "spool").iterdir()) == []
+
+
+def test_an_fsync_takes_nothing_from_what_is_being_written_behind_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread has written it, and its task is not told yet."""
+    store, told = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        run = Threads.run
+
+        async def slowly(threads: Threads, work: Any, *arguments: Any) -> Any:
+            answer = await run(threads, work, *arguments)
+            await told.wait()
+            return answer
+
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        with monkeypatch.context() as patch:
+            patch.setattr(Threads, "run", slowly)
+            await begun(mount, partial(mount.parts.file_io.write, handle, LARGE, b"2" * LARGE))
+        await mount.parts.file_io.fsync(handle.inode)
+        await settled(told)
+        assert bytes(await mount.parts.file_io.read(handle, 0, 2 * LARGE)) == b"1" * LARGE + b"2" * LARGE
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"1" * LARGE + b"2" * LARGE}

@@ -442,13 +442,16 @@ def test_a_sync_that_ends_after_a_later_one_takes_nothing_back(tmp_path: Path, m
 
 
 @pytest.mark.promise(3)
+@pytest.mark.parametrize("is_known", [False, True], ids=["new", "in the bucket"])
 def test_what_fsync_waited_for_is_there_though_more_was_closed_meanwhile(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
 ) -> None:
     """No disk has what came later, and the record tells of it by then."""
     store = Held()
 
     async def main(mount: Composed) -> None:
+        if is_known:
+            await store.put("file", b"o" * 10, Properties())
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
         late = ends_late(monkeypatch)
