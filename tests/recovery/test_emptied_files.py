@@ -122,11 +122,12 @@ def test_what_was_synced_is_under_the_new_name_though_more_was_closed_when_the_p
         assert bodies(store) == {"moved": b"1" * LARGE}
 
 
+@pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
 def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool
 ) -> None:
     """The bucket has an older version, of which the draft and what was synced of it are a part."""
-    store = Held()
+    store = Held(hashes=hashes)
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"o" * 2 * LARGE})
@@ -167,11 +168,12 @@ def test_a_small_file_that_is_renamed_over_another_waits_for_no_disk(
         assert machine.syncs == 0
 
 
+@pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
 def test_what_was_synced_is_under_the_new_name_though_the_file_was_closed_again_and_emptied_before_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool
 ) -> None:
     """Then the record has what was closed before it was emptied, and that has what was synced."""
-    store = Held()
+    store = Held(hashes=hashes)
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"o" * 2 * LARGE})

@@ -24,6 +24,7 @@ LARGE = 300_000  # bytes: in a spool
 FIRST, MORE = b"1" * LARGE, b"2" * 1000
 pytestmark = pytest.mark.promise(3)
 Step = Callable[[], Awaitable[None]]
+hashed = pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
 ends = pytest.mark.parametrize("is_power", [False, True], ids=["process dies", "power goes"])
 
 
@@ -130,12 +131,13 @@ def test_its_length_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size
 
 
 @ends
+@hashed
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_more_is_closed_than_was_synced_when_it_went(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool, when: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool, when: str, hashes: bool
 ) -> None:
     """A power loss goes back to what was synced, of which the bucket has more by then; or less."""
-    store = Held()
+    store = Held(hashes=hashes)
     with composed(store, tmp_path, durability=WRITEBACK) as mount:
         machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
         mount.loop.run(partial(upload.write, 0, FIRST))
@@ -191,3 +193,21 @@ def test_more_is_synced_while_its_parts_go_up(tmp_path: Path, monkeypatch: pytes
         mount.loop.run(partial(main, mount, upload.handle))
         found = ended(mount, store, machine, is_power=is_power)
         assert found == {"file": old[:part] + b"1" * part + old[2 * part : 3 * part] + b"2" * part + old[4 * part :]}
+
+
+@ends
+@hashed
+def test_more_was_synced_after_it_went_and_more_was_closed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool, hashes: bool
+) -> None:
+    """The object has less than what a power loss goes back to."""
+    store = Held(hashes=hashes)
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, FIRST))
+        mount.loop.run(upload.goes)
+        mount.loop.run(partial(upload.write, 0, MORE))
+        mount.loop.run(upload.fsync)
+        mount.loop.run(partial(upload.write, LARGE, MORE))
+        expected = MORE + FIRST[len(MORE) :]
+        assert ended(mount, store, machine, is_power=is_power) == {"file": expected if is_power else expected + MORE}
