@@ -263,9 +263,8 @@ class Commits:
     ) -> Version:
         size, plan = draft.size, self._uploader.plan
         is_small = size <= plan.single and not draft.away
-        if open_file.upload is not None and (open_file.upload.key != key or is_small):
-            await self.drop_upload(open_file)
         if is_small:
+            await self.drop_upload(open_file)
             async with self._uploader.budget.holding(size):
                 body = await draft.read(0, size)
                 if draft.size < size:
@@ -296,6 +295,13 @@ class Commits:
         if open_file.upload is not None:
             upload, open_file.upload = open_file.upload, None
             await upload.abort()
+
+    def leave_upload(self, inode: Inode) -> None:
+        """As `drop_upload`, in the background, of a file that has another key now: nothing of it is freed any more."""
+        open_file = opened(inode)
+        if open_file is not None and open_file.upload is not None:
+            upload, open_file.upload = open_file.upload, None
+            self._spawn(upload.abort)
 
     async def _lost(self, inode: Inode, open_file: OpenFile, draft: Draft, error: StoreError) -> None:
         """Another client's version won: ours is kept beside it, and the inode shows theirs."""

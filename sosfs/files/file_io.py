@@ -342,6 +342,7 @@ class FileIO:
         open_file = opened(inode)
         if open_file is None:
             return
+        self._commits.leave_upload(inode)
         if inode.version is not None:
             open_file.rebase(self._source(inode), inode.version)
         self.records.moved(inode)
@@ -352,6 +353,7 @@ class FileIO:
         draft = draft_of(inode)
         if draft is not None:
             draft.expected = version
+        self._commits.leave_upload(inode)
         self.records.moved(inode)
 
     @asynccontextmanager

@@ -171,7 +171,7 @@ class WriteBehind:
         has_failed = self._uploader.failures > waiting.failures
         if not has_failed:
             await self._sends()
-            self._send_begun(inode, offset)
+            self._send_begun(inode, draft, offset)
         if self._is_under_way(inode):
             waiting.hope = trio.current_time()
         elif await self._frees(first=True):
@@ -209,14 +209,16 @@ class WriteBehind:
         """Lets full parts of all that is being written go up."""
         for inode in list(self._commits.drafts):
             open_file = opened(inode)
-            if open_file is not None and open_file.draft is not None and open_file.writers and inode.parent is not None:
+            if open_file is not None and open_file.draft is not None and open_file.writers:
                 await self._follow(inode, open_file, open_file.draft, open_file.draft.size)
 
-    def _send_begun(self, inode: Inode, offset: int) -> None:
+    def _send_begun(self, inode: Inode, draft: Draft, offset: int) -> None:
         """Lets parts with holes go up where nothing else is on its way, but for the one that is being written."""
-        upload = _upload_of(inode)
-        if upload is not None and not self._is_under_way(inode):
-            upload.send_begun(offset)
+        open_file = opened(inode)
+        if open_file is None or open_file.upload is None or self._is_under_way(inode):
+            return
+        if _may_send(inode, open_file, draft):
+            open_file.upload.send_begun(offset)
 
     def _is_under_way(self, inode: Inode) -> bool:
         """Whether parts, whole files or the bytes of another writer that goes on are on their way off this disk."""
@@ -254,8 +256,6 @@ class WriteBehind:
 
     async def follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
         """A file was written to at `offset`: lets full parts before that go up, and frees them where room is short."""
-        if inode.parent is None or open_file.draft is not draft:
-            return
         is_short = self._is_short(draft, offset)
         if is_short or (draft.size >= STREAM_MIN and draft.base_stop == 0):
             await self._follow(inode, open_file, draft, offset)
@@ -265,17 +265,16 @@ class WriteBehind:
                 open_file.upload.free()
 
     async def _follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
-        if draft.is_committing or open_file.in_flight.tokens or draft.size < self._uploader.plan.first:
-            return  # a request without an answer may have completed the upload: the commit finds out
-        key = self._inodes.key(inode)
-        if open_file.upload is None or open_file.upload.key != key:
-            await self._commits.drop_upload(open_file)
+        if draft.size < self._uploader.plan.first or not _may_send(inode, open_file, draft):
+            return
+        if open_file.upload is None:
+            key = self._inodes.key(inode)
             try:
                 properties, acl = await self._commits.carry(inode)
             except OSError:
                 return  # what the writer wrote is here; the commit asks again, and says what is wrong
-            if open_file.draft is not draft or draft.is_committing:
-                return  # a commit has begun meanwhile, and takes care of all
+            if not _may_send(inode, open_file, draft) or self._inodes.key(inode) != key:
+                return  # meanwhile a commit has begun, which takes care of all, or the file has lost this name
             open_file.upload = open_file.upload or Upload(self._uploader, draft, key, properties, acl)
         open_file.upload.follow(offset)
 
@@ -306,6 +305,16 @@ class WriteBehind:
             yield
         finally:
             self._uploader.keeping -= 1
+
+
+def _may_send(inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
+    """Whether parts of a draft may go up beside its writer.
+
+    Not while a commit is under way, nor after a request without an answer: it may have completed the upload, which the
+    next commit finds out.
+    """
+    is_free = not draft.is_committing and not open_file.in_flight.tokens
+    return is_free and open_file.draft is draft and inode.parent is not None
 
 
 def _upload_of(inode: Inode) -> Upload | None:

@@ -307,6 +307,58 @@ def test_two_writers_of_a_file_begin_one_upload(mount: Composed, store: Held) ->
     run(mount, main)
 
 
+@pytest.mark.parametrize("what", ["renamed", "removed"])
+def test_who_has_asked_for_an_acl_too_long_sends_nothing_to_a_name_that_is_gone(
+    mount: Composed, store: Held, what: str
+) -> None:
+    """Bytes that are freed then would be in no object, and nowhere here."""
+
+    async def main(mount: Composed) -> None:
+        late = Late(store)
+        handle = await _emptied(mount, store)
+        await written(mount, handle, 1, FROM - 1)
+        await begun(mount, partial(written, mount, handle, FROM, FROM))
+        if what == "renamed":
+            await mount.rename("file", "moved")
+        else:
+            await mount.unlink("file")
+        await settled(late.held)
+        assert store.calls["create_multipart"] == 0
+        await written(mount, handle, FROM + 1, FROM + 2)
+        assert {upload.key for upload in store._uploads.values()} == ({"moved"} if what == "renamed" else set())
+        assert bytes(await mount.parts.file_io.read(handle, 0, 20 * PART)) == b"n" * (FROM + 2) * PART
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert bodies(store) == ({"moved": b"n" * (FROM + 2) * PART} if what == "renamed" else {})
+    assert store._uploads == {}
+
+
+def test_who_has_asked_for_an_acl_too_long_adds_nothing_to_an_upload_that_may_be_completed(
+    mount: Composed, store: Held
+) -> None:
+    """The answer to its completion was lost: the next commit finds out whether it is."""
+
+    async def main(mount: Composed) -> None:
+        late = Late(store)
+        handle = await _emptied(mount, store)
+        await written(mount, handle, 1, FROM - 1)
+        await begun(mount, partial(written, mount, handle, FROM, FROM))
+        store.lost.add("file")
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        sent = store.calls["upload_part"]
+        await written(mount, handle, 1, 1, b"!")
+        await settled(late.held)
+        await written(mount, handle, FROM + 1, FROM + 2)
+        assert (store.calls["upload_part"], store._uploads) == (sent, {})
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert bodies(store) == {"file": b"!" * PART + b"n" * (FROM + 1) * PART}
+    assert store._uploads == {}
+
+
 # What is refused
 
 

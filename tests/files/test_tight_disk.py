@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -319,6 +320,81 @@ def test_spools_that_the_disk_does_not_let_go_are_not_waited_for(mount: Composed
     close(mount, second)
 
 
+def test_who_waits_for_one_that_goes_on_waits_as_long_as_that_writes(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    disk.leaves(PART + 50)
+    assert writes(mount, first, 300, b"a" * 100) == {"end": 100}
+    waits = writes(mount, second, 300, b"b" * 100)
+    for number in range(1, 10):
+        mount.loop.passes(IDLE - 1)
+        assert waits == {}
+        assert writes(mount, first, 300 + number * 100, b"a" * 100) == {"end": 100}
+    mount.loop.passes(IDLE + 1)
+    assert waits == {"end": 100}
+    close(mount, first, second)
+
+
+def test_one_that_rests_is_nothing_to_wait_for_where_nobody_can_go_on(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    disk.leaves(PART + 50)
+    assert writes(mount, first, 300, b"a" * 100) == {"end": 100}
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(PATIENCE)
+    assert waits == {}, "it was waited for, and then patience began"
+    mount.loop.passes(IDLE + 2)
+    assert is_full(waits)
+    disk.leaves(PART)
+    assert writes(mount, second, 300, b"b" * 100) == {"end": 100}
+    close(mount, first, second)
+
+
+def test_who_has_just_gone_on_alone_does_not_wait_for_itself(mount: Composed, disk: Disk) -> None:
+    handle = new(mount, "a")
+    disk.leaves(PART)
+    assert writes(mount, handle, 300, b"a" * 100) == {"end": 100}
+    disk.leaves(10)
+    assert is_full(writes(mount, handle, 400, b"a" * 100))
+    disk.leaves(PART)
+    assert writes(mount, handle, 400, b"a" * 100) == {"end": 100}
+    close(mount, handle)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_room_that_the_disk_itself_denies_is_waited_for(mount: Composed, number: int) -> None:
+    """It is a quota, or others were faster."""
+    first, second = (new(mount, path) for path in "ab")
+    with _failing_spools(number):
+        waits = writes(mount, second, 300, b"b" * 100)
+        mount.loop.passes(PATIENCE - 2)
+        assert waits == {}
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, first, second)
+
+
+def test_a_disk_that_is_broken_is_told_at_once(mount: Composed, store: Held) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    with _failing_spools(errno.EIO):
+        assert f"OSError({errno.EIO}" in str(writes(mount, second, 300, b"b" * 100)["end"])
+    with fails(errno.ENOSPC):
+        close(mount, second)
+    close(mount, first)
+    assert bodies(store) == {"a": b"a" * 300}
+
+
+@contextmanager
+def _failing_spools(number: int) -> Iterator[None]:
+    """No spool can be written to."""
+
+    async def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sosfs.files.spool.Spool.write", fail)
+        yield
+
+
 # What is freed
 
 
@@ -414,6 +490,27 @@ def test_what_a_commit_is_about_to_send_is_not_freed(mount: Composed, disk: Disk
     mount.loop.passes(1)
     assert (local(first), waits) == (0, {"end": 100})
     close(mount, first, second)
+
+
+@pytest.mark.parametrize("what", ["new", "new over another", "of the bucket", "below a directory"])
+def test_what_went_up_under_another_name_is_not_freed(mount: Composed, store: Held, disk: Disk, what: str) -> None:
+    """Since a rename it is in an upload that nobody completes, and in no other place than here."""
+    there = {"new over another": {"d/moved": b"theirs"}, "of the bucket": {"d/file": b"o" * 3 * PART}}
+    mount.loop.run(partial(put_all, store, {"d/": b""} | there.get(what, {})))
+    first, second = new(mount, "d/file", 0), new(mount, "b")
+    for number in range(3):
+        assert writes(mount, first, number * PART, b"n" * PART) == {"end": PART}
+    assert store.calls["upload_part"] == 2
+    is_above = what == "below a directory"
+    mount.loop.run(partial(mount.rename, *(("d", "e") if is_above else ("d/file", "d/moved"))))
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}, "what goes up again is freed"
+    close(mount, first, second)
+    assert stored(store, "e/file" if is_above else "d/moved") == b"n" * 3 * PART
+    mount.loop.passes(1)
+    assert store._uploads == {}
 
 
 @pytest.mark.parametrize("size", [PART + 100, 3 * PART])
@@ -535,6 +632,47 @@ def test_who_sends_parts_in_vain_is_told(mount: Composed, store: Held) -> None:
     assert_done(mount, writes(mount, handle, 8 * PART, b"a" * (PART // 2)))
     close(mount, handle)
     assert stored(store, "a") == (b"a" * (PART // 2) + bytes(PART // 2)) * 8 + b"a" * (PART // 2)
+
+
+def test_no_part_goes_up_before_it_is_known_what_became_of_the_whole(mount: Composed, store: Held) -> None:
+    """The answer to its completion was lost. What was sent now would be in an upload that is no more."""
+    half = b"a" * (PART // 2)
+    handle = new(mount, "a", PART // 2)
+    for number in range(1, 9):
+        assert_done(mount, writes(mount, handle, number * PART, half))
+    assert local(handle) < 9 * len(half), "some of it is in parts alone"
+    store.lost.add("a")
+    with fails(errno.EIO):
+        mount.loop.run(partial(mount.parts.file_io.flush, handle))
+    for number in range(9, 18):
+        assert_done(mount, writes(mount, handle, number * PART, half))
+    close(mount, handle)
+    assert stored(store, "a") == (half + bytes(PART // 2)) * 17 + half
+    assert store._uploads == {}
+
+
+def test_a_closed_file_that_cannot_be_sent_is_not_tried_for_who_waits(mount: Composed, store: Held, disk: Disk) -> None:
+    """Its failures are none of the writer that waits: others may give it room."""
+    first, second = new(mount, "a", 3 * PART), new(mount, "b")
+    store.fault = _down_for_a
+    with fails(errno.EIO):
+        close(mount, first)
+    mount.loop.passes(1)
+    sent = store.calls["upload_part"]
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(1)
+    assert (waits, store.calls["upload_part"]) == ({}, sent)
+    disk.leaves(PART)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    store.fault = None
+    close(mount, second)
+
+
+def _down_for_a(operation: str, key: str) -> None:
+    if key == "a":
+        _down(operation, key)
 
 
 def _down(operation: str, key: str) -> None:
