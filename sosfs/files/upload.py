@@ -198,7 +198,7 @@ class Upload:
 
     def free(self, *, first: bool = False) -> bool:
         """Frees the bytes of parts sent behind the writer; whether any. The `first` one's apart: headers come last."""
-        if self._shared.keeping or self._draft.is_committing:
+        if self._shared.keeping or self._draft.is_committing or self._has_left_over:
             return False
         here = sorted(self._here & self._sent.keys())  # memory is freed from below
         ranges = [self._sent[number].range for number in here if (number != 1) != first]
@@ -260,7 +260,7 @@ class Upload:
         if parts and self._draft.base is not None:
             end = parts[-1]
             shared.blocks.offer_end(Source(self.key, version.etag, size), end.range.start, memoryview(end.body))
-        self._forget()
+        self._ended()
         return version
 
     async def _all_parts(self, size: int) -> list[_Sent]:
@@ -306,6 +306,12 @@ class Upload:
             return [made]
         parts = self._plan.ranges(job.stop, begin=job.start)
         return [self._kept(await self._send(part, self._draft.serial)) for part in parts]
+
+    @property
+    def _has_left_over(self) -> bool:
+        """Whether the file has been cut below parts that the server has: with these the whole may not be completed."""
+        last = self._plan.at(max(0, self._draft.size - 1)).number
+        return any(number > last for number in self._made)
 
     async def _without_left_over_parts(self) -> None:
         """Ceph 16 completes an upload with all its parts or not at all: where some are of no use it begins anew.
@@ -384,12 +390,13 @@ class Upload:
         """Drops the upload; what cannot be aborted now is aborted later (`multipart_uploads`)."""
         self._writer = 0
         await self._idle.wait()
-        if self._id and await self._shared.multiparts.abort(self.key, self._id):
+        if self._id:
+            await self._shared.multiparts.abort(self.key, self._id)
             self._forget()
 
     def _vanished(self) -> None:
         """The server knows the upload no more: the next try begins anew, but for bytes that were only there."""
-        self._forget()
+        self._ended()
         self._draft.strand()
 
     def _doubt(self) -> None:
@@ -397,8 +404,11 @@ class Upload:
         away = self._draft.away
         self._sent = {n: sent for n, sent in self._sent.items() if away.covers(sent.range.start, sent.range.stop)}
 
-    def _forget(self) -> None:
+    def _ended(self) -> None:
         self._shared.multiparts.ended(self._id)
+        self._forget()
+
+    def _forget(self) -> None:
         self._id = ""
         for known in (self._sent, self._made, self._here):
             known.clear()

@@ -183,6 +183,25 @@ def test_bytes_that_are_in_parts_alone_are_not_given_up_for_parts_of_no_use(
     assert stored(store) == DATA[: 6 * PART].ljust(36 * PART, b"\0")
 
 
+def test_an_upload_with_parts_of_no_use_is_left_where_it_cannot_be_aborted(mount: Composed, store: Noting) -> None:
+    """It could not be completed either: the file goes up anew, and the unmount tries to abort it once more."""
+
+    async def main() -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        await io.write(handle, 0, DATA[: 10 * PART])
+        (await upload_of(mount, handle)).follow(10 * PART)
+        await trio.testing.wait_all_tasks_blocked()
+        await io.truncate(handle.inode, 4 * PART)
+        store.errors["abort_multipart", "file"] = [StoreError(errno.EIO, "abort", status=500)]
+        await closed(mount, handle)
+        assert stored(store) == DATA[: 4 * PART]
+        assert len(store._uploads) == 1
+
+    mount.loop.run(main)
+    mount.loop.run(mount.parts.drain)
+    assert store._uploads == {}
+
+
 def test_a_writer_that_never_rests_does_not_have_its_part_sent_for_ever(mount: Composed, store: Noting) -> None:
     """It is sent four times; what came later is dirty again."""
 

@@ -437,6 +437,27 @@ def test_what_a_rename_or_a_commit_needs_is_not_freed(store: FakeStore, tmp_path
         run(mount, main)
 
 
+@pytest.mark.parametrize("length", [0, 2 * PART + 100])
+def test_nothing_is_freed_of_a_file_that_was_cut_below_parts_that_went_up(
+    store: FakeStore, tmp_path: Path, length: int
+) -> None:
+    """Ceph 16 completes an upload with all its parts or not at all: one with bytes in parts alone never would."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1  # as long as there is room
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        await mount.parts.file_io.truncate(handle.inode, length)
+        await streamed(mount, handle, BODY[length : 6 * PART], at=length)
+        await closed(mount, handle)
+        assert bodies(store) == {"file": BODY[: 6 * PART]}
+        assert store._uploads == {}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_a_file_is_completed_before_its_key_changes_and_no_other_is(tmp_path: Path, what: str) -> None:
     """Of itself or of a directory above: what is in a part alone cannot be sent to another key."""
