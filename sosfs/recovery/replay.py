@@ -271,10 +271,12 @@ class Adoption:
 
     async def run(self) -> set[str]:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
-        uploads = {key: (upload_id, begun_with) for upload_id, key, begun_with in self._journal.uploads()}
+        begun: dict[str, list[tuple[str, Properties]]] = {}
+        for upload_id, key, begun_with in self._journal.uploads():
+            begun.setdefault(key, []).append((upload_id, begun_with))
         kept: set[str] = set()
         for row, saved in self._spool_replay.drafts():
-            upload = uploads.get(saved.key)
+            upload = await self._upload(saved, begun.get(saved.key, []))
             if await self._adopt(row, saved, upload) and upload is not None:
                 kept.add(upload[0])
         await self._spool_replay.rest()
@@ -296,6 +298,28 @@ class Adoption:
         await self._commits.let_go(inode, open_file)
         inode.open_file = None
         return False
+
+    async def _upload(self, saved: SavedDraft, begun: list[tuple[str, Properties]]) -> tuple[str, Properties] | None:
+        """With which of the uploads that were `begun` for its key a draft goes on.
+
+        There are several where one could not be aborted, as that of a removed file: the right one has what is freed.
+        """
+        if len(begun) < 2:
+            return begun[0] if begun else None
+        freed = {(number, etag) for number, etag, _, _ in saved.parts}
+        for upload in begun if freed else ():
+            if freed <= await self._parts(saved.key, upload[0]):
+                return upload
+        return None
+
+    async def _parts(self, key: str, upload_id: str) -> set[tuple[int, str]]:
+        """Numbers and ETags of the parts of an upload; none where the server knows it no more."""
+        try:
+            return {(part.number, part.etag) for part in await self._uploader.store.list_parts(key, upload_id)}
+        except StoreError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            return set()
 
     def _draft(self, saved: SavedDraft, spool: Spool) -> Draft:
         base = Source(*saved.base) if saved.base is not None else None

@@ -458,6 +458,40 @@ def test_nothing_is_freed_of_a_file_that_was_cut_below_parts_that_went_up(
         run(mount, main)
 
 
+@pytest.mark.parametrize("issued", [0, 8], ids=["the old one first", "the new one first"])
+def test_a_crash_loses_nothing_where_the_upload_of_a_removed_file_could_not_be_aborted(
+    store: FakeStore, tmp_path: Path, issued: int
+) -> None:
+    """The journal has it beside that of the new file of this name, by their ids."""
+    store._issued = issued
+
+    def no_abort(operation: str, key: str) -> None:
+        if operation == "abort_multipart":
+            raise StoreError(errno.EIO, operation, status=500)
+
+    async def main(mount: Composed) -> None:
+        store.fault = no_abort
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        await mount.unlink("file")
+        await closed(mount, handle)
+        handle = await new(mount)
+        await streamed(mount, handle, BODY[::-1])
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        assert len(store._uploads) == 2
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        store.fault = None
+        mount.start()
+        mount.loop.passes(10)
+        assert bodies(store) == {"file": BODY[::-1]}
+        assert store._uploads == {}
+
+
 @pytest.mark.parametrize("what", ["file", "directory"])
 def test_a_file_is_completed_before_its_key_changes_and_no_other_is(tmp_path: Path, what: str) -> None:
     """Of itself or of a directory above: what is in a part alone cannot be sent to another key."""
