@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from sosfs.config.choices import PART_MAX, PART_MIN
-from sosfs.files.part_ranges import EARLIER, PartPlan, Range, plan_of
+from sosfs.files.part_ranges import EARLIER, PartPlan, Range, fitting, plan_of
 from sosfs.s3.protocol import OBJECT_MAX, PARTS_MAX
 from tests.support.drive import fails
 
@@ -52,3 +52,26 @@ def test_what_has_another_number_or_begins_elsewhere_is_no_part_of_a_plan() -> N
     assert plan.has([Range(2, 8 * MIB, 9 * MIB)])
     for other in (Range(3, 8 * MIB, 9 * MIB), Range(1, 1 * MIB, 2 * MIB), Range(2, 8 * MIB, 17 * MIB)):
         assert not plan.has([other])
+    assert not plan.has([Range(PARTS_MAX + 1, OBJECT_MAX * 99, OBJECT_MAX * 99 + 1)])
+
+
+def test_a_file_ends_with_its_last_part() -> None:
+    plan = PartPlan(8 * MIB)
+    assert list(plan.ranges(0)) == []
+    whole = [Range(1, 0, 8 * MIB), Range(2, 8 * MIB, 16 * MIB)]
+    assert list(plan.ranges(16 * MIB)) == whole
+    assert list(plan.ranges(16 * MIB + 1, begin=8 * MIB)) == [whole[1], Range(3, 16 * MIB, 16 * MIB + 1)]
+
+
+def test_a_plan_is_told_by_the_last_of_its_first_parts_and_what_is_usual_comes_first() -> None:
+    """Then how parts are made now, and how they once were last: the first thousand are alike in both."""
+    plan, usual = PartPlan(5 * MIB), PartPlan(16 * MIB)
+    parts = list(plan.ranges(20 * GIB))
+    for some in (parts[:3], parts[999:1000], parts[1000:1001]):
+        assert plan_of(some, usual).at(10 * GIB) == plan.at(10 * GIB)
+    assert plan_of(list(usual.ranges(GIB)), usual) is usual
+
+
+@pytest.mark.parametrize(("disk", "size"), [(1000 * MIB, 8 * MIB), (48 * MIB, 6 * MIB), (10 * MIB, PART_MIN)])
+def test_several_parts_fit_on_a_disk(disk: int, size: int) -> None:
+    assert fitting(8 * MIB, disk) == size

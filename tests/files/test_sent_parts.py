@@ -151,6 +151,19 @@ def test_a_part_of_which_bytes_are_still_in_the_bucket_alone_is_not_sent_before_
     assert stored(store) == DATA[: 2 * PART + 5] + b"x" + DATA[2 * PART + 6 : 8 * PART]
 
 
+@pytest.mark.parametrize(("size", "parts"), [(2 * PART, 0), (2 * PART + 1, 3)])
+def test_up_to_two_parts_are_sent_with_one_request(mount: Composed, store: Noting, size: int, parts: int) -> None:
+    async def main() -> None:
+        handle = await new(mount)
+        await mount.parts.file_io.write(handle, 0, DATA[:size])
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA[:size]
+    assert (store.calls["put"], store.calls["create_multipart"]) == ((0, 1) if parts else (1, 0))
+    assert len(store.parts) == parts
+
+
 # What is at the server already
 
 

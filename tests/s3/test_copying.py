@@ -17,7 +17,7 @@ from sosfs.s3.copying import copy_object
 from sosfs.s3.protocol import Acl, Detail, Grant, Headers, Object, Part, Properties, Version
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import bodies
+from tests.support.held import Held, bodies
 
 MIB = 1 << 20
 BODY = random.Random(31).randbytes(14 * MIB + 5)
@@ -64,6 +64,86 @@ def test_a_source_that_changed_is_not_copied_and_leaves_no_upload() -> None:
         assert (await store.list("", delimiter="")).objects[0].key == "old"
         assert len((await store.list("", delimiter="")).objects) == 1
         assert await store.list_uploads("") == []
+
+    trio.run(scene)
+
+
+class Begun:
+    """Who sees to it that uploads end, and notes how."""
+
+    def __init__(self, store: FakeStore) -> None:
+        self._store = store
+        self.aborted: list[tuple[str, str]] = []
+        self.completed: list[str] = []
+
+    async def begin(self, key: str, properties: Properties, *, acl: Acl | None = None) -> str:
+        """As `UploadsBegun.begin`."""
+        return "known here as " + await self._store.create_multipart(key, properties, acl=acl)
+
+    async def abort(self, key: str, upload_id: str) -> None:
+        """As `UploadsBegun.abort`."""
+        self.aborted.append((key, upload_id))
+
+    def ended(self, upload_id: str) -> None:
+        """As `UploadsBegun.ended`."""
+        self.completed.append(upload_id)
+
+
+class Renaming(FakeStore):
+    """Knows its uploads under the ids that `Begun` tells."""
+
+    async def create_multipart(self, key: str, properties: Properties, **options: Any) -> str:
+        """As `ObjectStore.create_multipart`."""
+        upload_id = await super().create_multipart(key, properties, **options)
+        self._uploads["known here as " + upload_id] = self._uploads.pop(upload_id)
+        return upload_id
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_who_sees_to_uploads_is_told_how_each_ends(is_changed: bool) -> None:
+    async def scene() -> None:
+        store = Renaming()
+        begun = Begun(store)
+        version = await store.put("old", BODY, CARRIED)
+        if is_changed:
+            await store.put("old", BODY[::-1], CARRIED)
+            with fails(errno.ESTALE):
+                await copy_object(store, "old", "new", version, properties=CARRIED, multiparts=begun)
+            assert (begun.aborted, begun.completed) == ([("new", "known here as upload-1")], [])
+        else:
+            await copy_object(store, "old", "new", version, properties=CARRIED, multiparts=begun)
+            assert (begun.aborted, begun.completed) == ([], ["known here as upload-1"])
+            assert bodies(store)["new"] == BODY
+
+    trio.run(scene)
+
+
+def test_one_request_copies_as_much_as_it_may() -> None:
+    async def scene() -> None:
+        store = FakeStore()
+        await copied(store, BODY[: 8 * MIB])
+        assert (store.calls["copy"], store.calls["copy_part"]) == (1, 0)
+        await copied(store, BODY[: 12 * MIB])
+        assert (store.calls["copy"], store.calls["copy_part"]) == (1, 2), "none of them is empty"
+        assert bodies(store)["new"] == BODY[: 12 * MIB]
+
+    trio.run(scene)
+
+
+def test_few_parts_are_copied_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Held()
+    store.before["copy_part"] = trio.Event()
+    monkeypatch.setattr(copying, "PART", MIB)
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", MIB)
+
+    async def scene() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(copied, store, BODY)
+            await trio.testing.wait_all_tasks_blocked()
+            waiting = store.before["copy_part"].statistics().tasks_waiting
+            store.before["copy_part"].set()
+        assert (waiting, store.calls["copy_part"]) == (copying.PARTS_AT_ONCE, 15)
+        assert bodies(store)["new"] == BODY
 
     trio.run(scene)
 

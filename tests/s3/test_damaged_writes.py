@@ -23,6 +23,8 @@ OTHER = md5(b"what arrived").hexdigest()
 CALLS = cast(SignedCalls, None)  # of which these tests make none
 BAD_DIGEST = StoreError(errno.EIO, "PUT", code="BadDigest", status=400)
 NO_ANSWER = StoreError(errno.ETIMEDOUT, "PUT")
+REPLACED = StoreError(errno.ESTALE, "PUT", code="PreconditionFailed", status=412)
+REMOVED = StoreError(errno.ENOENT, "PUT", code="NoSuchKey", status=404)
 
 
 def answered(etag: str, body: FileBody | None = None) -> Callable[[SignedCalls], Part]:
@@ -95,6 +97,7 @@ class Sending:
     def __init__(self, *ends: bool | StoreError) -> None:
         self._ends = ends
         self.sent = 0
+        self.unknown: StoreError | None = None  # the answer to a HEAD
 
     def _end(self) -> bool:
         self.sent += 1
@@ -112,6 +115,8 @@ class Sending:
         return Version(f"{self.sent}", 5), is_damaged
 
     async def _head(self) -> Object:
+        if self.unknown is not None:
+            raise self.unknown
         return Object("key", Version("2", 5), Properties())
 
     def part(self) -> int:
@@ -156,3 +161,25 @@ def test_what_stays_damaged_is_an_error_that_tells_what_to_do(
     with pytest.raises(DamagedWrite, match="--verify none") as caught:
         arrived(Sending(first, True))
     assert caught.value.errno == errno.EIO
+
+
+@pytest.mark.parametrize("what", [REPLACED, REMOVED], ids=["replaced", "removed"])
+def test_what_another_client_did_to_a_damaged_object_is_told_as_that(what: StoreError) -> None:
+    with pytest.raises(StoreError) as caught:
+        Sending(True, what).object()
+    assert caught.value is what
+
+
+def test_a_damaged_object_that_may_stand_there_is_known() -> None:
+    """Its second try got no answer."""
+    with pytest.raises(DamagedWrite) as caught:
+        Sending(True, NO_ANSWER).object()
+    assert caught.value.left == Version("1", 5)
+
+
+def test_what_stays_damaged_is_an_error_also_where_its_encryption_is_not_known() -> None:
+    sending = Sending(True, True)
+    sending.unknown = NO_ANSWER
+    with pytest.raises(DamagedWrite) as caught:
+        sending.object()
+    assert caught.value.left == Version("2", 5)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from sosfs.s3 import recognition
 from sosfs.s3.protocol import Guard, Object, Properties, Version
+from sosfs.s3.recognition import EARLIER_MAX, InFlight
 
 OURS = Properties(metadata={"mtime": "1700000000.123456789", "mode": "33188"})
 FOUND = Object("key", Version("e2", 5, 1), OURS)
@@ -35,3 +36,24 @@ def test_what_was_there_before_is_not_ours_whatever_its_time() -> None:
 def test_without_a_time_nothing_tells() -> None:
     token = recognition.token("md5", 5, Properties(), hashes=False)
     assert not recognition.is_ours(token, replace(FOUND, properties=Properties()), instead_of=Guard.ABSENT)
+
+
+def test_requests_without_an_answer_are_known_until_one_is_answered() -> None:
+    flight = InFlight()
+    assert flight.tokens == ()
+    flight.sent("a", 3)
+    assert (flight.tokens, flight.serial) == (("a",), 3)
+    for token in ("b", "a", "b", "c"):
+        flight.sent(token, 4)
+    assert (flight.tokens, flight.serial) == (("c", "a", "b"), 4)
+    flight.answered()
+    assert (flight.tokens, flight.serial) == ((), 0)
+    flight.sent("d", 5)
+    assert flight.tokens == ("d",)
+
+
+def test_of_many_requests_without_an_answer_the_newest_are_known() -> None:
+    flight = InFlight()
+    for number in range(2 * EARLIER_MAX):
+        flight.sent(f"{number}", number)
+    assert set(flight.tokens) == {f"{number}" for number in range(EARLIER_MAX - 1, 2 * EARLIER_MAX)}
