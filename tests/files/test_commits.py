@@ -26,6 +26,7 @@ from sosfs.files.spool import Spool
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored, told
 
 JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
@@ -964,6 +965,37 @@ def test_a_failure_to_keep_the_loser_gives_up_nothing_of_it(tmp_path: Path, size
 
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
+
+
+def test_a_write_that_comes_too_late_for_the_loser_takes_nothing_of_it(mount: Composed, store: Held) -> None:
+    """Nor of what is kept beside later, where that has failed the first time."""
+    ends: dict[str, Any] = {}
+
+    def no_conflict_file(operation: str, key: str) -> None:
+        if ".conflict-" in key:
+            raise silence(operation)
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"our")
+        await store.put("file", b"theirs", Properties())
+        first, second = trio.Event(), trio.Event()
+        store.before["put"] = first
+        await begun(mount, partial(told, ends, "close", partial(mount.parts.file_io.flush, handle)))
+        store.before["put"] = second
+        await settled(first)
+        with fails(errno.ESTALE):
+            await mount.parts.file_io.write(handle, 0, b"!")
+        store.fault = no_conflict_file
+        await settled(second)
+        assert "no answer" in ends["close"]
+        store.fault = None
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+        assert (stored(store), _beside(store)) == (b"theirs", b"our")
+
+    mount.loop.run(main)
 
 
 def test_a_loser_whose_base_is_gone_keeps_what_was_written(tmp_path: Path) -> None:

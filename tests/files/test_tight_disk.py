@@ -199,6 +199,17 @@ def test_who_is_alone_on_a_full_disk_is_told_at_once(mount: Composed, disk: Disk
     close(mount, handle)
 
 
+def test_who_makes_good_half_of_what_was_refused_is_told_at_the_close(mount: Composed, store: Held, disk: Disk) -> None:
+    handle = new(mount, "a")
+    disk.leaves(10)
+    assert is_full(writes(mount, handle, 300, b"a" * 100))
+    disk.leaves(PART)
+    assert writes(mount, handle, 300, b"a" * 50) == {"end": 50}
+    with fails(errno.ENOSPC):
+        close(mount, handle)
+    assert bodies(store) == {}
+
+
 def test_files_that_hold_no_room_are_not_waited_for(mount: Composed, disk: Disk) -> None:
     """Another program has created one, and written nothing yet."""
     handle, empty = new(mount, "a"), new(mount, "b", 0)
