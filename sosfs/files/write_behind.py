@@ -113,7 +113,6 @@ class WriteBehind:
 
     async def _stored(self, inode: Inode, draft: Draft, offset: int, data: bytes | memoryview) -> OSError | None:
         """None once it is in the draft, or what the disk says that has no room. Raises what else it says."""
-        before = draft.size
         try:
             self._commits.records.touched(inode)
             await draft.write(offset, data)
@@ -125,7 +124,7 @@ class WriteBehind:
             self._went_on = trio.current_time()
         upload = _upload_of(inode)
         if upload is not None:  # also one that was begun meanwhile: it may have sent what was there before
-            upload.written(min(before, offset), offset + len(data))
+            upload.written(offset, offset + len(data))
         return None
 
     def _refusal(self, inode: Inode, draft: Draft, offset: int, stop: int) -> OSError | None:

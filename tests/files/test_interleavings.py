@@ -26,7 +26,7 @@ from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, settled, stored, told
 
 MIB = 1 << 20
 
@@ -230,6 +230,41 @@ def test_who_lost_does_not_go_on_writing_into_the_winner(tmp_path: Path) -> None
         mount.loop.run(partial(main, mount))
         mount.loop.passes(5)
         assert stored(store) == b"the winner's bytes, all of them\n"
+
+
+def test_a_write_that_waits_for_the_journal_while_the_file_loses_is_not_acknowledged(tmp_path: Path) -> None:
+    """What it has begun on is gone then: its bytes would be nowhere."""
+    store, held, ends = FakeStore(), trio.Event(), dict[str, Any]()
+    waits = [held]  # of which the first sync is the write's
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * 300_000, Properties())
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * 300_000)
+        await mount.parts.file_io.fsync(handle.inode)
+        await store.put("file", b"theirs", Properties())
+        sync = mount._journal.sync
+
+        async def slowly() -> None:
+            if waits:
+                await waits.pop().wait()
+            await sync()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(mount._journal, "sync", slowly)
+            await begun(mount, partial(told, ends, "write", partial(mount.parts.file_io.write, handle, 0, b"!")))
+            with fails(errno.ESTALE):
+                await mount.parts.commits.commit(handle.inode)
+            assert ends == {}
+            await settled(held)
+        assert f"({errno.ESTALE}" in ends["write"]
+        await closed(mount, handle)
+        found = bodies(store)
+        assert found.pop("file") == b"theirs"
+        assert list(found.values()) == [b"n" * 300_000]
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
 
 
 def test_a_file_is_replaced_only_if_it_is_what_it_was_when_it_was_opened(tmp_path: Path) -> None:
