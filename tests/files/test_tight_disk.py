@@ -18,7 +18,7 @@ import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle, draft_of
-from sosfs.files.spool import SpoolArea
+from sosfs.files.spool import Spool, SpoolArea
 from sosfs.files.write_behind import IDLE
 from sosfs.journal.journal import Journal
 from tests.support.composed import Composed, composed
@@ -345,6 +345,31 @@ def test_who_waits_for_one_that_goes_on_waits_as_long_as_that_writes(mount: Comp
     close(mount, first, second)
 
 
+def test_one_whose_bytes_are_on_their_way_to_the_disk_goes_on(mount: Composed, disk: Disk) -> None:
+    """However slow the disk is, no other takes what room there is."""
+    first, second = (new(mount, path) for path in "ab")
+    done, write, slow = trio.Event(), Spool.write, first.open_file.draft
+
+    async def slowly(spool: Spool, offset: int, data: bytes | memoryview) -> None:
+        if slow is not None and spool is slow.spool:
+            await done.wait()
+        await write(spool, offset, data)
+
+    disk.leaves(PART + 50)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spool, "write", slowly)
+        goes_on = writes(mount, first, 300, b"a" * 100)
+        waits = writes(mount, second, 300, b"b" * 100)
+        mount.loop.passes(IDLE - 1)
+        assert (goes_on, waits) == ({}, {})
+        mount.loop.run(partial(settled, done))
+    assert goes_on == {"end": 100}
+    disk.leaves(5 * PART)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, first, second)
+
+
 def test_one_that_rests_is_nothing_to_wait_for_where_nobody_can_go_on(mount: Composed, disk: Disk) -> None:
     first, second = (new(mount, path) for path in "ab")
     disk.leaves(PART + 50)
@@ -562,6 +587,25 @@ def test_parts_of_a_small_file_go_up_while_it_is_written_where_the_disk_is_short
     assert stored(store, "a") == b"a" * (PART + 400)
 
 
+def test_a_limit_below_a_few_parts_stops_nobody(tmp_path: Path, store: Held, disk: Disk) -> None:
+    """Else no part could get full."""
+    with composed(store, tmp_path, part_size=PART, dirty_limit=PART) as mount:
+        disk.mount = mount
+        handle = new(mount, "a")
+        for at in range(300, 6 * PART, PART // 2):
+            assert writes(mount, handle, at, b"a" * (PART // 2)) == {"end": PART // 2}
+        close(mount, handle)
+
+
+def test_for_a_few_changes_nothing_is_asked_before_the_close(mount: Composed, store: Held, disk: Disk) -> None:
+    handle = _of_another(mount, store)
+    disk.leaves(3 * PART)
+    for at in (5, 9 * PART):
+        assert writes(mount, handle, at, b"!" * 50) == {"end": 50}
+    assert store.calls["get_acl"] == 0
+    close(mount, handle)
+
+
 def test_parts_with_holes_go_up_where_none_is_full(mount: Composed, store: Held) -> None:
     """The file may not hold more here, and half of each part is all that it ever has."""
     handle = new(mount, "a", PART // 2)
@@ -643,6 +687,32 @@ def test_who_sends_parts_in_vain_is_told(mount: Composed, store: Held) -> None:
     assert_done(mount, writes(mount, handle, 8 * PART, b"a" * (PART // 2)))
     close(mount, handle)
     assert stored(store, "a") == (b"a" * (PART // 2) + bytes(PART // 2)) * 8 + b"a" * (PART // 2)
+
+
+def test_who_waits_for_parts_that_fail_is_told(mount: Composed, store: Held, disk: Disk) -> None:
+    """Nothing comes of them soon, which have been tried for minutes by then."""
+    first, second = new(mount, "a", 3 * PART), new(mount, "b")
+    store.fault = _down
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    mount.loop.passes(1)
+    assert is_full(waits)
+    store.fault = None
+    disk.leaves(PART)
+    assert writes(mount, second, 300, b"b" * 100) == {"end": 100}
+    close(mount, first, second)
+
+
+def test_of_a_new_file_no_half_is_stored_for_less_than_a_part(mount: Composed, store: Held, disk: Disk) -> None:
+    first, second = new(mount, "a", 3 * PART // 4), new(mount, "b")
+    disk.leaves(10)
+    waits = writes(mount, first, 3 * PART // 4, b"a" * 100)
+    mount.loop.passes(1)
+    assert (waits, bodies(store)) == ({}, {})
+    disk.leaves(PART)
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, first, second)
 
 
 def test_no_part_goes_up_before_it_is_known_what_became_of_the_whole(mount: Composed, store: Held) -> None:
