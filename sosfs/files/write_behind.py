@@ -168,6 +168,8 @@ class WriteBehind:
             waiting.hope = trio.current_time()
             return
         has_failed = self._uploader.failures > waiting.failures
+        # Looked at before others are asked to send: while that takes they may go, and leave their room.
+        is_hopeless = trio.current_time() > waiting.hope + self._patience or not self._has_company(inode)
         if not has_failed:
             await self._sends()
             self._send_begun(inode, draft, offset)
@@ -180,7 +182,7 @@ class WriteBehind:
         elif draft.local.total >= (RELIEF if draft.base or draft.safe > draft.saved else self._uploader.plan.first):
             await self._relieve(inode, draft, refusal)
             return
-        elif trio.current_time() > waiting.hope + self._patience or not self._has_company(inode):
+        elif is_hopeless:
             raise refusal
         await trio.sleep(POLL)
 

@@ -21,6 +21,7 @@ from sosfs.files.open_file import Handle, draft_of
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.files.write_behind import IDLE
 from sosfs.journal.journal import Journal
+from sosfs.s3.protocol import Acl
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
@@ -528,6 +529,31 @@ def test_what_a_commit_is_about_to_send_is_not_freed(mount: Composed, disk: Disk
     close(mount, first, second)
 
 
+def test_no_part_goes_up_of_a_file_that_was_closed_while_its_acl_was_asked_for(
+    mount: Composed, store: Held, disk: Disk
+) -> None:
+    """Nobody would end its upload, which would be paid for."""
+    first, second = _of_another(mount, store), new(mount, "b")
+    assert writes(mount, first, 0, b"n" * PART) == {"end": PART}
+    held, ask = trio.Event(), store.get_acl
+
+    async def late(key: str) -> Acl:
+        store.get_acl = ask  # type: ignore[method-assign]
+        await held.wait()
+        return await ask(key)
+
+    store.get_acl = late  # type: ignore[method-assign]
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    close(mount, first)
+    assert stored(store) == b"n" * PART + b"o" * 31 * PART
+    mount.loop.run(partial(settled, held))
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, second)
+    assert store._uploads == {}
+
+
 @pytest.mark.parametrize("what", ["new", "new over another", "of the bucket", "below a directory"])
 def test_what_went_up_under_another_name_is_not_freed(mount: Composed, store: Held, disk: Disk, what: str) -> None:
     """Since a rename it is in an upload that nobody completes, and in no other place than here."""
@@ -549,7 +575,7 @@ def test_what_went_up_under_another_name_is_not_freed(mount: Composed, store: He
     assert store._uploads == {}
 
 
-@pytest.mark.parametrize("size", [PART + 100, 3 * PART])
+@pytest.mark.parametrize("size", [PART, PART + 100, 3 * PART])
 def test_parts_of_other_files_go_up_for_who_finds_no_room(mount: Composed, store: Held, disk: Disk, size: int) -> None:
     """Also those of a file that nobody writes to now, and its first, where headers may be written last, if need be."""
     first = new(mount, "a", size)
@@ -615,6 +641,36 @@ def test_parts_with_holes_go_up_where_none_is_full(mount: Composed, store: Held)
     assert store.calls["complete_multipart"] == 0
     close(mount, handle)
     assert stored(store, "a") == (b"a" * (PART // 2) + bytes(PART // 2)) * 11 + b"a" * (PART // 2)
+
+
+def test_the_part_that_is_being_written_stays_here(mount: Composed, store: Held) -> None:
+    """Else the file would be completed for each half of a part."""
+    half = b"a" * (PART // 2)
+    handle = new(mount, "a", PART // 2)
+    for number in range(1, 8):
+        assert_done(mount, writes(mount, handle, number * PART, half))
+    assert_done(mount, writes(mount, handle, 2 * PART + len(half), half))
+    assert local(handle) < LIMIT
+    assert store.calls["complete_multipart"] == 0
+    close(mount, handle)
+    body = (half + bytes(len(half))) * 7 + half
+    assert stored(store, "a") == body[: 2 * PART] + half + half + body[3 * PART :]
+
+
+def test_parts_with_holes_wait_for_full_ones(mount: Composed, store: Held, disk: Disk) -> None:
+    """What is written into them meanwhile would be sent twice."""
+    first, second = new(mount, "a", 3 * PART), new(mount, "b")
+    assert writes(mount, second, 2 * PART, b"b") == {"end": 1}
+    store.before["upload_part"] = trio.Event()
+    disk.leaves(10)
+    waits = writes(mount, second, 2 * PART + 1, b"b" * 100)
+    mount.loop.passes(1)
+    assert (waits, store.reached) == ({}, {("upload_part", "a")})
+    mount.loop.run(partial(settled, store.before.pop("upload_part")))
+    mount.loop.passes(1)
+    assert waits == {"end": 100}
+    close(mount, first, second)
+    assert stored(store, "b") == (b"b" * 300).ljust(2 * PART, b"\0") + b"b" * 101
 
 
 def assert_done(mount: Composed, ends: dict[str, Any]) -> None:
