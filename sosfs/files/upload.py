@@ -128,7 +128,7 @@ class Upload:
         self._shared = uploader
         self._plan = uploader.plan
         self._draft = draft
-        self._piece = max(1, min(COPY_MAX, draft.base.size // PARTS_AT_ONCE if draft.base else 0))
+        self._piece = min(COPY_MAX, draft.base.size // PARTS_AT_ONCE if draft.base else 0)
         self._id = ""
         self._begin = FairLock()
         self._condition: Condition = Guard.NONE  # under which the object will be made

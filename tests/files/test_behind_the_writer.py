@@ -97,6 +97,7 @@ def test_a_part_that_was_written_anew_goes_up_again_before_the_close(mount: Comp
         await written(mount, handle, 2, 2, b"!")
         await written(mount, handle, 13, 14)
         assert there(store) == {number: b"!" if number == 2 else b"n" for number in range(1, 14)}
+        assert store.calls["upload_part"] == 14, "that one twice, and no other"
         await closed(mount, handle)
         assert stored(store)[PART : 2 * PART] == b"!" * PART
 
@@ -172,6 +173,20 @@ def test_what_is_small_or_changed_in_place_is_sent_once(mount: Composed, store: 
         handle = await new(mount)
         await written(mount, handle, 1, FROM - 1)
         assert store._uploads == {}
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+def test_what_went_up_stays_here_where_there_is_room(mount: Composed, store: Held) -> None:
+    """Who reads it does not have the file completed for that."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 14)
+        assert len(there(store)) == 13
+        assert bytes(await mount.parts.file_io.read(handle, 0, 14 * PART)) == b"n" * 14 * PART
+        assert store.calls["complete_multipart"] == 0
         await closed(mount, handle)
 
     run(mount, main)

@@ -164,6 +164,24 @@ def test_up_to_two_parts_are_sent_with_one_request(mount: Composed, store: Notin
     assert len(store.parts) == parts
 
 
+@pytest.mark.parametrize(("most", "copies"), [(2 * PART, 20), (1 << 30, 16)], ids=["as long as it may be", "shared"])
+def test_what_is_as_it_was_is_copied_side_by_side(
+    mount: Composed, store: Noting, monkeypatch: pytest.MonkeyPatch, most: int, copies: int
+) -> None:
+    """In pieces of what one request may copy, or of a sixteenth of the file."""
+    monkeypatch.setattr("sosfs.files.upload.COPY_MAX", most)
+
+    async def main() -> None:
+        await put_all(store, {"file": DATA})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 39 * PART, b"!")
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA[: 39 * PART] + b"!" + DATA[39 * PART + 1 :]
+    assert (store.parts, store.calls["copy_part"]) == ([40], copies)
+
+
 # What is at the server already
 
 

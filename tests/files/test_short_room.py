@@ -25,7 +25,7 @@ from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, Plan, What, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, settled, stored
+from tests.support.held import Held, begun, bodies, closed, opened, settled, stored, told
 from tests.support.power import Machine
 
 PART = 4096
@@ -273,6 +273,31 @@ def test_a_file_that_is_removed_while_it_is_written_is_gone(store: FakeStore, tm
         assert bytes(await mount.parts.file_io.read(handle, PART, PART)) == BODY[:PART]
         await closed(mount, handle)
         assert (bodies(store), store._uploads) == ({}, {})
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+@pytest.mark.parametrize("does", ["read", "write"])
+def test_who_needs_bytes_of_a_file_whose_removal_fails_has_them(tmp_path: Path, does: str) -> None:
+    """It is completed for that once it is certain that it stays."""
+    store, ends = Held(), dict[str, Any]()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        handle, io = await opened(mount), mount.parts.file_io
+        await streamed(mount, handle, BODY)
+        held = store.before["upload_part"] = trio.Event()
+        needs = partial(io.read, handle, PART, 9) if does == "read" else partial(io.write, handle, PART, b"!")
+        await begun(mount, partial(told, ends, "needs", needs))
+        store.errors["delete", "file"] = [StoreError(errno.EACCES, "delete", code="AccessDenied", status=403)]
+        await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+        store.before.clear()
+        await settled(held)
+        assert "AccessDenied" in ends["unlink"]
+        assert ends["needs"] == (BODY[PART : PART + 9] if does == "read" else 1)
+        await closed(mount, handle)
+        assert stored(store) == (BODY if does == "read" else BODY[:PART] + b"!" + BODY[PART + 1 :])
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
