@@ -75,7 +75,7 @@ class Journal:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / FILE
-        self._is_new = not self._path.exists()
+        self._is_new = not any(directory.glob("journal.*"))  # nor what a repair has left that was cut short
         self.damage = Damage(directory / DAMAGED)
         with contextlib.ExitStack() as undo:
             self._lock = locked(directory)
@@ -104,15 +104,19 @@ class Journal:
 
     def close(self) -> None:
         """Closes the database and lets others have it."""
+        self._close()
+        os.close(self._lock)
+
+    def _close(self) -> None:
         is_idle = self.finding is Finding.SOUND and not any(map(self._db.count, SCHEMA.keys() - {"facts"}))
         self._db.close(is_idle=is_idle)
         self._mark.close()
-        os.close(self._lock)
 
     def withdraw(self) -> None:
         """Closes it for a mount that never began: a journal that nobody had before is no bucket's afterwards."""
-        self.close()
+        self._close()
         self._leave_nothing()
+        os.close(self._lock)
 
     def _leave_nothing(self) -> None:
         for name in (FILE, f"{FILE}-wal", f"{FILE}-shm", MARK) if self._is_new else ():

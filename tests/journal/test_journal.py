@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from sosfs.disk.database import checksum
+from sosfs.disk.lock import locked
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes, SavedDraft
 from sosfs.journal.salvage import Finding
@@ -221,6 +222,27 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
         holder.kill()
         holder.communicate()
     Journal(tmp_path, OWNER).close()  # a kill leaves no lock behind
+
+
+def test_who_comes_while_a_journal_is_withdrawn_does_not_lose_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files go before the lock does."""
+    unlink, gone = Path.unlink, list[str]()
+
+    def watched(path: Path, *, missing_ok: bool = False) -> None:
+        if path.name.startswith("journal"):
+            gone.append(path.name)
+            with fails(errno.EBUSY):
+                locked(tmp_path)
+        unlink(path, missing_ok=missing_ok)
+
+    one = Journal(tmp_path, OWNER)
+    monkeypatch.setattr(Path, "unlink", watched)
+    one.withdraw()
+    assert "journal.sqlite" in gone
+    assert not list(tmp_path.glob("journal*"))
+    os.close(locked(tmp_path))
 
 
 def test_those_who_sync_together_share_one_fsync(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -456,6 +456,31 @@ def test_a_crash_at_any_step_of_the_repair_loses_nothing(
     raise AssertionError("it never got through")
 
 
+def test_a_mount_that_does_not_begin_after_a_crash_of_the_repair_leaves_what_was_saved(
+    left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old database is set aside, the new one has not its name yet; then the bucket cannot be reached."""
+    there = left.copy(tmp_path / "after")
+    log = (left.directory / FILES[1]).read_bytes()
+    (there / FILES[1]).write_bytes(log[: len(log) - 5000])
+    rename = Path.rename
+
+    def dying(path: Path, target: Path) -> Path:
+        if target == there / FILES[0]:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying)
+        with pytest.raises(KeyboardInterrupt):
+            Journal(there, OWNER)
+    assert not (there / FILES[0]).exists()
+    Journal(there, OWNER).withdraw()
+    with opened(there) as one:
+        assert len(contents(one)["drafts"]) == 2
+        assert one.finding is Finding.INCOMPLETE
+
+
 @pytest.mark.parametrize("harm", ["row", "log"])
 def test_what_cannot_be_set_aside_stays_and_the_mount_is_refused(
     left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
