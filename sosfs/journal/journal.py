@@ -93,8 +93,8 @@ class Journal:
             self.note("owner", owner)
             undo.pop_all()
         self._is_put_off = False
-        self._keys: dict[int, str] = {}  # of the drafts that were written down here, by row
-        self._renamed: dict[int, tuple[str, str]] = {}  # the keys of renames that began here
+        self._keys: dict[int, str] = {}  # of the drafts that were written down or read here, by row
+        self._renamed: dict[int, tuple[str, str]] = {}  # the keys of renames that began or were read here
         self._outdated: dict[str, int] = {}  # keys of which the disk may have old rows: since which transaction
         self._outdated_trees: dict[str, int] = {}  # the same of prefixes
 
@@ -216,7 +216,7 @@ class Journal:
     def save_draft(self, row: int, saved: SavedDraft) -> int:
         """Stores a draft in its row, or in a new one for 0; returns the row."""
         if row:
-            self._outdates(saved.key)
+            self._outdates(saved.key, self._keys.get(row, saved.key))
         row = row or self._db.new_id()
         self._put_draft(row, json.dumps(draft_record(saved)), saved.blob, Need.PROMISE, is_open=False)
         self._keys[row] = saved.key
@@ -230,7 +230,10 @@ class Journal:
     def alter_draft(self, row: int, change: Callable[[SavedDraft], SavedDraft]) -> None:
         """Changes what a row says of a draft; its bytes stay, and whether its spool is being written to."""
         _, record, body, is_open = self._db.row("drafts", row)
-        changed = change(draft_back(json.loads(record), body or b""))
+        known = draft_back(json.loads(record), body or b"")
+        changed = change(known)
+        if changed.key != known.key:
+            self._outdates(known.key, changed.key)
         self._put_draft(row, json.dumps(draft_record(changed)), changed.blob, Need.RELIEF, is_open=bool(is_open))
         self._keys[row] = changed.key
 
@@ -258,6 +261,7 @@ class Journal:
         tokens: Mapping[int, str] = dict(self._db.rows("goings"))
         for row, record, body, is_open in self._db.rows("drafts"):
             known = json.loads(record)
+            self._keys[row] = known["key"]
             known["going"] = [tokens[row], True] if row in tokens else known["going"]
             below = known.get("before") if row in tokens else None
             while below:
@@ -336,7 +340,9 @@ class Journal:
 
     def renames(self) -> list[tuple[int, str, str]]:
         """Renames under way, oldest first."""
-        return self._db.rows("renames")
+        rows = self._db.rows("renames")
+        self._renamed |= {row: (old, new) for row, old, new in rows}
+        return rows
 
     def add_intent(self, key: str, since: int) -> None:
         """A multipart upload of this key is about to begin, at `since` (epoch): its id is not known before the answer.
