@@ -96,6 +96,7 @@ class Database:
         self._undo: list[tuple[tuple[str, Value], int | None]] | None = None  # of the transaction that is open
         self._syncing = FairLock()
         self._log = -1
+        self._is_log_whole = True  # as far as the disk has it
         self._synced: int = self.number
         self._checkpointed: int = self.number
         self.wrote: Callable[[], None] = _nothing  # is called after each transaction
@@ -318,8 +319,7 @@ class Database:
         try:
             if self._log < 0:
                 self._log = os.open(self._path.with_name(self._path.name + "-wal"), os.O_RDONLY | os.O_CLOEXEC)
-            # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
-            os.fdatasync(self._log)
+            self._sync_log()
             state = os.fstat(self._log)
             is_there = state.st_nlink > 0 and self._path.exists()
             is_long = is_long or state.st_size > 2 * log_size(self._path)
@@ -331,6 +331,25 @@ class Database:
         if is_long:
             with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
                 db.execute("pragma wal_checkpoint(passive)")
+
+    def _sync_log(self) -> None:
+        """Brings the log to the disk. Raises OSError.
+
+        What the kernel could not write it gives up, and finds nothing wrong the next time; what comes after such a gap
+        no reader of the log finds. So after a failure all goes into the database, and the log begins anew.
+        """
+        if not self._is_log_whole and self._path.exists():
+            try:
+                with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as db:
+                    (is_busy, *_) = db.execute("pragma wal_checkpoint(truncate)").fetchone()
+            except sqlite3.Error as error:
+                raise os_error(error, self._path) from error
+            if is_busy:
+                raise OSError(errno.EIO, "the journal's log is in use, and cannot begin anew", str(self._path))
+        self._is_log_whole = False
+        # Once the log was filled and begins anew, its length stays, and fdatasync has no inode to write.
+        os.fdatasync(self._log)
+        self._is_log_whole = True
 
     def close(self, *, is_idle: bool) -> None:
         """Closes it. `is_idle`: nothing in it matters any more, so that it may as well be removed."""
