@@ -23,6 +23,7 @@ import tests.support.fake_store
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.files.spool import SpoolArea
 from sosfs.s3.protocol import (
     NOTHING,
     Acl,
@@ -558,6 +559,44 @@ def test_an_upload_that_the_server_forgot_is_begun_anew(tmp_path: Path) -> None:
         mount.loop.run(mount.settle)
         assert stored(store) == body
         assert mount.loop.run(partial(_uploads, mount)) == []
+
+
+@pytest.mark.promise(3)
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("other", ["before", "after", "after, and gone"])
+def test_bytes_that_are_in_parts_alone_are_found_in_their_upload_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    """Of the same key there is one that could not be aborted yet."""
+    store, body = Held(), _body(20)
+    monkeypatch.setattr("sosfs.files.spool.SPILL", 1000)
+    monkeypatch.setattr("sosfs.files.write_behind.SPILL", 1000)
+    monkeypatch.setattr("sosfs.files.write_behind.RELIEF", PART)
+    monkeypatch.setattr("sosfs.files.spool.INLINE", 500)
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: False))
+
+    async def before(mount: Composed) -> None:
+        if other == "before":
+            await mount.parts.multiparts.begin("file", Properties())
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_WRONLY)
+        for at in range(0, len(body), PART // 2):
+            await mount.parts.file_io.write(handle, at, body[at : at + PART // 2])
+            await trio.testing.wait_all_tasks_blocked()
+        draft = handle.open_file.draft
+        assert draft is not None and draft.away.total
+        assert draft.size == len(body)
+        if other != "before":
+            upload_id = await mount.parts.multiparts.begin("file", Properties())
+            if other != "after":
+                del store._uploads[upload_id]
+        await mount.parts.commits.record_all()
+
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART, dirty_limit=3 * PART) as mount:
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": body}
+        assert not store._uploads
 
 
 @pytest.mark.usefixtures("small_parts")
