@@ -128,7 +128,7 @@ class Database:
 
     def row(self, table: str, key: Value) -> Row:
         """The row with this key, which must be there. Raises OSError EIO."""
-        for change in reversed(self._owed):
+        for change in reversed(self._owed + self._block):
             if change.place == (table, key) and change.total is not None:
                 return change.values[:-1]
         found = self._read(f"select * from {table} where {self._key[table]} = ?", table, key)
@@ -227,7 +227,7 @@ class Database:
             self._commit(need, may_owe=need is Need.RELIEF)
         except BaseException:
             undo: list[tuple[tuple[str, Value], int | None]] = self._undo or []
-            self._undo = None
+            self._undo, self._block = None, []
             for place, before in reversed(undo):
                 self._set(place, before)
             self._roll_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties, Version
+from tests.journal.test_journal import SMALL
 from tests.support.disks import fill, free, small_disk, take_inodes
 from tests.support.drive import fails
 
@@ -113,6 +115,43 @@ def test_rows_that_cannot_go_are_owed(disk: Path, monkeypatch: pytest.MonkeyPatc
     journal.close()
     journal = Journal(disk, OWNER)
     assert (journal.deletes(), len(journal.attributes())) == ([], before - 1)
+    journal.close()
+
+
+def test_a_row_that_is_owed_is_read_as_it_was_changed_last(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the next change of it would take back the one before."""
+    journal = Journal(disk, OWNER)
+    row = journal.save_draft(0, SMALL)
+    (disk / "reserve").unlink()
+    monkeypatch.setattr("sosfs.disk.reserve.Reserve.give_up", lambda self: False)
+    ballast = fill(disk)
+    fill_journal(journal)
+
+    def change() -> None:
+        with journal.together():
+            journal.alter_draft(row, lambda one: replace(one, size=one.size + 1))
+            journal.alter_draft(row, lambda one: replace(one, base_stop=one.base_stop + 1))
+
+    for _ in range(2):
+        change()
+    found = journal.draft(row)
+    assert (found.size, found.base_stop) == (SMALL.size + 2, 2)
+    ballast.unlink()
+    change()
+    journal.close()
+    journal = Journal(disk, OWNER)
+    ((_, found),) = journal.drafts()
+    assert (found.size, found.base_stop) == (SMALL.size + 3, 3)
+    journal.close()
+
+
+def test_a_row_is_read_as_it_was_before_what_was_taken_back(disk: Path) -> None:
+    journal = Journal(disk, OWNER)
+    row = journal.save_draft(0, SMALL)
+    with pytest.raises(ZeroDivisionError), journal.together():
+        journal.alter_draft(row, lambda one: replace(one, size=7))
+        raise ZeroDivisionError
+    assert journal.draft(row).size == SMALL.size
     journal.close()
 
 
