@@ -35,14 +35,16 @@ def _classed(properties: Properties, storage_class: str | None) -> Properties:
 def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
     """Another client rewrote the metadata alone: they are read again. A file's other bytes are `Merger.seen`'s matter.
 
-    After our own write any time would do (`Version.same_as`), so that what was noted with it has to tell.
+    After our own write any time would do (`Version.same_as`), so that what was noted with it has to tell. A directory
+    that had no marker has one now.
     """
-    if inode.pins or inode.version is None or inode.known is not Known.ALL:
+    if inode.pins or inode.known is not Known.ALL or (inode.version is None and not inode.is_directory):
         return
-    noted = known if inode.version.modified is None else None
-    if noted.holds_for(listed) if noted is not None else listed.same_as(inode.version):
-        inode.version = listed
-        return
+    if inode.version is not None:
+        noted = known if inode.version.modified is None else None
+        if noted.holds_for(listed) if noted is not None else listed.same_as(inode.version):
+            inode.version = listed
+            return
     inode.known = Known.NAME if listed.size <= SYMLINK_MAX and not inode.is_directory else Known.SIZE
     inode.whole, inode.acl_private_until = False, 0.0
 

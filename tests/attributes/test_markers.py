@@ -377,3 +377,22 @@ def test_who_may_not_write_is_told_by_the_next_who_asks(tmp_path: Path, store: H
 
 def _refuse() -> None:
     raise StoreError(errno.EACCES, "UploadPart", code="AccessDenied", status=403)
+
+
+def test_a_marker_that_another_client_makes_later_is_seen_and_kept(tmp_path: Path, store: Held) -> None:
+    """Of a directory that was asked for when it had none: what that has given it is shown, and stays."""
+
+    async def begin(mount: Composed) -> None:
+        mount.loop._clock.jump(1)  # time 0 is "never" to a directory
+        await put_all(store, {"d/x": b"x"})
+        assert stat.S_IMODE((await mount._walk("d")).mode) == 0o755
+        await store.put("d/", b"", THEIRS, acl=PUBLIC)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(2 * TTL)
+        mount.loop.run(mount.tree)
+        assert shown(mount) == (0o700, 9, None)
+        mount.loop.run(partial(set_xattr, mount))
+        mount.loop.passes(3)
+        require_theirs(store, 0o700, "red")
