@@ -302,11 +302,14 @@ class Changes(Revalidation):
         """Makes sure the properties are complete and recent, for rewriting them.
 
         What another client has set of the same bytes stays. Of other bytes nothing is taken: the condition on the write
-        will tell.
+        will tell. Nor of an answer that what was stored here meanwhile has overtaken: it is asked for again.
         """
-        if is_new(inode) or (inode.whole and trio.current_time() < inode.checked + self.ttl):
-            return
-        self._stands_on(inode, await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE))
+        while not is_new(inode) and not (inode.whole and trio.current_time() < inode.checked + self.ttl):
+            before = inode.version
+            found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+            if inode.version is before:
+                self._stands_on(inode, found)
+                return
 
     def in_doubt(self, inode: Inode) -> bool:
         """Whether a copy of ours may have made the object anew without our being told."""

@@ -250,16 +250,24 @@ class Revalidation:
         except StoreError as error:
             if error.cause is Cause.ABSENT and await self.has_moved(inode, key):
                 return await self._ask_file(inode, with_bytes=with_bytes)
-            self._gone(inode, error)
-            raise
+            if error.cause is not Cause.ABSENT:
+                raise
+            if inode.version is before and not inode.pins:
+                self._gone(inode)
+                raise
+            return await self._again(inode, with_bytes=with_bytes)
         if inode in self._kept:
             await self._subtree_lock.released(inode)
             return inode if inode.known is Known.ALL or inode.parent is None else await self.revalidate(inode)
-        now = inode.version
-        if self._inodes.has_key(inode, key) and (now is before or (now is not None and now.same_as(found.version))):
+        if self._inodes.has_key(inode, key) and (inode.version is before or _is_just(inode.version, found.version)):
             return self.take(inode, found)
-        # Written or renamed here meanwhile, which is newer.
-        return inode if inode.known is Known.ALL else await self._ask_file(inode, with_bytes=with_bytes)
+        return await self._again(inode, with_bytes=with_bytes)
+
+    async def _again(self, inode: Inode, *, with_bytes: bool) -> Inode:
+        """The inode, which was written or renamed here since it was asked for: that is newer than the answer."""
+        if inode.pins or inode.known is Known.ALL:
+            return inode
+        return await self._ask_file(inode, with_bytes=with_bytes)
 
     async def _began(self, key: str, size: int) -> Object:
         """What HEAD would tell, and the first bytes for the cache.
@@ -297,12 +305,23 @@ class Revalidation:
                 return inode
             if directory.marker is None and walk.reach and self._inodes.has_key(inode, walk.prefix):
                 return self._without_marker(inode)
+        return await self._ask_marker(inode)
+
+    async def _ask_marker(self, inode: Inode) -> Inode:
+        key, before = self._inodes.key(inode), inode.version
+        found: Object | None = None
         try:
-            found = await self._store.head(self._inodes.key(inode))
+            found = await self._store.head(key)
         except StoreError as error:
             # Without the right to read the marker, its entries can still be listed: 403 is "unknown".
             if error.cause not in (Cause.ABSENT, Cause.DENIED):
                 raise
+            await self._subtree_lock.released(inode)  # of what is renamed the old marker goes before the tree says so
+        if inode.pins:
+            return inode
+        if inode.version is not before or not self._inodes.has_key(inode, key):
+            return await self._ask_directory(inode)  # written or renamed here meanwhile
+        if found is None:
             return self._without_marker(inode)
         whole = found.detail is Detail.WHOLE
         self._learned(found, whole=whole)
@@ -375,22 +394,32 @@ class Revalidation:
 
         `in_place` as for `Merger.seen`.
         """
+        key, before = self._inodes.key(inode), inode.version
+        found: Object | None = None
         try:
-            found = await self._store.head(self._inodes.key(inode))
+            found = await self._store.head(key)
         except StoreError as error:
-            self._gone(inode, error)
             if error.cause is not Cause.ABSENT:
                 raise
-            inode.version = None
+        if inode.version is not before or not self._inodes.has_key(inode, key):
+            return  # written or renamed here meanwhile, which is newer
+        if found is not None:
+            self.take(inode, found, in_place=in_place)
             return
-        self.take(inode, found, in_place=in_place)
+        self._gone(inode)
+        inode.version = None
 
-    def _gone(self, inode: Inode, error: StoreError) -> None:
+    def _gone(self, inode: Inode) -> None:
         parent = inode.parent
-        if error.cause is not Cause.ABSENT or parent is None or parent.directory is None or inode.pins:
+        if parent is None or parent.directory is None or inode.pins:
             return
         if parent.directory.entries.get(inode.name) is inode:  # else it says nothing of who has its name by now
             self._merger.remove(parent.directory, inode.name)
+
+
+def _is_just(now: Version | None, found: Version) -> bool:
+    """Whether a version that is known by now is just the one that was found; of our own writes nobody knows that."""
+    return now is not None and now.modified is not None and now.same_as(found)
 
 
 def is_new(inode: Inode) -> bool:

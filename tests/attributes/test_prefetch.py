@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -63,7 +64,7 @@ both = pytest.mark.parametrize("ask", [_attributes, _with_bytes])
 
 async def _meanwhile(mount: Composed, store: Late, ask: Ask, change: Callable[[], Awaitable[None]]) -> Inode:
     """Makes a change between the question for `file` and its answer; the inode that was asked for."""
-    await store.put("file", OLD, Properties())
+    await store.put("file", OLD, Properties(metadata={"mode": str(stat.S_IFREG | 0o644)}))
     inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ask, mount, inode)
@@ -102,3 +103,33 @@ def test_what_was_asked_under_another_name_is_not_learned(tmp_path: Path, ask: A
 
         mount.loop.run(race)
         assert mount.loop.run(mount.tree)["other"] == (OLD, 0o644)
+
+
+async def _made_private(mount: Composed, name: str) -> None:
+    """As `install -m 600` of what is there already: the same bytes."""
+    file_io = mount.parts.file_io
+    inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, name.encode())
+    handle = await file_io.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
+    inode.mode = stat.S_IFREG | 0o600
+    mount.parts.attributes.changed(inode, posix={"mode"})
+    await file_io.write(handle, 0, OLD)
+    await file_io.flush(handle)
+    await file_io.release(handle)
+
+
+@both
+def test_what_was_true_before_the_same_bytes_were_written_is_not_learned_after_it(tmp_path: Path, ask: Ask) -> None:
+    """The ETag is the same, and nobody knows the time of what was written here: the answer passes for it."""
+    store = Late()
+    with composed(store, tmp_path) as mount:
+
+        async def race() -> None:
+            inode = await _meanwhile(mount, store, ask, lambda: _made_private(mount, "file"))
+            assert stat.S_IMODE(inode.mode) == 0o600
+            inode.uid = 7
+            mount.parts.attributes.changed(inode, posix={"uid"})
+            await mount.parts.file_io.fsync(inode)
+
+        mount.loop.run(race)
+        found = store._stored["file"].object.properties.metadata
+        assert (found["uid"], int(found["mode"])) == ("7", stat.S_IFREG | 0o600)

@@ -1,0 +1,130 @@
+"""Answers that come late: what was changed here since they were asked for is newer, and is neither undone nor hidden.
+
+In one process, with requests held back; another client's eyes are the store itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from sosfs.config.parameters import TTL
+from sosfs.errors import from_s3
+from sosfs.s3.protocol import Properties
+from sosfs.tree.inodes import Inode
+from tests.support.composed import TASK, Composed
+from tests.support.held import Held, begun, bodies, closed, put_all, settled, told
+
+pytestmark = pytest.mark.usefixtures("without_bugs")
+
+OLD, NEW = b"old" * 2000, b"newer" * 2000
+OPEN = Properties(metadata={"mode": str(stat.S_IFREG | 0o644), "uid": "1"})
+PRIVATE = Properties(metadata={"mode": str(stat.S_IFDIR | 0o700)})
+
+
+def mode_of(store: Held, key: str) -> int:
+    return stat.S_IMODE(int(store._stored[key].object.properties.metadata["mode"]))
+
+
+async def late(mount: Composed, store: Held, question: Callable[[], Awaitable[object]]) -> trio.Event:
+    """Begins a question whose answer is what is true now, and comes when the event is set."""
+    store.after["head"] = held = trio.Event()
+    await begun(mount, question)
+    assert {operation for operation, _ in store.reached} == {"head"}
+    del store.after["head"]
+    return held
+
+
+async def chown(mount: Composed, inode: Inode) -> None:
+    """chown and fsync."""
+    inode.uid = 7
+    mount.parts.attributes.changed(inode, posix={"uid"})
+    await mount.parts.file_io.fsync(inode)
+
+
+def test_a_chmod_is_not_undone_by_who_has_asked_for_all_metadata_before(mount: Composed, store: Held) -> None:
+    """As of `cp -a` or `getfattr`: the copy that stored the mode has the same ETag, and a time that nobody knows."""
+
+    async def main() -> None:
+        await store.put("file", OLD, OPEN)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        held = await late(mount, store, partial(mount.parts.attributes.fetch_whole, inode))
+        await mount.chmod("file", 0o600)
+        await settled(held)
+        assert stat.S_IMODE((await mount._walk("file")).mode) == 0o600
+        await chown(mount, inode)
+        assert (mode_of(store, "file"), store._stored["file"].object.properties.metadata["uid"]) == (0o600, "7")
+
+    mount.loop.run(main)
+
+
+def test_what_was_written_since_a_file_was_asked_for_is_what_is_there(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": OLD})
+        inode = await mount._walk("file")
+        store.reached.clear()
+        held = await late(mount, store, partial(mount.parts.attributes.refresh, inode))
+        await mount.write("file", NEW, flags=os.O_TRUNC)
+        await settled(held)
+        assert inode.size == len(NEW)
+        await mount.write("file", b"!", flags=os.O_APPEND)
+        assert bodies(store) == {"file": NEW + b"!"}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "not stored yet"])
+@pytest.mark.parametrize("question", ["revalidate", "refresh"])
+def test_an_absence_that_is_over_takes_nothing_out_of_view(
+    mount: Composed, store: Held, question: str, is_stored: bool
+) -> None:
+    """Another client removes the file and stores it again, and it is written to here before the answer comes."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"file": OLD})
+        inode = await mount._walk("file")
+        mount.loop._clock.jump(2 * TTL)
+        store.before["head"] = held = trio.Event()
+        asking = partial(getattr(mount.parts.attributes, question), inode)
+        await begun(mount, partial(told, outcomes, "asked", asking))
+        assert store.reached == {("head", "file")}
+        del store.before["head"]
+        handle = await mount.parts.file_io.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
+        await mount.parts.file_io.write(handle, 0, NEW)
+        if is_stored:
+            await mount.parts.file_io.flush(handle)
+        store.errors["head", "file"] = [from_s3("HeadObject", code="", status=404)]
+        await settled(held)
+        assert not store.errors["head", "file"]
+        assert outcomes["asked"] in (inode, None)
+        await closed(mount, handle)
+        assert await mount.tree() == {"file": (NEW, 0o644)}
+        assert inode.parent is not None
+
+    mount.loop.run(main)
+
+
+def test_a_directory_that_is_renamed_while_it_is_asked_for_has_what_its_marker_says(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        await store.put("d/", b"", PRIVATE)
+        await put_all(store, {"d/x": b"x"})
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"d")
+        store.before["head", "d/"] = held = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.ask_ahead, inode))
+        await mount.rename("d", "e")
+        await settled(held)
+        assert stat.S_IMODE((await mount._walk("e")).mode) == 0o700
+        await chown(mount, inode)
+        assert mode_of(store, "e/") == 0o700
+
+    mount.loop.run(main)
