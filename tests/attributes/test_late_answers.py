@@ -17,7 +17,7 @@ import trio
 from sosfs.config.parameters import TTL
 from sosfs.errors import from_s3
 from sosfs.s3.protocol import Properties
-from sosfs.tree.inodes import Inode
+from sosfs.tree.inodes import Inode, Known
 from tests.support.composed import TASK, Composed
 from tests.support.held import Held, begun, bodies, closed, put_all, settled, told
 
@@ -80,6 +80,58 @@ def test_what_was_written_since_a_file_was_asked_for_is_what_is_there(mount: Com
     mount.loop.run(main)
 
 
+def test_an_answer_that_a_listing_has_overtaken_is_asked_for_again(mount: Composed, store: Held) -> None:
+    """Another client stores other bytes meanwhile, and a listing shows them before the answer tells of the old ones."""
+
+    async def main() -> None:
+        await store.put("file", OLD, OPEN)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        held = await late(mount, store, partial(mount.parts.attributes.ask_ahead, inode))
+        await store.put("file", NEW, Properties(metadata={"mode": str(stat.S_IFREG | 0o600)}))
+        mount.loop._clock.jump(2 * TTL)
+        await mount.parts.listings.complete(mount.parts.inodes.root)
+        await settled(held)
+        assert (inode.size, stat.S_IMODE(inode.mode)) == (len(NEW), 0o600)
+        assert store.calls["head"] == 2
+
+    mount.loop.run(main)
+
+
+def test_an_answer_that_a_listing_confirms_is_taken(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await store.put("file", OLD, OPEN)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        held = await late(mount, store, partial(mount.parts.attributes.ask_ahead, inode))
+        mount.loop._clock.jump(2 * TTL)
+        await mount.parts.listings.complete(mount.parts.inodes.root)
+        await settled(held)
+        assert (inode.known, inode.uid, store.calls["head"]) == (Known.ALL, 1, 1)
+
+    mount.loop.run(main)
+
+
+def test_a_file_that_is_being_written_is_there_whatever_was_asked_before(mount: Composed, store: Held) -> None:
+    """Nothing but its size was known, and another client has removed it: it is asked for once, and no more."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"file": OLD})
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        store.before["get"] = store.before["head"] = held = trio.Event()
+        await begun(mount, partial(told, outcomes, "asked", partial(mount.parts.attributes.revalidate, inode)))
+        handle = await mount.parts.file_io.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
+        await mount.parts.file_io.write(handle, 0, NEW)
+        await store.delete("file")
+        await settled(held)
+        assert outcomes["asked"] is inode
+        assert store.calls["get"] + store.calls["head"] == 1
+        await put_all(store, {"file": OLD})
+        await closed(mount, handle)
+        assert await mount.tree() == {"file": (NEW, 0o644)}
+
+    mount.loop.run(main)
+
+
 @pytest.mark.parametrize("is_stored", [True, False], ids=["stored", "not stored yet"])
 @pytest.mark.parametrize("question", ["revalidate", "refresh"])
 def test_an_absence_that_is_over_takes_nothing_out_of_view(
@@ -112,19 +164,63 @@ def test_an_absence_that_is_over_takes_nothing_out_of_view(
     mount.loop.run(main)
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["there", "gone by then"])
 def test_a_directory_that_is_renamed_while_it_is_asked_for_has_what_its_marker_says(
-    mount: Composed, store: Held
+    mount: Composed, store: Held, is_there: bool
 ) -> None:
     async def main() -> None:
         await store.put("d/", b"", PRIVATE)
         await put_all(store, {"d/x": b"x"})
         inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"d")
-        store.before["head", "d/"] = held = trio.Event()
+        (store.after if is_there else store.before)["head", "d/"] = held = trio.Event()
         await begun(mount, partial(mount.parts.attributes.ask_ahead, inode))
+        assert store.reached == {("head", "d/")}
         await mount.rename("d", "e")
         await settled(held)
+        assert mount.parts.cache.find("d/", "") is None, "of a key that is gone nothing is kept"
         assert stat.S_IMODE((await mount._walk("e")).mode) == 0o700
         await chown(mount, inode)
         assert mode_of(store, "e/") == 0o700
+
+    mount.loop.run(main)
+
+
+def test_a_directory_whose_marker_goes_while_it_is_renamed_is_asked_for_under_its_new_name(
+    mount: Composed, store: Held
+) -> None:
+    """The old key is gone by the time that the answer comes, and the tree has the old name yet."""
+
+    async def main() -> None:
+        await store.put("d/", b"", PRIVATE)
+        await put_all(store, {"d/x": b"x"})
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"d")
+        store.before["head", "d/"] = asked = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.ask_ahead, inode))
+        store.after["delete_many"] = removed = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert "d/" not in bodies(store)
+        await settled(asked)
+        assert inode.known is not Known.ALL
+        await settled(removed)
+        assert stat.S_IMODE((await mount._walk("e")).mode) == 0o700
+
+    mount.loop.run(main)
+
+
+def test_a_marker_that_is_being_written_is_not_what_was_asked_for_before(mount: Composed, store: Held) -> None:
+    """The last entry goes, and the directory gets a marker, while it is asked for."""
+
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x"})
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"d")
+        store.before["head", "d/"] = asked = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.ask_ahead, inode))
+        await mount.parts.namespace.unlink(inode, b"x")
+        assert inode.pins
+        await settled(asked)
+        assert inode.attributes_dirty
+        await mount.parts.attributes.write_now(inode)
+        assert inode.version is not None
+        assert bodies(store) == {"d/": b""}
 
     mount.loop.run(main)
