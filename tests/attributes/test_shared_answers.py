@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -167,10 +167,8 @@ def test_what_is_changed_while_the_index_is_fetched_is_not_as_it_was_told(
     async def main() -> None:
         (inode,) = await listed(mount, "b")
         told.before["get", INDEX] = held = trio.Event()
-        outcome = partial(ask, mount, [inode], how)
-        if change == "removed":
-            outcome = partial(_fails_as_stale, outcome)
-        await begun(mount, outcome)
+        asking = partial(ask, mount, [inode], how)
+        await begun(mount, partial(_though_gone, asking) if change == "removed" else asking)
         assert ("get", INDEX) in told.reached
         handle = None
         if change == "written":
@@ -192,10 +190,10 @@ def test_what_is_changed_while_the_index_is_fetched_is_not_as_it_was_told(
     mount.loop.run(main)
 
 
-async def _fails_as_stale(work: partial[object]) -> None:
-    """Nobody minds that what was asked for is gone."""
+async def _though_gone(asking: Callable[[], Awaitable[None]]) -> None:
+    """Nobody minds that what is asked for is gone."""
     with suppress(OSError):
-        await work()  # type: ignore[misc]
+        await asking()
 
 
 def test_what_was_learned_while_the_index_was_fetched_is_not_asked_for(mount: Composed, told: Telling) -> None:
