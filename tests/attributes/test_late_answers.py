@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import trio
 
+from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL
 from sosfs.errors import from_s3
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode, Known
 from tests.support.composed import TASK, Composed
-from tests.support.held import Held, begun, bodies, closed, put_all, settled, told
+from tests.support.fake_store import ANYONE
+from tests.support.held import Held, begun, bodies, closed, put_all, readers, settled, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 
@@ -152,12 +154,13 @@ def test_an_absence_that_is_over_takes_nothing_out_of_view(
         handle = await mount.parts.file_io.open(inode, os.O_WRONLY | os.O_TRUNC, TASK)
         await mount.parts.file_io.write(handle, 0, NEW)
         if is_stored:
-            await mount.parts.file_io.flush(handle)
+            await closed(mount, handle)
         store.errors["head", "file"] = [from_s3("HeadObject", code="", status=404)]
         await settled(held)
         assert not store.errors["head", "file"]
         assert outcomes["asked"] in (inode, None)
-        await closed(mount, handle)
+        if not is_stored:
+            await closed(mount, handle)
         assert await mount.tree() == {"file": (NEW, 0o644)}
         assert inode.parent is not None
 
@@ -222,5 +225,38 @@ def test_a_marker_that_is_being_written_is_not_what_was_asked_for_before(mount: 
         await mount.parts.attributes.write_now(inode)
         assert inode.version is not None
         assert bodies(store) == {"d/": b""}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("is_written", [True, False], ids=["written", "to be written"])
+def test_what_is_set_of_a_directory_is_not_undone_by_what_was_asked_before(
+    mount: Composed, store: Held, is_written: bool
+) -> None:
+    """It lost its last entry, and so gets a marker; another client gives it one, or an ACL to ours."""
+
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x"})
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"d")
+        store.before["head", "d/"] = asked = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.ask_ahead, inode))
+        del store.before["head", "d/"]
+        await mount.parts.namespace.unlink(inode, b"x")
+        inode.mode = stat.S_IFDIR | 0o700
+        mount.parts.attributes.changed(inode, posix={"mode"})
+        if is_written:
+            await mount.parts.attributes.write_now(inode)
+            await store.put_acl("d/", Canned.PUBLIC_READ)
+            store.errors["head", "d/"] = [from_s3("HeadObject", code="", status=404)]
+        else:
+            await store.put("d/", b"", Properties(metadata={"mode": str(stat.S_IFDIR | 0o711)}))
+        await settled(asked)
+        assert not store.errors.get(("head", "d/"))
+        mount.loop._clock.jump(2 * TTL)
+        inode.uid = 7
+        mount.parts.attributes.changed(inode, posix={"uid"})
+        await mount.parts.attributes.write_now(inode)
+        assert mode_of(store, "d/") == 0o700
+        assert (ANYONE in readers(store, "d/")) is is_written
 
     mount.loop.run(main)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import itertools
 import stat
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3, unanswered
 from sosfs.s3.protocol import Acl, Grant, Headers, Properties
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import ANYONE, OWNER
 from tests.support.held import Held, bodies, put_all
 
@@ -396,3 +398,54 @@ def test_a_marker_that_another_client_makes_later_is_seen_and_kept(tmp_path: Pat
         mount.loop.run(partial(set_xattr, mount))
         mount.loop.passes(3)
         require_theirs(store, 0o700, "red")
+
+
+@pytest.mark.parametrize("change", ["nothing", "metadata", "removed", "renamed away"])
+def test_what_the_mount_before_knew_of_a_marker_holds_for_that_one_alone(
+    tmp_path: Path, store: Held, change: str
+) -> None:
+    """All markers have the same bytes: the listing of the directory shows by its time whether it is still that one."""
+
+    async def begin() -> None:
+        for key in ("d/", "e/"):
+            await store.put(key, b"", THEIRS)
+            await store.put(f"{key}x", b"x", Properties())
+
+    async def happen() -> None:
+        if change == "metadata":
+            await store.put("d/", b"", replace(THEIRS, metadata={"mode": str(stat.S_IFDIR | 0o711), "uid": "5"}))
+        elif change == "removed":
+            await store.delete("d/")
+        store.calls.clear()
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(begin)
+        assert shown(mount) == (0o700, 9, None)
+        mount.stop()
+        mount.loop.run(happen)
+        mount.start()
+        path = "d"
+        if change == "renamed away":
+            mount.loop.run(partial(mount.rename, "d", "f"))
+            path = "f"
+            store.calls.clear()
+        due = {"metadata": (0o711, 5, None), "removed": (0o755, 0, None)}
+        assert shown(mount, path) == due.get(change, (0o700, 9, None))
+        if change == "nothing":
+            assert store.calls["head"] == 0
+        mount.loop.passes(2 * TTL)
+        mount.loop.run(mount.tree)
+        assert shown(mount, path) == due.get(change, (0o700, 9, None))
+        mount.loop.run(partial(mount.unlink, f"{path}/x"))
+        mount.loop.passes(3)
+        assert f"{path}/" in bodies(store), "it stays without its last entry"
+
+
+def test_a_question_without_an_answer_tells_nothing_of_a_directory(tmp_path: Path, store: Held) -> None:
+    """Nor is it taken for one without a marker."""
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "d/", b"", THEIRS))
+        _unreadable(NO_ANSWER, store)
+        with fails(errno.EIO):
+            shown(mount)
+        assert shown(mount) == (0o700, 9, None)
