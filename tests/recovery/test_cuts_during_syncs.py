@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
@@ -142,19 +143,12 @@ def test_nothing_stays_here_of_a_file_that_is_emptied_during_an_fsync_and_stored
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
     """What it had before is kept until then, for the disk has a row that tells of it."""
-    store, late = Held(), trio.Event()
+    store = Held()
 
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        ends = Journal.sync
-
-        async def slowly(journal: Journal) -> None:
-            monkeypatch.setattr(Journal, "sync", ends)
-            await ends(journal)
-            await late.wait()
-
-        monkeypatch.setattr(Journal, "sync", slowly)
+        late = syncs_late(monkeypatch)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.truncate(handle.inode, 0)
         await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
