@@ -145,7 +145,9 @@ def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(main, mount))
         machine.loses_power(newest_log=True, spools="synced")
-        mount.take_up()
+        mount.start()
+        assert mount.loop.run(mount.tree)["moved"] == (b"1" * LARGE + b"o" * LARGE, 0o644)
+        mount.loop.passes(5)
         assert bodies(store) == {"moved": b"1" * LARGE + b"o" * LARGE}
 
 

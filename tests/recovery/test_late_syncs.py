@@ -313,3 +313,15 @@ def test_a_spool_that_a_fsync_has_freed_is_not_told_as_damage(
         mount.loop.passes(3)
         assert mount.parts.unsynced.changes == 0
         assert [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR] == []
+
+
+@pytest.mark.parametrize("durability", [JOURNAL, WRITEBACK])
+def test_of_a_file_that_is_written_anew_and_synced_again_and_again_one_spool_stays(
+    tmp_path: Path, durability: Durability
+) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        for _ in range(4):
+            mount.loop.run(partial(write, mount, b"1" * LARGE, flags=os.O_TRUNC, sync=True))
+            assert len([*(mount._settings.state_dir / "spool").iterdir()]) == 1
