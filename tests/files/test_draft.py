@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,9 +17,11 @@ import sosfs.concurrency.threads
 import sosfs.files.spool
 from sosfs.cache.blocks import Blocks, Source
 from sosfs.concurrency.budgets import Allowance
-from sosfs.files.draft import BETWEEN, Draft
+from sosfs.files.draft import BETWEEN, Draft, DraftState, fresh
 from sosfs.files.spool import SPILL, SpoolArea
-from sosfs.s3.protocol import Version
+from sosfs.s3.protocol import OBJECT_MAX, Guard, Version
+from sosfs.s3.upload_check import DamagedWrite
+from tests.support.drive import fails
 
 SIZE = 1 << 20
 BASE = Source("file", "etag", SIZE)
@@ -204,5 +207,125 @@ def test_a_spool_that_could_not_move_to_the_disk_can_still_be_cut(
             await spool.write(0, b"second")
         assert spool.body == b"second"
         spool.close()
+
+    trio.run(main)
+
+
+def test_an_object_has_at_most_four_tib(tmp_path: Path) -> None:
+    async def main() -> None:
+        draft = fresh(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, None))
+        draft.truncate(OBJECT_MAX)
+        await draft.write(OBJECT_MAX - 1, b"\0")
+        for beyond in (partial(draft.write, OBJECT_MAX, b"\0"), partial(draft.write, OBJECT_MAX - 1, b"no")):
+            with fails(errno.EFBIG):
+                await beyond()
+        with fails(errno.EFBIG):
+            draft.truncate(OBJECT_MAX + 1)
+        assert draft.size == OBJECT_MAX
+        assert bytes(await draft.read(OBJECT_MAX - 1, OBJECT_MAX + 5)) == b"\0"
+        draft.close()
+
+    trio.run(main)
+
+
+def test_what_is_preallocated_takes_no_room_and_a_zero_over_bytes_is_one(tmp_path: Path) -> None:
+    """posix_fallocate(3) writes a zero into each block."""
+
+    async def main() -> None:
+        draft = fresh(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, None))
+        for at in range(4095, 40960, 4096):
+            await draft.write(at, b"\0")
+        assert (draft.size, draft.allocated(0), draft.is_dirty) == (40960, 0, True)
+        assert not draft.spool.on_disk
+        await draft.write(0, b"12345")
+        await draft.write(1, b"\0")
+        draft.refused.add(5000, 5200)
+        await draft.write(5000, bytes(100))
+        assert list(draft.refused) == [(5100, 5200)], "it was missing, and is there now"
+        assert bytes(await draft.read(0, 6)) == b"1\x00345\0"
+        draft.close()
+
+    trio.run(main)
+
+
+class Versions:
+    """What `Blocks` has of one version, and who is to be told where that turns out wrong."""
+
+    def __init__(self, right: bytes) -> None:
+        self._right = right
+        self.on_wrong: dict[object, Callable[[], None]] = {}
+        self.verifier = SimpleNamespace(of=lambda source: SimpleNamespace(on_wrong=self.on_wrong))
+        self.is_gone = False
+
+    async def read(self, source: Source, start: int, stop: int) -> bytes:
+        """As `Blocks.read`."""
+        await trio.lowlevel.checkpoint()
+        assert not self.is_gone
+        return self._right[start:stop]
+
+
+def test_what_came_of_a_version_and_turns_out_wrong_is_asked_for_again(tmp_path: Path) -> None:
+    """What was written here is none of it, whether it is on its way already or not."""
+
+    async def main() -> None:
+        blocks = Versions(b"r" * 100)
+        draft = Draft(
+            SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, blocks), Source("file", "etag", 100), Guard.NONE
+        )
+        await draft.write(10, b"1" * 10)
+        draft.commit_begins()
+        await draft.write(30, b"2" * 10)
+        draft.brought.add(0)
+        await draft.absorb(0, b"w" * 100)
+        assert draft.lacks(0, 100) is None
+        for tell in blocks.on_wrong.values():
+            tell()
+        assert draft.brought == set()
+        expected = b"r" * 10 + b"1" * 10 + b"r" * 10 + b"2" * 10 + b"r" * 60
+        assert bytes(await draft.read(0, 100)) == expected
+        draft.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("left", [Version("damaged", 100), None])
+def test_a_draft_whose_damaged_object_has_replaced_its_base_has_all_bytes(tmp_path: Path, left: Version | None) -> None:
+    async def main() -> None:
+        blocks = Versions(b"r" * 100)
+        base, before = Source("file", "etag", 100), Version("etag", 100)
+        draft = Draft(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, blocks), base, before)
+        await draft.write(10, b"1" * 10)
+        body = bytes(await draft.read(0, 100))
+        draft.commit_begins()
+        with pytest.raises(DamagedWrite):
+            async with draft.outliving(body):
+                raise DamagedWrite("put", left)
+        draft.commit_failed()
+        blocks.is_gone = left is not None
+        assert draft.expected == (left or before)
+        assert draft.unsent == (((0, 100),) if left else ((10, 20),))
+        assert draft.is_untouched(50, 60) is (left is None)
+        assert bytes(await draft.read(0, 100)) == body
+        draft.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize("moment", ["before", "landed", "failed"])
+def test_what_has_lost_its_name_is_not_to_be_sent_however_its_commit_ends(tmp_path: Path, moment: str) -> None:
+    async def main() -> None:
+        draft = fresh(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, None))
+        await draft.write(0, b"bytes")
+        serial = draft.commit_begins() if moment != "before" else 0
+        draft.state = DraftState.ORPHAN
+        if moment == "landed":
+            draft.commit_landed(Source("file", "etag", 5), Version("etag", 5), serial)
+        elif moment == "failed":
+            draft.commit_failed()
+        await draft.write(5, b"more")
+        assert not draft.is_dirty
+        assert not draft.is_sendable
+        assert draft.state is DraftState.ORPHAN
+        draft.close()
 
     trio.run(main)
