@@ -23,6 +23,7 @@ from sosfs.config.parameters import Durability
 from sosfs.disk import damage
 from sosfs.disk.database import chain_sum, checksum
 from sosfs.files.spool import DamagedSpool
+from sosfs.recovery.spool import SpoolReplay
 from tests.conftest import Mounter
 from tests.support.composed import Composed, composed
 from tests.support.drive import Drive, eventually, fails, names, status
@@ -217,6 +218,67 @@ def test_of_two_rows_for_one_file_the_later_one_counts(tmp_path: Path) -> None:
         mount.loop.passes(5)
         assert bodies(store) == {"file": b"second"}
         assert kept(mount) == {"bytes": b"first"}
+
+
+def test_of_two_rows_for_one_file_the_spool_of_the_earlier_one_is_kept(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", LARGE, flags=os.O_CREAT)
+        ((_, saved),) = mount._journal.drafts()
+        second = replace(saved, spool="", sums=(), body=b"second", size=6, local=((0, 6),), dirty=((0, 6),))
+        mount._journal.save_draft(0, second)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert ["file: the journal has a later row" in line for line in lines(mount)] == [True]
+        assert list(kept(mount).values()) == [LARGE]
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"second"}
+
+
+def test_of_two_rows_for_one_spool_the_later_one_has_it(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", LARGE, flags=os.O_CREAT)
+        ((_, saved),) = mount._journal.drafts()
+        mount._journal.save_draft(0, replace(saved, key="later"))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert ["file: the journal has a later row" in line for line in lines(mount)] == [True]
+        mount.loop.passes(5)
+        assert bodies(store) == {"later": LARGE}
+
+
+def test_a_mount_that_fails_while_it_takes_up_drafts_leaves_what_nobody_was_promised_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no damage then either."""
+    store = FakeStore()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"unclosed", os.O_CREAT | os.O_WRONLY)
+        await mount.parts.file_io.write(handle, 0, LARGE)
+
+    async def fails_first(_: SpoolReplay) -> None:
+        raise OSError(errno.EIO, "no answer")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="no answer"):
+            patch.setattr(SpoolReplay, "rest", fails_first)
+            mount.start()
+        mount.crash()
+        mount.start()
+        assert lines(mount) == ()
+        assert spools(mount) == []
 
 
 @pytest.mark.parametrize("what", ["its row", "its spool"])

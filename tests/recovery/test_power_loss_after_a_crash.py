@@ -105,3 +105,27 @@ def test_what_nobody_had_closed_is_no_damage(
         mount.take_up()
         assert list((mount._settings.state_dir / "spool").iterdir()) == []
         assert bodies(store) == {}
+
+
+def test_while_the_journal_cannot_be_written_no_spool_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row on the disk may name it. A mount after that one removes it."""
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+
+    async def refused(_: Journal) -> None:
+        raise OSError("the disk")
+
+    with composed(Held(), tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        for is_refused in (True, False):
+            mount.crash()
+            with monkeypatch.context() as patch:
+                if is_refused:
+                    patch.setattr(Journal, "sync", refused)
+                mount.start()
+            assert mount._journal.damage.lines == ()
+            assert len([*(mount._settings.state_dir / "spool").iterdir()]) == is_refused
