@@ -329,3 +329,67 @@ def test_what_has_lost_its_name_is_not_to_be_sent_however_its_commit_ends(tmp_pa
         draft.close()
 
     trio.run(main)
+
+
+def test_of_a_version_that_is_gone_zeros_are_left(tmp_path: Path) -> None:
+    """They are told of by their number, and sent."""
+
+    async def main() -> None:
+        blocks = Versions(b"r" * 100)
+        base = Source("file", "etag", 100)
+        draft = Draft(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, blocks), base, Guard.NONE)
+        await draft.write(10, b"1" * 10)
+        assert draft.is_untouched(50, 60)
+        blocks.is_gone = True
+        assert draft.give_up_base() == 90
+        assert bytes(await draft.read(0, 100)) == bytes(10) + b"1" * 10 + bytes(80)
+        assert not draft.is_untouched(50, 60)
+        assert draft.base is None
+        assert draft.allocated(0) == 10
+        draft.close()
+
+    trio.run(main)
+
+
+@pytest.mark.parametrize(("size", "left"), [(99, []), (100, []), (150, [(100, 150)]), (300, [(100, 200)])])
+def test_of_an_append_that_failed_is_missing_what_the_length_takes_in(
+    tmp_path: Path, size: int, left: list[tuple[int, int]]
+) -> None:
+    async def main() -> None:
+        draft = fresh(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, None))
+        await draft.write(0, b"1" * 100)
+        draft.refused.add(100, 200)
+        assert not draft.is_sendable
+        draft.truncate(size)
+        assert list(draft.refused) == left
+        assert draft.is_sendable is not bool(left)
+        draft.close()
+
+    trio.run(main)
+
+
+def test_it_lacks_something_since_the_first_change_that_is_not_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written while a commit was under way waits since that began, at most."""
+    clock = iter(range(1, 100))
+    monkeypatch.setattr("sosfs.files.draft.time", SimpleNamespace(time=lambda: float(next(clock))))
+
+    async def main() -> None:
+        base = Source("file", "etag", 100)
+        draft = Draft(SpoolArea(tmp_path, Allowance(0)).new(), cast(Blocks, None), base, Guard.NONE)
+        assert draft.since == 1
+        await draft.write(0, b"1" * 100)
+        await draft.write(0, b"2" * 100)
+        assert draft.since == 2, "not since it was opened, nor since the last"
+        serial = draft.commit_begins()  # 3
+        await draft.write(0, b"3" * 100)
+        assert draft.since == 2
+        draft.commit_landed(base, Version("etag", 100), serial)
+        assert draft.since == 3
+        draft.commit_landed(base, Version("etag", 100), draft.commit_begins())  # 4
+        draft.truncate(7)
+        assert draft.since == 5
+        draft.close()
+
+    trio.run(main)

@@ -128,6 +128,7 @@ class Story:
             base = self._bucket.stores(body)
             self.draft.commit_landed(base, Version(base.etag, base.size), serial)
             assert self.draft.expected == Version(base.etag, base.size)
+            assert not self.draft.away
         else:
             self.draft.commit_failed()
             self._is_stored = False
@@ -138,6 +139,7 @@ class Story:
             base, self._lost = self._bucket.stores(self._lost), None
             self.draft.stand_on(base, Version(base.etag, base.size))
             assert self.draft.expected == Version(base.etag, base.size)
+            assert not self.draft.away
 
     async def _shed(self) -> None:
         if self.draft.state is DraftState.CLEAN:
@@ -172,6 +174,7 @@ class Story:
         below = below.ljust(len(now), b"\0")
         lacking = [at for at in range(len(now)) if now[at] != below[at] and (now[at] or at < draft.base_stop)]
         assert unsent >= set(lacking)
+        assert not unsent or draft.is_dirty, "it would be sent again"
         assert draft.allocated(0) >= sum(map(bool, now)) - draft.base_stop * (draft.base is None)
 
     async def ends(self) -> None:
