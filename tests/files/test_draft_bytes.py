@@ -145,6 +145,7 @@ class Story:
         if self.draft.state is DraftState.CLEAN:
             self.draft.shed()
             assert not self.draft.local
+            assert self.draft.spool.length == 0, "its room"
 
     async def _part(self) -> None:
         """A part of the upload has been sent, and is freed here."""
