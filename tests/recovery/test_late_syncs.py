@@ -325,3 +325,22 @@ def test_of_a_file_that_is_written_anew_and_synced_again_and_again_one_spool_sta
         for _ in range(4):
             mount.loop.run(partial(write, mount, b"1" * LARGE, flags=os.O_TRUNC, sync=True))
             assert len([*(mount._settings.state_dir / "spool").iterdir()]) == 1
+
+
+def test_the_record_of_a_file_that_is_emptied_again_and_again_while_it_is_open_does_not_grow(tmp_path: Path) -> None:
+    store, lengths = Held(), list[int]()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        for _ in range(10):
+            await mount.parts.file_io.truncate(handle.inode, 0)
+            await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
+            lengths.append(len(str(mount._journal.draft(handle.open_file.row))))
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        assert max(lengths) == lengths[0], lengths

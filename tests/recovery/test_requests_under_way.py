@@ -7,12 +7,15 @@ import stat
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
+from sosfs.files.upload import etag_of
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
@@ -211,3 +214,36 @@ def test_more_was_synced_after_it_went_and_more_was_closed_since(
         mount.loop.run(partial(upload.write, LARGE, MORE))
         expected = MORE + FIRST[len(MORE) :]
         assert ended(mount, store, machine, is_power=is_power) == {"file": expected if is_power else expected + MORE}
+
+
+@ends
+def test_more_is_closed_while_what_goes_is_hashed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_power: bool
+) -> None:
+    """The object has less than the record, which was made before the request went."""
+    store, hashed = Held(), trio.Event()
+
+    async def main(mount: Composed, upload: Upload) -> None:
+        await upload.write(0, FIRST)
+        run = Threads.run
+
+        async def slowly(threads: Threads, work: Any, *arguments: Any) -> Any:
+            answer = await run(threads, work, *arguments)
+            if work is etag_of:
+                await hashed.wait()
+            return answer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Threads, "run", slowly)
+            store.after["put"] = trio.Event()
+            await begun(mount, partial(mount.parts.commits.commit, upload.handle.inode))
+        await upload.write(0, MORE)
+        assert not store.reached
+        await settled(hashed)
+        assert stored(store) == FIRST
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
+        mount.loop.run(partial(main, mount, upload))
+        found = ended(mount, store, machine, is_power=is_power)
+        assert found == {"file": FIRST if is_power else MORE + FIRST[len(MORE) :]}
