@@ -196,3 +196,30 @@ def test_what_was_synced_is_under_the_new_name_though_the_file_was_closed_again_
         machine.loses_power(newest_log=True, spools="synced")
         mount.take_up()
         assert bodies(store) == {"moved": b"1" * LARGE + b"o" * LARGE}
+
+
+def test_what_is_gone_back_to_stays_until_the_disk_knows_that_the_file_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was synced, then written anew, closed and stored; the power goes a moment later."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.truncate(handle.inode, 0)
+        await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
+        await mount.parts.file_io.flush(handle)
+        await mount.parts.commits.commit(handle.inode)
+        await mount.parts.file_io.release(handle)
+        assert bodies(store) == {"file": b"2" * LARGE}
+        assert mount.parts.commits.drafts == set()
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="synced")
+        mount.take_up()
+        assert bodies(store) == {"file": b"2" * LARGE}

@@ -344,3 +344,30 @@ def test_the_record_of_a_file_that_is_emptied_again_and_again_while_it_is_open_d
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(main, mount))
         assert max(lengths) == lengths[0], lengths
+
+
+@pytest.mark.parametrize("durability", [JOURNAL, WRITEBACK])
+def test_an_fsync_during_which_a_file_is_emptied_once_more_is_of_what_was_written_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """No row has told of what it was just bringing to the disk."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.truncate(handle.inode, 0)
+        await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
+        late = ends_late(monkeypatch)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.file_io.truncate(handle.inode, 0)
+        await mount.parts.file_io.write(handle, 0, b"3" * LARGE)
+        await settled(late)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        after_a_power_loss(mount, machine)
+        assert bodies(store) == {"file": b"3" * LARGE}
