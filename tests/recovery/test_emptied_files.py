@@ -223,3 +223,26 @@ def test_what_is_gone_back_to_stays_until_the_disk_knows_that_the_file_is_stored
         machine.loses_power(newest_log=False, spools="synced")
         mount.take_up()
         assert bodies(store) == {"file": b"2" * LARGE}
+
+
+@durabilities
+def test_a_small_file_that_was_synced_is_there_though_it_grew_and_was_emptied_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """Its bytes are in its row."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"1" * 100)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.write(handle, 100, b"2" * LARGE)
+        await mount.parts.file_io.truncate(handle.inode, 0)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=True, spools="synced")
+        mount.take_up()
+        assert bodies(store) == {"file": b"1" * 100}

@@ -371,3 +371,21 @@ def test_an_fsync_during_which_a_file_is_emptied_once_more_is_of_what_was_writte
         mount.loop.run(partial(main, mount))
         after_a_power_loss(mount, machine)
         assert bodies(store) == {"file": b"3" * LARGE}
+
+
+def test_what_was_closed_before_a_sync_takes_the_place_of_what_was_synced_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it was closed again during that sync."""
+    store = Held()
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, b"1" * LARGE, sync=True))
+        mount.loop.run(partial(write, mount, b"2", at=LARGE))
+        late = ends_late(monkeypatch)
+        mount.loop.passes(1)
+        mount.loop.run(partial(write, mount, b"3", at=LARGE + 1))
+        mount.loop.run(partial(settled, late))
+        after_a_power_loss(mount, machine)
+        assert bodies(store) == {"file": b"1" * LARGE + b"2"}
