@@ -182,7 +182,7 @@ class Upload:
 
     def _send_later(self, part: Range) -> None:
         self._behind.add(part.number)
-        self._idle = trio.Event() if self._idle.is_set() else self._idle
+        self._idle = trio.Event()  # nobody waits for one of before: who waits has seen to it that nothing more begins
         self._shared.spawn(lambda: self._send_behind(part))
 
     @property

@@ -178,6 +178,24 @@ def test_what_is_small_or_changed_in_place_is_sent_once(mount: Composed, store: 
     run(mount, main)
 
 
+def test_a_part_that_is_not_written_yet_is_not_sent(mount: Composed, store: Held) -> None:
+    """Who has left it out may come back to it."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 10)
+        await written(mount, handle, 12, 14)
+        assert set(there(store)) == set(range(1, 14)) - {11}
+        await written(mount, handle, 11, 11, b"!")
+        await written(mount, handle, 14, 14)
+        assert there(store)[11] == b"!"
+        await closed(mount, handle)
+        assert store.calls["upload_part"] == 14
+        assert stored(store) == b"n" * 10 * PART + b"!" * PART + b"n" * 3 * PART
+
+    run(mount, main)
+
+
 def test_what_went_up_stays_here_where_there_is_room(mount: Composed, store: Held) -> None:
     """Who reads it does not have the file completed for that."""
 

@@ -115,6 +115,25 @@ def test_parts_with_holes_go_up_once_and_without_the_one_that_is_written(mount: 
     assert stored(store) == first + half + bytes(PART) + half + half + bytes(2 * PART)
 
 
+def test_the_end_of_a_file_is_not_sent_before_what_follows_it(mount: Composed, store: Noting) -> None:
+    """A part of which half was freed, and half is here, could be sent by nobody."""
+
+    async def main() -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        for start in (0, PART):
+            await io.write(handle, start, DATA[: PART // 2])
+        upload = await upload_of(mount, handle)
+        upload.send_begun(0)
+        await trio.testing.wait_all_tasks_blocked()
+        upload.free()
+        await io.write(handle, PART + PART // 2, DATA[:PART])
+        await closed(mount, handle)
+        assert store.parts == [1, 2, 3]
+
+    mount.loop.run(main)
+    assert stored(store) == DATA[: PART // 2].ljust(PART, b"\0") + DATA[: PART // 2] + DATA[:PART]
+
+
 def test_few_parts_with_holes_are_on_their_way_at_once(mount: Composed, store: Noting) -> None:
     async def main() -> None:
         handle = await new(mount)
