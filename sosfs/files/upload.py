@@ -239,7 +239,6 @@ class Upload:
         self._writer, self._condition = 0, condition
         await waited(self._idle.wait)
         parts = await self._all_parts(size)
-        await self._ensure()
         if self._draft.size < size:
             raise Truncated(self.key)
         shared = self._shared
@@ -251,7 +250,7 @@ class Upload:
                 self.key, self._id, made, condition=condition, begun_with=self.properties
             )
         except StoreError as error:
-            if error.code == "NoSuchUpload" or error.errno == errno.ENXIO:
+            if error.errno == errno.ENXIO:
                 self._vanished()
             elif error.code == "InvalidPart":
                 self._doubt()

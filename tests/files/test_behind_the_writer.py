@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.files.open_file import Handle
 from sosfs.files.upload import BEHIND
 from sosfs.s3.protocol import OBJECT_MAX, Acl, Part, PartBody
@@ -234,6 +235,30 @@ async def _flush_begins(mount: Composed, handle: Handle) -> dict[str, Any]:
     ends: dict[str, Any] = {}
     await begun(mount, partial(told, ends, "flush", partial(mount.parts.file_io.flush, handle)))
     return ends
+
+
+def test_who_is_interrupted_does_not_wait_for_parts_on_their_way(mount: Composed, store: Gated) -> None:
+    async def main(mount: Composed) -> None:
+        late, interrupt = store.gates.setdefault((9, b"n"), trio.Event()), Interrupt()
+        handle = await new(mount)
+        await written(mount, handle, 1, 12)
+
+        async def flush() -> None:
+            CURRENT.set(interrupt)
+            await mount.parts.file_io.flush(handle)
+
+        ends: dict[str, Any] = {}
+        await begun(mount, partial(told, ends, "flush", flush))
+        assert ends == {}
+        interrupt.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert f"({errno.EINTR}" in ends["flush"]
+        await settled(late)
+        await closed(mount, handle)
+        assert store.calls["upload_part"] == 12, "what was on its way is used"
+
+    run(mount, main)
+    assert bodies(store) == {"file": b"n" * 12 * PART}
 
 
 def test_a_part_that_a_commit_has_is_not_replaced_by_an_older_one(mount: Composed, store: Gated) -> None:

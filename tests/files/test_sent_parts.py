@@ -20,11 +20,11 @@ from sosfs.files.open_file import Handle
 from sosfs.files.spool import SpoolArea
 from sosfs.files.upload import BEHIND, Upload
 from sosfs.files.zero_objects import REFUSED
-from sosfs.s3.protocol import Part
+from sosfs.s3.protocol import Part, Properties, Version
 from sosfs.s3.scratch_key import is_of_zeros
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, stored, told
 
 PART = 4096
 DATA = random.Random(6).randbytes(40 * PART)
@@ -33,11 +33,12 @@ DATA = random.Random(6).randbytes(40 * PART)
 class Noting(Held):
     """Notes which parts of "file" are sent, and as what; `on_part` is told of each before."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.parts: list[int] = []
         self.kinds: set[str] = set()
         self.on_part: Any = None
+        self.begun_with: list[Properties] = []
 
     async def upload_part(self, key: str, upload_id: str, number: int, body: Any) -> Part:
         """As `ObjectStore.upload_part`."""
@@ -47,6 +48,11 @@ class Noting(Held):
             if self.on_part is not None:
                 await self.on_part(number)
         return await super().upload_part(key, upload_id, number, body)
+
+    async def complete_multipart(self, key: str, *arguments: Any, **options: Any) -> Version:
+        """As `ObjectStore.complete_multipart`."""
+        self.begun_with.append(options["begun_with"])
+        return await super().complete_multipart(key, *arguments, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -199,6 +205,32 @@ def test_what_is_as_it_was_is_copied_side_by_side(
     mount.loop.run(main)
     assert stored(store) == DATA[: 39 * PART] + b"!" + DATA[39 * PART + 1 :]
     assert (store.parts, store.calls["copy_part"]) == ([40], copies)
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_file_that_grew_while_it_was_completed_without_an_answer_is_no_other_clients(
+    tmp_path: Path, hashes: bool
+) -> None:
+    """Where ETags are no hashes its size tells, and the time that it was begun with."""
+    store = Noting(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        await io.write(handle, 0, DATA[: 8 * PART])
+        held = store.before["upload_part"] = trio.Event()
+        store.lost.add("file")
+        ends: dict[str, Any] = {}
+        await begun(mount, partial(told, ends, "flush", partial(io.flush, handle)))
+        await io.write(handle, 8 * PART, DATA[8 * PART : 9 * PART])
+        store.before.clear()
+        await settled(held)
+        assert "no answer" in ends["flush"]
+        assert [one.metadata for one in store.begun_with] == [store._stored["file"].object.properties.metadata]
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+    assert bodies(store) == {"file": DATA[: 9 * PART]}
 
 
 # What is at the server already
