@@ -18,7 +18,7 @@ import trio.testing
 from sosfs.errors import StoreError, from_elsewhere
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import SpoolArea
-from sosfs.files.upload import BEHIND, Upload
+from sosfs.files.upload import BEHIND, PARTS_AT_ONCE, Upload
 from sosfs.files.zero_objects import REFUSED
 from sosfs.s3.protocol import Part, Properties, Version
 from sosfs.s3.scratch_key import is_of_zeros
@@ -231,6 +231,21 @@ def test_a_file_that_grew_while_it_was_completed_without_an_answer_is_no_other_c
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
     assert bodies(store) == {"file": DATA[: 9 * PART]}
+
+
+def test_some_parts_are_sent_side_by_side_and_not_all(mount: Composed, store: Noting) -> None:
+    async def main() -> None:
+        handle = await new(mount)
+        await mount.parts.file_io.write(handle, 0, DATA)
+        held = store.before["upload_part"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        assert held.statistics().tasks_waiting == PARTS_AT_ONCE
+        store.before.clear()
+        await settled(held)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == DATA
 
 
 # What is at the server already

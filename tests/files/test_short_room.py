@@ -483,6 +483,61 @@ def test_nothing_is_freed_of_a_file_that_was_cut_below_parts_that_went_up(
         run(mount, main)
 
 
+@pytest.mark.parametrize("crashes", [False, True])
+def test_an_unmount_that_cannot_send_leaves_the_upload_that_has_what_was_freed(
+    store: FakeStore, tmp_path: Path, crashes: bool
+) -> None:
+    """Also where that goes on with one of an earlier mount."""
+
+    def down(operation: str, key: str) -> None:
+        if operation == "complete_multipart":
+            raise StoreError(errno.EIO, operation, status=500)
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        with fails(errno.EIO):
+            await closed(mount, handle)
+
+    store.fault = down
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        if crashes:
+            mount.crash()
+            mount.start()
+        mount.loop.run(mount.parts.drain)
+        mount.crash()
+        store.fault = None
+        mount.start()
+        mount.loop.passes(10)
+        assert bodies(store) == {"file": BODY}
+
+
+def test_a_mount_that_cannot_ask_for_parts_gives_up_nothing(store: FakeStore, tmp_path: Path) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+
+    def down(operation: str, key: str) -> None:
+        if operation == "list_parts":
+            raise StoreError(errno.EIO, operation, status=500)
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        store.fault = down
+        with fails(errno.EIO):
+            mount.start()
+        mount.crash()
+        store.fault = None
+        mount.start()
+        mount.loop.passes(10)
+        assert bodies(store) == {"file": BODY}
+
+
 @pytest.mark.parametrize("issued", [0, 8], ids=["the old one first", "the new one first"])
 def test_a_crash_loses_nothing_where_the_upload_of_a_removed_file_could_not_be_aborted(
     store: FakeStore, tmp_path: Path, issued: int
