@@ -323,6 +323,23 @@ def test_a_writer_that_never_rests_does_not_have_its_part_sent_for_ever(mount: C
     assert stored(store) == DATA[: 2 * PART] + b"4" + DATA[2 * PART + 1 : 10 * PART]
 
 
+def test_who_appends_again_and_again_reads_the_end_of_the_file_once(tmp_path: Path) -> None:
+    """It is a part of the old version that is sent with what comes next."""
+    store, body = Noting(), random.Random(7).randbytes((5 << 19) + 100)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": body})
+        for number in range(3):
+            handle = await opened(mount)
+            await mount.parts.file_io.write(handle, len(body) + number, b"%d" % number)
+            await closed(mount, handle)
+            assert (store.calls["get"], store.parts) == (1, [3] * (number + 1))
+
+    with composed(store, tmp_path, part_size=1 << 20) as mount:
+        mount.loop.run(partial(main, mount))
+    assert stored(store) == body + b"012"
+
+
 # Parts that are not on disk
 
 
