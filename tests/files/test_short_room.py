@@ -432,6 +432,28 @@ def test_bytes_that_another_has_replaced_in_the_upload_are_lost_and_no_others_ta
         assert mount.parts.pending == 0
 
 
+def test_a_part_whose_bytes_are_here_is_sent_again_where_another_has_replaced_it(
+    store: FakeStore, tmp_path: Path
+) -> None:
+    """The first one is freed last."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        mount.trouble.plan = Plan(What.FAILS, 0, after=False, times=100)
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        ((upload_id, _),) = store._uploads.items()
+        await store.upload_part("file", upload_id, 1, bytes(PART))
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(10)
+        assert bodies(store) == {"file": BODY}
+
+
 @pytest.mark.parametrize("meanwhile", ["a rename", "a commit", "nothing"])
 def test_what_a_rename_or_a_commit_needs_is_not_freed(store: FakeStore, tmp_path: Path, meanwhile: str) -> None:
     """Bytes in a part alone are bound to its key, and can be sent by nobody again."""
