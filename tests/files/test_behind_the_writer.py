@@ -105,6 +105,18 @@ def test_a_part_that_was_written_anew_goes_up_again_before_the_close(mount: Comp
     run(mount, main)
 
 
+def test_a_write_over_several_parts_sends_each_of_them_again(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 12)
+        await mount.parts.file_io.write(handle, PART + 100, b"!" * 2 * PART)
+        await closed(mount, handle)
+        assert stored(store) == b"n" * (PART + 100) + b"!" * 2 * PART + b"n" * (9 * PART - 100)
+        assert store.calls["upload_part"] == 12 + 3
+
+    run(mount, main)
+
+
 def test_a_part_that_failed_behind_the_writer_goes_up_before_the_close(mount: Composed, store: Gated) -> None:
     """Though parts after it have been sent by then."""
 
