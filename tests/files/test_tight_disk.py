@@ -349,6 +349,7 @@ def test_who_waits_for_one_that_goes_on_waits_as_long_as_that_writes(mount: Comp
 def test_one_whose_bytes_are_on_their_way_to_the_disk_goes_on(mount: Composed, disk: Disk) -> None:
     """However slow the disk is, no other takes what room there is."""
     first, second = (new(mount, path) for path in "ab")
+    mount.loop.passes(2 * IDLE)  # since anybody has gone on
     done, write, slow = trio.Event(), Spool.write, first.open_file.draft
 
     async def slowly(spool: Spool, offset: int, data: bytes | memoryview) -> None:
