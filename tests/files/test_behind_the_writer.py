@@ -209,8 +209,11 @@ def test_a_part_that_is_not_written_yet_is_not_sent(mount: Composed, store: Held
     run(mount, main)
 
 
-def test_what_went_up_stays_here_where_there_is_room(mount: Composed, store: Held) -> None:
+def test_what_went_up_stays_here_where_there_is_room(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Who reads it does not have the file completed for that."""
+    monkeypatch.setattr("sosfs.files.spool.SPILL", 1000)
 
     async def main(mount: Composed) -> None:
         handle = await new(mount)
