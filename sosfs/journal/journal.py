@@ -415,7 +415,7 @@ def left_over(directory: Path) -> LeftOver | None:
     if not path.exists() and (mark is None or not mark.least):
         return None
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True)) as db:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as db:
             (owner,) = db.execute("select value from facts where name = 'owner'").fetchone()
             counted = [db.execute(f"select count(*) from {table}").fetchone()[0] for table in (*CHANGES, "uploads")]
             noted = db.execute("select value from facts where name = ?", (SCRATCH,)).fetchone()

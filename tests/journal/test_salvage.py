@@ -612,6 +612,24 @@ def test_what_is_left_over_is_told_of_a_damaged_one_too(left: Left, tmp_path: Pa
         left_over(garbage)
 
 
+def test_who_looks_at_what_is_left_over_changes_nothing_of_it(left: Left, tmp_path: Path) -> None:
+    """A damaged log least of all: SQLite would remove it, and with it what somebody can still read there."""
+    log = (left.directory / FILES[1]).read_bytes()
+    for name, body in (("sound", log), ("torn", log[: len(log) - 5000])):
+        there = left.copy(tmp_path / name)
+        (there / FILES[1]).write_bytes(body)
+        before = {path: (there / path).read_bytes() for path in FILES}
+        told = left_over(there)
+        assert told is not None
+        assert (told.changes, told.is_whole) == (5, name == "sound")
+        assert {path: (there / path).read_bytes() for path in FILES} == before
+    with opened(tmp_path / "sound"):
+        pass
+    told = left_over(tmp_path / "sound")
+    assert told is not None
+    assert (told.changes, told.is_whole) == (5, True), "of one that was closed, too"
+
+
 def test_a_journal_that_was_closed_with_nothing_in_it_may_be_removed(tmp_path: Path) -> None:
     with opened(tmp_path) as one:
         row = one.save_draft(0, SMALL)
