@@ -401,6 +401,24 @@ def test_the_journal_of_another_bucket_is_refused_and_left_as_it_is(left: Left, 
     assert {name: (there / name).read_bytes() for name in before} == before
 
 
+def test_nor_is_it_taken_for_this_buckets_where_no_mark_says_whose_it_is(left: Left, tmp_path: Path) -> None:
+    there = left.copy(tmp_path / "after")
+    (there / "journal.mark").unlink()
+    with fails(errno.EINVAL):
+        Journal(there, "http://server other ")
+    with opened(there) as one:
+        assert (contents(one), one.finding) == (contents(left.journal), Finding.SOUND)
+
+
+def test_a_journal_that_is_closed_or_refused_has_no_file_open(left: Left, tmp_path: Path) -> None:
+    there = left.copy(tmp_path / "after")
+    before = len(os.listdir("/proc/self/fd"))
+    for owner in (OWNER, "http://server other "):
+        with contextlib.suppress(OSError), contextlib.closing(Journal(there, owner)) as one:
+            trio.run(one.sync)
+        assert len(os.listdir("/proc/self/fd")) <= before
+
+
 @pytest.mark.parametrize("number", [sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_CANTOPEN])
 def test_trouble_of_the_disk_is_no_damage(
     left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
@@ -637,6 +655,19 @@ def test_a_journal_that_was_closed_with_nothing_in_it_may_be_removed(tmp_path: P
     (tmp_path / FILES[0]).unlink()
     with opened(tmp_path) as one:
         assert (one.finding, one.damage.lines) == (Finding.SOUND, ())
+
+
+@pytest.mark.parametrize("what", ["a row", "a finding"])
+def test_that_one_with_something_in_it_was_removed_is_told(tmp_path: Path, what: str) -> None:
+    with opened(tmp_path) as one:
+        if what == "a row":
+            one.add_delete("gone", Version("e", 1, 2))
+        else:
+            one.doubt(Finding.INCOMPLETE)
+    (tmp_path / FILES[0]).unlink()
+    with opened(tmp_path) as one:
+        assert one.finding is Finding.INCOMPLETE
+        assert any("it is gone" in line for line in one.damage.lines)
 
 
 # While it is in use

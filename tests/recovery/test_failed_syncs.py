@@ -70,6 +70,7 @@ def test_what_was_synced_after_a_failure_is_there_when_the_power_goes(
             with fails(errno.EIO):
                 await mount.write("file", b"bytes", flags=os.O_CREAT)
         disk.is_failing = False
+        assert mount._journal.damage.lines == (), "it was not removed"
         await mount.write("file", b"bytes")
         await mount.write("after", b"after", flags=os.O_CREAT)
 

@@ -18,6 +18,7 @@ import trio
 
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
+from sosfs.files.open_file import Handle
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, put_all, settled, silence
@@ -93,6 +94,42 @@ def test_a_file_that_was_renamed_before_it_was_sent_is_not_taken_for_the_one_tha
         found = bodies(store)
         assert set(found) == {"log", "log.1"}
         assert (found["log"], found["log.1"][:size]) == (b"new", b"o" * size)
+
+
+@sizes
+@pytest.mark.parametrize("written_on", [False, True])
+@pytest.mark.parametrize("then", ["it is sent", "it is sent and written anew"])
+def test_a_file_that_was_renamed_before_it_was_sent_is_there_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, written_on: bool, then: str
+) -> None:
+    store = Held()
+
+    async def rename(mount: Composed) -> Handle:
+        handle = await mount._opened(mount.parts.inodes.root, b"log", os.O_WRONLY)
+        if written_on:
+            await mount.parts.file_io.write(handle, 0, b"more")
+        await mount.rename("log", "log.1")
+        return handle
+
+    async def send(mount: Composed, handle: Handle) -> None:
+        await mount.parts.commits.commit(handle.inode)
+        await mount.parts.file_io.release(handle)
+        if then != "it is sent":
+            await write(mount, "log.1", b"anew", stored=True)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(write, mount, "log", b"o" * size))
+        mount.loop.passes(3)
+        handle = mount.loop.run(partial(rename, mount))
+        if then != "it is sent":
+            mount.loop.passes(3)
+        mount.loop.run(partial(send, mount, handle))
+        expected = bodies(store)
+        assert set(expected) == {"log.1"}
+        loses_power(mount, machine)
+        assert bodies(store) == expected
 
 
 @pytest.mark.parametrize("cut", ["by a crash", "by an error"])
