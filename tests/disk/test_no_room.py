@@ -1,0 +1,156 @@
+"""Whichever statement of a journal finds no room: what was refused has changed nothing, all else is there then."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sosfs.disk.database import Database, Value
+from sosfs.disk.reserve import Need, Reserve
+from sosfs.journal.journal import Journal
+from sosfs.journal.rows import SavedAttributes
+from sosfs.journal.salvage import Finding
+from sosfs.metadata.user_metadata import Posix
+from sosfs.s3.protocol import Properties, Version
+
+OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
+FOREVER = 1000
+
+
+class Full:
+    """A disk that is full from one statement on, for so many; SQLite may have rolled back by itself."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *, at: int, times: int, rolls_back: bool, is_held: bool) -> None:
+        self.left, self.times, self.rolls_back = at, times, rolls_back
+        self.found_room = True
+        execute = Database._execute
+
+        def step(database: Database, statement: str, values: Sequence[Value] = ()) -> sqlite3.Cursor:
+            if statement.startswith(("select", "begin")):  # which need none
+                return execute(database, statement, values)
+            self.left -= 1
+            if self.left < 0 and self.times > 0:
+                self.times -= 1
+                self.found_room = False
+                if self.rolls_back and database._db.in_transaction:
+                    database._db.execute("rollback")
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return execute(database, statement, values)
+
+        patch.setattr(Database, "_execute", step)
+        held = [is_held]
+        patch.setattr(Reserve, "hold", lambda self: None)
+        patch.setattr(Reserve, "give_up", lambda self: held.pop() if held else False)
+
+    def heals(self) -> None:
+        """There is room again."""
+        self.times = 0
+
+
+class Rows:
+    """A journal, and what it must have."""
+
+    def __init__(self, journal: Journal) -> None:
+        self.journal = journal
+        self.deletes: set[str] = set()
+        self.attributes: dict[int, str] = {}
+        self.renames: dict[int, str] = {}
+
+    def attempt(self, step: Callable[[Any], None], *, may_fail: bool) -> None:
+        """Does something; where it fails nothing of it is expected."""
+        before = set(self.deletes), dict(self.attributes), dict(self.renames)
+        try:
+            step(self)
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            assert may_fail, "what leads to more room is owed"
+            self.deletes, self.attributes, self.renames = before
+
+    def look(self) -> None:
+        """It has what was written, and says of itself that it is whole."""
+        one = self.journal
+        assert {key for key, _ in one.deletes()} == self.deletes
+        assert {row: saved.key for row, saved in one.attributes()} == self.attributes
+        assert {row: old for row, old, _ in one.renames()} == self.renames
+        assert one.rename_states().keys() == self.renames.keys()
+        assert one.rows == len(self.deletes) + len(self.attributes) + len(self.renames)
+        assert (one.finding, one.damage.lines) == (Finding.SOUND, ())
+
+    # Steps
+
+    def deletes_one(self, key: str) -> None:
+        self.journal.add_delete(key, VERSION)
+        self.deletes.add(key)
+
+    def changes(self, key: str) -> None:
+        saved = SavedAttributes(key, VERSION, Posix(0o100644, 0, 0, 1, None), Properties())
+        self.attributes[self.journal.save_attributes(0, saved)] = key
+
+    def begins(self, old: str) -> None:
+        with self.journal.together(Need.PROMISE):
+            row = self.journal.add_rename(old, "new")
+            self.journal.set_rename(row, "copying", Need.PROMISE)
+        self.renames[row] = old
+
+    def drops_all(self) -> None:
+        with self.journal.together():
+            for key in sorted(self.deletes):
+                self.journal.drop_delete(key)
+            for row in self.attributes:
+                self.journal.drop_attributes(row)
+        self.deletes.clear()
+        self.attributes.clear()
+
+    def ends(self) -> None:
+        for row in self.renames:
+            self.journal.drop_rename(row)
+        self.renames.clear()
+
+    def queues(self, *keys: str) -> None:
+        with self.journal.together():
+            for key in keys:
+                self.journal.add_delete(key, VERSION)
+        self.deletes |= set(keys)
+
+
+def lives(rows: Rows) -> None:
+    """All that is done to a journal."""
+    rows.attempt(lambda one: one.deletes_one("a"), may_fail=True)
+    rows.attempt(lambda one: one.changes("b"), may_fail=True)
+    rows.attempt(lambda one: one.begins("c"), may_fail=True)
+    rows.attempt(lambda one: one.queues("d", "e"), may_fail=False)
+    rows.attempt(lambda one: one.drops_all(), may_fail=False)
+    rows.attempt(lambda one: one.changes("f"), may_fail=True)
+    rows.attempt(lambda one: one.ends(), may_fail=False)
+    rows.attempt(lambda one: one.queues("d", "g"), may_fail=False)
+    rows.attempt(lambda one: one.deletes_one("a"), may_fail=True)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("times", [1, 2, FOREVER], ids=["once", "twice", "until the end"])
+@pytest.mark.parametrize("rolls_back", [False, True])
+@pytest.mark.parametrize("is_held", [False, True], ids=["nothing held back", "room held back"])
+def test_any_statement_may_find_no_room(tmp_path: Path, times: int, rolls_back: bool, is_held: bool) -> None:
+    for at in itertools.count():
+        directory = tmp_path / str(at)
+        with pytest.MonkeyPatch.context() as patch:
+            rows = Rows(Journal(directory, OWNER))
+            full = Full(patch, at=at, times=times, rolls_back=rolls_back, is_held=is_held)
+            lives(rows)
+            full.heals()
+            rows.attempt(lambda one: one.changes("last"), may_fail=False)
+            rows.look()
+            rows.journal.close()
+        rows.journal = Journal(directory, OWNER)
+        rows.look()
+        rows.journal.close()
+        if full.found_room:
+            break  # all statements have been tried
+    assert at > 20
