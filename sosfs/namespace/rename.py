@@ -227,6 +227,8 @@ class Renames:
             await self._attributes.refresh(inode)
             if inode.version is None or inode.parent is None:
                 raise  # it is gone, or has an inode of its own: the kernel looks the name up again
+            await self._attributes.fetch_whole(inode)
+            acl = await self._attributes.acls.of(inode)
             version = await self._copy_version(inode, move, None, acl)
         return version, used
 

@@ -125,6 +125,37 @@ def test_a_type_that_only_the_name_has_told_becomes_that_of_the_new_name(
         assert found == before
 
 
+@both
+def test_another_clients_bytes_keep_the_acl_and_the_class_that_they_have(
+    mount: Composed, store: Held, old: str, new: str
+) -> None:
+    """Known here is that the version before had none; or its ACL was asked for just before it was replaced."""
+    held = trio.Event()
+
+    async def main() -> None:
+        await mount.parts.commits.commit(await _written(mount, old))
+        assert "friend" not in readers(store, old)
+        store.before["copy", old] = held
+        await begun(mount, partial(mount.rename, *tops(old, new)))
+        assert store.reached
+        await store.put(old, b"theirs, longer", CARRIED, acl=FRIEND)
+        await settled(held)
+
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    assert bodies(store)[new] == b"theirs, longer"
+    assert store._stored[new].object.properties.storage_class == "COLD"
+    assert "friend" in readers(store, new)
+
+
+async def _written(mount: Composed, path: str) -> Inode:
+    """A file of this mount."""
+    if "/" in path:
+        await mount.mkdir(path.partition("/")[0])
+    await mount.write(path, b"bytes", flags=os.O_CREAT)
+    return await mount._walk(path)
+
+
 def test_another_clients_bytes_keep_the_type_that_they_have(mount: Composed, store: Held) -> None:
     """Known here is the version before."""
     theirs = Properties(Headers("text/plain"), {"theirs": "yes"})
