@@ -13,10 +13,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
+from sosfs.concurrency.threads import Threads
 from sosfs.disk import damage, watermark
 from sosfs.journal import journal
 from sosfs.journal.journal import SCHEMA, Journal, left_over
@@ -692,6 +694,44 @@ def test_a_sync_into_a_journal_that_was_removed_fails(left: Left) -> None:
     with fails(errno.EIO):
         trio.run(left.journal.sync)
     assert "was removed while it was in use" in left.journal.damage.lines[0]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("is_first", [False, True], ids=["synced before", "the first sync"])
+def test_so_it_does_where_one_of_its_files_was_removed(left: Left, name: str, is_first: bool) -> None:
+    if not is_first:
+        trio.run(left.journal.sync)
+    left.journal.add_intent("a", 1)
+    (left.directory / name).unlink()
+    for _ in range(2):
+        with fails(errno.EIO):
+            trio.run(left.journal.sync)
+    assert left.journal.unsynced
+
+
+def test_a_sync_vouches_for_nothing_that_was_written_meanwhile(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, synced, run = left.journal, list[int](), Threads.run
+    fdatasync = os.fdatasync
+
+    def watched(file: int) -> None:
+        synced.append(file)
+        fdatasync(file)
+
+    async def overtaken(threads: Threads, function: Callable[..., Any], *arguments: Any) -> Any:
+        found = await run(threads, function, *arguments)
+        if len(synced) == 1:
+            one.add_intent("late", 1)
+        return found
+
+    monkeypatch.setattr(os, "fdatasync", watched)
+    monkeypatch.setattr(Threads, "run", overtaken)
+    before = one._db.number
+    trio.run(one.sync)
+    mark = watermark.read(left.directory / "journal.mark")
+    assert mark is not None
+    assert (one.unsynced, mark.synced, mark.written) == (1, before, before + 1)
+    trio.run(one.sync)
+    assert (one.unsynced, len(synced)) == (0, 2)
 
 
 def test_a_transaction_costs_one_more_write_and_no_sync(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:
