@@ -96,10 +96,10 @@ class Renames:
         if target is None:
             require_free(parent, parsed.segment)
         segment, form = (target.segment, target.form) if target is not None else (parsed.segment, parsed.form)
-        if inode.parent is None:
-            raise refuse(errno.ENOENT)  # what was asked for the target has shown it
         await self._require_unlocked(inode, target)
         await self._attributes.write_directories(inode)
+        if inode.parent is None:
+            raise refuse(errno.ENOENT)  # what was asked for the target, or a listing meanwhile, has shown it
         await self._namespace.keep_parent(inode.parent)
         async with AsyncExitStack() as held:
             await held.enter_async_context(self._file_io.writeback.gathered(inode))

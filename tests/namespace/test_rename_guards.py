@@ -42,6 +42,7 @@ from tests.support.held import (
     settled,
     silence,
     stored,
+    told,
 )
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
@@ -123,6 +124,29 @@ def test_a_type_that_only_the_name_has_told_becomes_that_of_the_new_name(
         assert found.metadata["mode"] == str(0o100600)
     elif gets == had:
         assert found == before
+
+
+def test_a_file_that_another_client_removes_while_its_lock_is_asked_for_is_gone(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A listing has shown that meanwhile, and nothing leads to it any more."""
+    held, outcomes = trio.Event(), dict[str, Any]()
+
+    async def slowly(*_: Any) -> None:
+        await held.wait()
+
+    async def begin() -> None:
+        await put_all(store, {"file": b"bytes", "other": b""})
+        monkeypatch.setattr(mount.parts.attributes.protection, "require", slowly)
+        await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "file", "moved")))
+        await store.delete("file")
+
+    mount.loop.run(begin)
+    mount.loop.passes(2 * TTL)
+    assert set(mount.loop.run(mount.tree)) == {"other"}
+    mount.loop.run(partial(settled, held))
+    assert outcomes["rename"].startswith(("FileNotFoundError", "OSError(116")), outcomes
+    assert bodies(store) == {"other": b""}
 
 
 @both
