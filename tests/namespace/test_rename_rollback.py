@@ -374,6 +374,38 @@ def test_an_empty_directory_that_was_to_be_replaced_stays(mount: Composed, store
     assert "b" in mount.loop.run(mount.tree)
 
 
+@pytest.mark.parametrize("then", ["crash", "unmount"])
+def test_so_it_does_where_the_next_mount_looks_for_copies(mount: Composed, store: Flaky, then: str) -> None:
+    """Its marker is like that of the other one."""
+    mount.loop.run(lambda: put_all(store, BEFORE | {"b/": b""}))
+    store.late["a/y"] = []
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    if then == "crash":
+        mount.crash()
+    else:
+        mount.stop()
+    mount.loop.run(store.late.pop("a/y")[0])
+    mount.start()
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/": b""}
+    assert "b" in mount.loop.run(mount.tree)
+
+
+def test_the_new_name_is_hidden_while_copies_of_a_refused_rename_cannot_be_removed(
+    mount: Composed, store: Flaky
+) -> None:
+    """None of them is in doubt."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.errors["copy", "a/y"] = [from_s3("copy", code="AccessDenied", status=403)]
+    store.fault = deletes_fail
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES))
+    mount.loop.passes(20)
+    assert "b/x" in store._stored
+    assert "b" not in mount.loop.run(mount.tree)
+    store.fault = None
+    require_name_is_free(mount, store)
+
+
 @pytest.mark.parametrize("then", ["comes back", "unmount", "crash"])
 def test_while_the_store_is_away_it_is_pending(mount: Composed, store: Flaky, then: str) -> None:
     """Neither the copies that are known nor those that are not can be removed: that is counted, and recorded."""
