@@ -86,6 +86,19 @@ def test_rows_go_on_a_full_disk_and_new_ones_are_refused(disk: Path) -> None:
     journal.close()
 
 
+def test_a_removal_has_the_room_that_is_held_back(disk: Path) -> None:
+    journal = Journal(disk, OWNER)
+    ballast = fill(disk)
+    noted = fill_journal(journal)
+    assert (disk / "reserve").exists()
+    journal.add_delete("removed", VERSION)
+    assert not (disk / "reserve").exists()
+    assert journal.deletes() == [("removed", VERSION)]
+    assert len(journal.attributes()) == noted
+    ballast.unlink()
+    journal.close()
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_rows_that_cannot_go_are_owed(disk: Path, monkeypatch: pytest.MonkeyPatch, together: bool) -> None:
     """As after long use of a full disk, when what was held back is used up: no error, and they go before all else."""
