@@ -19,6 +19,7 @@ from sosfs.journal.rows import SavedAttributes
 from sosfs.journal.salvage import Finding
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties, Version
+from tests.support.drive import fails
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
@@ -37,7 +38,7 @@ class Full:
         is_held: bool,
         number: int = errno.ENOSPC,
     ) -> None:
-        self.left, self.times, self.rolls_back = at, times, rolls_back
+        self.left, self.times, self.rolls_back, self.number = at, times, rolls_back, number
         self.found_room = True
         execute = Database._execute
 
@@ -50,7 +51,7 @@ class Full:
                 self.found_room = False
                 if self.rolls_back and database._db.in_transaction:
                     database._db.execute("rollback")
-                raise OSError(number, os.strerror(number))
+                raise OSError(self.number, os.strerror(self.number))
             return execute(database, statement, values)
 
         patch.setattr(Database, "_execute", step)
@@ -183,3 +184,19 @@ def test_a_fault_of_the_disk_is_told_as_such_and_nothing_is_owed(tmp_path: Path,
         if full.found_room:
             break
     assert at > 20
+
+
+def test_a_fault_of_the_disk_while_what_is_owed_is_written_keeps_nothing_from_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = Rows(Journal(tmp_path, OWNER))
+    rows.queues("a", "b")
+    full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+    rows.drops_all()
+    full.number = errno.EIO
+    with fails(errno.EIO):
+        rows.changes("refused")
+    full.heals()
+    rows.changes("last")
+    rows.look()
+    rows.journal.close()

@@ -709,6 +709,44 @@ def test_a_copy_that_the_user_makes_after_a_rename_was_taken_back_costs_no_origi
 
 
 @pytest.mark.promise(3)
+def test_so_does_one_that_another_client_makes_where_a_file_was_to_be_replaced(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, {"a": b"file", "b": b"old!"}))
+    cut_before_its_copy(mount, store)
+    mount.loop.run(lambda: put_all(store, {"b": b"file"}))
+    mount.crash()
+    mount.start()
+    mount.loop.passes(120)
+    assert bodies(store) == {"a": b"file", "b": b"file"}
+
+
+@pytest.mark.parametrize("seconds", [0, 40])
+def test_a_copy_that_comes_long_after_the_next_mount_has_begun_goes_too(
+    mount: Composed, store: Flaky, seconds: int
+) -> None:
+    mount.loop.run(lambda: put_all(store, {"a": b"file"}))
+    cut_before_its_copy(mount, store)
+    mount.loop.passes(seconds)
+    mount.loop.run(lambda: put_all(store, {"b": b"file"}))
+    mount.loop.passes(120)
+    assert bodies(store) == {"a": b"file"}
+    assert rows(mount) == 0
+
+
+def test_a_mount_does_not_begin_where_nobody_can_tell_which_copies_there_are(mount: Composed, store: Flaky) -> None:
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.before["copy", "a/y"] = trio.Event()
+    mount.loop.run(lambda: begun(mount, lambda: mount.rename("a", "b")))
+    mount.crash()
+    store.before.clear()
+    store.errors["list", "b/"] = [StoreError(errno.EIO, "list", detail="no answer")]
+    with pytest.raises(OSError, match="cannot be finished"):
+        mount.start()
+    mount.crash()
+    mount.start()
+    assert bodies(store) == BEFORE
+
+
+@pytest.mark.promise(3)
 @pytest.mark.parametrize("cut", ["by a crash", "by an error"])
 def test_a_new_file_under_the_old_name_stays_there_though_the_copy_came_late(
     tmp_path: Path, store: Flaky, cut: str
