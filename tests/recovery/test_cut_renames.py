@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
@@ -25,6 +26,7 @@ from sosfs.s3.protocol import UNKNOWN, Page, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.power import Machine
 
 JOURNAL = Durability.JOURNAL
 
@@ -245,3 +247,31 @@ def test_a_file_that_replaces_one_with_the_same_bytes_replaces_its_attributes_to
         mount.start()
         assert bodies(store) == {"b": b"bytes"}
         assert store._stored["b"].object.properties.metadata["mode"] == str(0o100600)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("hashes", [True, False])
+def test_what_was_not_sent_of_a_file_follows_it_though_the_disk_does_not_know_that_it_was_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool
+) -> None:
+    """The power goes when the old name is gone: the new one alone is there."""
+    store, held = Held(hashes=hashes), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = LONG
+        await put_all(store, {"a": b"old bytes"})
+        await mount.write("a", b"new")
+        store.before["copy"], store.after["delete"] = held, trio.Event()
+        await begun(mount, partial(mount.rename, "a", "b"))
+        await mount._journal.sync()  # somebody's fsync
+        held.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert bodies(store) == {"b": b"old bytes"}
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False)
+        mount.loop.run(store.release)
+        mount.take_up()
+        assert bodies(store) == {"b": b"new bytes"}
