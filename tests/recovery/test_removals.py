@@ -18,6 +18,7 @@ from sosfs.errors import StoreError
 from sosfs.s3.protocol import Properties
 from sosfs.tree.keys import Form, name_of
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, put_all
 
 DELETES = ("delete", "delete_many")
@@ -229,3 +230,21 @@ def test_a_file_where_unsent_bytes_need_a_directory_is_beside_it(tmp_path: Path)
         mount.loop.passes(100)
         assert mount.loop.run(mount.tree) == shown
         assert bodies(store) == {"d": b"theirs", "d/new": b"new"}
+
+
+def test_a_removal_that_its_program_has_given_up_is_not_done_by_the_next_mount(tmp_path: Path) -> None:
+    """It was told that the removal was interrupted."""
+    store = Noting()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.errors["delete", "file"] = [OSError(errno.EINTR, os.strerror(errno.EINTR))]
+        with fails(errno.EINTR):
+            await mount.unlink("file")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        dies(mount, store)
+        mount.start()
+        assert bodies(store) == {"file": b"bytes"}
+        assert set(mount.loop.run(mount.tree)) == {"file"}
