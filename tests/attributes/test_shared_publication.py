@@ -5,6 +5,7 @@ Without a mount, on a clock that stands still until a test lets it go on; the in
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -16,9 +17,10 @@ import trio.testing
 
 from sosfs.attributes.shared import merging, table
 from sosfs.attributes.shared.lookup import Lookup
+from sosfs.attributes.shared.merging import ORPHAN, Merging
 from sosfs.attributes.shared.objects import IndexObjects
 from sosfs.attributes.shared.publication import SETTLED, SKEW, Publication
-from sosfs.attributes.shared.table import Place
+from sosfs.attributes.shared.table import Entry, Place
 from sosfs.cache.attributes import AttributeCache, Remembered, place_of
 from sosfs.errors import from_s3, unanswered
 from sosfs.s3.protocol import Detail, Headers, Object, Properties, Version
@@ -252,3 +254,83 @@ def test_only_what_was_told_counts_as_told(here: Here, monkeypatch: pytest.Monke
         assert all(here.cache.find(*place_of(key)).shared for key in keys)  # type: ignore[union-attr]
 
     run(main)
+
+
+def test_leaves_that_somebody_has_left_behind_go_after_a_day_and_those_in_use_never_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A young one may be of a mount that is about to write its root; the listing of them has several pages."""
+    monkeypatch.setattr(table, "ENTRIES_MAX", 4)
+    now, moment = time.time(), [time.time() - ORPHAN - 60]
+    store = Held(clock=lambda: moment[0], page=2)
+    objects = IndexObjects(store, "")
+    index = Merging(objects, store)
+    entries = {(f"d{number}/", "f"): Entry(Version("e", 1, OLD), of_mode("1")) for number in range(12)}
+
+    async def main() -> None:
+        await index.merge(entries, lambda place: False)
+        left = [await objects.write_leaf({("x/", str(number)): entries["d0/", "f"]}) for number in range(3)]
+        moment[0] = now
+        young = await objects.write_leaf({("x/", "y"): entries["d0/", "f"]})
+        await index.merge({("d0/", "g"): entries["d0/", "f"]}, lambda place: False)
+        root = (await objects.read(ROOT)).table
+        named = {objects.leaf(leaf.name) for leaf in root.leaves}
+        assert set(store._stored) == {ROOT, objects.leaf(young), *named}
+        assert not {objects.leaf(name) for name in left} & named
+        found = [(await objects.read(key)).table.entries for key in named]
+        assert {place for one in found for place in one} == {*entries, ("d0/", "g")}
+
+    trio.run(main)
+
+
+def test_of_two_entries_the_one_with_the_newer_time_stays_whoever_writes_later(here: Here) -> None:
+    async def main() -> None:
+        for mode, modified, is_taken in (
+            ("1", OLD, True),
+            ("2", OLD - 1, False),
+            ("3", OLD, True),
+            ("4", OLD + 1, True),
+        ):
+            before = await here.told()
+            here.telling.saw(seen("file", mode, modified=modified))
+            await here.telling.tell(askers=1)
+            assert await here.told() == ({"file": mode} if is_taken else before)
+
+    run(main)
+
+
+def test_who_is_refused_tells_nothing_and_asks_nothing_any_more(here: Here) -> None:
+    async def main() -> None:
+        await here.store.put("other", b"bytes", of_mode("1"))
+        here.telling.wrote("other")
+        here.telling.saw(seen("file"))
+        here.store.errors["put", ROOT] = [from_s3("PutObject", code="AccessDenied", status=403)]
+        await here.telling.tell(askers=1)
+        assert here.telling.denied
+        here.telling.wrote("other")
+        here.telling.saw(seen("file"))
+        await trio.sleep(SETTLED + 1)
+        await here.telling.tell(askers=1)
+        assert (await here.told(), here.store.calls["head"]) == ({}, 0)
+
+    run(main)
+
+
+def test_who_loses_to_a_faster_one_leaves_no_leaf_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(table, "ENTRIES_MAX", 4)
+    store = Held()
+    objects = IndexObjects(store, "")
+    of = {
+        name: {(f"{name}{number}/", "f"): Entry(Version("e", 1, OLD), of_mode("1")) for number in range(8)}
+        for name in "ab"
+    }
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for changes in of.values():
+                nursery.start_soon(Merging(objects, store).merge, changes, lambda place: False)
+        leaves = (await objects.read(ROOT)).table.leaves
+        assert set(store._stored) == {ROOT, *(objects.leaf(leaf.name) for leaf in leaves)}
+        assert sum(leaf.entries for leaf in leaves) == 16
+
+    trio.run(main)
