@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.cache.blocks import BLOCK
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
@@ -335,6 +336,52 @@ def test_a_chmod_of_what_is_copied_part_by_part_does_not_undo_what_came_meanwhil
     mount.loop.passes(2)
     assert stored(store) == b"theirs"
     assert not store._uploads
+
+
+def test_a_copy_that_is_refused_twice_for_another_version_is_no_success(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        refused = StoreError(errno.ESTALE, "CopyObject", code="PreconditionFailed", status=412)
+        store.errors["copy", "file"] = [refused, refused]
+        with fails(errno.ESTALE):
+            await mount.parts.file_io.fsync(await mount._walk("file"))
+        assert not store.errors["copy", "file"]
+        assert mount.parts.pending == 1
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert (_mode(store), mount.parts.pending) == (0o600, 0)
+
+
+def test_a_chmod_of_what_another_client_has_removed_waits_for_nothing(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        await store.delete("file")
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert (bodies(store), mount.parts.pending) == ({}, 0)
+
+
+def test_who_has_a_file_open_reads_on_when_a_chmod_has_made_another_version(tmp_path: Path) -> None:
+    """Where ETags are no hashes the copy of a file onto itself has another one."""
+    store, body = Held(hashes=False), os.urandom(4 * BLOCK)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": body})
+        handle = await opened(mount, os.O_RDONLY)
+        assert await mount.parts.file_io.read(handle, 0, 10) == body[:10]
+        before = store._stored["file"].object.version.etag
+        await mount.chmod("file", 0o600)
+        assert store._stored["file"].object.version.etag != before
+        mount.parts.blocks.forget(lambda key: True)
+        assert await mount.parts.file_io.read(handle, 3 * BLOCK, 10) == body[3 * BLOCK : 3 * BLOCK + 10]
+        await mount.parts.file_io.release(handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
 
 
 # Directories that are only recorded yet
