@@ -384,6 +384,29 @@ def test_who_has_a_file_open_reads_on_when_a_chmod_has_made_another_version(tmp_
         mount.loop.run(partial(main, mount))
 
 
+def test_a_copy_that_was_made_when_the_process_died_is_known_as_ours(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where ETags are no hashes nothing else tells: what was changed would be said to be lost to another client."""
+    store = Held(hashes=False)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        store.after["copy"] = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.write_now, await mount._walk("file")))
+        assert store.reached == {("copy", "file")}
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert (_mode(store), mount.parts.pending) == (0o600, 0)
+        assert "is lost" not in caplog.text
+
+
 # Directories that are only recorded yet
 
 
