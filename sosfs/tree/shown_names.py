@@ -104,8 +104,8 @@ class ShownNames(Sequence[bytes]):
             self._loose.append(name)
 
     def pack(self, stop: int) -> None:
-        """Packs the names below an index, `PACK` at a time."""
-        whole = max(0, stop - len(self._packed) * PACK) // PACK
+        """Packs the names below an index, `PACK` at a time; it may be beyond the last one."""
+        whole = max(0, min(stop, len(self)) - len(self._packed) * PACK) // PACK
         for at in range(0, whole * PACK, PACK):
             packed = _Packed(self._loose[at : at + PACK])
             self._packed.append(packed)

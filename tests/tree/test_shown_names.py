@@ -33,6 +33,13 @@ def test_each_name_has_its_place(packed: int) -> None:
     assert bool(found.packed_bytes) is (packed >= PACK)
 
 
+def test_who_reads_on_from_beyond_the_end_has_packed_what_there_is() -> None:
+    """seekdir takes any place, also one that an earlier and longer listing had."""
+    found = shown(names(), packed=10 * COUNT)
+    assert (len(found), found[:]) == (COUNT, names())
+    assert [found.place(name) for name in names()] == list(range(COUNT))
+
+
 @pytest.mark.parametrize("packed", [0, COUNT])
 def test_a_name_is_shown_once(packed: int) -> None:
     found = shown(names(step=2), packed=packed)
