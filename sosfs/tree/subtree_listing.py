@@ -16,7 +16,7 @@ import trio
 
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Listed, ObjectStore, Page
-from sosfs.tree.inodes import Directory, Inode, Inodes, Pass
+from sosfs.tree.inodes import PENDING, Directory, Inode, Inodes, Pass
 from sosfs.tree.keys import name_of
 from sosfs.tree.listing_merge import Merger
 
@@ -51,6 +51,7 @@ class Scan:
 
     async def run(self) -> list[Directory]:
         """Scans and returns the directories that are known now, the upper ones first. Raises StoreError."""
+        begun = trio.current_time()
         try:
             token, pages, ended, tokens = "", 0, False, set[str]()
             while not ended and pages < self._pages:
@@ -61,11 +62,21 @@ class Scan:
                 token, pages, ended = page.token, pages + 1, not page.token
                 if token:
                     check_progress(f"ListObjectsV2 {self._prefix!r}", token, tokens)
-            if not self._inodes.has_key(self.top, self._prefix):
-                return []  # renamed meanwhile
-            return self._merge(ended=ended)
+            if not self._inodes.has_key(self.top, self._prefix) or self._is_moving():
+                return []  # renamed meanwhile, or half renamed
+            return self._merge(begun, ended=ended)
         finally:
             self.done.set()
+
+    def _is_moving(self) -> bool:
+        """Whether the top is being renamed, or a directory that it is in: then its keys go one after the other."""
+        at = self.top
+        while at.parent is not None:
+            above = at.parent.directory
+            if above is not None and above.touched.get(at.name) == PENDING:
+                return True
+            at = at.parent
+        return False
 
     def _show(self, listed: Listed, when: float) -> None:
         self._is_ordered = self._is_ordered and self._last < listed.key
@@ -82,14 +93,18 @@ class Scan:
             at = listed.key.find("/", len(folder))
         self._folders[folder].objects.append(listed)
 
-    def _merge(self, *, ended: bool) -> list[Directory]:
+    def _merge(self, begun: float, *, ended: bool) -> list[Directory]:
         """Makes a pass of each directory that was shown whole; one that is the scan's last may have more.
 
-        Only the order of the keys tells that; where they have none, no part of them is whole.
+        Only the order of the keys tells that; where they have none, no part of them is whole, and the place of what was
+        made since the scan began (`begun`) may have been passed before its directory was shown.
         """
         found: list[Directory] = []
-        if not ended and not self._is_ordered:
-            return found
+        if not self._is_ordered:
+            if not ended:
+                return found
+            for folder in self._folders.values():
+                folder.begun = begun
         for prefix in sorted(self._folders):
             if not ended and self._last.startswith(prefix):
                 continue
@@ -121,9 +136,11 @@ class Scan:
                 at.directory = Directory(at)
             here = at.directory.entries.get(name_of(segment))
             begun = self._folders[self._inodes.key(at) + segment + "/"].begun
-            if at.directory.touched.get(name_of(segment), -1.0) >= begun:
+            if max(at.directory.touched.get(name_of(segment), -1.0), at.directory.unnoted) >= begun:
                 return None  # made or renamed here since: what was shown may be half of it
             if here is None:
+                if at.directory.now is not None and at.directory.now.started > begun:
+                    return None  # what was asked for later does not show it, or has yet to
                 here = self._merger.folder(at.directory, segment, Pass("", started=begun))
             if here is None or not here.is_directory:
                 return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
@@ -11,13 +13,15 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.config.parameters import TTL
 from sosfs.errors import StoreError
 from sosfs.s3.protocol import Page, Properties
 from sosfs.tree import subtree_listing
 from sosfs.tree.listing import PATIENCE
 from sosfs.tree.subtree_listing import PAGES
 from tests.support.composed import Composed, composed
-from tests.support.held import Held, put_all
+from tests.support.drive import fails
+from tests.support.held import Held, bodies, put_all, settled
 
 OBJECTS = {f"{folder}/f{at}": b"x" for folder in ("a", "a/b", "c/d") for at in range(3)} | {"e/": b"", "top": b"t"}
 TREE = {"a", "a/b", "c", "c/d", "e", *(key for key in OBJECTS if not key.endswith("/"))}
@@ -187,5 +191,116 @@ def test_a_scan_that_fails_shows_no_empty_directory(mount: Composed, store: Held
             await scanned(mount)
         assert set(await mount.tree()) == TREE
         assert mount.parts.listings.begin_scan(mount.parts.inodes.root) is not None
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("how", ["removed here", "renamed here", "removed by another client"])
+def test_a_directory_that_went_meanwhile_is_not_there_again_though_its_parent_was_listed(
+    mount: Composed, store: Held, how: str
+) -> None:
+    """What was done here before a listing began is noted no more, and the scan was sent before it."""
+
+    async def go() -> None:
+        root = mount.parts.inodes.root
+        mount.loop._clock.jump(1)
+        if how == "removed by another client":
+            await store.delete("e/")
+        elif how == "removed here":
+            await mount.rmdir("e")
+            await mount.settle()
+        else:
+            await mount.rename("e", "z")
+        mount.loop._clock.jump(2 * TTL)
+        await mount.parts.listings.complete(root)
+
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        await mount._walk("e")
+        mount.loop._clock.jump(1)
+        await meanwhile(mount, store, go)
+        with fails(errno.ENOENT):
+            await mount._walk("e")
+        assert set(await mount.tree()) == TREE - {"e"} | ({"z"} if how == "renamed here" else set())
+
+    mount.loop.run(main)
+
+
+def test_what_was_renamed_to_a_name_meanwhile_is_whole_though_its_parent_was_listed(
+    mount: Composed, store: Held
+) -> None:
+    """The scan saw the first of its keys under the new name, and not the others."""
+
+    async def main() -> None:
+        await put_all(store, {"old/0": b"x", "old/1": b"x", "top": b"t"})
+        await mount._walk("old/0")
+        mount.loop._clock.jump(1)
+        store.before["copy", "old/1"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.rename, "old", "new")
+            await trio.testing.wait_all_tasks_blocked()
+            assert "new/0" in bodies(store) and "new/1" not in bodies(store)
+
+            async def go() -> None:
+                await settled(store.before["copy", "old/1"])
+                mount.loop._clock.jump(1)
+                mount.parts.listings.directory(mount.parts.inodes.root).doubt()
+                await mount.parts.listings.complete(mount.parts.inodes.root)
+
+            await meanwhile(mount, store, go)
+        assert set(await mount.tree()) == {"new", "new/0", "new/1", "top"}
+
+    mount.loop.run(main)
+
+
+def test_a_scan_of_what_is_being_renamed_says_nothing(mount: Composed, store: Held) -> None:
+    """Its old keys go one after the other."""
+
+    async def main() -> None:
+        await put_all(store, {"d/a/0": b"x", "d/a/1": b"x"})
+        top = await mount._walk("d/a")
+        await mount.parts.listings.complete(top)
+        mount.loop._clock.jump(1)
+        held = store.before["delete_many", "d/a/0"] = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mount.rename, "d", "z")
+            await trio.testing.wait_all_tasks_blocked()
+            assert set(bodies(store)) == {"d/a/0", "d/a/1", "z/a/0", "z/a/1"}
+            await store.delete("d/a/0")  # the server is half through
+            scan = mount.parts.listings.begin_scan(top)
+            assert scan is not None
+            await scan()
+            held.set()
+        assert set(await mount.tree()) == {"z", "z/a", "z/a/0", "z/a/1"}
+
+    mount.loop.run(main)
+
+
+def test_a_file_that_was_made_during_a_scan_is_there_where_keys_come_in_no_order(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its place among the keys was passed before the scan showed anything of its directory."""
+
+    async def main() -> None:
+        await put_all(store, {"a/0": b"x", "b/0": b"x"})
+        await mount._walk("a/0")
+        mount.loop._clock.jump(1)
+
+        async def disordered(prefix: str, *, token: str = "", **options: Any) -> Page:
+            whole = await Held.list(store, prefix, **options)
+            if options["delimiter"]:
+                return whole
+            if token:
+                return Page(whole.objects[:1], ())
+            mount.loop._clock.jump(1)
+            await mount.write("a/new", b"new", flags=os.O_CREAT)
+            mount.loop._clock.jump(1)
+            return Page(whole.objects[1:], (), "more")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "list", disordered)
+            await scanned(mount)
+        assert (await mount._walk("a/new")).size == len(b"new")
+        assert set(await mount.tree()) == {"a", "a/0", "a/new", "b", "b/0"}
 
     mount.loop.run(main)
