@@ -238,16 +238,16 @@ def test_a_file_that_was_forgotten_while_its_rename_failed_has_its_old_name(moun
     mount.loop.run(look)
 
 
-def test_a_file_that_was_made_and_forgotten_during_a_scan_is_there(mount: Composed, store: Held) -> None:
+@pytest.mark.parametrize("key", ["", "d/"], ids=["of all", "of its directory"])
+def test_a_file_that_was_made_and_forgotten_during_a_scan_is_there(mount: Composed, store: Held, key: str) -> None:
     outcomes: dict[str, Any] = {}
 
     async def begin() -> None:
         await put_all(store, {"d/x": bytes(5000)})
-        root = mount.parts.inodes.root
         await mount._walk("d/x")
         mount.loop._clock.jump(1)
-        store.after["list", ""] = trio.Event()
-        scan = mount.parts.listings.begin_scan(root)
+        store.after["list", key] = trio.Event()
+        scan = mount.parts.listings.begin_scan(await mount._walk(key))
         assert scan is not None
         await begun(mount, lambda: told(outcomes, "scan", scan))
         mount.loop._clock.jump(1)
@@ -255,7 +255,7 @@ def test_a_file_that_was_made_and_forgotten_during_a_scan_is_there(mount: Compos
 
     async def look() -> None:
         forget(mount)
-        store.after["list", ""].set()
+        store.after.pop(("list", key)).set()
         await trio.testing.wait_all_tasks_blocked()
         assert outcomes == {"scan": None}
         assert (await mount._walk("d/new")).size == 0
