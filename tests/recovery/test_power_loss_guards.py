@@ -75,6 +75,29 @@ def test_the_bytes_are_on_the_disk_before_the_record_tells_of_them(
         assert bodies(store) == {"file": b"n" * size}
 
 
+def test_an_fsync_brings_the_spool_to_the_disk_and_then_the_log_of_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+
+    def watch(name: str) -> None:
+        real = getattr(os, name)
+
+        def call(file: int) -> None:
+            synced.append(Path(f"/proc/self/fd/{file}").readlink().suffix)
+            real(file)
+
+        monkeypatch.setattr(os, name, call)
+
+    with composed(Held(), tmp_path, durability=JOURNAL) as mount:
+        handle = mount.loop.run(partial(written, mount, b"1" * LARGE))
+        watch("fsync")
+        watch("fdatasync")
+        mount.loop.run(partial(mount.parts.file_io.fsync, handle.inode))
+        assert [one for one in synced if one == ".spool"] == [".spool"]
+        assert synced.index(".spool") < len(synced) - 1 and "wal" in synced[-1]
+
+
 def test_what_is_written_over_what_was_recorded_and_stored_makes_no_damage_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
