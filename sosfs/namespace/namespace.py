@@ -315,7 +315,8 @@ class Namespace:
 
     def _keeps(self, parent: Inode, directory: Directory) -> bool:
         """Whether a directory is there without entries, too: it has a marker, or one is on its way."""
-        is_marked = parent.version is not None or directory.marker is not None
+        is_unmarked = directory.is_known(self.ttl) and directory.marker is None  # any more
+        is_marked = directory.marker is not None or (parent.version is not None and not is_unmarked)
         return parent is self.inodes.root or is_marked or parent.attributes_dirty
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:

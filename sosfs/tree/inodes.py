@@ -241,7 +241,10 @@ class Inode:
 class Pass:
     """One walk through a directory's keys."""
 
-    __slots__ = ("after", "begin", "done", "edge", "names", "prefix", "reach", "sent", "started", "token", "tokens")
+    __slots__ = (
+        *("after", "begin", "done", "edge", "is_marked", "names", "prefix", "reach", "sent", "started", "token"),
+        "tokens",
+    )
 
     def __init__(self, prefix: str, *, started: float | None = None) -> None:
         self.prefix = prefix  # the directory's key
@@ -253,6 +256,7 @@ class Pass:
         self.reach = ""  # and up to this one has been shown
         self.edge = math.inf  # index in the newest page from which on a reader will want the next one; of `listing`
         self.done = False
+        self.is_marked = False  # whether the directory's own marker was shown
         self.started = trio.current_time() if started is None else started
         self.sent = self.started  # when its newest page was asked for
 

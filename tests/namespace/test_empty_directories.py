@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
+from sosfs.s3.protocol import Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence, told
@@ -51,6 +53,73 @@ def test_a_directory_stays_whose_only_file_is_not_in_the_bucket_yet(tmp_path: Pa
         mount.loop.run(partial(main, mount))
         mount.loop.passes(5)
         assert bodies(store) == {"d/": b"", "d/new": b"new"}
+
+
+@pytest.mark.parametrize("is_asked", [True, False], ids=["asked for", "listed alone"])
+def test_a_directory_whose_marker_another_client_has_removed_gets_one_when_its_last_file_goes(
+    mount: Composed, store: Held, is_asked: bool
+) -> None:
+    """Else it would vanish with the file."""
+
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x", "d/y": b"y"})
+        top = await mount._walk("d")
+        if is_asked:
+            await mount.parts.attributes.revalidate(top)
+        await mount.parts.listings.complete(top)
+        await store.delete("d/")
+        mount.loop._clock.jump(2 * TTL)
+        await mount.parts.listings.complete(top)
+        await mount.unlink("d/x")
+        await mount.unlink("d/y")
+
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    assert bodies(store) == {"d/": b""}
+
+
+def test_a_directory_that_gets_a_marker_while_it_is_listed_keeps_it(mount: Composed, store: Held) -> None:
+    """The page was asked for before that, and shows none."""
+
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x", "d/y": b"y"})
+        top = await mount._walk("d")
+        page = store.after["list", "d/"] = trio.Event()
+        await begun(mount, partial(mount.parts.listings.complete, top))
+        top.mode = stat.S_IFDIR | 0o700
+        mount.parts.attributes.changed(top)
+        await mount.parts.attributes.write_now(top)
+        await settled(page)
+        store.after.clear()
+        assert bodies(store).keys() == {"d/", "d/x", "d/y"}
+        stored.append(store.calls["put"])
+        await mount.unlink("d/x")
+        await mount.unlink("d/y")
+
+    stored: list[int] = []
+    mount.loop.run(main)
+    mount.loop.passes(5)
+    assert bodies(store) == {"d/": b""}
+    assert stored == [store.calls["put"]], "not again"
+
+
+def test_a_reader_that_began_before_a_directory_had_a_marker_does_not_hide_it(mount: Composed, store: Held) -> None:
+    store._page = 2
+
+    async def main() -> None:
+        await put_all(store, {f"d/{number}": b"x" for number in range(5)})
+        top = await mount._walk("d")
+        directory = mount.parts.listings.directory(top)
+        mount.loop._clock.jump(0.1)
+        before = await mount.parts.listings.first_page(directory)
+        await store.put("d/", b"", Properties(metadata={"mode": str(stat.S_IFDIR | 0o700)}))
+        mount.loop._clock.jump(2 * TTL)
+        await mount.parts.listings.complete(top)
+        while not before.done:
+            await mount.parts.listings.advance(directory, before, have=len(before.names))
+        assert stat.S_IMODE((await mount.parts.attributes.revalidate(top)).mode) == 0o700
+
+    mount.loop.run(main)
 
 
 def test_a_directory_goes_that_another_client_has_emptied(mount: Composed, store: Held) -> None:
