@@ -92,21 +92,24 @@ def test_attributes_that_another_client_has_changed_are_asked_for_again(
     mount.loop.run(look)
 
 
+@pytest.mark.parametrize("body", [b"small", BIG], ids=["small", "big"])
 @pytest.mark.parametrize("theirs", [False, True], ids=["ours", "rewritten by another client"])
 def test_what_was_written_here_is_known_until_another_client_rewrites_it(
-    mount: Composed, store: Held, theirs: bool
+    mount: Composed, store: Held, theirs: bool, body: bytes
 ) -> None:
     """The answer to a write does not tell the time that the listing has of it."""
 
     async def look() -> None:
         store._clock = time.time
         await put_all(store, {"d/": b""})
-        await mount.write("d/a", BIG, flags=os.O_CREAT)
+        await mount.write("d/a", body, flags=os.O_CREAT)
         await mount.chmod("d/a", 0o604)
         if theirs:
             store._clock = lambda: time.time() + LONG
-            await store.put("d/a", BIG, of_mode(stat.S_IFREG | 0o600))
+            await store.put("d/a", body, of_mode(stat.S_IFREG | 0o600))
         await listed(mount)
+        if theirs and body is not BIG:
+            assert (await entry(mount, "a")).known is Known.NAME, "it may be a link by now"
         store.calls.clear()
         assert stat.S_IMODE((await mount._walk("d/a")).mode) == (0o600 if theirs else 0o604)
         assert store.calls["head"] + store.calls["get"] == theirs
@@ -210,6 +213,7 @@ def test_what_turns_out_to_be_a_link_has_another_number_and_is_not_asked_for_twi
         found = await mount._walk("d/a")
         assert (stat.S_ISLNK(found.mode), found.size) == (True, len(b"elsewhere"))
         assert found.number != guess.number
+        assert found.mtime_ns == (store._stored["d/a"].object.version.modified or 0) * 1_000_000_000
         with fails(errno.ESTALE):
             await mount.parts.attributes.revalidate(guess)
         store.calls.clear()
@@ -238,6 +242,8 @@ def test_what_may_be_of_another_type_by_now_has_another_number(
         assert (found.is_regular, found.size) == (True, len(then))
         assert found.number != before.number
         assert not mount.parts.inodes.has_name(before)
+        with fails(errno.ESTALE):
+            await mount.parts.attributes.revalidate(before)
 
     mount.loop.run(look)
 
@@ -324,6 +330,8 @@ def test_a_directory_that_is_gone_takes_all_below_it_along(mount: Composed, stor
         await listed(mount)
         assert sorted(await mount.tree()) == ["d", "d/b"]
         assert not mount.parts.inodes.has_name(held)
+        with fails(errno.ESTALE):
+            await mount.parts.attributes.revalidate(held)
         assert len(mount.parts.inodes) == before - 2, "but for what somebody holds"
         assert mount.parts.inodes[held.number] is held
 

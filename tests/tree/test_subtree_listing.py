@@ -53,6 +53,7 @@ async def meanwhile(mount: Composed, store: Held, work: Callable[[], Awaitable[o
         await trio.testing.wait_all_tasks_blocked()
         mount.loop._clock.jump(PATIENCE + 0.1)  # who looks a name up waits no longer for the scan
         await trio.testing.wait_all_tasks_blocked()
+        mount.loop._clock.jump(0.1)
         held.set()
 
 
@@ -86,15 +87,16 @@ def test_a_directory_of_which_the_scan_did_not_reach_the_end_is_listed_by_itself
         mount.loop.run(partial(main, mount))
 
 
+@pytest.mark.parametrize("order", [(2, 1), (2, 0, 3)], ids=["the last one is lower", "one before is"])
 def test_where_keys_come_in_no_order_no_part_of_them_is_whole(
-    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, order: tuple[int, ...]
 ) -> None:
     monkeypatch.setattr(subtree_listing, "PAGES", 1)
     ordered = store.list
 
     async def disordered(prefix: str, **options: Any) -> Page:
         page = await ordered(prefix, **options)
-        return Page((page.objects[2], page.objects[1]), (), "more") if not options["delimiter"] else page
+        return Page(tuple(page.objects[at] for at in order), (), "more") if not options["delimiter"] else page
 
     async def main() -> None:
         await put_all(store, {"a/0": b"x", "a/1": b"x", "c/0": b"x", "c/1": b"x"})
@@ -102,6 +104,22 @@ def test_where_keys_come_in_no_order_no_part_of_them_is_whole(
             patch.setattr(store, "list", disordered)
             await scanned(mount)
         assert set(await mount.tree()) == {"a", "a/0", "a/1", "c", "c/0", "c/1"}
+
+    mount.loop.run(main)
+
+
+def test_all_keys_in_no_order_tell_all_names(mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch) -> None:
+    ordered = store.list
+
+    async def disordered(prefix: str, **options: Any) -> Page:
+        page = await ordered(prefix, **options)
+        return Page(page.objects[::-1], page.prefixes, page.token)
+
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        monkeypatch.setattr(store, "list", disordered)
+        await scanned(mount)
+        assert await known(mount, store) == TREE
 
     mount.loop.run(main)
 
