@@ -77,13 +77,8 @@ def _escaped(segment: str) -> bytes:
         return b"%s=%s" % (_ESCAPE, segment.encode())
     if QUOTE not in segment:
         return segment.encode()
-    name = _unquoted(segment)
-    return name if _is_name(name) and _quoted(name) == segment else b"%s=%s" % (_ESCAPE, segment.encode())
-
-
-def _is_name(name: bytes) -> bool:
-    """Whether nothing but a segment with quoted bytes can have this name."""
-    return name not in (b"", b".", b"..") and not name.startswith(_ESCAPE)
+    name = _unquoted(segment)  # what a quote stands for is no ASCII: this is no escape, nor one of the names above
+    return name if _quoted(name) == segment else b"%s=%s" % (_ESCAPE, segment.encode())
 
 
 def _quoted(name: bytes) -> str:

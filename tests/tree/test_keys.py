@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sosfs.tree import keys
 from sosfs.tree.keys import CONTROL, ESCAPE, NAME_MAX, Form, name_of, parse
+from tests.support.drive import fails
 
 # What names must not be, and what escapes and quotes could be mistaken for.
 ODD = [
@@ -89,6 +90,22 @@ def test_a_segment_is_folded_only_where_it_is_longer_than_a_name(length: int) ->
     assert (parse(name_of("s" * length)).form is Form.FOLDED) == (length > NAME_MAX)
     assert keys.matches(parse(name_of("s" * length)), "s" * length)
     assert not keys.matches(parse(name_of("s" * 300)), "s" * 301)
+
+
+@pytest.mark.parametrize("form", [Form.PLAIN, Form.BESIDE])
+def test_only_the_name_that_is_given_to_a_long_segment_stands_for_it(form: Form) -> None:
+    segment = "s" * (NAME_MAX + 1)
+    name = name_of(segment, form)
+    assert keys.is_folded(name) and not keys.is_folded(name_of("s", form))
+    assert parse(name).form is Form.FOLDED and keys.matches(parse(name), segment)
+    assert not keys.matches(parse(name[:-1] + b"t"), segment), "another head"
+    assert not keys.matches(parse(name_of(segment[:-1] + "t", form)), segment), "another digest"
+
+
+@pytest.mark.parametrize("name", [b"s" * (NAME_MAX + 1), b"%~#" + b"0" * NAME_MAX, b"%~f" + b"s" * NAME_MAX])
+def test_what_is_longer_than_a_name_may_be_is_refused_as_that(name: bytes) -> None:
+    with fails(errno.ENAMETOOLONG):
+        parse(name)
 
 
 def test_the_control_directory_hides_no_key() -> None:

@@ -6,6 +6,8 @@ import random
 from collections.abc import Iterator
 from typing import Any, cast
 
+import pytest
+
 from sosfs.tree.lent_numbers import PACK, Lent, LentNumbers
 
 COUNT = 3 * PACK + 7
@@ -43,6 +45,7 @@ def test_what_the_kernel_has_given_back_takes_no_room() -> None:
         numbers.give_back(number, 1)
     assert numbers.size == 0 and not numbers.has("d")
     assert numbers.take(5) is None
+    assert not numbers._packs._near and not numbers._packs._packs
 
 
 def test_what_is_forgotten_in_any_order_is_found() -> None:
@@ -54,7 +57,7 @@ def test_what_is_forgotten_in_any_order_is_found() -> None:
     assert found == [("d", one) for one in lent(range(0, COUNT, 2))]
     found_named = [numbers.take_named("d", b"name-%06d" % number) for number in range(1, COUNT, 2)]
     assert found_named == lent(range(1, COUNT, 2))
-    assert numbers.size == 0
+    assert numbers.size == 0 and not numbers._packs._near and not numbers._packs._packs
 
 
 def test_a_number_is_looked_for_in_one_pack_in_whatever_order_the_names_have_them() -> None:
@@ -96,10 +99,38 @@ def test_a_number_is_looked_for_in_one_pack_in_whatever_order_the_names_have_the
     assert numbers.size == 0 and not numbers.has("d")
 
 
-def test_another_file_of_the_same_name_has_it() -> None:
+@pytest.mark.parametrize("name", [b"a", b"b", b"c"])
+def test_another_file_of_the_same_name_has_it(name: bytes) -> None:
     numbers = LentNumbers[str]()
-    numbers.lend("d", [Lent(b"a", 1, 1), Lent(b"b", 2, 1)])
-    numbers.lend("d", [Lent(b"a", 3, 1)])
-    assert numbers.take(1) is None
-    assert numbers.take_named("d", b"a") == Lent(b"a", 3, 1)
-    assert numbers.take(2) == ("d", Lent(b"b", 2, 1))
+    numbers.lend("d", [Lent(b"a", 1, 1), Lent(b"b", 2, 1), Lent(b"c", 3, 1)])
+    numbers.lend("d", [Lent(name, 4, 1)])
+    before = {b"a": 1, b"b": 2, b"c": 3}
+    assert numbers.take(before.pop(name)) is None
+    assert numbers.take_named("d", name) == Lent(name, 4, 1)
+    assert [numbers.take(number) for number in before.values()] == [("d", Lent(*one, 1)) for one in before.items()]
+    assert numbers.size == 0 and not numbers.has("d")
+
+
+def test_where_nothing_is_forgotten_nothing_is_noted() -> None:
+    numbers = LentNumbers[str]()
+    numbers.lend("d", [])
+    assert not numbers.has("d")
+
+
+def test_a_name_between_two_is_nobodys() -> None:
+    numbers = LentNumbers[str]()
+    numbers.lend("d", [Lent(b"a", 1, 1), Lent(b"c", 2, 1)])
+    assert numbers.take_named("d", b"b") is None
+    assert [numbers.take(1), numbers.take(2)] == [("d", Lent(b"a", 1, 1)), ("d", Lent(b"c", 2, 1))]
+
+
+def test_what_has_come_back_stays_so_when_more_are_forgotten_around_it() -> None:
+    numbers = LentNumbers[str]()
+    numbers.lend("d", [Lent(b"a", 1, 1), Lent(b"b", 2, 1), Lent(b"c", 3, 1)])
+    assert numbers.take(2) is not None
+    numbers.lend("d", [Lent(b"bb", 4, 1)])
+    assert numbers.take(2) is None and numbers.take_named("d", b"b") is None
+    for number in (1, 3, 4):
+        numbers.give_back(number, 2)  # more than it had
+        assert numbers.take(number) is None
+    assert numbers.size == 0 and not numbers.has("d")

@@ -113,8 +113,10 @@ def test_what_went_while_a_page_with_it_was_on_its_way_stays_gone(mount: Compose
         mount.loop._clock.jump(0.1)
         known = directory.entries[b"f"]
         if what.endswith("file"):
+            gone = store.before["delete", "d/f"] = trio.Event()
             await begun(mount, partial(parts.namespace.unlink, directory.inode, b"f", known))
             await begun(mount, partial(parts.creations.make_directory, directory.inode, b"f", 0o755, 0, 0))
+            assert directory.entries[b"f"].is_directory
         else:
             await begun(mount, partial(parts.namespace.rmdir, directory.inode, b"f"))
         if what.startswith("a file"):
@@ -123,6 +125,9 @@ def test_what_went_while_a_page_with_it_was_on_its_way_stays_gone(mount: Compose
             await parts.file_io.write(handle, 0, b"a file now")
             await closed(mount, handle)
         await settled(page)
+        if what.endswith("file"):
+            assert list(directory.entries) == [b"z", b"f"]
+            await settled(gone)
         found = {"a directory": {}, "a file in place of a directory": {"d/f": (b"a file now", 0o644)}}
         assert await mount.tree() == {"d": None, "d/z": (b"z", 0o644), **found.get(what, {"d/f": None})}
 

@@ -201,6 +201,31 @@ def test_who_has_it_open_reads_on_and_the_name_leads_to_what_replaced_it(mount: 
     mount.loop.run(look)
 
 
+@pytest.mark.parametrize("is_alone", [True, False], ids=["alone", "beside another"])
+def test_who_has_opened_what_was_replaced_before_a_byte_was_read_has_what_replaced_it(
+    mount: Composed, store: Held, is_alone: bool
+) -> None:
+    """But for who shares it with another one, that may have read some."""
+
+    async def look() -> None:
+        await put_all(store, {"d/a": BIG})
+        await listed(mount)
+        handle = await opened(mount, os.O_RDONLY, "d/a")
+        other = None if is_alone else await opened(mount, os.O_RDONLY, "d/a")
+        await put_all(store, {"d/a": b"theirs" * 1000})
+        if is_alone:
+            assert bytes(await mount.parts.file_io.read(handle, 0, 6)) == b"theirs"
+        else:
+            with fails(errno.ESTALE):
+                await mount.parts.file_io.read(handle, 0, 6)
+        assert (await mount._walk("d/a") is handle.inode) is is_alone
+        for one in (handle, other):
+            if one is not None:
+                await closed(mount, one)
+
+    mount.loop.run(look)
+
+
 def test_what_turns_out_to_be_a_link_has_another_number_and_is_not_asked_for_twice(
     mount: Composed, store: Held
 ) -> None:

@@ -77,4 +77,23 @@ def test_where_names_come_in_no_order_only_what_has_one_is_unpacked(monkeypatch:
 
 
 def test_packed_names_take_little() -> None:
-    assert shown(names(), packed=COUNT).packed_bytes < 10 * COUNT
+    found = shown(names(), packed=COUNT)
+    assert found.packed_bytes < 10 * COUNT
+    assert len(found._loose) == len(found._places) == COUNT % PACK
+
+
+def test_no_name_that_was_not_shown_is_found_whatever_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = shown(names(), packed=COUNT)
+    assert all(found.place(b"%s-%d" % (name, number)) is None for name in names()[:PACK] for number in range(10))
+    monkeypatch.setattr("sosfs.tree.shown_names._hash", lambda name: 7)
+    found = shown(names(), packed=COUNT)
+    assert found.place(b"name-000001-") is None
+    assert found.place(b"name-001001") == PACK + 1
+
+
+@pytest.mark.parametrize("back", [0, PACK - 1, PACK])
+def test_who_goes_back_loses_no_name(back: int) -> None:
+    found = shown(names(), packed=PACK)
+    found.pack(back)
+    assert found[:] == names()
+    assert found.place(names()[-1]) == COUNT - 1

@@ -125,7 +125,8 @@ def test_all_keys_in_no_order_tell_all_names(mount: Composed, store: Held, monke
 
 
 @pytest.mark.parametrize("what", ["removed", "made", "a directory removed", "a directory renamed"])
-def test_what_was_done_meanwhile_stays_done(mount: Composed, store: Held, what: str) -> None:
+@pytest.mark.parametrize("is_known", [False, True], ids=["not listed before", "listed before"])
+def test_what_was_done_meanwhile_stays_done(mount: Composed, store: Held, what: str, is_known: bool) -> None:
     works = {
         "removed": lambda: mount.unlink("a/f0"),
         "made": lambda: mount.write("a/new", b"new", flags=64),
@@ -142,6 +143,9 @@ def test_what_was_done_meanwhile_stays_done(mount: Composed, store: Held, what: 
     async def main() -> None:
         await put_all(store, OBJECTS)
         await mount._walk("a")
+        if is_known:
+            await mount.tree()
+            mount.loop._clock.jump(0.1)
         await meanwhile(mount, store, works[what])
         assert set(await mount.tree()) == due[what]
 
