@@ -1,0 +1,195 @@
+"""What is told by a pass through a directory, by its window, and by who reads it; and which files may be forgotten."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Awaitable, Callable
+
+import pytest
+import trio
+import trio.testing
+
+from sosfs.s3.scratch_key import of_zeros
+from sosfs.tree.inodes import PENDING, Defaults, Directory, Inode, Inodes, Known, Pass, Reading, is_hidden, require_free
+from sosfs.tree.keys import CONTROL, HIDDEN, NAME_MAX, Form, shown_in_root
+from tests.support.drive import fails
+
+FILE, DIRECTORY, LINK = stat.S_IFREG | 0o644, stat.S_IFDIR | 0o755, stat.S_IFLNK | 0o777
+TTL = 10.0
+
+
+@pytest.fixture
+def inodes() -> Inodes:
+    return Inodes("", Defaults(0, 0, 0o022, 0))
+
+
+def directory_of(inodes: Inodes, segment: str = "d") -> Directory:
+    """A directory in the root."""
+    inode = inodes.make(inodes.root, segment, Form.PLAIN, mode=DIRECTORY)
+    inode.directory = Directory(inode)
+    return inode.directory
+
+
+def file_of(inodes: Inodes, directory: Directory, segment: str, mode: int = FILE) -> Inode:
+    """One that the kernel has."""
+    inode = inodes.make(directory.inode, segment, Form.PLAIN, mode=mode)
+    inode.lookups = 2
+    directory.entries[inode.name] = inode
+    return inode
+
+
+def at_any_time(work: Callable[[trio.testing.MockClock], Awaitable[None]]) -> None:
+    clock = trio.testing.MockClock()
+    clock.jump(100)
+    trio.run(work, clock, clock=clock)
+
+
+def test_a_pass_of_a_directory_that_was_renamed_goes_on_where_it_was() -> None:
+    walk = Pass("old/", started=1.0)
+    walk.begin, walk.reach, walk.token, walk.after = "old/b", "old/m", "of old", ""
+    walk.follow("old/")
+    assert (walk.token, walk.after) == ("of old", "")
+    walk.follow("longer/")
+    assert (walk.prefix, walk.begin, walk.reach) == ("longer/", "longer/b", "longer/m")
+    assert (walk.token, walk.after) == ("", "longer/m")
+    begun = Pass("old/", started=1.0)
+    begun.follow("longer/")
+    assert (begun.begin, begun.reach, begun.after) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("segment", "reach", "is_covered"),
+    [
+        *(("a", "d/m", False), ("b", "d/m", False), ("c", "d/m", True), ("m", "d/m", False), ("n", "d/m", False)),
+        *(("m", "d/m/x", False), ("m", "d/m!", False), ("m", "d/m1", True)),
+    ],
+)
+def test_a_name_that_a_page_would_have_shown_is_one_between_its_ends(
+    segment: str, reach: str, is_covered: bool
+) -> None:
+    """As an object and as a prefix: keys below `m/` come after `m!`."""
+    walk = Pass("d/", started=1.0)
+    walk.begin, walk.reach = "d/b", reach
+    assert walk.covers(segment) is is_covered
+    walk.done = True
+    assert walk.covers(segment) is (segment > "b"), "the last page shows all that follows"
+
+
+def test_what_is_known_is_trusted_until_it_is_old_or_was_dropped(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+
+    async def look(clock: trio.testing.MockClock) -> None:
+        def list_it() -> None:
+            walk = directory.begin("d/")
+            walk.done = True
+            directory.window = Pass("d/")
+            directory.window.done = True
+
+        def trusted() -> tuple[bool, bool, bool]:
+            return directory.is_known(TTL), directory.is_young(TTL), directory.has_window("a", TTL)
+
+        list_it()
+        assert trusted() == (True, True, True)
+        assert directory.now is not None
+        directory.now.done = False
+        assert trusted() == (False, True, True)
+        clock.jump(TTL)
+        assert trusted() == (False, False, False)
+        list_it()
+        directory.forgotten = trio.current_time()
+        assert trusted() == (False, False, False)
+        clock.jump(0.1)
+        list_it()
+        directory.begin("d/")
+        assert not directory.has_window("a", TTL), "a newer pass"
+        list_it()
+        directory.doubt()
+        assert trusted() == (False, False, False)
+        assert directory.doubted == trio.current_time()
+
+    at_any_time(look)
+
+
+def test_what_was_changed_here_before_a_pass_began_is_noted_no_more(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+
+    async def look(clock: trio.testing.MockClock) -> None:
+        for name, when in ((b"before", None), (b"pending", PENDING)):
+            directory.take(name, when=when)
+        changed = trio.current_time()
+        clock.jump(1)
+        directory.put(file_of(inodes, directory, "now"))
+        walk = directory.begin("d/")
+        assert set(directory.touched) == {b"now", b"pending"}
+        assert directory.unnoted == changed
+        untouched = [name for name in (b"before", b"pending", b"now") if directory.untouched(name, walk)]
+        assert untouched == [b"before"]
+
+    at_any_time(look)
+
+
+def test_a_reader_needs_the_names_that_it_was_not_told_yet(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+    walk = Pass("d/", started=1.0)
+    for name in (b"a", b"b", b"c"):
+        walk.show(name)
+    reading = Reading(directory, walk)
+    reading.comes_to(1)
+    assert [name for name in (b"a", b"b", b"c", b"other") if reading.has_told(name)] == [b"a", b"other"]
+    reading.close()
+    assert not directory.readers
+
+
+def test_only_what_its_name_tells_all_of_may_be_forgotten(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+    plain = file_of(inodes, directory, "a")
+    assert inodes.may_lend(plain)
+    assert not inodes.may_lend(file_of(inodes, directory, "l", LINK))
+    assert not inodes.may_lend(file_of(inodes, directory, "s" * (NAME_MAX + 1)))
+    plain.parent = None
+    assert not inodes.may_lend(plain)
+
+
+def test_what_is_kept_has_its_name_and_number_again_but_for_a_name_that_another_one_has(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+    files = [file_of(inodes, directory, segment) for segment in "ab"]
+    unknown = file_of(inodes, directory, "c")
+    unknown.lookups = 0
+    inodes.lend(directory.inode, [*files, unknown])
+    directory.entries.clear()
+    assert inodes.has_lent(directory.inode)
+    inodes.give_back(files[0].number, 1)
+    other = file_of(inodes, directory, "b")
+    for one in (*files, unknown):
+        inodes.keep(one)
+    assert directory.inode.directory is directory
+    assert directory.entries == {b"a": files[0], b"b": other, b"c": unknown}
+    assert [one.lookups for one in (*files, unknown)] == [1, 2, 0]
+    assert all(inodes.find(one.number) is one for one in files)
+    assert not inodes.has_lent(directory.inode)
+
+
+def test_nothing_is_made_where_no_listing_would_show_it(inodes: Inodes) -> None:
+    folder = directory_of(inodes).inode
+    hidden, inner = directory_of(inodes, HIDDEN).inode, inodes.make(folder, HIDDEN, Form.PLAIN, mode=DIRECTORY)
+    refused = [(inodes.root, HIDDEN), (hidden, "a"), (inodes.make(hidden, "b", Form.PLAIN, mode=DIRECTORY), "a")]
+    for parent, segment in [*refused, (folder, of_zeros(""))]:
+        with fails(errno.EINVAL):
+            require_free(parent, segment)
+    for parent, segment in [(inodes.root, "a"), (folder, HIDDEN), (inner, "a")]:
+        require_free(parent, segment)
+    assert is_hidden(hidden) and not is_hidden(inner)
+    assert not is_hidden(inodes.make(inodes.root, HIDDEN, Form.PLAIN, mode=FILE))
+
+
+@pytest.mark.parametrize("prefix", ["", "deep/"])
+def test_the_root_stays_and_has_a_marker_only_below_a_prefix(prefix: str) -> None:
+    inodes = Inodes(prefix, Defaults(0, 0, 0o022, 0))
+    inodes.drop(inodes.root)
+    assert inodes.find(inodes.root.number) is inodes.root and inodes.has_name(inodes.root)
+    assert inodes.has_object(inodes.root) is bool(prefix)
+    assert (inodes.root.known, inodes.root.whole) == ((Known.SIZE, False) if prefix else (Known.ALL, True))
+    assert inodes.key(inodes.root) == prefix
+    control = inodes.make(inodes.root, CONTROL, Form.PLAIN, mode=DIRECTORY)
+    assert inodes.names(control) == (shown_in_root(CONTROL.encode()),)
