@@ -137,6 +137,9 @@ class DiskCache:
         self._writing += 1
         try:
             await LOCAL.run(self._write, name, first, body)
+        except OSError:
+            self._uncount(name, len(body))
+            raise
         finally:
             self._writing -= 1
             if name not in self._index:  # evicted or forgotten meanwhile
@@ -190,6 +193,15 @@ class DiskCache:
         self._index.move_to_end(name)
         self.used += more
         return True
+
+    def _uncount(self, name: str, size: int) -> None:
+        """So many bytes that were counted for a version are not here."""
+        left = self._index.get(name, 0) - size
+        if left > 0:
+            self._index[name] = left
+            self.used -= size
+        elif name in self._index:
+            self._drop(name)
 
     def _lacking(self, more: int) -> int:
         """How much less would be free than is left alone, with `more` bytes here."""

@@ -94,6 +94,28 @@ def test_what_does_not_fit_drives_nothing_out(tmp_path: Path) -> None:
     assert read(disk, 0, 3, key="old") == read(disk, 0, 3, key="new") == BODY[: 3 * BLOCK]
 
 
+@pytest.mark.parametrize("is_known", [False, True], ids=["of another version", "of a version that is here"])
+def test_what_the_disk_refuses_drives_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """As where a quota is used up: what is here already is all that there will be."""
+    disk = cache(tmp_path, capacity=10 * BLOCK)
+    keep(disk, 0, 4, key="a")
+    keep(disk, 0, 2, key="b")
+    used = disk.used
+
+    def refused(*_: object) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sosfs.cache.disk_blocks.os.pwrite", refused)
+        for number in range(20):
+            keep(disk, 2, 4, key="b" if is_known else f"c{number}")
+    assert disk.used == used
+    assert (read(disk, 0, 4, key="a"), read(disk, 0, 2, key="b")) == (BODY[: 4 * BLOCK], BODY[: 2 * BLOCK])
+    assert len(list(tmp_path.glob("*.data"))) == 2
+
+
 def test_the_version_that_was_not_used_for_longest_grows_for_others(tmp_path: Path) -> None:
     disk = cache(tmp_path, capacity=8 * BLOCK)
     for key in ("old", "new"):
