@@ -10,8 +10,21 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.s3.protocol import Properties
 from sosfs.s3.scratch_key import of_zeros
-from sosfs.tree.inodes import PENDING, Defaults, Directory, Inode, Inodes, Known, Pass, Reading, is_hidden, require_free
+from sosfs.tree.inodes import (
+    PENDING,
+    Defaults,
+    Directory,
+    Inode,
+    Inodes,
+    Known,
+    Pass,
+    Reading,
+    held,
+    is_hidden,
+    require_free,
+)
 from sosfs.tree.keys import CONTROL, HIDDEN, NAME_MAX, Form, shown_in_root
 from tests.support.drive import fails
 
@@ -193,3 +206,57 @@ def test_the_root_stays_and_has_a_marker_only_below_a_prefix(prefix: str) -> Non
     assert inodes.key(inodes.root) == prefix
     control = inodes.make(inodes.root, CONTROL, Form.PLAIN, mode=DIRECTORY)
     assert inodes.names(control) == (shown_in_root(CONTROL.encode()),)
+
+
+def test_what_is_asked_for_by_a_number_that_was_forgotten_is_back_and_unread(inodes: Inodes) -> None:
+    directory, gone = directory_of(inodes), directory_of(inodes, "gone")
+
+    async def look(clock: trio.testing.MockClock) -> None:
+        numbers = {}
+        for one in (directory, gone):
+            file = file_of(inodes, one, "a")
+            inodes.lend(one.inode, [file])
+            numbers[one] = file.number
+            one.entries.clear()
+        del file
+        inodes.give_back(numbers[directory], 1)
+        gone.inode.parent = None
+        back = inodes[numbers[directory]]
+        assert (back.lookups, back.used, back.whole) == (1, trio.current_time(), False)
+        assert back.is_unread and directory.entries == {b"a": back}
+        assert inodes[numbers[gone]].parent is None, "ESTALE for whoever has it"
+
+    at_any_time(look)
+
+
+def test_what_nobody_has_leaves_no_number(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+    file = file_of(inodes, directory, "a")
+    file.lookups = 0
+    inodes.lend(directory.inode, [file])
+    assert not inodes.has_lent(directory.inode) and inodes.find(file.number) is None
+
+
+def test_what_the_bucket_may_lack_is_shown_by_a_pass_from_its_beginning(inodes: Inodes) -> None:
+    directory = directory_of(inodes)
+    file_of(inodes, directory, "stored")
+    file_of(inodes, directory, "new").pins = 1
+
+    async def look(clock: trio.testing.MockClock) -> None:
+        assert directory.begin("d/").names[:] == [b"new"]
+
+    at_any_time(look)
+
+
+@pytest.mark.parametrize("by", ["lookups", "opens", "pins"])
+def test_whoever_has_it_holds_it(inodes: Inodes, by: str) -> None:
+    file = inodes.make(inodes.root, "a", Form.PLAIN, mode=FILE)
+    assert not held(file)
+    setattr(file, by, 1)
+    assert held(file)
+
+
+def test_what_calls_itself_a_directory_is_bytes_under_its_name(inodes: Inodes) -> None:
+    file = inodes.make(inodes.root, "dir", Form.PLAIN, mode=FILE)
+    file.learn(Properties(metadata={"mode": str(stat.S_IFDIR | 0o750)}), whole=True)
+    assert file.mode == stat.S_IFREG | 0o750
