@@ -150,13 +150,13 @@ def test_writers_go_on_when_little_enough_is_left() -> None:
             done.append(limit)
 
         async with trio.open_nursery() as nursery:
-            for limit in (10, 7, 4):
+            for limit in (10, 1, 7, 4):
                 nursery.start_soon(partial(write, limit))
             await wait_all_tasks_blocked()
             assert done == [10]
-            for _ in range(2):
+            for _ in range(3):
                 backlog.fell(3)
                 await wait_all_tasks_blocked()
-        assert (done, backlog.waiting) == ([10, 7, 4], 4)
+        assert (done, backlog.waiting) == ([10, 7, 4, 1], 1)
 
     trio.run(main)

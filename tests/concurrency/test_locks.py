@@ -32,6 +32,29 @@ def test_one_at_a_time_in_order() -> None:
     assert order == [f"{name} {what}" for name in "abc" for what in ("begins", "ends")]
 
 
+def test_who_comes_as_a_turn_ends_waits_behind_who_waits() -> None:
+    """The turn is handed on before the one that gets it runs again."""
+    order: list[str] = []
+
+    async def main() -> None:
+        turns = FairLock()
+
+        async def one(name: str) -> None:
+            async with turns:
+                order.append(f"{name} begins")
+                await trio.testing.wait_all_tasks_blocked()
+                order.append(f"{name} ends")
+
+        async with trio.open_nursery() as nursery:
+            async with turns:
+                nursery.start_soon(one, "waiting")
+                await trio.testing.wait_all_tasks_blocked()
+            await one("late")
+
+    trio.run(main)
+    assert order == [f"{name} {what}" for name in ("waiting", "late") for what in ("begins", "ends")]
+
+
 def test_who_no_longer_waits_is_passed_over() -> None:
     done: list[str] = []
 
