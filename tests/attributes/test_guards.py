@@ -572,3 +572,21 @@ def test_a_refusal_is_an_absence_only_where_a_listing_shows_it() -> None:
 def test_a_file_made_and_closed_without_a_byte_is_there(mount: Composed, store: Held) -> None:
     mount.loop.run(partial(mount.write, "file", b"", flags=os.O_CREAT))
     assert bodies(store) == {"file": b""}
+
+
+def test_the_acl_of_what_another_client_has_stored_over_our_write_is_kept_when_its_mode_is_changed(
+    mount: Composed, store: Held
+) -> None:
+    """Of our own write it was known that it is the default."""
+
+    async def main() -> None:
+        await mount.write("file", b"ours", flags=os.O_CREAT)
+        inode = await mount._walk("file")
+        await store.put("file", b"theirs", Properties(), acl=FRIEND)
+        await mount.parts.attributes.refresh(inode)
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount.parts.attributes.write_now(inode)
+        assert store._stored["file"].acl == FRIEND
+
+    mount.loop.run(main)
