@@ -315,8 +315,7 @@ class Namespace:
 
     def _keeps(self, parent: Inode, directory: Directory) -> bool:
         """Whether a directory is there without entries, too: it has a marker, or one is on its way."""
-        is_unmarked = directory.is_known(self.ttl) and directory.marker is None  # any more
-        is_marked = directory.marker is not None or (parent.version is not None and not is_unmarked)
+        is_marked = directory.marker is not None or (parent.version is not None and not directory.is_unmarked)
         return parent is self.inodes.root or is_marked or parent.attributes_dirty
 
     async def rmdir(self, parent: Inode, name: bytes) -> None:
@@ -351,7 +350,7 @@ class Namespace:
             if listed.key != prefix or listed.version.size:
                 directory.doubt()
                 raise refuse(errno.ENOTEMPTY)
-            directory.marker = listed.version
+            directory.has_marker(listed.version)
 
     # Forgetting
 

@@ -288,8 +288,8 @@ class Directory:
     """What is known of a directory's entries."""
 
     __slots__ = (
-        *("asked_for", "asked_on", "asking", "doubted", "entries", "forgotten", "inode", "lock", "marker", "now"),
-        *("readers", "touched", "unnoted", "window"),
+        *("asked_for", "asked_on", "asking", "doubted", "entries", "forgotten", "inode", "is_unmarked", "lock"),
+        *("marker", "now", "readers", "touched", "unnoted", "window"),
     )
 
     def __init__(self, inode: Inode) -> None:
@@ -297,6 +297,7 @@ class Directory:
         self.entries: dict[bytes, Inode] = {}
         self.now: Pass | None = None
         self.marker: Version | None = None
+        self.is_unmarked = False  # a listing has shown that there is none, also where there was one before
         self.readers: set[Reading] = set()
         self.doubted = -1.0  # trio time: what was asked for by then may not show all that there is
         self.forgotten = -1.0  # trio time: what was known by then is trusted no more
@@ -307,6 +308,10 @@ class Directory:
         self.asking = 0  # so many ask for one of its names
         self.asked_for = ""  # the segment that was asked for by itself last
         self.asked_on = 0  # so many before it in a row, each after the one before it in the order of the keys
+
+    def has_marker(self, marker: Version) -> None:
+        """The bucket has this marker."""
+        self.marker, self.is_unmarked = marker, False
 
     def asks(self, segment: str) -> int:
         """A name is about to be asked for by itself; how many were in a row, each after the one before it."""

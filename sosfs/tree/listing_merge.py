@@ -97,7 +97,8 @@ class Merger:
             if self.agrees is not None and known is not None and known.holds_for(listed.version):
                 self.agrees(listed.key, known)
             if segment == "":
-                directory.marker, walk.is_marked = listed.version, True
+                directory.has_marker(listed.version)
+                walk.is_marked = True
                 _doubt(directory.inode, listed.version, known)
             if is_of_zeros(segment):
                 continue  # a mount has it there while it stores files with holes
@@ -213,7 +214,7 @@ class Merger:
     def _sweep(self, directory: Directory, walk: Pass) -> None:
         """What the pass did not show is gone, but for what is not in the bucket yet: that is shown."""
         if not walk.is_marked and directory.now is walk and directory.inode.checked < walk.started:
-            directory.marker = None
+            directory.marker, directory.is_unmarked = None, True
         for name, inode in list(directory.entries.items()):
             if name in walk.names:
                 continue

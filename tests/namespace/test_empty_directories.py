@@ -73,9 +73,17 @@ def test_a_directory_whose_marker_another_client_has_removed_gets_one_when_its_l
         await mount.unlink("d/x")
         await mount.unlink("d/y")
 
+    async def again() -> None:
+        await mount.write("d/z", b"z", flags=os.O_CREAT)
+        await mount.unlink("d/z")
+
     mount.loop.run(main)
     mount.loop.passes(5)
     assert bodies(store) == {"d/": b""}
+    before = store.calls["put"]
+    mount.loop.run(again)
+    mount.loop.passes(5)
+    assert (bodies(store), store.calls["put"]) == ({"d/": b""}, before + 1), "it has one"
 
 
 def test_a_directory_that_gets_a_marker_while_it_is_listed_keeps_it(mount: Composed, store: Held) -> None:
@@ -358,12 +366,13 @@ def test_a_directory_that_is_there_without_its_last_file_is_not_stored(
     assert bodies(store) == more
 
 
-def test_a_directory_that_was_made_here_is_not_stored_again(mount: Composed, store: Held) -> None:
+@pytest.mark.parametrize("later", [0, 2 * TTL], ids=["at once", "later"])
+def test_a_directory_that_was_made_here_is_not_stored_again(mount: Composed, store: Held, later: float) -> None:
     async def main() -> None:
         await mount.mkdir("d")
         await mount.write("d/x", b"x", flags=os.O_CREAT)
         parent = await mount._walk("d")
-        mount.loop._clock.jump(2 * TTL)
+        mount.loop._clock.jump(later)
         asked = store.calls.copy()
         await mount.parts.namespace.unlink(parent, b"x", mount.parts.namespace.listed(parent, b"x"))
         assert store.calls - asked == {"delete": 1}
