@@ -258,7 +258,8 @@ class Revalidation:
             return await self._again(inode, with_bytes=with_bytes)
         if inode in self._kept:
             await self._subtree_lock.released(inode)
-            return inode if inode.known is Known.ALL or inode.parent is None else await self.revalidate(inode)
+            # Not `revalidate`: that waits for the answer to this very question.
+            return inode if inode.parent is None else await self._again(inode, with_bytes=with_bytes)
         if self._inodes.has_key(inode, key) and (inode.version is before or _is_just(inode.version, found.version)):
             return self.take(inode, found)
         return await self._again(inode, with_bytes=with_bytes)

@@ -188,6 +188,32 @@ def test_a_directory_that_is_renamed_while_it_is_asked_for_has_what_its_marker_s
     mount.loop.run(main)
 
 
+def test_a_file_whose_answer_comes_while_it_is_copied_for_a_rename_is_asked_for_under_its_new_name(
+    mount: Composed, store: Held
+) -> None:
+    """As a stat(2) that was under way when another program renamed the file: it never returned."""
+    outcomes = dict[str, Any]()
+
+    async def main() -> None:
+        await store.put("file", OLD, OPEN)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        asking = partial(mount.parts.attributes.revalidate, inode)
+        store.after["head"] = store.after["get"] = answered = trio.Event()
+        await begun(mount, partial(told, outcomes, "asked", asking))
+        assert store.reached
+        store.after.clear()
+        store.before["copy"] = copied = trio.Event()
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        assert ("copy", "file") in store.reached
+        await settled(answered)
+        await settled(copied)
+        assert outcomes == {"asked": inode}
+        assert inode.posix.uid == 1
+        assert await mount.tree() == {"moved": (OLD, 0o644)}
+
+    mount.loop.run(main)
+
+
 def test_a_directory_whose_marker_goes_while_it_is_renamed_is_asked_for_under_its_new_name(
     mount: Composed, store: Held
 ) -> None:
