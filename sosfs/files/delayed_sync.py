@@ -56,6 +56,7 @@ class DelayedSync:
         self._files: dict[Inode, int] = {}  # that were noted, and how many bytes of them
         self._flying: dict[Inode, int] = {}  # of those, the ones that are just being synced
         self._freed: list[Spool] = []  # to be closed
+        self._going: list[Spool] = []  # of those, the ones that go as soon as the sync under way is done
         self._since = 0.0
         self._is_running = False
         self._is_failing = False
@@ -94,10 +95,9 @@ class DelayedSync:
 
     def hurried(self) -> bool:
         """Whether there are spools to close, as far as the disk lets it; the next sync begins at once then."""
-        if self._is_stuck or not self._freed:
-            return False
-        self._hurried.set()
-        return True
+        if self._freed and not self._is_stuck:
+            self._hurried.set()
+        return bool(self._freed or self._going) and not self._is_stuck
 
     # The task
 
@@ -125,18 +125,19 @@ class DelayedSync:
         """All that was written before is on the disk afterwards. What the disk refuses is logged, and tried again."""
         async with self._turn:
             self._flying, self._files = self._files, {}
-            freed, self._freed = self._freed, []
+            self._going, self._freed = self._freed, []
             since, begun = self._since, time.time()
             try:
                 failed = await self._sync()
             except OSError as error:
-                self._freed, self._is_stuck = freed + self._freed, True
+                self._freed, self._is_stuck = self._going + self._freed, True
                 failed = list(self._flying)
                 self._fails("the journal", error)
             else:
                 self._is_stuck = False
-                for spool in freed:
+                for spool in self._going:
                     spool.close()
+            self._going = []
             self._files = {inode: self._flying[inode] for inode in failed} | self._files
             self._flying = {}
             self._since = since if self._is_failing else begun if self._is_behind else 0.0

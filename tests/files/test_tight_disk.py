@@ -332,6 +332,27 @@ def test_spools_that_the_disk_does_not_let_go_are_not_waited_for(mount: Composed
     close(mount, second)
 
 
+@pytest.mark.parametrize("mount", [Durability.WRITEBACK], indirect=True)
+def test_spools_whose_sync_is_under_way_are_waited_for(
+    mount: Composed, store: Held, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go in a moment: who asked for room just then was told that there is none."""
+    first, second = new(mount, "a"), new(mount, "b")
+    close(mount, first)
+    mount.loop.passes(1)
+    assert bodies(store) == {"a": b"a" * 300}
+    late = syncs_late(monkeypatch)
+    mount.loop.passes(1)
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    was_told = dict(waits)
+    disk.leaves(PART)
+    mount.loop.run(partial(settled, late))
+    mount.loop.passes(1)
+    assert (was_told, waits) == ({}, {"end": 100})
+    close(mount, second)
+
+
 def test_who_waits_for_one_that_goes_on_waits_as_long_as_that_writes(mount: Composed, disk: Disk) -> None:
     first, second = (new(mount, path) for path in "ab")
     disk.leaves(PART + 50)
