@@ -179,10 +179,11 @@ class Draft:
     def part_with(self, start: int, stop: int) -> bool:
         """Frees the spool of bytes that a part of the upload has. False where they are just written, or recorded.
 
-        A row on the disk may name the spool after the record has gone: `DraftRecords.unname` comes before.
+        Nor while a record of them is being made (`uncut`): its checksums would be of what is gone. A row
+        on the disk may name the spool after the record has gone: `DraftRecords.unname` comes before.
         """
         is_arriving = any(begin < stop and start < end for begin, end in self._arriving)
-        if is_arriving or self.safe > self.saved or not self.local.common(((start, stop),)):
+        if is_arriving or self._uncut or self.safe > self.saved or not self.local.common(((start, stop),)):
             return False
         if not self.spool.free(start, stop):
             return False

@@ -20,7 +20,7 @@ from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files import part_ranges
 from sosfs.files.open_file import Handle
-from sosfs.files.spool import SpoolArea
+from sosfs.files.spool import Spool, SpoolArea
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, Plan, What, composed
 from tests.support.drive import fails
@@ -724,3 +724,34 @@ def test_a_part_that_is_being_written_to_is_not_freed(store: FakeStore, tmp_path
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
+
+
+def test_what_is_being_synced_is_not_freed(tmp_path: Path, store: FakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By another writer that finds no room: the checksums would be of what is not here any more."""
+    sums = Spool.sums
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        upload = handle.open_file.upload
+        assert upload is not None
+
+        async def slowly(spool: Spool, size: int) -> tuple[int, ...]:
+            found = await sums(spool, size)
+            upload.free()
+            return found
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Spool, "sums", slowly)
+            await mount.parts.file_io.fsync(handle.inode)
+        assert bodies(store) == {}
+
+    with mounted(store, tmp_path, Durability.JOURNAL) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(5)
+        damage = mount._journal.damage.lines
+    assert (damage, bodies(store)) == ((), {"file": BODY})
