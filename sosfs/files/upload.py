@@ -198,7 +198,7 @@ class Upload:
 
     def free(self, *, first: bool = False) -> bool:
         """Frees the bytes of parts sent behind the writer; whether any. The `first` one's apart: headers come last."""
-        if self._shared.keeping or self._draft.is_committing or self._has_left_over:
+        if self._shared.keeping or self._draft.is_committing or self._has_left_over or self._is_unwanted:
             return False
         here = sorted(self._here & self._sent.keys())  # memory is freed from below
         ranges = [self._sent[number].range for number in here if (number != 1) != first]
@@ -329,7 +329,7 @@ class Upload:
             self._stop.set()
 
     def is_being_removed(self, is_it: bool) -> None:
-        """The file is being removed, or is not any more: meanwhile nothing is sent."""
+        """The file is being removed, or is not any more: meanwhile nothing is sent, nor freed for who has it open."""
         self._is_unwanted = is_it
         if is_it and self._stop is not None:
             self._stop.set()

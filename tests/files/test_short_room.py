@@ -755,3 +755,28 @@ def test_what_is_being_synced_is_not_freed(tmp_path: Path, store: FakeStore, mon
         mount.loop.passes(5)
         damage = mount._journal.damage.lines
     assert (damage, bodies(store)) == ((), {"file": BODY})
+
+
+def test_of_a_file_that_is_being_removed_nothing_is_freed(tmp_path: Path) -> None:
+    """Who has it open keeps its bytes, and its upload is dropped."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * SIZE, Properties())
+        handle = await opened(mount)
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        store.before["delete"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "file"))
+        assert ("delete", "file") in store.reached
+        await mount.parts.file_io.write(handle, SIZE, b"more")
+        await settled(store.before.pop("delete"))
+        outcomes: dict[str, Any] = {}
+        await told(outcomes, "read", partial(mount.parts.file_io.read, handle, 0, SIZE + 4))
+        await closed(mount, handle)
+        assert outcomes == {"read": BODY + b"more"}
+        assert bodies(store) == {}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
