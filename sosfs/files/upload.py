@@ -543,6 +543,8 @@ class Upload:
         self._made.add(job.number)
         try:
             yield upload_id
+            if self._id != upload_id:  # found gone by another part meanwhile: what this one has would be nowhere
+                raise StoreError(errno.ENXIO, f"UploadPart {self.key!r}", detail="its upload is gone")
         except StoreError as error:
             if error.errno == errno.ENXIO and self._id == upload_id:
                 self._vanished()

@@ -780,3 +780,26 @@ def test_of_a_file_that_is_being_removed_nothing_is_freed(tmp_path: Path) -> Non
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
+
+
+def test_a_part_that_is_answered_after_its_upload_was_found_gone_is_sent_again(tmp_path: Path) -> None:
+    """Another client has aborted it: what only that upload had is nowhere."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY[: 2 * PART])
+        store.after["upload_part"] = answered = trio.Event()
+        await streamed(mount, handle, BODY[2 * PART : 3 * PART], at=2 * PART)
+        assert len(store._uploads) == 1
+        del store.after["upload_part"]
+        for upload_id in list(store._uploads):
+            await store.abort_multipart("file", upload_id)
+        await streamed(mount, handle, BODY[3 * PART : 4 * PART], at=3 * PART)
+        await settled(answered)
+        await streamed(mount, handle, BODY[4 * PART :], at=4 * PART)
+        await closed(mount, handle)
+        assert bodies(store) == {"file": BODY}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
