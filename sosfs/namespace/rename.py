@@ -152,6 +152,8 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, old: str, new: str
     ) -> AsyncIterator[Move]:
         """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
+        if inode.parent is None:
+            raise refuse(errno.ENOENT)  # a listing has shown it while both names were waited for
         move = self._moves.begin(old, new, over=target is not None)
         try:
             with self._namespace.moving(inode, target, parent, segment, form):

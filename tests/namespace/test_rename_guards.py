@@ -149,6 +149,29 @@ def test_a_file_that_another_client_removes_while_its_lock_is_asked_for_is_gone(
     assert bodies(store) == {"other": b""}
 
 
+def test_a_file_that_another_client_removes_while_its_new_name_is_waited_for_is_gone(
+    mount: Composed, store: Held
+) -> None:
+    """What had that name is being removed, and a listing has shown meanwhile that the file is gone."""
+    outcomes = dict[str, Any]()
+
+    async def begin() -> None:
+        await put_all(store, {"file": b"bytes", "moved": b"old", "other": b"", "another": b""})
+        await mount.unlink("another")
+        store.before["delete", "moved"] = store.before["delete_many"] = trio.Event()
+        await mount.unlink("moved")
+        await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "file", "moved")))
+        assert outcomes == {}
+        await store.delete("file")
+
+    mount.loop.run(begin)
+    mount.loop.passes(2 * TTL)
+    assert set(mount.loop.run(mount.tree)) == {"other"}
+    mount.loop.run(partial(settled, store.before["delete_many"]))
+    assert outcomes["rename"].startswith(("FileNotFoundError", "OSError(116")), outcomes
+    assert bodies(store) == {"other": b""}
+
+
 @both
 def test_another_clients_bytes_keep_the_acl_and_the_class_that_they_have(
     mount: Composed, store: Held, old: str, new: str
