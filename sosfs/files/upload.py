@@ -34,7 +34,7 @@ from sosfs.concurrency.interrupt import Interrupt, stoppable, waited
 from sosfs.concurrency.locks import FairLock
 from sosfs.concurrency.tasks import each
 from sosfs.errors import StoreError
-from sosfs.files.draft import Draft
+from sosfs.files.draft import Draft, DraftState
 from sosfs.files.part_ranges import PartPlan, Range, plan_of
 from sosfs.files.zero_objects import ZeroObjects, is_gone, is_refusal
 from sosfs.journal.multipart_uploads import MultipartUploads
@@ -198,7 +198,8 @@ class Upload:
 
     def free(self, *, first: bool = False) -> bool:
         """Frees the bytes of parts sent behind the writer; whether any. The `first` one's apart: headers come last."""
-        if self._shared.keeping or self._draft.is_committing or self._has_left_over or self._is_unwanted:
+        is_needed = self._draft.state in (DraftState.COMMITTING, DraftState.CONFLICT)  # all of it is being stored
+        if self._shared.keeping or is_needed or self._has_left_over or self._is_unwanted:
             return False
         here = sorted(self._here & self._sent.keys())  # memory is freed from below
         ranges = [self._sent[number].range for number in here if (number != 1) != first]

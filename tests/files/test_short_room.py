@@ -19,6 +19,7 @@ from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files import part_ranges
+from sosfs.files.draft import Draft, DraftState
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.s3.protocol import Properties
@@ -803,3 +804,35 @@ def test_a_part_that_is_answered_after_its_upload_was_found_gone_is_sent_again(t
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
+
+
+def test_nothing_is_freed_of_a_file_that_is_being_kept_beside_another_clients(tmp_path: Path) -> None:
+    """By another writer that finds no room, while what was written goes up under the name that it gets."""
+    store = Held()
+    outcomes: dict[str, Any] = {}
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * SIZE, Properties())
+        handle = await opened(mount)
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        await store.put("file", b"theirs", Properties())
+        upload = handle.open_file.upload
+        assert upload is not None
+        read = Draft.read
+
+        async def slowly(draft: Draft, start: int, stop: int) -> bytes | memoryview:
+            if draft.state is DraftState.CONFLICT:
+                upload.free()
+            return await read(draft, start, stop)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Draft, "read", slowly)
+            await told(outcomes, "close", partial(closed, mount, handle))
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.loop.passes(30)
+    assert outcomes["close"].startswith("OSError(116, "), outcomes
+    assert set(bodies(store).values()) == {b"theirs", BODY}
