@@ -59,6 +59,7 @@ class Draft:
         self.away = Extents()  # in parts of the upload under way and nowhere else
         self.refused = Extents()  # a write failed there, or the bytes that were there are lost
         self._arriving: list[tuple[int, int]] = []  # being written
+        self._reading: list[tuple[int, int]] = []  # being read
         self.since = time.time()  # when the bucket began to lack something of it, in seconds since the epoch
         self._begun = self.since  # when the last commit began
         self.serial = 0
@@ -177,13 +178,13 @@ class Draft:
         self.spool.truncate(0)
 
     def part_with(self, start: int, stop: int) -> bool:
-        """Frees the spool of bytes that a part of the upload has. False where they are just written, or recorded.
+        """Frees the spool of bytes that a part of the upload has. False where they are just read, written or recorded.
 
-        Nor while a record of them is being made (`uncut`): its checksums would be of what is gone. A row
-        on the disk may name the spool after the record has gone: `DraftRecords.unname` comes before.
+        Nor where a record tells of them, or is being made (`uncut`): its checksums would be of what is gone. A row on
+        the disk may name the spool after the record has gone: `DraftRecords.unname` comes before.
         """
-        is_arriving = any(begin < stop and start < end for begin, end in self._arriving)
-        if is_arriving or self._uncut or self.safe > self.saved or not self.local.common(((start, stop),)):
+        is_in_use = any(begin < stop and start < end for begin, end in (*self._arriving, *self._reading))
+        if is_in_use or self._uncut or self.safe > self.saved or not self.local.common(((start, stop),)):
             return False
         if not self.spool.free(start, stop):
             return False
@@ -214,10 +215,14 @@ class Draft:
             raise OSError(errno.ESTALE, "these bytes are in an upload that is not completed")
         ranges = list(self.local.within(start, min(stop, self.size)))
         # The spool first: while the bucket is waited for, a commit may end and what is here be freed.
-        with self.spool.held():
-            found: dict[int, bytes | memoryview] = {
-                begin: await self._spooled(begin, end) for begin, end, ours in ranges if ours
-            }
+        self._reading.append((start, stop))
+        try:
+            with self.spool.held():
+                found: dict[int, bytes | memoryview] = {
+                    begin: await self._spooled(begin, end) for begin, end, ours in ranges if ours
+                }
+        finally:
+            self._reading.remove((start, stop))
         found |= await self._fetched([(begin, end) for begin, end, ours in ranges if not ours])
         pieces: list[bytes | memoryview] = []
         for begin, end, _ in ranges:

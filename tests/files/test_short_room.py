@@ -836,3 +836,39 @@ def test_nothing_is_freed_of_a_file_that_is_being_kept_beside_another_clients(tm
         mount.loop.passes(30)
     assert outcomes["close"].startswith("OSError(116, "), outcomes
     assert set(bodies(store).values()) == {b"theirs", BODY}
+
+
+def test_what_is_just_being_read_is_not_freed(
+    store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader got zeros."""
+    outcomes: dict[str, Any] = {}
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        upload, reached, go_on = handle.open_file.upload, trio.Event(), trio.Event()
+        run_in_thread = Threads.run
+        assert upload is not None
+
+        async def slowly(threads: Threads, work: Any, *arguments: Any) -> Any:
+            if work.__name__ == "_read_all":
+                reached.set()
+                await go_on.wait()
+            return await run_in_thread(threads, work, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Threads, "run", slowly)
+            reading = partial(mount.parts.file_io.read, handle, PART, 2 * PART)
+            await begun(mount, partial(told, outcomes, "read", reading))
+            assert reached.is_set()
+            assert upload.free(), "what else there is"
+            await settled(go_on)
+        await closed(mount, handle)
+        assert outcomes == {"read": BODY[PART : 3 * PART]}
+        assert bodies(store) == {"file": BODY}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
