@@ -298,7 +298,7 @@ class AttributeWriteback(Changes):
     def _marker_is(self, inode: Inode, version: Version) -> None:
         inode.version = version
         if inode.directory is not None:
-            inode.directory.has_marker(version)
+            inode.directory.marker = version
 
     def _written(self, inode: Inode, used: Properties, posix: user_metadata.Posix) -> None:
         inode.checked = trio.current_time()

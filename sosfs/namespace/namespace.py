@@ -350,7 +350,7 @@ class Namespace:
             if listed.key != prefix or listed.version.size:
                 directory.doubt()
                 raise refuse(errno.ENOTEMPTY)
-            directory.has_marker(listed.version)
+            directory.marker = listed.version
 
     # Forgetting
 

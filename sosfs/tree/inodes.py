@@ -309,10 +309,6 @@ class Directory:
         self.asked_for = ""  # the segment that was asked for by itself last
         self.asked_on = 0  # so many before it in a row, each after the one before it in the order of the keys
 
-    def has_marker(self, marker: Version) -> None:
-        """The bucket has this marker."""
-        self.marker, self.is_unmarked = marker, False
-
     def asks(self, segment: str) -> int:
         """A name is about to be asked for by itself; how many were in a row, each after the one before it."""
         self.asked_on = self.asked_on + 1 if segment > self.asked_for else 0

@@ -97,8 +97,7 @@ class Merger:
             if self.agrees is not None and known is not None and known.holds_for(listed.version):
                 self.agrees(listed.key, known)
             if segment == "":
-                directory.has_marker(listed.version)
-                walk.is_marked = True
+                directory.marker, walk.is_marked = listed.version, True
                 _doubt(directory.inode, listed.version, known)
             if is_of_zeros(segment):
                 continue  # a mount has it there while it stores files with holes
