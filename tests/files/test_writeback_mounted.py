@@ -80,7 +80,7 @@ def test_files_are_closed_without_waiting_for_the_disk(drive: Drive, tmp_path: P
         (drive.here / "file1").unlink()
         (drive.here / "folder").mkdir()
         eventually(lambda: status(drive).unsynced_changes == 0)
-    assert 1 <= len(calls) <= FILES // 10, calls
+    assert 1 <= len(calls) < FILES // 2, calls  # who waited would have synced each twice
     with traced(drive, tmp_path) as calls, (drive.here / "file2").open("ab") as file:
         file.write(b"more")
         file.flush()
