@@ -96,7 +96,7 @@ class Listings:
         """A task that lists all directories below `top` at once; None while another does. It raises StoreError."""
         if self._scan is not None:
             return None
-        scan = self._scan = Scan(self._inodes, self._store, self._merger, top, names=self._most)
+        scan = self._scan = Scan(self._inodes, self._store, self._merger, self._subtree_lock, top, names=self._most)
 
         async def run() -> None:
             try:

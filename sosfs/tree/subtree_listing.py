@@ -16,9 +16,10 @@ import trio
 
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Listed, ObjectStore, Page
-from sosfs.tree.inodes import PENDING, Directory, Inode, Inodes, Pass
+from sosfs.tree.inodes import Directory, Inode, Inodes, Pass
 from sosfs.tree.keys import name_of
 from sosfs.tree.listing_merge import Merger
+from sosfs.tree.subtree_lock import SubtreeLock
 
 PAGES = 20  # of `PAGE` keys: what a walk gets ahead by, and about 10 MB of memory
 PAGE = 1000
@@ -37,13 +38,23 @@ class _Folder:
 class Scan:
     """One scan of a subtree."""
 
-    def __init__(self, inodes: Inodes, store: ObjectStore, merger: Merger, top: Inode, *, names: int) -> None:
+    def __init__(
+        self,
+        inodes: Inodes,
+        store: ObjectStore,
+        merger: Merger,
+        subtree_lock: SubtreeLock,
+        top: Inode,
+        *,
+        names: int,
+    ) -> None:
         self.top = top
         self._pages = max(1, min(PAGES, names // (SHARE * PAGE)))
         self.done = trio.Event()
         self._inodes = inodes
         self._store = store
         self._merger = merger
+        self._subtree_lock = subtree_lock
         self._prefix = inodes.key(top)
         self._folders: dict[str, _Folder] = {}
         self._last = ""
@@ -62,21 +73,11 @@ class Scan:
                 token, pages, ended = page.token, pages + 1, not page.token
                 if token:
                     check_progress(f"ListObjectsV2 {self._prefix!r}", token, tokens)
-            if not self._inodes.has_key(self.top, self._prefix) or self._is_moving():
+            if not self._inodes.has_key(self.top, self._prefix) or self._subtree_lock.is_exclusive(self.top):
                 return []  # renamed meanwhile, or half renamed
             return self._merge(begun, ended=ended)
         finally:
             self.done.set()
-
-    def _is_moving(self) -> bool:
-        """Whether the top is being renamed, or a directory that it is in: then its keys go one after the other."""
-        at = self.top
-        while at.parent is not None:
-            above = at.parent.directory
-            if above is not None and above.touched.get(at.name) == PENDING:
-                return True
-            at = at.parent
-        return False
 
     def _show(self, listed: Listed, when: float) -> None:
         self._is_ordered = self._is_ordered and self._last < listed.key

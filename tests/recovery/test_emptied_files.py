@@ -123,10 +123,14 @@ def test_what_was_synced_is_under_the_new_name_though_more_was_closed_when_the_p
 
 
 @pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
+@pytest.mark.parametrize("is_emptied", [False, True], ids=["closed", "closed and emptied"])
 def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool, is_emptied: bool
 ) -> None:
-    """The bucket has an older version, of which the draft and what was synced of it are a part."""
+    """The bucket has an older version, of which the draft and what was synced of it are a part.
+
+    Of one that was emptied the record has what was closed before that, and that has what was synced.
+    """
     store = Held(hashes=hashes)
 
     async def main(mount: Composed) -> None:
@@ -136,6 +140,8 @@ def test_what_was_synced_goes_on_from_the_object_that_a_rename_has_made(
         await mount.parts.file_io.fsync(handle.inode)
         await mount.parts.file_io.write(handle, LARGE, b"2")
         await mount.parts.file_io.flush(handle)
+        if is_emptied:
+            await mount.parts.file_io.truncate(handle.inode, 0)
         await mount.rename("file", "moved")
         await mount.parts.deletions.wait_under("")
         assert list(store._stored) == ["moved"]
@@ -168,34 +174,6 @@ def test_a_small_file_that_is_renamed_over_another_waits_for_no_disk(
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(main, mount))
         assert machine.syncs == 0
-
-
-@pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
-def test_what_was_synced_is_under_the_new_name_though_the_file_was_closed_again_and_emptied_before_the_rename(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool
-) -> None:
-    """Then the record has what was closed before it was emptied, and that has what was synced."""
-    store = Held(hashes=hashes)
-
-    async def main(mount: Composed) -> None:
-        await put_all(store, {"file": b"o" * 2 * LARGE})
-        handle = await opened(mount)
-        await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        await mount.parts.file_io.fsync(handle.inode)
-        await mount.parts.file_io.write(handle, LARGE, b"2")
-        await mount.parts.file_io.flush(handle)
-        await mount.parts.file_io.truncate(handle.inode, 0)
-        await mount.rename("file", "moved")
-        await mount.parts.deletions.wait_under("")
-        assert list(store._stored) == ["moved"]
-
-    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
-        mount.parts.commits.debounce.delay = LONG
-        machine = Machine(mount, monkeypatch, 1)
-        mount.loop.run(partial(main, mount))
-        machine.loses_power(newest_log=True, spools="synced")
-        mount.take_up()
-        assert bodies(store) == {"moved": b"1" * LARGE + b"o" * LARGE}
 
 
 def test_what_is_gone_back_to_stays_until_the_disk_knows_that_the_file_is_stored(
