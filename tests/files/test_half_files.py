@@ -21,11 +21,10 @@ from sosfs.metadata import user_metadata
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode, held
-from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
-from tests.support.power import Machine
+from tests.support.power import Machine, syncs_late
 
 OLD = b"old bytes, as they were"
 NEW = b"n" * 300  # more than stays in memory
@@ -537,7 +536,7 @@ def test_it_is_given_up_though_it_was_being_synced_for_another_when_its_writer_c
         handle = await new(mount)
         if how == "truncate":
             await closed(mount, handle)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         inode = handle.inode
         work = partial(file_io.fsync, inode) if how == "fsync" else partial(file_io.truncate, inode, len(NEW) + 1)
         await begun(mount, partial(told, outcomes, how, work))

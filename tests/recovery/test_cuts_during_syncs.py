@@ -12,8 +12,8 @@ import trio
 
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
+from sosfs.files.spool import Spool
 from tests.recovery.test_late_syncs import write
-from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, settled
 from tests.support.power import Machine, syncs_late
@@ -50,11 +50,11 @@ def test_an_fsync_that_ends_after_the_sync_of_each_second_frees_nothing_that_is_
         machine = Machine(mount, monkeypatch, 1)
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, b"1" * LARGE))
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         mount.loop.run(partial(fsync, mount))
         if is_written_between:
             mount.loop.run(partial(write, mount, b"1"))
-        later = ends_late(monkeypatch)
+        later = syncs_late(monkeypatch, Spool)
         mount.loop.passes(1)
         mount.loop.run(partial(cut, mount))
         mount.loop.run(partial(settled, later))
@@ -121,7 +121,7 @@ def test_what_was_cut_and_written_anew_during_an_fsync_is_not_told_to_be_on_the_
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.truncate(handle.inode, SHORT)
         await mount.parts.file_io.write(handle, LARGE - 1000, b"2" * 1000)

@@ -15,10 +15,9 @@ import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.files.spool import Spool, SpoolArea
-from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled
-from tests.support.power import Machine
+from tests.support.power import Machine, syncs_late
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
 LARGE = 300_000  # bytes: in a spool
@@ -40,7 +39,7 @@ def test_a_sync_that_ends_after_the_file_has_lost_its_name_brings_nothing_back(
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         if how == "removed":
             await mount.unlink("file")
@@ -68,7 +67,7 @@ def test_a_sync_that_ends_after_a_failed_write_was_given_up_does_not_record_it(
         await put_all(store, {"file": b"old"})
         handle = await opened(mount)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         with monkeypatch.context() as patch, pytest.raises(OSError, match="the disk"):
             patch.setattr(Spool, "write", failing)
@@ -113,7 +112,7 @@ def test_what_was_closed_before_a_sync_is_safe_after_it_though_it_was_closed_aga
         machine = Machine(mount, monkeypatch, 1)
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, first))
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         mount.loop.passes(1)
         if is_closed_twice:
             mount.loop.run(partial(write, mount, b"x", at=LARGE))
@@ -136,7 +135,7 @@ def test_what_was_closed_during_a_sync_is_safe_after_the_next_though_the_file_wa
         machine = Machine(mount, monkeypatch, 1)
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, b"1" * LARGE))
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         mount.loop.passes(1)
         mount.loop.run(partial(write, mount, b"2", at=LARGE))
         mount.loop.run(partial(empty, mount))
@@ -172,7 +171,7 @@ def test_of_a_file_that_is_emptied_during_each_sync_few_spools_stay(
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, b"1" * LARGE))
         for _ in range(6):
-            late = ends_late(monkeypatch)
+            late = syncs_late(monkeypatch, Spool)
             mount.loop.passes(1)
             mount.loop.run(partial(write, mount, b"1" * LARGE, flags=os.O_TRUNC))
             mount.loop.run(partial(settled, late))
@@ -221,7 +220,7 @@ def test_what_an_fsync_has_promised_is_not_taken_back_by_a_sync_that_began_befor
         machine = Machine(mount, monkeypatch, 1)
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, first))
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         if how == "fsync":
             mount.loop.run(partial(main, mount))
         else:
@@ -359,7 +358,7 @@ def test_an_fsync_during_which_a_file_is_emptied_once_more_is_of_what_was_writte
         await mount.parts.file_io.fsync(handle.inode)
         await mount.parts.file_io.truncate(handle.inode, 0)
         await mount.parts.file_io.write(handle, 0, b"2" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.truncate(handle.inode, 0)
         await mount.parts.file_io.write(handle, 0, b"3" * LARGE)
@@ -383,7 +382,7 @@ def test_what_was_closed_before_a_sync_takes_the_place_of_what_was_synced_before
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(write, mount, b"1" * LARGE, sync=True))
         mount.loop.run(partial(write, mount, b"2", at=LARGE))
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         mount.loop.passes(1)
         mount.loop.run(partial(write, mount, b"3", at=LARGE + 1))
         mount.loop.run(partial(settled, late))

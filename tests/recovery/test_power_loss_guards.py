@@ -21,7 +21,7 @@ from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, settled, silence, stored
-from tests.support.power import Machine
+from tests.support.power import Machine, syncs_late
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
 LARGE = 300_000  # bytes: in a spool
@@ -399,19 +399,6 @@ def test_a_spool_is_not_emptied_before_its_row_is_gone_where_room_is_made(
         assert bodies(store) == {"file": b"n" * LARGE}
 
 
-def ends_late(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
-    """Who brings a spool to the disk next is told so when the event is set; those after it are not held."""
-    sync, late = Spool.sync, trio.Event()
-
-    async def slowly(spool: Spool) -> None:
-        monkeypatch.setattr(Spool, "sync", sync)
-        await sync(spool)
-        await late.wait()
-
-    monkeypatch.setattr(Spool, "sync", slowly)
-    return late
-
-
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("is_synced_between", [False, True])
 def test_a_sync_that_ends_after_a_commit_of_newer_bytes_takes_nothing_back(
@@ -423,7 +410,7 @@ def test_a_sync_that_ends_after_a_commit_of_newer_bytes_takes_nothing_back(
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
         if is_synced_between:
@@ -449,7 +436,7 @@ def test_a_sync_that_ends_after_a_later_one_takes_nothing_back(tmp_path: Path, m
     async def main(mount: Composed) -> None:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
         await mount.parts.file_io.fsync(handle.inode)
@@ -477,7 +464,7 @@ def test_what_fsync_waited_for_is_there_though_more_was_closed_meanwhile(
             await store.put("file", b"o" * 10, Properties())
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
         await mount.parts.file_io.write(handle, 0, b"1" * LARGE)
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
         await mount.parts.file_io.write(handle, LARGE, b"2" * 1000)
         await mount.parts.file_io.flush(handle)

@@ -15,12 +15,12 @@ import trio
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
+from sosfs.files.spool import Spool
 from sosfs.files.upload import etag_of
 from sosfs.s3.protocol import Acl, Grant, Properties
-from tests.recovery.test_power_loss_guards import ends_late
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, settled, stored
-from tests.support.power import Machine
+from tests.support.power import Machine, syncs_late
 
 WRITEBACK = Durability.WRITEBACK
 LARGE = 300_000  # bytes: in a spool
@@ -99,7 +99,7 @@ def test_an_earlier_fsync_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with composed(store, tmp_path, durability=WRITEBACK) as mount:
         machine, upload = Machine(mount, monkeypatch, 1), Upload(mount, store)
         mount.loop.run(partial(upload.write, 0, FIRST, close=False))
-        late = ends_late(monkeypatch)
+        late = syncs_late(monkeypatch, Spool)
         mount.loop.run(partial(begun, mount, upload.fsync))
         mount.loop.run(partial(upload.write, LARGE, MORE))
         mount.loop.run(upload.goes)

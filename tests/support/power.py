@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -26,16 +28,17 @@ BOOTS = itertools.count()
 LOG = (FILE, f"{FILE}-wal")
 
 
-def syncs_late(patch: pytest.MonkeyPatch) -> trio.Event:
-    """Whoever waits for the journal's disk next waits for the event as well."""
-    late, sync = trio.Event(), Journal.sync
+def syncs_late(patch: pytest.MonkeyPatch, of: type[Journal] | type[Spool] = Journal) -> trio.Event:
+    """Who brings the journal, or a spool, to the disk next is told so when the event is set; others are not held."""
+    sync: Callable[[Any], Awaitable[None]] = of.sync
+    late = trio.Event()
 
-    async def slowly(journal: Journal) -> None:
-        patch.setattr(Journal, "sync", sync)
-        await sync(journal)
+    async def slowly(this: Any) -> None:
+        patch.setattr(of, "sync", sync)
+        await sync(this)
         await late.wait()
 
-    patch.setattr(Journal, "sync", slowly)
+    patch.setattr(of, "sync", slowly)
     return late
 
 
