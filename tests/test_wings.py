@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -81,12 +82,13 @@ def name_of(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)
 
 
-NAMES = {name_of(path) for path in PACKAGE.rglob("*.py")}
+PATHS = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def read(path: Path) -> Module:
+@cache
+def read(name: str) -> Module:
     """Reads one module."""
-    module = Module(name_of(path), ast.parse(path.read_text(encoding="utf-8")))
+    module = Module(name, ast.parse(PATHS[name].read_text(encoding="utf-8")))
     for node in ast.walk(module.tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -103,21 +105,18 @@ def add(module: Module, source: str, names: list[str]) -> None:
     if top != "sosfs":
         module.others.add(top)
         return
-    found = {f"{below}.{name}".lstrip(".") for name in names} & NAMES
+    found = {f"{below}.{name}".lstrip(".") for name in names} & PATHS.keys()
     module.own |= found or {below or "__init__"}
 
 
-MODULES = {module.name: module for module in map(read, sorted(PACKAGE.rglob("*.py")))}
-
-
 def test_every_module_is_in_a_wing() -> None:
-    assert {module.wing for module in MODULES.values()} == set(WINGS)
+    assert {module.wing for module in map(read, PATHS)} == set(WINGS)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_imports_go_down(name: str) -> None:
-    allowed = WINGS[WINGS.index(MODULES[name].wing) :]
-    wrong = {other for other in MODULES[name].own if other.partition(".")[0] not in allowed}
+    allowed = WINGS[WINGS.index(read(name).wing) :]
+    wrong = {other for other in read(name).own if other.partition(".")[0] not in allowed}
     assert not wrong, f"{name} may not import {wrong}"
 
 
@@ -128,24 +127,24 @@ def test_no_imports_go_round() -> None:
     def visit(name: str, path: tuple[str, ...]) -> None:
         assert name not in path, " -> ".join((*path[path.index(name) :], name))
         if name not in done:
-            for other in sorted(MODULES[name].own):
+            for other in sorted(read(name).own):
                 visit(other, (*path, name))
             done.add(name)
 
-    for name in MODULES:
+    for name in PATHS:
         visit(name, ())
 
 
 def test_no_two_modules_of_a_wing_differ_by_an_ending() -> None:
-    wings = {name.rpartition(".")[0] for name in MODULES}
+    wings = {name.rpartition(".")[0] for name in PATHS}
     for wing in wings:
-        leaves = [name.rpartition(".")[2] for name in MODULES if name.rpartition(".")[0] == wing]
+        leaves = [name.rpartition(".")[2] for name in PATHS if name.rpartition(".")[0] == wing]
         assert not [(a, b) for a in leaves for b in leaves if a != b and b in {a + "s", a + "d", a + "ed", a + "ing"}]
 
 
 @pytest.mark.parametrize("library", ONLY)
 def test_libraries_stay_where_they_belong(library: str) -> None:
-    users = {module.name for module in MODULES.values() if library in module.others}
+    users = {module.name for module in map(read, PATHS) if library in module.others}
     assert {name for name in users if not {name, name.partition(".")[0]} & ONLY[library]} == set()
 
 
@@ -160,19 +159,19 @@ def test_every_module_is_loaded_without_a_warning() -> None:
     """Of what the next Python takes no more, this one warns."""
     load = "import importlib, sys, warnings; warnings.filterwarnings('error', module='sosfs')"
     code = f"{load}; [importlib.import_module(name) for name in sys.argv[1:]]"
-    names = ["sosfs" if name == "__init__" else f"sosfs.{name}" for name in NAMES - {"__main__"}]
+    names = ["sosfs" if name == "__init__" else f"sosfs.{name}" for name in PATHS.keys() - {"__main__"}]
     done = subprocess.run(
         [sys.executable, "-c", code, *sorted(names)], cwd=PACKAGE.parent, capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_functions_stay_short(name: str) -> None:
-    long = {f.name: f.end_lineno - f.lineno + 1 for f in MODULES[name].functions() if f.end_lineno}
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in read(name).functions() if f.end_lineno}
     assert {function: lines for function, lines in long.items() if lines > FUNCTION_MAX} == {}
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", PATHS)
 def test_every_module_says_what_it_is(name: str) -> None:
-    assert ast.get_docstring(MODULES[name].tree)
+    assert ast.get_docstring(read(name).tree)

@@ -7,6 +7,7 @@ import re
 import stat
 import threading
 import zlib
+from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
@@ -163,18 +164,22 @@ def test_without_the_option_nothing_is_written_or_asked(foreign: Foreign, mounte
     assert not any(map(is_of_index, traffic.requests)), str(traffic)
 
 
+def text() -> bytes:
+    return b"a note of somebody's"
+
+
 def bomb() -> bytes:
     body = zlib.compress(b"\n" * (1 << 30))
     return MAGIC + sha256(body).digest() + body
 
 
-@pytest.mark.parametrize("junk", [b"a note of somebody's", b"", bomb()], ids=["text", "empty", "bomb"])
+@pytest.mark.parametrize("junk", [text, bytes, bomb], ids=["text", "empty", "bomb"])
 @pytest.mark.parametrize("server", ["ceph"], indirect=True)
 def test_what_is_no_index_is_one_line_in_the_log_and_is_replaced(
-    foreign: Foreign, mounter: Mounter, proxy: Proxy, junk: bytes
+    foreign: Foreign, mounter: Mounter, proxy: Proxy, junk: Callable[[], bytes]
 ) -> None:
     fill(foreign)
-    foreign.put(f"{TOP}v1", junk)
+    foreign.put(f"{TOP}v1", junk())
     drive = mounter(proxy.endpoint, *SHARING)
     seen = look(drive)
     assert any(" -rw-r----- 1234 2345 " in line for line in seen)

@@ -25,7 +25,7 @@ from tests.support.watchdog import Watchdog, detach, mounted
 
 ROOT = Path(__file__).resolve().parents[2]
 SOSFS = (sys.executable, "-m", "sosfs")
-INHERITED = frozenset({"PYTHONDONTWRITEBYTECODE"})  # what root runs leaves nothing of its own in somebody's clone
+INHERITED = frozenset({"PYTHONPYCACHEPREFIX"})  # where bytecode is not to lie in the clone (conftest)
 READY = 30.0  # seconds to mount; two seconds on an idle machine
 DRAIN = 60.0  # seconds to unmount
 FREE = 5.0  # seconds until nobody has a file open that a test has closed
