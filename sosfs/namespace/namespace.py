@@ -120,9 +120,8 @@ class Namespace:
         found = directory.entries.get(name)
         if found is not None and (self._is_recent(found, directory) or is_unsent(found)):
             return found
-        if walk.done and directory.is_young(self.ttl):
-            raise refuse(errno.ENOENT)
-        if directory.is_young(self.ttl) and walk.covers(parsed.segment) and not _is_shown(walk, parsed):
+        is_newest = walk is directory.now and directory.is_young(self.ttl)  # neither, if it took long to come
+        if is_newest and (walk.done or (walk.covers(parsed.segment) and not _is_shown(walk, parsed))):
             raise refuse(errno.ENOENT)
         if (around := await self._asked_around(directory, name, parsed)) is not None:
             return around

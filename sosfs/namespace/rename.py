@@ -170,14 +170,22 @@ class Renames:
                 directory.touched[name] = PENDING
             raise
 
+    async def _require_gone(self, key: str) -> None:
+        """Waits for what had the new name: an object or a prefix, and what a rename that failed may have left of it.
+
+        It would be seen again beside what is renamed there. Raises what keeps it.
+        """
+        await self._rollback.wait_for(key)
+        await self._deletions.wait_for(key)
+        await self._deletions.wait_under(key + "/")
+
     # Files
 
     async def _move_file(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
     ) -> None:
         old_key = self._inodes.key(inode)
-        await self._rollback.wait_for(key)
-        await self._deletions.wait_for(key)
+        await self._require_gone(key)
         await self._deletions.wait_for(old_key)
         await self._file_io.ascertain(inode)
         if inode.version is None:
@@ -283,9 +291,8 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
     ) -> None:
         old_prefix = self._inodes.key(inode)
-        await self._rollback.wait_for(prefix)
+        await self._require_gone(prefix.removesuffix("/"))
         await self._deletions.wait_under(old_prefix)
-        await self._deletions.wait_under(prefix)
         known = self._inodes.below(inode)
         listed = await listed_under(self._store, old_prefix)
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())

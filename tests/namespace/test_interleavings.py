@@ -25,7 +25,7 @@ from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, put_all
+from tests.support.held import Held, begun, bodies, put_all, settled, told
 
 OURS, THEIRS = b"ours!", b"theirs, longer"
 
@@ -583,3 +583,70 @@ def test_a_file_whose_upload_got_no_answer_does_not_come_back(mount: Composed, s
     mount.loop.passes(LONG)
     expected = {"rm": {"other": b"other"}, "mv": {"other": b"other", "name": b"new"}, "mv over": {"file": b"other"}}
     assert bodies(store) == expected[then]
+
+
+def test_a_listing_that_took_longer_than_it_holds_makes_no_name_absent(mount: Composed, store: Held) -> None:
+    """Somebody else has begun another by then, of which nothing is here yet."""
+    mount.loop.run(lambda: put_all(store, {"a": b"a", "b": b"b"}))
+    found: dict[str, Any] = {}
+
+    async def look(name: str) -> None:
+        await told(found, name, lambda: mount._walk(name))
+
+    async def first() -> None:
+        store.after["list"] = trio.Event()
+        await begun(mount, lambda: look("a"))
+
+    async def second() -> None:
+        first, store.before["list"] = store.after.pop("list"), trio.Event()
+        await begun(mount, lambda: look("b"))
+        await settled(first)
+        await settled(store.before.pop("list"))
+
+    mount.loop.run(first)
+    mount.loop.passes(2 * TTL)
+    mount.loop.run(second)
+    assert {name: inode.size for name, inode in found.items()} == {"a": 1, "b": 1}
+
+
+def test_a_listing_that_took_longer_than_it_holds_does_not_make_absent_what_came_since(
+    mount: Composed, store: Held
+) -> None:
+    found: dict[str, Any] = {}
+
+    async def first() -> None:
+        store.after["list"] = trio.Event()
+        await begun(mount, lambda: told(found, "a", lambda: mount._walk("a")))
+        await put_all(store, {"a": b"a"})
+
+    mount.loop.run(first)
+    mount.loop.passes(2 * TTL)
+    mount.loop.run(lambda: settled(store.after.pop("list")))
+    assert found["a"].size == 1
+
+
+@pytest.mark.parametrize("renamed", ["d", "file", "unsent"])
+@pytest.mark.parametrize("removed", ["b", "b/"])
+def test_what_is_renamed_waits_for_the_removal_of_what_had_its_name(
+    mount: Composed, store: Held, renamed: str, removed: str
+) -> None:
+    """Be that a file or a directory, whose key is another: it would be seen again as soon as the name is free."""
+    mount.loop.run(lambda: put_all(store, {"c": b"c", removed: b"", "d/": b"", "d/f": b"f", "file": b"file"}))
+    answers: dict[str, Any] = {}
+
+    async def rename() -> None:
+        await mount.unlink("c")  # proves that the key may delete: the next one is queued
+        store.before["delete", removed] = store.before["delete_many", removed] = trio.Event()
+        await (mount.rmdir if removed == "b/" else mount.unlink)("b")
+        if renamed == "unsent":
+            parent, name = await mount._parent(renamed)
+            answers["handle"] = await mount._opened(parent, name, os.O_CREAT | os.O_RDWR)
+        await begun(mount, lambda: told(answers, "rename", lambda: mount.rename(renamed, "b")))
+
+    mount.loop.run(rename)
+    mount.loop.passes(1)
+    assert "rename" not in answers
+    mount.loop.run(lambda: settled(store.before["delete", removed]))
+    mount.loop.passes(5)
+    assert answers["rename"] is None
+    assert ("b" in bodies(store), "b/" in bodies(store)) == (renamed == "file", renamed == "d")

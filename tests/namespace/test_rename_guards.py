@@ -709,6 +709,23 @@ def test_a_file_copy_that_fails_leaves_the_file_and_what_it_was_to_replace(mount
     mount.loop.run(main)
 
 
+def test_a_directory_is_not_renamed_to_where_the_copy_of_a_file_may_come_yet(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "d/": b"", "d/x": b"x"})
+        store.errors["copy", "file"] = [silence("copy")]
+        store.errors["head", "b"] = [silence("head")] * 3
+        with fails(errno.EIO):
+            await mount.rename("file", "b")
+        with fails(errno.EIO):
+            await mount.rename("d", "b")
+        del store.errors["head", "b"]
+        await mount.rename("d", "b")
+        assert await _renames(mount) == []
+
+    mount.loop.run(main)
+    assert bodies(store) == {"file": b"bytes", "b/": b"", "b/x": b"x"}
+
+
 @pytest.mark.parametrize("replaced", [False, True])
 def test_a_delete_that_is_refused_takes_the_copy_back_unless_it_has_replaced_a_file(
     mount: Composed, store: Held, replaced: bool

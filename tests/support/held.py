@@ -18,7 +18,7 @@ from sosfs.config.parameters import TTL
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.namespace.eviction import Eviction
-from sosfs.s3.protocol import Properties
+from sosfs.s3.protocol import Failure, Properties
 from tests.support.composed import TASK, Composed, composed
 from tests.support.fake_store import FakeStore
 
@@ -50,7 +50,10 @@ class Held(FakeStore):
             what = name, key if isinstance(key, str) else next(iter(key), "")
             await self._passing(self.before, what)
             if self.errors.get(what):
-                raise self.errors[what].pop(0)
+                error = self.errors[what].pop(0)
+                if name == "delete_many":
+                    return [Failure(one, error) for one in key]
+                raise error
             answer = await method(key, *arguments, **options)
             if name in {"put", "complete_multipart"} and key in self.lost:
                 self.lost.remove(key)
