@@ -21,6 +21,8 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
+import trio
+
 from sosfs.attributes.protection import Act
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.concurrency.tasks import each
@@ -168,6 +170,8 @@ class Renames:
 
             if self._rollback.watch(move, gone) and target is None:
                 directory.touched[name] = PENDING
+            elif target is not None and (move.made or move.doubtful):  # it may be replaced: that is asked now
+                target.checked, directory.forgotten = 0.0, trio.current_time()
             raise
 
     async def _require_gone(self, key: str) -> None:

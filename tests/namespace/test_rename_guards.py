@@ -709,6 +709,23 @@ def test_a_file_copy_that_fails_leaves_the_file_and_what_it_was_to_replace(mount
     mount.loop.run(main)
 
 
+def test_what_a_rename_that_failed_has_replaced_all_the_same_is_seen_at_once(mount: Composed, store: Held) -> None:
+    """An empty file's copy is looked at before the old name goes, and nobody answers."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"", "moved": b"there"})
+        await mount.tree()
+        store.errors["head", "moved"] = [silence("head")]
+        with fails(errno.EIO):
+            await mount.rename("file", "moved")
+        assert bodies(store) == {"file": b"", "moved": b""}
+        mount.loop._clock.jump(0.001)
+        assert (await mount._walk("moved")).size == 0
+        assert await mount.tree() == {"file": (b"", 0o644), "moved": (b"", 0o644)}
+
+    mount.loop.run(main)
+
+
 def test_a_directory_is_not_renamed_to_where_the_copy_of_a_file_may_come_yet(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes", "d/": b"", "d/x": b"x"})
