@@ -5,7 +5,8 @@ a mount without a kernel (`composed`) over a store that holds calls back (`held`
 
 - A read answers what was written last, by whatever handle and under whatever name, also of a file without a name.
 - A step may fail with EIO where a fault that was made reached it, and then has changed nothing; but a truncate, a
-  chmod and a close are done then, and nothing more is acknowledged. write(2) never fails: what it brings lies here.
+  chmod and a close are done then, and nothing more is acknowledged. What a rename has copied over another file stays
+  there, also where it fails after that. write(2) never fails: what it brings lies here.
 - Acknowledged is what was there when an fsync, a writer's close, or a truncate without writers succeeded.
 - After a crash there are exactly the files that there were, those excepted of which nothing was acknowledged. What was
   not changed since it was acknowledged is the same. Elsewhere each byte is one that it was since then, and so are the
@@ -317,8 +318,14 @@ class Turmoil:
     def rename(self) -> None:
         found, new = self._existing(), self._name()
         if found is not None and found[0] != new:
-            self._done(f"rename {found[0]} to {new}", partial(self._mount.rename, found[0], new))
-            file = self._files.pop(found[0])
+            file = self._files[found[0]]
+            try:
+                self._done(f"rename {found[0]} to {new}", partial(self._mount.rename, found[0], new))
+            except Excused:
+                if new in self._files and bodies(self._store).get(new) == file.body != self._files[new].body:
+                    self._files[new] = File(file.body, file.mode, is_kept=True)
+                raise
+            del self._files[found[0]]
             file.replaced = None if file.is_kept else self._files.get(new)
             self._files[new] = file
 

@@ -1,8 +1,8 @@
 """Whatever programs do while requests are held back, fail, or lose their answer: nothing is lost, nothing is left.
 
-`turmoil` has the rules. `SOSFS_FUZZ_RUNS` sets how many runs there are for each durability, `SOSFS_FUZZ_SEED` the seed
-of the first one; `make fuzz` does many. A run that fails tells its seed and its steps: with that seed and one run it
-happens again, and what was logged is shown too.
+`turmoil` and, for several programs at once, `crowd` have the rules. `SOSFS_FUZZ_RUNS` sets how many runs there are for
+each durability, `SOSFS_FUZZ_SEED` the seed of the first one; `make fuzz` does many. A run that fails tells its seed and
+its steps: with that seed and one run it happens again, and what was logged is shown too.
 """
 
 from __future__ import annotations
@@ -11,21 +11,25 @@ import logging
 import os
 import tempfile
 import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from sosfs.config.parameters import Durability
-from tests.support.turmoil import turmoil
+from tests.support.crowd import Crowd, crowd
+from tests.support.turmoil import Turmoil, turmoil
 
 RUNS = int(os.environ.get("SOSFS_FUZZ_RUNS", "80"))  # for each durability
 SEED = int(os.environ.get("SOSFS_FUZZ_SEED", "1"))
 MEMORY = "/dev/shm"  # a crash here is one of the process: no disk has to be waited for
+Made = Callable[[int, Durability, Path], AbstractContextManager[Turmoil | Crowd]]
 
 
-def story(seed: int, durability: Durability) -> str:
+def story(made: Made, seed: int, durability: Durability) -> str:
     """What was done and went wrong in a run; "" where nothing did."""
-    with tempfile.TemporaryDirectory(dir=MEMORY) as base, turmoil(seed, durability, Path(base)) as run:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as base, made(seed, durability, Path(base)) as run:
         try:
             run.run()
         except Exception as error:  # noqa: BLE001
@@ -36,8 +40,11 @@ def story(seed: int, durability: Durability) -> str:
 @pytest.mark.promise(3)
 @pytest.mark.timeout(60 + RUNS)
 @pytest.mark.parametrize("durability", Durability)
-def test_what_was_acknowledged_stays_whatever_happens(durability: Durability, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("made", [turmoil, crowd])
+def test_what_was_acknowledged_stays_whatever_happens(
+    made: Made, durability: Durability, caplog: pytest.LogCaptureFixture
+) -> None:
     if RUNS > 1:
         caplog.set_level(logging.CRITICAL, logger="sosfs")
-    stories = [story(seed, durability) for seed in range(SEED, SEED + RUNS)]
+    stories = [story(made, seed, durability) for seed in range(SEED, SEED + RUNS)]
     assert not any(stories), "\n\n".join(filter(None, stories))
