@@ -49,6 +49,11 @@ DEEP = 3  # directories below each other
 AT_ONCE = 4  # operations under way
 TICK = 1e-6  # seconds
 BATCH = 2  # names that a reader takes at a time
+MODES = (0o700, 0o750, 0o644, 0o600)
+ONLY_MODE: Any = SimpleNamespace(
+    update_mode=True,
+    **dict.fromkeys(("update_size", "update_uid", "update_gid", "update_atime", "update_mtime"), False),
+)
 CALLER: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0o022)
 PAUSES = (0.1, 0.6, 1.5, 7.0, 3 * TTL)  # seconds
 
@@ -60,6 +65,12 @@ class Folder:
     entries: dict[str, File | Folder] = field(default_factory=dict)
     unsure: set[str] = field(default_factory=set)  # names that another client has changed lately
     number: int = 0  # by which the kernel knows it; 0: not yet
+    mode: int = 0o755  # 0: nobody knows
+    is_marked: bool = True  # else it is there as long as something is in it
+
+    def chmod(self, mode: int) -> None:
+        """As `File.chmod`."""
+        self.mode = mode
 
     def walk(self, path: str = "") -> Iterator[tuple[str, Folder, str]]:
         """Everything below: its path, and where it is."""
@@ -83,7 +94,9 @@ class Operation:
     places: tuple[Place, ...] = ()  # names that it changes
     locks: tuple[object, ...] = ()  # what nobody else changes meanwhile
     of: Folder | None = None  # whose names it tells of
+    about: File | Folder | None = None  # whose attributes it tells
     is_void: bool = False  # it cannot be told what is right
+    has_mode: bool = True  # it can be told what mode is right
     must: set[str] = field(default_factory=set)
     may: set[str] = field(default_factory=set)
     answer: Any = None
@@ -138,6 +151,9 @@ class Crowd:
         self.log.append(f"begin: {op.what}")
         for folder, name in op.places:
             self._touch(folder, name)
+        op.has_mode = not any(lock is op.about for one in self._going for lock in one.locks)
+        for one in self._going:
+            one.has_mode = one.has_mode and not any(lock is one.about for lock in op.locks)
         if op.of is not None:
             touched = {name for one in self._going for folder, name in one.places if folder is op.of}
             op.must = set(op.of.entries) - touched - op.of.unsure
@@ -237,15 +253,19 @@ class Crowd:
         assert found is not None
         return found
 
+    def _can_be_had(self, folder: Folder) -> bool:
+        """Whether the kernel has a way to it: it is known to be there, and where."""
+        if any(name in where.unsure for where, name in self._path(folder)):
+            return False
+        return bool(folder.number) or not self._is_moving(folder)
+
     def _is_moving(self, folder: Folder) -> bool:
         """Whether an operation under way may give it another path, or take it away."""
         places = {(id(where), name) for one in self._going for where, name in one.places}
         return any((id(where), name) in places for where, name in self._path(folder))
 
     def _some_folder(self) -> Folder:
-        """Not one whose way is being changed, unless the kernel knows it."""
-        folders = [folder for folder in self._folders() if folder.number or not self._is_moving(folder)]
-        return self._dice.choice(folders)
+        return self._dice.choice([folder for folder in self._folders() if self._can_be_had(folder)])
 
     def _quiet(self, *folders: Folder) -> bool:
         """None of them is to be removed, or is being replaced by a rename."""
@@ -332,7 +352,7 @@ class Crowd:
             if isinstance(folder.entries[name], kind)
             and name not in folder.unsure
             and not (kind is File and name in THEIRS)
-            and (folder.number or not self._is_moving(folder))
+            and self._can_be_had(folder)
         ]
         return self._dice.choice(places) if places else None
 
@@ -459,7 +479,7 @@ class Crowd:
     def _know(self, folders: list[Folder]) -> None:
         """The kernel looks them up."""
         for folder in folders:
-            if not self._is_moving(folder):
+            if self._can_be_had(folder):
                 find = self._where(folder)
                 what = f"look up {[name for _, name in self._path(folder)]}"
                 self._begin(Operation(what, find, lambda answer: require(isinstance(answer, int), f"lookup: {answer}")))
@@ -491,7 +511,9 @@ class Crowd:
         self._begin(Operation(what, go, done, ((old_folder, old), (folder, new)), (*dict.fromkeys(locks), *across)))
 
     def read_directory(self) -> None:
-        folder = self._some_folder()
+        self._read_directory(self._some_folder())
+
+    def _read_directory(self, folder: Folder) -> None:
         find = self._where(folder)
         told = self._told(folder, "")
         batch = self._dice.choice((BATCH, BATCH, 100))
@@ -533,7 +555,7 @@ class Crowd:
                 return None
             return await self._kernel.getattr(found.st_ino, CALLER)
 
-        op = Operation(f"stat {told}", go, lambda answer: None, of=folder)
+        op = Operation(f"stat {told}", go, lambda answer: None, of=folder, about=entry)
 
         def done(answer: Any) -> None:
             if op.is_void or (name in op.may and name not in op.must):
@@ -543,12 +565,41 @@ class Crowd:
             require(is_there == (name in op.must), f"stat of {told}: {short_of(answer)}, is there: {name in op.must}")
             if is_there:
                 require(stat.S_ISDIR(answer.st_mode) == isinstance(entry, Folder), f"stat of {told}: another kind")
+                if entry is not None and entry.mode and op.has_mode:
+                    is_right = stat.S_IMODE(answer.st_mode) == entry.mode
+                    require(is_right, f"stat of {told}: {answer.st_mode:#o} instead of {entry.mode:#o}")
                 if isinstance(entry, File) and not any(lock is entry for one in self._going for lock in one.locks):
                     sizes = {len(body) for body in entry.bodies}
                     require(answer.st_size in sizes, f"stat of {told}: {answer.st_size} of {sizes}")
 
         op.done = done
         self._begin(op)
+
+    def chmod(self) -> None:
+        found = self._some_entry(self._dice.choice((File, Folder)))
+        if found is None:
+            return
+        folder, name = found
+        entry, find, mode = folder.entries[name], self._where(folder), self._dice.choice(MODES)
+
+        async def go() -> None:
+            there = await self._kernel.lookup(await find(), name.encode(), CALLER)
+            if not there.st_ino:
+                raise pyfuse3.FUSEError(errno.ENOENT)
+            attr: Any = SimpleNamespace(st_mode=stat.S_IFMT(there.st_mode) | mode)
+            await self._kernel.setattr(there.st_ino, attr, ONLY_MODE, None, CALLER)
+
+        def done(answer: Any) -> None:
+            require(answer is None, f"chmod of {name}: {answer}")
+            entry.chmod(mode)
+
+        self._begin(Operation(f"chmod {self._told(folder, name)} to {mode:#o}", go, done, (), (folder, entry)))
+
+    def walk(self) -> None:
+        """Somebody reads all directories, one after the other."""
+        for folder in self._folders():
+            if self._can_be_had(folder):
+                self._read_directory(folder)
 
     # What befalls it
 
@@ -593,18 +644,29 @@ class Crowd:
         folder, name = self._dice.choice(self._folders()), self._dice.choice(THEIRS)
         if any(op.places or op.locks for op in self._going):
             return
-        key = self._told(folder, name)
-        self._touch(folder, name)
-        folder.unsure.add(name)
-        if name in folder.entries and self._dice.random() < 0.5:
-            self.log.append(f"another client removes {key}")
-            del folder.entries[name]
-            self._loop.run(partial(FakeStore.delete, self._store, key))
+        if name in folder.entries and folder.is_marked and self._dice.random() < 0.5:
+            self._theirs(folder, name, None)
             return
         body = self._dice.randbytes(10) * self._dice.choice((1, 500))
-        self.log.append(f"another client puts {key}")
-        folder.entries[name] = File(body, is_kept=True)
-        self._loop.run(partial(FakeStore.put, self._store, key, body, Properties()))
+        if len(self._path(folder)) < DEEP and self._dice.random() < 0.3:
+            self._touch(folder, "z")
+            folder.unsure.add("z")
+            below = folder.entries.setdefault("z", Folder(mode=0, is_marked=False))
+            assert isinstance(below, Folder)
+            folder, name = below, "x"
+        self._theirs(folder, name, body)
+
+    def _theirs(self, folder: Folder, name: str, body: bytes | None) -> None:
+        key = self._told(folder, name)
+        self.log.append(f"another client {'removes' if body is None else 'puts'} {key}")
+        self._touch(folder, name)
+        folder.unsure.add(name)
+        if body is None:
+            del folder.entries[name]
+            self._loop.run(partial(FakeStore.delete, self._store, key))
+        else:
+            folder.entries[name] = File(body, is_kept=True)
+            self._loop.run(partial(FakeStore.put, self._store, key, body, Properties()))
 
     def crash(self) -> None:
         self._collect()
@@ -629,7 +691,8 @@ class Crowd:
                 assert isinstance(below, Folder)
                 folder = below
             found = tree[path]
-            folder.entries[name] = Folder() if found is None else File(*found, is_kept=True)
+            is_marked = f"{path}/" in self._store._stored
+            folder.entries[name] = Folder(mode=0, is_marked=is_marked) if found is None else File(*found, is_kept=True)
 
     def _require_after_crash(self, going: list[Operation], tree: dict[str, tuple[bytes, int] | None]) -> None:
         """Each entry is where it was, or where something under way would have brought it."""
@@ -711,6 +774,8 @@ WEIGHTS: dict[Callable[[Crowd], None], int] = {
     Crowd.unlink: 3,
     Crowd.rename: 8,
     Crowd.read_directory: 8,
+    Crowd.walk: 2,
+    Crowd.chmod: 4,
     Crowd.stat: 6,
     Crowd.pause: 8,
     Crowd.hold: 8,
@@ -749,6 +814,7 @@ def crowd(seed: int, durability: Durability, base: Path) -> Iterator[Crowd]:
     with pytest.MonkeyPatch.context() as patch, inline_threads():
         patch.setattr(pyfuse3, "readdir_reply", reply)
         patch.setattr("tests.support.fake_store.PART_MIN", 1)
+        patch.setattr("sosfs.namespace.namespace.RELIST_MAX", random.Random(seed).choice((1, 200)))
         patch.setattr(trio.testing.MockClock, "current_time", ticking(trio.testing.MockClock.current_time))
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr("trio._core._run._r", random.Random(seed))
