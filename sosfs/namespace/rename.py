@@ -21,8 +21,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-import trio
-
 from sosfs.attributes.protection import Act
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.concurrency.tasks import each
@@ -156,7 +154,7 @@ class Renames:
         """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # a listing has shown it while both names were waited for
-        move = self._moves.begin(old, new, over=target is not None)
+        move = self._moves.begin(old, new, over=target is not None and self._is_stored(target))
         try:
             with self._namespace.moving(inode, target, parent, segment, form):
                 async with self._rollback.taking_back(move):
@@ -164,15 +162,22 @@ class Renames:
         except BaseException:
             directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
 
-            def gone() -> None:
+            def ask_anew() -> None:
                 directory.reached_bucket(name)
                 directory.doubt()
+                if target is not None:
+                    target.checked = 0.0  # it may be replaced
 
-            if self._rollback.watch(move, gone) and target is None:
+            if self._rollback.watch(move, ask_anew) and target is None:
                 directory.touched[name] = PENDING
-            elif target is not None and (move.made or move.doubtful):  # it may be replaced: that is asked now
-                target.checked, directory.forgotten = 0.0, trio.current_time()
+            else:
+                ask_anew()
             raise
+
+    def _is_stored(self, target: Inode) -> bool:
+        """Whether what has the new name is in the bucket. Else a copy can be taken back: nothing of it was replaced."""
+        marker = self._namespace.directory(target).marker if target.is_directory else None
+        return target.version is not None or marker is not None
 
     async def _require_gone(self, key: str) -> None:
         """Waits for what had the new name: an object or a prefix, and what a rename that failed may have left of it.

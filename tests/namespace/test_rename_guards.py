@@ -709,21 +709,48 @@ def test_a_file_copy_that_fails_leaves_the_file_and_what_it_was_to_replace(mount
     mount.loop.run(main)
 
 
-def test_what_a_rename_that_failed_has_replaced_all_the_same_is_seen_at_once(mount: Composed, store: Held) -> None:
-    """An empty file's copy is looked at before the old name goes, and nobody answers."""
+@pytest.mark.parametrize("by", ["name", "number"])
+@pytest.mark.parametrize("what", ["head", "copy"])
+def test_what_a_rename_that_failed_has_replaced_all_the_same_is_seen_at_once(
+    mount: Composed, store: Held, what: str, by: str
+) -> None:
+    """The copy got no answer; or that of an empty file was looked at before the old name goes, and nobody answers."""
 
     async def main() -> None:
         await put_all(store, {"file": b"", "moved": b"there"})
         await mount.tree()
-        store.errors["head", "moved"] = [silence("head")]
+        known = await mount._walk("moved")
+        store.unanswered[what, "file" if what == "copy" else "moved"] = [silence(what)]
         with fails(errno.EIO):
             await mount.rename("file", "moved")
         assert bodies(store) == {"file": b"", "moved": b""}
         mount.loop._clock.jump(0.001)
-        assert (await mount._walk("moved")).size == 0
+        now = await (mount._walk("moved") if by == "name" else mount.parts.attributes.revalidate(known))
+        assert now.size == 0
         assert await mount.tree() == {"file": (b"", 0o644), "moved": (b"", 0o644)}
 
+    mount.loop.passes(2 * TTL)
     mount.loop.run(main)
+
+
+@pytest.mark.parametrize("then", ["unlink", "close"])
+def test_a_copy_over_what_is_not_in_the_bucket_yet_is_taken_back(mount: Composed, store: Held, then: str) -> None:
+    """The name is the other file's still, which came back with the copy's bytes when it was removed, or conflicted."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b""})
+        handle = await mount._opened(*await mount._parent("new"), os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"ours")
+        store.errors["head", "new"] = [silence("head")]
+        with fails(errno.EIO):
+            await mount.rename("file", "new")
+        if then == "unlink":
+            await mount.unlink("new")
+        await closed(mount, handle)
+        await mount.settle()
+
+    mount.loop.run(main)
+    assert bodies(store) == {"file": b""} | ({"new": b"ours"} if then == "close" else {})
 
 
 def test_a_directory_is_not_renamed_to_where_the_copy_of_a_file_may_come_yet(mount: Composed, store: Held) -> None:

@@ -41,6 +41,7 @@ from tests.support.fake_store import FakeStore
 from tests.support.held import HELD, Held, begun, bodies, forget
 from tests.support.turmoil import MADE, File, Wrong, is_excused, short
 
+NOT_TOLD = "no answer"
 STEPS = 60  # of a run
 ATTEMPTS = 200  # of letting the time go by, until an operation counts as hanging
 NAMES = ("a", "b", "f", "g")
@@ -95,6 +96,7 @@ class Operation:
     locks: tuple[object, ...] = ()  # what nobody else changes meanwhile
     of: Folder | None = None  # whose names it tells of
     about: File | Folder | None = None  # whose attributes it tells
+    ways: tuple[Place, ...] = ()  # that the kernel goes by their names
     is_void: bool = False  # it cannot be told what is right
     has_mode: bool = True  # it can be told what mode is right
     must: set[str] = field(default_factory=set)
@@ -117,6 +119,8 @@ class Crowd:
         self._root = Folder(number=pyfuse3.ROOT_INODE)
         self._going: list[Operation] = []
         self._opened: list[tuple[int, File, str]] = []
+        self._ways: list[Place] = []  # of the operation that is about to begin
+        self._unknown: list[Operation] = []  # what failed, and may be done all the same
         self._start()
 
     def _start(self) -> None:
@@ -126,7 +130,10 @@ class Crowd:
     def run(self) -> None:
         """All steps, with a look at everything in the end."""
         for step in self._dice.choices(list(WEIGHTS), list(WEIGHTS.values()), k=STEPS):
+            self._ways.clear()
             step(self)
+            if self._unknown:
+                self._find_out()
             if strange := [key for key in self._store._stored if "conflict" in key]:
                 raise Wrong(f"there are {strange}")
         self._end()
@@ -143,6 +150,7 @@ class Crowd:
     # Operations under way
 
     def _begin(self, op: Operation) -> None:
+        op.ways, self._ways = tuple(self._ways), []
         if len(self._going) >= AT_ONCE:
             return
         locks = {id(lock) for one in self._going for lock in one.locks}
@@ -184,6 +192,7 @@ class Crowd:
 
     def _touch(self, folder: Folder, name: str) -> None:
         for one in self._going:
+            one.is_void = one.is_void or (folder, name) in one.ways
             if one.of is folder:
                 one.must.discard(name)
                 one.may.add(name)
@@ -193,6 +202,8 @@ class Crowd:
             self._going.remove(op)
             if op.error is not None and is_excused(op.error.__cause__ or op.error):
                 self.log.append(f"  EIO: {op.what}")
+                if op.places and NOT_TOLD in str(op.error.__cause__):
+                    self._unknown.append(op)
                 continue
             number = op.error.errno if isinstance(op.error, pyfuse3.FUSEError) else None
             if op.error is not None and number is None:
@@ -230,6 +241,7 @@ class Crowd:
         while self._release_one():
             pass
         self._store.errors.clear()
+        self._store.unanswered.clear()
         self._collect()
 
     # Where things are
@@ -277,6 +289,8 @@ class Crowd:
         targets = [where.entries[name] for where, name in way]
         is_moving = self._is_moving(folder)
         trusts = is_moving or self._dice.random() < 0.5
+        if not (folder.number and trusts):
+            self._ways += way
 
         async def find() -> int:
             if folder.number and trusts:
@@ -628,9 +642,10 @@ class Crowd:
             return
         what, path = self._dice.choice(sorted(HELD)), self._dice.choice(entries)
         key = path + self._dice.choice(("", "/"))
-        self.log.append(f"the next {what} of {key} fails")
-        error = StoreError(errno.EIO, f"{what} {key!r}", detail=MADE)
-        self._store.errors.setdefault((what, key), []).append(error)
+        is_told = self._dice.random() < 0.6
+        self.log.append(f"the next {what} of {key} {'fails' if is_told else 'is done without an answer'}")
+        error = StoreError(errno.EIO, f"{what} {key!r}", detail=MADE if is_told else NOT_TOLD)
+        (self._store.errors if is_told else self._store.unanswered).setdefault((what, key), []).append(error)
 
     def evict(self) -> None:
         self.log.append("forget")
@@ -677,7 +692,26 @@ class Crowd:
         self._store.before.clear()
         self._store.after.clear()
         self._store.errors.clear()
+        self._store.unanswered.clear()
         self._start()
+        self._adopt(going)
+
+    def _find_out(self) -> None:
+        """What was done of that which failed without an answer."""
+        self._close_all()
+        going, self._unknown = self._unknown, []
+        self.log.append(f"  find out: {[op.what for op in going]}")
+        self._adopt(going)
+
+    def _close_all(self) -> None:
+        self._heal()
+        self._wait()
+        while self._opened:
+            self.close_one()
+            self._wait()
+
+    def _adopt(self, going: list[Operation]) -> None:
+        """What is there when all has settled is what is right from now on."""
         self._loop.passes(LONG)
         self._loop.run(self._mount.settle)
         tree = self._loop.run(self._mount.tree)
@@ -719,11 +753,9 @@ class Crowd:
     # The end
 
     def _end(self) -> None:
-        self._heal()
-        self._wait()
-        while self._opened:
-            self.close_one()
-            self._wait()
+        self._close_all()
+        if self._unknown:
+            self._find_out()
         self._loop.passes(LONG)
         self._loop.run(self._mount.settle)
         tree = self._loop.run(self._mount.tree)

@@ -28,7 +28,7 @@ HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}
 
 
 class Held(FakeStore):
-    """A store that holds calls back, by operation or by (operation, key), and fails some of them.
+    """A store that holds calls back, by operation or by (operation, key), and fails some of them, done or not.
 
     `before` they take effect, or `after`, until their event is set; `reached` tells which have come there.
     """
@@ -38,6 +38,7 @@ class Held(FakeStore):
         self.before: dict[str | tuple[str, str], trio.Event] = {}
         self.after: dict[str | tuple[str, str], trio.Event] = {}
         self.errors: dict[tuple[str, str], list[OSError]] = {}
+        self.unanswered: dict[tuple[str, str], list[OSError]] = {}  # what takes effect, and fails all the same
         self.lost: set[str] = set()  # keys whose next object is made without an answer
         self.reached: set[tuple[str, str]] = set()
 
@@ -50,11 +51,10 @@ class Held(FakeStore):
             what = name, key if isinstance(key, str) else next(iter(key), "")
             await self._passing(self.before, what)
             if self.errors.get(what):
-                error = self.errors[what].pop(0)
-                if name == "delete_many":
-                    return [Failure(one, error) for one in key]
-                raise error
+                return self._failed(name, key, self.errors[what].pop(0))
             answer = await method(key, *arguments, **options)
+            if self.unanswered.get(what):
+                return self._failed(name, key, self.unanswered[what].pop(0))
             if name in {"put", "complete_multipart"} and key in self.lost:
                 self.lost.remove(key)
                 raise StoreError(errno.EIO, f"{name} {key!r}", detail="no answer")
@@ -63,11 +63,17 @@ class Held(FakeStore):
 
         return call
 
+    @staticmethod
+    def _failed(name: str, key: Any, error: OSError) -> list[Failure]:
+        if name == "delete_many":
+            return [Failure(one, error) for one in key]
+        raise error
+
     async def release(self) -> None:
         """Lets everything go on, and nothing fail: a test that has failed must not keep its mount from ending."""
         for event in (*self.before.values(), *self.after.values()):
             event.set()
-        self.before, self.after, self.errors, self.fault = {}, {}, {}, None
+        self.before, self.after, self.errors, self.unanswered, self.fault = {}, {}, {}, {}, None
 
     async def _passing(self, events: Mapping[str | tuple[str, str], trio.Event], what: tuple[str, str]) -> None:
         event = events.get(what, events.get(what[0]))
