@@ -34,6 +34,7 @@ from sosfs.journal.journal import Journal
 from sosfs.journal.multipart_uploads import MultipartUploads
 from sosfs.journal.rows import SavedDraft, SavedPart
 from sosfs.journal.salvage import Finding
+from sosfs.metadata import user_metadata
 from sosfs.namespace import deletions
 from sosfs.namespace.namespace import Namespace
 from sosfs.namespace.rename import COPIED_AGAIN_MAX
@@ -361,8 +362,15 @@ class Adoption:
         found = await self._commits.recognise(inode, draft, etag)
         if found is None or not is_all:
             return False
-        self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
+        self._takes(inode, found)
         return True
+
+    def _takes(self, inode: Inode, found: Object) -> None:
+        """The object stands. It may have more than was recorded: what was written, and not closed, when it was sent."""
+        inode.size = found.version.size
+        if "mtime_ns" not in inode.edits.posix:
+            inode.mtime_ns = user_metadata.read(found.properties.metadata).mtime_ns or inode.mtime_ns
+        self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
 
     async def _is_sent(self, inode: Inode, draft: Draft) -> bool:
         """Whether the bucket has these very bytes: that they were sent may be what the power loss has taken."""
@@ -371,7 +379,7 @@ class Adoption:
             return False
         found = await self._commits.recognise(inode, draft, etag_of(await draft.read(0, size)))
         if found is not None:
-            self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
+            self._takes(inode, found)
         return found is not None
 
     async def _go_on(

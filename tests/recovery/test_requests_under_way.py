@@ -17,6 +17,7 @@ from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool
 from sosfs.files.upload import etag_of
+from sosfs.metadata import user_metadata
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, settled, stored
@@ -60,6 +61,11 @@ class Upload:
     async def chmod(self) -> None:
         self.handle.inode.mode = stat.S_IFREG | 0o600
         self._mount.parts.attributes.changed(self.handle.inode)
+
+    async def touch(self, mtime_ns: int) -> None:
+        self.handle.inode.mtime_ns = mtime_ns
+        self._mount.parts.file_io.time_given(self.handle.inode)
+        self._mount.parts.attributes.changed(self.handle.inode, posix=["mtime_ns"])
 
     async def cut(self, size: int) -> None:
         await self._mount.parts.file_io.truncate(self.handle.inode, size)
@@ -119,6 +125,21 @@ def test_attributes_are_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         mount.loop.run(upload.chmod)
         assert ended(mount, store, machine, is_power=is_power) == {"file": FIRST[:size]}
         assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+
+
+def test_its_time_is_set(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        upload = Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, MORE))
+        mount.loop.run(upload.goes)
+        mount.loop.run(partial(upload.touch, 10**18))
+        mount.crash()
+        mount.loop.run(store.release)
+        mount.take_up()
+        assert mount.loop.run(partial(mount._walk, "file")).mtime_ns == 10**18
+        mount.loop.passes(LONG)
+        assert user_metadata.read(store._stored["file"].object.properties.metadata).mtime_ns == 10**18
 
 
 @pytest.mark.parametrize("size", [LARGE - 100, LARGE + 100])
@@ -247,3 +268,25 @@ def test_more_is_closed_while_what_goes_is_hashed(
         mount.loop.run(partial(main, mount, upload))
         found = ended(mount, store, machine, is_power=is_power)
         assert found == {"file": FIRST if is_power else MORE + FIRST[len(MORE) :]}
+
+
+@hashed
+@pytest.mark.parametrize("closed", [b"", b"less"])
+def test_more_was_written_than_closed_when_it_went_and_is_seen_after_a_crash(
+    tmp_path: Path, *, hashes: bool, closed: bytes
+) -> None:
+    """What the object has is shown, and not what was recorded of it: neither its size nor its time."""
+    store = Held(hashes=hashes)
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        upload = Upload(mount, store)
+        mount.loop.run(partial(upload.write, 0, closed))
+        mount.loop.run(partial(upload.write, 0, MORE, close=False))
+        mount.loop.run(upload.goes)
+        mtime = upload.handle.inode.mtime_ns
+        mount.crash()
+        mount.loop.run(store.release)
+        mount.take_up()
+        inode = mount.loop.run(partial(mount._walk, "file"))
+        assert (inode.size, inode.mtime_ns) == (len(MORE), mtime)
+        assert mount.loop.run(mount.tree) == {"file": (MORE, 0o644)}
+        assert bodies(store) == {"file": MORE}
