@@ -112,7 +112,8 @@ class Crowd:
     def __init__(self, seed: int, durability: Durability, base: Path) -> None:
         self.log: list[str] = []
         self._dice = random.Random(seed)
-        self._store = Held(page=self._dice.choice((2, 3, 1000)))
+        self._store = Held(page=self._dice.choice((2, 3, 1000)), hashes=self._dice.random() < 0.8)
+        self._store.pins_deletes = self._dice.random() < 0.8
         self._loop = Loop()
         settings = Settings("bucket", "", Path("/"), cache_dir=state_in(base), durability=durability, part_size=8192)
         self._mount = Composed(self._loop, self._store, settings)
