@@ -51,6 +51,7 @@ log = logging.getLogger(__name__)
 
 FILE, MARK, DAMAGED = "journal.sqlite", "journal.mark", "damaged"
 SCRATCH = "scratch"  # the name of the row of `facts` that has the keys of scratch objects
+LOST_POWER = "lost_power"  # another one
 CHANGES = ("drafts", "deletes", "attributes", "renames")  # the tables of what the bucket lacks
 SCHEMA: Schema = {
     "facts": ("name text primary key", "value text"),
@@ -88,7 +89,8 @@ class Journal:
             undo.callback(self._db.close, is_idle=False)
             self._facts: dict[str, str] = dict(self._db.rows("facts"))
             self._require(owner, self._facts.get("owner", owner))
-            self.has_lost_power = self._mark.found is not None and self._mark.found.is_of_other_boot
+            if self._mark.found is not None and self._mark.found.is_of_other_boot:
+                self.note(LOST_POWER, "yes")
             self._mark.begin(owner, self._db.number)
             self.note("owner", owner)
             undo.pop_all()
@@ -188,12 +190,19 @@ class Journal:
         if self.finding is Finding.SOUND:
             self.note(FINDING, finding.value)
 
+    @property
+    def has_lost_power(self) -> bool:
+        """Whether the machine was started again since it was written; until a recovery is done, by whichever mount."""
+        return self._facts.get(LOST_POWER) == "yes"
+
     def recovered(self) -> None:
         """What was found was heeded."""
         with self.together():
             for row in self.rename_states().keys() - {row for row, _, _ in self.renames()}:
                 self._db.drop("rename_states", row)
             self.note(FINDING, Finding.SOUND.value)
+            if self.has_lost_power:
+                self.note(LOST_POWER, "no")
 
     @property
     def spool_names(self) -> frozenset[str] | None:

@@ -20,8 +20,10 @@ import trio
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files.spool import MANY
+from sosfs.recovery.replay import Replay
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, bodies, opened
 from tests.support.power import PAGE, Machine
@@ -409,11 +411,15 @@ def test_what_was_renamed_is_not_renamed_again_when_the_power_goes(
 
 
 @pytest.mark.parametrize("durability", [Durability.JOURNAL, WRITEBACK])
+@pytest.mark.parametrize("tries", [1, 2], ids=["", "also where the first mount does not begin"])
 def test_a_file_that_went_up_just_before_is_no_conflict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, tries: int
 ) -> None:
-    """The record is on the disk, and not what it says of the upload."""
+    """The record is on the disk, and not what it says of the upload. The network comes after the mount, as it may."""
     store = Held()
+
+    async def unreachable(_: Replay) -> None:
+        raise OSError(errno.EIO, "no answer")
 
     async def main(mount: Composed, machine: Machine) -> None:
         await write(mount, "file", b"bytes")
@@ -425,7 +431,13 @@ def test_a_file_that_went_up_just_before_is_no_conflict(
         mount.loop.passes(0.7)
         assert bodies(store) == {"file": b"bytes"}
         machine.loses_power(newest_log=False)
+        for _ in range(tries - 1):
+            with monkeypatch.context() as patch, fails(errno.EIO):
+                patch.setattr(Replay, "run", unreachable)
+                mount.start()
+            mount.crash()
         mount.start()
+        assert not mount._journal.has_lost_power, "all is taken up"
         mount.loop.passes(5)
         assert bodies(store) == {"file": b"bytes"}
 
