@@ -14,6 +14,8 @@ def locked(directory: Path) -> int:
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not os.fstat(file).st_nlink:
+            raise BlockingIOError  # who had it has just removed the directory: it locks nothing any more
     except BlockingIOError:
         os.close(file)
         raise OSError(errno.EBUSY, f"the cache directory {path.parent} is in use by another mount") from None

@@ -76,11 +76,12 @@ class Journal:
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / FILE
-        self._is_new = not any(directory.glob("journal.*"))  # nor what a repair has left that was cut short
         self.damage = Damage(directory / DAMAGED)
         with contextlib.ExitStack() as undo:
             self._lock = locked(directory)
             undo.callback(os.close, self._lock)
+            # Nor what a repair has left that was cut short. Before the lock it could be another mount's meanwhile.
+            self._is_new = not any(directory.glob("journal.*"))
             undo.callback(self._leave_nothing)
             self._mark = Watermark(directory / MARK)
             undo.callback(self._mark.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import sqlite3
 import time
@@ -199,6 +200,21 @@ def test_a_directory_that_is_in_use_is_refused_and_nothing_stays_open(tmp_path: 
         locked(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == opened
     os.close(first)
+    os.close(locked(tmp_path))
+
+
+def test_a_lock_that_was_removed_when_it_is_had_is_nobodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The directory has just been cleaned up: what is made there now by another mount has a lock of its own."""
+    flock, opened = fcntl.flock, len(os.listdir("/proc/self/fd"))
+
+    def late(file: int, how: int) -> None:
+        (tmp_path / "lock").unlink()
+        flock(file, how)
+
+    with monkeypatch.context() as patch, fails(errno.EBUSY):
+        patch.setattr(fcntl, "flock", late)
+        locked(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == opened
     os.close(locked(tmp_path))
 
 

@@ -96,6 +96,11 @@ def test_a_removal_has_the_room_that_is_held_back(disk: Path) -> None:
     assert journal.deletes() == [("removed", VERSION)]
     assert len(journal.attributes()) == noted
     ballast.unlink()
+    journal.drop_delete("removed")
+    assert (disk / "reserve").exists(), "there is room again"
+    journal.close()
+    journal = Journal(disk, OWNER)
+    assert (disk / "reserve").exists(), "before anything is written"
     journal.close()
 
 
