@@ -156,6 +156,7 @@ def test_any_statement_may_find_no_room(tmp_path: Path, times: int, rolls_back: 
             rows = Rows(Journal(directory, OWNER))
             full = Full(patch, at=at, times=times, rolls_back=rolls_back, is_held=is_held)
             lives(rows)
+            rows.look()
             full.heals()
             rows.attempt(lambda one: one.changes("last"), may_fail=False)
             rows.look()
