@@ -333,7 +333,7 @@ class Database:
             # SQLite goes on in files that have no name any more: nobody would find there what is promised now.
             raise OSError(errno.EIO, "the journal was removed", str(self._path))
         if is_long:
-            with contextlib.closing(sqlite3.connect(self._path, timeout=0)) as db, contextlib.suppress(sqlite3.Error):
+            with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(self._path, timeout=0)) as db:
                 db.execute("pragma wal_checkpoint(passive)")
 
     def _sync_log(self) -> None:

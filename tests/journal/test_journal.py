@@ -17,6 +17,7 @@ import trio
 
 from sosfs.disk.database import checksum
 from sosfs.disk.lock import locked
+from sosfs.disk.watermark import Watermark
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes, SavedDraft
 from sosfs.journal.salvage import Finding
@@ -242,6 +243,76 @@ def test_who_comes_while_a_journal_is_withdrawn_does_not_lose_its_own(
     one.withdraw()
     assert "journal.sqlite" in gone
     assert not list(tmp_path.glob("journal*"))
+    os.close(locked(tmp_path))
+
+
+def test_a_journal_that_another_mount_leaves_just_then_is_not_taken_for_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of another bucket, so this mount does not begin, and removes what it has made itself."""
+
+    def late(directory: Path) -> int:
+        monkeypatch.undo()
+        other = Journal(directory, "http://server other ")
+        other.save_draft(0, SMALL)
+        other.close()
+        return locked(directory)
+
+    monkeypatch.setattr("sosfs.journal.journal.locked", late)
+    with fails(errno.EINVAL):
+        Journal(tmp_path, OWNER)
+    other = Journal(tmp_path, "http://server other ")
+    assert [saved for _, saved in other.drafts()] == [SMALL]
+    other.close()
+
+
+@pytest.mark.parametrize("harm", ["update drafts set record = record || ' '", "delete from drafts"])
+def test_a_row_that_is_lost_or_altered_while_it_is_in_use_is_an_error(journal: Journal, harm: str) -> None:
+    row = journal.save_draft(0, SMALL)
+    with contextlib.closing(sqlite3.connect(journal._path)) as database, database:
+        database.execute(harm)
+    with fails(errno.EIO):
+        journal.draft(row)
+    if harm.startswith("update"):
+        with fails(errno.EIO):
+            list(journal.drafts())
+
+
+def test_a_long_log_that_cannot_be_brought_into_the_database_is_synced_all_the_same(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where no file can be opened any more."""
+
+    def refused(*_: object, **__: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    journal.save_draft(0, SMALL)
+    monkeypatch.setattr("sosfs.disk.database.LOG_LONG", 0)
+    monkeypatch.setattr(sqlite3, "connect", refused)
+    trio.run(journal.sync)
+    assert journal.unsynced == 0
+
+
+def test_a_checksum_tells_apart_what_has_the_same_bytes() -> None:
+    """In other columns, of another type, or in another table."""
+    rows = [("ab", "c"), ("a", "bc"), ("abc",), (b"ab", "c"), ("ab", b"c"), ("ab", "c", None), ("ab", "c", "")]
+    sums = [checksum(table, row) for table in ("drafts", "deletes") for row in rows]
+    assert len(set(sums)) == len(sums)
+    assert checksum("drafts", (7,)) != checksum("drafts", ("7",))
+
+
+def test_a_journal_is_closed_before_another_may_have_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, close, closed = Journal(tmp_path, OWNER), Watermark.close, list[Watermark]()
+
+    def watched(mark: Watermark) -> None:
+        with fails(errno.EBUSY):
+            locked(tmp_path)
+        close(mark)
+        closed.append(mark)
+
+    monkeypatch.setattr(Watermark, "close", watched)
+    one.close()
+    assert len(closed) == 1
     os.close(locked(tmp_path))
 
 
