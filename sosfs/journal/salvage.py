@@ -107,7 +107,7 @@ def opened(path: Path, schema: Schema, mark: Watermark, damage: Damage) -> Datab
     db = None
     try:
         db = None if is_gone else connect(path)
-        found = _Found(trouble="it is gone") if db is None else _examined(db, schema)
+        found = _Found(trouble="it is gone") if db is None else _examined(db, path, schema)
         if not found.trouble and found.number < mark.least:
             found.trouble = f"its last changes are missing, {mark.least - found.number} of them"
         if found.trouble or found.bad:
@@ -135,10 +135,8 @@ def opened(path: Path, schema: Schema, mark: Watermark, damage: Damage) -> Datab
 
 
 def _begun(path: Path, schema: Schema, mark: Watermark) -> Database:
-    """An empty database. Spool files that are there already were those of one that is gone."""
-    found = _Found(rows={table: [] for table in schema})
-    if any((path.parent / "spool").glob("*.spool")):
-        found.trouble = "it is gone"
+    """An empty database."""
+    found = _Found(trouble=_loss(path), rows={table: [] for table in schema})
     try:
         db = connect(path)
         _convert(db, schema, found)
@@ -148,10 +146,15 @@ def _begun(path: Path, schema: Schema, mark: Watermark) -> Database:
         raise _refusal(path, error) from error
 
 
+def _loss(path: Path) -> str:
+    """What spool files beside an empty database tell, "" where there are none."""
+    return "it is gone" if any((path.parent / "spool").glob("*.spool")) else ""
+
+
 # Looking
 
 
-def _examined(db: sqlite3.Connection, schema: Schema) -> _Found:
+def _examined(db: sqlite3.Connection, path: Path, schema: Schema) -> _Found:
     """Everything in a database that can be read, and what is wrong with it. EINVAL for another format."""
     found = _Found()
     try:
@@ -163,7 +166,7 @@ def _examined(db: sqlite3.Connection, schema: Schema) -> _Found:
         found.trouble = _damage(error)
         return found
     if not names and not found.trouble:
-        found.format = ""  # a crash came before it had tables
+        found.format, found.trouble = "", _loss(path)  # a crash came before it had tables
     elif "facts" in names and "chain" not in names and not found.trouble:
         _read_format_1(db, schema, names, found)
     else:

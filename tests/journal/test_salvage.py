@@ -384,6 +384,18 @@ def test_a_database_that_cannot_be_read_is_set_aside(left: Left, tmp_path: Path,
         assert kept.read_bytes() == harmed[kind]
 
 
+def test_beside_a_database_that_was_just_begun_a_spool_is_not_nobodys(left: Left, tmp_path: Path) -> None:
+    """The one before it is gone, and a crash came before the next one had any table."""
+    there = left.copy(tmp_path / "after")
+    for path in there.glob("journal.*"):
+        path.unlink()
+    with contextlib.closing(sqlite3.connect(there / FILES[0])) as database:
+        database.execute("create table one (number)")
+        database.execute("drop table one")
+    with opened(there) as one:
+        assert one.finding is Finding.INCOMPLETE
+
+
 def test_a_log_without_a_database_is_set_aside(left: Left, tmp_path: Path) -> None:
     there = left.copy(tmp_path / "after")
     log = (there / FILES[1]).read_bytes()
