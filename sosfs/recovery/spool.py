@@ -52,11 +52,14 @@ class SpoolReplay:
         self._journal.note_spools(known | self._named | {self._spools.beginning})  # a crash may leave files of either
         newest = {saved.key: row for row, saved in drafts}
         owners = {saved.spool: row for row, saved in drafts if saved.spool}
+        right = []
         for row, saved in drafts:
-            if newest[saved.key] != row or owners.get(saved.spool, row) != row:
-                files = [self._path(saved)] if owners.get(saved.spool) == row else []
+            if newest[saved.key] == row and owners.get(saved.spool, row) == row:
+                right.append((row, saved))
+            else:
+                files = [path for path in self._files(saved) if owners.get(path.name, row) == row]
                 self._give_up(row, saved, "the journal has a later row for it", files)
-        return [one for one in self._journal.drafts() if newest[one[1].key] == one[0]]
+        return right
 
     def go_back(self) -> None:
         """Of what was not synced when the power went, what was synced before it holds, or else nothing.
@@ -74,8 +77,9 @@ class SpoolReplay:
                 self._journal.save_draft(row, replace(saved.safe, serial=0))
             log.error("%s: what was written just before this machine went down is lost; %s", saved.key, left)
 
-    def _path(self, saved: SavedDraft) -> Path:
-        return self._spools.directory / saved.spool
+    def _files(self, saved: SavedDraft) -> list[Path]:
+        """The spool files that it names, those of what it was before among them."""
+        return [self._spools.directory / name for name in sorted(saved.spools) if SPOOL.fullmatch(name)]
 
     async def spool(self, row: int, saved: SavedDraft) -> Spool | None:
         """The draft's bytes; None where they are not those that were recorded, and were set aside with the row.
@@ -88,16 +92,16 @@ class SpoolReplay:
             self._vouch(row, saved)
             return spool
         if not SPOOL.fullmatch(saved.spool):
-            self._give_up(row, saved, "the journal names no spool file", [])
+            self._give_up(row, saved, "the journal names no spool file", self._files(saved))
             return None
-        path = self._path(saved)
         try:
             spool = self._spools.reopen(saved.spool)
         except OSError as error:
             if error.errno in TRANSIENT:
                 raise
             gone = isinstance(error, FileNotFoundError)
-            self._give_up(row, saved, "its spool file is gone" if gone else f"its spool file: {error.strerror}", [path])
+            why = "its spool file is gone" if gone else f"its spool file: {error.strerror}"
+            self._give_up(row, saved, why, self._files(saved))
             return None
         try:
             wrong = await _wrong(spool, saved)
@@ -105,7 +109,7 @@ class SpoolReplay:
             wrong = f"its spool file: {error.strerror}"
         if wrong:
             spool.release()
-            self._give_up(row, saved, wrong, [path])
+            self._give_up(row, saved, wrong, self._files(saved))
             return None
         if saved.boot:
             await spool.sync()
@@ -126,9 +130,9 @@ class SpoolReplay:
             "not in the bucket": saved.dirty,
             "made from version": saved.base,
         }
-        bodies: Mapping[str, bytes] = {"bytes": saved.body} if saved.body else {}
+        bodies: Mapping[str, bytes] = {"bytes": saved.blob} if saved.blob else {}
         files = [path for path in files if os.path.lexists(path)]
-        if saved.spool and not files:
+        if saved.spool and saved.spool not in {path.name for path in files}:
             self._journal.doubt(Finding.ROWS)  # the bytes may be in a file that no row names
         if self._damage.set_aside(f"{saved.key}: {why}", details, files=files, bodies=bodies):
             self._journal.drop_draft(row)
@@ -143,7 +147,7 @@ class SpoolReplay:
         except OSError as error:
             log.error("no file is removed, for the journal cannot be written: %s", error)
             return
-        named = {saved.spool for _, saved in self._journal.drafts()}
+        named = {name for _, saved in self._journal.drafts() for name in saved.spools}
         removable = self._known if self._journal.finding is Finding.SOUND else frozenset()
         is_done, is_removed = True, False
         for path in self._spools.others(named):

@@ -25,7 +25,7 @@ from sosfs.disk.database import chain_sum, checksum
 from sosfs.files.spool import DamagedSpool
 from sosfs.recovery.spool import SpoolReplay
 from tests.conftest import Mounter
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, fails, names, status
 from tests.support.fake_store import FakeStore
 from tests.support.faults import Hang
@@ -105,6 +105,11 @@ def harm(kind: str, mount: Composed, spool: Path) -> None:
         change_row(mount, lambda record: record.update(spool="/etc/passwd"))
 
 
+def full(path: Path, body: bytes) -> None:
+    """As where nothing can be set aside."""
+    raise OSError(errno.ENOSPC, "no space left on device")
+
+
 KINDS = ("flipped", "cut", "emptied", "gone", "a directory", "a link", "elsewhere", "far away")
 
 
@@ -178,10 +183,6 @@ def test_what_was_written_after_the_last_close_may_be_cut_but_not_what_was_befor
 def test_what_cannot_be_set_aside_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk it is told, and found again by the next mount."""
     store = FakeStore()
-
-    def full(path: Path, body: bytes) -> None:
-        raise OSError(errno.ENOSPC, "no space left on device")
-
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(mount.write, "file", LARGE, flags=os.O_CREAT))
         mount.crash()
@@ -239,7 +240,11 @@ def test_of_two_rows_for_one_file_the_spool_of_the_earlier_one_is_kept(tmp_path:
         assert bodies(store) == {"file": b"second"}
 
 
-def test_of_two_rows_for_one_spool_the_later_one_has_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_full", [False, True])
+def test_of_two_rows_for_one_spool_the_later_one_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """Also where the other one cannot be set aside now."""
     store = FakeStore()
 
     async def main(mount: Composed) -> None:
@@ -250,10 +255,44 @@ def test_of_two_rows_for_one_spool_the_later_one_has_it(tmp_path: Path) -> None:
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(main, mount))
         mount.crash()
-        mount.start()
+        with monkeypatch.context() as patch:
+            if is_full:
+                patch.setattr(damage, "_write", full)
+            mount.start()
         assert ["file: the journal has a later row" in line for line in lines(mount)] == [True]
         mount.loop.passes(5)
         assert bodies(store) == {"later": LARGE}
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+def test_with_what_is_damaged_what_was_synced_before_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_full: bool
+) -> None:
+    """The file was emptied and closed anew since, and that is not on the disk when the process dies."""
+    store, before = FakeStore(), LARGE[::-1]
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = LONG
+        await mount.write("file", before, flags=os.O_CREAT)
+        await mount.parts.file_io.fsync(await mount._walk("file"))
+        await mount.write("file", LARGE, flags=os.O_TRUNC)
+        assert len(spools(mount)) == 2
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        os.truncate(next(spool for spool in spools(mount) if spool.read_bytes() == LARGE), 1000)
+        with monkeypatch.context() as patch:
+            if is_full:
+                patch.setattr(damage, "_write", full)
+            mount.start()
+        if is_full:
+            assert len(lines(mount)) == 1
+            mount.stop()
+            mount.start()
+        assert before in kept(mount).values()
+        assert len(kept(mount)) == 2
+        assert spools(mount) == []
 
 
 def test_a_mount_that_fails_while_it_takes_up_drafts_leaves_what_nobody_was_promised_for_the_next(
