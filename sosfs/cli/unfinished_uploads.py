@@ -87,6 +87,8 @@ def end_of_journal(calls: SignedCalls, directory: Path, endpoint: str, bucket: s
             raise
         return 0, 0
     with closing(journal):
+        if journal.rows:
+            return 0, 0  # of a mount that has ended since
         uploads, scratch = journal.uploads(), journal.scratch()
         for upload_id, key, _ in uploads:
             abort(calls, key, upload_id)

@@ -10,15 +10,19 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from sosfs.cli.unfinished_uploads import remove_forgotten
+from sosfs.cli import unfinished_uploads
+from sosfs.cli.unfinished_uploads import end_of_journal, remove_forgotten
 from sosfs.config.credentials import Credentials
+from sosfs.journal.journal import Journal, LeftOver, left_over
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.scratch_key import PROOF, of_zeros
 from tests.conftest import access_to
+from tests.journal.test_journal import PROPERTIES, SMALL
 from tests.support.drive import eventually
 from tests.support.faults import Answer
 from tests.support.foreign import Foreign
@@ -194,6 +198,24 @@ def test_uploads_that_a_mount_left_are_ended_before_its_directory_goes(machine: 
     told = machine.clean_bucket()
     if "1 upload of it" in told:
         raise AssertionError(told)
+
+
+def test_uploads_of_what_a_mount_has_just_left_are_not_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has ended between the look at its journal and the lock: the parts of its files may be nowhere else."""
+    owner = "http://server bucket "
+
+    def late(directory: Path) -> LeftOver | None:
+        found = left_over(directory)
+        with closing(Journal(directory, owner)) as journal:
+            journal.save_draft(0, SMALL)
+        return found
+
+    with closing(Journal(tmp_path, owner)) as journal:
+        journal.add_upload("id", "key", PROPERTIES)
+    monkeypatch.setattr(unfinished_uploads, "left_over", late)
+    assert end_of_journal(cast(SignedCalls, None), tmp_path, "http://server", "bucket") == (0, 0)
+    with closing(Journal(tmp_path, owner)) as journal:
+        assert len(journal.uploads()) == 1
 
 
 def test_scratch_objects_of_mounts_go(machine: Machine) -> None:
