@@ -177,12 +177,14 @@ def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
 
     try:
         commands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
+        now = status.fetch(path, owner=owner)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise _Ending from error  # the other namespace has gone since it was seen, or its mount was another one
         return _told(f"not everything is in the bucket: {launch.one_line(error)}")
-    now = status.fetch(path, owner=owner)
-    if now is not None and _verdict(now) is not Exit.OK:
+    if now is None:
+        raise _Ending
+    if _verdict(now) is not Exit.OK:
         return Exit.LEFT_OVER
     _say(f"all is in the bucket; the mount stays in the mount namespace of {elsewhere}, and its daemon with it")
     return Exit.OK

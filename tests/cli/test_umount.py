@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import errno
-import os
-import subprocess
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from sosfs.cli import holders, umount
+from sosfs.daemon import mountpoint
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc import commands, status
+from sosfs.ipc.status import MountPhase, Status
 from tests.conftest import Mounter
 from tests.support.drive import eventually
 from tests.support.faults import Hang
@@ -21,27 +21,130 @@ from tests.support.foreign import Foreign, numbered
 from tests.support.proxy import Proxy
 from tests.support.traffic import Op
 
+HERE = Path("/nowhere")
+MOUNT = Mount(HERE, "fuse.sosfs", "bucket", 0, "0:1")
+NOW = Status(7, "bucket", "", str(HERE), "http://localhost", MountPhase.MOUNTED)
+PENDING, DAMAGED = replace(NOW, pending_files=1, waiting=("why",)), replace(NOW, damaged=("where",))
+wrongs = pytest.mark.parametrize("wrong", [PENDING, DAMAGED, replace(PENDING, damaged=("where",))])
+SILENT = OSError(errno.ETIMEDOUT, "does not answer")
+
+
+class Daemon:
+    """A daemon that ends after so many looks, what it says until then, each an answer or an error, and last."""
+
+    pid = NOW.pid
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, *answers: Status | OSError | None, last: Status | None, elsewhere: str = ""
+    ) -> None:
+        self._answers = list(answers)
+        self.store: OSError | None = None
+        self.is_forgotten = False
+        patch.setattr(holders, "namespace_of", lambda device, pid: elsewhere)
+        patch.setattr(status, "fetch", self._fetch)
+        patch.setattr(status, "read_last", lambda path, owner: last)
+        patch.setattr(status, "forget_last", self._forget)
+        patch.setattr(commands, "ask", self._ask)
+
+    def _fetch(self, path: Path, *, owner: int | None) -> Status | None:
+        answer = self._answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    def _forget(self, path: Path, *, owner: int | None) -> None:
+        self.is_forgotten = True
+
+    def _ask(self, *_: Any, **__: Any) -> None:
+        if self.store is not None:
+            raise self.store
+
+    def ended_within(self, seconds: float) -> bool:
+        return not self._answers
+
+    def drained(self, seconds: float | None = None) -> int:
+        """The exit code."""
+        return umount._drained(HERE, MOUNT, cast(umount.Daemon, self), NOW, seconds)
+
 
 def test_a_daemon_that_ends_while_another_namespace_seems_to_keep_it_is_no_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    asked: list[str] = []
+    daemon = Daemon(monkeypatch, NOW, last=NOW, elsewhere="another")
+    daemon.store = OSError(errno.ENOTCONN, "the daemon of this mount does not listen")
+    assert daemon.drained() == 0
 
-    def gone(path: Path, *_: Any, **__: Any) -> None:
-        asked.append("store")
-        raise OSError(errno.ENOTCONN, "the daemon of this mount does not listen", str(path))
 
-    with subprocess.Popen(["sleep", "1"]) as process:
-        now = status.Status(process.pid, "b", "", "/nowhere", "http://localhost", status.MountPhase.MOUNTED)
-        monkeypatch.setattr(commands, "ask", gone)
-        monkeypatch.setattr(holders, "namespace_of", lambda device, pid: "another")
-        monkeypatch.setattr(status, "fetch", lambda path, owner: now)
-        monkeypatch.setattr(status, "read_last", lambda path, owner: replace(now, state=status.MountPhase.STOPPED))
-        monkeypatch.setattr(status, "forget_last", lambda path, owner: None)
-        mount = Mount(Path("/nowhere"), "fuse.sosfs", "bucket", 0, "0:1")
-        daemon = umount.Daemon(process.pid, os.pidfd_open(process.pid))
-        assert umount._drained(Path("/nowhere"), mount, daemon, now, None) == 0
-    assert asked
+@wrongs
+def test_what_the_bucket_lacks_and_what_is_damaged_is_told_and_not_forgotten(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: Status
+) -> None:
+    daemon = Daemon(monkeypatch, last=wrong)
+    assert (daemon.drained(), daemon.is_forgotten) == (3, False)
+    told = capsys.readouterr().err
+    assert [word in told for word in ("why", "where")] == [bool(wrong.waiting), bool(wrong.damaged)]
+
+
+def test_all_is_well_where_nothing_is_left(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """What it said while it was sending does not count then."""
+    daemon = Daemon(monkeypatch, PENDING, DAMAGED, None, last=NOW)
+    assert (daemon.drained(), daemon.is_forgotten) == (0, True)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("last", [None, replace(NOW, pid=8)], ids=["nothing", "of another daemon"])
+def test_a_daemon_that_ends_without_a_word_may_have_left_something(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], last: Status | None
+) -> None:
+    assert Daemon(monkeypatch, last=last).drained() == 3
+    assert "ended without a word" in capsys.readouterr().err
+
+
+def test_so_may_one_that_does_not_answer_any_more(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Daemon(monkeypatch, SILENT, last=NOW).drained() == 0, "for a moment"
+    monkeypatch.setattr(umount, "SILENCE_SECONDS", 0)
+    assert Daemon(monkeypatch, SILENT, last=NOW).drained() == 3
+    assert "does not answer: whether every change is in the bucket is unknown" in capsys.readouterr().err
+
+
+def test_when_time_runs_out_it_is_told_what_is_left(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert Daemon(monkeypatch, NOW, last=NOW).drained(0) == 3
+    assert "time ran out: 0 files" in capsys.readouterr().err
+
+
+@wrongs
+def test_where_another_namespace_keeps_the_mount_what_is_wrong_is_told_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, wrong: Status
+) -> None:
+    assert Daemon(monkeypatch, NOW, wrong, last=None, elsewhere="another").drained() == 3
+    assert Daemon(monkeypatch, NOW, NOW, last=None, elsewhere="another").drained() == 0
+    assert Daemon(monkeypatch, NOW, None, last=wrong, elsewhere="another").drained() == 3, "it has just ended"
+
+
+@pytest.mark.parametrize("is_stored", [False, True])
+def test_where_it_cannot_be_told_whether_all_is_stored_that_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, is_stored: bool
+) -> None:
+    daemon = Daemon(monkeypatch, NOW, SILENT, last=NOW, elsewhere="another")
+    daemon.store = None if is_stored else OSError(errno.EIO, "not stored")
+    assert daemon.drained() == 3
+
+
+@pytest.mark.parametrize("answer", [None, SILENT], ids=["gone", "silent"])
+def test_a_mount_whose_daemon_says_nothing_is_cleared_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answer: OSError | None
+) -> None:
+    detached = list[Path]()
+    Daemon(monkeypatch, answer, last=None)
+    monkeypatch.setattr(mountpoint, "at", lambda path: MOUNT)
+    monkeypatch.setattr(mountpoint, "detach", lambda path, how: detached.append(path))
+    assert umount.run(HERE) == 3
+    assert detached == [HERE]
+    assert "whether every change is in the bucket is unknown" in capsys.readouterr().err
 
 
 @pytest.mark.promise(11)
