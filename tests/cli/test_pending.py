@@ -16,10 +16,14 @@ from typing import Any
 
 import pytest
 
+from sosfs.cli import pending as pending_command
 from sosfs.cli import status as status_command
+from sosfs.cli.pending import Target
+from sosfs.cli.status import Output, Seen
 from sosfs.daemon import mountpoint
 from sosfs.ipc import commands
 from sosfs.ipc import status as ipc_status
+from sosfs.ipc.commands import Tell, Told
 from tests.conftest import HURRY, Mounter, access_to, new_bucket
 from tests.daemon.test_other_users import as_user, enter
 from tests.support.drive import Drive, eventually, status
@@ -87,6 +91,61 @@ def eventually_pending(drive: Drive, holds: Callable[[list[dict[str, Any]]], boo
 def failed(changes: list[dict[str, Any]], count: int) -> bool:
     """Whether so many changes were tried in vain, and wait for another try."""
     return len(changes) == count and all(one["error"] and one["retry_at"] for one in changes)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Told]:
+    """What the daemon of each mount tells; one that is not in it does not answer."""
+    told: dict[Path, Told] = {}
+
+    def ask(target: Target, errand: str, news: Tell) -> Told:
+        if target.mountpoint not in told:
+            raise OSError(errno.ETIMEDOUT, "does not answer", str(target.mountpoint))
+        return told[target.mountpoint]
+
+    monkeypatch.setattr(Target, "ask", ask)
+    monkeypatch.setattr(pending_command, "_target", lambda given: Target(Path(given), 0, ()))
+    return told
+
+
+def change(path: str) -> Told:
+    return {"path": path, "kind": "content", "since": time.time(), "size": 5, "uploaded": 0, "error": "", "retry_at": 0}
+
+
+@pytest.mark.parametrize(
+    ("tried", "left", "code", "line"),
+    [
+        (0, 0, 0, "nothing waits there"),
+        (2, 0, 0, "2 changes tried, none still wait"),
+        (2, 1, 1, "2 changes tried, 1 still waits"),
+        (2, 3, 1, "2 changes tried, 3 still wait"),
+    ],
+)
+def test_a_retry_has_failed_as_long_as_something_waits(
+    told: dict[Path, Told], capsys: pytest.CaptureFixture[str], tried: int, left: int, code: int, line: str
+) -> None:
+    told[Path("/m")] = {"tried": tried, "total": left, "changes": [change("f")][:left]}
+    assert pending_command.retry("/m") == code
+    out, err = capsys.readouterr()
+    assert out == f"{line}\n"
+    assert [one.partition(": ")[0] for one in err.splitlines()] == ["/m/f", "and 2 more"][:left]
+
+
+def test_of_mounts_that_do_not_answer_it_is_not_told_that_nothing_waits(
+    told: dict[Path, Told], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = ipc_status.Status(7, "b", "", "/m", "http://localhost", ipc_status.MountPhase.MOUNTED)
+    seen = [Seen("/silent", now), Seen("/dead", None, "its daemon is gone"), Seen("/m", now)]
+    monkeypatch.setattr(mountpoint, "table", list)
+    monkeypatch.setattr(status_command, "everywhere", lambda: seen)
+    told[Path("/m")] = {"total": 1, "changes": [change("f")]}
+    assert pending_command.show(None, Output.TEXT) == 1
+    out, err = capsys.readouterr()
+    assert [line.partition(": ")[0] for line in out.splitlines()] == ["/m/f", "1 change waits, 5 bytes"]
+    assert [line.split(": ")[1] for line in err.splitlines()] == ["/silent", "/dead"]
+    del seen[:2]
+    assert pending_command.show(None, Output.JSON) == 0
+    assert [one["mountpoint"] for one in json.loads(capsys.readouterr().out)] == ["/m"]
 
 
 def test_what_waits_why_and_when_it_is_tried_again(kept: Drive, proxy: Proxy) -> None:
