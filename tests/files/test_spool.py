@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,7 +16,8 @@ import trio.testing
 
 import sosfs.files.spool
 from sosfs.concurrency.budgets import Allowance
-from sosfs.files.spool import FLOOR, JOURNAL, MANY, SPILL, SUMMED, TIGHT, DamagedSpool, Spool, SpoolArea, label
+from sosfs.concurrency.threads import Threads
+from sosfs.files.spool import FLOOR, INLINE, JOURNAL, MANY, SPILL, SUMMED, TIGHT, DamagedSpool, Spool, SpoolArea, label
 from tests.support.disks import having
 from tests.support.drive import fails
 
@@ -112,10 +116,12 @@ def test_an_error_that_is_no_lack_of_room_is_told_though_there_is_memory(
 
     async def main() -> None:
         spool = await made(SpoolArea(tmp_path, Allowance(8 * SPILL)))
+        before = len(os.listdir("/proc/self/fd"))
         with monkeypatch.context() as patch, fails(errno.EIO):
             patch.setattr(sosfs.files.spool, "_write_all", broken)
             await spool.write(5, b"n" * SPILL)
         assert list(tmp_path.iterdir()) == []
+        assert len(os.listdir("/proc/self/fd")) == before
         assert spool.body == b"bytes"
         spool.close()
 
@@ -150,6 +156,42 @@ def test_a_disk_that_takes_less_than_it_is_given_is_given_the_rest(
         with fails(errno.ENOSPC):
             await spool.write(0, b"more")
         spool.close()
+
+    trio.run(main)
+
+
+def test_what_is_freed_in_memory_from_below_reads_as_zeros_wherever_the_rest_goes(tmp_path: Path) -> None:
+    """Whatever is written, cut and freed then, and where the bytes go to the disk in the end."""
+    dice, memory = random.Random(1), Allowance(4 * SPILL)
+    area = SpoolArea(tmp_path, memory)
+
+    async def main() -> None:
+        for _ in range(40):
+            spool, model = area.new(), bytearray()
+            for _ in range(30):
+                start, size = dice.randrange(3000), dice.randrange(1, 2000)
+                what = dice.choice(("write", "write", "free", "free", "truncate"))
+                if what == "write":
+                    model.extend(bytes(max(0, start - len(model))))
+                    model[start : start + size] = body = dice.randbytes(size)
+                    await spool.write(start, body)
+                elif what == "truncate":
+                    spool.truncate(start)
+                    del model[start:]
+                elif spool.free(start := dice.choice((0, start)), start + size):
+                    model[start : start + size] = bytes(min(start + size, len(model)) - start)
+                assert await spool.read(0, 6000) == bytes(model).ljust(6000, b"\0"), what
+                assert await spool.read(start, start + size) == bytes(model[start : start + size]).ljust(size, b"\0")
+                assert memory.used <= len(model)
+            assert not spool.on_disk
+            if spool.length:
+                with spool.part(0, 6000, ((len(model), 6000),)) as part:
+                    assert bytes(part or b"") == bytes(model).ljust(6000, b"\0")
+            await spool.write(len(model), bytes(SPILL + 1))
+            assert spool.on_disk
+            assert memory.used == 0
+            assert spool.path.read_bytes() == bytes(model) + bytes(SPILL + 1)
+            spool.close()
 
     trio.run(main)
 
@@ -191,6 +233,54 @@ def test_who_wants_a_spool_at_rest_waits_for_all_that_hold_it(area: SpoolArea) -
         assert rested.is_set()
         await spool.rest()
         spool.close()
+
+    trio.run(main)
+
+
+def test_who_comes_when_the_last_one_goes_is_waited_for_too(area: SpoolArea) -> None:
+    async def main() -> None:
+        spool, rested = await made(area), trio.Event()
+
+        async def rest() -> None:
+            await spool.rest()
+            rested.set()
+
+        async with trio.open_nursery() as nursery:
+            with spool.held():
+                nursery.start_soon(rest)
+                await trio.testing.wait_all_tasks_blocked()
+            with spool.held():
+                await trio.testing.wait_all_tasks_blocked()
+                assert not rested.is_set()
+        spool.close()
+
+    trio.run(main)
+
+
+def test_a_thread_has_the_file_to_its_end(area: SpoolArea, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the spool is closed meanwhile: the number would be another file's."""
+    run, may_go = Threads.run, trio.Event()
+    body = os.urandom(2 * INLINE)
+
+    async def late(threads: Threads, work: Callable[..., Any], *arguments: Any) -> Any:
+        await may_go.wait()
+        return await run(threads, work, *arguments)
+
+    async def main() -> None:
+        found: list[bytes] = []
+        spool = await made(area)
+        await spool.write(0, body)
+
+        async def read() -> None:
+            found.append(await spool.read(0, len(body)))
+
+        monkeypatch.setattr(Threads, "run", late)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            spool.close()
+            may_go.set()
+        assert found == [body]
 
     trio.run(main)
 

@@ -45,6 +45,30 @@ def test_a_file_that_was_cut_and_not_closed_is_as_long_as_it_was_cut_when_the_pr
 
 
 @durabilities
+@pytest.mark.parametrize("size", [0, 1000])
+def test_a_file_of_an_earlier_mount_that_is_cut_has_what_was_synced_when_the_power_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, size: int
+) -> None:
+    """Nobody has synced the cut, and a row that tells of all the bytes is on the disk."""
+    store = Held()
+
+    async def cut(mount: Composed) -> None:
+        handle = await opened(mount)
+        await mount.parts.file_io.truncate(handle.inode, size)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(mount.write, "file", b"1" * LARGE, flags=os.O_CREAT))
+        mount.crash()
+        mount.start()
+        mount.loop.run(partial(cut, mount))
+        machine.loses_power(newest_log=False, spools="written")
+        mount.take_up()
+        assert bodies(store) == {"file": b"1" * LARGE}
+
+
+@durabilities
 def test_a_file_that_was_emptied_and_filled_and_not_closed_has_what_was_synced_when_the_power_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
 ) -> None:
