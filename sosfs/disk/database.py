@@ -366,7 +366,7 @@ class Database:
             log.warning("%d rows of %s tell of what is done: the next mount finds that", len(self._owed), self._path)
         if self._log >= 0:
             os.close(self._log)
-        if is_idle and not self._owed and self._path.exists():
+        if is_idle and self._path.exists():  # what is owed tells of what is done
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("pragma wal_checkpoint(truncate)")
                 self._mark.reset()

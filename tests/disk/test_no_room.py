@@ -55,9 +55,9 @@ class Full:
             return execute(database, statement, values)
 
         patch.setattr(Database, "_execute", step)
-        held = [is_held]
-        patch.setattr(Reserve, "hold", lambda self: None)
-        patch.setattr(Reserve, "give_up", lambda self: held.pop() if held else False)
+        self.held = [is_held]
+        patch.setattr(Reserve, "hold", lambda _: None)
+        patch.setattr(Reserve, "give_up", lambda _: self.held.pop() if self.held else False)
 
     def heals(self) -> None:
         """There is room again."""
@@ -199,5 +199,22 @@ def test_a_fault_of_the_disk_while_what_is_owed_is_written_keeps_nothing_from_go
         rows.changes("refused")
     full.heals()
     rows.changes("last")
+    rows.look()
+    rows.journal.close()
+
+
+@pytest.mark.parametrize("rolls_back", [False, True])
+def test_what_is_owed_goes_with_what_takes_the_room_that_is_held_back_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rolls_back: bool
+) -> None:
+    rows = Rows(Journal(tmp_path, OWNER))
+    rows.queues("a", "b")
+    full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=rolls_back, is_held=False)
+    rows.drops_all()
+    full.held, full.left, full.times = [True], 2, 1  # both go, and then it is full
+    rows.queues("c")
+    rows.look()
+    rows.journal.close()
+    rows.journal = Journal(tmp_path, OWNER)
     rows.look()
     rows.journal.close()

@@ -119,6 +119,21 @@ def test_what_was_dropped_is_gone(journal: Journal) -> None:
     assert journal.uploads() == []
 
 
+def test_the_number_of_a_row_that_is_gone_is_no_other_ones_by_the_next_mount(tmp_path: Path) -> None:
+    """A disk that did not write a page may bring it back."""
+    journal = Journal(tmp_path, OWNER)
+    row = journal.save_draft(0, SMALL)
+    journal.drop_draft(row)
+    journal = reopened(journal, tmp_path)
+    assert journal.save_draft(0, SMALL) != row
+    journal.close()
+
+
+def test_sqlite_syncs_what_it_brings_into_the_database_before_its_log_begins_anew(journal: Journal) -> None:
+    asked = [journal._db._db.execute(f"pragma {name}").fetchone()[0] for name in ("journal_mode", "synchronous")]
+    assert asked == ["wal", 1]
+
+
 def test_a_row_is_replaced_in_place(journal: Journal) -> None:
     row = journal.save_draft(0, DRAFT)
     assert journal.save_draft(row, SMALL) == row
@@ -150,7 +165,8 @@ def test_a_request_is_remembered_until_the_row_is_another(journal: Journal) -> N
     def going() -> list[tuple[str, bool] | None]:
         return [draft.going for _, draft in journal.drafts()]
 
-    row = journal.save_draft(0, SMALL)
+    row = journal.save_draft(0, replace(SMALL, going=("before", False)))
+    assert going() == [("before", False)]
     journal.draft_goes(row, "token")
     assert going() == [("token", True)]
     journal.draft_goes(row, "later")
@@ -225,10 +241,11 @@ def test_a_second_process_is_refused_until_the_first_is_gone(tmp_path: Path) -> 
     Journal(tmp_path, OWNER).close()  # a kill leaves no lock behind
 
 
+@pytest.mark.parametrize("begins", [True, False])
 def test_who_comes_while_a_journal_is_withdrawn_does_not_lose_its_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begins: bool
 ) -> None:
-    """The files go before the lock does."""
+    """The files go before the lock does, also where the journal could not begin."""
     unlink, gone = Path.unlink, list[str]()
 
     def watched(path: Path, *, missing_ok: bool = False) -> None:
@@ -238,9 +255,18 @@ def test_who_comes_while_a_journal_is_withdrawn_does_not_lose_its_own(
                 locked(tmp_path)
         unlink(path, missing_ok=missing_ok)
 
-    one = Journal(tmp_path, OWNER)
-    monkeypatch.setattr(Path, "unlink", watched)
-    one.withdraw()
+    def refused(_: Watermark, owner: str, number: int) -> None:
+        raise OSError(errno.EIO, "refused")
+
+    if begins:
+        one = Journal(tmp_path, OWNER)
+        monkeypatch.setattr(Path, "unlink", watched)
+        one.withdraw()
+    else:
+        monkeypatch.setattr(Path, "unlink", watched)
+        monkeypatch.setattr(Watermark, "begin", refused)
+        with fails(errno.EIO):
+            Journal(tmp_path, OWNER)
     assert "journal.sqlite" in gone
     assert not list(tmp_path.glob("journal*"))
     os.close(locked(tmp_path))
@@ -291,6 +317,18 @@ def test_a_long_log_that_cannot_be_brought_into_the_database_is_synced_all_the_s
     monkeypatch.setattr(sqlite3, "connect", refused)
     trio.run(journal.sync)
     assert journal.unsynced == 0
+
+
+def test_what_the_disk_says_to_a_sync_is_told_as_it_is(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full one lets the bucket keep what it has no room for."""
+
+    def full(file: int) -> None:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    journal.save_draft(0, SMALL)
+    monkeypatch.setattr(os, "fdatasync", full)
+    with fails(errno.EDQUOT):
+        trio.run(journal.sync)
 
 
 def test_a_checksum_tells_apart_what_has_the_same_bytes() -> None:

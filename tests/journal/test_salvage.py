@@ -294,6 +294,30 @@ def test_after_a_power_loss_only_what_was_synced_must_be_there(
         assert one.finding is Finding.INCOMPLETE, "what was acknowledged is missing"
 
 
+def test_that_the_power_was_lost_is_known_as_long_as_nobody_could_note_it(
+    left: Left, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, note = left.copy(tmp_path / "after"), Journal.note
+    (tmp_path / "boot").write_text("another-boot")
+    monkeypatch.setattr(watermark, "BOOT_ID", tmp_path / "boot")
+
+    def refused(one: Journal, name: str, value: str) -> None:
+        if name == journal.LOST_POWER:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        note(one, name, value)
+
+    with monkeypatch.context() as patch, fails(errno.ENOSPC):
+        patch.setattr(Journal, "note", refused)
+        Journal(there, OWNER)
+    with opened(there) as one:
+        assert one.has_lost_power
+    with opened(there) as one:
+        assert one.has_lost_power, "until all is taken up"
+        one.recovered()
+    with opened(there) as one:
+        assert not one.has_lost_power
+
+
 def test_a_kill_between_a_transaction_and_its_mark_is_no_damage(left: Left, tmp_path: Path) -> None:
     mark = (left.directory / "journal.mark").read_bytes()
     left.journal.drop_intent("begun")
@@ -639,6 +663,11 @@ def test_what_is_left_over_is_told_of_a_damaged_one_too(left: Left, tmp_path: Pa
         told = left_over(there)
         assert told is not None
         assert (told.owner, told.is_whole) == (OWNER, False)
+    for path in FILES:
+        (cut / path).unlink(missing_ok=True)
+    told = left_over(cut)
+    assert told is not None, "it is gone, and had something in it"
+    assert (told.owner, told.is_whole) == (OWNER, False)
     (garbage / "journal.mark").unlink()
     with fails(errno.EIO):
         left_over(garbage)
@@ -671,13 +700,17 @@ def test_a_journal_that_was_closed_with_nothing_in_it_may_be_removed(tmp_path: P
         assert (one.finding, one.damage.lines) == (Finding.SOUND, ())
 
 
-@pytest.mark.parametrize("what", ["a row", "a finding"])
+@pytest.mark.parametrize("what", ["a row", "an upload", "a finding"])
 def test_that_one_with_something_in_it_was_removed_is_told(tmp_path: Path, what: str) -> None:
     with opened(tmp_path) as one:
         if what == "a row":
             one.add_delete("gone", Version("e", 1, 2))
+        elif what == "an upload":
+            one.add_upload("id", "part", PROPERTIES)
         else:
             one.doubt(Finding.INCOMPLETE)
+            one.doubt(Finding.ROWS)
+            assert one.finding is Finding.INCOMPLETE, "what is worse stays"
     (tmp_path / FILES[0]).unlink()
     with opened(tmp_path) as one:
         assert one.finding is Finding.INCOMPLETE
@@ -690,6 +723,7 @@ def test_that_one_with_something_in_it_was_removed_is_told(tmp_path: Path, what:
 def test_a_transaction_that_fails_leaves_the_count_as_it_was(left: Left, tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), left.journal.together():
         left.journal.drop_delete("gone")
+        left.journal.add_delete("gone", Version("anew", 1, 2))
         left.journal.add_intent("other", 1)
         raise ZeroDivisionError
     left.journal.add_intent("third", 1)
@@ -719,6 +753,9 @@ def test_so_it_does_where_one_of_its_files_was_removed(left: Left, name: str, is
         with fails(errno.EIO):
             trio.run(left.journal.sync)
     assert left.journal.unsynced
+    mark = watermark.read(left.directory / "journal.mark")
+    assert mark is not None
+    assert mark.synced < mark.written
 
 
 def test_a_sync_vouches_for_nothing_that_was_written_meanwhile(left: Left, monkeypatch: pytest.MonkeyPatch) -> None:

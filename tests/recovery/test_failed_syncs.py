@@ -82,11 +82,14 @@ def test_what_was_synced_after_a_failure_is_there_when_the_power_goes(
         assert bodies(store) == {"before": b"before", "file": b"bytes", "after": b"after"}
 
 
+@pytest.mark.parametrize("why", ["somebody reads it", "no file can be opened"])
 def test_as_long_as_the_log_cannot_begin_anew_nobody_is_told_that_it_was_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:
-    """Somebody reads the journal just then."""
     store = Held()
+
+    def refused(*_: object, **__: object) -> sqlite3.Connection:
+        raise sqlite3.OperationalError("unable to open database file")
 
     async def main(mount: Composed, disk: FailingDisk) -> None:
         mount.parts.commits.debounce.delay = LONG
@@ -95,11 +98,14 @@ def test_as_long_as_the_log_cannot_begin_anew_nobody_is_told_that_it_was_written
         with fails(errno.EIO):
             await mount.write("file", b"new")
         disk.is_failing = False
-        with contextlib.closing(sqlite3.connect(mount._settings.state_dir / FILE, isolation_level=None)) as reader:
-            reader.execute("begin")
-            reader.execute("select * from facts").fetchall()
-            with fails(errno.EIO):
-                await mount.write("file", b"NEW")
+        connected = sqlite3.connect(mount._settings.state_dir / FILE, isolation_level=None)
+        with contextlib.closing(connected) as reader, monkeypatch.context() as patch, fails(errno.EIO):
+            if why == "somebody reads it":
+                reader.execute("begin")
+                reader.execute("select * from facts").fetchall()
+            else:
+                patch.setattr(sqlite3, "connect", refused)
+            await mount.write("file", b"NEW")
         await mount.write("file", b"end")
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
