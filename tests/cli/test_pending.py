@@ -142,7 +142,10 @@ def test_of_mounts_that_do_not_answer_it_is_not_told_that_nothing_waits(
     assert pending_command.show(None, Output.TEXT) == 1
     out, err = capsys.readouterr()
     assert [line.partition(": ")[0] for line in out.splitlines()] == ["/m/f", "1 change waits, 5 bytes"]
-    assert [line.split(": ")[1] for line in err.splitlines()] == ["/silent", "/dead"]
+    assert [line.split(": ")[1:] for line in err.splitlines()] == [
+        ["/silent", "does not answer"],
+        ["/dead", "its daemon is gone"],
+    ]
     del seen[:2]
     assert pending_command.show(None, Output.JSON) == 0
     assert [one["mountpoint"] for one in json.loads(capsys.readouterr().out)] == ["/m"]

@@ -71,6 +71,9 @@ class TestWords:
             ({"caches": {"disk": [0, 0]}}, "cache      data on disk: not asked yet"),
             ({"requests": {"GetObject": 1200}, "retries": 1}, "requests   1,200 GetObject; 1 try made again"),
             ({"bucket": "", "buckets": {"a": 1}}, "in use     a, 1 pending"),
+            ({"waiting": ["why"]}, "waiting    why"),
+            ({"damaged": ["what: where"]}, "damaged    what: where"),
+            ({"errors": ["whatever"]}, "error      whatever"),
         ],
     )
     def test_a_fact_a_line(self, values: dict[str, object], line: str) -> None:
@@ -100,6 +103,16 @@ class TestWords:
             "/a           the daemon of this mount does not answer",
             "/m\\x1b[2J    all buckets  unmounted, sending what waits, all is in the bucket, 1 damaged file or change",
         ]
+
+    @pytest.mark.parametrize("output", status.Output)
+    def test_a_mount_that_does_not_answer_is_a_failure(
+        self, monkeypatch: pytest.MonkeyPatch, output: status.Output
+    ) -> None:
+        seen = [status.Seen("/a", moment())]
+        monkeypatch.setattr(status, "everywhere", lambda: seen)
+        assert status.run(None, output) == 0
+        seen.append(status.Seen("/b", None, "does not answer"))
+        assert status.run(None, output) == 1
 
     def test_numbers(self) -> None:
         assert [counted(n, "file") for n in (0, 1, 2, 1234)] == ["0 files", "1 file", "2 files", "1,234 files"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import itertools
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -103,7 +105,9 @@ def test_a_daemon_that_ends_without_a_word_may_have_left_something(
 def test_so_may_one_that_does_not_answer_any_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert Daemon(monkeypatch, SILENT, last=NOW).drained() == 0, "for a moment"
+    clock = itertools.count(step=0.6 * umount.SILENCE_SECONDS)  # of one who looks at each answer
+    monkeypatch.setattr(umount, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert Daemon(monkeypatch, NOW, NOW, NOW, SILENT, last=NOW).drained() == 0, "for a moment"
     monkeypatch.setattr(umount, "SILENCE_SECONDS", 0)
     assert Daemon(monkeypatch, SILENT, last=NOW).drained() == 3
     assert "does not answer: whether every change is in the bucket is unknown" in capsys.readouterr().err

@@ -108,6 +108,20 @@ def test_on_a_tight_disk_no_file_is_begun_and_memory_takes_what_it_can(
     trio.run(main)
 
 
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_a_file_is_begun_where_there_is_room_for_all_that_is_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: int
+) -> None:
+    async def main() -> None:
+        spool = await made(SpoolArea(tmp_path, Allowance(2 * SPILL)), b"1" * SPILL)
+        monkeypatch.setattr(os, "statvfs", having(JOURNAL + TIGHT + SPILL + 1 - lacking, 100 * GIB))
+        await spool.write(SPILL, b"2")
+        assert spool.on_disk is not bool(lacking)
+        spool.close()
+
+    trio.run(main)
+
+
 def test_an_error_that_is_no_lack_of_room_is_told_though_there_is_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +198,11 @@ def test_what_is_freed_in_memory_from_below_reads_as_zeros_wherever_the_rest_goe
                 assert await spool.read(start, start + size) == bytes(model[start : start + size]).ljust(size, b"\0")
                 assert memory.used <= len(model)
             assert not spool.on_disk
+            if spool._origin:
+                with fails(errno.ENOSPC):
+                    assert spool.body, "a record of it would be of other bytes"
+            else:
+                assert spool.body == bytes(model)
             if spool.length:
                 with spool.part(0, 6000, ((len(model), 6000),)) as part:
                     assert bytes(part or b"") == bytes(model).ljust(6000, b"\0")

@@ -21,9 +21,10 @@ from sosfs.files.open_file import content_of
 from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.s3.protocol import Properties
 from sosfs.s3.traffic import Traffic
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
+from tests.support.held import told as noted
 
 
 class Refusing(FakeStore):
@@ -66,11 +67,16 @@ def store() -> Refusing:
     return Refusing()
 
 
-def test_only_what_is_meant_is_tried(tmp_path: Path, store: Refusing) -> None:
+def test_only_what_is_meant_is_tried(tmp_path: Path, store: Refusing, monkeypatch: pytest.MonkeyPatch) -> None:
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(mount.mkdir, "d"))
         refuse(mount, store, "a", "d/b")
-        assert {"a", "d/b"} <= set(paths(ask(mount, "pending")))
+        told = ask(mount, "pending")
+        assert {"a", "d/b"} <= set(paths(told))
+        with monkeypatch.context() as patch:
+            patch.setattr("sosfs.filesystem.pending_changes.TOLD", 1)
+            less = ask(mount, "pending")
+        assert (paths(less), less["total"]) == (paths(told)[:1], told["total"])
         store.tried.clear()
         store.refused.clear()
         assert ask(mount, "retry", b"d", b"b") == {"tried": 1, "changes": [], "total": 0}
@@ -89,10 +95,56 @@ def test_a_retry_leaves_nobody_waiting(tmp_path: Path, store: Refusing) -> None:
         assert (waits["error"], waits["size"]) == ("AccessDenied", 5)
         assert mount.parts.waiting == ["bytes of a: put 'a': AccessDenied"]
         assert 0 < waits["retry_at"] - time.time() <= 300
+        assert ask(mount, "retry")["total"] == 1, "still refused"
         store.refused.clear()
         assert ask(mount, "retry")["total"] == 0
         mount.loop.passes(0.1)
         assert not mount.parts.commits.drafts
+
+
+def test_removals_are_told_and_tried_with_all_else(tmp_path: Path, store: Refusing) -> None:
+    async def remove(mount: Composed) -> None:
+        await put_all(store, {"proof": b"", "d/gone": b"1", "other": b"2"})
+        await mount.unlink("proof")
+        store.refused = {"d/gone", "other"}
+        await mount.unlink("d/gone")
+        await mount.unlink("other")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(3)
+        waiting = ask(mount, "pending")["changes"]
+        assert {(one["path"], one["kind"]) for one in waiting} == {("d/gone", "removal"), ("other", "removal")}
+        told = ask(mount, "retry", b"d")
+        assert (told["tried"], paths(told)) == (1, ["d/gone"]), "still refused"
+        store.refused = {"other"}
+        assert ask(mount, "retry", b"d") == {"tried": 1, "changes": [], "total": 0}
+        assert set(bodies(store)) == {"d/", "other"}
+        store.refused.clear()
+        assert ask(mount, "retry")["total"] == 0
+        assert set(bodies(store)) == {"d/"}
+
+
+def test_a_rename_that_got_no_answer_is_told_until_it_is_taken_back(tmp_path: Path) -> None:
+    store, held = Held(), trio.Event()
+
+    async def rename(mount: Composed) -> None:
+        await put_all(store, {"a": b"bytes"})
+        store.before["copy", "a"] = held
+        await begun(mount, partial(noted, {}, "rename", partial(mount.rename, "a", "b")))
+        store.errors["copy", "a"] = [silence("copy")]
+        store.errors["head", "b"] = [silence("head") for _ in range(9)]
+        await settled(held)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(rename, mount))
+        assert [one["kind"] for one in ask(mount, "pending")["changes"]] == ["rename"]
+        assert ask(mount, "retry")["total"] == 1
+        store.errors.clear()
+        assert ask(mount, "retry")["tried"] == 1
+        mount.loop.passes(LONG)
+        assert ask(mount, "pending")["total"] == 0
+        assert bodies(store) == {"a": b"bytes"}
 
 
 async def _chmod(mount: Composed, path: str) -> None:
