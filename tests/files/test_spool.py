@@ -351,6 +351,19 @@ def test_checksums_are_those_of_a_disk_that_tells_of_no_holes(area: SpoolArea, m
     trio.run(main)
 
 
+def test_a_file_that_goes_while_it_is_synced_is_not_called_safe(
+    area: SpoolArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        spool = await made(area)
+        monkeypatch.setattr(os, "fsync", lambda file: spool.path.unlink())
+        with pytest.raises(DamagedSpool):
+            await spool.sync()
+        spool.close()
+
+    trio.run(main)
+
+
 def test_a_file_shows_the_key_that_it_is_of(area: SpoolArea) -> None:
     async def main() -> None:
         spool = await made(area)

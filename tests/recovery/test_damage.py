@@ -387,9 +387,16 @@ def test_what_nobody_was_promised_is_no_damage(tmp_path: Path) -> None:
         assert spools(mount) == []
 
 
-def test_what_an_incomplete_journal_says_of_removals_is_not_done(tmp_path: Path) -> None:
-    """They may be done already, and the name another file's by now."""
-    store = FakeStore()
+@pytest.mark.parametrize("refused", ["", "its removal", "its rename"])
+def test_what_an_incomplete_journal_says_of_removals_is_not_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """They may be done already, and the name another file's by now. Nor are they forgotten on a full disk."""
+    store, write = FakeStore(), damage._write
+
+    def full_for(path: Path, body: bytes) -> None:
+        (full if refused.encode() in body else write)(path, body)
+
     trio.run(put_all, store, {"gone": b"1", "old": b"2", "kept": b"3"})
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
 
@@ -405,6 +412,11 @@ def test_what_an_incomplete_journal_says_of_removals_is_not_done(tmp_path: Path)
         mount.crash()
         log = state(mount) / "journal.sqlite-wal"
         os.truncate(log, log.stat().st_size - 100)
+        if refused:
+            with monkeypatch.context() as patch, fails(errno.EIO):
+                patch.setattr(damage, "_write", full_for)
+                mount.start()
+            mount.crash()
         mount.start()
         assert len(lines(mount)) == 3
         assert sum("was not finished, for the journal is not complete" in line for line in lines(mount)) == 2
