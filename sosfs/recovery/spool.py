@@ -49,7 +49,7 @@ class SpoolReplay:
         if known is None:  # an older version wrote the journal, and removed what no row names
             known = frozenset(_beginning(path.name) for path in self._spools.others(frozenset()))
         self._known = known
-        self._journal.note_spools(known | self._named | {self._spools.beginning})  # a crash may leave files of either
+        self._journal.note_spools(known | {self._spools.beginning})  # a crash may leave files of either
         newest = {saved.key: row for row, saved in drafts}
         owners = {saved.spool: row for row, saved in drafts if saved.spool}
         right = []

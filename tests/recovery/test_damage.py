@@ -19,10 +19,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from sosfs.concurrency.budgets import Allowance
 from sosfs.config.parameters import Durability
 from sosfs.disk import damage
 from sosfs.disk.database import chain_sum, checksum
-from sosfs.files.spool import DamagedSpool
+from sosfs.files.spool import DamagedSpool, Spool, SpoolArea
+from sosfs.journal.salvage import Finding
 from sosfs.recovery.spool import SpoolReplay
 from tests.conftest import Mounter
 from tests.support.composed import LONG, Composed, composed
@@ -30,7 +32,7 @@ from tests.support.drive import Drive, eventually, fails, names, status
 from tests.support.fake_store import FakeStore
 from tests.support.faults import Hang
 from tests.support.foreign import Foreign
-from tests.support.held import bodies, opened, put_all
+from tests.support.held import Held, bodies, opened, put_all
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -357,14 +359,91 @@ def test_a_spool_whose_row_is_lost_is_set_aside_with_its_name(tmp_path: Path) ->
         assert mount.loop.run(partial(listed, mount)) == []
 
 
-@pytest.mark.parametrize("name", ["1f-1.spool", "whatever"])
+@pytest.mark.parametrize("name", ["1f-1.spool", "whatever", "{}1.spool.old"])
 def test_a_file_that_nobody_knows_is_set_aside(tmp_path: Path, name: str) -> None:
     with composed(FakeStore(), tmp_path) as mount:
+        name = name.format(*(mount._journal.spool_names or ()))
         mount.crash()
         (state(mount) / "spool" / name).write_bytes(b"unknown")
         mount.start()
         assert len(lines(mount)) == 1
         assert kept(mount) == {name: b"unknown"}
+
+
+def test_what_may_be_somebodys_is_kept_until_all_of_it_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is incomplete, and the disk was full for a moment."""
+    write = damage._write
+
+    def full_for_one(path: Path, body: bytes) -> None:
+        (full if b"-98.spool" in body else write)(path, body)
+
+    async def doubt(mount: Composed) -> None:
+        mount._journal.doubt(Finding.INCOMPLETE)
+
+    with composed(Held(), tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", LARGE, flags=os.O_CREAT))
+        mount.loop.run(partial(doubt, mount))
+        mount.crash()
+        (spool,) = spools(mount)
+        lost = {f"{spool.name.partition('-')[0]}-{number}.spool": b"%d" % number for number in (98, 99)}
+        for name, body in lost.items():
+            spool.with_name(name).write_bytes(body)
+        with monkeypatch.context() as patch:
+            patch.setattr(damage, "_write", full_for_one)
+            mount.start()
+        assert len(lines(mount)) == 2
+        mount.crash()
+        mount.start()
+        assert kept(mount) == lost
+        mount.loop.passes(5)
+
+
+def test_a_spool_that_the_disk_does_not_read_keeps_no_mount_from_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(file: int, size: int) -> tuple[int, ...]:
+        raise OSError(errno.EIO, "a bad sector")
+
+    with composed(FakeStore(), tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", LARGE, flags=os.O_CREAT))
+        mount.crash()
+        with monkeypatch.context() as patch:
+            patch.setattr("sosfs.files.spool._sums", unreadable)
+            mount.start()
+        assert ["file: its spool file: a bad sector" in line for line in lines(mount)] == [True]
+        assert list(kept(mount).values()) == [LARGE]
+
+
+def test_what_cannot_be_opened_for_now_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = FakeStore()
+
+    def too_many(_: SpoolArea, name: str) -> Spool:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", LARGE, flags=os.O_CREAT))
+        mount.crash()
+        with monkeypatch.context() as patch, fails(errno.EMFILE):
+            patch.setattr(SpoolArea, "reopen", too_many)
+            mount.start()
+        mount.crash()
+        mount.take_up()
+        assert bodies(store) == {"file": LARGE}
+
+
+def test_a_spool_that_a_mount_makes_while_it_begins_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small file was in its row, and there is no memory for it now."""
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", b"small", flags=os.O_CREAT))
+        mount.crash()
+        monkeypatch.setattr(Allowance, "grant", lambda *_: False)
+        mount.start()
+        assert (lines(mount), len(spools(mount))) == ((), 1)
+        mount.loop.passes(5)
+        assert bodies(store) == {"file": b"small"}
 
 
 def test_what_nobody_was_promised_is_no_damage(tmp_path: Path) -> None:

@@ -64,7 +64,10 @@ def test_a_file_that_was_synced_and_begun_anew_is_there(
         assert bodies(store) == {"file": second}
 
 
-def test_a_spool_whose_row_was_dropped_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_earlier", [False, True], ids=["", "of an earlier mount"])
+def test_a_spool_whose_row_was_dropped_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_earlier: bool
+) -> None:
     """The file is in the bucket, and the disk does not know yet."""
     store = Held()
 
@@ -74,6 +77,9 @@ def test_a_spool_whose_row_was_dropped_is_no_damage(tmp_path: Path, monkeypatch:
     with composed(store, tmp_path, durability=JOURNAL) as mount:
         machine = Machine(mount, monkeypatch, 1)
         mount.loop.run(partial(mount.write, "file", b"1" * LARGE, flags=os.O_CREAT))
+        if is_earlier:
+            mount.crash()
+            mount.start()
         with monkeypatch.context() as patch:
             patch.setattr(Journal, "flushed_now", hangs)
             mount.loop.passes(3)
