@@ -505,6 +505,24 @@ def test_what_an_incomplete_journal_says_of_removals_is_not_done(
         assert bodies(store) == {"gone": b"1", "old": b"2", "kept": b"3"}
 
 
+def test_what_a_journal_says_of_removals_is_done_where_another_row_was_damaged(tmp_path: Path) -> None:
+    store = FakeStore()
+    trio.run(put_all, store, {"gone": b"1", "kept": b"2"})
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+
+        async def main() -> None:
+            version = (await mount._walk("gone")).version
+            assert version is not None
+            mount._journal.add_delete("gone", version)
+            mount._journal.doubt(Finding.ROWS)
+
+        mount.loop.run(main)
+        mount.crash()
+        mount.start()
+        assert lines(mount) == ()
+        assert bodies(store) == {"kept": b"2"}
+
+
 def test_a_mount_that_fails_leaves_what_it_found_for_the_next(tmp_path: Path) -> None:
     """The journal is mended when it is opened; which spools are whose comes later, if at all."""
     store = FakeStore()

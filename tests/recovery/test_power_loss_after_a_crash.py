@@ -64,11 +64,12 @@ def test_a_file_that_was_synced_and_begun_anew_is_there(
         assert bodies(store) == {"file": second}
 
 
+@pytest.mark.parametrize("newest_log", [False, True], ids=["old log", "new log"])
 @pytest.mark.parametrize("is_earlier", [False, True], ids=["", "of an earlier mount"])
 def test_a_spool_whose_row_was_dropped_is_no_damage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_earlier: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_earlier: bool, newest_log: bool
 ) -> None:
-    """The file is in the bucket, and the disk does not know yet."""
+    """The file is in the bucket, and the disk does not know yet; what was removed and not synced is there again."""
     store = Held()
 
     async def hangs(_: Journal) -> None:
@@ -86,7 +87,7 @@ def test_a_spool_whose_row_was_dropped_is_no_damage(
             assert bodies(store) == {"file": b"1" * LARGE}
             mount.crash()
         begins_and_dies(mount, monkeypatch)
-        machine.loses_power(newest_log=False)
+        machine.loses_power(newest_log=newest_log, spools="synced")
         mount.take_up()
         assert bodies(store) == {"file": b"1" * LARGE}
 
