@@ -19,7 +19,7 @@ from sosfs.s3.protocol import Properties
 from sosfs.tree.keys import Form, name_of
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, put_all
+from tests.support.held import Held, begun, bodies, crashes_while_old_keys_go, put_all
 
 DELETES = ("delete", "delete_many")
 TREE = {"d/": b"", "d/e/": b"", "d/e/x": b"x", "d/y": b"y", "f/": b"", "a": b"a", "ab": b"ab"}
@@ -78,6 +78,15 @@ def test_a_tree_that_was_being_removed_goes_from_below(tmp_path: Path) -> None:
         for at, key in enumerate(store.gone):
             assert not any(later.startswith(key) for later in store.gone[at + 1 :] if key.endswith("/"))
         assert mount.parts.pending == 0
+
+
+def test_what_was_renamed_goes_from_below_too(tmp_path: Path) -> None:
+    store = Noting()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/": b"", "d/e/": b"", "d/e/x": b"x"}))
+        crashes_while_old_keys_go(mount, store, "d", "n")
+        mount.start()
+        assert store.gone == ["d/e/x", "d/e/", "d/"]
 
 
 def test_what_may_not_be_removed_keeps_only_the_directories_that_it_is_in(tmp_path: Path) -> None:
