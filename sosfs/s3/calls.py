@@ -359,8 +359,8 @@ class SignedCalls:
             query |= {"key-marker": after[0], "upload-id-marker": after[1]}
         answer = self._send("ListMultipartUploads", "GET", query=query)
         try:
-            return listing_answers.uploads_of(answer.document)
-        except xml.ParseError:
+            return _read("ListMultipartUploads", listing_answers.uploads_of, answer)
+        except StoreError:
             answer = self._send("ListMultipartUploads", "GET", query=query | {"encoding-type": "url"})
             return _read("ListMultipartUploads", partial(listing_answers.uploads_of, encoded=True), answer)
 

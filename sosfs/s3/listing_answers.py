@@ -15,12 +15,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from urllib.parse import unquote_plus
-from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
 
 from sosfs.s3.http_headers import bare_etag, class_of, modified
 from sosfs.s3.protocol import UNKNOWN, Bucket, Listed, Page, Part, Upload, Version
-from sosfs.s3.xml import ParseError, each, fields, name_of, root_of, tree
+from sosfs.s3.xml import ParseError, each, fields, name_of, root_of, tree, tree_as_it_is
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +169,7 @@ def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tup
     `encoded`: asked with `encoding-type=url`, which Ceph 16 obeys without saying so. Else ParseError where a
     key has what XML cannot say.
     """
-    root = tree(body) if encoded else ElementTree.fromstring(body)
+    root = tree(body) if encoded else tree_as_it_is(body)
     if name_of(root) != "ListMultipartUploadsResult":
         raise ParseError(name_of(root))
     told = fields(root)

@@ -271,9 +271,17 @@ def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "") -> S
 
 def _elsewhere(reply: Reply, body: bytes) -> str:
     """Where a redirect would lead: the host of its Location, or the endpoint in the answer's XML."""
-    host = urlsplit(reply.headers.get("Location", "")).netloc or xml.endpoint_of(body)
+    host = _host(reply.headers.get("Location", "")) or xml.endpoint_of(body)
     place = f" to {host!r}" if host else ""
     return f"the server sends elsewhere{place}, where sosfs does not follow (HTTP {reply.status})"
+
+
+def _host(location: str) -> str:
+    """The host of a Location; "" for what is none."""
+    try:
+        return urlsplit(location).netloc
+    except ValueError:
+        return ""
 
 
 def shown(headers: Fields, body: bytes = b"") -> str:

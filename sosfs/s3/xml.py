@@ -69,9 +69,17 @@ def tree(body: bytes) -> Element:
     """The document; servers echo the key, and one with characters that XML cannot say makes it none unless they go."""
     body = body.lstrip()  # what a server sends to keep the connection while it copies
     try:
-        return ElementTree.fromstring(body)
+        return tree_as_it_is(body)
     except ParseError:
-        return ElementTree.fromstring(_NO_XML.sub(b"?", body))
+        return tree_as_it_is(_NO_XML.sub(b"?", body))
+
+
+def tree_as_it_is(body: bytes) -> Element:
+    """The document, also a gateway's: one in an encoding that expat does not know (GBK, Shift_JIS) is a ParseError."""
+    try:
+        return ElementTree.fromstring(body)
+    except (LookupError, ValueError) as error:
+        raise ParseError(str(error)) from error
 
 
 def root_of(body: bytes, *names: str) -> Element:
