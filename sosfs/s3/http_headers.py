@@ -8,13 +8,14 @@ tools is understood. Pure functions, safe from any thread.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import errno
 import math
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from email.errors import HeaderParseError
+from email.errors import MessageError
 from email.header import decode_header, make_header
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
@@ -188,10 +189,10 @@ def _encoded(name: str, value: str) -> str:
 def decoded(value: str) -> str:
     """The text of a metadata value: encoded words resolved, raw UTF-8 understood, all else as it came."""
     if _ENCODED.fullmatch(value):
-        try:
-            return str(make_header(decode_header(value)))
-        except (HeaderParseError, LookupError, UnicodeDecodeError):
-            return value
+        with contextlib.suppress(MessageError, LookupError, ValueError):
+            text = str(make_header(decode_header(value)))
+            text.encode()  # half a surrogate pair could be sent by nobody
+            return text
     return _utf8(value)
 
 

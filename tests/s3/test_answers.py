@@ -95,6 +95,19 @@ def test_a_refusal_tells_all_that_the_server_said() -> None:
         assert (other.cause, other.status, other.elsewhere) == (Cause.FAILED, 404, True), "a body that says nothing"
 
 
+@pytest.mark.parametrize("encoding", ["GBK", "Shift_JIS", "no-such-encoding"])
+@pytest.mark.parametrize("status", [302, 404, 503])
+def test_a_page_in_an_encoding_that_is_not_understood_is_a_failure_as_any_other(status: int, encoding: str) -> None:
+    page = f'<?xml version="1.0" encoding="{encoding}"?><html/>'.encode()
+    error = refusal_of("GetObject 'k'", "GET", status, ID, page)
+    assert error is not None
+    assert (error.errno, error.cause, error.status) == (errno.EIO, Cause.FAILED, status)
+    assert xml.endpoint_of(page) == ""
+    for encoded in (True, False):
+        with pytest.raises(ParseError):
+            uploads_of(page, encoded=encoded)
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "cause"),
     [
@@ -531,6 +544,23 @@ def test_what_lacks_one_of_them_is_none(fields: Mapping[str, str]) -> None:
         described("HeadObject 'k'", "k", answer(**fields, Content_Type="text/html"))
     assert (caught.value.errno, caught.value.cause) == (errno.EIO, Cause.FAILED)
     assert "text/html" in caught.value.detail
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "=?\xe9?B?YQ==?=",  # a charset that none can be
+        "=?nobody-knows?B?YQ==?=",
+        "=?undefined?B?YQ==?=",
+        "=?UTF-8?B?//8=?=",
+        "=?UTF-8?B?Y?=",
+        "=?UTF-7?Q?+2AA-?=",  # half of a pair, which could not be sent again
+    ],
+)
+def test_what_only_looks_encoded_is_metadata_as_it_is(value: str) -> None:
+    """Another client may have stored anything, and the file must be there all the same."""
+    assert described("HeadObject", "k", answer(x_amz_meta_a=value)).properties.metadata == {"a": value}
+    assert described("HeadObject", "k", answer(x_amz_meta_a="=?UTF-8?B?w6k=?=")).properties.metadata == {"a": "\xe9"}
 
 
 def of_range(start: int, stop: int) -> RangeAnswer:

@@ -138,6 +138,12 @@ def test_a_redirect_names_the_endpoint_that_its_xml_tells() -> None:
         assert "b.s3.elsewhere.example" in str(error)
 
 
+def test_a_redirect_to_no_place_is_an_error_as_any_other() -> None:
+    with Scripted(lambda _: answer(302, b"", "Location: http://[gateway/login")) as server:
+        error = refusal(CALLS["get"], lane_at(server.endpoint))
+        assert (error.status, error.errno) == (302, errno.EIO)
+
+
 def test_who_asks_without_a_signature_follows_no_redirect_either() -> None:
     with (
         Scripted(lambda _: answer()) as other,
@@ -213,12 +219,13 @@ def test_a_long_page_that_says_not_now_is_asked_again() -> None:
 def test_headers_have_a_bound_too() -> None:
     def endless(_: Seen) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\n"
-        for number in range(10_000):
-            yield f"x-amz-meta-{number}: {'x' * 1000}\r\n".encode()
+        line = f"x-amz-meta-a: {'x' * 1000}\r\n".encode()
+        for _number in range(HUGE // MEBIBYTE):
+            yield line * 1024
 
     with Scripted(endless) as server:
         assert refusal(CALLS["head"], lane_at(server.endpoint)).errno == errno.EIO
-    assert server.sent <= 4 * MEBIBYTE
+    assert server.sent <= 16 * MEBIBYTE  # as above
 
 
 # --- what is an object
@@ -299,6 +306,19 @@ def test_a_short_range_is_asked_for_again() -> None:
         assert calls.get("key", 0, 10, "").body.tobytes() == BODY
         assert len(server.seen) == 3
         calls.close()
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        b"<ListMultipartUploadsResult/>",
+        b"<ListMultipartUploadsResult><IsTruncated>true</IsTruncated></ListMultipartUploadsResult>",
+        b"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated><Upload/></ListMultipartUploadsResult>",
+    ],
+)
+def test_a_listing_of_uploads_that_lacks_something_is_an_error(lacking: bytes) -> None:
+    with Scripted(lambda _: answer(200, lacking)) as server:
+        assert refusal(lambda calls: calls.list_uploads("", None), lane_at(server.endpoint)).errno == errno.EIO
 
 
 @pytest.mark.parametrize("call", ["put", "part"])
