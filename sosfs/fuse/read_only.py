@@ -30,6 +30,7 @@ class Switch(pyfuse3.Operations):
         super().__init__()
         self._is_read_only = is_read_only
         self._writers: set[int] = set()  # handles
+        self._opening_now = 0  # files that are about to be open for writing
         for name in HANDLERS:
             handler = getattr(operations, name)
             if name in CHANGING:
@@ -42,8 +43,8 @@ class Switch(pyfuse3.Operations):
 
     def read_only(self) -> None:
         """From now on nothing is changed. Raises EBUSY where a file is open for writing, as the kernel does."""
-        if self._writers:
-            count = "1 file is" if len(self._writers) == 1 else f"{len(self._writers)} files are"
+        if writers := len(self._writers) + self._opening_now:
+            count = "1 file is" if writers == 1 else f"{writers} files are"
             raise OSError(errno.EBUSY, f"{count} open for writing")
         self._is_read_only = True
 
@@ -64,7 +65,11 @@ class Switch(pyfuse3.Operations):
             if not is_creating and flags & os.O_ACCMODE == os.O_RDONLY and not flags & os.O_TRUNC:
                 return await handler(*args)
             self._require()
-            opened = await handler(*args)
+            self._opening_now += 1
+            try:
+                opened = await handler(*args)
+            finally:
+                self._opening_now -= 1
             self._writers.add((opened[0] if is_creating else opened).fh)
             return opened
 

@@ -11,6 +11,7 @@ from typing import Any
 import pyfuse3
 import pytest
 import trio
+import trio.testing
 
 from sosfs.fuse.read_only import CHANGING, HANDLERS, OPENING, Switch
 
@@ -24,11 +25,14 @@ class Files(pyfuse3.Operations):
         super().__init__()
         self.asked: list[str] = []
         self.fails: OSError | None = None
+        self.held: trio.Event | None = None
         for name in HANDLERS:
             setattr(self, name, self._noting(name))
 
     def _noting(self, name: str) -> Callable[..., Awaitable[Any]]:
         async def handler(*_: Any) -> Any:
+            if self.held is not None:
+                await self.held.wait()
             if self.fails is not None:
                 raise self.fails
             self.asked.append(name)
@@ -129,6 +133,26 @@ def test_it_is_not_thrown_while_a_file_is_open_for_writing(files: Files, name: s
         call(switch, "release", handle)
     switch.read_only()
     assert is_refused(switch, "mkdir", 1, b"a", 0o755, CONTEXT)
+
+
+def test_nor_while_one_is_about_to_be(files: Files) -> None:
+    """Its server may take long to answer, and afterwards it would be written to."""
+    switch = Switch(files, is_read_only=False)
+
+    async def main() -> None:
+        files.held = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(switch.open, *opening(os.O_WRONLY))
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(OSError, match="1 file is open for writing"):
+                switch.read_only()
+            files.held.set()
+        with pytest.raises(OSError, match="1 file is open for writing"):
+            switch.read_only()
+        await switch.release(1)
+        switch.read_only()
+
+    trio.run(main)
 
 
 def test_who_only_reads_and_who_failed_to_open_does_not_keep_it(files: Files) -> None:
