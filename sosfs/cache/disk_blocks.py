@@ -19,6 +19,7 @@ import struct
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from sosfs.concurrency.threads import LOCAL
@@ -29,6 +30,13 @@ FLOOR_BYTES, FLOOR_SHARE = 1 << 30, 0.05  # free space that is left alone: the l
 FLOOR_MOST = 0.5  # but of a small disk this part at most
 WRITES = 8
 _ENTRY = struct.Struct("<II")  # length, CRC-32
+
+
+@dataclass(eq=False, slots=True)
+class _Version:
+    """One version, as long as it is kept: what is kept of it anew after it was forgotten is another one of these."""
+
+    size: int  # bytes that are counted
 
 
 class DiskCache:
@@ -48,7 +56,7 @@ class DiskCache:
         self.used = 0
         self._directory = directory
         self._block = block
-        self._index: OrderedDict[str, int] = OrderedDict()  # name -> bytes, least recently used first
+        self._index: OrderedDict[str, _Version] = OrderedDict()  # by name, least recently used first
         self._writing = 0
         self._was_refused = False
         self._adopt()
@@ -59,7 +67,7 @@ class DiskCache:
             state = path.stat()
             found.append((state.st_mtime_ns, path.stem, state.st_blocks * 512))
         for _, name, size in sorted(found):
-            self._index[name] = size
+            self._index[name] = _Version(size)
             self.used += size
         self.give_way(self.used - self.capacity)
 
@@ -132,18 +140,20 @@ class DiskCache:
         return is_here
 
     async def _store(self, name: str, first: int, body: memoryview) -> bool:
-        if not self._make_room(name, len(body)):
+        version = self._make_room(name, len(body))
+        if version is None:
             return False
         self._writing += 1
         try:
             await LOCAL.run(self._write, name, first, body)
         except OSError:
-            self._uncount(name, len(body))
+            if self._index.get(name) is version:
+                self._uncount(name, version, len(body))
             raise
         finally:
             self._writing -= 1
-            if name not in self._index:  # evicted or forgotten meanwhile
-                self._unlink(name)
+            if self._index.get(name) is not version:  # evicted or forgotten meanwhile: nothing of before is kept
+                self._drop(name)
         return True
 
     async def forget(self, versions: Iterable[tuple[str, str, int]]) -> int:
@@ -156,7 +166,7 @@ class DiskCache:
         return await self._forget(self._index.keys() - {_name(*version) for version in but})
 
     async def _forget(self, names: set[str]) -> int:
-        freed = sum(self._index.pop(name) for name in names)
+        freed = sum(self._index.pop(name).size for name in names)
         self.used -= freed
         await LOCAL.run(self._unlink, *names)
         return freed
@@ -169,38 +179,39 @@ class DiskCache:
     def give_way(self, size: int, *, keep: str = "") -> int:
         """Forgets what was not used for longest, `size` bytes of it; how many that were."""
         going, freed = list[str](), 0
-        for name, held in self._index.items():
+        for name, version in self._index.items():
             if freed >= size:
                 break
             if name != keep:
                 going.append(name)
-                freed += held
+                freed += version.size
         for name in going:
             self._drop(name)
         return freed
 
-    def _make_room(self, name: str, more: int) -> bool:
-        """Counts `more` bytes for a version, after evicting others. Whether they fit."""
-        if self._index.get(name, 0) + more > self.capacity:
-            return False  # nor would they without all others
+    def _make_room(self, name: str, more: int) -> _Version | None:
+        """Counts `more` bytes for a version, after evicting others. None where they do not fit."""
+        version = self._index.get(name) or _Version(0)
+        if version.size + more > self.capacity:
+            return None  # nor would they without all others
         self.give_way(self.used + more - self.capacity, keep=name)
         lacking = self._lacking(more)
         if lacking > 0 and self._floor and self.give_way(lacking, keep=name):
             lacking = self._lacking(more)
         if lacking > 0:
-            return False
-        self._index[name] = self._index.get(name, 0) + more
+            return None
+        version.size += more
+        self._index[name] = version
         self._index.move_to_end(name)
         self.used += more
-        return True
+        return version
 
-    def _uncount(self, name: str, size: int) -> None:
+    def _uncount(self, name: str, version: _Version, size: int) -> None:
         """So many bytes that were counted for a version are not here."""
-        left = self._index.get(name, 0) - size
-        if left > 0:
-            self._index[name] = left
+        if version.size > size:
+            version.size -= size
             self.used -= size
-        elif name in self._index:
+        else:
             self._drop(name)
 
     def _lacking(self, more: int) -> int:
@@ -211,7 +222,8 @@ class DiskCache:
         return int(self._floor(size) if self._floor else usual) + more - state.f_bavail * state.f_frsize
 
     def _drop(self, name: str) -> None:
-        self.used -= self._index.pop(name)
+        version = self._index.pop(name, None)
+        self.used -= version.size if version is not None else 0
         self._unlink(name)
 
     def _write(self, name: str, first: int, body: memoryview) -> None:

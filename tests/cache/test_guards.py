@@ -306,6 +306,32 @@ def test_what_is_forgotten_while_it_is_written_does_not_stay(tmp_path: Path, mon
     assert disk.used == 0
 
 
+@pytest.mark.promise(5)
+def test_nor_does_it_where_more_of_the_version_is_kept_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came wrong would be read from the disk else, once it has been fetched again."""
+    disk, held = cache(tmp_path), trio.Event()
+
+    async def run(work: Any, *arguments: Any) -> Any:
+        if work == disk._write and arguments[1] == 0:
+            await held.wait()
+        return work(*arguments)
+
+    async def main() -> None:
+        monkeypatch.setattr(LOCAL, "run", run)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.keep, "k", "e", len(BODY), 0, memoryview(bytes(4 * SMALL)))
+            await trio.testing.wait_all_tasks_blocked()
+            await disk.forget([("k", "e", len(BODY))])
+            await disk.keep("k", "e", len(BODY), 4, memoryview(BODY)[4 * SMALL : 8 * SMALL])
+            held.set()
+        assert await disk.read("k", "e", len(BODY), 0, 4) is None
+
+    trio.run(main)
+    assert disk.used == sum(path.stat().st_size for path in tmp_path.glob("*.data"))
+
+
 def test_no_more_than_a_few_fetches_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, held, waiting = cache(tmp_path), trio.Event(), list[str]()
 
