@@ -83,9 +83,9 @@ class FileIO:
         """
         if inode.is_directory:
             raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
-        await self._pages.wait_for(inode)
         if flags & os.O_TRUNC:
             await may_be_cut(inode)
+        await self._pages.wait_for(inode)  # the last: until it is open for writing none may be given any more
         self.require_name(inode)  # the kernel looks the name up again
         handle = Handle(inode, content_of(inode), flags, task)
         if flags & os.O_TRUNC and handle.writes:
@@ -266,12 +266,12 @@ class FileIO:
 
     async def truncate(self, inode: Inode, size: int) -> None:
         """Sets a file's length; without an open writer it is safe at once, as after a close."""
-        await self._pages.wait_for(inode)
         if size < inode.size:
             await may_be_cut(inode)
-        open_file = content_of(inode)
         if 0 < size < inode.size:
             await self.writeback.gather(inode, 0, inode.size)  # a part that is cut is sent again
+        await self._pages.wait_for(inode)
+        open_file = content_of(inode)
         self._truncate(inode, size)
         if open_file.writers:
             return

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.cache.blocks import BLOCK, Run
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
 from tests.support.composed import Composed, composed
@@ -99,6 +100,49 @@ def test_who_has_read_of_the_old_version_keeps_its_size(mount: Composed, store: 
         assert (found is handle.inode, found.size) == (False, len(THEIRS))
         for one in {handle, late}:
             await closed(mount, one)
+
+    run(mount, main)
+
+
+# What the kernel is being given of it
+
+
+@pytest.mark.parametrize("cut", ["truncate", "open"])
+def test_who_cuts_a_file_waits_for_what_the_kernel_was_given_while_he_waited_for_a_commit(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    """Else the kernel would have bytes that are cut off, and count them as the file's."""
+    kernel, may = Kernel(), trio.Event()
+    mount.parts.pages._kernel = kernel
+
+    async def slow(work: Callable[..., Any], *arguments: Any, **_: Any) -> Any:
+        await may.wait()
+        return work(*arguments)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        reader, found = await opened(mount, os.O_RDONLY), Run(0, 1)
+        inode, open_file = reader.inode, reader.open_file
+        assert reader.source is not None
+        assert mount.parts.pages.hold(inode)
+        monkeypatch.setattr(trio.to_thread, "run_sync", slow)
+        found.body = memoryview(OLD[:BLOCK])
+        found.done.set()
+        file_io = mount.parts.file_io
+        with open_file.keeping_length():
+            cutting: Callable[[], Awaitable[Any]] = partial(file_io.truncate, inode, 0)
+            if cut == "open":
+                cutting = partial(file_io.open, inode, os.O_WRONLY | os.O_TRUNC, 1)
+            await begun(mount, cutting)
+            mount.parts.pages.bring(inode, reader.source, [found])
+            await trio.testing.wait_all_tasks_blocked()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (inode.size, kernel.given) == (len(OLD), [])
+        await settled(may)
+        assert (inode.size, len(kernel.given)) == (0, 1)
+        open_file.writers = 0  # whoever has opened it closes it
+        await mount.settle()
+        await closed(mount, reader)
 
     run(mount, main)
 
