@@ -21,6 +21,7 @@ from sosfs.filesystem.version_paths import VersionPaths
 from sosfs.ipc.commands import Names, Options, Tell, Told
 from sosfs.ipc.pending import Change
 from sosfs.s3.bucket_settings import Versioning
+from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import ObjectStore, Upload
 from sosfs.s3.version_answers import VersionMarker
 from sosfs.s3.version_history import VersionHistory
@@ -140,7 +141,7 @@ class UsageCommand:
             return error.cause is Cause.DENIED
 
     async def _sizes(self, within: _Range, listed: Callable[[int], None]) -> AsyncIterator[int]:
-        token = ""
+        token, tokens = "", set[str]()
         while True:
             page = await self._store.list(within.prefix, delimiter="", token=token, limit=within.limit)
             listed(len(page.objects))
@@ -150,14 +151,16 @@ class UsageCommand:
             token = page.token
             if not token or within.ends_before(page.objects[-1].key if page.objects else ""):
                 return
+            check_progress(f"ListObjectsV2 {within.prefix!r}", token, tokens)
 
     async def _add_versions(self, usage: Usage, within: _Range, listed: Callable[[int], None]) -> None:
         """Raises StoreError before anything is added where versions may not be listed."""
         assert usage.old_versions is not None
         assert usage.delete_markers is not None
+        seen: set[VersionMarker | None] = set()
         after: VersionMarker | None = None
         while True:
-            page = await self._history.page(within.prefix, after=after, limit=within.limit)
+            page = await self._history.page(within.prefix, seen=seen, after=after, limit=within.limit)
             listed(len(page.entries))
             for entry in page.entries:
                 if not within.has(entry.key):

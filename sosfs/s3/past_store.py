@@ -87,8 +87,9 @@ class PastStore:
         if marker is None and after:
             marker = VersionMarker(after)
         limit = max(limit, PROBE)  # most entries may be younger
+        seen = {marker}
         while True:
-            page = await self._history.page(prefix, delimiter=delimiter, after=marker, limit=limit)
+            page = await self._history.page(prefix, seen=seen, delimiter=delimiter, after=marker, limit=limit)
             current = list(self._was_there(page.entries, decided))
             objects = tuple(self._listed(entry) for entry in current if not entry.is_marker)
             prefixes = await self._living(page)
@@ -115,9 +116,11 @@ class PastStore:
         return tuple(prefix for prefix in page.prefixes if prefix in living)
 
     async def _has_any(self, prefix: str) -> bool:
-        marker, decided, limit = None, "", PROBE
+        marker: VersionMarker | None = None
+        seen: set[VersionMarker | None] = set()
+        decided, limit = "", PROBE
         while True:
-            page = await self._history.page(prefix, after=marker, limit=limit)
+            page = await self._history.page(prefix, seen=seen, after=marker, limit=limit)
             for entry in self._was_there(page.entries, decided):
                 if not entry.is_marker:
                     return True

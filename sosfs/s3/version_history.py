@@ -24,23 +24,33 @@ class VersionHistory:
         self._dispatcher = dispatcher
 
     async def page(
-        self, prefix: str, *, delimiter: str = "", after: VersionMarker | None = None, limit: int = 1000
+        self,
+        prefix: str,
+        *,
+        seen: set[VersionMarker | None],
+        delimiter: str = "",
+        after: VersionMarker | None = None,
+        limit: int = 1000,
     ) -> VersionPage:
-        """One page of the entries of all keys that begin with `prefix`. Raises StoreError."""
+        """One page of the entries of all keys that begin with `prefix`. Raises StoreError.
+
+        `seen` is given where each page of one listing ends: none may end where an earlier one did.
+        """
         found = await self._dispatcher.send(
             "ListObjectVersions",
             lambda calls: calls.list_versions(prefix, delimiter=delimiter, after=after, limit=limit),
         )
         if found.following:
-            check_progress(f"ListObjectVersions {prefix!r}", found.following, {after})
+            check_progress(f"ListObjectVersions {prefix!r}", found.following, seen)
         return found
 
     async def of_key(self, key: str) -> Entries:
         """All entries of one key, none where it never was. Raises StoreError."""
         found: Entries = []
+        seen: set[VersionMarker | None] = set()
         after: VersionMarker | None = None
         while True:
-            page = await self.page(key, after=after, limit=FEW)
+            page = await self.page(key, seen=seen, after=after, limit=FEW)
             found += [entry for entry in page.entries if entry.key == key]
             after = page.following
             # In the order of keys it is the first that begins with itself.
@@ -55,12 +65,13 @@ class KeyByKey:
         self._history = history
         self._prefix = prefix
         self._after: VersionMarker | None = None
+        self._seen: set[VersionMarker | None] = set()
         self._begun: Entries = []  # of the last key of the last page, which may go on
         self.is_done = False
 
     async def following(self) -> list[Entries]:
         """The entries of some more keys; may be none before `is_done`. Raises StoreError."""
-        page = await self._history.page(self._prefix, after=self._after)
+        page = await self._history.page(self._prefix, seen=self._seen, after=self._after)
         groups = [list(group) for _, group in groupby([*self._begun, *page.entries], attrgetter("key"))]
         self._after = page.following
         self.is_done = self._after is None

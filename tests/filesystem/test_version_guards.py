@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,29 @@ from sosfs.errors import StoreError
 from sosfs.filesystem import restore, versions
 from sosfs.filesystem.drop import DropCommand
 from sosfs.filesystem.restore import RestoreCommand, wanted
+from sosfs.filesystem.usage import UsageCommand
 from sosfs.filesystem.version_paths import VersionPaths
 from sosfs.filesystem.versions import VersionsCommand, surplus
 from sosfs.s3 import version_changes
 from sosfs.s3.bucket import S3Store
+from sosfs.s3.bucket_settings import Versioning
 from sosfs.s3.content_md5 import ContentMd5
 from sosfs.s3.dispatch import Dispatcher
-from sosfs.s3.protocol import UNKNOWN, UNLOCKED, Acl, Detail, Grant, Lock, Object, Part, Properties, Version
+from sosfs.s3.past_store import PastStore
+from sosfs.s3.protocol import (
+    UNKNOWN,
+    UNLOCKED,
+    Acl,
+    Detail,
+    Grant,
+    Lock,
+    Object,
+    ObjectStore,
+    Page,
+    Part,
+    Properties,
+    Version,
+)
 from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
 from sosfs.s3.version_changes import VersionChanges
 from sosfs.s3.version_history import FEW, Entries, KeyByKey, VersionHistory
@@ -57,7 +73,7 @@ class Kept:
     locks: bool = False
     held: dict[str, Lock] = field(default_factory=dict)  # by version ids
     sizes: list[int] = field(default_factory=list)  # of what was sent
-    goes_round: bool = False
+    goes_round: int = 0  # after so many entries
 
     def put(self, key: str, etag: str, at: float, *, size: int = 3, metadata: str = "", acl: Acl = PRIVATE) -> str:
         """A version; "" as its ETag makes a delete marker. Returns its id."""
@@ -87,7 +103,8 @@ class Kept:
         keys = sorted(key for key in self.entries if key.startswith(prefix))
         every = [entry for key in keys for entry in self.entries[key]]
         ids = [VersionMarker(entry.key, entry.version_id) for entry in every]
-        begin = ids.index(after) + 1 if after is not None and not self.goes_round else 0
+        begin = ids.index(after) + 1 if after is not None else 0
+        begin = begin % self.goes_round if self.goes_round else begin
         stop = begin + min(limit, self.page)
         return VersionPage(tuple(every[begin:stop]), (), ids[stop - 1] if stop < len(every) else None)
 
@@ -610,11 +627,39 @@ def test_a_refusal_that_cannot_be_explained_is_told_as_it_is(kept: Kept, is_mark
     assert len(kept.sizes) == (1 if is_marker else 2)
 
 
-def test_a_listing_of_versions_that_goes_round_ends(kept: Kept) -> None:
+@pytest.mark.parametrize("after", [2, 4], ids=["a page", "two pages"])
+def test_a_listing_of_versions_that_goes_round_ends(kept: Kept, after: int) -> None:
     history(kept)
-    kept.page, kept.goes_round = 2, True
-    with fails(errno.EIO):
-        trio.run(pruning(kept).list, [(b"d",)], lambda _: None, {})
+    for at in range(5):
+        kept.put("key", f"{at}", at)
+    kept.page, kept.goes_round = 2, after
+    past = PastStore(cast(ObjectStore, None), kept.dispatcher, -1.0)  # when nothing was there
+    listings: list[Callable[[], Awaitable[Any]]] = [
+        partial(pruning(kept).list, [(b"d",)], lambda _: None, {}),
+        partial(VersionHistory(kept.dispatcher).of_key, "key"),
+        partial(past.list, "d/"),
+        partial(past._has_any, "d/"),
+        partial(_usage(kept, Versioning.ENABLED).run, [(b"d",)], lambda _: None, {}),
+        partial(_usage(kept, Versioning.OFF).run, [(b"d",)], lambda _: None, {}),
+    ]
+    for listing in listings:
+        with fails(errno.EIO):
+            trio.run(listing)
+
+
+def _usage(kept: Kept, versioning: Versioning) -> UsageCommand:
+    """Of a bucket with these versions, where the listing of what is there goes round as well."""
+
+    class Round:
+        async def versioning(self) -> Versioning:
+            return versioning
+
+        async def list(self, prefix: str, *, token: str, **_: Any) -> Page:
+            await trio.lowlevel.checkpoint()
+            return Page((), (), "b" if token == "a" else "a")
+
+    history = VersionHistory(kept.dispatcher)
+    return UsageCommand(cast(ObjectStore, Round()), history, VersionPaths(history, ""), Round(), lambda _: [])
 
 
 def test_all_entries_of_one_key_are_found_and_no_page_is_asked_for_beyond_them(
@@ -644,7 +689,7 @@ def test_a_page_without_entries_is_not_the_end() -> None:
     pages = [VersionPage((), (), VersionMarker("j")), VersionPage((first,), (), None)]
 
     class History:
-        async def page(self, prefix: str, *, after: VersionMarker | None) -> VersionPage:
+        async def page(self, prefix: str, *, seen: Any, after: VersionMarker | None) -> VersionPage:
             await trio.lowlevel.checkpoint()
             return pages.pop(0)
 
