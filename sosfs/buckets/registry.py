@@ -328,17 +328,25 @@ class BucketRegistry:
             member.is_gone = True
             self._named.pop(member.name, None)
             self.bucket_list.removed(member.name)
-            await self._leave(member)
+            changes = await self._leave(member)
+            left = left_over(settings.state_dir) if changes else None
+            if left is not None:  # a program was told that they are safe while the server removed the bucket
+                log.error("%d changes were for %s, which was removed meanwhile", changes, left.owner)
+                self._waiting[settings.state_dir.name] = left
+                return
             await trio.to_thread.run_sync(_forget, settings.state_dir)
 
-    async def _leave(self, member: Member) -> None:
+    async def _leave(self, member: Member) -> int:
+        """Serves a bucket no more; how many changes it lacks."""
         if member.served is None or member.background is None:
-            return
+            return 0
         await member.idle()
         await member.background.end()
         self._requests.update(member.served.requests)
+        changes = member.served.pending
         member.served.close()
         member.served = None
+        return changes
 
     # What is told
 

@@ -303,13 +303,13 @@ class BucketMount:
     async def store_deletes(self) -> None:
         """What was deleted is gone from the bucket afterwards, and nothing else is on its way there.
 
-        Raises ENOTEMPTY where a file is, EBUSY where one that was unlinked is still open, and what keeps
-        a delete from being sent.
+        Raises ENOTEMPTY where a file or a new directory is, EBUSY where one that was unlinked is still open, and what
+        keeps a delete from being sent.
         """
         parts = self.parts
         await parts.deletions.wait_under("")
-        if parts.commits.pending[0]:
-            raise OSError(errno.ENOTEMPTY, "files in it are not stored yet")
+        if parts.pending:
+            raise OSError(errno.ENOTEMPTY, "what is in it is not stored yet")
         inodes = map(parts.inodes.find, parts.inodes.numbers())
         if any(inode is not None and inode.opens for inode in inodes):
             raise OSError(errno.EBUSY, "files that were in it are still open")

@@ -8,7 +8,8 @@ import stat
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import trio
@@ -18,10 +19,12 @@ import tests.support.fake_store
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import content_of
+from sosfs.filesystem.bucket import BucketMount
 from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.s3.protocol import Properties
 from sosfs.s3.traffic import Traffic
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
 from tests.support.held import told as noted
@@ -65,6 +68,19 @@ def refuse(mount: Composed, store: Refusing, *keys: str) -> None:
 @pytest.fixture
 def store() -> Refusing:
     return Refusing()
+
+
+def test_a_new_directory_keeps_its_bucket_until_it_is_there(tmp_path: Path, store: Refusing) -> None:
+    """As a file does, which nobody has to wait for either."""
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        removed = partial(BucketMount.store_deletes, cast(BucketMount, SimpleNamespace(parts=mount.parts)))
+        store.refused = {"d/"}
+        mount.loop.run(partial(mount.mkdir, "d"))
+        with fails(errno.ENOTEMPTY):
+            mount.loop.run(removed)
+        store.refused = set()
+        assert ask(mount, "retry")["total"] == 0
+        mount.loop.run(removed)
 
 
 def test_only_what_is_meant_is_tried(tmp_path: Path, store: Refusing, monkeypatch: pytest.MonkeyPatch) -> None:
