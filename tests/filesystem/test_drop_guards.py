@@ -67,8 +67,11 @@ def cached(tmp_path: Path, store: Held) -> Iterator[Composed]:
 FILES = {"d/file": b"A" * MIB, "d/file2": b"B" * MIB, "d/file/below": b"C" * MIB, "other": b"D" * MIB}
 
 
-async def _read_all(mount: Composed, store: Held) -> None:
+async def _put_all(store: Held) -> None:
     await put_all(store, {key: body for key, body in FILES.items() if key != "d/file/below"})
+
+
+async def _read_all(mount: Composed, store: Held) -> None:
     await mount.tree()
     await cost(mount, store, "d/file", "d/file2", "other")
 
@@ -78,6 +81,7 @@ async def _read_all(mount: Composed, store: Held) -> None:
 
 def test_a_file_is_dropped_and_none_whose_name_begins_alike(cached: Composed, store: Held) -> None:
     async def main() -> None:
+        await _put_all(store)
         await _read_all(cached, store)
         told = await dropped(cached, "d/file")
         assert (told["files"], told["memory_bytes"], told["kept_files"]) == (1, MIB, 0)
@@ -99,6 +103,7 @@ def test_of_all_nothing_stays_on_the_disk_of_a_tree_what_is_no_more_does(
     """The names on the disk do not tell whose they are: an old version of a file is known to nobody."""
 
     async def main() -> None:
+        await _put_all(store)
         await _read_all(cached, store)
         await store.put("d/file", b"newer" * 1000, Properties())
         cached.loop._clock.jump(1000)
@@ -141,8 +146,9 @@ def test_what_this_mount_has_not_looked_at_is_dropped_as_far_as_it_is_remembered
         assert on_disk(cached) == 0
         assert all(await look("d/file", "other"))
 
+    cached.loop.run(partial(_put_all, store))  # once: stored a second later again they would be other versions
+    cached.loop.run(partial(put_all, store, {"d/": b""}))
     for check in (one, tree, everything):
-        cached.loop.run(partial(put_all, store, {"d/": b""}))
         cached.loop.run(partial(_read_all, cached, store))
         cached.loop.run(partial(cached._walk, "d"))
         cached.stop()
