@@ -171,6 +171,8 @@ def test_a_document_of_another_name_is_none() -> None:
 
 def test_an_etag_may_be_missing_only_where_the_object_is_looked_at_anyway() -> None:
     assert xml.copied_etag(b'<CopyObjectResult><ETag>"e"</ETag></CopyObjectResult>', "CopyObjectResult") == "e"
+    waiting = b" \n" * 9 + b'<?xml version="1.0"?><CopyObjectResult><ETag>"e"</ETag></CopyObjectResult>'
+    assert xml.copied_etag(waiting, "CopyObjectResult") == "e", "blanks keep the connection while it is copied"
     assert xml.copied_etag(f"<{xml.JOINED}><ETag/></{xml.JOINED}>".encode(), xml.JOINED) == ""
     assert xml.copied_etag(f'<{xml.JOINED}><ETag>"e-2"</ETag></{xml.JOINED}>'.encode(), xml.JOINED) == "e-2"
     with pytest.raises(ParseError):
@@ -195,6 +197,7 @@ def test_what_a_bucket_is_set_to() -> None:
 
     assert locks("") == (False, False)
     assert locks("<ObjectLockEnabled>Enabled</ObjectLockEnabled>") == (True, False)
+    assert locks("<Rule><DefaultRetention/></Rule>") == (False, True)
     rule = "<Rule><DefaultRetention><Mode>GOVERNANCE</Mode></DefaultRetention></Rule>"
     assert locks(f"<ObjectLockEnabled>Enabled</ObjectLockEnabled>{rule}") == (True, True)
 
@@ -222,6 +225,10 @@ def test_what_could_not_be_removed_is_told_but_for_what_was_not_there() -> None:
     first = found[0].error
     assert isinstance(first, StoreError)
     assert (first.code, first.detail, first.status) == ("AccessDenied", "why", 0)
+    for asked in (["x"], ["a", "b", "c", "d"], ["x", "a", "b", "c", "d", "e"]):
+        with pytest.raises(xml.UnclearBatch):
+            xml.failures_of(answer, asked)
+    assert xml.failures_of(b"<DeleteResult/>", ["a"]) == [], "it was told to be quiet"
 
 
 def test_parts_and_uploads_are_read_page_by_page() -> None:

@@ -28,6 +28,13 @@ from sosfs.errors import Cause, StoreError, from_s3, unanswered
         ("BadDigest", 400, errno.EIO),
         ("SlowDown", 503, errno.EIO),
         ("", 504, errno.ETIMEDOUT),
+        ("", 500, errno.EIO),
+        ("NoSuchKey", 500, errno.EIO),
+        ("QuotaExceeded", 403, errno.EDQUOT),
+        ("MetadataTooLarge", 400, errno.ENOSPC),
+        ("InvalidObjectState", 403, errno.EREMOTEIO),
+        ("AccessControlListNotSupported", 400, errno.EOPNOTSUPP),
+        *(("NeverHeardOf", status, errno.EIO) for status in (404, 409, 412, 416)),  # neither absence nor conflict
         ("NeverHeardOf", 400, errno.EINVAL),
         ("NeverHeardOf", 418, errno.EIO),
         ("", 301, errno.EIO),

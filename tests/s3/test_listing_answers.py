@@ -56,6 +56,7 @@ GOOD: Mapping[str, tuple[bytes, str, str]] = {
     "one by its number": (page("<Prefix>a&#xFFFF;b&#65534;/</Prefix>"), "a\uffffb\ufffe/", "/"),
     "an echo with a return": (page("<Prefix>a\nb/</Prefix>"), "a\rb/", "/"),
     "a count of keys alone": (page("<KeyCount>1</KeyCount>", entry("d/a"), folded("d/b/")), "d/", "/"),
+    "a count of both": (page("<KeyCount>2</KeyCount>", entry("d/a"), folded("d/b/")), "d/", "/"),
     "no order": (page(entry("d/b"), entry("d/a")), "d/", "/"),
     "the marker": (page(entry("d/")), "d/", "/"),
     "all below": (page(entry("d/e/f")), "d/", ""),
@@ -73,6 +74,7 @@ BAD: Mapping[str, tuple[bytes, str, str]] = {
     "a folder of itself": (page(folded("d/")), "d/", "/"),
     "a folder without its end": (page(folded("d/a")), "d/", "/"),
     "nothing folded": (page(entry("d/a/b")), "d/", "/"),
+    "a marker not folded": (page(entry("d/a/")), "d/", "/"),
     "something folded": (page(folded("d/a/")), "d/", ""),
     "fewer than counted": (page("<KeyCount>3</KeyCount>", entry("d/a")), "d/", "/"),
     "another document": (b"<ListVersionsResult/>", "d/", "/"),
@@ -122,6 +124,8 @@ def test_the_page_of_a_server_that_knows_the_first_form_only() -> None:
         page("<Marker/><NextMarker>d/b/</NextMarker>", entry("d/a"), folded("d/b/"), truncated="true"), "d/", "/"
     )
     assert told.token == MARKER + "d/b/"
+    for parts, after in (((entry("d/a"), folded("d/b/")), "d/b/"), ((entry("d/z"), folded("d/b/")), "d/z")):
+        assert page_of(page("<Marker/>", *parts, truncated="true"), "d/", "/").token == MARKER + after
     with pytest.raises(ParseError):
         page_of(page("<Marker/>", truncated="true"), "d/", "/")
 

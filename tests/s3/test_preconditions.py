@@ -20,6 +20,7 @@ BEFORE = Version("etag", 5, 100)
 OTHER = Version("other", 5, 200)
 OURS = Version("ours", 7)
 REFUSED = {412: "PreconditionFailed", 409: "ConditionalRequestConflict"}
+GONE = StoreError(errno.ENOENT, "PutObject 'key'", code="NoSuchKey", status=404)
 
 
 def object_of(version: Version) -> Object:
@@ -148,6 +149,12 @@ def test_a_refusal_where_another_version_is_there_is_a_lost_race(there: Version 
     with fails(errno.ESTALE):
         sent.kept(BEFORE)
     assert len(sent.headers) == 1
+
+
+def test_so_is_one_that_says_that_nothing_is_there_any_more() -> None:
+    """As AWS answers to If-Match."""
+    with fails(errno.ESTALE):
+        Sent(GONE, there=None).kept(BEFORE)
 
 
 def test_a_refusal_where_something_is_there_is_one_without_a_question() -> None:
