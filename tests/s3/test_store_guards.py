@@ -1,0 +1,384 @@
+"""What a store asks for and what it makes of each answer, call by call: each guard by itself.
+
+Over a server that answers by a script, so that what no real one does can be shown too.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from hashlib import md5
+from typing import Any
+
+import pytest
+import trio
+
+from sosfs.config.choices import Canned
+from sosfs.errors import StoreError
+from sosfs.s3.bucket import S3Store
+from sosfs.s3.capabilities import Capabilities, Quoting
+from sosfs.s3.customer_key import CustomerKey
+from sosfs.s3.protocol import UNKNOWN, Check, Guard, Part, Properties, Version
+from tests.s3.test_transport import BODY, OBJECT, target_at
+from tests.support.drive import fails
+from tests.support.scripted import Scripted, Seen, answer
+
+ETAG, OTHER = md5(BODY).hexdigest(), md5(b"other").hexdigest()
+VERSION = Version(ETAG, len(BODY))
+ID = "x-amz-request-id: 7"
+ABLE = Capabilities(
+    True, absent=True, match=Quoting.QUOTED, complete=True, copy_pin=True, part_pin=True, delete_pin=True
+)
+UNABLE = Capabilities(True)
+Told = bytes | None
+Work = Callable[[S3Store], Awaitable[Any]]
+
+
+def error(status: int, code: str) -> bytes:
+    return answer(status, f"<Error><Code>{code}</Code></Error>".encode())
+
+
+def head(etag: str = ETAG, *, size: int = len(BODY), time: str = OBJECT[1]) -> bytes:
+    return answer(200, b"", f'ETag: "{etag}"', time, length=size)
+
+
+def part_of(etag: str = ETAG, *, stop: int = len(BODY), size: int = len(BODY)) -> bytes:
+    told = f'ETag: "{etag}"', OBJECT[1], f"Content-Range: bytes 0-{stop - 1}/{size}"
+    return answer(206, BODY[:stop], *told)
+
+
+def stored(etag: str = ETAG) -> bytes:
+    return answer(200, b"", f'ETag: "{etag}"')
+
+
+def made(name: str, etag: str = ETAG) -> bytes:
+    return answer(200, f'<{name}><ETag>"{etag}"</ETag></{name}>'.encode())
+
+
+def listed(*keys: str, token: str = "") -> bytes:
+    entries = "".join(f"<Contents><Key>{key}</Key></Contents>" for key in keys)
+    more = f"<IsTruncated>true</IsTruncated><NextContinuationToken>{token}</NextContinuationToken>"
+    end = more if token else "<IsTruncated>false</IsTruncated>"
+    return answer(200, f"<ListBucketResult>{end}{entries}</ListBucketResult>".encode())
+
+
+GONE, REFUSED, LOST_RACE = error(404, "NoSuchKey"), error(403, "AccessDenied"), error(412, "PreconditionFailed")
+REMOVED = answer(204, b"", ID, length=-1)
+
+
+class Asked:
+    """What work on a store ends with, where the server answers in turn, and what it was asked."""
+
+    def __init__(self, work: Work, *told: Told, able: Capabilities = ABLE, options: Any = None, **target: Any) -> None:
+        answers = list(told)
+        with Scripted(lambda _: answers.pop(0) if answers else None) as server:
+            self.store = S3Store(target_at(server.endpoint, **target), **(options or {}))
+            self.store.capabilities = able
+            self.end: Any = None
+            try:
+                self.end = trio.run(partial(work, self.store))
+            except StoreError as refusal:
+                self.end = refusal
+            finally:
+                self.store.close()
+        self.seen: Sequence[Seen] = server.seen
+        assert not answers, "it asked for less"
+
+    @property
+    def number(self) -> int | None:
+        """The errno of an error."""
+        return self.end.errno if isinstance(self.end, StoreError) else None
+
+    def told(self, name: str) -> list[str]:
+        """What each request said in a header."""
+        return [seen.headers.get(name, "") for seen in self.seen]
+
+    @property
+    def methods(self) -> list[str]:
+        """Of the requests."""
+        return [seen.method for seen in self.seen]
+
+
+# Reading
+
+
+def test_bytes_are_of_the_version_that_was_asked_for() -> None:
+    get = partial(S3Store.get, key="key", start=0, stop=10, etag=ETAG)
+    asked = Asked(get, part_of())
+    assert (bytes(asked.end.body), asked.told("if-match"), asked.told("range")) == (BODY, [f'"{ETAG}"'], ["bytes=0-9"])
+    assert Asked(get, part_of(OTHER)).number == errno.ESTALE, "the server heeds no condition"
+    assert Asked(get, error(405, "MethodNotAllowed")).number == errno.EOPNOTSUPP
+
+
+def test_behind_the_end_of_an_object_is_nothing_and_before_it_is_something() -> None:
+    get = partial(S3Store.get, key="key", start=10, stop=20)
+    assert len(Asked(get, error(416, "InvalidRange"), head()).end.body) == 0
+    assert Asked(get, error(416, "InvalidRange"), head(size=15)).number == errno.EIO, "bytes are due"
+    assert Asked(get, error(416, "InvalidRange"), answer(404, b"", ID)).number == errno.ENOENT
+
+
+def test_only_a_404_that_is_no_servers_is_confirmed() -> None:
+    look = partial(S3Store.head, key="key")
+    assert Asked(look, answer(404), GONE).number == errno.ENOENT
+    assert Asked(look, answer(404), part_of(stop=1)).number == errno.EIO
+    assert Asked(look, answer(404, b"", ID)).number == errno.ENOENT
+    assert Asked(look, answer(403)).number == errno.EACCES
+
+
+def test_a_page_that_asks_for_itself_again_is_an_error() -> None:
+    def page(store: S3Store) -> Awaitable[Any]:
+        return store.list("", token="t")
+
+    assert Asked(page, listed("a", token="t")).number == errno.EIO
+    assert Asked(page, listed("a", token="u")).end.token == "u"
+
+
+# Storing
+
+
+def test_what_is_stored_without_an_acl_gets_that_of_the_mount() -> None:
+    public = {"new_acl": Canned.PUBLIC_READ}
+    calls: list[tuple[Work, bytes]] = [
+        (lambda store: store.put("key", BODY, Properties()), stored()),
+        (lambda store: store.copy("key", "other", version=VERSION), made("CopyObjectResult")),
+        (
+            lambda store: store.create_multipart("key", Properties()),
+            answer(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"),
+        ),
+    ]
+    for work, told in calls:
+        assert Asked(work, told, options=public).told("x-amz-acl") == ["public-read"]
+        assert Asked(work, told).told("x-amz-acl") == [""]
+
+
+def _put(condition: Any) -> Work:
+    return lambda store: store.put("key", BODY, Properties(metadata={"mtime": "1.5"}), condition=condition)
+
+
+OURS = answer(200, b"", f'ETag: "{ETAG}"', OBJECT[1], "x-amz-meta-mtime: 1.5", length=len(BODY))
+
+
+@pytest.mark.parametrize("refusal", [LOST_RACE, GONE], ids=["refused", "gone"])
+def test_only_a_try_after_a_lost_answer_may_have_been_refused_for_our_own(refusal: bytes) -> None:
+    before = Version(OTHER, 5)
+    asked = Asked(_put(before), None, refusal, OURS, patience=5.0)
+    assert (asked.end, asked.methods) == (VERSION, ["PUT", "PUT", "HEAD"])
+    assert Asked(_put(before), refusal, OURS).number == errno.ESTALE
+
+
+def test_a_condition_that_is_refused_though_it_holds_is_not_used_again() -> None:
+    before = Version(OTHER, 5)
+    asked = Asked(_put(before), LOST_RACE, head(OTHER, size=5), stored())
+    assert (asked.end, asked.told("if-match")) == (VERSION, [f'"{OTHER}"', "", ""])
+    assert asked.store.capabilities.match is None
+    assert Asked(_put(Guard.NONE), stored()).store.capabilities.match is Quoting.QUOTED
+
+
+def test_what_nobody_knows_the_version_of_is_not_copied() -> None:
+    copy = partial(S3Store.copy, source="key", target="other", version=UNKNOWN)
+    asked = Asked(copy)
+    assert (asked.number, asked.seen) == (errno.EIO, [])
+
+
+def test_a_copy_is_of_the_version_that_is_meant() -> None:
+    """By the server, else by the hash of the copy, else by a look before."""
+    copy = partial(S3Store.copy, source="key", target="other", version=VERSION)
+    pinned = Asked(copy, made("CopyObjectResult", OTHER))
+    assert (pinned.end, pinned.told("x-amz-copy-source-if-match")) == (Version(OTHER, 10), [f'"{ETAG}"'])
+    assert Asked(copy, made("CopyObjectResult"), able=UNABLE).end == VERSION
+    assert Asked(copy, made("CopyObjectResult", OTHER), able=UNABLE).number == errno.ESTALE
+    joined = partial(S3Store.copy, source="key", target="other", version=Version(f"{ETAG}-2", 10))
+    assert Asked(joined, head(f"{ETAG}-2"), made("CopyObjectResult", OTHER), able=UNABLE).end == Version(OTHER, 10)
+    assert Asked(joined, head(OTHER), able=UNABLE).number == errno.ESTALE
+    unhashed = Capabilities(True, hashes=False)
+    assert Asked(copy, head(), made("CopyObjectResult", OTHER), able=unhashed).end == Version(OTHER, 10)
+
+
+def test_a_server_that_cannot_copy_what_is_encrypted_is_asked_once() -> None:
+    async def twice(store: S3Store) -> None:
+        for _ in range(2):
+            with fails(errno.EOPNOTSUPP):
+                await store.copy("key", "other", version=VERSION)
+
+    told = error(501, "NotImplemented")
+    assert len(Asked(twice, told, customer_key=CustomerKey(bytes(32))).seen) == 1
+    assert len(Asked(twice, told, told).seen) == 2
+
+
+def test_a_part_is_of_the_version_that_is_meant() -> None:
+    def copied(store: S3Store, *, check: Check = Check.AT_ONCE) -> Awaitable[Any]:
+        return store.copy_part("other", "u", 1, "key", VERSION, 0, 10, check=check)
+
+    told, no_range = made("CopyPartResult", OTHER), error(416, "InvalidRange")
+    asked = Asked(copied, told)
+    assert (asked.end, asked.told("x-amz-copy-source-range")) == (Part(1, OTHER, 10), ["bytes=0-9"])
+    assert asked.told("x-amz-copy-source-if-match") == [f'"{ETAG}"']
+    assert Asked(copied, told, head(), able=UNABLE).end == Part(1, OTHER, 10)
+    assert Asked(copied, told, head(OTHER), able=UNABLE).number == errno.ESTALE
+    assert Asked(partial(copied, check=Check.BY_HASH), told, able=UNABLE).end == Part(1, OTHER, 10)
+    assert Asked(copied, no_range, head(OTHER)).number == errno.ESTALE, "it was cut off"
+    assert Asked(copied, no_range, head()).number == errno.EIO, "nobody has cut it off"
+
+
+# Joining
+
+
+PARTS = [Part(1, md5(BODY).hexdigest(), 10)]
+JOINED = f"{md5(bytes.fromhex(PARTS[0].etag)).hexdigest()}-1"
+DONE = made("CompleteMultipartUploadResult", JOINED)
+
+
+def _join(condition: Any = Guard.NONE) -> Work:
+    return lambda store: store.complete_multipart("key", "u", PARTS, condition=condition)
+
+
+@pytest.mark.parametrize(
+    "unclear",
+    [error(404, "NoSuchUpload"), error(404, "NoSuchKey"), error(500, "InternalError"), answer(200, b"<html/>")],
+    ids=["no upload", "no key", "failed", "a page"],
+)
+def test_an_upload_that_was_joined_before_is_the_object(unclear: bytes) -> None:
+    assert Asked(_join(), unclear, head(JOINED)).end == Version(JOINED, 10)
+    assert Asked(_join(), unclear, head(OTHER)).number in (errno.EIO, errno.ENXIO)
+    refused = Asked(_join(), REFUSED)
+    assert (refused.number, len(refused.seen)) == (errno.EACCES, 1)
+
+
+def test_a_condition_holds_for_what_is_joined() -> None:
+    asked = Asked(_join(Guard.ABSENT), DONE)
+    assert (asked.end, asked.told("if-none-match")) == (Version(JOINED, 10), ["*"])
+    assert Asked(_join(Version(OTHER, 5)), DONE).told("if-match") == [f'"{OTHER}"']
+    looked = Asked(_join(Version(OTHER, 5)), head(OTHER, size=5), DONE, able=UNABLE)
+    assert (looked.methods, looked.told("if-match")) == (["HEAD", "POST"], ["", ""])
+    assert Asked(_join(Version(OTHER, 5)), head(), able=UNABLE).number == errno.ESTALE
+    assert Asked(_join(Guard.ABSENT), None, LOST_RACE, head(JOINED), patience=5.0).end == Version(JOINED, 10)
+    assert Asked(_join(Version(OTHER, 5)), LOST_RACE, head(JOINED)).number == errno.ESTALE
+
+
+def test_an_etag_that_is_not_told_is_made_or_looked_at() -> None:
+    told = made("CompleteMultipartUploadResult", "")
+    assert Asked(_join(), told).end == Version(JOINED, 10)
+    assert Asked(_join(), told, head(OTHER), able=Capabilities(True, hashes=False)).end == Version(OTHER, 10)
+
+
+def test_only_an_upload_that_is_gone_needs_no_end() -> None:
+    def abort(store: S3Store) -> Awaitable[Any]:
+        return store.abort_multipart("key", "u")
+
+    for told in (REMOVED, error(404, "NoSuchUpload"), GONE):
+        assert Asked(abort, told).end is None
+    assert Asked(abort, error(404, "NoSuchBucket")).number == errno.ENXIO
+    assert Asked(abort, REFUSED).number == errno.EACCES
+
+
+# Removing
+
+
+def test_only_the_version_that_is_meant_is_removed() -> None:
+    delete = partial(S3Store.delete, key="key", version=VERSION)
+    pinned = Asked(delete, REMOVED)
+    assert (pinned.end, pinned.told("if-match")) == (None, [f'"{ETAG}"'])
+    assert Asked(delete, REMOVED, able=UNABLE).told("if-match") == [""]
+    assert Asked(partial(S3Store.delete, key="key", version=UNKNOWN), REMOVED).told("if-match") == [""]
+    assert Asked(delete, LOST_RACE, head(OTHER)).number == errno.ESTALE
+    assert Asked(delete, LOST_RACE, answer(404, b"", ID)).end is None, "it is gone"
+    same = Asked(delete, LOST_RACE, head(), REMOVED)
+    assert (same.end, same.told("if-match")) == (None, [f'"{ETAG}"', "", ""]), "the server compares another ETag"
+    assert Asked(delete, error(409, "ConditionalRequestConflict"), head()).number == errno.EIO, "another writes it now"
+
+
+def test_what_is_not_there_is_removed_and_no_other_error_is() -> None:
+    delete = partial(S3Store.delete, key="key")
+    assert Asked(delete, GONE).end is None
+    for told, number in ((REFUSED, errno.EACCES), (error(500, "InternalError"), errno.EIO), (answer(404), errno.EIO)):
+        assert Asked(delete, told).number == number
+
+
+def test_who_may_not_see_which_version_is_there_does_not_remove_it() -> None:
+    delete = partial(S3Store.delete, key="key", version=VERSION)
+    asked = Asked(delete, LOST_RACE, answer(403, b"", ID), listed("key"))
+    assert (asked.number, asked.methods) == (errno.ESTALE, ["DELETE", "HEAD", "GET"])
+
+
+def _removed(*keys: str, versions: Any = None) -> Work:
+    return lambda store: store.delete_many(keys, versions=versions or {})
+
+
+def outcome(**told: str) -> bytes:
+    kept = "".join(f"<Error><Key>{key}</Key><Code>{code}</Code></Error>" for key, code in told.items())
+    return answer(200, f"<DeleteResult>{kept}</DeleteResult>".encode())
+
+
+def test_a_batch_that_is_refused_is_removed_one_by_one_and_one_that_failed_is_told_of_each() -> None:
+    one_by_one = Asked(_removed("a", "b"), REFUSED, REMOVED, REFUSED)
+    assert [failure.error.errno for failure in one_by_one.end] == [errno.EACCES]
+    unclear = Asked(_removed("a", "b"), outcome(x="AccessDenied"), REMOVED, REMOVED)
+    assert (unclear.end, unclear.methods) == ([], ["POST", "DELETE", "DELETE"])
+    failed = Asked(_removed("a", "b"), error(500, "InternalError"))
+    assert [(failure.key, failure.error.errno) for failure in failed.end] == [("a", errno.EIO), ("b", errno.EIO)]
+    some = Asked(_removed("a", "b"), outcome(b="InternalError"))
+    assert [(failure.key, failure.error.errno) for failure in some.end] == [("b", errno.EIO)]
+    odd = Asked(_removed("a\x01"), REFUSED)
+    assert ([failure.key for failure in odd.end], odd.methods) == (["a\x01"], ["DELETE"]), "XML cannot say it"
+
+
+def test_in_a_batch_only_the_version_that_is_meant_is_removed() -> None:
+    able = Capabilities(True, delete_pin=True, batch_pin=True)
+    versions = {"b": VERSION, "c": UNKNOWN}
+    batch = Asked(_removed("a", "b", versions=versions), outcome(), able=able)
+    assert batch.seen[0].body.count(b"<ETag>") == 1
+    assert f'"{ETAG}"'.encode() in batch.seen[0].body
+    kept = Asked(
+        _removed("a", "b", versions=versions), outcome(b="PreconditionFailed"), LOST_RACE, head(OTHER), able=able
+    )
+    assert [(failure.key, failure.error.errno) for failure in kept.end] == [("b", errno.ESTALE)]
+    assert kept.told("if-match") == ["", f'"{ETAG}"', ""]
+    failed = Asked(_removed("b", versions=versions), outcome(b="AccessDenied"), able=able)
+    assert ([failure.error.errno for failure in failed.end], len(failed.seen)) == ([errno.EACCES], 1)
+    apart = Asked(_removed("a", "b", versions=versions), outcome(), REMOVED)
+    assert (apart.methods, apart.told("if-match")) == (["POST", "DELETE"], ["", f'"{ETAG}"'])
+    assert b"<Key>b</Key>" not in apart.seen[0].body
+    whole = Asked(_removed("a", "b", versions=versions), outcome(), able=UNABLE)
+    assert (whole.methods, b"<ETag>" in whole.seen[0].body) == (["POST"], False)
+
+
+# Versions and locks
+
+
+ENABLED = answer(200, b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>")
+LOCKS = answer(
+    200, b"<ObjectLockConfiguration><ObjectLockEnabled>Enabled</ObjectLockEnabled></ObjectLockConfiguration>"
+)
+NO_LOCKS = error(404, "ObjectLockConfigurationNotFoundError")
+
+
+@pytest.mark.parametrize(
+    ("told", "keeps", "locks"),
+    [
+        ((ENABLED, LOCKS), True, True),
+        ((ENABLED, NO_LOCKS), True, False),
+        ((ENABLED, error(501, "NotImplemented")), True, False),
+        ((ENABLED, REFUSED), True, True),  # then each object is asked
+        ((ENABLED, error(500, "InternalError")), True, True),
+        ((REFUSED, LOCKS), False, True),
+        ((REFUSED, REFUSED), False, False),
+        ((answer(200, b"<VersioningConfiguration/>"),), False, False),  # nothing more is asked
+        ((error(500, "InternalError"),), False, False),
+    ],
+)
+def test_whether_objects_are_locked_is_asked_where_they_can_be(told: Sequence[bytes], keeps: bool, locks: bool) -> None:
+    async def look(store: S3Store) -> None:
+        await store.look_for_versions()
+        await store.look_for_locks()
+
+    asked = Asked(look, *told)
+    assert (asked.store.keeps_versions, asked.store.locks) == (keeps, locks)
+
+
+def test_an_object_that_is_locked_tells_that_objects_can_be() -> None:
+    held = answer(200, b"", *OBJECT, "x-amz-object-lock-legal-hold: ON", length=10)
+    calls: list[Work] = [lambda store: store.head("key"), lambda store: store.heads(["key"])]
+    for work in calls:
+        assert Asked(work, held).store.locks
+        assert not Asked(work, head()).store.locks
