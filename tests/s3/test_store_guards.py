@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import md5
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 import pytest
 import trio
 
-from sosfs.config.choices import Canned
+from sosfs.config.choices import Canned, Verify
 from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.capabilities import Capabilities, Quoting
 from sosfs.s3.customer_key import CustomerKey
-from sosfs.s3.protocol import UNKNOWN, Check, Guard, Part, Properties, Version
+from sosfs.s3.protocol import UNKNOWN, Check, Guard, Part, Properties, Right, Version
 from tests.s3.test_transport import BODY, OBJECT, target_at
 from tests.support.drive import fails
 from tests.support.scripted import Scripted, Seen, answer
@@ -221,6 +222,55 @@ def test_a_part_is_of_the_version_that_is_meant() -> None:
     assert Asked(copied, no_range, head()).number == errno.EIO, "nobody has cut it off"
 
 
+@pytest.mark.parametrize(
+    ("able", "verify", "tries", "arrives"),
+    [
+        (UNABLE, Verify.ALL, 2, False),
+        (UNABLE, Verify.NONE, 1, True),
+        (replace(UNABLE, compares=True), Verify.ALL, 1, True),  # the server has compared them
+        (replace(UNABLE, hashes=False), Verify.ALL, 1, True),
+    ],
+)
+def test_a_part_is_compared_with_what_was_sent(able: Capabilities, verify: Verify, tries: int, arrives: bool) -> None:
+    def send(store: S3Store) -> Awaitable[Any]:
+        return store.upload_part("key", "u", 1, BODY)
+
+    asked = Asked(send, *[stored(OTHER)] * tries, able=able, options={"verify": verify})
+    assert asked.end == Part(1, OTHER, 10) if arrives else asked.number == errno.EIO
+
+
+def test_what_may_be_a_marker_of_deletion_is_looked_at() -> None:
+    async def put(store: S3Store, markers: bool | None, *, after_batch: bool = False) -> Version:
+        store._markers = markers
+        if after_batch:
+            await store.delete_many(["a"])  # versions may be kept by now
+        return await store.put("key", BODY, Properties(), condition=Guard.ABSENT)
+
+    absent = answer(404, b"", ID)
+    sure = Asked(partial(put, markers=False), LOST_RACE)
+    assert (sure.number, sure.methods) == (errno.ESTALE, ["PUT"])
+    for markers in (None, True):
+        assert Asked(partial(put, markers=markers), LOST_RACE, absent, stored()).end == VERSION
+    batch = Asked(partial(put, markers=False, after_batch=True), outcome(), LOST_RACE, absent, stored())
+    assert batch.end == VERSION
+
+
+def test_what_is_known_of_a_server_without_asking_it() -> None:
+    def store(endpoint: str = "http://127.0.0.1:1", able: Capabilities = UNABLE, **target: Any) -> S3Store:
+        made = S3Store(target_at(endpoint, **target))
+        made.capabilities = able
+        return made
+
+    key = CustomerKey(bytes(32))
+    assert store(able=Capabilities()).hashes
+    assert not store(able=Capabilities(), customer_key=key).hashes, "it may make others where it encrypts"
+    assert store(customer_key=key).hashes
+    assert store().leaves_no_trace
+    assert not store(able=Capabilities()).leaves_no_trace
+    assert not store(able=Capabilities(True, denied=frozenset({Right.DELETE}))).leaves_no_trace
+    assert trio.run(store("https://sos-ch-gva-2.exo.io").has_acls), "which says of fresh buckets that they have none"
+
+
 # Joining
 
 
@@ -252,6 +302,8 @@ def test_a_condition_holds_for_what_is_joined() -> None:
     looked = Asked(_join(Version(OTHER, 5)), head(OTHER, size=5), DONE, able=UNABLE)
     assert (looked.methods, looked.told("if-match")) == (["HEAD", "POST"], ["", ""])
     assert Asked(_join(Version(OTHER, 5)), head(), able=UNABLE).number == errno.ESTALE
+    new = Asked(_join(Guard.ABSENT), answer(404, b"", ID), DONE, able=UNABLE)
+    assert (new.methods, new.told("if-none-match")) == (["HEAD", "POST"], ["", ""])
     assert Asked(_join(Guard.ABSENT), None, LOST_RACE, head(JOINED), patience=5.0).end == Version(JOINED, 10)
     assert Asked(_join(Version(OTHER, 5)), LOST_RACE, head(JOINED)).number == errno.ESTALE
 
@@ -285,7 +337,8 @@ def test_only_the_version_that_is_meant_is_removed() -> None:
     assert Asked(delete, LOST_RACE, answer(404, b"", ID)).end is None, "it is gone"
     same = Asked(delete, LOST_RACE, head(), REMOVED)
     assert (same.end, same.told("if-match")) == (None, [f'"{ETAG}"', "", ""]), "the server compares another ETag"
-    assert Asked(delete, error(409, "ConditionalRequestConflict"), head()).number == errno.EIO, "another writes it now"
+    busy = Asked(delete, error(409, "ConditionalRequestConflict"), head())
+    assert (busy.number, busy.methods) == (errno.EIO, ["DELETE", "HEAD"]), "another writes it now"
 
 
 def test_what_is_not_there_is_removed_and_no_other_error_is() -> None:
@@ -326,7 +379,7 @@ def test_a_batch_that_is_refused_is_removed_one_by_one_and_one_that_failed_is_to
 def test_in_a_batch_only_the_version_that_is_meant_is_removed() -> None:
     able = Capabilities(True, delete_pin=True, batch_pin=True)
     versions = {"b": VERSION, "c": UNKNOWN}
-    batch = Asked(_removed("a", "b", versions=versions), outcome(), able=able)
+    batch = Asked(_removed("a", "b", "c", versions=versions), outcome(), able=able)
     assert batch.seen[0].body.count(b"<ETag>") == 1
     assert f'"{ETAG}"'.encode() in batch.seen[0].body
     kept = Asked(
