@@ -9,6 +9,7 @@ import os
 import random
 import signal
 import subprocess
+import threading
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,33 @@ def test_what_is_not_stored_yet_keeps_a_bucket(account: Account, proxy: Proxy, f
     proxy.drop_connections()
     eventually(lambda: foreign.exists("file"))
     foreign.delete("file")
+
+
+def test_what_is_closed_in_a_bucket_while_the_server_removes_it_is_kept(
+    account: Account, proxy: Proxy, foreign: Foreign
+) -> None:
+    """It is stored when a bucket of this name is there again, and until then `sosfs status` counts it."""
+    foreign.put("d/old", b"old")
+    mount = account(*JOURNAL, "--patience", "3")
+    mount.allow_log(f"{LATE}|was removed meanwhile|changes to bucket")
+    here, busy = mount.path / foreign.bucket, Answer(503, "SlowDown")
+    assert names(here / "d") == ["old"]
+    foreign.delete("d/old")  # the kernel knows the directory
+    removal = threading.Thread(target=here.rmdir)
+    with proxy.broken(busy, at(foreign.bucket, "PUT")):
+        with proxy.broken(busy, at(foreign.bucket, "DELETE")) as removed:
+            removal.start()
+            until(lambda: removed.hits > 0, "the server is asked to remove the bucket")
+            (here / "d" / "new").write_bytes(b"precious")
+        removal.join()
+    with fails(errno.ENOENT):
+        here.stat()
+    assert told(mount)["pending_files"] == 1
+    here.mkdir()
+    names(here)
+    eventually(lambda: foreign.exists("d/new"))
+    assert foreign.get("d/new") == b"precious"
+    foreign.delete("d/new")
 
 
 def test_a_file_that_is_open_keeps_its_bucket(everything: Mount, foreign: Foreign) -> None:
