@@ -153,8 +153,8 @@ class ZeroObjects:
         """Made of copies of a smaller one."""
         seed = max((one for one in self._here), key=lambda one: one.source.size, default=None)
         seed = seed or await self._made(SEED)
-        seed.users += 1
         upload_id = await self._multiparts.begin(key, scratch_key.PROOF)
+        seed.users += 1
         parts: list[Part] = []
         step = seed.source.size
 

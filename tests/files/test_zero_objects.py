@@ -474,6 +474,26 @@ def test_a_row_of_an_earlier_mount_is_cleared_away(store: Counting, tmp_path: Pa
         assert zeros(store) == [] and scratch(mount) == []
 
 
+def test_zeros_that_could_not_be_joined_are_removed_at_the_end(mount: Composed, store: Counting) -> None:
+    """The upload of the larger ones was not begun."""
+
+    def fault(operation: str, key: str) -> None:
+        if operation == "create_multipart" and is_of_zeros(key):
+            raise StoreError(errno.EIO, operation, status=500)
+
+    async def main() -> None:
+        handle = await sparse(mount)
+        store.fault = fault
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        store.fault = None
+        await closed(mount, handle)
+        await mount.parts.drain()
+
+    run(mount, main)
+    assert bodies(store) == {"file": expected()}
+
+
 def test_hashes_of_zeros() -> None:
     async def main() -> None:
         hashes = ZeroHashes()
