@@ -181,10 +181,11 @@ class Draft:
         """Frees the spool of bytes that a part of the upload has. False where they are just read, written or recorded.
 
         Nor where a record tells of them, or is being made (`uncut`): its checksums would be of what is gone. A row on
-        the disk may name the spool after the record has gone: `DraftRecords.unname` comes before.
+        the disk may name the spool after the record has gone (`DraftRecords.unname`).
         """
         is_in_use = any(begin < stop and start < end for begin, end in (*self._arriving, *self._reading))
-        if is_in_use or self._uncut or self.safe > self.saved or not self.local.common(((start, stop),)):
+        is_recorded = self._uncut or self.safe > self.saved or self.spool.is_named
+        if is_in_use or is_recorded or not self.local.common(((start, stop),)):
             return False
         if not self.spool.free(start, stop):
             return False

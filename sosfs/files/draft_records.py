@@ -466,17 +466,23 @@ class DraftRecords:
             draft.empty()  # else no row has ever told of it, and it is emptied itself
 
     async def unname(self, open_file: OpenFile, draft: Draft) -> None:
-        """Where no row names a spool any more none does after a power loss: its bytes may go. Never raises."""
+        """Where no row names a spool any more none does after a power loss, if the disk takes that. Never raises."""
+        try:
+            await self._unname(open_file, draft)
+        except OSError as error:
+            log.info("no spool is freed while the journal cannot be written: %s", error)
+
+    async def _unname(self, open_file: OpenFile, draft: Draft) -> None:
         spool = draft.spool
         if not spool.is_named or open_file.row:
             return
-        await self._journal.flushed_now()
+        await self._journal.sync()
         if not open_file.row:
             spool.is_named = False
 
     async def rest(self, open_file: OpenFile, draft: Draft) -> None:
-        """As `unname`, and nobody holds the spool."""
-        await self.unname(open_file, draft)
+        """As `unname`, and nobody holds the spool. Raises OSError of the disk."""
+        await self._unname(open_file, draft)
         await draft.spool.rest()
 
     async def free(self, draft: Draft) -> None:

@@ -200,7 +200,11 @@ class WriteBehind:
             if open_file.upload is not None:
                 freed |= open_file.upload.free(first=first)
             elif (
-                draft.state is DraftState.CLEAN and draft.local and not draft.spool.is_busy and not open_file.lock.taken
+                draft.state is DraftState.CLEAN
+                and draft.local
+                and not draft.spool.is_named
+                and not draft.spool.is_busy
+                and not open_file.lock.taken
             ):
                 draft.shed()
                 freed = True
@@ -240,18 +244,16 @@ class WriteBehind:
         return any(draft is not None and draft.local for draft in others)
 
     async def _relieve(self, inode: Inode, draft: Draft, refusal: OSError) -> None:
-        """The file as it is goes into the bucket, and what it had here is freed; what was recorded, too.
+        """The file as it is goes into the bucket, and the next look frees what it has here; what was recorded, too.
 
         The writer waits that long. What does not get through stays here, and the disk's error is the writer's.
         """
         try:
             await self._commits.commit(inode)
+            await self._commits.records.rest(content_of(inode), draft)  # mappings are written, and others read, beside
         except OSError as error:
             log.info("no room is made by sending %s: %s", inode.name.decode(errors="replace"), error)
             raise refusal from error
-        await self._commits.records.rest(content_of(inode), draft)  # mappings are written, and others read, beside
-        if draft.state is DraftState.CLEAN:
-            draft.shed()
 
     # Parts behind the writer
 

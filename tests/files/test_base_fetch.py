@@ -275,6 +275,7 @@ def test_a_late_answer_does_not_bring_back_what_was_shed(tmp_path: Path) -> None
             draft = handle.open_file.draft
             assert draft is not None
             await mount.parts.file_io.writeback._relieve(handle.inode, draft, OSError())  # as upon ENOSPC
+            assert await mount.parts.file_io.writeback._frees()
             assert stored(store) == b"n" * MIB
             store.after.pop("get").set()
         await trio.testing.wait_all_tasks_blocked()

@@ -494,6 +494,60 @@ def test_what_was_recorded_and_stored_is_freed_once_no_power_loss_brings_its_rec
 
 @journal
 @pytest.mark.parametrize("size", [300, 3 * PART], ids=["whole", "in parts"])
+def test_what_a_power_loss_may_bring_back_is_not_freed(
+    mount: Composed, disk: Disk, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """The journal cannot be synced: the record may still be on the disk, and would be of what is not here."""
+    first, second = (new(mount, path) for path in "ab")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    mount.loop.passes(2)
+
+    async def refuses(_: Journal) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "sync", refuses)
+        if size > 300:
+            writes(mount, first, 300, b"a" * (size - 300))
+        disk.leaves(10)
+        waits = writes(mount, second, 300, b"b" * 100)
+        mount.loop.passes(1)
+        assert (local(first), waits) == (size, {})
+    mount.loop.passes(1)
+    assert local(first) < size
+    assert waits == {"end": 100}
+    close(mount, first, second)
+
+
+@journal
+def test_what_is_recorded_again_while_its_file_makes_room_is_not_freed(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(mount, monkeypatch, 1)
+    handle = _of_another(mount, store)
+    assert writes(mount, handle, 1, b"!" * (PART // 2)) == {"end": PART // 2}
+    draft, done = handle.open_file.draft, trio.Event()
+    assert draft is not None
+
+    async def read() -> None:
+        with draft.spool.held():
+            await done.wait()
+
+    does(mount, read)
+    relieves = does(mount, partial(mount.parts.file_io.writeback._relieve, handle.inode, draft, OSError()))
+    assert relieves == {}
+    assert writes(mount, handle, 1, b"?" * 100) == {"end": 100}
+    mount.loop.run(partial(mount.parts.file_io.fsync, handle.inode))
+    mount.loop.run(partial(mount.parts.commits.commit, handle.inode))
+    mount.loop.run(partial(settled, done))
+    assert relieves == {"end": None}
+    machine.loses_power(newest_log=False, spools="written")
+    mount.take_up()
+    assert stored(store)[:101] == b"o" + b"?" * 100
+
+
+@journal
+@pytest.mark.parametrize("size", [300, 3 * PART], ids=["whole", "in parts"])
 def test_a_file_that_is_closed_while_its_record_goes_is_nobodys_to_free(
     mount: Composed, disk: Disk, monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:

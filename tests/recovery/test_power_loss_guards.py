@@ -387,6 +387,7 @@ def test_a_spool_is_not_emptied_before_its_row_is_gone_where_room_is_made(
         draft = handle.open_file.draft
         assert draft is not None
         await mount.parts.file_io.writeback._relieve(handle.inode, draft, OSError())
+        assert await mount.parts.file_io.writeback._frees()
         assert draft.local.total == 0
 
     with composed(store, tmp_path, durability=JOURNAL) as mount:
