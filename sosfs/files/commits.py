@@ -46,6 +46,7 @@ from sosfs.journal.journal import Journal
 from sosfs.s3 import recognition
 from sosfs.s3.preconditions import look
 from sosfs.s3.protocol import Acl, Detail, Guard, Object, Properties, Right, Version
+from sosfs.s3.upload_check import DamagedWrite
 from sosfs.tree.inodes import Inode, Inodes, Known, stored
 from sosfs.tree.subtree_lock import SubtreeLock
 
@@ -194,7 +195,7 @@ class Commits:
         announce = partial(self.records.sent, inode, open_file, serial, is_hash=self._uploader.store.hashes)
         try:
             properties, acl = await self.carry(inode)
-            version = await self._send(open_file, draft, key, properties, acl, announce)
+            version = await self._send(inode, open_file, draft, properties, acl, announce)
         except StoreError as error:
             draft.commit_failed()
             if error.cause is Cause.DENIED:
@@ -254,14 +255,14 @@ class Commits:
 
     async def _send(
         self,
+        inode: Inode,
         open_file: OpenFile,
         draft: Draft,
-        key: str,
         properties: Properties,
         acl: Acl | None,
         announce: Callable[..., Awaitable[None]],
     ) -> Version:
-        size, plan = draft.size, self._uploader.plan
+        key, size, plan = self._inodes.key(inode), draft.size, self._uploader.plan
         is_small = size <= plan.single and not draft.away
         if is_small:
             await self.drop_upload(open_file)
@@ -273,14 +274,29 @@ class Commits:
                 if store.hashes:
                     hashed = etag_of(body) if size <= INLINE else await LOCAL.run(etag_of, body)
                 await announce(recognition.token(hashed, size, properties, hashes=store.hashes))
-                async with draft.outliving(body):
-                    version = await store.put(key, body, properties, condition=draft.expected, acl=acl, digest=hashed)
+                put = partial(store.put, key, body, properties, condition=draft.expected, acl=acl, digest=hashed)
+                version = await self._arrived(inode, draft, body, put)
                 self._uploader.sent_bytes += len(body)
             self._uploader.blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version
         if open_file.upload is None:
             open_file.upload = Upload(self._uploader, draft, key, properties, acl)
         return await open_file.upload.finish(size, draft.expected, partial(announce, is_hash=False))
+
+    async def _arrived(
+        self, inode: Inode, draft: Draft, body: bytes | memoryview, put: Callable[[], Awaitable[Version]]
+    ) -> Version:
+        """What `put` has made of `body`, all of a draft. If it has damaged the base, the record has it all."""
+        try:
+            return await put()
+        except DamagedWrite as error:
+            if error.left is not None:
+                with suppress(OSError):  # the disk takes no record either
+                    await self.records.opens(inode, 0)
+                    self.records.touched(inode)
+                await draft.outlive(body, error.left)
+                await self._keep(inode)
+            raise
 
     async def carry(self, inode: Inode) -> tuple[Properties, Acl | None]:
         """What the object must have beside its bytes: what it had, with the attributes of now."""

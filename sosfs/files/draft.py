@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from enum import Enum
 
 from sosfs.cache.blocks import Blocks, Source
@@ -27,7 +27,6 @@ from sosfs.cache.extents import Extents
 from sosfs.concurrency.tasks import each
 from sosfs.files.spool import INLINE, DamagedSpool, Spool
 from sosfs.s3.protocol import OBJECT_MAX, Condition, Guard, Version
-from sosfs.s3.upload_check import DamagedWrite
 
 BETWEEN = 1 << 20  # bytes of ours that are fetched along, which costs less than a request more
 FETCHES = 8  # requests side by side
@@ -365,21 +364,15 @@ class Draft:
         self.local = Extents((*self.dirty, *self._flying))
         self.brought.clear()
 
-    @asynccontextmanager
-    async def outliving(self, body: bytes | memoryview) -> AsyncIterator[None]:
-        """Within, all of the draft is sent as `body`; if that arrives damaged, in place of the base, the draft has all.
+    async def outlive(self, body: bytes | memoryview, left: Version) -> None:
+        """All of it was sent as `body`, and has arrived damaged as `left` in place of the base: the draft has it all.
 
         The next commit then replaces the damaged object, and needs nothing of the base.
         """
-        try:
-            yield
-        except DamagedWrite as error:
-            if error.left is not None:
-                await self.absorb(0, body)
-                self.expected, self.base, self.base_stop = error.left, None, 0
-                for start, stop in self.local:
-                    self.dirty.add(start, stop)
-            raise
+        await self.absorb(0, body)
+        self.expected, self.base, self.base_stop = left, None, 0
+        for start, stop in self.local:
+            self.dirty.add(start, stop)
 
     def empty(self) -> None:
         """Goes on in another spool: a row names this one, and until another is on the disk it has what was before."""

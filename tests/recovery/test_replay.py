@@ -31,7 +31,9 @@ from sosfs.s3.protocol import (
     Headers,
     Properties,
 )
+from sosfs.s3.upload_check import DamagedWrite
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, opened, put_all, readers, stored
 
 JOURNAL = Durability.JOURNAL
@@ -637,6 +639,30 @@ def test_an_upload_that_goes_on_has_the_attributes_of_now(tmp_path: Path) -> Non
         mount.loop.run(mount.settle)
         assert stored(store) == body
         assert int(_object(store).metadata["mode"]) == 0o100600
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("size", [100, 300_000], ids=["in its row", "in the spool"])
+def test_what_arrived_damaged_in_place_of_its_base_outlives_a_crash(tmp_path: Path, size: int) -> None:
+    """What was not changed of it is in no other place by then."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        await mount.write("file", b"n", at=size - 1)
+        put = store.put
+
+        async def damaged(key: str, body: bytes, *arguments: Any, **options: Any) -> None:
+            raise DamagedWrite("put", await put(key, b"?" * len(body), *arguments, **options))
+
+        store.put = damaged  # type: ignore[method-assign, assignment]
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(await mount._walk("file"))
+        del store.put
+
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.take_up()
+        assert bodies(store) == {"file": b"o" * (size - 1) + b"n"}
 
 
 def test_public_stays_public(tmp_path: Path) -> None:
