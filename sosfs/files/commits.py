@@ -279,9 +279,9 @@ class Commits:
                 self._uploader.sent_bytes += len(body)
             self._uploader.blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version
-        if open_file.upload is None:
-            open_file.upload = Upload(self._uploader, draft, key, properties, acl)
-        return await open_file.upload.finish(size, draft.expected, partial(announce, is_hash=False))
+        upload = open_file.upload = open_file.upload or Upload(self._uploader, draft, key, properties, acl)
+        upload.renews(properties, acl)
+        return await upload.finish(size, draft.expected, partial(announce, is_hash=False))
 
     async def _arrived(
         self, inode: Inode, draft: Draft, body: bytes | memoryview, put: Callable[[], Awaitable[Version]]

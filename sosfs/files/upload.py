@@ -123,8 +123,8 @@ class Upload:
 
     def __init__(self, uploader: Uploader, draft: Draft, key: str, properties: Properties, acl: Acl | None) -> None:
         self.key = key
-        self.properties = properties
-        self.acl = acl
+        self.properties = properties  # of the one that was begun
+        self._next = properties, acl  # of one that is begun from now on
         self._shared = uploader
         self._plan = uploader.plan
         self._draft = draft
@@ -146,6 +146,10 @@ class Upload:
         self._writer = 0  # offset behind which full parts may go up; 0 while `finish` sends them itself
         self._idle = trio.Event()
         self._idle.set()
+
+    def renews(self, properties: Properties, acl: Acl | None) -> None:
+        """Where it has to be begun anew it is begun with these."""
+        self._next = properties, acl
 
     def written(self, start: int, stop: int) -> None:
         """The draft changed in `[start, stop)`: parts sent of it are out of date."""
@@ -554,7 +558,9 @@ class Upload:
     async def _ensure(self) -> str:
         async with self._begin:
             if not self._id:
-                self._id = await self._shared.multiparts.begin(self.key, self.properties, acl=self.acl)
+                properties, acl = self._next
+                self._id = await self._shared.multiparts.begin(self.key, properties, acl=acl)
+                self.properties = properties
         return self._id
 
 

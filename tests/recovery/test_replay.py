@@ -641,6 +641,33 @@ def test_an_upload_that_goes_on_has_the_attributes_of_now(tmp_path: Path) -> Non
         assert int(_object(store).metadata["mode"]) == 0o100600
 
 
+@pytest.mark.promise(7)
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("how", ["forgotten", "cut"])
+def test_an_upload_that_is_begun_anew_after_a_crash_has_the_acl_of_the_file(tmp_path: Path, how: str) -> None:
+    """What the server has forgotten, or has too many parts of."""
+    store, body = Held(), _body(70, 5)
+    length = len(body) if how == "forgotten" else 40 * PART
+
+    async def before(mount: Composed) -> None:
+        await store.put("file", b"old", CARRIED, acl=FRIEND)
+        await _interrupted(mount, store, body)
+        if how == "cut":
+            handle = await opened(mount, os.O_WRONLY)
+            await mount.parts.file_io.truncate(handle.inode, length)
+            await mount.parts.file_io.fsync(handle.inode)
+
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        if how == "forgotten":
+            store._uploads.clear()
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body[:length]
+        assert "friend" in readers(store)
+        assert _object(store).headers == CARRIED.headers
+
+
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("size", [100, 300_000], ids=["in its row", "in the spool"])
 def test_what_arrived_damaged_in_place_of_its_base_outlives_a_crash(tmp_path: Path, size: int) -> None:
