@@ -280,6 +280,7 @@ class Commits:
             self._uploader.blocks.offer(Source(key, version.etag, len(body)), memoryview(body))
             return version
         upload = open_file.upload = open_file.upload or Upload(self._uploader, draft, key, properties, acl)
+        upload.is_being_removed(open_file.is_leaving)
         upload.renews(properties, acl)
         return await upload.finish(size, draft.expected, partial(announce, is_hash=False))
 

@@ -378,15 +378,17 @@ class FileIO:
     @asynccontextmanager
     async def _removing(self, open_file: OpenFile) -> AsyncIterator[None]:
         """Within, nothing is sent of a large file: what is on its way ends, and goes on only if the file stays."""
-        upload = open_file.upload
-        if upload is None:
-            yield
-            return
-        upload.is_being_removed(True)
+        self._is_leaving(open_file, True)
         try:
             yield
         finally:
-            upload.is_being_removed(False)
+            self._is_leaving(open_file, False)
+
+    @staticmethod
+    def _is_leaving(open_file: OpenFile, is_it: bool) -> None:
+        open_file.is_leaving = is_it
+        if open_file.upload is not None:
+            open_file.upload.is_being_removed(is_it)
 
     def left(self, inode: Inode) -> None:
         """An inode has lost its name: its draft is sent no more, and forgotten by the journal."""

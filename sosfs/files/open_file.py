@@ -28,7 +28,7 @@ class OpenFile:
 
     __slots__ = (
         *("draft", "failed", "in_flight", "lock", "row"),
-        *("sending", "source", "times_given", "uncut", "upload", "writers"),
+        *("is_leaving", "sending", "source", "times_given", "uncut", "upload", "writers"),
     )
 
     def __init__(self) -> None:
@@ -39,6 +39,7 @@ class OpenFile:
         self.writers = 0
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket
+        self.is_leaving = False  # the file is being removed
         self.row = 0  # of the draft in the journal; 0: none
         self.in_flight = InFlight()
         self.failed: OSError | None = None  # what the last commit ended with

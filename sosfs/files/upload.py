@@ -336,8 +336,10 @@ class Upload:
     def is_being_removed(self, is_it: bool) -> None:
         """The file is being removed, or is not any more: meanwhile nothing is sent, nor freed for who has it open."""
         self._is_unwanted = is_it
-        if is_it and self._stop is not None:
-            self._stop.set()
+        if is_it:
+            self._writer = 0
+            if self._stop is not None:
+                self._stop.set()
 
     @asynccontextmanager
     async def _copying_holes(self, size: int) -> AsyncIterator[None]:

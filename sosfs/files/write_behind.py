@@ -313,10 +313,10 @@ class WriteBehind:
 def _may_send(inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
     """Whether parts of a draft may go up beside its writer.
 
-    Not while a commit is under way, nor after a request without an answer: it may have completed the upload, which the
-    next commit finds out.
+    Not while a commit or a removal is under way, nor after a request without an answer: it may have completed the
+    upload, which the next commit finds out.
     """
-    is_free = not draft.is_committing and not open_file.in_flight.tokens
+    is_free = not draft.is_committing and not open_file.is_leaving and not open_file.in_flight.tokens
     return is_free and open_file.draft is draft and inode.parent is not None
 
 

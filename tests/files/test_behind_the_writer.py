@@ -242,6 +242,22 @@ def test_nothing_goes_up_of_what_was_removed_while_it_is_written(mount: Composed
     assert bodies(store) == {}
 
 
+def test_no_more_parts_follow_once_a_removal_has_begun(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await _emptied(mount, store)
+        store.before["upload_part"] = trio.Event()
+        await written(mount, handle, 1, 12)
+        gone = store.before["delete"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "file"))
+        await settled(store.before.pop("upload_part"))
+        assert store.calls["upload_part"] == BEHIND
+        await settled(gone)
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert (bodies(store), store._uploads) == ({}, {})
+
+
 # Beside a commit
 
 
@@ -405,6 +421,24 @@ def test_who_has_asked_for_an_acl_too_long_sends_nothing_to_a_name_that_is_gone(
     run(mount, main)
     assert bodies(store) == ({"moved": b"n" * (FROM + 2) * PART} if what == "renamed" else {})
     assert store._uploads == {}
+
+
+def test_a_removal_does_not_wait_until_a_file_is_sent_whose_close_has_just_begun(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        late = Late(store)
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * 12 * PART)
+        ends = await _flush_begins(mount, handle)
+        await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+        assert ends == {}
+        await settled(late.held)
+        assert ends == {"flush": None, "unlink": None}
+        assert store.calls["upload_part"] == 0
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert (bodies(store), store._uploads) == ({}, {})
 
 
 def test_who_has_asked_for_an_acl_too_long_adds_nothing_to_an_upload_that_may_be_completed(

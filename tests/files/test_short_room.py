@@ -783,6 +783,29 @@ def test_of_a_file_that_is_being_removed_nothing_is_freed(tmp_path: Path) -> Non
         run(mount, main)
 
 
+def test_nothing_goes_up_of_what_is_written_after_a_removal_has_begun(tmp_path: Path) -> None:
+    """Its base comes for who has it open, and that one writes on meanwhile: what was freed then was nowhere."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * SIZE, Properties())
+        handle = await opened(mount)
+        mount.parts.blocks.forget(lambda key: True)
+        held = store.before["get"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "file"))
+        assert ("get", "file") in store.reached
+        await streamed(mount, handle, BODY)
+        assert store.calls["create_multipart"] == 0
+        del store.before["get"]
+        await settled(held)
+        assert bytes(await mount.parts.file_io.read(handle, 0, SIZE)) == BODY
+        await closed(mount, handle)
+        assert bodies(store) == {}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
 def test_a_part_that_is_answered_after_its_upload_was_found_gone_is_sent_again(tmp_path: Path) -> None:
     """Another client has aborted it: what only that upload had is nowhere."""
     store = Held()
