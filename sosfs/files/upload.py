@@ -141,7 +141,7 @@ class Upload:
         self._fills = True  # unless holes have been sent, and cannot be left out
         self._hole_piece = 0  # bytes of holes that one copy makes; 0 until the first is needed
         self._stop: Interrupt | None = None  # of the `finish` under way
-        self._is_unwanted = self._was_cut = False
+        self._is_unwanted = self._was_cut = self._is_left = False
         self._frontier = 0  # below it every full part is sent or on its way
         self._writer = 0  # offset behind which full parts may go up; 0 while `finish` sends them itself
         self._idle = trio.Event()
@@ -393,17 +393,27 @@ class Upload:
             self._draft.strand()
 
     async def abort(self) -> None:
-        """Drops the upload; what cannot be aborted now is aborted later (`multipart_uploads`)."""
-        self._writer = 0
-        await self._idle.wait()
+        """Drops the upload; what cannot be aborted now is aborted later (`multipart_uploads`).
+
+        Parts on their way behind the writer are waited for: whoever is interrupted leaves that to a task.
+        """
+        self._writer, self._is_left = 0, True
+        if self._behind:
+            try:
+                await waited(self._idle.wait)
+            except OSError:
+                self._shared.spawn(self.abort)
+                return
         if self._id:
             await self._shared.multiparts.abort(self.key, self._id)
             self._forget()
 
     def _vanished(self) -> None:
         """The server knows the upload no more: the next try begins anew, but for bytes that were only there."""
+        is_left = self._is_left  # what its draft has freed is in another upload, if in any
         self._ended()
-        self._draft.strand()
+        if not is_left:
+            self._draft.strand()
 
     def _doubt(self) -> None:
         """The server has other parts than were sent last: one that was given up came late. All are sent again."""
@@ -415,7 +425,7 @@ class Upload:
         self._forget()
 
     def _forget(self) -> None:
-        self._id = ""
+        self._id, self._is_left = "", False
         for known in (self._sent, self._made, self._here):
             known.clear()
 

@@ -292,6 +292,32 @@ def test_who_is_interrupted_does_not_wait_for_parts_on_their_way(mount: Composed
     assert bodies(store) == {"file": b"n" * 12 * PART}
 
 
+def test_who_is_interrupted_while_a_file_is_removed_does_not_wait_for_its_parts(mount: Composed, store: Gated) -> None:
+    """The upload is given up once they have arrived."""
+
+    async def main(mount: Composed) -> None:
+        late, interrupt = store.gates.setdefault((9, b"n"), trio.Event()), Interrupt()
+        handle = await new(mount)
+        await written(mount, handle, 1, 12)
+
+        async def unlink() -> None:
+            CURRENT.set(interrupt)
+            await mount.unlink("file")
+
+        ends: dict[str, Any] = {}
+        await begun(mount, partial(told, ends, "unlink", unlink))
+        assert ends == {}
+        interrupt.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert ends == {"unlink": None}
+        assert store.calls["abort_multipart"] == 0
+        await settled(late)
+        assert (bodies(store), store._uploads) == ({}, {})
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
 def test_a_part_that_a_commit_has_is_not_replaced_by_an_older_one(mount: Composed, store: Gated) -> None:
     """It would come when all are put together, and what the commit has sent would be there no more."""
 

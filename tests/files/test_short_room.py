@@ -829,6 +829,26 @@ def test_a_part_that_is_answered_after_its_upload_was_found_gone_is_sent_again(t
         run(mount, main)
 
 
+def test_an_upload_under_an_old_name_that_is_gone_takes_nothing_along(tmp_path: Path) -> None:
+    """Of the one under the new name, in which alone bytes of the file are: they passed for lost."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        held = store.before["upload_part", "file"] = trio.Event()
+        await streamed(mount, handle, BODY[: 2 * PART])
+        await mount.rename("file", "moved")
+        store._uploads.clear()
+        await streamed(mount, handle, BODY[2 * PART :], at=2 * PART)
+        assert held_here(handle) <= 3 * PART
+        await settled(held)
+        await closed(mount, handle)
+        assert bodies(store) == {"moved": BODY}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
 def test_nothing_is_freed_of_a_file_that_is_being_kept_beside_another_clients(tmp_path: Path) -> None:
     """By another writer that finds no room, while what was written goes up under the name that it gets."""
     store = Held()
