@@ -398,6 +398,8 @@ class Upload:
         Parts on their way behind the writer are waited for: whoever is interrupted leaves that to a task.
         """
         self._writer, self._is_left = 0, True
+        if self._id:
+            self._shared.multiparts.left(self.key, self._id)
         if self._behind:
             try:
                 await waited(self._idle.wait)

@@ -26,7 +26,7 @@ from typing import Any
 
 from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal
-from sosfs.s3.protocol import Acl, ObjectStore, Properties
+from sosfs.s3.protocol import NOTHING, Acl, ObjectStore, Properties
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +91,10 @@ class MultipartUploads:
         """The upload is completed, or the store does not know it any more."""
         self._used.discard(upload_id)
         self._journal.drop_upload(upload_id)
+
+    def left(self, key: str, upload_id: str) -> None:
+        """Nobody goes on with an upload, be it aborted or not: a new file of this name is another one."""
+        self._journal.add_upload(upload_id, key, NOTHING)
 
     async def abort(self, key: str, upload_id: str) -> bool:
         """Whether the upload is gone; if it cannot be aborted now, the drain or the next mount does it."""

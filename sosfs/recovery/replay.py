@@ -45,7 +45,7 @@ from sosfs.recovery.directories import KeyDirectories
 from sosfs.recovery.spool import SpoolReplay
 from sosfs.s3.copying import copy_object
 from sosfs.s3.preconditions import find
-from sosfs.s3.protocol import UNKNOWN, Listed, Object, ObjectStore, Properties, Version
+from sosfs.s3.protocol import NOTHING, UNKNOWN, Listed, Object, ObjectStore, Properties, Version
 from sosfs.tree.inodes import Inode, Known
 from sosfs.tree.keys import Form
 
@@ -274,7 +274,8 @@ class Adoption:
         """Adopts all drafts; returns the ids of the uploads that go on. Raises what the bucket answers."""
         begun: dict[str, list[tuple[str, Properties]]] = {}
         for upload_id, key, begun_with in self._journal.uploads():
-            begun.setdefault(key, []).append((upload_id, begun_with))
+            if begun_with != NOTHING:  # else it was left (`MultipartUploads.left`)
+                begun.setdefault(key, []).append((upload_id, begun_with))
         kept: set[str] = set()
         for row, saved in self._spool_replay.drafts():
             upload = await self._upload(saved, begun.get(saved.key, []))

@@ -34,7 +34,7 @@ from sosfs.s3.protocol import (
 from sosfs.s3.upload_check import DamagedWrite
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, opened, put_all, readers, stored
+from tests.support.held import Held, begun, bodies, opened, put_all, readers, silence, stored
 
 JOURNAL = Durability.JOURNAL
 PART = 4096
@@ -666,6 +666,32 @@ def test_an_upload_that_is_begun_anew_after_a_crash_has_the_acl_of_the_file(tmp_
         assert stored(store) == body[:length]
         assert "friend" in readers(store)
         assert _object(store).headers == CARRIED.headers
+
+
+@pytest.mark.promise(7)
+@pytest.mark.usefixtures("small_parts")
+def test_a_new_file_does_not_go_on_with_the_upload_of_one_that_was_removed(tmp_path: Path) -> None:
+    """Which could not be aborted: whoever may read that one could read the new one, too."""
+    store, body = Held(), _body(70, 5)
+
+    async def before(mount: Composed) -> None:
+        await store.put("file", b"old", CARRIED, acl=FRIEND)
+        await mount.write("file", body)
+        store.errors["complete_multipart", "file"] = [silence("complete")]
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(await mount._walk("file"))
+        store.errors["abort_multipart", "file"] = [silence("abort")]
+        await mount.unlink("file")
+        await mount.write("file", body, flags=os.O_CREAT)
+
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        assert len(store._uploads) == 1
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert "friend" not in readers(store)
+        assert not store._uploads
 
 
 @pytest.mark.promise(3)
