@@ -24,9 +24,11 @@ import errno
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 
 import trio
 
+from sosfs.concurrency.interrupt import waited
 from sosfs.errors import FULL
 from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, DraftState
@@ -184,7 +186,7 @@ class WriteBehind:
             return
         elif is_hopeless:
             raise refusal
-        await trio.sleep(POLL)
+        await waited(partial(trio.sleep, POLL))
 
     async def _frees(self, *, first: bool = False) -> bool:
         """Frees what is here and in the bucket too, or the `first` parts of files. Whether there was any."""

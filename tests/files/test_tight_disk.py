@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import trio
 
+from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle, draft_of
 from sosfs.files.spool import Spool, SpoolArea
@@ -237,6 +238,31 @@ def test_room_that_others_hold_is_waited_for_as_long_as_patience_says(mount: Com
     assert mount.parts.file_io.writeback.waiting == 0
     disk.leaves(PART)
     assert writes(mount, second, 400, b"b" * 100) == {"end": 100}
+    close(mount, first, second)
+
+
+@pytest.mark.promise(11)
+def test_who_waits_for_room_can_be_stopped(mount: Composed, disk: Disk) -> None:
+    first, second = (new(mount, path) for path in "ab")
+    interrupt = Interrupt()
+
+    async def write() -> None:
+        CURRENT.set(interrupt)
+        await mount.parts.file_io.write(second, 300, b"b" * 100)
+
+    async def stop() -> None:
+        interrupt.set()
+
+    disk.leaves(10)
+    waits = does(mount, write)
+    mount.loop.passes(1)
+    assert (waits, mount.parts.file_io.writeback.waiting) == ({}, 1)
+    mount.loop.run(stop)
+    mount.loop.passes(1)
+    assert f"({errno.EINTR}" in waits["end"]
+    assert mount.parts.file_io.writeback.waiting == 0
+    disk.others = 0
+    assert writes(mount, second, 300, b"b" * 100) == {"end": 100}
     close(mount, first, second)
 
 
