@@ -168,7 +168,7 @@ class Upload:
             if len(self._behind) >= BEHIND:
                 return
             if part.number in self._sent or part.number in self._behind:
-                self._frontier = part.stop if part.start == self._frontier else self._frontier
+                self._frontier = part.stop  # what is not full before it is written yet, which tells of it
             elif self._draft.dirty.covers(part.start, part.stop):
                 self._send_later(part)
 
