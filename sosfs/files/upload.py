@@ -323,7 +323,7 @@ class Upload:
         Unless bytes are in its parts alone: then none are merged, so that all may be of use.
         """
         if not self._draft.away:
-            await self.abort()
+            await self._drop()
         else:
             self._fills, self._zeros = False, None
 
@@ -400,21 +400,22 @@ class Upload:
         self._writer, self._is_left = 0, True
         if self._id:
             self._shared.multiparts.left(self.key, self._id)
-        if self._behind:
-            try:
-                await waited(self._idle.wait)
-            except OSError:
-                self._shared.spawn(self.abort)
-                return
+        try:
+            await waited(self._idle.wait)
+        except OSError:
+            self._shared.spawn(self.abort)
+        else:
+            await self._drop()
+
+    async def _drop(self) -> None:
         if self._id:
             await self._shared.multiparts.abort(self.key, self._id)
             self._forget()
 
     def _vanished(self) -> None:
         """The server knows the upload no more: the next try begins anew, but for bytes that were only there."""
-        is_left = self._is_left  # what its draft has freed is in another upload, if in any
         self._ended()
-        if not is_left:
+        if not self._is_left:  # else what its draft has freed is in another upload, if in any
             self._draft.strand()
 
     def _doubt(self) -> None:
@@ -427,7 +428,7 @@ class Upload:
         self._forget()
 
     def _forget(self) -> None:
-        self._id, self._is_left = "", False
+        self._id = ""
         for known in (self._sent, self._made, self._here):
             known.clear()
 

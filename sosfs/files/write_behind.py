@@ -199,15 +199,9 @@ class WriteBehind:
             if open_file.draft is not draft:
                 freed = True  # it was let go meanwhile
                 continue
-            if open_file.upload is not None:
-                freed |= open_file.upload.free(first=first)
-            elif (
-                draft.state is DraftState.CLEAN
-                and draft.local
-                and not draft.spool.is_named
-                and not draft.spool.is_busy
-                and not open_file.lock.taken
-            ):
+            if draft.state is not DraftState.CLEAN:
+                freed |= open_file.upload is not None and open_file.upload.free(first=first)
+            elif draft.local and not (draft.spool.is_named or draft.spool.is_busy or open_file.lock.taken):
                 draft.shed()
                 freed = True
         return freed

@@ -518,6 +518,10 @@ def test_what_was_recorded_and_stored_is_freed_once_no_power_loss_brings_its_rec
     assert mount._journal.damage.lines == ()
 
 
+async def _refuses(_: Journal) -> None:
+    raise OSError(errno.EIO, "the disk")
+
+
 @journal
 @pytest.mark.parametrize("size", [300, 3 * PART], ids=["whole", "in parts"])
 def test_what_a_power_loss_may_bring_back_is_not_freed(
@@ -528,11 +532,8 @@ def test_what_a_power_loss_may_bring_back_is_not_freed(
     mount.loop.run(partial(mount.parts.file_io.flush, first))
     mount.loop.passes(2)
 
-    async def refuses(_: Journal) -> None:
-        raise OSError(errno.EIO, "the disk")
-
     with monkeypatch.context() as patch:
-        patch.setattr(Journal, "sync", refuses)
+        patch.setattr(Journal, "sync", _refuses)
         if size > 300:
             writes(mount, first, 300, b"a" * (size - 300))
         disk.leaves(10)
@@ -570,6 +571,28 @@ def test_what_is_recorded_again_while_its_file_makes_room_is_not_freed(
     machine.loses_power(newest_log=False, spools="written")
     mount.take_up()
     assert stored(store)[:101] == b"o" + b"?" * 100
+
+
+@journal
+def test_what_is_recorded_while_the_record_before_goes_is_not_freed(
+    mount: Composed, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = Machine(mount, monkeypatch, 1)
+    first, second = (new(mount, path) for path in "ab")
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    mount.loop.passes(2)
+    late = syncs_late(monkeypatch)
+    disk.leaves(10)
+    waits = writes(mount, second, 300, b"b" * 100)
+    assert writes(mount, first, 0, b"c" * 100) == {"end": 100}
+    mount.loop.run(partial(mount.parts.file_io.flush, first))
+    mount.loop.run(partial(settled, late))
+    mount.loop.run(partial(mount.parts.commits.commit, first.inode))
+    mount.loop.passes(1)
+    assert (local(first), waits) == (0, {"end": 100})
+    machine.loses_power(newest_log=False, spools="written")
+    disk.others = 0
+    mount.take_up()
 
 
 @journal
@@ -831,6 +854,25 @@ def test_who_makes_room_in_vain_is_told(mount: Composed, store: Held) -> None:
         close(mount, handle)
     mount.loop.passes(5)
     assert bodies(store) == {"file": b"o" * 32 * PART}
+
+
+@journal
+def test_who_could_make_room_if_the_journal_were_written_is_told(
+    mount: Composed, store: Held, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    handle = _of_another(mount, store)
+    for letter in (b"1", b"2"):
+        assert writes(mount, handle, 0, letter * PART) == {"end": PART}
+        mount.loop.run(partial(mount.parts.file_io.fsync, handle.inode))
+    mount.loop.run(partial(mount.parts.commits.commit, handle.inode))
+    disk.leaves(10)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "sync", _refuses)
+        assert is_full(writes(mount, handle, PART, b"3" * 100))
+    assert_done(mount, writes(mount, handle, PART, b"3" * 100))
+    close(mount, handle)
+    mount.loop.passes(5)
+    assert stored(store) == b"2" * PART + b"3" * 100 + b"o" * (31 * PART - 100)
 
 
 def test_who_sends_parts_in_vain_is_told(mount: Composed, store: Held) -> None:

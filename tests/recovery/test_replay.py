@@ -668,6 +668,26 @@ def test_an_upload_that_is_begun_anew_after_a_crash_has_the_acl_of_the_file(tmp_
         assert _object(store).headers == CARRIED.headers
 
 
+@pytest.mark.usefixtures("small_parts")
+def test_an_upload_that_is_begun_anew_after_a_crash_is_known_without_an_answer(tmp_path: Path) -> None:
+    """By the time of its file, where ETags are no hashes; the one before had another."""
+    store, body = Held(hashes=False), _body(70, 5)
+
+    async def before(mount: Composed) -> None:
+        await _interrupted(mount, store, body)
+        handle = await opened(mount, os.O_WRONLY)
+        await mount.parts.file_io.truncate(handle.inode, 40 * PART)
+        await mount.parts.file_io.fsync(handle.inode)
+
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        store.lost.add("file")
+        mount.start()
+        mount.loop.passes(30)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": body[: 40 * PART]}
+        assert store.calls["complete_multipart"] > 0
+
+
 @pytest.mark.promise(7)
 @pytest.mark.usefixtures("small_parts")
 def test_a_new_file_does_not_go_on_with_the_upload_of_one_that_was_removed(tmp_path: Path) -> None:
