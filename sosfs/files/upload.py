@@ -325,7 +325,7 @@ class Upload:
         if not self._draft.away:
             await self._drop()
         else:
-            self._fills, self._zeros = False, None
+            self._fills = False
 
     def cut(self) -> None:
         """The file was cut: nobody wants what is sent now."""

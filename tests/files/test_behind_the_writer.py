@@ -318,6 +318,51 @@ def test_who_is_interrupted_while_a_file_is_removed_does_not_wait_for_its_parts(
     run(mount, main)
 
 
+@pytest.mark.parametrize("what", ["closed", "renamed"])
+def test_who_waits_for_parts_on_their_way_does_not_wait_for_those_that_would_follow(
+    mount: Composed, store: Held, what: str
+) -> None:
+    """Nor does it wait for ever: they would be others than those that were waited for."""
+
+    async def main(mount: Composed) -> None:
+        held = store.before["upload_part", "file"] = trio.Event()
+        handle = await new(mount)
+        await written(mount, handle, 1, 14)
+        ends: dict[str, Any] = {"flush": None}
+        if what == "renamed":
+            await mount.rename("file", "moved")
+        else:
+            ends = await _flush_begins(mount, handle)
+            await written(mount, handle, 1, 2, b"!")
+        del store.before["upload_part", "file"]
+        await settled(held)
+        assert (ends, store._uploads) == ({"flush": None}, {})
+        await closed(mount, handle)
+
+    run(mount, main)
+    assert bodies(store) == (
+        {"file": b"!" * 2 * PART + b"n" * 12 * PART} if what == "closed" else {"moved": b"n" * 14 * PART}
+    )
+
+
+def test_what_is_written_anew_after_a_close_that_failed_goes_up_while_it_is_written(
+    mount: Composed, store: Held
+) -> None:
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 11)
+        store.errors["upload_part", "file"] = [silence("upload_part")]
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.truncate(handle.inode, 0)
+        await written(mount, handle, 1, 12, b"!")
+        assert set(there(store).values()) == {b"!"}
+        await closed(mount, handle)
+        assert stored(store) == b"!" * 12 * PART
+
+    run(mount, main)
+
+
 def test_a_part_that_a_commit_has_is_not_replaced_by_an_older_one(mount: Composed, store: Gated) -> None:
     """It would come when all are put together, and what the commit has sent would be there no more."""
 

@@ -22,7 +22,7 @@ from sosfs.s3.protocol import Part, PartBody
 from tests.conftest import Mounter
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, closed, stored
+from tests.support.held import Held, begun, closed, settled, silence, stored, told
 
 PART = 8192
 BODY = random.Random(5).randbytes(8 * PART + 100)
@@ -99,6 +99,29 @@ def test_a_part_that_is_written_to_while_it_is_sent_is_sent_again(mount: Compose
         store.before.pop("upload_part").set()
         await trio.testing.wait_all_tasks_blocked()
         store.damaged = []
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert stored(store) == expected
+
+
+def test_what_is_written_while_a_part_waits_for_its_answer_is_not_left_to_a_try_that_has_failed(
+    mount: Composed, store: Watching
+) -> None:
+    """The next one goes on with the parts that are as the file is by now."""
+    expected = bytearray(BODY)
+    expected[PART + 10 : PART + 14] = b"late"
+
+    async def main() -> None:
+        handle = await written(mount)
+        held = store.after["upload_part"] = trio.Event()
+        outcomes: dict[str, Any] = {}
+        await begun(mount, partial(told, outcomes, "flush", partial(mount.parts.file_io.flush, handle)))
+        await mount.parts.file_io.write(handle, PART + 10, b"late")
+        store.errors["complete_multipart", "file"] = [silence("complete_multipart")]
+        del store.after["upload_part"]
+        await settled(held)
+        assert "no answer" in outcomes["flush"]
         await closed(mount, handle)
 
     mount.loop.run(main)

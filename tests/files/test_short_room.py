@@ -506,6 +506,33 @@ def test_nothing_is_freed_of_a_file_that_was_cut_below_parts_that_went_up(
         run(mount, main)
 
 
+def test_what_was_only_in_an_upload_that_was_begun_anew_and_is_gone_is_told(tmp_path: Path) -> None:
+    """The one before had parts of what was cut off."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        await io.truncate(handle.inode, 3 * PART)
+        store.errors["upload_part", "file"] = [StoreError(errno.EIO, "upload_part", status=500)]
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(handle.inode)
+        await streamed(mount, handle, BODY, at=3 * PART)
+        assert held_here(handle) < SIZE // 2
+        store._uploads.clear()
+        with fails(errno.ENXIO, errno.EIO):
+            await io.flush(handle)
+        with fails(errno.ENOSPC):
+            await io.fsync(handle.inode)
+        await io.release(handle)
+        assert await mount.tree() == {}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
 @pytest.mark.parametrize("crashes", [False, True])
 def test_an_unmount_that_cannot_send_leaves_the_upload_that_has_what_was_freed(
     store: FakeStore, tmp_path: Path, crashes: bool
