@@ -521,6 +521,29 @@ def test_a_removal_does_not_wait_for_what_is_appended(mount: Composed) -> None:
     mount.loop.run(main)
 
 
+def test_who_has_a_removed_file_open_has_all_of_it_though_a_chmod_made_it_anew_meanwhile(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", BODY, flags=os.O_CREAT)
+        reader, ends = await opened(mount, os.O_RDONLY), dict[str, Any]()
+        mount.parts.blocks.forget(lambda key: True)
+        held = store.before["get"] = trio.Event()
+        await begun(mount, partial(told, ends, "unlink", partial(mount.unlink, "file")))
+        assert ("get", "file") in store.reached
+        await mount.chmod("file", 0o600)
+        assert store.calls["copy"] == 1
+        del store.before["get"]
+        await settled(held)
+        assert ends == {"unlink": None}
+        mount.parts.blocks.forget(lambda key: True)
+        assert bytes(await mount.parts.file_io.read(reader, 0, SIZE)) == BODY
+        await mount.parts.file_io.release(reader)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+
+
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("then", ["fsync", "rename"])
 def test_what_came_into_the_spool_during_a_sync_is_not_told_to_be_on_the_disk(
