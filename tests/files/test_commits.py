@@ -23,6 +23,7 @@ from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import Spool
+from sosfs.metadata import user_metadata
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
@@ -100,10 +101,11 @@ def test_a_rewrite_keeps_the_acl_the_headers_and_the_class(tmp_path: Path, size:
         inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
         await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
         await mount.write("file", b"n", at=1)
+        await mount.write("file", b"m", at=2)
 
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
-        assert stored(store) == b"on" + b"o" * (size - 2)
+        assert stored(store) == b"onm" + b"o" * (size - 3)
         found = store._stored["file"].object.properties
         assert found.headers == CARRIED.headers
         assert found.storage_class == "COLD"
@@ -328,6 +330,26 @@ def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mou
         await closed(mount, handle)
         assert stored(store) == b"12" + b"o" * 7998 + bytes(1000), "what was cut off does not come back"
         assert mount.parts.commits.pending[0] == 0
+
+    mount.loop.run(main)
+
+
+def test_what_is_written_while_a_commit_is_under_way_has_its_own_time(mount: Composed, store: Held) -> None:
+    """Else who compares times would not see that the file has changed."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"1")
+        held = store.before["put"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        await mount.parts.file_io.write(handle, 1, b"2")
+        time = handle.inode.mtime_ns
+        del store.before["put"]
+        await settled(held)
+        assert handle.inode.mtime_ns == time
+        await closed(mount, handle)
+        assert user_metadata.read(store._stored["file"].object.properties.metadata).mtime_ns == time
 
     mount.loop.run(main)
 
