@@ -477,6 +477,30 @@ def test_what_was_stored_just_before_the_crash_is_not_stored_again(tmp_path: Pat
         assert bodies(store) == {"file": b"bytes"}
 
 
+@pytest.mark.promise(3)
+def test_a_file_of_the_size_and_time_of_the_one_before_it_is_not_taken_for_stored(tmp_path: Path) -> None:
+    """Where ETags are no hashes these are all that tells, and the request that got no answer has had no effect."""
+    store = Held(hashes=False)
+
+    async def before(mount: Composed) -> None:
+        await mount.write("file", b"old", flags=os.O_CREAT)
+        inode = await mount._walk("file")
+        await mount.parts.commits.commit(inode)
+        handle, time = await opened(mount), inode.mtime_ns
+        await mount.parts.file_io.write(handle, 0, b"new")
+        inode.mtime_ns = time
+        mount.parts.file_io.time_given(inode)
+        mount.parts.attributes.changed(inode)
+        await mount.parts.file_io.flush(handle)
+        store.errors["put", "file"] = [silence("put")]
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(inode)
+
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.take_up()
+        assert bodies(store) == {"file": b"new"}
+
+
 # Multipart uploads that a crash interrupted
 
 
