@@ -114,6 +114,27 @@ def test_a_rewrite_keeps_the_acl_the_headers_and_the_class(tmp_path: Path, size:
 
 
 @sizes
+def test_so_does_one_that_follows_a_rewrite_without_an_answer(tmp_path: Path, size: int) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * size, CARRIED, acl=FRIEND)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 1, b"n")
+        store.lost.add("file")
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"on" + b"o" * (size - 2)
+        found = store._stored["file"].object.properties
+        assert (found.headers, found.storage_class) == (CARRIED.headers, "COLD")
+        assert "friend" in readers(store)
+
+
+@sizes
 @pytest.mark.parametrize("theirs", [b"theirs", None], ids=["written", "removed"])
 def test_what_another_client_did_meanwhile_is_not_undone(tmp_path: Path, size: int, theirs: bytes | None) -> None:
     store = Held()
