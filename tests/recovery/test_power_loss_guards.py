@@ -148,6 +148,33 @@ def test_attributes_are_on_the_disk_when_fsync_returns(tmp_path: Path, monkeypat
         assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
 
 
+@pytest.mark.promise(3)
+def test_attributes_that_were_set_during_a_commit_are_in_its_record_or_have_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the log ends right before the last change."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        inode, held = await mount._walk("file"), trio.Event()
+        store.before["put"] = held
+        await begun(mount, partial(mount.parts.commits.commit, inode))
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        del store.before["put"]
+        await settled(held)
+        assert bodies(store) == {"file": b"bytes"}
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine._logs.pop()
+        machine.loses_power(newest_log=True)
+        mount.take_up()
+        assert int(store._stored["file"].object.properties.metadata["mode"]) == stat.S_IFREG | 0o600
+
+
 def test_a_queued_removal_that_was_done_is_not_done_again_when_the_power_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
