@@ -338,6 +338,27 @@ def test_the_disk_knows_of_an_upload_before_it_is_made_where_the_bytes_do_not_te
         assert stored(store)[:1] + stored(store)[101:] == sent[:1] + sent[101:]
 
 
+@pytest.mark.parametrize(("hashes", "part_size"), [(True, 4096), (False, LARGE)], ids=["parts", "no hashes"])
+def test_the_disk_knows_of_an_object_before_it_is_made_whose_etag_is_no_hash_of_its_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hashes: bool, part_size: int
+) -> None:
+    """Though the record has them all."""
+    store = Held(hashes=hashes)
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"n" * LARGE, flags=os.O_CREAT)
+        await mount.parts.commits.commit(await mount._walk("file"))
+        assert stored(store) == b"n" * LARGE
+
+    with composed(store, tmp_path, durability=JOURNAL, part_size=part_size) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="synced")
+        mount.take_up(seconds=20)
+        assert bodies(store) == {"file": b"n" * LARGE}
+
+
 def test_what_was_stored_and_then_replaced_is_not_kept_beside_when_the_power_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
