@@ -168,6 +168,18 @@ def test_nothing_stays_here_of_a_file_that_was_closed_and_sent(tmp_path: Path) -
         assert mount.loop.run(partial(mount._walk, "file")).pins == 0
 
 
+def test_nothing_stays_here_of_a_file_that_the_unmount_has_sent(tmp_path: Path) -> None:
+    """The disk is that of other programs until the next mount, if one comes."""
+    store = Held()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", b"n" * SIZE, flags=os.O_CREAT))
+        spools = mount._settings.state_dir / "spool"
+        assert len(list(spools.iterdir())) == 1
+        mount.loop.run(mount.parts.drain)
+        assert bodies(store) == {"file": b"n" * SIZE}
+        assert list(spools.iterdir()) == []
+
+
 # What the task that has sent a file leaves
 
 
