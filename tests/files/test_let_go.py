@@ -5,6 +5,7 @@ In one process, with threads and requests held back.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from functools import partial
@@ -280,3 +281,23 @@ def test_room_is_made_at_once_of_what_waits_for_the_next_sync(tmp_path: Path) ->
         assert mount.loop.run(hurry)
         assert list(spools.iterdir()) == []
         assert not mount.loop.run(hurry)
+
+
+def test_spools_that_the_disk_did_not_let_go_go_with_a_later_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Held()
+
+    async def refuses(_: Journal) -> None:
+        raise OSError(errno.EIO, "the disk")
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        spools = mount._settings.state_dir / "spool"
+        mount.loop.run(partial(mount.write, "file", b"n" * SIZE, flags=os.O_CREAT))
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "sync", refuses)
+            mount.loop.passes(15)
+            assert bodies(store) == {"file": b"n" * SIZE}
+            assert len(list(spools.iterdir())) == 1
+        mount.loop.passes(30)
+        assert list(spools.iterdir()) == []
