@@ -336,6 +336,16 @@ def test_after_a_second_all_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert shown(mount) == {"moved": body} | {f"file{number}": body for number in range(2, MANY + 2)}
 
 
+def test_one_sync_is_enough_for_what_was_closed_before_it(tmp_path: Path) -> None:
+    """The records that vouch for the bytes are on the disk with these."""
+    with composed(Held(), tmp_path, durability=WRITEBACK) as mount:
+        mount.loop.run(partial(mount.write, "file", b"n" * 300_000, flags=os.O_CREAT))
+        assert mount.parts.unsynced.changes > 0
+        assert mount.parts.delayed_sync is not None
+        mount.loop.run(mount.parts.delayed_sync.now)
+        assert mount.parts.unsynced.changes == 0
+
+
 @sizes
 @pytest.mark.promise(3)
 def test_the_death_of_the_process_takes_nothing(tmp_path: Path, size: int) -> None:
