@@ -144,6 +144,24 @@ def test_reading_holes_back_asks_for_nothing(mount: Composed, store: Counting) -
     run(mount, main)
 
 
+def test_what_was_written_into_a_hole_that_is_stored_is_not_known_to_be_zeros(mount: Composed, store: Counting) -> None:
+    """What is, is read as zeros without a request; the rest of the part that it is in still is."""
+    at = 30 * PART + 7
+
+    async def main() -> None:
+        await closed(mount, await sparse(mount))
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, at, DATA)
+        await closed(mount, handle)
+        version = handle.inode.version
+        assert version is not None
+        assert mount.parts.blocks.zeros.total(version.etag, version.size) == SIZE - 2 * len(DATA)
+
+    run(mount, main)
+    body = expected()
+    assert stored(store) == body[:at] + DATA + body[at + len(DATA) :]
+
+
 def test_they_are_used_by_the_next_file_and_removed_at_the_end(store: Counting, tmp_path: Path) -> None:
     async def main(mount: Composed) -> None:
         await closed(mount, await sparse(mount))

@@ -735,6 +735,7 @@ def test_a_new_file_does_not_go_on_with_the_upload_of_one_that_was_removed(tmp_p
         mount.loop.run(mount.settle)
         assert stored(store) == body
         assert "friend" not in readers(store)
+        assert store.calls["create_multipart"] == 2, "it could be read for a moment"
         assert not store._uploads
 
 
