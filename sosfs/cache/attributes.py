@@ -3,9 +3,9 @@
 A listing shows an object's key, ETag, size and time. If all four are as they were when the object's
 metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
 So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
-yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash such rows
-are dropped, and those of objects that were young when they were read: a later write of metadata alone, which
-the table has not heard of, may look the same.
+yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash, or where the disk has
+refused a change, such rows hold no more, and neither do those of objects that were young when they were read: a later
+write of metadata alone, which the table has not heard of, may look the same.
 
 A cache and nothing more: it is never synced, a damaged one is thrown away, and nothing is lost with it.
 
@@ -36,6 +36,7 @@ _SHARED = 3  # in the column `whole`, for what is also shared
 _IF_NEWER = """ on conflict do update set etag = excluded.etag, size = excluded.size, modified = excluded.modified,
   written = excluded.written, whole = excluded.whole, properties = excluded.properties
   where excluded.modified > attributes.modified"""
+_IS_UNCERTAIN = f"(modified is null or written <= modified + {SLACK})"  # may look like what was written since
 _CLOSED = 1  # the table's user_version while no mount has it
 _TABLE = """
 create table if not exists attributes (
@@ -72,13 +73,15 @@ class AttributeCache:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._db = _opened(path)
         self._was_refused = False
+        self._is_behind = False  # what was dropped, or replaced, may be there yet
         self._fresh: dict[tuple[str, str], Remembered | None] = {}
 
     def close(self) -> None:
         """Writes what is in memory. Never raises for a disk that refuses."""
         self.flush()
         try:
-            self._db.execute(f"pragma user_version = {_CLOSED}")
+            if not self._is_behind:
+                self._db.execute(f"pragma user_version = {_CLOSED}")
         except sqlite3.Error as error:
             log.info("the attribute cache is taken for one of a crash next time: %s", error)
         self._db.close()
@@ -89,10 +92,11 @@ class AttributeCache:
         return self._read(folder, first, last)
 
     def _read(self, folder: str, first: str, last: str) -> Mapping[str, Remembered]:
+        left = f" and not {_IS_UNCERTAIN}" if self._is_behind else ""
         try:
             rows = self._db.execute(
                 "select name, etag, size, modified, written, whole, properties from attributes"
-                " where folder = ? and name between ? and ?",
+                " where folder = ? and name between ? and ?" + left,
                 (folder, first, last),
             ).fetchall()
         except sqlite3.Error as error:
@@ -195,6 +199,7 @@ class AttributeCache:
                     [(*place, *_row(row)) for place, row in fresh.items() if row is not None],
                 )
         except sqlite3.Error as error:
+            self._is_behind = True
             self._refused("written", error)
         else:
             self._was_refused = False
@@ -249,7 +254,7 @@ def _prepared(path: Path) -> sqlite3.Connection:
     db.execute("pragma synchronous = off")
     db.executescript(_TABLE)
     if db.execute("pragma user_version").fetchone()[0] != _CLOSED:
-        db.execute("delete from attributes where modified is null or written <= modified + ?", (SLACK,))
+        db.execute(f"delete from attributes where {_IS_UNCERTAIN}")
         db.commit()
     db.execute("pragma user_version = 0")
     if db.execute("select count(*) from attributes").fetchone()[0] > ROWS_MAX:

@@ -291,6 +291,23 @@ def test_a_disk_that_refuses_fails_nobody_and_is_told_of_once(
     cache.close()
 
 
+def test_what_could_not_be_forgotten_does_not_pass_for_what_was_written_since(
+    cache: AttributeCache, tmp_path: Path
+) -> None:
+    """Of our own write no time is known, and a young one may have the time of the next."""
+    for name, modified in (("ours", None), ("young", NOW), ("old", NOW - SLACK - 1)):
+        cache.put(f"d/{name}", version(modified=modified), PLAIN, whole=True)
+    cache.flush()
+    cache._db = disk = Refusing(cache._db)  # type: ignore[assignment]
+    for name in ("ours", "young", "old"):
+        cache.drop(f"d/{name}")
+    cache.flush()
+    disk.refuses = False
+    assert names(cache) == ["old"], "the listing shows whether it is still that one"
+    assert cache.find("d/", "ours") is None
+    assert names(again(cache, tmp_path)) == ["old"]
+
+
 def test_what_fails_in_the_middle_is_not_half_done(cache: AttributeCache) -> None:
     """A transaction: what was forgotten for what could not be written is there still."""
     cache.put("d/kept", version(), PLAIN, whole=True)
