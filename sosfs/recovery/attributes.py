@@ -70,14 +70,24 @@ class AttributeReplay:
                 else Properties(system_headers.for_directory())
             )
             used = Properties(kept.headers, user_metadata.write(saved.properties.metadata, saved.posix))
-            await self._store.put(saved.key, b"", used)
-        elif found is None or not _stands_on(saved, found):
+            return await self._is_made(saved.key, used)
+        if found is None or not _stands_on(saved, found):
             self._say_lost(saved, found)
         elif late := tuple(one for one in saved.sent if not is_made_by(one, found)):
             self._journal.save_attributes(row, replace(saved, version=found.version, sent=late, tokens=()))
             return False
         else:
             await self._copy(row, saved, found)
+        return True
+
+    async def _is_made(self, key: str, used: Properties) -> bool:
+        """Stores the marker of a directory that has none, unless another client was faster."""
+        try:
+            await self._store.put(key, b"", used, condition=Guard.ABSENT)
+        except StoreError as error:
+            if error.cause is not Cause.CONFLICT:
+                raise
+            return False
         return True
 
     async def _copy(self, row: int, saved: SavedAttributes, found: Object) -> None:
@@ -92,6 +102,8 @@ class AttributeReplay:
             await self._store.put(saved.key, b"", locked, acl=acl)  # not every server copies a marker
         else:
             self._journal.save_attributes(row, replace(saved, sent=(*saved.sent, locked)))
+            if "-" in found.version.etag or not self._store.hashes:
+                await self._journal.sync()  # else nothing tells after a power cut that the copy is ours
             await self._copy_object(saved.key, saved.key, found.version, properties=locked, acl=acl)
         await self._attributes.protection.settle(saved.key)
 

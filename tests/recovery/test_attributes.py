@@ -640,3 +640,21 @@ def test_a_change_is_lost_only_where_it_was_made_to_something(
         said = "has replaced it" if theirs is not None else "" if is_new else "has removed it"
         assert ("is lost" in caplog.text) == bool(said)
         assert said in caplog.text
+
+
+def test_a_marker_that_another_client_makes_while_the_next_mount_begins_is_theirs(tmp_path: Path) -> None:
+    """It was not there when it was looked for."""
+    store, theirs = Held(), {"mode": str(stat.S_IFDIR | 0o711), "uid": "9"}
+
+    def is_faster(operation: str, key: str) -> None:
+        if operation == "put" and key not in store._stored:
+            store._store(key, b"", "an ETag", Properties(metadata=theirs), None)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.mkdir, "d"))
+        mount.crash()
+        store.fault = is_faster
+        mount.start()
+        mount.loop.passes(LONG)
+        assert store._stored["d/"].object.properties.metadata == theirs
+        assert mount.parts.pending == 0

@@ -17,6 +17,7 @@ from sosfs.disk import watermark
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool
 from sosfs.journal.journal import Journal
+from sosfs.recovery.attributes import AttributeReplay
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
@@ -173,6 +174,44 @@ def test_attributes_that_were_set_during_a_commit_are_in_its_record_or_have_thei
         machine.loses_power(newest_log=True)
         mount.take_up()
         assert int(store._stored["file"].object.properties.metadata["mode"]) == stat.S_IFREG | 0o600
+
+
+@pytest.mark.parametrize("kind", ["in parts", "no hashes"])
+@pytest.mark.parametrize("is_replayed", [False, True], ids=["", "by the next mount"])
+def test_the_disk_knows_of_a_copy_before_it_is_made_where_its_etag_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, kind: str, is_replayed: bool
+) -> None:
+    """Else the next mount takes its own copy for another client's file, and what was changed for lost."""
+    store, held = Held(hashes=kind == "in parts"), trio.Event()
+
+    async def begin(mount: Composed) -> None:
+        upload = await store.create_multipart("file", Properties())
+        await store.complete_multipart("file", upload, [await store.upload_part("file", upload, 1, b"bytes")])
+        inode = await mount._walk("file")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount._journal.sync()
+
+    async def begin_again(mount: Composed) -> None:
+        replay = AttributeReplay(mount._journal, store, mount.parts.multiparts, mount.parts.attributes)
+        (item,) = mount._journal.attributes()
+        await begun(mount, partial(replay.write, item))
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(begin, mount))
+        store.after["copy"] = held
+        if is_replayed:
+            mount.loop.run(partial(begin_again, mount))
+        else:
+            mount.loop.passes(3)
+        assert ("copy", "file") in store.reached
+        machine.loses_power(newest_log=False)
+        mount.loop.run(store.release)
+        mount.start()
+        mount.loop.passes(LONG)
+        assert "is lost" not in caplog.text
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
 
 
 def test_a_queued_removal_that_was_done_is_not_done_again_when_the_power_goes(
