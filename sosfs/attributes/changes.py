@@ -162,6 +162,7 @@ class Changes(Revalidation):
     def take_up(self, inode: Inode, row: int, saved: SavedAttributes) -> None:
         """What an earlier mount could not write, of the file or directory that has the name now."""
         posix = saved.posix
+        inode.rdev = posix.rdev or 0
         inode.mode, inode.uid, inode.gid = posix.mode or inode.mode, posix.uid or 0, posix.gid or 0
         inode.mtime_ns = inode.mtime_ns if posix.mtime_ns is None else posix.mtime_ns
         inode.properties, inode.edits = saved.properties, saved.edits

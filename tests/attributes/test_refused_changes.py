@@ -132,6 +132,30 @@ def test_changed_attributes_wait_for_as_long_as_they_are_refused(
 
 
 @pytest.mark.promise(3)
+def test_a_device_whose_change_is_refused_keeps_its_number_over_a_crash(tmp_path: Path) -> None:
+    null = os.makedev(1, 3)
+
+    async def begin(mount: Composed, store: Refusing) -> None:
+        await mount.parts.creations.make_object(mount.parts.inodes.root, b"null", stat.S_IFCHR | 0o666, 0, 0, rdev=null)
+        store.answer = ANSWERS["403"]
+        change(mount, await mount._walk("null"))
+
+    async def require_device(mount: Composed) -> None:
+        inode = await mount._walk("null")
+        assert (inode.mode, inode.rdev) == (stat.S_IFCHR | 0o640, null)
+
+    with refusing(tmp_path) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        mount.crash()
+        mount.start()
+        mount.loop.run(partial(require_device, mount))
+        store.answer = None
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        assert store._stored["null"].object.properties.metadata["rdev"] == str(null)
+
+
+@pytest.mark.promise(3)
 @every_answer
 def test_removed_names_stay_removed_for_as_long_as_it_is_refused(tmp_path: Path, answer: str) -> None:
     """Also those in a directory that was removed with them, in one that nobody holds, and after a crash."""
