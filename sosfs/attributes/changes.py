@@ -307,6 +307,16 @@ class Changes(Revalidation):
         """
         while not is_new(inode) and not (inode.whole and trio.current_time() < inode.checked + self.ttl):
             before = inode.version
+    async def learn_whole(self, inode: Inode) -> None:
+        """As `fetch_whole`, for who keeps no rename out: that waits for the answer, or this for it."""
+        async with self._subtree_lock.shared(inode):
+            await self.fetch_whole(inode)
+
+    async def look(self, inode: Inode, detail: Detail) -> Object:
+        """What the bucket tells of a file, under the name that it has then. Raises what it answers."""
+        async with self._subtree_lock.shared(inode):
+            return await self._store.head(self._inodes.key(inode), detail=detail)
+
             found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
             if inode.version is before:
                 self._stands_on(inode, found)

@@ -40,7 +40,8 @@ class ObjectAcls:
     async def read(self, inode: Inode) -> Acl:
         """The object's ACL. Raises ENODATA where there is no object: a directory without marker, a bucket's root."""
         await self._bring(inode)
-        return await self._store.get_acl(self._inodes.key(inode))
+        async with self._subtree_lock.shared(inode):
+            return await self._store.get_acl(self._inodes.key(inode))
 
     async def write(self, inode: Inode, text: str) -> None:
         """Makes the ACL what `text` says; nothing is sent where it is that already.

@@ -62,18 +62,21 @@ class ObjectRetentions:
 
     async def retention(self, inode: Inode) -> str:
         """The retention of what is current. Raises ENODATA where there is none, and what the bucket answers."""
-        await self._attributes.revalidate(inode)
-        if not (told := object_lock_text.retention_shown((await self._look(inode)).lock)):
+        if not (told := object_lock_text.retention_shown(await self._lock(inode))):
             raise OSError(errno.ENODATA, "it has no retention")
         return told
 
     async def legal_hold(self, inode: Inode) -> str:
         """ON or OFF. Raises ENODATA in a bucket where nothing is ever locked, and what the bucket answers."""
-        await self._attributes.revalidate(inode)
-        is_held = (await self._look(inode)).lock.is_held
+        is_held = (await self._lock(inode)).is_held
         if not is_held and not self._locks.are_possible:
             raise OSError(errno.ENODATA, "the bucket has no Object Lock")
         return "ON" if is_held else "OFF"
+
+    async def _lock(self, inode: Inode) -> Lock:
+        await self._attributes.revalidate(inode)
+        async with self._subtree_lock.shared(inode):
+            return (await self._look(inode)).lock
 
     async def _look(self, inode: Inode) -> Object:
         if inode.version is None or inode.parent is None:

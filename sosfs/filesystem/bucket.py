@@ -234,7 +234,7 @@ class BucketMount:
             parts.inodes, store, self._locks, parts.attributes, parts.commits, parts.subtree_lock
         )
         return Xattrs(
-            parts.inodes, store, parts.attributes, sharing, retentions, self._links, self._rejections,
+            parts.inodes, parts.attributes, sharing, retentions, self._links, self._rejections,
             kept=parts.conflicts.kept
         )  # fmt: skip
 

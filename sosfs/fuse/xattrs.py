@@ -34,7 +34,7 @@ from sosfs.metadata import system_headers, user_metadata, xattr_encoding
 from sosfs.metadata.edits import Edits
 from sosfs.s3.http_headers import STANDARD, check_properties
 from sosfs.s3.object_urls import Links
-from sosfs.s3.protocol import Detail, Object, ObjectStore, Properties
+from sosfs.s3.protocol import Detail, Object, Properties
 from sosfs.tree.inodes import Inode, Inodes
 
 USER = b"user."
@@ -67,7 +67,6 @@ class Xattrs:
     def __init__(
         self,
         inodes: Inodes,
-        store: ObjectStore,
         attributes: AttributeWriteback,
         sharing: ObjectAcls,
         retentions: ObjectRetentions,
@@ -77,7 +76,6 @@ class Xattrs:
         kept: list[str],
     ) -> None:
         self._inodes = inodes
-        self._store = store
         self._attributes = attributes
         self._sharing = sharing
         self._links = links
@@ -140,7 +138,7 @@ class Xattrs:
         """The object's properties with the user's edits; `whole` is with `expires`, which may cost a request."""
         await self._learn(inode)
         if whole and inode.version is not None:
-            await self._attributes.fetch_whole(inode)
+            await self._attributes.learn_whole(inode)
         if not inode.is_directory:
             return self._attributes.properties(inode)
         if inode.attributes_dirty:
@@ -186,7 +184,7 @@ class Xattrs:
         await self._learn(inode)
         if inode.version is None:
             raise _absent()
-        return await self._store.head(self._inodes.key(inode), detail=detail)
+        return await self._attributes.look(inode, detail)
 
     async def _url(self, inode: Inode) -> str:
         return self._links.url(self._key(inode))

@@ -10,13 +10,17 @@ import stat
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
 
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL
+from sosfs.control.object_acl import ObjectAcls
+from sosfs.control.object_retention import ObjectRetentions
 from sosfs.errors import from_s3
+from sosfs.fuse.xattrs import Xattrs
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode, Known
 from tests.support.composed import TASK, Composed
@@ -210,6 +214,35 @@ def test_a_file_whose_answer_comes_while_it_is_copied_for_a_rename_is_asked_for_
         assert outcomes == {"asked": inode}
         assert inode.posix.uid == 1
         assert await mount.tree() == {"moved": (OLD, 0o644)}
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("what", ["attributes", "version", "ACL", "retention"])
+def test_what_is_asked_of_a_file_whose_old_name_is_gone_is_answered_under_its_new_one(
+    mount: Composed, store: Held, what: str
+) -> None:
+    """As of `getfattr` while another program renames the file: the tree has the old name yet."""
+    parts, outcomes = mount.parts, dict[str, Any]()
+    acls = ObjectAcls(parts.inodes, store, parts.attributes, parts.commits, parts.subtree_lock)
+    locks = ObjectRetentions(parts.inodes, store, Mock(), parts.attributes, parts.commits, parts.subtree_lock)
+    xattrs = Xattrs(parts.inodes, parts.attributes, acls, locks, Mock(), Mock(), kept=[])
+    name = {"version": "version-id", "ACL": "acl"}.get(what, what)
+
+    async def main() -> None:
+        await store.put("file", OLD, OPEN)
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        ask: Callable[[], Awaitable[object]] = partial(xattrs.get, inode, f"user.sos.{name}".encode(), uid=0)
+        if what == "attributes":
+            ask = partial(xattrs.names, inode)
+        store.after["delete"] = removed = trio.Event()
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        assert list(bodies(store)) == ["moved"]
+        await begun(mount, partial(told, outcomes, "asked", ask))
+        await settled(removed)
+        assert inode.name == b"moved"
+        assert "NoSuchKey" not in str(outcomes["asked"])
 
     mount.loop.run(main)
 

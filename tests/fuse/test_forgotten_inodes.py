@@ -404,7 +404,7 @@ def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_its_attr
     mount: Composed, store: Held
 ) -> None:
     parts, nobody = mount.parts, Mock()
-    xattrs = Xattrs(parts.inodes, store, parts.attributes, nobody, nobody, nobody, nobody, kept=[])
+    xattrs = Xattrs(parts.inodes, parts.attributes, nobody, nobody, nobody, nobody, kept=[])
     ends: list[OSError | None] = []
 
     async def change(inode: Inode) -> None:
