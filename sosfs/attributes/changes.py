@@ -335,6 +335,8 @@ class Changes(Revalidation):
         is_ours = not is_known and self._unanswered_copies.seen(inode, found)
         if before is None or not (found.version.same_bytes(before) or (is_ours and found.version.size == before.size)):
             return False
+        if not is_ours:
+            inode.acl_private_until = 0.0  # whoever has changed the rest may have given it another one
         if found.version.same_as(before) and inode.whole and found.properties == inode.properties:
             return True
         inode.version = found.version

@@ -57,9 +57,9 @@ class ObjectAcls:
                 return
             if inode.version is not None:  # Ceph's Last-Modified is that of the ACL, and no answer shows it
                 inode.version = replace(inode.version, modified=None)
+            inode.acl_private_until = 0.0  # also where no answer tells whether it was set
             await self._store.put_acl(key, wanted)
             self._attributes.acls.was_set()
-            inode.acl_private_until = 0.0
 
     async def _bring(self, inode: Inode) -> None:
         await self._commits.bring(inode)

@@ -17,7 +17,9 @@ import trio
 import trio.testing
 
 from sosfs.cache.blocks import BLOCK
+from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL, Durability
+from sosfs.control.object_acl import ObjectAcls
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.s3 import copying
@@ -26,7 +28,8 @@ from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Properties, Version
 from sosfs.s3.recognition import token
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
+from tests.support.fake_store import ANYONE
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
@@ -588,5 +591,47 @@ def test_the_acl_of_what_another_client_has_stored_over_our_write_is_kept_when_i
         mount.parts.attributes.changed(inode)
         await mount.parts.attributes.write_now(inode)
         assert store._stored["file"].acl == FRIEND
+
+    mount.loop.run(main)
+
+
+def test_the_acl_that_another_client_set_after_a_copy_without_an_answer_is_kept(mount: Composed, store: Held) -> None:
+    """Of the same bytes, a moment after they were stored here with the default one."""
+
+    async def main() -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        await _chmod(mount, "file", 0o600)
+        store.errors["copy", "file"] = [silence("copy")]
+        inode = await mount._walk("file")
+        with fails(errno.EIO):
+            await mount.parts.attributes.write_now(inode)
+        await store.put("file", b"bytes", CARRIED, acl=FRIEND)
+        await mount.parts.attributes.write_now(inode)
+        assert _mode(store) == 0o600
+        assert store._stored["file"].acl == FRIEND
+
+    mount.loop.run(main)
+
+
+def test_an_acl_that_was_set_without_an_answer_is_kept(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file that was stored here a moment before, with the default one."""
+    parts, put_acl = mount.parts, store.put_acl
+
+    async def lose(key: str, acl: Acl | Canned) -> None:
+        await put_acl(key, acl)
+        raise silence("put_acl")
+
+    async def main() -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        inode = await mount._walk("file")
+        acls = ObjectAcls(parts.inodes, store, parts.attributes, parts.commits, parts.subtree_lock)
+        monkeypatch.setattr(store, "put_acl", lose)
+        with fails(errno.EIO):
+            await acls.write(inode, "public-read")
+        assert ANYONE in readers(store)
+        await mount.chmod("file", 0o600)
+        assert ANYONE in readers(store)
 
     mount.loop.run(main)
