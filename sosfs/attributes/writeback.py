@@ -13,7 +13,8 @@ Concurrency: trio thread only; one copy of an inode at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -143,22 +144,27 @@ class AttributeWriteback(Changes):
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
         if not inode.attributes_dirty or _has_commit(inode):
             return  # the commit carries them
-        async with self._subtree_lock.shared(inode):
-            await self.rewritten(inode)  # a second rewrite beside it would find another version than it knows
+        async with self._subtree_lock.shared(inode), self.resting(inode):
             if _has_commit(inode):
                 return  # one that came while this waited
             if inode.attributes_dirty and self._inodes.has_name(inode):
-                done = self._rewriting[inode] = trio.Event()
-                try:
-                    await self._rewrite(inode)
-                finally:
-                    del self._rewriting[inode]
-                    done.set()
+                await self._rewrite(inode)
             else:
                 self._clear(inode)
 
     async def rewritten(self, inode: Inode) -> None:
         """No request that stores the inode's attributes is under way afterwards."""
+    @asynccontextmanager
+    async def resting(self, inode: Inode) -> AsyncIterator[None]:
+        """Within, no request that stores the inode's attributes is under way, and no other one begins."""
+        await self.rewritten(inode)
+        done = self._rewriting[inode] = trio.Event()
+        try:
+            yield
+        finally:
+            del self._rewriting[inode]
+            done.set()
+
         while inode in self._rewriting:
             await waited(self._rewriting[inode].wait)
 

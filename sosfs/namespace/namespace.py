@@ -247,8 +247,11 @@ class Namespace:
             raise refuse(errno.EISDIR)
         await self._attributes.protection.require(inode, Act.REMOVE)
         await self.keep_parent(parent)
-        async with self._file_io.leaving(inode), self._subtree_lock.shared(parent):
-            await self._attributes.rewritten(inode)  # a copy of it would come after it has gone
+        async with (
+            self._file_io.leaving(inode),
+            self._subtree_lock.shared(parent),
+            self._attributes.resting(inode),  # a copy of it would come after it has gone
+        ):
             await self._attributes.ascertain(inode)  # what one has made would pass for another client's, and stay
             await self.remove(inode)
 
@@ -325,8 +328,8 @@ class Namespace:
             await self.require_empty(inode)
         await self._attributes.protection.require(inode, Act.REMOVE)
         await self.keep_parent(parent)
-        async with self._subtree_lock.shared(parent):
-            await self._attributes.rewritten(inode)  # else its marker would come after it has gone
+        # Its marker would come after it has gone.
+        async with self._subtree_lock.shared(parent), self._attributes.resting(inode):
             if inode in self._attributes.failed:
                 await self.require_empty(inode)  # a marker that was sent without an answer may be there
                 directory = self.directory(inode)  # another one where that was waited for so long that it was forgotten

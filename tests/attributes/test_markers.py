@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3, unanswered
@@ -20,7 +21,7 @@ from sosfs.s3.protocol import Acl, Grant, Headers, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import ANYONE, OWNER
-from tests.support.held import Held, bodies, put_all
+from tests.support.held import Held, begun, bodies, put_all, settled
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 
@@ -295,6 +296,33 @@ def test_attributes_that_the_server_does_not_take_go_with_their_directory(
 
 def test_what_a_rename_has_carried_is_written_no_second_time(tmp_path: Path) -> None:
     """Nor is what nobody changed; and the next mount need not ask for it."""
+def test_a_marker_that_is_sent_again_while_its_directory_is_removed_does_not_bring_it_back(
+    tmp_path: Path, store: Held
+) -> None:
+    """It got no answer at first, so that it is looked for: the pause before the next try ends meanwhile."""
+    listed, sent = trio.Event(), trio.Event()
+
+    async def remove(mount: Composed) -> None:
+        store.before["list"] = listed
+        await begun(mount, partial(mount.rmdir, "d"))
+        assert store.reached == {("list", "d/")}
+        store.before = {"put": sent}
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        store.errors["put", "d/"] = [NO_ANSWER]
+        mount.loop.run(partial(mount.mkdir, "d"))
+        mount.loop.passes(1.5)
+        assert not store.errors["put", "d/"]
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(5)
+        mount.loop.run(partial(settled, listed))
+        mount.loop.run(partial(settled, sent))
+        mount.loop.passes(5)
+        assert bodies(store) == {}
+        assert mount.loop.run(mount.tree) == {}
+        mount.loop.run(store.release)
+
+
     store = Held()
 
     async def begin(mount: Composed) -> None:

@@ -81,6 +81,25 @@ def test_a_link_is_an_object_of_its_target(mount: Composed, store: Held) -> None
     assert set(bodies(store)) == {"link", "longest"}
 
 
+def test_who_finds_it_while_it_is_being_made_may_change_it(mount: Composed, store: Held) -> None:
+    made = trio.Event()
+
+    async def find() -> None:
+        store.before["put"] = made
+        await begun(mount, partial(mkfifo, mount, "new"))
+        assert store.reached == {("put", "new")}
+        inode = await mount._walk("new")
+        inode.mode = stat.S_IFIFO | 0o600
+        mount.parts.attributes.changed(inode, posix={"mode"})
+
+    mount.loop.run(find)
+    mount.loop.passes(3)
+    mount.loop.run(partial(settled, made))
+    mount.loop.passes(3)
+    assert store._stored["new"].object.properties.metadata["mode"] == str(stat.S_IFIFO | 0o600)
+    assert mount.parts.pending == 0
+
+
 def test_what_was_made_keeps_its_type_when_its_mode_changes(mount: Composed, store: Held) -> None:
     """Its headers are known, so that the copy has them again."""
 

@@ -22,7 +22,7 @@ from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, silence
+from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, settled, silence
 
 
 def chmod(mount: Composed, inode: Inode, mode: int) -> None:
@@ -286,3 +286,36 @@ def test_what_is_to_be_written_of_it_goes_with_it(tmp_path: Path, is_known: bool
         mount.loop.passes(5)
         assert bodies(store) == {"other": b"o"}
         assert store.calls["copy"] == 0
+
+
+def test_a_copy_that_is_tried_again_while_its_file_is_removed_does_not_bring_it_back(
+    mount: Composed, store: Held
+) -> None:
+    """The first one got no answer, and what it has made is asked for: the pause before the next one ends meanwhile."""
+    asked, copied = trio.Event(), trio.Event()
+
+    async def copy(source: str, target: str, **_: Any) -> Any:
+        had = store._stored[source]
+        await copied.wait()
+        store._stored[target] = had
+        return had.object.version
+
+    async def begin() -> None:
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        chmod(mount, inode, 0o600)
+        await copied_without_an_answer(mount, store, inode, is_late=True)
+        store.before["head"] = asked
+        await begun(mount, partial(mount.unlink, "file"))
+        assert store.reached == {("head", "file")}
+        store.before.clear()
+
+    with pytest.MonkeyPatch.context() as patch:
+        mount.loop.run(begin)
+        patch.setattr(store, "copy", copy)
+        mount.loop.passes(3)
+        mount.loop.run(partial(settled, asked))
+        mount.loop.run(partial(settled, copied))
+        mount.loop.passes(3)
+        assert bodies(store) == {}
+        assert mount.parts.pending == 0
