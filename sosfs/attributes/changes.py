@@ -76,7 +76,6 @@ class Changes(Revalidation):
         self._new_class = new_class
         self._journal = journal
         self._rows: dict[Inode, int] = {}
-        self._made: set[Inode] = set()  # directories of which the bucket knows nothing yet
         self._unanswered_copies = UnansweredCopies()
         self._times: dict[Inode, int] = {}  # the mtime that was set, of those whose edits have one
         self.dirty: set[Inode] = set()
@@ -162,15 +161,13 @@ class Changes(Revalidation):
     def take_up(self, inode: Inode, row: int, saved: SavedAttributes) -> None:
         """What an earlier mount could not write, of the file or directory that has the name now."""
         posix = saved.posix
-        inode.rdev = posix.rdev or 0
         inode.mode, inode.uid, inode.gid = posix.mode or inode.mode, posix.uid or 0, posix.gid or 0
+        inode.rdev = posix.rdev or 0
         inode.mtime_ns = inode.mtime_ns if posix.mtime_ns is None else posix.mtime_ns
         inode.properties, inode.edits = saved.properties, saved.edits
         inode.known, inode.whole = Known.ALL, False
         if not inode.is_directory:
             inode.version = saved.version
-        elif inode.version is None:
-            self._made.add(inode)
         self._unanswered_copies.take_up(inode, saved.sent)
         self.protection.owe(saved.key, saved.sent)
         self._rows[inode] = row
@@ -187,10 +184,8 @@ class Changes(Revalidation):
     def made(self, inode: Inode) -> None:
         """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""
         self._mark(inode)
-        self._made.add(inode)
 
     def _clear(self, inode: Inode) -> None:
-        self._made.discard(inode)
         self._unanswered_copies.forget(inode)
         self._times.pop(inode, None)
         self.failed.pop(inode, None)
@@ -307,6 +302,11 @@ class Changes(Revalidation):
         """
         while not is_new(inode) and not (inode.whole and trio.current_time() < inode.checked + self.ttl):
             before = inode.version
+            found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
+            if inode.version is before:
+                self._stands_on(inode, found)
+                return
+
     async def learn_whole(self, inode: Inode) -> None:
         """As `fetch_whole`, for who keeps no rename out: that waits for the answer, or this for it."""
         async with self._subtree_lock.shared(inode):
@@ -317,11 +317,6 @@ class Changes(Revalidation):
         async with self._subtree_lock.shared(inode):
             return await self._store.head(self._inodes.key(inode), detail=detail)
 
-            found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
-            if inode.version is before:
-                self._stands_on(inode, found)
-                return
-
     def in_doubt(self, inode: Inode) -> bool:
         """Whether a copy of ours may have made the object anew without our being told."""
         return bool(self._unanswered_copies.sent(inode))
@@ -329,16 +324,19 @@ class Changes(Revalidation):
     def _stands_on(self, inode: Inode, found: Object) -> bool:
         """Takes over what the bucket has under the inode's key, if the bytes are those that the inode has."""
         before = inode.version
+        if before is None:
+            return False
         # What may be the version that is known was perhaps made by a copy that was answered and is like one that was
         # not: that one may come yet, and undo what is set meanwhile.
-        is_known = before is not None and found.version.same_as(before)
+        is_known = found.version.same_as(before)
         is_ours = not is_known and self._unanswered_copies.seen(inode, found)
-        if before is None or not (found.version.same_bytes(before) or (is_ours and found.version.size == before.size)):
+        is_marker = inode.is_directory and found.version.size == 0  # where ETags are no hashes each has another one
+        if not found.version.same_bytes(before) and (found.version.size != before.size or not (is_ours or is_marker)):
             return False
-        if not is_ours:
-            inode.acl_private_until = 0.0  # whoever has changed the rest may have given it another one
         if found.version.same_as(before) and inode.whole and found.properties == inode.properties:
             return True
+        if not is_ours:
+            inode.acl_private_until = 0.0  # whoever has changed the rest may have given it another one
         inode.version = found.version
         self._blocks.zeros.copied(before.etag, found.version.etag, before.size)
         inode.follow(found.properties)

@@ -43,6 +43,7 @@ from sosfs.s3.protocol import (
     Acl,
     Detail,
     Guard,
+    Object,
     ObjectStore,
     Properties,
     Right,
@@ -104,7 +105,8 @@ class AttributeWriteback(Changes):
 
     async def _tried(self, inode: Inode) -> None:
         name = shown_name(inode)
-        what = f"the directory {name} is" if inode in self._made else f"attributes of {name} are"
+        is_made = inode.is_directory and inode.version is None
+        what = f"the directory {name} is" if is_made else f"attributes of {name} are"
         try:
             await self.write_now(inode)
         except OSError as error:
@@ -152,8 +154,6 @@ class AttributeWriteback(Changes):
             else:
                 self._clear(inode)
 
-    async def rewritten(self, inode: Inode) -> None:
-        """No request that stores the inode's attributes is under way afterwards."""
     @asynccontextmanager
     async def resting(self, inode: Inode) -> AsyncIterator[None]:
         """Within, no request that stores the inode's attributes is under way, and no other one begins."""
@@ -165,6 +165,8 @@ class AttributeWriteback(Changes):
             del self._rewriting[inode]
             done.set()
 
+    async def rewritten(self, inode: Inode) -> None:
+        """No request that stores the inode's attributes is under way afterwards."""
         while inode in self._rewriting:
             await waited(self._rewriting[inode].wait)
 
@@ -260,19 +262,19 @@ class AttributeWriteback(Changes):
             inode.open_file.rebase(Source(key, made.etag, made.size), made)
         inode.whole = True
 
-    async def _rewrite_marker(self, inode: Inode, key: str) -> None:
-        acl = None
+    async def _rewrite_marker(self, inode: Inode, key: str, *, is_there: bool = False) -> None:
+        acl, is_there = None, is_there or inode.version is not None
         if inode.version is not None:
             await self._learn_marker(inode)
             acl = await self.acls.of(inode)
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
-        condition = Guard.ABSENT if inode in self._made else Guard.NONE
-        locked = replace(used, lock=UNLOCKED if inode in self._made else await self.protection.carried(key))
+        condition = Guard.NONE if is_there else Guard.ABSENT
+        locked = replace(used, lock=await self.protection.carried(key) if is_there else UNLOCKED)
         try:
             version = await self._store.put(key, b"", locked, condition=condition, acl=acl)
         except StoreError as error:
-            if condition is Guard.NONE or error.cause is not Cause.CONFLICT:
+            if is_there or error.cause is not Cause.CONFLICT:
                 raise
             await self._found_made(inode, key)
             return
@@ -289,17 +291,22 @@ class AttributeWriteback(Changes):
                 raise
 
     async def _found_made(self, inode: Inode, key: str) -> None:
-        """A new directory was there: another host made it, or we without an answer. It stays, and what is in it."""
+        """A marker was there that was not known: of another client, or ours without an answer. It stays as it is."""
         if inode.directory is not None:
             inode.directory.doubt()
+        found: Object | None = None
+        try:
+            found = await look(self._store, key, detail=Detail.WHOLE)
+        except StoreError as error:
+            if error.cause is not Cause.DENIED:  # as of one that was known, and may not be read
+                raise
         if inode.edits == NO_EDITS:
             self._let_go(inode)
             return
-        found = await look(self._store, key, detail=Detail.WHOLE)
-        self._made.discard(inode)
-        self._marker_is(inode, found.version)
-        inode.follow(found.properties)
-        await self._rewrite_marker(inode, key)  # with what was changed of it since
+        if found is not None:
+            self._marker_is(inode, found.version)
+            inode.follow(found.properties)
+        await self._rewrite_marker(inode, key, is_there=True)  # with what was changed of it since
 
     def _marker_is(self, inode: Inode, version: Version) -> None:
         inode.version = version

@@ -152,7 +152,11 @@ def test_a_marker_of_which_not_all_is_known_is_not_written_before_it_is(tmp_path
 
 
 @pytest.mark.promise(7)
-def test_what_another_client_changes_of_a_marker_meanwhile_stays_beside_ours(tmp_path: Path, store: Held) -> None:
+@pytest.mark.parametrize("hashes", [True, False], ids=["", "no hashes"])
+def test_what_another_client_changes_of_a_marker_meanwhile_stays_beside_ours(
+    tmp_path: Path, store: Held, hashes: bool
+) -> None:
+    store.hashes = hashes
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(put_all, store, {"d/": b""}))
         mount.loop.run(partial(chmod, mount))
@@ -160,6 +164,40 @@ def test_what_another_client_changes_of_a_marker_meanwhile_stays_beside_ours(tmp
         mount.loop.passes(3)
         require_theirs(store, 0o750)
         assert mount.parts.pending == 0
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize("change", ["chmod", "its last entry goes"])
+def test_a_marker_that_another_client_makes_stays_where_none_was_known(
+    tmp_path: Path, store: Held, change: str
+) -> None:
+    """Before ours is sent: what that one set of it is not known here."""
+
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/x": b"x"})
+        await (chmod(mount) if change == "chmod" else mount.unlink("d/x"))
+        await store.put("d/", b"", THEIRS, acl=PUBLIC)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(10)
+        require_theirs(store, 0o750 if change == "chmod" else 0o700)
+        assert mount.parts.pending == 0
+        mount.loop.passes(2 * TTL)
+        assert shown(mount)[:2] == (0o750 if change == "chmod" else 0o700, 9)
+
+
+def test_a_marker_that_nobody_may_read_and_only_a_listing_shows_is_written_all_the_same(
+    tmp_path: Path, store: Held
+) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/": b"", "d/x": b"x"}))
+        store.fault = lambda operation, key: _refuse() if (operation, key) == ("head", "d/") else None
+        mount.loop.run(partial(chmod, mount))
+        mount.loop.passes(3)
+        assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
+        assert mount.parts.pending == 0
+        store.fault = None
 
 
 @pytest.mark.promise(3)
@@ -243,17 +281,46 @@ def test_a_directory_whose_marker_is_gone_or_unreadable_gets_its_attributes(
 
 
 @pytest.mark.parametrize("error", [REFUSED, NO_ANSWER, CONFLICT])
-def test_a_directory_that_lost_its_last_entry_stays_whatever_the_server_says_first(
-    tmp_path: Path, store: Held, error: StoreError
+@pytest.mark.parametrize("is_new", [True, False], ids=["new", "lost its last entry"])
+def test_a_directory_without_marker_stays_whatever_the_server_says_first(
+    tmp_path: Path, store: Held, error: StoreError, is_new: bool
 ) -> None:
-    with composed(store, tmp_path) as mount:
-        mount.loop.run(partial(put_all, store, {"d/x": b"x"}))
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        if not is_new:
+            mount.loop.run(partial(put_all, store, {"d/x": b"x"}))
         store.errors["put", "d/"] = [error]
-        mount.loop.run(partial(mount.unlink, "d/x"))
+        mount.loop.run(partial(mount.mkdir, "d") if is_new else partial(mount.unlink, "d/x"))
         mount.loop.passes(LONG)
         assert not store.errors["put", "d/"]
         assert (bodies(store), mount.parts.pending) == ({"d/": b""}, 0)
         assert mount.loop.run(mount.tree) == {"d": None}
+
+
+def test_a_marker_that_is_sent_again_while_its_directory_is_removed_does_not_bring_it_back(
+    tmp_path: Path, store: Held
+) -> None:
+    """It got no answer at first, so that it is looked for: the pause before the next try ends meanwhile."""
+    listed, sent = trio.Event(), trio.Event()
+
+    async def remove(mount: Composed) -> None:
+        store.before["list"] = listed
+        await begun(mount, partial(mount.rmdir, "d"))
+        assert store.reached == {("list", "d/")}
+        store.before = {"put": sent}
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        store.errors["put", "d/"] = [NO_ANSWER]
+        mount.loop.run(partial(mount.mkdir, "d"))
+        mount.loop.passes(1.5)
+        assert not store.errors["put", "d/"]
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(5)
+        mount.loop.run(partial(settled, listed))
+        mount.loop.run(partial(settled, sent))
+        mount.loop.passes(5)
+        assert bodies(store) == {}
+        assert mount.loop.run(mount.tree) == {}
+        mount.loop.run(store.release)
 
 
 # Its record, when its name changes
@@ -296,33 +363,6 @@ def test_attributes_that_the_server_does_not_take_go_with_their_directory(
 
 def test_what_a_rename_has_carried_is_written_no_second_time(tmp_path: Path) -> None:
     """Nor is what nobody changed; and the next mount need not ask for it."""
-def test_a_marker_that_is_sent_again_while_its_directory_is_removed_does_not_bring_it_back(
-    tmp_path: Path, store: Held
-) -> None:
-    """It got no answer at first, so that it is looked for: the pause before the next try ends meanwhile."""
-    listed, sent = trio.Event(), trio.Event()
-
-    async def remove(mount: Composed) -> None:
-        store.before["list"] = listed
-        await begun(mount, partial(mount.rmdir, "d"))
-        assert store.reached == {("list", "d/")}
-        store.before = {"put": sent}
-
-    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
-        store.errors["put", "d/"] = [NO_ANSWER]
-        mount.loop.run(partial(mount.mkdir, "d"))
-        mount.loop.passes(1.5)
-        assert not store.errors["put", "d/"]
-        mount.loop.run(partial(remove, mount))
-        mount.loop.passes(5)
-        mount.loop.run(partial(settled, listed))
-        mount.loop.run(partial(settled, sent))
-        mount.loop.passes(5)
-        assert bodies(store) == {}
-        assert mount.loop.run(mount.tree) == {}
-        mount.loop.run(store.release)
-
-
     store = Held()
 
     async def begin(mount: Composed) -> None:
