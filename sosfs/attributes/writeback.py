@@ -144,11 +144,11 @@ class AttributeWriteback(Changes):
 
     async def write_now(self, inode: Inode) -> None:
         """Changed attributes are in the bucket afterwards. Raises what kept them out."""
-        if not inode.attributes_dirty or _has_commit(inode):
-            return  # the commit carries them
+        if not inode.attributes_dirty:
+            return
         async with self._subtree_lock.shared(inode), self.resting(inode):
             if _has_commit(inode):
-                return  # one that came while this waited
+                return  # it carries them
             if inode.attributes_dirty and self._inodes.has_name(inode):
                 await self._rewrite(inode)
             else:

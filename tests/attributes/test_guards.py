@@ -11,12 +11,14 @@ import stat
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from sosfs.cache.blocks import BLOCK
+from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL, Durability
 from sosfs.control.object_acl import ObjectAcls
@@ -29,7 +31,7 @@ from sosfs.s3.recognition import token
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import ANYONE
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored, told
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
@@ -86,7 +88,11 @@ def test_a_chmod_does_not_touch_what_another_client_stored_meanwhile(
 
 
 @pytest.mark.parametrize("key", ["file", "d/"])
-def test_what_changes_while_attributes_are_written_is_written_too(mount: Composed, store: Held, key: str) -> None:
+@pytest.mark.parametrize("what", ["mode", "metadata"])
+def test_what_changes_while_attributes_are_written_is_written_too(
+    mount: Composed, store: Held, key: str, what: str
+) -> None:
+    """And nobody asks once more what the answer has told."""
     held, path = trio.Event(), key.rstrip("/")
 
     async def main() -> None:
@@ -96,15 +102,20 @@ def test_what_changes_while_attributes_are_written_is_written_too(mount: Compose
 
     async def again() -> None:
         assert store.reached
-        await _chmod(mount, path, 0o600)
+        inode = await mount._walk(path)
+        inode.mode = stat.S_IFMT(inode.mode) | 0o600 if what == "mode" else inode.mode
+        inode.edits = inode.edits.with_metadata("colour", "red") if what == "metadata" else inode.edits
+        mount.parts.attributes.changed(inode, posix={"mode"} if what == "mode" else ())
         await settled(held)
 
     mount.loop.run(main)
     mount.loop.passes(2)
+    asked = store.calls["head"]
     mount.loop.run(again)
     mount.loop.passes(10)
-    assert _mode(store, key) == 0o600
-    assert mount.parts.pending == 0
+    found = store._stored[key].object.properties.metadata
+    assert (_mode(store, key), found.get("colour")) == ((0o600, None) if what == "mode" else (0o640, "red"))
+    assert (mount.parts.pending, store.calls["head"]) == (0, asked)
 
 
 def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None:
@@ -122,6 +133,67 @@ def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None
 
     mount.loop.run(main)
     assert _mode(store) == 0o600
+
+
+def test_who_waits_for_the_copy_of_another_can_be_stopped(mount: Composed, store: Held) -> None:
+    interrupt, outcomes = Interrupt(), dict[str, Any]()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        inode = await mount._walk("file")
+        store.before["copy"] = held = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.write_now, inode))
+        CURRENT.set(interrupt)
+        await begun(mount, partial(told, outcomes, "fsync", partial(mount.parts.attributes.write_now, inode)))
+        CURRENT.set(None)
+        interrupt.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert "Interrupted" in outcomes["fsync"]
+        await settled(held)
+
+    mount.loop.run(main)
+    assert (_mode(store), mount.parts.pending) == (0o600, 0)
+
+
+def test_of_many_who_settle_one_writes_at_a_time(mount: Composed, store: Held) -> None:
+    first, second = trio.Event(), trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        await _chmod(mount, "file", 0o600)
+        inode = await mount._walk("file")
+        store.before["copy"] = first
+        for _ in range(3):
+            await begun(mount, partial(mount.parts.attributes.write_now, inode))
+        await _chmod(mount, "file", 0o640)
+        store.before["copy"] = second
+        await settled(first)
+        assert (store.calls["copy"], second.statistics().tasks_waiting) == (1, 1)
+        await settled(second)
+        assert (store.calls["copy"], _mode(store)) == (2, 0o640)
+
+    mount.loop.run(main)
+
+
+def test_what_waits_for_a_copy_leaves_it_to_a_commit_that_comes_meanwhile(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        handle = await opened(mount)
+        await _chmod(mount, "file", 0o600)
+        store.before["copy"] = held
+        for _ in range(2):
+            await begun(mount, partial(mount.parts.attributes.write_now, handle.inode))
+        await mount.parts.file_io.write(handle, 0, b"B")
+        await _chmod(mount, "file", 0o640)
+        await settled(held)
+        assert store.calls["copy"] == 1
+        await closed(mount, handle)
+        assert (stored(store), _mode(store), store.calls["copy"]) == (b"Bytes", 0o640, 1)
+
+    mount.loop.run(main)
 
 
 def test_attributes_of_a_file_that_is_being_written_go_with_its_bytes(mount: Composed, store: Held) -> None:

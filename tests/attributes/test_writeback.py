@@ -16,10 +16,12 @@ import trio
 import trio.testing
 
 from sosfs.attributes.unanswered_copies import LATE
+from sosfs.attributes.writeback import SETTLERS
 from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3, unanswered
 from sosfs.files.open_file import Handle
+from sosfs.journal.journal import Journal
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Headers, Properties
@@ -27,7 +29,7 @@ from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import PRIVATE, FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
 
 MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("without_bugs")
@@ -106,6 +108,85 @@ def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError
         assert mount.parts.pending == is_lost
         mount.loop.passes(2 * LATE)
         assert mount.parts.pending == 0
+
+
+def test_so_many_are_written_side_by_side_and_no_more(tmp_path: Path) -> None:
+    store, held = Held(), trio.Event()
+
+    async def begin(mount: Composed) -> None:
+        names = [str(number) for number in range(2 * SETTLERS)]
+        await put_all(store, dict.fromkeys(names, b"bytes"))
+        for name in names:
+            await chmod(mount, name)
+        store.before["copy"] = held
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(3)
+        assert len(store.reached) == SETTLERS
+        mount.loop.run(partial(settled, held))
+        assert mount.parts.pending == 0
+
+
+def test_what_a_disk_kept_from_being_sent_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the copy has another ETag the journal is synced before."""
+    store, sync = Held(hashes=False), Journal.sync
+
+    async def fails_once(journal: Journal) -> None:
+        monkeypatch.setattr(Journal, "sync", sync)
+        raise OSError(errno.EIO, "the disk")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(chmod, mount))
+        monkeypatch.setattr(Journal, "sync", fails_once)
+        mount.loop.passes(1.5)
+        assert (Journal.sync, mount.parts.pending) == (sync, 1)
+        mount.loop.passes(10)
+        assert (mount.parts.pending, store._stored["file"].object.properties.metadata["mode"]) == (0, str(0o100600))
+
+
+def test_what_is_set_of_a_file_while_its_old_name_goes_is_written_under_its_new_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, removed = Held(), trio.Event()
+
+    async def begin(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        store.after["delete"] = removed
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        assert list(bodies(store)) == ["moved"]
+        change(mount, inode)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(3)
+        mount.loop.run(partial(settled, removed))
+        mount.loop.passes(3)
+        assert store._stored["moved"].object.properties.metadata["mode"] == str(NEW.mode)
+        assert (mount.parts.pending, "is lost" in caplog.text) == (0, False)
+
+
+@pytest.mark.parametrize("is_told", [True, False], ids=["", "no answer"])
+def test_what_is_known_to_be_zeros_is_so_when_a_copy_has_another_etag(tmp_path: Path, is_told: bool) -> None:
+    store = Held(hashes=False)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", bytes(5000), Properties())
+        inode = await mount._walk("file")
+        assert inode.version is not None
+        mount.parts.blocks.zeros.note(inode.version.etag, 5000, [(0, 5000)])
+        await chmod(mount)
+        if not is_told:
+            store.unanswered["copy", "file"] = [silence("copy")]
+            with fails(errno.EIO):
+                await mount.parts.attributes.write_now(inode)
+        await mount.parts.attributes.write_now(inode)
+        assert mount.parts.file_io.allocated(inode) == 0
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
 
 
 def test_a_copy_that_turns_out_to_be_made_is_not_waited_for(tmp_path: Path) -> None:

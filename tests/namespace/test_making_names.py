@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -81,12 +82,13 @@ def test_a_link_is_an_object_of_its_target(mount: Composed, store: Held) -> None
     assert set(bodies(store)) == {"link", "longest"}
 
 
-def test_who_finds_it_while_it_is_being_made_may_change_it(mount: Composed, store: Held) -> None:
-    made = trio.Event()
+@pytest.mark.parametrize("is_made", [True, False], ids=["", "though it cannot be made"])
+def test_who_finds_it_while_it_is_being_made_may_change_it(mount: Composed, store: Held, is_made: bool) -> None:
+    made, outcomes = trio.Event(), dict[str, Any]()
 
     async def find() -> None:
         store.before["put"] = made
-        await begun(mount, partial(mkfifo, mount, "new"))
+        await begun(mount, partial(told, outcomes, "made", partial(mkfifo, mount, "new")))
         assert store.reached == {("put", "new")}
         inode = await mount._walk("new")
         inode.mode = stat.S_IFIFO | 0o600
@@ -94,8 +96,12 @@ def test_who_finds_it_while_it_is_being_made_may_change_it(mount: Composed, stor
 
     mount.loop.run(find)
     mount.loop.passes(3)
+    store.errors["put", "new"] = [] if is_made else [denied()]
     mount.loop.run(partial(settled, made))
     mount.loop.passes(3)
+    if not is_made:
+        assert (bodies(store), mount.parts.pending) == ({}, 0)
+        return
     assert store._stored["new"].object.properties.metadata["mode"] == str(stat.S_IFIFO | 0o600)
     assert mount.parts.pending == 0
 

@@ -288,6 +288,29 @@ def test_what_is_to_be_written_of_it_goes_with_it(tmp_path: Path, is_known: bool
         assert store.calls["copy"] == 0
 
 
+@pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "no answer"])
+def test_what_a_copy_may_have_made_is_looked_for_and_only_its_absence_is_none(
+    mount: Composed, store: Held, is_gone: bool
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        chmod(mount, inode, 0o600)
+        await copied_without_an_answer(mount, store, inode)
+        if is_gone:
+            await store.delete("file")
+        else:
+            store.errors["head", "file"] = [silence("head")]
+            with fails(errno.EIO):
+                await mount.unlink("file")
+            assert await mount._walk("file") is inode
+        await mount.unlink("file")
+        await mount.parts.deletions.drain()
+        assert (bodies(store), mount.parts.pending) == ({}, 0)
+
+    mount.loop.run(main)
+
+
 def test_a_copy_that_is_tried_again_while_its_file_is_removed_does_not_bring_it_back(
     mount: Composed, store: Held
 ) -> None:

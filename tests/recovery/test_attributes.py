@@ -435,9 +435,10 @@ def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Du
             assert in_bucket(store)[2] > MTIME, "the bytes that were written have the time of then"
 
 
-def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path) -> None:
+@every_store
+def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path, kind: str) -> None:
     """The copy has made another version of the same bytes: the commit that follows must not take it for another's."""
-    store = Whole()
+    store = STORES[kind]()
     lost: list[str] = []
 
     async def lose(*_: object) -> None:
@@ -463,7 +464,7 @@ def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path) ->
             await inner(events, what)  # type: ignore[arg-type]
 
         store._passing = passing  # type: ignore[method-assign]
-        mount.loop.passes(3)
+        mount.loop.passes(1.5)
         assert lost
         mount.loop.run(write)
         mount.loop.passes(LONG)
