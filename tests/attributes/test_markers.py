@@ -433,6 +433,17 @@ def test_what_was_set_on_a_file_that_is_another_clients_by_now_is_not_shown_on_t
         assert mount.parts.pending == 0
 
 
+def test_who_got_no_answer_does_not_make_the_next_one_ask(tmp_path: Path, store: Held) -> None:
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/": b""}))
+        mount.loop.run(partial(chmod, mount))
+        store.errors["put", "d/"] = [NO_ANSWER]
+        mount.loop.passes(1.5)
+        assert not store.errors["put", "d/"]
+        mount.loop.run(partial(mount.parts.attributes.permissions.require_store, "d/x"))
+        assert store.calls["upload_part"] == 0
+
+
 def test_who_may_not_write_is_told_by_the_next_who_asks(tmp_path: Path, store: Held) -> None:
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(put_all, store, {"d/": b""}))

@@ -107,7 +107,54 @@ def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError
         mount.loop.passes(LATE / 2)
         assert mount.parts.pending == is_lost
         mount.loop.passes(2 * LATE)
-        assert mount.parts.pending == 0
+        assert (mount.parts.pending, store.calls["copy"]) == (0, 1)
+
+
+@pytest.mark.parametrize("how", ["is refused", "is open for long"])
+def test_what_another_client_sets_of_the_same_bytes_stays_beside_what_is_set_here_later(
+    tmp_path: Path, how: str
+) -> None:
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        if how == "is refused":
+            store.errors["copy", "file"] = [REFUSED]
+            await chmod(mount)
+        else:
+            handle = await opened(mount)
+            await mount.parts.file_io.write(handle, 0, b"B")
+            await mount.parts.file_io.flush(handle)
+
+    async def go_on(mount: Composed) -> None:
+        await store.put("file", stored(store), Properties(metadata={"theirs": "yes"}))
+        if how != "is refused":
+            await chmod(mount)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(1.5 if how == "is refused" else 2 * TTL)
+        mount.loop.run(partial(go_on, mount))
+        mount.loop.passes(10)
+        found = store._stored["file"].object.properties.metadata
+        assert (found["mode"], found.get("theirs"), mount.parts.pending) == (str(0o100600), "yes", 0)
+
+
+def test_a_file_that_another_client_has_just_removed_keeps_no_unmount_waiting(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        await chmod(mount)
+        await store.delete("file")
+        await mount.parts.drain()
+        assert (mount.parts.pending, bodies(store)) == (0, {})
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+    assert caplog.text.count("of the attributes of file is lost") == 1
 
 
 def test_so_many_are_written_side_by_side_and_no_more(tmp_path: Path) -> None:
@@ -223,6 +270,7 @@ def test_what_another_client_stored_after_a_copy_of_ours_failed_is_theirs(
         assert (bodies(store), mount.parts.pending) == ({"file": theirs}, 0)
         assert store._stored["file"].object.properties == kept
         assert caplog.text.count("of the attributes of file is lost") == 1
+        assert mount.parts.waiting == []
         assert mount.loop.run(mount.tree) == {"file": (theirs, 0o644)}
 
 
