@@ -140,6 +140,26 @@ def test_what_another_client_sets_of_the_same_bytes_stays_beside_what_is_set_her
         assert (found["mode"], found.get("theirs"), mount.parts.pending) == (str(0o100600), "yes", 0)
 
 
+def test_a_file_that_is_looked_for_in_vain_keeps_its_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not all of it is known, so that it is asked for before the copy, and there is no answer."""
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
+        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        await chmod(mount)
+        store.errors["head", "file"] = [unanswered("head", "no answer")]
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(1.5)
+        assert (store.errors["head", "file"], mount.parts.pending) == ([], 1)
+        mount.loop.passes(10)
+        assert (mount.parts.pending, store._stored["file"].object.properties.metadata["mode"]) == (0, str(0o100600))
+        assert "is lost" not in caplog.text
+
+
 def test_a_file_that_another_client_has_just_removed_keeps_no_unmount_waiting(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
