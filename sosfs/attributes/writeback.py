@@ -260,7 +260,6 @@ class AttributeWriteback(Changes):
         self._blocks.zeros.copied(before.etag, made.etag, made.size)
         if inode.open_file is not None:
             inode.open_file.rebase(Source(key, made.etag, made.size), made)
-        inode.whole = True
 
     async def _rewrite_marker(self, inode: Inode, key: str, *, is_there: bool = False) -> None:
         acl, is_there = None, is_there or inode.version is not None

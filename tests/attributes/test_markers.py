@@ -274,7 +274,7 @@ def test_a_directory_whose_marker_is_gone_or_unreadable_gets_its_attributes(
         if is_gone:
             mount.loop.run(partial(store.delete, "d/"))
         else:
-            _unreadable(REFUSED, store)
+            store.fault = lambda operation, key: _refuse() if operation == "head" else None
         mount.loop.passes(3)
         assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
         assert (sorted(bodies(store)), mount.parts.pending) == (["d/", "d/x"], 0)

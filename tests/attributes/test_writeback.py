@@ -103,7 +103,7 @@ def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError
         mount.loop.run(partial(chmod, mount))
         mount.loop.passes(5)
         assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
-        assert mount.parts.pending == is_lost
+        assert (mount.parts.pending, mount.parts.waiting) == (is_lost, []), "nothing has failed at the last try"
         mount.loop.passes(LATE / 2)
         assert mount.parts.pending == is_lost
         mount.loop.passes(2 * LATE)
