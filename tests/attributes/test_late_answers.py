@@ -192,8 +192,9 @@ def test_a_directory_that_is_renamed_while_it_is_asked_for_has_what_its_marker_s
     mount.loop.run(main)
 
 
+@pytest.mark.parametrize("ahead", [False, True], ids=["", "asked for ahead"])
 def test_a_file_whose_answer_comes_while_it_is_copied_for_a_rename_is_asked_for_under_its_new_name(
-    mount: Composed, store: Held
+    mount: Composed, store: Held, ahead: bool
 ) -> None:
     """As a stat(2) that was under way when another program renamed the file: it never returned."""
     outcomes = dict[str, Any]()
@@ -203,6 +204,8 @@ def test_a_file_whose_answer_comes_while_it_is_copied_for_a_rename_is_asked_for_
         inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
         asking = partial(mount.parts.attributes.revalidate, inode)
         store.after["head"] = store.after["get"] = answered = trio.Event()
+        if ahead:
+            await begun(mount, partial(mount.parts.attributes.ask_files, [inode]))
         await begun(mount, partial(told, outcomes, "asked", asking))
         assert store.reached
         store.after.clear()

@@ -11,13 +11,14 @@ import stat
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3, unanswered
-from sosfs.s3.protocol import Acl, Grant, Headers, Properties
+from sosfs.s3.protocol import Acl, Grant, Headers, Page, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import ANYONE, OWNER
@@ -518,6 +519,29 @@ def test_what_the_mount_before_knew_of_a_marker_holds_for_that_one_alone(
         mount.loop.run(partial(mount.unlink, f"{path}/x"))
         mount.loop.passes(3)
         assert f"{path}/" in bodies(store), "it stays without its last entry"
+
+
+def test_a_first_page_in_no_order_does_not_tell_that_there_is_no_marker(
+    tmp_path: Path, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some servers list as they like: it may come with a later page."""
+    listing = store.list
+
+    async def disordered(prefix: str, *, token: str = "", **options: Any) -> Page:
+        page = await listing(prefix, **options)
+        if prefix != "d/" or not page.objects or page.objects[0].key != "d/":
+            return page
+        marker, *rest = page.objects
+        return Page((marker,), ()) if token else Page(tuple(reversed(rest)), (), "more")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(put_all, store, {"d/x": b"x", "d/y": b"y"}))
+        mount.loop.run(partial(store.put, "d/", b"", THEIRS))
+        assert shown(mount) == (0o700, 9, None)
+        mount.stop()
+        monkeypatch.setattr(store, "list", disordered)
+        mount.start()
+        assert shown(mount) == (0o700, 9, None)
 
 
 def test_a_question_without_an_answer_tells_nothing_of_a_directory(tmp_path: Path, store: Held) -> None:

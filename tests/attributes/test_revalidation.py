@@ -25,7 +25,7 @@ from sosfs.tree.inodes import Inode, Known
 from sosfs.tree.keys import HIDDEN
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, closed, opened, put_all, told
+from tests.support.held import Held, begun, closed, opened, put_all, settled, told
 
 PRIVATE = Properties(Headers("x/y", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"mode": str(stat.S_IFREG | 0o600)})
 FAILURE = StoreError(errno.EIO, "HeadObject", detail="no answer")
@@ -188,6 +188,22 @@ def test_an_absence_among_several_is_left_to_who_really_asks(mount: Composed, st
         with fails(errno.ENOENT):
             await mount.parts.attributes.revalidate(gone)
         assert gone.parent is None
+
+    mount.loop.run(main)
+
+
+def test_who_waits_for_what_is_removed_while_several_are_asked_for_is_told_so(mount: Composed, store: Held) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await store.put("file", b"x" * 5000, PRIVATE)
+        (inode,) = await looked_up(mount, "file")
+        store.after["head"] = held = trio.Event()
+        await begun(mount, partial(mount.parts.attributes.ask_files, [inode]))
+        await begun(mount, partial(told, outcomes, "asked", partial(mount.parts.attributes.revalidate, inode)))
+        await mount.unlink("file")
+        await settled(held)
+        assert "it is gone" in outcomes["asked"]
 
     mount.loop.run(main)
 
