@@ -197,6 +197,7 @@ class Renames:
         await self._require_gone(key)
         await self._deletions.wait_for(old_key)
         await self._file_io.ascertain(inode)
+        await self._attributes.ascertain(inode)  # what a copy of ours has made would pass for another client's
         if inode.version is None:
             if target is not None:
                 await self._file_io.records.displaces(inode, target)

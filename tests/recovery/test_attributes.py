@@ -436,8 +436,9 @@ def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Du
 
 
 @every_store
-def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path, kind: str) -> None:
-    """The copy has made another version of the same bytes: the commit that follows must not take it for another's."""
+@pytest.mark.parametrize("then", ["a commit", "a rename"])
+def test_what_follows_a_copy_without_an_answer_has_no_rival(tmp_path: Path, kind: str, then: str) -> None:
+    """The copy has made another version of the same bytes, which must not pass for another client's."""
     store = STORES[kind]()
     lost: list[str] = []
 
@@ -466,9 +467,10 @@ def test_a_commit_after_a_copy_without_an_answer_has_no_rival(tmp_path: Path, ki
         store._passing = passing  # type: ignore[method-assign]
         mount.loop.passes(1.5)
         assert lost
-        mount.loop.run(write)
+        mount.loop.run(write if then == "a commit" else partial(mount.rename, "file", "moved"))
         mount.loop.passes(LONG)
-        assert mount.loop.run(mount.tree) == {"file": (b"newy", 0o600)}
+        found = {"file": (b"newy", 0o600)} if then == "a commit" else {"moved": (b"body", 0o600)}
+        assert mount.loop.run(mount.tree) == found
         assert mount.parts.conflicts.kept == []
 
 
