@@ -184,8 +184,7 @@ class FileIO:
         except StoreError as error:
             if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            await self._attributes.has_moved(handle.inode, source.key)
-            await self._attributes.rewritten(handle.inode)
+            await self._follow(handle.inode, source)
             if handle.open_file.source not in (None, source):
                 return await self.read(handle, start, size)  # a rename or a rewrite goes on with the same bytes
             if handle.inode.parent is not None:
@@ -202,6 +201,12 @@ class FileIO:
             self._pages.bring(handle.inode, handle.source, handle.stream.begun)
             handle.stream.begun.clear()
         return body
+
+    async def _follow(self, inode: Inode, source: Source) -> None:
+        """Whether a rename or a copy of ours has put the same bytes elsewhere is known afterwards."""
+        await self._attributes.has_moved(inode, source.key)
+        await self._attributes.rewritten(inode)
+        await self._attributes.ascertain(inode)
 
     async def _refresh(self, handle: Handle) -> None:
         """Who opens the file from now on gets what the bucket has, and so does an only handle that is yet unread."""
@@ -232,10 +237,12 @@ class FileIO:
         try:
             body = await handle.stream.read_ahead(self._blocks, base, start, edge, reading, room=self._blocks.capacity)
         except StoreError as error:
-            moved = error.cause is Cause.ABSENT and await self._attributes.has_moved(handle.inode, base.key)
-            if not moved or (handle.open_file.draft is not None and handle.open_file.draft.base == base):
+            if error.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            return await self.read(handle, start, stop - start)  # a rename goes on with the same bytes
+            await self._follow(handle.inode, base)
+            if handle.open_file.draft is not None and handle.open_file.draft.base == base:
+                raise
+            return await self.read(handle, start, stop - start)  # a rename or a rewrite goes on with the same bytes
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
         return body
 

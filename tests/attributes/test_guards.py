@@ -440,16 +440,28 @@ def test_a_chmod_of_what_another_client_has_removed_waits_for_nothing(mount: Com
     assert (bodies(store), mount.parts.pending) == ({}, 0)
 
 
-def test_who_has_a_file_open_reads_on_when_a_chmod_has_made_another_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told", [True, False], ids=["", "without an answer"])
+@pytest.mark.parametrize("how", ["read", "not read yet", "written"])
+def test_who_has_a_file_open_reads_on_when_a_chmod_has_made_another_version(
+    tmp_path: Path, is_told: bool, how: str
+) -> None:
     """Where ETags are no hashes the copy of a file onto itself has another one."""
     store, body = Held(hashes=False), os.urandom(4 * BLOCK)
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": body})
-        handle = await opened(mount, os.O_RDONLY)
-        assert await mount.parts.file_io.read(handle, 0, 10) == body[:10]
+        handle = await opened(mount, os.O_RDWR)
+        if how == "read":
+            assert await mount.parts.file_io.read(handle, 0, 10) == body[:10]
         before = store._stored["file"].object.version.etag
-        await mount.chmod("file", 0o600)
+        if is_told:
+            await mount.chmod("file", 0o600)
+        else:
+            store.lost.add("file")
+            with fails(errno.EIO):
+                await mount.chmod("file", 0o600)
+        if how == "written":
+            await mount.parts.file_io.write(handle, 0, body[:10])
         assert store._stored["file"].object.version.etag != before
         mount.parts.blocks.forget(lambda key: True)
         assert await mount.parts.file_io.read(handle, 3 * BLOCK, 10) == body[3 * BLOCK : 3 * BLOCK + 10]
