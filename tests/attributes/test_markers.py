@@ -130,6 +130,31 @@ def test_a_directory_that_was_made_and_changed_again_is_no_rival_of_itself(tmp_p
         assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_made", [True, False], ids=["made", "changed"])
+def test_the_next_mount_writes_what_was_set_upon_whichever_marker_is_there(
+    tmp_path: Path, store: Held, is_made: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where ETags are no hashes another client's has another one, and is of the same directory all the same."""
+    store.hashes = False
+
+    async def begin(mount: Composed) -> None:
+        await (mount.mkdir("d") if is_made else put_all(store, {"d/": b""}))
+        await set_xattr(mount)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        if not is_made:
+            mount.loop.run(partial(store.put, "d/", b"", THEIRS, acl=PUBLIC))
+        mount.start()
+        if is_made:
+            assert store._stored["d/"].object.properties.metadata["colour"] == "red"
+        else:
+            require_theirs(store, 0o700, "red")
+        assert (mount.parts.pending, "is lost" in caplog.text) == (0, False)
+
+
 # A marker that cannot be read, or is not there
 
 

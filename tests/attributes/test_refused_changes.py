@@ -254,6 +254,7 @@ def test_a_new_directory_waits_for_its_marker(tmp_path: Path, answer: str) -> No
             assert mount.loop.run(mount.tree) == {"d": None}
             mount.loop.run(partial(require_changed, mount, "d"))
             assert mount.parts.pending == 1
+            assert ANSWERS[answer][1] in mount.parts.waiting[0]
             mount.crash()
             mount.start()
         store.answer = None

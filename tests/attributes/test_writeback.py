@@ -458,6 +458,22 @@ def test_what_does_not_fit_into_metadata_is_refused_and_nothing_of_it_waits(tmp_
         mount.loop.run(partial(main, mount))
 
 
+def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the_rest_its_own(tmp_path: Path) -> None:
+    store, had = Held(), Properties(Headers("x/y"), {"md5chksum": "of the bytes before", "theirs": "yes"}, "WARM")
+
+    async def main(mount: Composed) -> None:
+        await store.put("old.txt", b"bytes", had)
+        for name in ("new.txt", "old.txt"):
+            await mount.write(name, b"other bytes", flags=os.O_CREAT)
+
+    with composed(store, tmp_path, storage_class="COLD") as mount:
+        mount.loop.run(partial(main, mount))
+        new, old = (store._stored[name].object.properties for name in ("new.txt", "old.txt"))
+        assert (new.headers.content_type, new.storage_class) == ("text/plain", "COLD")
+        assert (old.headers.content_type, old.storage_class) == ("x/y", "WARM")
+        assert ("md5chksum" in old.metadata, old.metadata["theirs"]) == (False, "yes")
+
+
 # While bytes are on their way
 
 

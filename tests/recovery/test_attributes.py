@@ -29,7 +29,7 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import eventually
 from tests.support.fake_store import ANYONE, OWNER, FakeStore
 from tests.support.faults import Delay, Hang, Moment
-from tests.support.held import Held, begun, closed, opened, stored
+from tests.support.held import Held, begun, closed, opened, settled, stored
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 
@@ -153,6 +153,35 @@ def test_a_kill_while_the_copy_is_under_way(
         getattr(store, where).clear()
         mount.start()
         require(mount, store, (0o600, 9, MTIME, "red") if more else (0o600, 9, 1_000_000_001, None))
+
+
+@every_store
+def test_what_was_set_while_a_copy_was_made_is_of_what_that_has_made(tmp_path: Path, kind: str) -> None:
+    """The copy may have another ETag, and another client changes what it has before the next one is sent."""
+    store, theirs = STORES[kind](), dict[str, str]()
+
+    async def go_on() -> None:
+        await set_rest(mount)
+        await settled(store.before["copy"])
+
+    async def come() -> None:
+        store.hashes = True  # it keeps the ETag
+        theirs.update(store._stored["file"].object.properties.metadata | {"their": "own"})
+        found = store._stored["file"]
+        store._store("file", found.body, found.object.version.etag, Properties(BEFORE.headers, theirs), PUBLIC)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(partial(until, mount, store, "before"))
+        mount.loop.passes(3)
+        mount.loop.run(go_on)
+        assert mount.parts.pending == 1
+        mount.crash()
+        store.before.clear()
+        mount.loop.run(come)
+        mount.start()
+        require(mount, store, (0o600, 9, MTIME, "red"))
+        assert store._stored["file"].object.properties.metadata["their"] == "own"
 
 
 @every_store
