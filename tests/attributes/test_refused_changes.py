@@ -459,6 +459,28 @@ def test_a_change_after_an_upload_without_an_answer_waits_where_nobody_may_look(
         assert "is lost" not in caplog.text
 
 
+def test_what_another_client_sets_after_the_next_mount_was_refused_stays_beside_it(tmp_path: Path) -> None:
+    async def begin(mount: Composed, store: Meddling) -> None:
+        await store.put("file", b"body", Properties())
+        change(mount, await mount._walk("file"))
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "head":
+            raise from_s3(f"head {key!r}", code="AccessDenied", status=403)
+
+    with meddling(tmp_path) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        mount.crash()
+        store.fault = refuse
+        mount.start()
+        store.fault = None
+        mount.loop.run(partial(store.put, "file", b"body", Properties(metadata={"their": "own"})))
+        mount.loop.passes(3)
+        assert mount.parts.pending == 0
+        require_stored(store)
+        assert store._stored["file"].object.properties.metadata["their"] == "own"
+
+
 def test_a_file_beside_a_directory_of_its_name_is_what_a_refused_change_is_of(tmp_path: Path) -> None:
     beside = name_of("n", Form.BESIDE).decode()
 

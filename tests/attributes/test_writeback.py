@@ -108,6 +108,7 @@ def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError
         assert mount.parts.pending == is_lost
         mount.loop.passes(2 * LATE)
         assert (mount.parts.pending, store.calls["copy"]) == (0, 1)
+        assert not mount.parts.attributes.in_doubt(mount.loop.run(partial(mount._walk, "file")))
 
 
 @pytest.mark.parametrize("how", ["is refused", "is open for long"])

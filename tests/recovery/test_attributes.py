@@ -166,7 +166,7 @@ def test_what_was_set_while_a_copy_was_made_is_of_what_that_has_made(tmp_path: P
 
     async def come() -> None:
         store.hashes = True  # it keeps the ETag
-        theirs.update(store._stored["file"].object.properties.metadata | {"their": "own"})
+        theirs.update(store._stored["file"].object.properties.metadata, their="own")
         found = store._stored["file"]
         store._store("file", found.body, found.object.version.etag, Properties(BEFORE.headers, theirs), PUBLIC)
 
