@@ -304,6 +304,8 @@ class Renames:
         await self._require_gone(prefix.removesuffix("/"))
         await self._deletions.wait_under(old_prefix)
         known = self._inodes.below(inode)
+        opened = [one for one in known.values() if one.open_file is not None]
+        await each(self._file_io.ascertain, opened, at_once=COPIES_AT_ONCE)  # a copy would not be recognised
         listed = await listed_under(self._store, old_prefix)
         room = KEY_MAX - len(prefix.encode()) + len(old_prefix.encode())
         if any(len(one.key.encode()) > room for one in listed):

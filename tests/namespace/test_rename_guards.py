@@ -1363,3 +1363,26 @@ def test_a_key_that_may_not_remove_renames_nothing(tmp_path: Path, old: str, new
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
+@pytest.mark.parametrize("size", [100, 20_000], ids=["whole", "parts"])
+def test_what_went_up_without_an_answer_is_known_again_below_a_directory_that_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, hashes: bool, size: int
+) -> None:
+    """Its copy has another ETag where it went up in parts, or where no ETag is a hash, and is ours all the same."""
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    store = Held(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await mount.mkdir("d")
+        store.lost.add("d/file")
+        with fails(errno.EIO):
+            await mount.write("d/file", b"x" * size, flags=os.O_CREAT)
+        assert stored(store, "d/file")
+        await mount.rename("d", "e")
+        await mount.settle()
+
+    with composed(store, tmp_path, part_size=8192) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"e/": b"", "e/file": b"x" * size}
