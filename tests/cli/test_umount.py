@@ -15,7 +15,7 @@ from sosfs.cli import holders, umount
 from sosfs.daemon import mountpoint
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc import commands, status
-from sosfs.ipc.status import SILENCE_SECONDS, MountPhase, Status
+from sosfs.ipc.status import MountPhase, Status
 from tests.conftest import Mounter
 from tests.support.drive import eventually
 from tests.support.faults import Hang
@@ -105,7 +105,7 @@ def test_a_daemon_that_ends_without_a_word_may_have_left_something(
 def test_so_may_one_that_does_not_answer_any_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = itertools.count(step=0.6 * SILENCE_SECONDS)  # of one who looks at each answer
+    clock = itertools.count(step=0.6 * status.SILENCE_SECONDS)  # of one who looks at each answer
     monkeypatch.setattr(umount, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     assert Daemon(monkeypatch, NOW, NOW, NOW, SILENT, last=NOW).drained() == 0, "for a moment"
     monkeypatch.setattr(umount, "SILENCE_SECONDS", 0)
