@@ -44,7 +44,7 @@ from sosfs.files.upload import Truncated, Unwanted, Upload, Uploader, etag_of
 from sosfs.ipc.pending import Change
 from sosfs.journal.journal import Journal
 from sosfs.s3 import recognition
-from sosfs.s3.preconditions import look
+from sosfs.s3.preconditions import find, look
 from sosfs.s3.protocol import Acl, Detail, Guard, Object, Properties, Right, Version
 from sosfs.s3.upload_check import DamagedWrite
 from sosfs.tree.inodes import Inode, Inodes, Known, stored
@@ -201,9 +201,7 @@ class Commits:
             if error.cause is Cause.DENIED:
                 self._attributes.permissions.add([Right.WRITE])
             if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
-                if await self.recognise(inode, draft, *open_file.in_flight.earlier):
-                    open_file.in_flight.answered()
-                    self.records.moved(inode)
+                if await self._is_ours(inode, open_file, draft):
                     await self._commit(inode, open_file, draft)
                     return
                 await self._lost(inode, open_file, draft, error)
@@ -223,6 +221,23 @@ class Commits:
             self._attributes.wrote(inode, used, posix, adopt_time=not open_file.times_given)
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
         self._retries.hurry_one(open_file)  # a task that waits to send it has nothing to wait for
+
+    async def _is_ours(self, inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
+        """Whether a conflict is with what was asked for here without an answer; the draft then expects what is so."""
+        found = await self.recognise(inode, draft, *open_file.in_flight.earlier)
+        if found is None and not (open_file.may_be_gone and await self._is_gone(inode, draft)):
+            return False
+        open_file.in_flight.answered()
+        self.records.moved(inode)
+        return True
+
+    async def _is_gone(self, inode: Inode, draft: Draft) -> bool:
+        """Whether the bucket has the file no more, and all of it is here; the draft then is one of a new file."""
+        is_whole = draft.base is None or draft.local.covers(0, draft.size)
+        if not is_whole or await find(self._uploader.store, self._inodes.key(inode)) is not None:
+            return False
+        draft.expected, draft.base, inode.version = Guard.ABSENT, None, None  # and no ACL of it is to be asked for
+        return True
 
     async def recognise(self, inode: Inode, draft: Draft, *tokens: str) -> Object | None:
         """The object that a request with one of these tokens made, if it is there; the draft then stands on it."""

@@ -377,7 +377,11 @@ class FileIO:
             await self._commits.ascertain(inode)  # what is there goes too, or would come back
             if inode.opens and inode.version is not None and self._spools.disk.room().free > inode.size <= DETACH_MAX:
                 await self._base_fetch.whole(inode, open_file, self._begin(inode))
-            yield
+            try:
+                yield
+            except StoreError as error:
+                open_file.may_be_gone |= error.cause is Cause.FAILED
+                raise
             self.left(inode)
             await self._commits.drop_upload(open_file)
             await self._commits.let_go(inode, open_file)

@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, put_all, settled, told
+from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, settled, silence, told
 
 OURS, THEIRS = b"ours!", b"theirs, longer"
 
@@ -650,3 +651,79 @@ def test_what_is_renamed_waits_for_the_removal_of_what_had_its_name(
     mount.loop.passes(5)
     assert answers["rename"] is None
     assert ("b" in bodies(store), "b/" in bodies(store)) == (renamed == "file", renamed == "d")
+
+
+async def _written_though_removed(mount: Composed, store: Held, size: int, *, at: int) -> Handle:
+    """A handle of a file of `old` bytes, whose removal gets no answer between two changes of it."""
+    await put_all(store, {"file": b"o" * size})
+    handle = await opened(mount)
+    await mount.parts.file_io.write(handle, at, b"n")
+    store.unanswered["delete", "file"] = [silence("delete")]
+    with fails(errno.EIO):
+        await mount.unlink("file")
+    assert bodies(store) == {}
+    await mount.parts.file_io.write(handle, at + 1, b"n")
+    return handle
+
+
+@pytest.mark.parametrize("size", [100, 20_000], ids=["whole", "parts"])
+def test_a_file_whose_removal_got_no_answer_is_stored_again_and_no_conflict(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """It is there no more, by our own doing, and who has it open goes on writing."""
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await _written_though_removed(mount, store, size, at=size)
+        mount.loop._clock.jump(2 * TTL)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=8192) as mount:
+        mount.loop.run(partial(main, mount))
+        assert bodies(store) == {"file": b"o" * size + b"nn"}
+
+
+def test_what_another_client_stores_after_a_removal_without_an_answer_is_not_written_over(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        handle = await _written_though_removed(mount, store, 100, at=0)
+        await put_all(store, {"file": THEIRS})
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert sorted(bodies(store).values()) == sorted([THEIRS, b"nn" + b"o" * 98])
+
+
+def test_a_file_of_which_bytes_went_with_a_removal_without_an_answer_is_not_stored_with_zeros(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sosfs.files.file_io.DETACH_MAX", 0)
+
+    async def main() -> None:
+        handle = await _written_though_removed(mount, store, 300_000, at=300_000)
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert "file" not in bodies(store)
+
+
+def test_a_file_that_another_client_removed_when_its_own_removal_was_refused_is_a_conflict(
+    mount: Composed, store: Held
+) -> None:
+    mount.loop.run(lambda: put_all(store, {"file": b"old"}))
+
+    async def main() -> None:
+        handle = await opened(mount, os.O_RDWR | os.O_TRUNC)
+        store.errors["delete", "file"] = [denied("delete")]
+        with fails(errno.EACCES):
+            await mount.unlink("file")
+        await store.delete("file")
+        await mount.parts.file_io.write(handle, 0, b"new")
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
