@@ -156,7 +156,11 @@ class Namespace:
         return found
 
     async def _ask_by_name(self, directory: Directory, name: bytes, parsed: keys.Parsed) -> Inode:
-        """Asks for one name as an object and as a prefix; the prefix wins, as in a listing."""
+        """Asks for one name as an object and as a prefix; the prefix wins, as in a listing.
+
+        While the directory is renamed it would be found under neither key.
+        """
+        await self._subtree_lock.released(directory.inode)
         key = self.inodes.child_key(directory.inode, parsed.segment)
         if len(key.encode()) > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG)
@@ -178,7 +182,10 @@ class Namespace:
         kinds = ["object"] if alone else ["object", "prefix"]
         if not key:
             kinds.remove("object")  # none has an empty key
-        await each(ask, kinds, at_once=2)
+        with self._subtree_lock.watched(directory.inode) as watch:
+            await each(ask, kinds, at_once=2)
+        if watch.was_renamed:
+            return await self._ask_by_name(directory, name, parsed)
         if not parsed.segment:
             found = [one for one in found if one.version.size]  # else it is the directory's own marker
         if name in directory.touched and directory.touched[name] >= when:

@@ -261,11 +261,15 @@ class Pass:
         self.sent = self.started  # when its newest page was asked for
 
     def follow(self, prefix: str) -> None:
-        """The directory has this key now: the pass goes on where it is, for tokens of another prefix mean nothing."""
+        """The directory has this key now: the pass goes on where it is, for tokens of another prefix mean nothing.
+
+        Where the server has no order that is at the beginning: it may get those again that it had before.
+        """
         if prefix != self.prefix:
             self.reach = prefix + self.reach[len(self.prefix) :] if self.reach else ""
             self.begin = prefix + self.begin[len(self.prefix) :] if self.begin else ""
             self.prefix, self.token, self.after = prefix, "", self.reach
+            self.tokens.clear()
 
     def covers(self, segment: str) -> bool:
         """Whether it would have shown what has this segment, had the bucket had it: as an object and as a prefix."""

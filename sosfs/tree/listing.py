@@ -142,12 +142,15 @@ class Listings:
         begun meanwhile, what was done here since this page was asked for is noted no more: it is asked for again.
         """
         inode = directory.inode
-        while self._inodes.has_name(inode):
+        while True:
             await self._subtree_lock.released(inode)
+            if not self._inodes.has_name(inode):
+                break
             walk.follow(self._inodes.key(inode))
             walk.sent = trio.current_time()
-            page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
-            is_there = self._inodes.has_key(inode, walk.prefix) and not self._subtree_lock.is_exclusive(inode)
+            with self._subtree_lock.watched(inode) as watch:
+                page = await self._store.list(walk.prefix, after=walk.after, token=walk.token)
+            is_there = self._inodes.has_key(inode, walk.prefix) and not watch.was_renamed
             if is_there and directory.unnoted < walk.sent:
                 if page.token:
                     check_progress(f"ListObjectsV2 {walk.prefix!r}", page.token, walk.tokens)

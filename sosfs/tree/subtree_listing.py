@@ -64,20 +64,26 @@ class Scan:
         """Scans and returns the directories that are known now, the upper ones first. Raises StoreError."""
         begun = trio.current_time()
         try:
-            token, pages, ended, tokens = "", 0, False, set[str]()
-            while not ended and pages < self._pages:
-                when = trio.current_time()
-                page = await self._store.list(self._prefix, delimiter="", token=token)
-                for listed in page.objects:
-                    self._show(listed, when)
-                token, pages, ended = page.token, pages + 1, not page.token
-                if token:
-                    check_progress(f"ListObjectsV2 {self._prefix!r}", token, tokens)
-            if not self._inodes.has_key(self.top, self._prefix) or self._subtree_lock.is_exclusive(self.top):
-                return []  # renamed meanwhile, or half renamed
+            with self._subtree_lock.watched(self.top) as watch:
+                ended = await self._list()
+            if not self._inodes.has_key(self.top, self._prefix) or watch.was_renamed:
+                return []  # what was shown may be half of it
             return self._merge(begun, ended=ended)
         finally:
             self.done.set()
+
+    async def _list(self) -> bool:
+        """Asks for pages; whether that was all."""
+        token, pages, ended, tokens = "", 0, False, set[str]()
+        while not ended and pages < self._pages:
+            when = trio.current_time()
+            page = await self._store.list(self._prefix, delimiter="", token=token)
+            for listed in page.objects:
+                self._show(listed, when)
+            token, pages, ended = page.token, pages + 1, not page.token
+            if token:
+                check_progress(f"ListObjectsV2 {self._prefix!r}", token, tokens)
+        return ended
 
     def _show(self, listed: Listed, when: float) -> None:
         self._is_ordered = self._is_ordered and self._last < listed.key

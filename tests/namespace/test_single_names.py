@@ -243,6 +243,36 @@ def test_a_directory_of_which_the_bucket_has_nothing_yet_is_there(mount: Compose
     assert bodies(store)["d/sub/new"] == b"ours"
 
 
+@pytest.mark.parametrize("ways", [("d", "e"), ("d", "e", "d")], ids=["once", "and back"])
+@pytest.mark.parametrize("name", ["0000", "sub"])
+def test_a_name_that_is_asked_for_while_its_directory_is_renamed_is_there(
+    mount: Composed, store: Noted, name: str, ways: tuple[str, ...]
+) -> None:
+    """The bucket is asked for its old key, which is gone when it answers."""
+    outcomes: dict[str, Any] = {}
+    question = ("head", "d/0000") if name == "0000" else ("list", "d/sub/")
+
+    async def look() -> None:
+        before = mount.parts.listings.directory(await mount._walk("d")).entries[name.encode()]
+        asking, answer, gone = trio.Event(), trio.Event(), trio.Event()
+        store.before[question], store.after[question] = asking, answer
+        await begun(mount, lambda: told(outcomes, "lookup", lambda: found(mount, name)))
+        assert question in store.reached
+        del store.before[question]
+        store.after["delete_many"] = gone
+        await begun(mount, lambda: mount.rename(*ways[:2]))
+        await settled(asking)
+        store.after.clear()
+        await settled(gone)
+        if len(ways) > 2:
+            await mount.rename(*ways[1:])
+        await settled(answer)
+        assert outcomes["lookup"] is before
+        assert mount.parts.inodes.key(before).startswith(f"{ways[-1]}/{name}")
+
+    mount.loop.run(look)
+
+
 @pytest.mark.parametrize("left", [0, 1], ids=["a key of the full length", "a longer one"])
 def test_nothing_is_asked_for_with_a_key_that_is_too_long(mount: Composed, store: Noted, left: int) -> None:
     """A directory's key ends in a slash."""

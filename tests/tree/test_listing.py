@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from sosfs.files.open_file import Handle
 from sosfs.s3.protocol import Properties
 from sosfs.tree.inodes import Reading
 from tests.support.composed import Composed, composed
-from tests.support.held import Held, bodies, closed, opened, put_all, told
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, told
 
 BIG = bytes(range(256)) * 4096  # 1 MiB
 
@@ -91,6 +92,84 @@ def test_a_scan_of_the_tree_while_a_directory_is_renamed(mount: Composed, store:
         assert sorted(await mount.tree()) == ["new", "new/a", "new/b", "z", "z/z"]
 
     mount.loop.run(look)
+
+
+def test_a_directory_that_is_listed_while_it_is_renamed_and_renamed_back_has_all_its_names(
+    mount: Composed, store: Held
+) -> None:
+    """The bucket answers when the first of these has removed its keys; it has the same key when that is heard."""
+    mount.loop.run(lambda: put_all(store, {"a/x": b"x", "a/y": b"y", "a/deep/z": b"z"}))
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        before = await mount.tree()
+        inode = await mount._walk("a")
+        mount.loop._clock.jump(2 * TTL)
+        asking, answer, gone = trio.Event(), trio.Event(), trio.Event()
+        store.before["list", "a/"], store.after["list", "a/"] = asking, answer
+        await begun(mount, partial(told, outcomes, "ls", partial(mount.parts.listings.complete, inode)))
+        assert ("list", "a/") in store.reached
+        del store.before["list", "a/"]
+        held = store.after.pop(("list", "a/"))
+        store.after["delete_many"] = gone
+        await begun(mount, partial(mount.rename, "a", "b"))
+        store.after["list", "a/"] = held
+        await settled(asking)
+        store.after.clear()
+        await settled(gone)
+        await mount.rename("b", "a")
+        await settled(answer)
+        assert outcomes["ls"].done
+        assert await mount.tree() == before
+
+    mount.loop.run(begin)
+
+
+def test_a_tree_that_is_scanned_while_it_is_renamed_and_renamed_back_has_all_its_names(tmp_path: Path) -> None:
+    """Its first page came before that, and the second one when the keys were gone."""
+    store, outcomes = Held(page=1), dict[str, Any]()
+
+    async def begin() -> None:
+        await put_all(store, {"a/deep/z": b"z", "a/x": b"x", "a/y": b"y"})
+        before = await mount.tree()
+        mount.loop._clock.jump(2 * TTL)
+        first, second, gone = trio.Event(), trio.Event(), trio.Event()
+        store.after["list", "a/"] = first
+        scan = mount.parts.listings.begin_scan(await mount._walk("a"))
+        assert scan is not None
+        await begun(mount, partial(told, outcomes, "scan", scan))
+        del store.after["list", "a/"]
+        store.after["delete_many"] = gone
+        await begun(mount, partial(mount.rename, "a", "b"))
+        store.after["list", "a/"] = second
+        await settled(first)
+        store.after.clear()
+        await settled(gone)
+        await mount.rename("b", "a")
+        await settled(second)
+        assert outcomes == {"scan": None}
+        assert await mount.tree() == before
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(begin)
+
+
+def test_who_lists_an_empty_directory_while_another_takes_its_place_finds_nothing(mount: Composed, store: Held) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def begin() -> None:
+        await put_all(store, {"a/x": b"x", "b/": b""})
+        empty = await mount._walk("b")
+        await mount.tree()
+        copying = store.before["copy", "a/x"] = trio.Event()
+        await begun(mount, partial(mount.rename, "a", "b"))
+        mount.loop._clock.jump(2 * TTL)
+        await begun(mount, partial(told, outcomes, "ls", partial(mount.parts.listings.complete, empty)))
+        await settled(copying)
+        assert outcomes["ls"].names[:] == []
+
+    mount.loop.run(begin)
+    assert bodies(store) == {"b/": b"", "b/x": b"x"}
 
 
 def test_a_listing_on_its_way_when_the_first_file_of_a_directory_lands(mount: Composed, store: Held) -> None:

@@ -61,11 +61,13 @@ def at_any_time(work: Callable[[trio.testing.MockClock], Awaitable[None]]) -> No
 def test_a_pass_of_a_directory_that_was_renamed_goes_on_where_it_was() -> None:
     walk = Pass("old/", started=1.0)
     walk.begin, walk.reach, walk.token, walk.after = "old/b", "old/m", "of old", ""
+    walk.tokens.add("of old")
     walk.follow("old/")
-    assert (walk.token, walk.after) == ("of old", "")
+    assert (walk.token, walk.after, walk.tokens) == ("of old", "", {"of old"})
     walk.follow("longer/")
     assert (walk.prefix, walk.begin, walk.reach) == ("longer/", "longer/b", "longer/m")
     assert (walk.token, walk.after) == ("", "longer/m")
+    assert walk.tokens == set(), "a server without order begins anew, and with the same ones once it has its old name"
     begun = Pass("old/", started=1.0)
     begun.follow("longer/")
     assert (begun.begin, begun.reach, begun.after) == ("", "", "")

@@ -138,6 +138,30 @@ def test_who_waits_for_a_rename_alone_keeps_none_from_beginning() -> None:
     played(play)
 
 
+def test_who_looks_is_told_whether_a_rename_was_under_way_meanwhile() -> None:
+    async def play(scene: Scene) -> None:
+        lock, told = scene.lock, list[bool]()
+
+        async def renamed(name: str, top: Inode) -> None:
+            assert await scene.begin(name, lock.exclusive(top))
+            await scene.end(name)
+
+        for top in (scene.top, scene.file, scene.other):
+            with lock.watched(scene.sub) as watch:
+                await renamed("rename", top)
+            told.append(watch.was_renamed)
+        assert await scene.begin("before", lock.exclusive(scene.top))
+        with lock.watched(scene.sub) as watch:
+            await scene.end("before")
+        told.append(watch.was_renamed)
+        with lock.watched(scene.sub) as watch:
+            pass
+        await renamed("afterwards", scene.top)
+        assert [*told, watch.was_renamed] == [True, False, False, True, False]
+
+    played(play)
+
+
 @pytest.mark.parametrize("rename", [True, False])
 def test_a_request_that_nobody_waits_for_any_more_does_not_begin(*, rename: bool) -> None:
     async def play(scene: Scene) -> None:
