@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import pyfuse3
 
 from sosfs.concurrency.interrupt import CURRENT
-from sosfs.fuse.requests import CALLERS, NOTHING, Opened
+from sosfs.fuse.requests import CALLERS, NOTHING, NOWHERE, Opened, Places
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ QUIET = frozenset(
 
 # What is done to its end whoever waits, and what is answered at once or has nobody to be told.
 APART = frozenset({"rename", "unlink", "rmdir", "mkdir", "mknod", "symlink"})
+CHANGES_NAMES = APART | {"create"}
 UNWATCHED = frozenset({"forget", "release", "releasedir", "statfs"})
 
 
@@ -45,10 +46,10 @@ def answered(handler: F) -> F:
         try:
             if CURRENT.get() is not None or name in UNWATCHED:
                 return await handler(*args)
-            caller = _caller(args)
+            caller, places = _caller(args), _places(name, args)
             if name in APART:
-                return await CALLERS.apart(name, caller, lambda: handler(*args), partial(_unmade, args[0]))
-            return await CALLERS.serve(name, caller, partial(_opened, *args[:2]), lambda: handler(*args))
+                return await CALLERS.apart(name, caller, lambda: handler(*args), partial(_unmade, args[0]), places)
+            return await CALLERS.serve(name, caller, partial(_opened, *args[:2]), lambda: handler(*args), places)
         except pyfuse3.FUSEError:
             raise
         except OSError as error:
@@ -76,7 +77,7 @@ def answered_at_once(attempt: Callable[..., bool]) -> Callable[[F], F]:
         async def guarded(*args: Any) -> Any:
             try:
                 with CALLERS.at_once(_caller(args)):
-                    if attempt(*args):
+                    if CALLERS.is_free(_places(handler.__name__, args)) and attempt(*args):
                         return None
             except OSError as error:
                 log.debug("%s, not at once: %s", handler.__name__, error)  # the handler says it to the caller
@@ -93,6 +94,14 @@ def answered_at_once(attempt: Callable[..., bool]) -> Callable[[F], F]:
 def _caller(args: Sequence[Any]) -> int:
     """The thread that a request comes from; 0 where the kernel does not say."""
     return next((each.pid for each in args[-1:] if isinstance(each, pyfuse3.RequestContext)), 0)
+
+
+def _places(name: str, args: Sequence[Any]) -> Places:
+    """The directories whose lock the kernel has for a request."""
+    if name not in CHANGES_NAMES:
+        return NOWHERE
+    parents = args[1:4:2] if name == "rename" else args[1:2]
+    return Places(number for number in parents if isinstance(number, int))
 
 
 async def _unmade(operations: Any, entry: Any) -> None:

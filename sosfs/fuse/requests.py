@@ -9,7 +9,9 @@ Where the kernel does not say who calls (a read, a write, a close), it is whoeve
 system call that no signal wakes (state D), and has opened this file or has it open: during a close it no more has.
 
 What makes, moves or removes a name goes on by itself to its end when its caller is gone (`apart`): half done it would
-be worse than done. All else ends as after a lost answer, which every step is made for.
+be worse than done. The kernel's lock on its directories has gone with the caller: so who would change names there waits
+here for its end, as everybody waits there for a caller that stays. All else ends as after a lost answer, which every
+step is made for.
 
 Concurrency: trio thread only; /proc is read in a thread.
 """
@@ -30,7 +32,7 @@ from typing import Any
 import trio
 
 from sosfs.concurrency.fairness import CALLER
-from sosfs.concurrency.interrupt import CURRENT, Interrupt
+from sosfs.concurrency.interrupt import CURRENT, Interrupt, waited
 from sosfs.concurrency.tasks import Background
 from sosfs.concurrency.threads import LOCAL
 
@@ -55,6 +57,9 @@ class Opened:
 
 
 NOTHING = Opened("", 0)
+
+Places = frozenset[int]  # the numbers of the directories in which a request changes names
+NOWHERE = Places()
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
@@ -83,6 +88,8 @@ class KernelRequests:
 
     def __init__(self) -> None:
         self._calls: set[Call] = set()
+        self._left: dict[Call, Places] = {}  # what goes on without its caller
+        self._ended = trio.lowlevel.ParkingLot()
         self._background: Background | None = None
 
     def __iter__(self) -> Iterator[Call]:
@@ -93,17 +100,34 @@ class KernelRequests:
         """From now on what cannot be given up runs in the background."""
         self._background = background
 
-    async def serve(self, name: str, pid: int, opened: Callable[[], Opened], work: Callable[[], Awaitable[Any]]) -> Any:
+    async def serve(
+        self,
+        name: str,
+        pid: int,
+        opened: Callable[[], Opened],
+        work: Callable[[], Awaitable[Any]],
+        places: Places = NOWHERE,
+    ) -> Any:
         """Does `work` for a caller; EINTR once that is gone."""
         call = Call(name, pid, opened, trio.current_time())
         self._calls.add(call)
         token, caller = CURRENT.set(call.interrupt), CALLER.set(call.process)
         try:
+            if places:
+                await self._free(places)
             return await work()
         finally:
             CALLER.reset(caller)
             CURRENT.reset(token)
             self._calls.discard(call)
+
+    def is_free(self, places: Places) -> bool:
+        """Whether nothing changes names in these directories for a caller that is gone."""
+        return not any(places & others for others in self._left.values())
+
+    async def _free(self, places: Places) -> None:
+        while not self.is_free(places):
+            await waited(self._ended.park)
 
     @contextmanager
     def at_once(self, pid: int) -> Iterator[None]:
@@ -118,14 +142,18 @@ class KernelRequests:
             CALLER.reset(caller)
 
     async def apart(
-        self, name: str, pid: int, work: Callable[[], Awaitable[Any]], undo: Callable[[Any], Awaitable[None]]
+        self,
+        name: str,
+        pid: int,
+        work: Callable[[], Awaitable[Any]],
+        undo: Callable[[Any], Awaitable[None]],
+        places: Places,
     ) -> Any:
         """As `serve`, for work that goes on when its caller is gone; `undo` then gets what it returns."""
         if self._background is None:
             return await work()
         call = Call(name, pid, lambda: NOTHING, trio.current_time())
         done, results, errors = trio.Event(), list[Any](), list[Exception]()
-        gone = False
 
         async def run() -> None:
             CURRENT.set(Interrupt())  # that nobody sets
@@ -135,24 +163,36 @@ class KernelRequests:
             except Exception as error:  # noqa: BLE001 - whoever waits raises it
                 errors.append(error)
             done.set()
-            if gone and results:
-                await undo(results[0])
-            if gone and errors:
-                log.warning("%s, whose caller was gone: %s", name, errors[0])
+            if call not in self._left:
+                return
+            try:
+                if errors:
+                    log.warning("%s, whose caller was gone: %s", name, errors[0])
+                else:
+                    await undo(results[0])
+            finally:
+                del self._left[call]
+                self._ended.unpark_all()
 
         self._calls.add(call)
-        self._background.spawn(run)
         try:
-            await call.interrupt.ends(done.wait)
-        except OSError:
-            if not done.is_set():
-                gone = True
-                raise
+            await call.interrupt.ends(partial(self._free, places))
+            self._background.spawn(run)
+            await self._end_of(call, done, places)
         finally:
             self._calls.discard(call)
         if errors:
             raise errors[0]
         return results[0]
+
+    async def _end_of(self, call: Call, done: trio.Event, places: Places) -> None:
+        """Waits for what goes on apart. Raises EINTR where its caller is gone before that."""
+        try:
+            await call.interrupt.ends(done.wait)
+        except OSError:
+            if not done.is_set():
+                self._left[call] = places
+                raise
 
     async def watch(self) -> None:
         """Ends the requests whose callers are gone, until cancelled."""

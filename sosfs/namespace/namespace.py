@@ -343,6 +343,8 @@ class Namespace:
             inode.version = inode.version or directory.marker
             if inode.version is None and self._deletions.under(self.inodes.key(inode)):
                 inode.version = Version("", 0)  # its name is pending until a delete sent after those below is answered
+            if directory.entries:
+                raise refuse(errno.ENOTEMPTY)  # made since: the kernel's lock on it goes with a caller
             await self.remove(inode)
 
     async def require_empty(self, inode: Inode) -> None:

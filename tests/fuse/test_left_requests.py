@@ -1,0 +1,175 @@
+"""What goes on though its caller is gone: who changes names beside it waits for its end, as for one that has stayed.
+
+In one process and without a kernel, whose lock on the directory goes with the caller.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Awaitable, Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pyfuse3
+import pytest
+import trio
+import trio.testing
+
+from sosfs.concurrency.tasks import Background
+from sosfs.config.parameters import TTL
+from sosfs.filesystem.bucket import _operations
+from sosfs.fuse.operations import Operations
+from sosfs.fuse.removal_streak import LONG
+from sosfs.fuse.requests import CALLERS
+from tests.support.composed import Composed
+from tests.support.held import Held, begun, bodies, put_all, settled, told
+
+pytestmark = pytest.mark.usefixtures("without_bugs")
+CALLER: Any = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0)
+GONE, ABSENT = (repr(pyfuse3.FUSEError(number)) for number in (errno.EINTR, errno.ENOENT))
+
+
+@pytest.fixture
+def kernel(mount: Composed, monkeypatch: pytest.MonkeyPatch) -> Operations:
+    monkeypatch.setattr(pyfuse3, "RequestContext", SimpleNamespace)  # it cannot be made here
+    monkeypatch.setattr(CALLERS, "_background", Background(mount.nursery))
+    return _operations(mount._settings, mount.parts)
+
+
+async def left(mount: Composed, request: Callable[[], Awaitable[Any]]) -> None:
+    """A request whose caller goes while it waits."""
+    outcomes: dict[str, Any] = {}
+    await begun(mount, partial(told, outcomes, "left", request))
+    for call in CALLERS:
+        call.interrupt.set()
+    await trio.testing.wait_all_tasks_blocked()
+    assert outcomes == {"left": GONE}
+
+
+async def create(kernel: Operations, parent: int, name: bytes) -> None:
+    """A file of three bytes."""
+    opened, _ = await kernel.create(parent, name, 0o644, os.O_WRONLY | os.O_CREAT, CALLER)
+    await kernel.write(opened.fh, 0, b"new")
+    await kernel.flush(opened.fh)
+    await kernel.release(opened.fh)
+
+
+async def symlink(kernel: Operations, parent: int, name: bytes) -> None:
+    await kernel.symlink(parent, name, b"new", CALLER)
+
+
+async def rename(kernel: Operations, parent: int, name: bytes) -> None:
+    folder = await kernel.lookup(parent, b"d", CALLER)
+    await kernel.rename(folder.st_ino, b"other", parent, name, 0, CALLER)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("make", [create, symlink, rename])
+def test_what_takes_the_name_of_a_file_whose_removal_goes_on_stays(
+    mount: Composed, store: Held, kernel: Operations, make: Callable[[Operations, int, bytes], Awaitable[None]]
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old", "d/": b"", "d/other": b"new"})
+        root = mount.parts.inodes.root.number
+        removing = store.before["delete", "file"] = trio.Event()
+        await left(mount, lambda: kernel.unlink(root, b"file", CALLER))
+        await begun(mount, partial(told, outcomes, "make", partial(make, kernel, root, b"file")))
+        await settled(removing)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert outcomes == {"make": None}
+    assert bodies(store) == {"file": b"new", "d/": b""} | ({} if make is rename else {"d/other": b"new"})
+
+
+def test_a_directory_that_is_removed_while_its_making_goes_on_does_not_come_back(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        root = mount.parts.inodes.root.number
+        making = store.before["put", "d/"] = trio.Event()
+        await left(mount, lambda: kernel.mkdir(root, b"d", 0o755, CALLER))
+        await begun(mount, partial(told, outcomes, "rmdir", partial(kernel.rmdir, root, b"d", CALLER)))
+        await settled(making)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert outcomes == {"rmdir": None}
+    assert bodies(store) == {}
+    assert mount.loop.run(mount.tree) == {}
+    assert len(mount.parts.inodes) == 1, "the kernel was told of none"
+
+
+@pytest.mark.parametrize("is_one_of_many", [False, True])
+def test_a_name_whose_renaming_goes_on_can_only_be_removed_before(
+    mount: Composed, store: Held, kernel: Operations, is_one_of_many: bool
+) -> None:
+    """`rm -r` removes one of many names at once."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"} | {f"many-{at}": b"" for at in range(LONG)})
+        root = mount.parts.inodes.root.number
+        copying = store.before["copy", "file"] = trio.Event()
+        await left(mount, lambda: kernel.rename(root, b"file", root, b"moved", 0, CALLER))
+        if is_one_of_many:
+            for at in range(LONG):
+                mount.parts.deletions._proven_until = trio.current_time() + 1
+                await kernel.lookup(root, b"many-%d" % at, CALLER)
+                kernel._provisional.removed(CALLER.pid, root, b"many-%d" % at)
+            await kernel.lookup(root, b"file", CALLER)
+        await begun(mount, partial(told, outcomes, "rm", partial(kernel.unlink, root, b"file", CALLER)))
+        await settled(copying)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert outcomes == {"rm": ABSENT}
+    assert {key: body for key, body in bodies(store).items() if body} == {"moved": b"bytes"}
+    assert mount.parts.pending == 0
+
+
+def test_a_directory_whose_removal_goes_on_stays_where_something_is_made_in_it(
+    mount: Composed, store: Held, kernel: Operations, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asking = trio.Event()
+
+    async def slowly(*_: Any) -> None:
+        await asking.wait()
+
+    async def main() -> None:
+        await put_all(store, {"d/": b""})
+        root, directory = mount.parts.inodes.root.number, await mount._walk("d")
+        with monkeypatch.context() as patch:
+            patch.setattr(mount.parts.attributes.protection, "require", slowly)
+            await left(mount, lambda: kernel.rmdir(root, b"d", CALLER))
+        await create(kernel, directory.number, b"file")
+        await settled(asking)
+
+    mount.loop.run(main)
+    assert bodies(store) == {"d/": b"", "d/file": b"new"}
+    assert set(mount.loop.run(mount.tree)) == {"d", "d/file"}
+
+
+def test_who_waits_for_what_goes_on_can_be_stopped_and_has_begun_nothing(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"old", "d/other": b"other"})
+        root, directory = mount.parts.inodes.root.number, await mount._walk("d")
+        removing = store.before["delete", "file"] = trio.Event()
+        await left(mount, lambda: kernel.unlink(root, b"file", CALLER))
+        await left(mount, lambda: create(kernel, root, b"file"))
+        await left(mount, lambda: kernel.mkdir(root, b"file", 0o755, CALLER))
+        await kernel.unlink(directory.number, b"other", CALLER)  # elsewhere nobody waits
+        await settled(removing)
+        await kernel.mkdir(root, b"file", 0o755, CALLER)
+
+    mount.loop.run(main)
+    mount.loop.passes(TTL)
+    assert bodies(store) == {"d/": b"", "file/": b""}
