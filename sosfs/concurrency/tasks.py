@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
+import outcome
 import trio
 
 from sosfs.concurrency.fairness import CALLER
@@ -30,12 +31,12 @@ async def each(job: Callable[[T], Awaitable[object]], items: Iterable[T], *, at_
 
     async def worker() -> None:
         for item in todo:
+            if first:
+                return
             try:
                 await job(item)
             except Exception as error:  # noqa: BLE001 - it is kept, and raised when all have ended
                 first.append(error)
-            if first:
-                return
 
     if at_once == 1:
         await worker()
@@ -49,22 +50,19 @@ async def each(job: Callable[[T], Awaitable[object]], items: Iterable[T], *, at_
 
 async def first(*jobs: Callable[[], Awaitable[T]]) -> T:
     """What the job that ends first returns or raises; the others are cancelled then."""
-    results: list[T] = []
-    errors: list[Exception] = []
+    ends: list[outcome.Outcome[T]] = []
 
     async def run(job: Callable[[], Awaitable[T]]) -> None:
         try:
-            results.append(await job())
+            ends.append(outcome.Value(await job()))
         except Exception as error:  # noqa: BLE001 - it is kept, and raised when all have ended
-            errors.append(error)
+            ends.append(outcome.Error(error))
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
         for job in jobs:
             nursery.start_soon(run, job)
-    if errors:
-        raise errors[0]
-    return results[0]
+    return ends[0].unwrap()
 
 
 class Background:
