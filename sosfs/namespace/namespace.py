@@ -199,17 +199,17 @@ class Namespace:
     ) -> Inode:
         here, parsed = directory.entries.get(name), keys.parse(name)
         if is_prefix:
-            if here is None or not here.is_directory:
-                here = self._merger.new_directory(directory.inode, parsed.segment)
-                directory.entries[name] = here
-            here.checked = when
-            return here
+            self._merger.folder(directory, parsed.segment, Pass("", started=when))
+            return self._now(directory, name)
+        if here is not None and here.is_directory and not is_unsent(here):
+            self._merger.remove(directory, name)
+            here = directory.entries.get(name)  # what stood beside it
+        if here is not None and is_unsent(here):
+            return here  # something was made in it meanwhile
         if not found:
-            if here is not None and is_unsent(here):
-                return here  # something was made in it meanwhile
             self._merger.remove(directory, name)
             raise refuse(errno.ENOENT)
-        if here is None or here.is_directory:
+        if here is None:
             here = self.inodes.listed(directory.inode, parsed.segment, parsed.form)
             directory.entries[name] = here
         return self._attributes.take(here, found[0])

@@ -221,22 +221,23 @@ class Merger:
                 walk.show(name)
             elif directory.now is walk:  # names made since a newer pass began are known to that one alone
                 self.remove(directory, name)
-                if inode.is_directory:
-                    self._stands_alone(directory, walk, inode.segment)
 
-    def _stands_alone(self, directory: Directory, walk: Pass, segment: str) -> None:
+    def _stands_alone(self, directory: Directory, segment: str) -> None:
         """A directory is gone: an object beside it has its own name again."""
         here = directory.entries.pop(name_of(segment, Form.BESIDE), None)
         if here is not None:
             here.form = Form.PLAIN
             directory.entries[here.name] = here
-            walk.show(here.name)
+            if directory.now is not None:
+                directory.now.show(here.name)
 
     def remove(self, directory: Directory, name: bytes) -> None:
         """The bucket no longer has this entry."""
         inode = directory.entries.pop(name, None)
         if inode is not None:
             self._detach(inode)
+            if inode.is_directory:
+                self._stands_alone(directory, inode.segment)
 
     def _detach(self, inode: Inode) -> None:
         """Takes an inode out of the tree, and all below it: their keys would else be those of the root's files."""

@@ -126,6 +126,38 @@ def test_a_file_beside_a_directory_of_its_name_is_found(mount: Composed, store: 
     mount.loop.run(look)
 
 
+def test_a_file_that_is_open_stays_itself_where_another_client_makes_a_directory_of_its_name(
+    mount: Composed, store: Noted
+) -> None:
+    async def look() -> None:
+        handle = await mount.parts.file_io.open(await found(mount, "0000"), 0, TASK)
+        mount.loop._clock.jump(2 * TTL)
+        await put_all(store, {"d/0000/x": b"x"})
+        top = await found(mount, "0000")
+        mount.loop._clock.jump(2 * TTL)
+        assert await mount.parts.attributes.revalidate(handle.inode) is handle.inode
+        assert handle.inode.is_regular and top.is_directory and top is await found(mount, "0000")
+        assert await found(mount, "%~f0000") is handle.inode
+        await closed(mount, handle)
+
+    mount.loop.run(look)
+
+
+def test_a_file_beside_a_directory_that_is_gone_has_its_own_name_alone(mount: Composed, store: Noted) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/sub": b"beside"})
+        inode, top = await found(mount, "%~fsub"), await found(mount, "sub")
+        top.lookups = 1
+        await mount.parts.listings.complete(top)
+        mount.loop._clock.jump(2 * TTL)
+        await store.delete("d/sub/x")
+        assert await found(mount, "sub") is inode
+        assert b"%~fsub" not in mount.parts.listings.directory(await mount._walk("d")).entries
+        assert not mount.parts.inodes.has_name(top)
+
+    mount.loop.run(look)
+
+
 def test_an_open_file_that_another_client_has_removed_has_no_name(mount: Composed, store: Noted) -> None:
     async def look() -> None:
         handle = await mount.parts.file_io.open(await found(mount, "0000"), 0, TASK)
