@@ -393,8 +393,13 @@ class Revalidation:
     async def refresh(self, inode: Inode, *, in_place: bool = False) -> None:
         """Asks the bucket again, whatever is known; a missing object leaves the inode without a version.
 
-        `in_place` as for `Merger.seen`.
+        `in_place` as for `Merger.seen`. A rename waits meanwhile: while its old key goes, it would pass for gone.
         """
+        async with self._subtree_lock.shared(inode):
+            await self.refresh_within(inode, in_place=in_place)
+
+    async def refresh_within(self, inode: Inode, *, in_place: bool = False) -> None:
+        """As `refresh`, for the rename itself."""
         key, before = self._inodes.key(inode), inode.version
         found: Object | None = None
         try:

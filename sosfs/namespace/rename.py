@@ -244,7 +244,7 @@ class Renames:
             if error.cause is not Cause.CONFLICT or used is not None or inode.pins:
                 raise
             # Another client wrote it meanwhile: its version is the one to be renamed.
-            await self._attributes.refresh(inode)
+            await self._attributes.refresh_within(inode)
             if inode.version is None or inode.parent is None:
                 raise  # it is gone, or has an inode of its own: the kernel looks the name up again
             await self._attributes.fetch_whole(inode)

@@ -310,6 +310,32 @@ def test_read_of_a_file_that_is_changed_while_it_is_renamed(mount: Composed, sto
     assert bodies(store)[name] == b"!" + BIG[1:]
 
 
+def test_a_file_that_a_reader_finds_replaced_stays_listed_though_its_directory_is_renamed_just_then(
+    mount: Composed, store: Held
+) -> None:
+    """Whoever reads the version before asks for it under its old key, which goes before the answer."""
+    mount.loop.run(lambda: put_all(store, {"d/f": BIG, "z": b"z"}))
+    outcomes: dict[str, Any] = {}
+
+    async def go() -> None:
+        handle = await opened(mount, os.O_RDONLY, "d/f")
+        await put_all(store, {"d/f": BIG[::-1]})
+        asking, gone = trio.Event(), trio.Event()
+        store.before["head", "d/f"], store.after["delete_many", "d/f"] = asking, gone
+        await begun(mount, partial(told, outcomes, "read", partial(mount.parts.file_io.read, handle, 900000, 4096)))
+        assert ("head", "d/f") in store.reached
+        del store.before["head", "d/f"]
+        await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "d", "e")))
+        await settled(asking)
+        await settled(gone)
+        assert bytes(outcomes["read"]) == BIG[::-1][900000:904096], "it had read nothing yet"
+        await closed(mount, handle)
+        assert outcomes["rename"] is None
+        assert set(await mount.tree()) == {"e", "e/f", "z"}
+
+    mount.loop.run(go)
+
+
 @pytest.mark.parametrize("theirs", [None, b"theirs" * 1000])
 @pytest.mark.parametrize("how", ["rm", "mv"])
 def test_rm_of_what_the_listing_for_the_marker_shows_gone(
