@@ -235,6 +235,19 @@ def test_what_another_client_stores_where_a_copy_may_come_stays(mount: Composed,
     assert rows(mount) == 0
 
 
+def test_it_is_there_as_soon_as_no_copy_may_come_any_more(mount: Composed, store: Flaky) -> None:
+    """However lately the directory above was listed."""
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    store.late["a/y"] = []
+    mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
+    mount.loop.run(lambda: put_all(store, {"b/y": b"theirs"}))
+    while mount.parts.rollback._back:
+        assert "b" not in mount.loop.run(mount.tree)
+        mount.loop.passes(1)
+    mount.loop.passes(0.1)
+    assert "b/y" in mount.loop.run(mount.tree)
+
+
 @pytest.mark.parametrize("is_late", [True, False])
 def test_the_new_name_is_hidden_until_nothing_may_come_there(mount: Composed, store: Flaky, is_late: bool) -> None:
     """Copies are removed late, another is made late; and then another client takes the name."""
