@@ -38,15 +38,19 @@ def _doubt(inode: Inode, listed: Version, known: Remembered | None) -> None:
     After our own write any time would do (`Version.same_as`), so that what was noted with it has to tell. A directory
     that had no marker has one now.
     """
-    if inode.pins or inode.known is not Known.ALL or (inode.version is None and not inode.is_directory):
+    version = inode.version
+    noted = known if version is not None and version.modified is None else None
+    is_same = noted.holds_for(listed) if noted is not None else version is not None and listed.same_as(version)
+    if inode.known is not Known.ALL or (version is None and (inode.pins or not inode.is_directory)):
         return
-    if inode.version is not None:
-        noted = known if inode.version.modified is None else None
-        if noted.holds_for(listed) if noted is not None else listed.same_as(inode.version):
-            inode.version = listed
-            return
-    inode.known = Known.NAME if listed.size <= SYMLINK_MAX and not inode.is_directory else Known.SIZE
-    inode.whole, inode.acl_private_until = False, 0.0
+    if not is_same:
+        inode.whole, inode.acl_private_until = False, 0.0  # what waits here is stored with what was set there
+    if inode.pins:
+        return
+    if is_same:
+        inode.version = listed
+    else:
+        inode.known = Known.NAME if listed.size <= SYMLINK_MAX and not inode.is_directory else Known.SIZE
 
 
 def _is_another(directory: Directory, segment: str, listed: Version) -> bool:

@@ -17,6 +17,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.config.parameters import TTL
 from sosfs.s3.protocol import Acl, Grant, Page, Properties
 from sosfs.tree import keys
 from sosfs.tree.inodes import SYMLINK_MAX, Directory
@@ -73,6 +74,40 @@ def test_what_waits_to_be_stored_stays_as_it_is_here_whatever_is_listed(
                 await closed(mount, handle)
         else:
             await closed(mount, handle)
+        if theirs == BIG:  # what is set there of the same bytes stays
+            await mount.settle()
+            kept = store._stored["d/a"].object.properties.metadata
+            assert (kept["mode"], kept["colour"]) == (str(0o100600 if change == "written" else 0o100640), "blue")
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize("ago", [0.0, 2 * TTL], ids=["just now", "long ago"])
+@pytest.mark.parametrize("change", ["written", "its mode changed"])
+def test_what_a_listing_tells_to_be_set_by_another_client_stays_when_what_waits_is_stored(
+    mount: Composed, store: Held, change: str, ago: float
+) -> None:
+    """All of the file was known, for it was written here, and since then it was only listed."""
+
+    async def look() -> None:
+        await put_all(store, {"d/": b""})
+        await mount.write("d/a", BIG, flags=os.O_CREAT)
+        await mount.settle()
+        handle = await opened(mount, os.O_RDWR, "d/a")
+        if change == "written":
+            await mount.parts.file_io.write(handle, len(BIG), b"ours")
+        else:
+            handle.inode.mode = stat.S_IFREG | 0o640
+            mount.parts.attributes.changed(handle.inode, posix=["mode"])
+        store._clock = lambda: time.time() + LONG
+        await store.put("d/a", BIG, of_mode(0o600, colour="blue"), acl=PUBLIC)
+        mount.loop._clock.jump(ago)
+        await listed_anew(mount)
+        await closed(mount, handle)
+        await mount.settle()
+        assert ANYONE in readers(store, "d/a")
+        kept = store._stored["d/a"].object.properties.metadata
+        assert (kept["mode"], kept["colour"]) == (str(0o100600 if change == "written" else 0o100640), "blue")
 
     mount.loop.run(look)
 
