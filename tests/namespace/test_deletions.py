@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,33 @@ def test_a_removed_file_with_unsent_bytes_does_not_come_back(tmp_path: Path, fir
         here.loop.run(require_gone)
         here.loop.passes(LONG)
         here.loop.run(require_gone)
+
+
+@pytest.mark.promise(3)
+def test_nor_does_it_after_a_kill_while_its_records_go(tmp_path: Path) -> None:
+    """That of its removal and that of its bytes go at once."""
+    store, killed = FakeStore(), tmp_path / "killed"
+
+    async def begin() -> None:
+        await put_all(store, {"file": b"body"})
+        await here.write("file", b"more", flags=os.O_APPEND)
+        state, drop = here._settings.state_dir, here._journal.drop_delete
+
+        def drop_and_keep(key: str) -> None:
+            drop(key)
+            shutil.copytree(state, killed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+
+        here._journal.drop_delete = drop_and_keep  # type: ignore[method-assign]
+        await begun(here, partial(here.unlink, "file"))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as here:
+        here.loop.run(begin)
+        assert store._stored == {}
+        here.crash()
+        here._settings = replace(here._settings, cache_dir=killed)
+        here.start()
+        here.loop.passes(LONG)
+        assert here.loop.run(here.tree) == store._stored == {}
 
 
 @pytest.mark.usefixtures("without_bugs")

@@ -133,7 +133,9 @@ def test_a_file_that_is_open_stays_itself_where_another_client_makes_a_directory
         handle = await mount.parts.file_io.open(await found(mount, "0000"), 0, TASK)
         mount.loop._clock.jump(2 * TTL)
         await put_all(store, {"d/0000/x": b"x"})
+        reader = mount.parts.listings.directory(await mount._walk("d")).now
         top = await found(mount, "0000")
+        assert reader is not None and b"%~f0000" in reader.names, "who still reads on is told of it"
         mount.loop._clock.jump(2 * TTL)
         assert await mount.parts.attributes.revalidate(handle.inode) is handle.inode
         assert handle.inode.is_regular and top.is_directory and top is await found(mount, "0000")
