@@ -27,7 +27,7 @@ from sosfs.fuse.operations import DOTS, Operations
 from sosfs.fuse.xattrs import Xattrs
 from sosfs.namespace.eviction import USED
 from sosfs.namespace.namespace import RELIST_MAX
-from sosfs.s3.protocol import Properties, Right
+from sosfs.s3.protocol import UNKNOWN, Page, Properties, Right
 from sosfs.tree.inodes import Inode
 from tests.support.composed import TASK, Composed
 from tests.support.held import Held, begun, bodies, forget, put_all, settled, told
@@ -278,6 +278,72 @@ def test_what_takes_the_name_of_a_forgotten_file_is_not_shown_under_its_number(
     mount.loop.run(begin)
     mount.loop.passes(USED + 1)
     mount.loop.run(rename)
+
+
+async def _listed_anew(mount: Composed, top: Inode) -> None:
+    mount.loop._clock.jump(1)
+    mount.parts.listings.directory(top).doubt()
+    await mount.parts.listings.complete(top)
+
+
+def test_who_reads_a_directory_that_another_client_has_removed_is_told_of_nothing_in_it(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def look() -> None:
+        await put_all(store, {"d/sub/a": bytes(5000), "d/sub/b": bytes(5000), "d/z": b""})
+        top, below = await mount._walk("d"), await mount._walk("d/sub")
+        below.lookups += 1
+        handle = await kernel.opendir(below.number, CALLER)
+        assert await read(kernel, handle) == [b"a", b"b"]
+        for key in ("d/sub/a", "d/sub/b"):
+            await store.delete(key)
+        await _listed_anew(mount, top)
+        assert await read(kernel, handle) == []
+
+    mount.loop.run(look)
+
+
+@pytest.mark.parametrize("theirs", [None, bytes(5000)], ids=["removed", "replaced"])
+def test_what_is_shown_as_it_was_listed_is_so_only_as_long_as_it_has_its_name(
+    mount: Composed, store: Held, theirs: bytes | None
+) -> None:
+    """What was small enough to be a link may have been shown as one: what replaces it is another inode."""
+    kernel = _operations(replace(mount._settings, attributes=Shown.LISTED), mount.parts)
+
+    async def look() -> None:
+        await put_all(store, {"d/a": b"small", "d/z": b""})
+        top = await mount._walk("d")
+        await mount.parts.listings.complete(top)
+        shown = await kernel.lookup(top.number, b"a", CALLER)
+        assert (await kernel.getattr(shown.st_ino, CALLER)).st_size == len(b"small")
+        if theirs is None:
+            await store.delete("d/a")
+        else:
+            await put_all(store, {"d/a": theirs})
+        await _listed_anew(mount, top)
+        await refused(errno.ESTALE, kernel.getattr(shown.st_ino, CALLER))
+
+    mount.loop.run(look)
+
+
+def test_what_a_listing_has_nonsense_of_is_not_shown_as_it_was_listed(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernel, list_page = _operations(replace(mount._settings, attributes=Shown.LISTED), mount.parts), store.list
+
+    async def garbled(*arguments: Any, **options: Any) -> Page:
+        page = await list_page(*arguments, **options)
+        return replace(page, objects=tuple(replace(one, version=UNKNOWN) for one in page.objects))
+
+    async def look() -> None:
+        await put_all(store, {"d/a": b"small"})
+        top = await mount._walk("d")
+        monkeypatch.setattr(store, "list", garbled)
+        await _listed_anew(mount, top)
+        shown = await kernel.lookup(top.number, b"a", CALLER)
+        assert (await kernel.getattr(shown.st_ino, CALLER)).st_size == len(b"small")
+
+    mount.loop.run(look)
 
 
 @pytest.mark.parametrize("shown", Shown)
