@@ -23,7 +23,7 @@ from sosfs.namespace.deletions import CROWD, HELD_FIRST, HELD_MAX, PAUSE_MAX
 from sosfs.s3.protocol import NO_VERSIONS, Failure, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, put_all, silence
+from tests.support.held import Held, begun, bodies, denied, put_all, silence
 
 FILES = 2 * CROWD + CROWD // 2
 
@@ -264,6 +264,42 @@ def test_what_is_refused_is_tried_again_with_growing_pauses_and_told_with_the_re
         store.fault = None
         mount.loop.passes(2 * HELD_MAX)
         assert (store._stored, _pending(mount), mount.parts.oldest) == ({}, {}, 0.0)
+
+
+@pytest.mark.usefixtures("without_bugs")
+def test_who_waits_for_a_name_or_a_directory_is_told_of_no_other_that_is_refused(tmp_path: Path) -> None:
+    store = FakeStore()
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == "delete" and key in ("files", "e/x"):
+            raise denied(key)
+
+    async def main() -> None:
+        await put_all(store, dict.fromkeys(("other", "file", "files", "d/", "d/x", "e/", "e/x"), b""))
+        await _remove(mount, "other")
+        store.fault = refuse
+        await _remove(mount, "file", "files")
+        await mount.write("file", b"new", flags=os.O_CREAT)
+        await _remove(mount, "d/x", "e/x")
+        await mount.parts.deletions.wait_under("d/")
+        assert bodies(store) == {"file": b"new", "files": b"", "d/": b"", "e/": b"", "e/x": b""}
+        store.fault = None
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(main)
+        mount.loop.passes(LONG)
+        assert set(store._stored) == {"file", "d/", "e/"}
+
+
+@pytest.mark.usefixtures("without_bugs")
+def test_what_was_refused_is_tried_on_though_the_store_is_away_when_it_is_tried_again(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, dict.fromkeys(("other", "file"), b"")))
+        store.errors["delete", "file"] = [denied(), *[silence("delete")] * 3]
+        mount.loop.run(partial(_remove, mount, "other", "file"))
+        mount.loop.passes(LONG)
+        assert (store._stored, mount.parts.pending) == ({}, 0)
 
 
 def test_what_waits_for_the_store_is_not_told_to_be_tried_later_while_it_is_tried(tmp_path: Path) -> None:
