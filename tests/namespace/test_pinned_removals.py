@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,23 @@ def test_a_removal_that_is_tried_again_spares_what_is_stored_after_it_looked(mou
     mount.loop.run(again)
     mount.loop.passes(LONG)
     assert bodies(store) == {"file": b"theirs"} and mount.parts.pending == 0
+
+
+def test_a_removal_that_is_tried_again_spares_what_another_client_has_set_of_the_same_bytes(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"first": b"1", "file": b"bytes"})
+        await mount.unlink("first")
+        store.errors["delete", "file"] = [REFUSED]
+        await mount.unlink("file")
+
+    mount.loop.run(main)
+    mount.loop.passes(3)
+    store._clock = lambda: time.time() + LONG
+    mount.loop.run(lambda: put_all(store, {"file": b"bytes"}))
+    mount.loop.passes(LONG)
+    assert (bodies(store), mount.parts.pending) == ({"file": b"bytes"}, 0)
 
 
 def test_a_removal_of_an_earlier_mount_spares_what_is_stored_after_it_looked(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tests.support.drive import Drive, eventually, fails, names, status, tree
 from tests.support.fake_store import FakeStore
 from tests.support.faults import FAILED, LOST, Answer, Hang, Moment
 from tests.support.foreign import Foreign, numbered
-from tests.support.held import Held, begun, bodies, put_all
+from tests.support.held import Held, begun, bodies, denied, put_all
 from tests.support.held import told as told_of
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
@@ -376,6 +376,30 @@ def test_what_is_moved_here_above_the_new_name_after_the_failure_stays(mount: Co
     mount.loop.run(go)
     mount.loop.passes(120)
     assert bodies(store) == {"was/": b"", "was/a": b"file", "d/a": b"file", "d/b": b"file"}
+
+
+def test_a_copy_that_a_user_may_not_remove_either_goes_when_the_next_mount_may(mount: Composed, store: Flaky) -> None:
+    """In an empty directory that was to be replaced, and is shown."""
+
+    def refuse(operation: str, key: str) -> None:
+        if (operation, key) in (("copy", "a/y"), ("delete", "b/x")):
+            raise denied(key)
+
+    mount.loop.run(lambda: put_all(store, BEFORE | {"b/": b""}))
+    store.fault = refuse
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES))
+    mount.loop.passes(2 * TTL)
+
+    async def remove() -> None:
+        with fails(errno.EACCES):
+            await mount.unlink("b/x")
+
+    mount.loop.run(remove)
+    mount.crash()
+    store.fault = None
+    mount.start()
+    mount.loop.passes(200)
+    assert bodies(store) == BEFORE | {"b/": b""}
 
 
 def test_an_empty_directory_that_was_to_be_replaced_stays(mount: Composed, store: Flaky) -> None:
