@@ -100,13 +100,14 @@ def test_what_a_listing_tells_to_be_set_by_another_client_stays_when_what_waits_
             handle.inode.mode = stat.S_IFREG | 0o640
             mount.parts.attributes.changed(handle.inode, posix=["mode"])
         store._clock = lambda: time.time() + LONG
-        await store.put("d/a", BIG, of_mode(0o600, colour="blue"), acl=PUBLIC)
+        await store.put("d/a", BIG, of_mode(0o600, colour="blue", mtime="1"), acl=PUBLIC)
         mount.loop._clock.jump(ago)
         await listed_anew(mount)
         await closed(mount, handle)
         await mount.settle()
         assert ANYONE in readers(store, "d/a")
         kept = store._stored["d/a"].object.properties.metadata
+        assert (float(kept["mtime"]) == 1) is (change != "written"), "other bytes have another time"
         assert (kept["mode"], kept["colour"]) == (str(0o100600 if change == "written" else 0o100640), "blue")
 
     mount.loop.run(look)
