@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import sqlite3
 import stat
 import time
@@ -170,6 +171,63 @@ def test_a_file_that_another_client_removes_while_its_new_name_is_waited_for_is_
     mount.loop.run(partial(settled, store.before["delete_many"]))
     assert outcomes["rename"].startswith(("FileNotFoundError", "OSError(116")), outcomes
     assert bodies(store) == {"other": b""}
+
+
+@pytest.mark.promise(3)
+@both
+def test_a_kill_while_the_records_of_a_rename_change_leaves_all_that_was_written(
+    tmp_path: Path, old: str, new: str
+) -> None:
+    """That it is done, and that the bytes which wait belong to the new name, is noted at once."""
+    store, killed = FakeStore(), tmp_path / "killed"
+
+    async def main() -> None:
+        await put_all(store, {old: b"bytes"})
+        await mount.write(old, b", more", flags=os.O_APPEND)
+        state, drop = mount._settings.state_dir, mount._journal.drop_rename
+
+        def drop_and_keep(row: int) -> None:
+            drop(row)
+            shutil.copytree(state, killed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+
+        mount._journal.drop_rename = drop_and_keep  # type: ignore[method-assign]
+        await mount.rename(*tops(old, new))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(main)
+        assert bodies(store) == {new: b"bytes"}
+        mount.crash()
+        mount._settings = replace(mount._settings, cache_dir=killed)
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {new: b"bytes, more"}
+
+
+def test_an_old_name_whose_removal_waits_in_the_queue_is_not_listed(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "other": b""})
+        await mount.unlink("other")
+        store.before["delete", "file"] = trio.Event()
+        await mount.rename("file", "moved")
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert ("delete", "file") in store.reached
+    assert set(mount.loop.run(mount.tree)) == {"moved"}
+
+
+def test_a_new_file_whose_storing_got_no_answer_leaves_nothing_under_its_old_name(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        store.lost.add("file")
+        with fails(errno.EIO):
+            await mount.write("file", b"bytes", flags=os.O_CREAT)
+        assert bodies(store) == {"file": b"bytes"}
+        await mount.rename("file", "moved")
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"moved": b"bytes"}
+    assert set(mount.loop.run(mount.tree)) == {"moved"}
 
 
 @both
