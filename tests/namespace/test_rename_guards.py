@@ -62,9 +62,9 @@ async def _renames(mount: Composed) -> list[tuple[int, str, str]]:
     return mount._journal.renames()
 
 
-async def _glanced_at(mount: Composed, name: bytes) -> Inode:
+async def _glanced_at(mount: Composed, path: str) -> Inode:
     """As by `ls -l`: HEAD, which does not tell everything."""
-    inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, name)
+    inode = await mount.parts.namespace.lookup(*await mount._parent(path))
     await mount.parts.attributes.ask_files([inode])
     return inode
 
@@ -79,10 +79,7 @@ def test_a_rename_keeps_all_that_an_object_has(
 ) -> None:
     async def main() -> None:
         await store.put(old, b"bytes", CARRIED, acl=FRIEND)
-        *folders, name = old.split("/")
-        parent = await mount._walk("/".join(folders))
-        inode = await mount.parts.namespace.lookup(parent, name.encode())
-        await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
+        await _glanced_at(mount, old)
         if is_dirty:
             inode = await mount._walk(old)
             inode.mode = stat.S_IFREG | 0o600
@@ -102,6 +99,37 @@ def test_a_rename_keeps_all_that_an_object_has(
     assert mount.loop.run(mount.tree)[new] == (b"bytes", 0o600 if is_dirty else 0o644)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "is_since"),
+    [("file", "moved", False), ("d/file", "e/file", False), ("d/file", "e/file", True)],
+    ids=["file", "directory", "directory, since it was written here"],
+)
+def test_a_chmod_after_a_rename_keeps_what_nobody_has_looked_at(
+    mount: Composed, store: Held, old: str, new: str, is_since: bool
+) -> None:
+    """Another client may have set it just after this mount has written the same bytes."""
+
+    async def main() -> None:
+        if is_since:
+            await mount.parts.commits.commit(await _written(mount, old))
+            store._clock = lambda: time.time() + 100
+        await store.put(old, b"bytes", CARRIED, acl=FRIEND)
+        if is_since:
+            mount.loop._clock.jump(2 * TTL)
+        else:
+            await _glanced_at(mount, old)
+        await mount.rename(*tops(old, new))
+        await mount.chmod(new, 0o600)
+
+    mount.loop.run(main)
+    mount.loop.passes(TTL)
+    found = store._stored[new].object.properties
+    assert (found.headers, found.metadata["colour"], found.metadata["mode"]) == (
+        CARRIED.headers, "blue", str(0o100600)
+    )  # fmt: skip
+    assert "friend" in readers(store, new)
+
+
 @pytest.mark.parametrize("is_dirty", [False, True], ids=["clean", "with attributes that wait"])
 @pytest.mark.parametrize(("had", "gets"), [("text/plain", "text/html"), ("image/png", "image/png")])
 def test_a_type_that_only_the_name_has_told_becomes_that_of_the_new_name(
@@ -111,7 +139,7 @@ def test_a_type_that_only_the_name_has_told_becomes_that_of_the_new_name(
 
     async def main() -> None:
         await store.put("a.txt", b"bytes", before)
-        inode = await _glanced_at(mount, b"a.txt")
+        inode = await _glanced_at(mount, "a.txt")
         if is_dirty:
             inode.mode = stat.S_IFREG | 0o600
             mount.parts.attributes.changed(inode)
@@ -267,7 +295,7 @@ def test_another_clients_bytes_keep_the_type_that_they_have(mount: Composed, sto
 
     async def main() -> None:
         await store.put("a.txt", b"bytes", CARRIED)
-        await _glanced_at(mount, b"a.txt")
+        await _glanced_at(mount, "a.txt")
         await store.put("a.txt", b"theirs, longer", theirs)
         await mount.rename("a.txt", "a.html")
 
