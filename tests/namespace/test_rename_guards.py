@@ -231,6 +231,45 @@ def test_a_kill_while_the_records_of_a_rename_change_leaves_all_that_was_written
         assert bodies(store) == {new: b"bytes, more"}
 
 
+def test_attributes_that_wait_go_with_the_file_that_is_replaced(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "moved": b"old"})
+        inode = await mount._walk("moved")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount.rename("file", "moved")
+        assert mount.parts.pending == 0
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert mount.loop.run(mount.tree) == {"moved": (b"bytes", 0o644)}
+
+
+def test_bytes_that_wait_go_with_the_file_that_is_replaced_whenever_it_is_killed(tmp_path: Path) -> None:
+    store, killed = FakeStore(), tmp_path / "killed"
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "moved": b"old"})
+        await mount.write("moved", b", more", flags=os.O_APPEND)
+        state, flushed = mount._settings.state_dir, mount._journal.flushed
+
+        async def keep() -> None:
+            if not killed.exists() and not await _renames(mount):
+                shutil.copytree(state, killed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+            await flushed()
+
+        mount._journal.flushed = keep  # type: ignore[method-assign]
+        await mount.rename("file", "moved")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(main)
+        mount.crash()
+        mount._settings = replace(mount._settings, cache_dir=killed)
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"moved": b"bytes"}
+
+
 def test_an_old_name_whose_removal_waits_in_the_queue_is_not_listed(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes", "other": b""})
