@@ -178,6 +178,30 @@ def test_a_file_that_another_client_removes_while_its_lock_is_asked_for_is_gone(
     assert bodies(store) == {"other": b""}
 
 
+def test_a_file_that_is_forgotten_while_its_lock_is_asked_for_has_its_number_under_the_new_name(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = trio.Event()
+
+    async def slowly(*_: Any) -> None:
+        await held.wait()
+
+    async def main() -> None:
+        await put_all(store, {"file": bytes(5000)})
+        inode = await mount._walk("file")
+        inode.lookups = 1
+        monkeypatch.setattr(mount.parts.attributes.protection, "require", slowly)
+        await begun(mount, partial(mount.rename, "file", "moved"))
+        mount.loop._clock.jump(TTL)
+        forget(mount)
+        assert mount.parts.inodes.find(inode.number) is None
+        await settled(held)
+        assert mount.parts.inodes[inode.number] is inode is await mount._walk("moved")
+        assert (inode.lookups, mount.parts.inodes.key(inode)) == (1, "moved")
+
+    mount.loop.run(main)
+
+
 def test_a_file_that_another_client_removes_while_its_new_name_is_waited_for_is_gone(
     mount: Composed, store: Held
 ) -> None:
