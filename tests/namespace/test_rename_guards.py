@@ -255,6 +255,30 @@ def test_a_kill_while_the_records_of_a_rename_change_leaves_all_that_was_written
         assert bodies(store) == {new: b"bytes, more"}
 
 
+def test_what_is_made_in_a_directory_while_it_is_renamed_outlives_a_crash(tmp_path: Path) -> None:
+    """Its record names the new key as soon as the tree does."""
+    store, held = Held(), trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"a"})
+        directory = await mount._walk("d")
+        await mount.parts.listings.complete(directory)
+        store.before["copy", "d/a"] = held
+        await begun(mount, partial(mount.rename, "d", "e"))
+        handle = await mount._opened(directory, b"new", os.O_CREAT | os.O_WRONLY)
+        await mount.parts.file_io.write(handle, 0, b"bytes")
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        del store.before["copy", "d/a"]
+        await settled(held)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(main)
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"e/a": b"a", "e/new": b"bytes"}
+
+
 def test_attributes_that_wait_go_with_the_file_that_is_replaced(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes", "moved": b"old"})

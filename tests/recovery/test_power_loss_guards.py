@@ -21,7 +21,7 @@ from sosfs.recovery.attributes import AttributeReplay
 from sosfs.s3.protocol import Acl, Grant, Properties
 from tests.recovery.test_power_loss import Disk, Log
 from tests.support.composed import LONG, Composed, composed
-from tests.support.held import Held, begun, bodies, closed, opened, settled, silence, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
 from tests.support.power import Machine, syncs_late
 
 JOURNAL, WRITEBACK = Durability.JOURNAL, Durability.WRITEBACK
@@ -243,6 +243,28 @@ def test_a_queued_removal_that_was_done_is_not_done_again_when_the_power_goes(
         log.loses_power()
         mount.start()
         assert bodies(store) == {"file": b"bytes"}
+
+
+@pytest.mark.parametrize("durability", list(Durability))
+def test_a_directory_of_which_half_is_copied_when_the_power_goes_leaves_no_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    store, before = Held(), {"d/a": b"bytes", "d/z": b"z"}
+
+    async def rename() -> None:
+        await put_all(store, before)
+        store.before["copy", "d/z"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert bodies(store) == before | {"e/a": b"bytes"}
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        machine = Machine(mount, monkeypatch, 0)
+        mount.loop.run(rename)
+        machine.loses_power(newest_log=False)
+        store.before.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == before
 
 
 @sizes
