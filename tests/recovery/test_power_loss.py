@@ -18,6 +18,7 @@ from sosfs.config.parameters import Durability
 from sosfs.disk import watermark
 from sosfs.files.spool import Spool
 from sosfs.journal.journal import Journal
+from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, bodies, opened, stored
@@ -132,22 +133,25 @@ class Log:
         another_boot(self._mount, self._patch)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "step"), [("log", "log.1", "copy"), ("d/log", "e/log", "delete_many")], ids=["file", "directory"]
+)
 def test_a_rename_that_was_done_is_not_done_again_when_the_power_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, step: str
 ) -> None:
     """The kernel wrote the journal's log out while a rename was under way; the rest of it is lost."""
     store = Held()
 
     async def rename(mount: Composed, log: Log) -> None:
-        await mount.write("log", b"old lines", flags=os.O_CREAT)
-        store.before["copy"] = trio.Event()
+        await store.put(old, b"old lines", Properties())
+        store.before[step] = trio.Event()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(mount.rename, "log", "log.1")
+            nursery.start_soon(mount.rename, old.split("/", maxsplit=1)[0], new.split("/", maxsplit=1)[0])
             await trio.testing.wait_all_tasks_blocked()
             log.written_out()
-            store.before.pop("copy").set()
-        await mount.write("log", b"new lines", flags=os.O_CREAT)
-        assert bodies(store) == {"log": b"new lines", "log.1": b"old lines"}
+            store.before.pop(step).set()
+        await store.put(old, b"new lines", Properties())
+        assert bodies(store) == {old: b"new lines", new: b"old lines"}
 
     with composed(store, tmp_path) as mount:
         log = Log(mount, tmp_path / "disk", monkeypatch)
@@ -156,7 +160,7 @@ def test_a_rename_that_was_done_is_not_done_again_when_the_power_goes(
         mount.start()
         assert mount._journal.damage.lines == ()
         mount.loop.passes(5)
-        assert bodies(store) == {"log": b"new lines", "log.1": b"old lines"}
+        assert bodies(store) == {old: b"new lines", new: b"old lines"}
 
 
 def test_a_removal_that_was_done_is_not_done_again_when_the_power_goes(
