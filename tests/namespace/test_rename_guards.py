@@ -279,6 +279,26 @@ def test_what_is_made_in_a_directory_while_it_is_renamed_outlives_a_crash(tmp_pa
         assert bodies(store) == {"e/a": b"a", "e/new": b"bytes"}
 
 
+@pytest.mark.promise(5)
+def test_who_has_a_file_open_keeps_its_size_where_theirs_is_renamed_with_the_directory(
+    mount: Composed, store: Held
+) -> None:
+    ours, theirs = b"A" * 300_000, b"B" * 400_000
+
+    async def main() -> None:
+        await put_all(store, {"d/file": ours})
+        handle = await opened(mount, os.O_RDONLY, "d/file")
+        assert bytes(await mount.parts.file_io.read(handle, 0, 10)) == ours[:10]
+        copying = store.before["copy"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        await put_all(store, {"d/file": theirs})
+        await settled(copying)
+        assert (handle.inode.size, (await mount._walk("e/file")).size) == (len(ours), len(theirs))
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+
+
 def test_attributes_that_wait_go_with_the_file_that_is_replaced(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes", "moved": b"old"})
