@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -136,11 +134,11 @@ def test_nor_does_it_after_a_kill_while_its_records_go(tmp_path: Path) -> None:
     async def begin() -> None:
         await put_all(store, {"file": b"body"})
         await here.write("file", b"more", flags=os.O_APPEND)
-        state, drop = here._settings.state_dir, here._journal.drop_delete
+        drop = here._journal.drop_delete
 
         def drop_and_keep(key: str) -> None:
             drop(key)
-            shutil.copytree(state, killed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+            here.keep_state(killed)
 
         here._journal.drop_delete = drop_and_keep  # type: ignore[method-assign]
         await begun(here, partial(here.unlink, "file"))
@@ -148,11 +146,11 @@ def test_nor_does_it_after_a_kill_while_its_records_go(tmp_path: Path) -> None:
     with composed(store, tmp_path, durability=Durability.JOURNAL) as here:
         here.loop.run(begin)
         assert store._stored == {}
-        here.crash()
-        here._settings = replace(here._settings, cache_dir=killed)
+        here.crash_before(killed)
         here.start()
         here.loop.passes(LONG)
-        assert here.loop.run(here.tree) == store._stored == {}
+        assert here.loop.run(here.tree) == {}
+        assert store._stored == {}
 
 
 @pytest.mark.usefixtures("without_bugs")
@@ -276,18 +274,18 @@ def test_who_waits_for_a_name_or_a_directory_is_told_of_no_other_that_is_refused
 
     async def main() -> None:
         await put_all(store, dict.fromkeys(("other", "file", "files", "d/", "d/x", "e/", "e/x"), b""))
-        await _remove(mount, "other")
+        await _remove(here, "other")
         store.fault = refuse
-        await _remove(mount, "file", "files")
-        await mount.write("file", b"new", flags=os.O_CREAT)
-        await _remove(mount, "d/x", "e/x")
-        await mount.parts.deletions.wait_under("d/")
+        await _remove(here, "file", "files")
+        await here.write("file", b"new", flags=os.O_CREAT)
+        await _remove(here, "d/x", "e/x")
+        await here.parts.deletions.wait_under("d/")
         assert bodies(store) == {"file": b"new", "files": b"", "d/": b"", "e/": b"", "e/x": b""}
         store.fault = None
 
-    with composed(store, tmp_path) as mount:
-        mount.loop.run(main)
-        mount.loop.passes(LONG)
+    with composed(store, tmp_path) as here:
+        here.loop.run(main)
+        here.loop.passes(LONG)
         assert set(store._stored) == {"file", "d/", "e/"}
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import sqlite3
 import stat
 import time
@@ -236,11 +235,11 @@ def test_a_kill_while_the_records_of_a_rename_change_leaves_all_that_was_written
     async def main() -> None:
         await put_all(store, {old: b"bytes"})
         await mount.write(old, b", more", flags=os.O_APPEND)
-        state, drop = mount._settings.state_dir, mount._journal.drop_rename
+        drop = mount._journal.drop_rename
 
         def drop_and_keep(row: int) -> None:
             drop(row)
-            shutil.copytree(state, killed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+            mount.keep_state(killed)
 
         mount._journal.drop_rename = drop_and_keep  # type: ignore[method-assign]
         await mount.rename(*tops(old, new))
@@ -248,8 +247,7 @@ def test_a_kill_while_the_records_of_a_rename_change_leaves_all_that_was_written
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(main)
         assert bodies(store) == {new: b"bytes"}
-        mount.crash()
-        mount._settings = replace(mount._settings, cache_dir=killed)
+        mount.crash_before(killed)
         mount.start()
         mount.loop.passes(LONG)
         assert bodies(store) == {new: b"bytes, more"}
@@ -319,11 +317,11 @@ def test_bytes_that_wait_go_with_the_file_that_is_replaced_whenever_it_is_killed
     async def main() -> None:
         await put_all(store, {"file": b"bytes", "moved": b"old"})
         await mount.write("moved", b", more", flags=os.O_APPEND)
-        state, flushed = mount._settings.state_dir, mount._journal.flushed
+        flushed = mount._journal.flushed
 
         async def keep() -> None:
             if not killed.exists() and not await _renames(mount):
-                shutil.copytree(state, killed, ignore=shutil.ignore_patterns("*-shm", "lock"))
+                mount.keep_state(killed)
             await flushed()
 
         mount._journal.flushed = keep  # type: ignore[method-assign]
@@ -331,8 +329,7 @@ def test_bytes_that_wait_go_with_the_file_that_is_replaced_whenever_it_is_killed
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(main)
-        mount.crash()
-        mount._settings = replace(mount._settings, cache_dir=killed)
+        mount.crash_before(killed)
         mount.start()
         mount.loop.passes(LONG)
         assert bodies(store) == {"moved": b"bytes"}

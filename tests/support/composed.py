@@ -226,10 +226,19 @@ class Composed:
         """The process dies at this instant; what its tasks do when they are ended does not count."""
         now, self._generation = self._settings.state_dir, self._generation + 1
         then = now.parent / f"state{self._generation}"
-        shutil.copytree(now, then, ignore=shutil.ignore_patterns("*-shm", "lock"))
+        self.keep_state(then)
         self._end()
         shutil.rmtree(now)
         self._settings = replace(self._settings, cache_dir=then)
+
+    def keep_state(self, directory: Path) -> None:
+        """A copy of what the process would leave if it died at this instant."""
+        shutil.copytree(self._settings.state_dir, directory, ignore=shutil.ignore_patterns("*-shm", "lock"))
+
+    def crash_before(self, state: Path) -> None:
+        """As `crash`, but it died when this state was kept."""
+        self.crash()
+        self._settings = replace(self._settings, cache_dir=state)
 
     def _end(self) -> None:
         async def end() -> None:
