@@ -277,11 +277,13 @@ class DraftRecords:
     async def displaces(self, inode: Inode, target: Inode) -> None:
         """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError.
 
+        The other's may be of its attributes alone: a crash would bring it back without them.
         So of a file whose bytes are in a spool, and no disk has them yet, they are waited for.
         """
         open_file, over = opened(inode), opened(target)
         draft = draft_of(inode)
-        if open_file is None or draft is None or over is None or not over.row:
+        is_recorded = (over is not None and over.row) or target.attributes_dirty
+        if open_file is None or draft is None or not is_recorded:
             return
         if not self.may_note:
             await self.save(inode, open_file, draft)

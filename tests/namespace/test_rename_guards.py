@@ -1576,3 +1576,25 @@ def test_what_went_up_without_an_answer_is_known_again_below_a_directory_that_is
     with composed(store, tmp_path, part_size=8192) as mount:
         mount.loop.run(partial(main, mount))
         assert bodies(store) == {"e/": b"", "e/file": b"x" * size}
+
+
+@pytest.mark.parametrize("durability", Durability)
+def test_a_crash_does_not_undo_the_chmod_of_a_file_that_one_without_a_record_has_replaced(
+    tmp_path: Path, durability: Durability
+) -> None:
+    """Nothing of the new one was promised; but the old one is back then, for all to read."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"old": b"old"})
+        inode = await mount._walk("old")
+        inode.mode = stat.S_IFREG | 0o600
+        mount.parts.attributes.changed(inode)
+        await mount._opened(*await mount._parent("new"), os.O_CREAT | os.O_RDWR)
+        await mount.rename("new", "old")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.take_up(seconds=20)
+        assert mount.loop.run(mount.tree) in ({"old": (b"", 0o644)}, {"old": (b"old", 0o600)})
