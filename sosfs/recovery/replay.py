@@ -113,7 +113,7 @@ class Replay:
         async def move(one: Listed) -> None:
             new_key = new + one.key[len(old) :]
             # What stands over another file may be that one still, with the same bytes.
-            if not (old.endswith("/") and _is_copied(one.version, copied.get(new_key))):
+            if not (old.endswith("/") and _is_later(one.version, copied.get(new_key))):
                 await self._move(one, new_key)
 
         await each(move, left, at_once=KEYS_AT_ONCE)
@@ -161,7 +161,9 @@ class Replay:
             for at in voided:
                 self._journal.drop_attributes(at)
             for at, draft in drafts:
-                self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], found[draft.key]))
+                here = found[draft.key]
+                is_ours = here is not None and self._may_be_copy(draft, here.version)
+                self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], here if is_ours else None))
             for at, saved in attributes:
                 here = found[saved.key]
                 version = here.version if here is not None and saved.version is not None else saved.version
@@ -170,6 +172,12 @@ class Replay:
             for key, version in ({old: Version("", 0)} | left if left else {}).items():
                 self._journal.add_delete(key, version)
             self._journal.drop_rename(row)
+
+    def _may_be_copy(self, saved: SavedDraft, there: Version) -> bool:
+        """Whether this may be a copy of what a draft is based on, which has another ETag where that is no hash."""
+        if saved.base is None or there.size != saved.base[2]:
+            return False
+        return there.etag == saved.base[1] or "-" in saved.base[1] or not self._store.hashes
 
     async def _delete_all(self) -> None:
         """A directory goes after what is below it: its name stays away as long as anything is left of it."""
@@ -214,9 +222,9 @@ class Replay:
                 self._journal.drop_attributes(row)
 
 
-def _is_copied(source: Version, copy: Version | None) -> bool:
-    """Whether nobody can have changed the metadata of the source since the copy was made, nor its bytes."""
-    return copy is not None and copy.same_bytes(source) and (source.modified or 0) < (copy.modified or 0)
+def _is_later(source: Version, there: Version | None) -> bool:
+    """Whether what is under the new name is a copy of the source as it is now, or what somebody has stored over one."""
+    return there is not None and (source.modified or 0) < (there.modified or 0)
 
 
 def _depth(key: str) -> float:
@@ -234,7 +242,7 @@ def _is_at(key: str, old: str) -> bool:
 
 def _moved(saved: SavedDraft, key: str, found: Object | None) -> SavedDraft:
     """A draft under its new key; its base is what the rename copied there."""
-    if found is None or saved.base is None or found.version.size != saved.base[2]:
+    if found is None:
         return replace(saved, key=key)
     version = found.version
     return replace(saved, key=key, base=(key, version.etag, version.size), expected=version, version=version)

@@ -279,6 +279,39 @@ def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(
         assert int(_object(store, f"{name}/chmod").metadata["mode"]) & 0o7777 == 0o600
 
 
+@pytest.mark.parametrize(
+    ("parts", "theirs"), [(False, b"THEIRBYTE"), (True, b"THEIRS"), (True, b"")], ids=["same size", "parts", "nothing"]
+)
+def test_what_was_changed_of_a_file_that_was_being_renamed_is_not_mixed_with_what_another_client_has_put_there(
+    tmp_path: Path, *, parts: bool, theirs: bytes
+) -> None:
+    """While no mount was there. Ours is kept beside it, without what was only in the version before."""
+    now = [1.0]
+    store = Held(clock=lambda: now[0])
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/file": b"old bytes"})
+        if parts:
+            upload = await store.create_multipart("d/file", Properties())
+            part = await store.upload_part("d/file", upload, 1, b"old bytes")
+            await store.complete_multipart("d/file", upload, [part])
+        await mount.write("d/file", b"new")
+        now[0] += 1
+        store.before["delete_many"] = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "e"))
+        assert store.reached
+
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        now[0] += 1
+        mount.loop.run(partial(put_all, store, {"e/file": theirs} if theirs else {}))
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        expected = sorted([theirs, b"new" + bytes(6)]) if theirs else [b"new bytes"]
+        assert sorted(body for key, body in bodies(store).items() if not key.endswith("/")) == expected
+        assert stored(store, "e/file") == (theirs or b"new bytes")
+
+
 def test_a_rename_over_a_file_that_was_not_sent_displaces_what_was_written_to_that(tmp_path: Path) -> None:
     store = Held()
 
