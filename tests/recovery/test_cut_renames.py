@@ -22,6 +22,7 @@ import trio.testing
 
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.namespace.rename import COPIED_AGAIN_MAX
 from sosfs.s3.protocol import UNKNOWN, Page, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
@@ -275,3 +276,24 @@ def test_what_was_not_sent_of_a_file_follows_it_though_the_disk_does_not_know_th
         mount.loop.run(store.release)
         mount.take_up()
         assert bodies(store) == {"b": b"new bytes"}
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES], ids=["replaced", "refused"])
+def test_what_cannot_be_removed_of_the_old_name_keeps_no_mount_from_beginning(tmp_path: Path, number: int) -> None:
+    """Another client replaces it again and again, or a policy holds it: it has been copied, and is hidden."""
+    code, status = ("PreconditionFailed", 412) if number == errno.ESTALE else ("AccessDenied", 403)
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes"})
+
+    with cut_short(store, tmp_path, before) as mount:
+        refused = StoreError(number, "delete 'd/file'", code=code, status=status)
+        store.errors["delete_many", "d/file"] = [refused] * 100
+        mount.start()
+        left = 100 - len(store.errors["delete_many", "d/file"])
+        assert left == (1 if number == errno.EACCES else 1 + COPIED_AGAIN_MAX)
+        assert bodies(store)["e/file"] == b"bytes"
+        store.errors.clear()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"e/file": b"bytes"}
