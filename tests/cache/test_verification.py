@@ -430,6 +430,10 @@ def test_a_part_that_comes_otherwise_the_second_time_is_never_mixed_with_the_fir
         source, stream = await bench.put(LARGE), Stream()
         bench.store.flips, bench.store.at = 1, MIB  # the first time
         await stream.read(bench.blocks, source, 0, 2 * MIB)
+        running = bench.blocks.verifier.of(source)
+        assert running is not None
+        while running.hashed < 2 * MIB:
+            await trio.sleep(0.01)
         await trio.testing.wait_all_tasks_blocked(0.1)
         for place in [place for place in bench.blocks._cached if place[1] == MIB // BLOCK]:
             del bench.blocks._cached[place]
