@@ -154,7 +154,8 @@ class Renames:
         """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # a listing has shown it while both names were waited for
-        move = self._moves.begin(old, new, over=target is not None and self._is_stored(target))
+        is_unsent = target is not None and not self._is_stored(target)
+        move = self._moves.begin(old, new, over=target is not None, is_unsent=is_unsent)
         try:
             with self._namespace.moving(inode, target, parent, segment, form):
                 async with self._rollback.taking_back(move):

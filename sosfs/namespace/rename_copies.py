@@ -55,6 +55,7 @@ class Move:
     old: str
     new: str
     over: bool
+    is_unsent: bool = False  # what is over there is not in the bucket yet: a copy that is known can be taken back
     since: float = field(default_factory=time.time)  # seconds since the epoch
     asked: dict[str, _Request] = field(default_factory=dict)  # by new keys, as all below
     made: dict[str, Version] = field(default_factory=dict)  # what the store has confirmed
@@ -94,10 +95,10 @@ class RenameCopies:
         self._multiparts = multiparts
         self._journal = journal
 
-    def begin(self, old: str, new: str, *, over: bool) -> Move:
+    def begin(self, old: str, new: str, *, over: bool, is_unsent: bool = False) -> Move:
         """A rename begins: recorded before the first copy is asked for. Raises OSError of the journal."""
         with self._journal.together(Need.PROMISE):
-            move = Move(self._journal.add_rename(old, new), old, new, over)
+            move = Move(self._journal.add_rename(old, new), old, new, over, is_unsent)
             self._journal.set_rename(move.row, RenameState.OVER if over else RenameState.COPYING, Need.PROMISE)
         return move
 

@@ -124,7 +124,8 @@ class RenameRollback:
     def _turn_back(self, move: Move) -> None:
         move.until = trio.current_time() + LATE
         move.doubtful -= {move.new} if move.over else set()  # a delete would not bring back what was there before
-        made = {key: version for key, version in move.made.items() if not (move.over and key == move.new)}
+        stays = {move.new} if move.over and not move.is_unsent else set()
+        made = {key: version for key, version in move.made.items() if key not in stays}
         move.going, move.is_pending = len(made), bool(move.doubtful)
         with self._journal.together():
             for key in below_first(made):
