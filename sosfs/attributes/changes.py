@@ -330,8 +330,10 @@ class Changes(Revalidation):
         # not: that one may come yet, and undo what is set meanwhile.
         is_known = found.version.same_as(before)
         is_ours = not is_known and self._unanswered_copies.seen(inode, found)
-        is_marker = inode.is_directory and found.version.size == 0  # where ETags are no hashes each has another one
-        if not found.version.same_bytes(before) and (found.version.size != before.size or not (is_ours or is_marker)):
+        is_copy = is_ours and found.version.size == before.size
+        # A directory stays the same whatever is stored in its marker, which has another ETag where these are no hashes.
+        is_marker = inode.is_directory and before.size == 0
+        if not (found.version.same_bytes(before) or is_copy or is_marker):
             return False
         if found.version.same_as(before) and inode.whole and found.properties == inode.properties:
             return True

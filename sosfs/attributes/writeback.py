@@ -265,6 +265,9 @@ class AttributeWriteback(Changes):
         acl, is_there = None, is_there or inode.version is not None
         if inode.version is not None:
             await self._learn_marker(inode)
+            if inode.version.size:  # another client has stored something in it
+                await self._rewrite_object(inode, key)
+                return
             acl = await self.acls.of(inode)
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)

@@ -213,6 +213,24 @@ def test_a_marker_that_another_client_makes_stays_where_none_was_known(
         assert shown(mount)[:2] == (0o750 if change == "chmod" else 0o700, 9)
 
 
+@pytest.mark.promise(7)
+@pytest.mark.parametrize("is_known", [True, False], ids=["an empty one was known", "none was known"])
+def test_what_another_client_stores_in_a_marker_stays_when_its_directory_is_changed(
+    tmp_path: Path, store: Held, is_known: bool
+) -> None:
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"} if is_known else {"d/x": b"x"})
+        await chmod(mount)
+        await store.put("d/", b"bytes", THEIRS, acl=PUBLIC)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(10)
+        assert bodies(store)["d/"] == b"bytes"
+        require_theirs(store, 0o750)
+        assert mount.parts.pending == 0
+
+
 def test_a_marker_that_nobody_may_read_and_only_a_listing_shows_is_written_all_the_same(
     tmp_path: Path, store: Held
 ) -> None:
