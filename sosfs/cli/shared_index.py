@@ -17,7 +17,7 @@ from sosfs.s3.batch_delete import goes_alone
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import DELETE_MAX, Failure
-from sosfs.s3.version_answers import VersionEntry
+from sosfs.s3.version_answers import VersionEntry, VersionMarker
 from sosfs.tree.keys import HIDDEN
 
 _PART = re.compile(rf"(?:.*/)?{re.escape(HIDDEN)}/v[0-9]+(?:-[0-9a-f]{{32}})?", re.DOTALL)
@@ -126,10 +126,12 @@ def _old_versions(calls: SignedCalls, top: str) -> list[tuple[str, str]]:
 
 
 def _versions(calls: SignedCalls, top: str) -> Iterator[VersionEntry]:
-    after = None
+    after: VersionMarker | None = None
+    seen = set[VersionMarker]()
     while True:
         page = calls.list_versions(top, delimiter="", after=after, limit=1000)
         yield from (entry for entry in page.entries if is_part(entry.key))
-        if page.following is None or page.following == after:
-            return
         after = page.following
+        if after is None:
+            return
+        check_progress(f"ListObjectVersions {top!r}", after, seen)

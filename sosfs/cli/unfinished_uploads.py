@@ -15,6 +15,7 @@ from sosfs.errors import Cause, StoreError
 from sosfs.journal.journal import Journal, left_over, upload_ids
 from sosfs.s3 import scratch_key
 from sosfs.s3.calls import SignedCalls
+from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import Upload
 
 
@@ -33,31 +34,32 @@ def listed(calls: SignedCalls, prefix: str, *, used: Set[str]) -> Iterator[Unfin
     Raises StoreError.
     """
     after: tuple[str, str] | None = None
+    seen = set[tuple[str, str]]()
     while True:
-        uploads, following = calls.list_uploads(prefix, after)
+        uploads, after = calls.list_uploads(prefix, after)
         for upload in uploads:
             if upload.upload_id not in used and (found := _measured(calls, upload)):
                 yield found
-        if following is None or following == after:
+        if after is None:
             return
-        after = following
+        check_progress("ListMultipartUploads", after, seen)
 
 
 def _measured(calls: SignedCalls, upload: Upload) -> Unfinished | None:
     """The upload with its parts; None where it has ended meanwhile."""
     count = total = 0
-    after = ""
+    after, seen = "", set[str]()
     while True:
         try:
-            parts, following = calls.list_parts(upload.key, upload.upload_id, after)
+            parts, after = calls.list_parts(upload.key, upload.upload_id, after)
         except StoreError as error:
             if error.errno == errno.ENXIO:
                 return None
             raise
         count, total = count + len(parts), total + sum(part.size for part in parts)
-        if not following or following == after:
+        if not after:
             return Unfinished(upload, count, total)
-        after = following
+        check_progress(f"ListParts {upload.key!r}", after, seen)
 
 
 def abort(calls: SignedCalls, key: str, upload_id: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pty
 import subprocess
@@ -14,16 +15,18 @@ from typing import cast
 
 import pytest
 
-from sosfs.cli import unfinished_uploads
+from sosfs.cli import shared_index, unfinished_uploads
 from sosfs.cli.unfinished_uploads import end_of_journal, remove_forgotten
 from sosfs.config.credentials import Credentials
 from sosfs.journal.journal import Journal, LeftOver, left_over
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.protocol import Part, Upload
 from sosfs.s3.scratch_key import PROOF, of_zeros
+from sosfs.s3.version_answers import VersionMarker, VersionPage
 from tests.conftest import access_to
 from tests.journal.test_journal import PROPERTIES, SMALL
-from tests.support.drive import eventually
+from tests.support.drive import eventually, fails
 from tests.support.faults import Answer
 from tests.support.foreign import Foreign
 from tests.support.mounting import SOSFS, Mount, run_sosfs
@@ -216,6 +219,31 @@ def test_uploads_of_what_a_mount_has_just_left_are_not_ended(tmp_path: Path, mon
     assert end_of_journal(cast(SignedCalls, None), tmp_path, "http://server", "bucket") == (0, 0)
     with closing(Journal(tmp_path, owner)) as journal:
         assert len(journal.uploads()) == 1
+
+
+@pytest.mark.parametrize("what", ["uploads", "parts", "versions"])
+def test_a_listing_that_goes_round_is_not_followed_for_ever(what: str) -> None:
+    """Nor taken for a whole one: what is removed is decided by what else is there."""
+    ways = iter("abab")
+
+    class Round:
+        def list_uploads(self, prefix: str, after: object) -> tuple[list[Upload], tuple[str, str] | None]:
+            at = next(ways) if what == "uploads" else ""
+            return ([] if at else [Upload("key", "id", 0)]), ((at, "id") if at else None)
+
+        def list_parts(self, *_: object) -> tuple[list[Part], str]:
+            return [], next(ways)
+
+        def list_versions(self, *_: object, **options: object) -> VersionPage:
+            return VersionPage((), (), VersionMarker(next(ways)))
+
+    calls = cast(SignedCalls, Round())
+    with fails(errno.EIO):
+        list(
+            shared_index._versions(calls, "")
+            if what == "versions"
+            else unfinished_uploads.listed(calls, "", used=set())
+        )
 
 
 def test_scratch_objects_of_mounts_go(machine: Machine) -> None:
