@@ -57,6 +57,7 @@ class DiskCache:
         self._directory = directory
         self._block = block
         self._index: OrderedDict[str, _Version] = OrderedDict()  # by name, least recently used first
+        self._going: set[str] = set()  # what is forgotten, and not removed yet: nothing is kept of it meanwhile
         self._writing = 0
         self._was_refused = False
         self._adopt()
@@ -168,7 +169,11 @@ class DiskCache:
     async def _forget(self, names: set[str]) -> int:
         freed = sum(self._index.pop(name).size for name in names)
         self.used -= freed
-        await LOCAL.run(self._unlink, *names)
+        self._going |= names
+        try:
+            await LOCAL.run(self._unlink, *names)
+        finally:
+            self._going -= names
         return freed
 
     def _unlink(self, *names: str) -> None:
@@ -192,8 +197,8 @@ class DiskCache:
     def _make_room(self, name: str, more: int) -> _Version | None:
         """Counts `more` bytes for a version, after evicting others. None where they do not fit."""
         version = self._index.get(name) or _Version(0)
-        if version.size + more > self.capacity:
-            return None  # nor would they without all others
+        if name in self._going or version.size + more > self.capacity:
+            return None  # nor would they fit without all others
         self.give_way(self.used + more - self.capacity, keep=name)
         lacking = self._lacking(more)
         if lacking > 0 and self._floor and self.give_way(lacking, keep=name):

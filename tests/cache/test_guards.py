@@ -332,6 +332,32 @@ def test_nor_does_it_where_more_of_the_version_is_kept_before_it_is_written(
     assert disk.used == sum(path.stat().st_size for path in tmp_path.glob("*.data"))
 
 
+@pytest.mark.promise(5)
+def test_what_is_forgotten_is_not_read_again_where_more_of_the_version_comes_before_it_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, held = cache(tmp_path), trio.Event()
+    keep(disk, 0, 4, body=bytes(len(BODY)))
+
+    async def run(work: Any, *arguments: Any) -> Any:
+        if work == disk._unlink:
+            await held.wait()
+        return work(*arguments)
+
+    async def main() -> None:
+        monkeypatch.setattr(LOCAL, "run", run)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.forget, [("k", "e", len(BODY))])
+            await trio.testing.wait_all_tasks_blocked()
+            await disk.keep("k", "e", len(BODY), 4, memoryview(BODY)[4 * SMALL : 8 * SMALL])
+            assert await disk.read("k", "e", len(BODY), 0, 4) is None
+            held.set()
+        assert disk.used == sum(path.stat().st_size for path in tmp_path.glob("*.data"))
+        assert await disk.store("k", "e", len(BODY), 4, memoryview(BODY)[4 * SMALL : 8 * SMALL])
+
+    trio.run(main)
+
+
 def test_no_more_than_a_few_fetches_wait_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, held, waiting = cache(tmp_path), trio.Event(), list[str]()
 
