@@ -31,8 +31,8 @@ pytestmark = pytest.mark.usefixtures("without_bugs")
 
 
 async def settled() -> None:
-    """What goes on in the background has ended, also what is done in threads."""
-    await trio.testing.wait_all_tasks_blocked(0.05)
+    """What goes on in the background has ended."""
+    await trio.testing.wait_all_tasks_blocked()
 
 
 def watched(store: Crooked) -> list[int]:
