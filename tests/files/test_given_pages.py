@@ -91,7 +91,9 @@ def test_what_comes_is_given_where_it_belongs_once_it_is_here() -> None:
         inode, late, broken = files.file(), fetched(3, done=False), fetched(5)
         broken.error = StoreError(errno.EIO, "get")
         files.pages.bring(inode, SOURCE, [fetched(1), late, broken])
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        while not kernel.given:
+            await trio.sleep(0)
+        await trio.testing.wait_all_tasks_blocked()
         assert kernel.given == [(inode.number, BLOCK, BODY)]
         late.done.set()
 
@@ -200,7 +202,7 @@ def test_a_kernel_that_refuses_pages_keeps_nobody_waiting() -> None:
     async def main(files: Files) -> None:
         inode = files.file()
         files.pages.bring(inode, SOURCE, [fetched()])
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await trio.testing.wait_all_tasks_blocked()
         await files.pages.wait_for(inode)
         assert files.pages._giving == {}
 
