@@ -330,8 +330,8 @@ class BucketRegistry:
             self.bucket_list.removed(member.name)
             changes = await self._leave(member)
             left = left_over(settings.state_dir) if changes else None
-            if left is not None:  # a program was told that they are safe while the server removed the bucket
-                log.error("%d changes were for %s, which was removed meanwhile", changes, left.owner)
+            if left is not None and (left.changes or not left.is_whole):  # told to be safe while the server removed it
+                log.error("%d changes were for %s, which was removed meanwhile", left.changes, left.owner)
                 self._waiting[settings.state_dir.name] = left
                 return
             await trio.to_thread.run_sync(_forget, settings.state_dir)

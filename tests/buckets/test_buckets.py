@@ -12,13 +12,22 @@ import subprocess
 import threading
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import AsyncMock, Mock
 
 import pytest
+import trio
 
+from sosfs.buckets.member import Member
+from sosfs.buckets.registry import BucketRegistry
+from sosfs.journal.journal import Journal
 from sosfs.s3 import listing_answers
 from sosfs.s3.protocol import Bucket
 from tests.conftest import FAILED, access_to, new_bucket
+from tests.journal.test_journal import SMALL
 from tests.support.drive import eventually, fails, names, tree
 from tests.support.faults import Answer, Hang
 from tests.support.foreign import Foreign
@@ -189,6 +198,28 @@ def test_what_is_closed_in_a_bucket_while_the_server_removes_it_is_kept(
     eventually(lambda: foreign.exists("d/new"))
     assert foreign.get("d/new") == b"precious"
     foreign.delete("d/new")
+
+
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "open"])
+def test_what_nobody_has_closed_when_the_server_removes_its_bucket_is_not_waited_for(
+    tmp_path: Path, is_closed: bool
+) -> None:
+    """It was opened meanwhile, and nobody was told that it is safe."""
+    state = tmp_path / "state"
+    with closing(Journal(state, "http://server bucket ")) as journal:
+        if is_closed:
+            journal.save_draft(0, SMALL)
+    registry = SimpleNamespace(
+        _waiting={},
+        _named={},
+        _place=AsyncMock(),
+        _settings_of=Mock(return_value=SimpleNamespace(state_dir=state)),
+        _leave=AsyncMock(return_value=1),
+        account=AsyncMock(),
+        bucket_list=Mock(),
+    )
+    trio.run(BucketRegistry.remove, cast(BucketRegistry, registry), Member(0, Bucket("bucket")))
+    assert (state.exists(), list(registry._waiting)) == (is_closed, ["state"] if is_closed else [])
 
 
 def test_a_file_that_is_open_keeps_its_bucket(everything: Mount, foreign: Foreign) -> None:
