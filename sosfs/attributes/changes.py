@@ -46,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Changes(Revalidation):
-    """What is to be written of all inodes of a mount; `Attributes` writes it."""
+    """What is to be written of all inodes of a mount; `AttributeWriteback` writes it."""
 
     def __init__(
         self,

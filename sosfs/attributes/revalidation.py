@@ -54,7 +54,7 @@ class _Question:
 
 
 class Revalidation:
-    """What is known of the inodes of a mount; `Attributes` adds how it is changed."""
+    """What is known of the inodes of a mount; `Changes` adds how it is changed."""
 
     def __init__(
         self,

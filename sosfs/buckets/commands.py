@@ -29,7 +29,7 @@ NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files":
 
 
 class Members(Protocol):
-    """The buckets of a mount, as far as its commands need them: `registry.Buckets`."""
+    """The buckets of a mount, as far as its commands need them: `registry.BucketRegistry`."""
 
     @property
     def bucket_list(self) -> BucketList:

@@ -165,7 +165,7 @@ class Draft:
             self._uncut.remove(left)
 
     def trim(self) -> None:
-        """Frees what the spool holds above the length; where a row may tell of it, that is for `Records.save`."""
+        """Frees what the spool holds above the length; where a row may tell of it, that is for `DraftRecords.save`."""
         if not self.spool.is_named:
             self.spool.truncate(self.size)
 

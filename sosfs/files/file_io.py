@@ -261,7 +261,7 @@ class FileIO:
     # Writing
 
     async def write(self, handle: Handle, offset: int, data: bytes | memoryview) -> int:
-        """Stores `data` at `offset` in the draft, once there is room for it. Raises what `Writeback.write` does."""
+        """Stores `data` at `offset` in the draft, once there is room for it. Raises what `WriteBehind.write` does."""
         inode, open_file = handle.inode, handle.open_file
         await self._commits.wait_for_room(self._dirty_limit)
         draft = await self.writeback.write(inode, offset, data)

@@ -5,7 +5,7 @@ no byte goes through the kernel. One GET brings a small file's bytes and its att
 brings the attributes alone. What is here already costs nothing, so one that was called off goes on where it stopped.
 
 The files of one call are never more than the disk cache holds, or the last would push out the first: what does
-not fit is left and told. At most `BATCH` files are looked at ahead and `Warming.budget` bytes are in flight.
+not fit is left and told. At most `BATCH` files are looked at ahead and `WarmCommand.budget` bytes are in flight.
 
 Concurrency: trio thread only; called off by cancelling it.
 """
@@ -105,7 +105,7 @@ class WarmCommand:
 
 
 class _Call:
-    """One call of `Warming.run`."""
+    """One call of `WarmCommand.run`."""
 
     def __init__(
         self,

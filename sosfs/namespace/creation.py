@@ -2,7 +2,7 @@
 
 A file begins here and goes into the bucket with its bytes (`commits`). All else is an object of its own that is there
 when the call returns, under the condition that its name is absent. In journal mode a directory is only recorded
-(`Attributes.made`) and its marker follows, as a file does; what a local disk promises of mkdir is no more: it outlives
+(`Changes.made`) and its marker follows, as a file does; what a local disk promises of mkdir is no more: it outlives
 a crash of the machine with the next fsync, and one of sosfs at once.
 
 Concurrency: trio thread only. The kernel serialises changes within one directory; lookups come at any time.

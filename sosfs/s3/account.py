@@ -2,7 +2,7 @@
 
 A bucket is created in the zone of the server that is asked, and only that zone's server removes it.
 
-Concurrency: calls are made from the trio thread and run in threads of a `Sender`, which renews the key.
+Concurrency: calls are made from the trio thread and run in threads of a `Dispatcher`, which renews the key.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ What is not set at the server is "" or an empty list here, never an error; every
 another: so each answer is looked at before it parses it. It is imported with the first call, not before the daemon
 has forked.
 
-Concurrency: calls are made from the trio thread and run in threads of the `Sender`, which renews the key.
+Concurrency: calls are made from the trio thread and run in threads of the `Dispatcher`, which renews the key.
 """
 
 from __future__ import annotations

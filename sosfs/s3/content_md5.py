@@ -3,7 +3,7 @@
 AWS stores nothing without one in a bucket whose objects it locks by themselves (Object Lock with a default retention),
 and says so with a 400. A hash costs 1.6 s of CPU a GB: so it is sent from the first such refusal on.
 
-Concurrency: trio thread only; `Digests` is one store's.
+Concurrency: trio thread only; `ContentMd5` is one store's.
 """
 
 from __future__ import annotations

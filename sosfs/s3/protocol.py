@@ -1,6 +1,6 @@
 """The object store as the rest of sosfs sees it: protocol and values.
 
-Whoever implements it (`s3.S3Store` over HTTP, `fake.FakeStore` in memory) passes one contract suite.
+Whoever implements it (`s3.S3Store` over HTTP, the `FakeStore` of the tests in memory) passes one contract suite.
 Keys are whole S3 keys as `str` (any legal key: `a//b`, `../x`, control characters), ranges half-open
 bytes `[start, stop)`, times seconds since the epoch, ETags without their quotes. Every call raises
 `errors.StoreError` and nothing else; what is absent raises ENOENT and is never returned as None or empty.
