@@ -65,7 +65,7 @@ def run(path: Path, *, seconds: float | None = None) -> int:
         if mount is not None:
             _detach(path)
         if now is None or process is None:
-            return _told("the daemon is gone or does not answer: whether every change is in the bucket is unknown")
+            return _unknown("the daemon is gone or does not answer")
         return _drained(path, mount, process, now, seconds)
 
 
@@ -144,7 +144,7 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
                 heard = time.monotonic()
             except OSError as error:
                 if time.monotonic() >= heard + SILENCE_SECONDS:
-                    return _told(f"{launch.one_line(error)}: whether every change is in the bucket is unknown")
+                    return _unknown(launch.one_line(error))
             show.tell(now)
             is_served = now.state is MountPhase.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
@@ -152,7 +152,7 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
                     return _stored(path, owner, elsewhere)
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
-        return _told("the daemon ended without a word: whether every change is in the bucket is unknown")
+        return _unknown("the daemon ended without a word")
     code = _verdict(last)
     if code is Exit.OK:
         if shown.was_shown and show.sent:
@@ -177,11 +177,14 @@ def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
 
     try:
         commands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
-        now = status.fetch(path, owner=owner)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise _Ending from error  # the other namespace has gone since it was seen, or its mount was another one
         return _told(f"not everything is in the bucket: {launch.one_line(error)}")
+    try:
+        now = status.fetch(path, owner=owner)
+    except OSError as error:
+        return _unknown(launch.one_line(error))
     if now is None:
         raise _Ending
     if _verdict(now) is not Exit.OK:
@@ -236,6 +239,10 @@ class _Queue:
         from rich import filesize  # noqa: PLC0415  only where there is something to tell
 
         return f"{counted(self._files, 'file')}, {filesize.decimal(self._bytes)}"
+
+
+def _unknown(why: str) -> int:
+    return _told(f"{why}: whether every change is in the bucket is unknown")
 
 
 def _told(text: str) -> int:

@@ -131,11 +131,13 @@ def test_where_another_namespace_keeps_the_mount_what_is_wrong_is_told_all_the_s
 
 @pytest.mark.parametrize("is_stored", [False, True])
 def test_where_it_cannot_be_told_whether_all_is_stored_that_is_no_success(
-    monkeypatch: pytest.MonkeyPatch, is_stored: bool
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], is_stored: bool
 ) -> None:
     daemon = Daemon(monkeypatch, NOW, SILENT, last=NOW, elsewhere="another")
     daemon.store = None if is_stored else OSError(errno.EIO, "not stored")
     assert daemon.drained() == 3
+    told = "does not answer: whether every change is" if is_stored else "not everything is in the bucket: not stored"
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("answer", [None, SILENT], ids=["gone", "silent"])
