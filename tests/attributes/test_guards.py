@@ -31,19 +31,25 @@ from sosfs.s3.recognition import token
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import ANYONE
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored, told
+from tests.support.held import (
+    Held,
+    begun,
+    bodies,
+    chmod,
+    closed,
+    opened,
+    put_all,
+    readers,
+    settled,
+    silence,
+    stored,
+    told,
+)
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
     Headers("text/plain", cache_control="no-store", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"colour": "blue"}, "COLD"
 )
-
-
-async def _chmod(mount: Composed, path: str, mode: int) -> None:
-    """chmod, which goes up a second later."""
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFMT(inode.mode) | mode
-    mount.parts.attributes.changed(inode)
 
 
 def _mode(store: Held, key: str = "file") -> int:
@@ -57,7 +63,7 @@ def test_a_chmod_resets_nothing(mount: Composed, store: Held, key: str) -> None:
         if key == "file":
             inode = await mount.parts.namespace.lookup(mount.parts.inodes.root, b"file")
             await mount.parts.attributes.ask_files([inode])  # as `ls -l`: HEAD, which does not tell everything
-        await _chmod(mount, key.rstrip("/"), 0o600)
+        await chmod(mount, key.rstrip("/"), 0o600)
 
     mount.loop.run(main)
     mount.loop.passes(3)
@@ -76,7 +82,7 @@ def test_a_chmod_does_not_touch_what_another_client_stored_meanwhile(
 ) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         await store.put("file", theirs, Properties(Headers("image/png"), {"theirs": "yes"}))
 
     mount.loop.run(main)
@@ -97,7 +103,7 @@ def test_what_changes_while_attributes_are_written_is_written_too(
 
     async def main() -> None:
         await put_all(store, {key: b"bytes" if key == "file" else b""})
-        await _chmod(mount, path, 0o640)
+        await chmod(mount, path, 0o640)
         store.before["copy"] = store.before["put"] = held
 
     async def again() -> None:
@@ -123,7 +129,7 @@ def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None
 
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         inode = await mount._walk("file")
         store.before["copy"] = held
         for _ in range(2):
@@ -140,7 +146,7 @@ def test_who_waits_for_the_copy_of_another_can_be_stopped(mount: Composed, store
 
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         inode = await mount._walk("file")
         store.before["copy"] = held = trio.Event()
         await begun(mount, partial(mount.parts.attributes.write_now, inode))
@@ -161,12 +167,12 @@ def test_of_many_who_settle_one_writes_at_a_time(mount: Composed, store: Held) -
 
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         inode = await mount._walk("file")
         store.before["copy"] = first
         for _ in range(3):
             await begun(mount, partial(mount.parts.attributes.write_now, inode))
-        await _chmod(mount, "file", 0o640)
+        await chmod(mount, "file", 0o640)
         store.before["copy"] = second
         await settled(first)
         assert (store.calls["copy"], second.statistics().tasks_waiting) == (1, 1)
@@ -182,12 +188,12 @@ def test_what_waits_for_a_copy_leaves_it_to_a_commit_that_comes_meanwhile(mount:
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
         handle = await opened(mount)
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         store.before["copy"] = held
         for _ in range(2):
             await begun(mount, partial(mount.parts.attributes.write_now, handle.inode))
         await mount.parts.file_io.write(handle, 0, b"B")
-        await _chmod(mount, "file", 0o640)
+        await chmod(mount, "file", 0o640)
         await settled(held)
         assert store.calls["copy"] == 1
         await closed(mount, handle)
@@ -201,7 +207,7 @@ def test_attributes_of_a_file_that_is_being_written_go_with_its_bytes(mount: Com
         await put_all(store, {"file": b"bytes"})
         handle = await opened(mount)
         await mount.parts.file_io.write(handle, 0, b"B")
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         await mount.parts.attributes.write_now(handle.inode)
         assert store.calls["copy"] == 0
         await closed(mount, handle)
@@ -278,7 +284,7 @@ def test_what_changes_while_a_commit_is_under_way_is_written_after_it(mount: Com
         store.before["put"] = held
         await begun(mount, partial(mount.parts.file_io.flush, handle))
         assert store.reached
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         await settled(held)
         await closed(mount, handle)
 
@@ -298,10 +304,10 @@ def test_attributes_that_got_no_answer_are_tried_again_and_outlive_the_process(t
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes", "other": b"o"})
         store.fault = down
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         with fails(errno.EIO):
             await mount.parts.file_io.fsync(await mount._walk("file"))
-        await _chmod(mount, "other", 0o640)
+        await chmod(mount, "other", 0o640)
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
@@ -320,7 +326,7 @@ def test_attributes_that_got_no_answer_are_written_when_there_is_one(mount: Comp
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
         store.errors["copy", "file"] = [silence("copy"), silence("copy")]
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
 
     mount.loop.run(main)
     mount.loop.passes(40)
@@ -335,8 +341,8 @@ def test_what_was_done_is_not_done_again_by_the_next_mount(tmp_path: Path, durab
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes", "d/": b""})
-        await _chmod(mount, "file", 0o600)
-        await _chmod(mount, "d", 0o700)
+        await chmod(mount, "file", 0o600)
+        await chmod(mount, "d", 0o700)
 
     with composed(store, tmp_path, durability=durability) as mount:
         mount.loop.run(partial(main, mount))
@@ -353,8 +359,8 @@ def test_attributes_of_what_was_removed_bring_nothing_back(tmp_path: Path, secon
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes", "d/": b"", "other": b"o"})
-        await _chmod(mount, "file", 0o600)
-        await _chmod(mount, "d", 0o700)
+        await chmod(mount, "file", 0o600)
+        await chmod(mount, "d", 0o700)
         await mount.unlink("file")
         await mount.rmdir("d")
         await mount.parts.deletions.drain()
@@ -375,7 +381,7 @@ def test_a_marker_that_is_being_written_does_not_come_after_its_directory_has_go
 
     async def main() -> None:
         await put_all(store, {"d/": b"", "other": b"o"})
-        await _chmod(mount, "d", 0o700)
+        await chmod(mount, "d", 0o700)
         store.before["put"] = held
         await begun(mount, partial(mount.parts.attributes.write_now, await mount._walk("d")))
         assert ("put", "d/") in store.reached
@@ -397,7 +403,7 @@ def test_a_chmod_of_what_is_copied_part_by_part_does_not_undo_what_came_meanwhil
 
     async def main() -> None:
         await put_all(store, {"file": b"o" * 3000})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         store.before["complete_multipart"] = held
 
     async def go_on() -> None:
@@ -416,7 +422,7 @@ def test_a_chmod_of_what_is_copied_part_by_part_does_not_undo_what_came_meanwhil
 def test_a_copy_that_is_refused_twice_for_another_version_is_no_success(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         refused = StoreError(errno.ESTALE, "CopyObject", code="PreconditionFailed", status=412)
         store.errors["copy", "file"] = [refused, refused]
         with fails(errno.ESTALE):
@@ -432,7 +438,7 @@ def test_a_copy_that_is_refused_twice_for_another_version_is_no_success(mount: C
 def test_a_chmod_of_what_another_client_has_removed_waits_for_nothing(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         await store.delete("file")
 
     mount.loop.run(main)
@@ -479,7 +485,7 @@ def test_a_copy_that_was_made_when_the_process_died_is_known_as_ours(
 
     async def main(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         store.after["copy"] = trio.Event()
         await begun(mount, partial(mount.parts.attributes.write_now, await mount._walk("file")))
         assert store.reached == {("copy", "file")}
@@ -683,7 +689,7 @@ def test_the_acl_that_another_client_set_after_a_copy_without_an_answer_is_kept(
 
     async def main() -> None:
         await mount.write("file", b"bytes", flags=os.O_CREAT)
-        await _chmod(mount, "file", 0o600)
+        await chmod(mount, "file", 0o600)
         store.errors["copy", "file"] = [silence("copy")]
         inode = await mount._walk("file")
         with fails(errno.EIO):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +24,7 @@ from sosfs.filesystem.composition import Filesystem
 from sosfs.s3.protocol import UNLOCKED, Acl, Lock, Object, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, opened, put_all
+from tests.support.held import Held, begun, bodies, chmod, opened, put_all
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 both_modes = pytest.mark.parametrize("durability", Durability)
@@ -94,13 +93,6 @@ def locking(base: Path, **options: Any) -> Iterator[tuple[Composed, Locking]]:
     with composed(store, base, assembled=assembled, **options) as mount:
         yield mount, store
         mount.loop.run(store.release)
-
-
-async def chmod(mount: Composed, path: str = "file", mode: int = 0o600) -> None:
-    """chmod, which goes up a second later."""
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFMT(inode.mode) | mode
-    mount.parts.attributes.changed(inode, posix={"mode"})
 
 
 def mode_of(store: Locking, key: str = "file") -> int:

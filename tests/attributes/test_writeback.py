@@ -29,7 +29,7 @@ from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import PRIVATE, FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, settled, silence, stored
 
 MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("without_bugs")
@@ -80,13 +80,6 @@ def test_a_chmod_waits_until_the_key_is_valid_again(tmp_path: Path, code: str) -
         mount.loop.passes(LONG)
         assert refused == ["file"] * 2
         assert mount.loop.run(lambda: store.head("file")).properties.metadata["mode"] == str(0o100600)
-
-
-async def chmod(mount: Composed, path: str = "file", mode: int = 0o600) -> None:
-    """chmod, which goes up a second later."""
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFMT(inode.mode) | mode
-    mount.parts.attributes.changed(inode, posix={"mode"})
 
 
 @pytest.mark.parametrize(

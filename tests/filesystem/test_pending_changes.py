@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 import time
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,7 @@ from sosfs.s3.traffic import Traffic
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, settled, silence, stored
 from tests.support.held import told as noted
 
 
@@ -163,12 +162,6 @@ def test_a_rename_that_got_no_answer_is_told_until_it_is_taken_back(tmp_path: Pa
         assert bodies(store) == {"a": b"bytes"}
 
 
-async def _chmod(mount: Composed, path: str) -> None:
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFREG | 0o600
-    mount.parts.attributes.changed(inode)
-
-
 def test_attributes_that_wait_are_told_with_the_reason_and_those_of_unsent_bytes_with_these(
     tmp_path: Path, store: Refusing
 ) -> None:
@@ -177,7 +170,7 @@ def test_attributes_that_wait_are_told_with_the_reason_and_those_of_unsent_bytes
         for key in ("file", "written", "well"):
             mount.loop.run(partial(store.put, key, b"bytes", Properties()))
         for key in ("file", "written", "well"):
-            mount.loop.run(partial(_chmod, mount, key))
+            mount.loop.run(partial(chmod, mount, key))
             assert paths(ask(mount, "pending"))[-1] == key
         store.refused = {"file", "written"}
         mount.loop.run(partial(mount.write, "written", b"12345"))
@@ -193,7 +186,7 @@ def test_attributes_that_wait_are_told_with_the_reason_and_those_of_unsent_bytes
         store.refused.clear()
         assert ask(mount, "retry")["total"] == 0
         assert (mount.parts.attributes.oldest, mount.parts.oldest) == (0.0, 0.0)
-        mount.loop.run(partial(_chmod, mount, "well"))
+        mount.loop.run(partial(chmod, mount, "well"))
         (new,) = ask(mount, "pending")["changes"]
         assert (new["path"], new["error"]) == ("well", ""), "what has not failed yet has no reason"
 

@@ -7,7 +7,6 @@ the one of afterwards, with all that was acknowledged, and nothing is left to do
 from __future__ import annotations
 
 import os
-import stat
 from functools import partial
 from pathlib import Path
 
@@ -18,17 +17,11 @@ import trio.testing
 from sosfs.config.parameters import Durability
 from sosfs.files.spool import Spool
 from tests.support.composed import Composed, composed
-from tests.support.held import Held, begun, bodies, opened, put_all, settled
+from tests.support.held import Held, begun, bodies, chmod, opened, put_all, settled
 from tests.support.moments import Moments
 
 pytestmark = pytest.mark.promise(3)
 hashed = pytest.mark.parametrize("hashes", [True, False], ids=["hashes", "no hashes"])
-
-
-async def _chmod(mount: Composed, path: str) -> None:
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFMT(inode.mode) | 0o600
-    mount.parts.attributes.changed(inode)
 
 
 def _settled(mount: Composed) -> dict[str, bytes]:
@@ -53,9 +46,9 @@ async def _changed_file(mount: Composed, store: Held, over: str) -> None:
     await put_all(store, {"a": b"from a"} | ({"b": b"old b!!"} if over != "free" else {}))
     if over == "written":
         await mount.write("b", b"NEW")
-        await _chmod(mount, "b")
+        await chmod(mount, "b")
     await mount.write("a", b"FROM")
-    await _chmod(mount, "a")
+    await chmod(mount, "a")
 
 
 def _require_one_file(store: Held, found: dict[str, bytes], over: str) -> None:
@@ -129,7 +122,7 @@ async def _changed_tree(mount: Composed, store: Held) -> None:
     await put_all(store, {"d/changed": b"old a", "d/chmod": b"b", "d/sub/x": b"x", "e/": b"", "f": b"f"})
     await mount.write("d/changed", b"new")
     await mount.write("d/new", b"unsent", flags=os.O_CREAT)
-    await _chmod(mount, "d/chmod")
+    await chmod(mount, "d/chmod")
 
 
 def _require_one_tree(store: Held, found: dict[str, bytes]) -> None:
@@ -177,7 +170,7 @@ def test_a_removal_of_a_changed_file(tmp_path: Path, is_first: bool) -> None:
     async def before(mount: Composed) -> None:
         await put_all(store, {"file": b"old bytes", "proof": b"", "other": b"other"})
         await mount.write("file", b"new")
-        await _chmod(mount, "file")
+        await chmod(mount, "file")
         if not is_first:
             await mount.unlink("proof")
 

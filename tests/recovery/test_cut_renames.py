@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,16 +25,10 @@ from sosfs.namespace.rename import COPIED_AGAIN_MAX
 from sosfs.s3.protocol import UNKNOWN, Page, Properties
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, stored
 from tests.support.power import Machine
 
 JOURNAL = Durability.JOURNAL
-
-
-async def _chmod(mount: Composed, path: str, mode: int = 0o600) -> None:
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFMT(inode.mode) | mode
-    mount.parts.attributes.changed(inode)
 
 
 @contextmanager
@@ -154,7 +147,7 @@ def test_attributes_of_a_file_that_another_client_has_removed_are_given_up(tmp_p
 
     async def before(mount: Composed) -> None:
         await put_all(store, {"d/file": b"bytes", "d/z": b"z"})
-        await _chmod(mount, "d/file")
+        await chmod(mount, "d/file")
 
     with cut_short(store, tmp_path, before) as mount:
         gone(store, "d/file", "e/file")
@@ -170,10 +163,10 @@ def test_attributes_whose_copy_got_no_answer_wait_for_nothing_under_the_new_name
     async def before(mount: Composed) -> None:
         await put_all(store, {"d/file": b"bytes", "d/z": b"z"})
         store.errors["copy", "d/file"] = [StoreError(errno.EIO, "copy", detail="no answer")]
-        await _chmod(mount, "d/file", 0o640)
+        await chmod(mount, "d/file", 0o640)
         await mount.parts.attributes.drain()
         assert any(saved.sent for _, saved in mount._journal.attributes())
-        await _chmod(mount, "d/file", 0o600)
+        await chmod(mount, "d/file", 0o600)
 
     with cut_short(store, tmp_path, before) as mount:
         mount.start()
@@ -189,7 +182,7 @@ def test_attributes_of_a_new_file_whose_upload_got_no_answer_follow_it(tmp_path:
         store.lost.add("d/new")
         with fails(errno.EIO):
             await mount.write("d/new", b"ours", flags=os.O_CREAT)
-        await _chmod(mount, "d/new")
+        await chmod(mount, "d/new")
 
     with cut_short(store, tmp_path, before, Durability.BUCKET) as mount:
         assert stored(store, "e/new") == b"ours"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +33,7 @@ from sosfs.s3.protocol import (
 from sosfs.s3.upload_check import DamagedWrite
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, opened, put_all, readers, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, opened, put_all, readers, silence, stored
 
 JOURNAL = Durability.JOURNAL
 PART = 4096
@@ -62,13 +61,6 @@ def crashes(
         yield mount
 
 
-async def _chmod(mount: Composed, path: str, mode: int = 0o600) -> None:
-    """chmod, which goes up a second later."""
-    inode = await mount._walk(path)
-    inode.mode = stat.S_IFMT(inode.mode) | mode
-    mount.parts.attributes.changed(inode)
-
-
 # Attributes
 
 
@@ -78,7 +70,7 @@ def test_attributes_of_before_a_crash_keep_the_acl_and_all_else(tmp_path: Path, 
 
     async def before(mount: Composed) -> None:
         await store.put(key, b"bytes" if key == "file" else b"", CARRIED, acl=FRIEND)
-        await _chmod(mount, key.rstrip("/"))
+        await chmod(mount, key.rstrip("/"))
 
     with crashes(store, tmp_path, before) as mount:
         mount.start()
@@ -96,7 +88,7 @@ def test_attributes_of_before_a_crash_are_not_those_of_another_clients_version(t
 
     async def before(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes"})
-        await _chmod(mount, "file")
+        await chmod(mount, "file")
 
     with crashes(store, tmp_path, before) as mount:
         mount.loop.run(partial(store.put, "file", theirs, Properties(Headers("image/png"), {"theirs": "yes"})))
@@ -111,7 +103,7 @@ def test_attributes_of_what_another_client_removed_bring_nothing_back(tmp_path: 
 
     async def before(mount: Composed) -> None:
         await put_all(store, {"file": b"bytes", "other": b"other"})
-        await _chmod(mount, "file")
+        await chmod(mount, "file")
 
     with crashes(store, tmp_path, before) as mount:
         mount.loop.run(partial(store.delete, "file"))
@@ -126,7 +118,7 @@ def test_a_directory_whose_name_holds_bytes_by_now_is_not_emptied(tmp_path: Path
 
     async def before(mount: Composed) -> None:
         await put_all(store, {"d/": b"", "d/x": b"x"})
-        await _chmod(mount, "d", 0o700)
+        await chmod(mount, "d", 0o700)
 
     with crashes(store, tmp_path, before) as mount:
         mount.loop.run(partial(store.put, "d/", b"bytes of another client", Properties()))
@@ -140,7 +132,7 @@ def test_attributes_of_a_file_that_is_not_sent_yet_go_up_with_it(tmp_path: Path)
 
     async def before(mount: Composed) -> None:
         await store.put("file", b"bytes", CARRIED, acl=FRIEND)
-        await _chmod(mount, "file")
+        await chmod(mount, "file")
         await mount.write("file", b"B")
 
     with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
@@ -265,7 +257,7 @@ def test_what_was_changed_below_a_directory_that_was_being_renamed_follows_it(
         await put_all(store, {"d/changed": b"old bytes", "d/chmod": b"c", "d/z": b"z"})
         await mount.write("d/changed", b"new")
         await mount.write("d/new", b"not sent", flags=os.O_CREAT)
-        await _chmod(mount, "d/chmod")
+        await chmod(mount, "d/chmod")
         store.before[at] = trio.Event()
         await begun(mount, partial(mount.rename, "d", "e"))
         assert store.reached
@@ -343,7 +335,7 @@ def test_a_rename_of_a_changed_file_over_another_is_done_or_not(
         if over == "written":
             await mount.truncate("b", 0)
         for change in changed:
-            await (mount.write("a", b"FROM") if change == "write" else _chmod(mount, "a"))
+            await (mount.write("a", b"FROM") if change == "write" else chmod(mount, "a"))
         store.after["copy"] = trio.Event()
         await begun(mount, partial(mount.rename, "a", "b"))
         assert store.reached
@@ -862,7 +854,7 @@ def test_attributes_that_are_set_after_the_record_are_in_it(
         inode = handle.inode
         inode.edits = inode.edits.with_metadata("shape", "round").with_header("content_language", "de")
         mount.parts.attributes.changed(inode)
-        await _chmod(mount, "file")
+        await chmod(mount, "file")
 
     with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
         mount.start()
@@ -1005,11 +997,11 @@ def test_attributes_that_wait_follow_a_rename_and_those_of_what_it_replaced_do_n
 
     async def before(mount: Composed) -> None:
         await put_all(store, {"d/a": b"same", "d/b": b"same", "e/a": b"same"})
-        await _chmod(mount, "d/a", 0o600)
-        await _chmod(mount, "d/b", 0o755)
+        await chmod(mount, "d/a", 0o600)
+        await chmod(mount, "d/b", 0o755)
         store.before["delete", "d/a"] = store.before["delete_many"] = trio.Event()
         await begun(mount, partial(mount.rename, "d/a", "d/b"))
-        await _chmod(mount, "e/a", 0o640)
+        await chmod(mount, "e/a", 0o640)
         await begun(mount, partial(mount.rename, "e", "f"))
         assert {"d/b", "f/a"} <= store._stored.keys()
 

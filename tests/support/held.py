@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,6 +126,13 @@ async def closed(mount: Composed, handle: Handle) -> None:
         await mount.parts.file_io.flush(handle)
     finally:
         await mount.parts.file_io.release(handle)
+
+
+async def chmod(mount: Composed, path: str = "file", mode: int = 0o600) -> None:
+    """What chmod(2) does where nobody waits for the bucket: it goes up a second later."""
+    inode = await mount._walk(path)
+    inode.mode = stat.S_IFMT(inode.mode) | mode
+    mount.parts.attributes.changed(inode, posix={"mode"})
 
 
 async def put_all(store: FakeStore, objects: Mapping[str, bytes]) -> None:
