@@ -331,7 +331,8 @@ class Namespace:
         """Removes an empty directory. Raises ENOENT, ENOTDIR, ENOTEMPTY; EPERM where its marker is locked."""
         inode = await self.lookup(parent, name)
         directory = self.directory(inode)
-        if directory.entries or not directory.is_known(self.ttl):
+        is_stored_in = inode.version is not None and inode.version.size > 0  # its marker, since it was listed
+        if directory.entries or is_stored_in or not directory.is_known(self.ttl):
             await self.require_empty(inode)
         await self._attributes.protection.require(inode, Act.REMOVE)
         await self.keep_parent(parent)

@@ -231,6 +231,25 @@ def test_what_another_client_stores_in_a_marker_stays_when_its_directory_is_chan
         assert mount.parts.pending == 0
 
 
+def test_nor_does_it_go_with_a_directory_that_was_listed_before(tmp_path: Path, store: Held) -> None:
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/": b""})
+        assert await mount.tree() == {"d": None}
+        await chmod(mount)
+        await store.put("d/", b"bytes", THEIRS, acl=PUBLIC)
+
+    async def remove(mount: Composed) -> None:
+        with fails(errno.ENOTEMPTY):
+            await mount.rmdir("d")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(3)
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(3)
+        assert bodies(store) == {"d/": b"bytes"}
+
+
 def test_a_marker_that_nobody_may_read_and_only_a_listing_shows_is_written_all_the_same(
     tmp_path: Path, store: Held
 ) -> None:
