@@ -330,17 +330,16 @@ class Changes(Revalidation):
         # not: that one may come yet, and undo what is set meanwhile.
         is_known = found.version.same_as(before)
         is_ours = not is_known and self._unanswered_copies.seen(inode, found)
-        is_copy = is_ours and found.version.size == before.size
-        # A directory stays the same whatever is stored in its marker, which has another ETag where these are no hashes.
-        is_marker = inode.is_directory and before.size == 0
-        if not (found.version.same_bytes(before) or is_copy or is_marker):
+        is_same = found.version.same_bytes(before) or (is_ours and found.version.size == before.size)
+        if not is_same and not inode.is_directory:  # that stays the same one whatever is stored in its marker
             return False
         if found.version.same_as(before) and inode.whole and found.properties == inode.properties:
             return True
         if not is_ours:
             inode.acl_private_until = 0.0  # whoever has changed the rest may have given it another one
         inode.version = found.version
-        self._blocks.zeros.copied(before.etag, found.version.etag, before.size)
+        if is_same:
+            self._blocks.zeros.copied(before.etag, found.version.etag, before.size)
         inode.follow(found.properties)
         if inode.open_file is not None:
             key = self._inodes.key(inode)

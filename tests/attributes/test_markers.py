@@ -214,13 +214,15 @@ def test_a_marker_that_another_client_makes_stays_where_none_was_known(
 
 
 @pytest.mark.promise(7)
-@pytest.mark.parametrize("is_known", [True, False], ids=["an empty one was known", "none was known"])
+@pytest.mark.parametrize("known", [b"", bytes(5), None], ids=["nothing in it", "zeros", "no marker"])
 def test_what_another_client_stores_in_a_marker_stays_when_its_directory_is_changed(
-    tmp_path: Path, store: Held, is_known: bool
+    tmp_path: Path, store: Held, known: bytes | None
 ) -> None:
     async def begin(mount: Composed) -> None:
-        await put_all(store, {"d/": b"", "d/x": b"x"} if is_known else {"d/x": b"x"})
+        await put_all(store, {"d/x": b"x"} if known is None else {"d/": known, "d/x": b"x"})
         await chmod(mount)
+        if known:
+            mount.parts.blocks.zeros.note(store._stored["d/"].object.version.etag, 5, [(0, 5)])
         await store.put("d/", b"bytes", THEIRS, acl=PUBLIC)
 
     with composed(store, tmp_path) as mount:
@@ -229,6 +231,8 @@ def test_what_another_client_stores_in_a_marker_stays_when_its_directory_is_chan
         assert bodies(store)["d/"] == b"bytes"
         require_theirs(store, 0o750)
         assert mount.parts.pending == 0
+        etag = store._stored["d/"].object.version.etag
+        assert mount.parts.blocks.zeros.end(etag, 5, 0) == 0, "none of them is known to be a zero"
 
 
 def test_nor_does_it_go_with_a_directory_that_was_listed_before(tmp_path: Path, store: Held) -> None:
