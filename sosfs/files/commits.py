@@ -225,7 +225,7 @@ class Commits:
     async def _is_ours(self, inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
         """Whether a conflict is with what was asked for here without an answer; the draft then expects what is so."""
         found = await self.recognise(inode, draft, *open_file.in_flight.earlier)
-        if found is None and not (open_file.may_be_gone and await self._is_gone(inode, draft)):
+        if found is None and not (open_file.in_flight.removal and await self._is_gone(inode, draft)):
             return False
         open_file.in_flight.answered()
         self.records.moved(inode)
@@ -233,10 +233,12 @@ class Commits:
 
     async def _is_gone(self, inode: Inode, draft: Draft) -> bool:
         """Whether the bucket has the file no more, and all of it is here; the draft then is one of a new file."""
-        is_whole = draft.base is None or draft.local.covers(0, draft.size)
-        if not is_whole or await find(self._uploader.store, self._inodes.key(inode)) is not None:
+        if await find(self._uploader.store, self._inodes.key(inode)) is not None or draft.lacks(0, draft.size):
             return False
-        draft.expected, draft.base, inode.version = Guard.ABSENT, None, None  # and no ACL of it is to be asked for
+        self.records.touched(inode)  # its row may tell of less than all of it
+        draft.stand_alone(Guard.ABSENT)
+        inode.version = None  # and no ACL of it is to be asked for
+        await self._keep(inode)
         return True
 
     async def recognise(self, inode: Inode, draft: Draft, *tokens: str) -> Object | None:

@@ -370,7 +370,11 @@ class Draft:
         The next commit then replaces the damaged object, and needs nothing of the base.
         """
         await self.absorb(0, body)
-        self.expected, self.base, self.base_stop = left, None, 0
+        self.stand_alone(left)
+
+    def stand_alone(self, expected: Condition) -> None:
+        """All that the base has of it is here: it needs nothing of that any more."""
+        self.expected, self.base, self.base_stop = expected, None, 0
         for start, stop in self.local:
             self.dirty.add(start, stop)
 

@@ -351,7 +351,7 @@ class DraftRecords:
         return replace(
             saved,
             key=self._inodes.key(inode),
-            base=(base.key, base.etag, base.size) if base is not None else None,
+            base=(base.key, base.etag, base.size) if base is not None else saved.base,
             expected=draft.expected,
             version=inode.version,
             going=_going(open_file, draft),

@@ -380,7 +380,7 @@ class FileIO:
             try:
                 yield
             except StoreError as error:
-                open_file.may_be_gone |= error.cause is Cause.FAILED
+                open_file.in_flight.removal |= error.cause is Cause.FAILED
                 raise
             self.left(inode)
             await self._commits.drop_upload(open_file)

@@ -28,7 +28,7 @@ class OpenFile:
 
     __slots__ = (
         *("draft", "failed", "in_flight", "lock", "row"),
-        *("is_leaving", "may_be_gone", "sending", "source", "times_given", "uncut", "upload", "writers"),
+        *("is_leaving", "sending", "source", "times_given", "uncut", "upload", "writers"),
     )
 
     def __init__(self) -> None:
@@ -40,7 +40,6 @@ class OpenFile:
         self.times_given = False  # mtime was set by the user after the last write
         self.sending = False  # a task is bringing it into the bucket
         self.is_leaving = False  # the file is being removed
-        self.may_be_gone = False  # it was to be removed, and the store did not answer
         self.row = 0  # of the draft in the journal; 0: none
         self.in_flight = InFlight()
         self.failed: OSError | None = None  # what the last commit ended with

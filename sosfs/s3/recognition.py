@@ -36,12 +36,13 @@ class InFlight:
     no answer -> `newest` stays, and is among the `earlier` once another is sent
     """
 
-    __slots__ = ("earlier", "newest", "serial")
+    __slots__ = ("earlier", "newest", "removal", "serial")
 
     def __init__(self) -> None:
         self.newest: str | None = None  # its token; None where every request was answered
         self.serial = 0  # of the draft whose bytes it has
         self.earlier: tuple[str, ...] = ()
+        self.removal = False  # the object was to be removed, and nobody knows whether it is
 
     @property
     def tokens(self) -> tuple[str, ...]:
@@ -56,7 +57,7 @@ class InFlight:
 
     def answered(self) -> None:
         """What the bucket has is known: whatever was sent before is of no interest."""
-        self.newest, self.serial, self.earlier = None, 0, ()
+        self.newest, self.serial, self.earlier, self.removal = None, 0, (), False
 
 
 def _timed(size: int, properties: Properties) -> str:

@@ -20,6 +20,7 @@ import trio.testing
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
+from sosfs.files.spool import Spool
 from sosfs.s3.protocol import Headers, Page, Properties
 from sosfs.tree.inodes import Reading
 from sosfs.tree.keys import name_of
@@ -727,3 +728,70 @@ def test_a_file_that_another_client_removed_when_its_own_removal_was_refused_is_
             await closed(mount, handle)
 
     mount.loop.run(main)
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_file_that_is_stored_again_after_a_removal_without_an_answer_outlives_a_crash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_room: bool
+) -> None:
+    """What its record lacked was in the object that is gone: it is recorded, or else missed and not made zeros."""
+    store, size = Held(), 600_000
+
+    async def no_room(_: Spool) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n")
+        await mount.parts.file_io.fsync(handle.inode)
+        store.unanswered["delete", "file"] = [silence("delete")]
+        with fails(errno.EIO):
+            await mount.unlink("file")
+        if not has_room:
+            monkeypatch.setattr(Spool, "sync", no_room)
+        store.before["put", "file"] = trio.Event()
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        ((_, saved),) = mount._journal.drafts()
+        assert (saved.local, saved.base is None) == ((((0, size),), True) if has_room else (((0, 1),), False))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        if has_room:
+            mount.crash()
+        mount.loop.run(store.release)
+        mount.take_up() if has_room else mount.loop.passes(5)
+        assert bodies(store) == {"file": b"n" + b"o" * (size - 1)}
+
+
+def test_a_hole_of_a_file_whose_removal_got_no_answer_is_nothing_that_went_with_it(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        handle = await opened(mount, os.O_RDWR | os.O_TRUNC)
+        await mount.parts.file_io.write(handle, 3, b"new")
+        store.unanswered["delete", "file"] = [silence("delete")]
+        with fails(errno.EIO):
+            await mount.unlink("file")
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert bodies(store) == {"file": b"\0\0\0new"}
+
+
+def test_what_another_client_removes_after_a_removal_without_an_answer_is_not_brought_back(
+    mount: Composed, store: Held
+) -> None:
+    """That one was found out when the file was stored again."""
+
+    async def main() -> None:
+        handle = await _written_though_removed(mount, store, 100, at=0)
+        await mount.parts.file_io.fsync(handle.inode)
+        await store.delete("file")
+        await mount.parts.file_io.write(handle, 0, b"N")
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert "file" not in bodies(store)
