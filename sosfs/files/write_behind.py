@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 STREAM_MIN = 64 << 20  # bytes; a smaller file's parts all go up at close, with its final attributes
 PARTS_MIN = 3  # of one draft that the limit leaves room for, however low it is: with less nothing could go up
-RELIEF = 1 << 20  # bytes of changes here and there that are worth a commit while their writer waits
+RELIEF = 1 << 20  # bytes of changes here and there that are worth a commit
 POLL = 0.05  # seconds between looks for room, which other programs may free as well
 IDLE = 5.0  # seconds after which who has not written on is not waited for
 
@@ -181,7 +181,7 @@ class WriteBehind:
             return
         elif has_failed:
             raise refusal
-        elif draft.local.total >= (RELIEF if draft.base or draft.safe > draft.saved else self._uploader.plan.first):
+        elif inode.parent is not None and draft.local.total >= self._relief(draft):
             await self._relieve(inode, draft, refusal)
             return
         elif is_hopeless:
@@ -238,6 +238,10 @@ class WriteBehind:
         """Whether other drafts hold room that may come free."""
         others = (draft_of(other) for other in self._commits.drafts if other is not inode)
         return any(draft is not None and draft.local for draft in others)
+
+    def _relief(self, draft: Draft) -> int:
+        """How many bytes here are worth a commit while their writer waits; of a new file a part."""
+        return RELIEF if draft.base or draft.safe > draft.saved else self._uploader.plan.first
 
     async def _relieve(self, inode: Inode, draft: Draft, refusal: OSError) -> None:
         """The file as it is goes into the bucket, and the next look frees what it has here; what was recorded, too.

@@ -875,6 +875,18 @@ def test_who_could_make_room_if_the_journal_were_written_is_told(
     assert stored(store) == b"2" * PART + b"3" * 100 + b"o" * (31 * PART - 100)
 
 
+def test_who_writes_to_a_removed_file_is_told_that_there_is_no_room(
+    mount: Composed, store: Held, disk: Disk
+) -> None:
+    """Nothing of it goes into the bucket, which would make some."""
+    handle = _of_another(mount, store)
+    assert writes(mount, handle, 0, b"!" * PART) == {"end": PART}
+    mount.loop.run(partial(mount.unlink, "file"))
+    disk.leaves(10)
+    assert is_full(writes(mount, handle, 32 * PART, b"!" * 100))
+    close(mount, handle)
+
+
 def test_who_sends_parts_in_vain_is_told(mount: Composed, store: Held) -> None:
     handle = new(mount, "a", PART // 2)
     store.fault = _down
