@@ -94,7 +94,8 @@ class MultipartUploads:
 
     def left(self, key: str, upload_id: str) -> None:
         """Nobody goes on with an upload, be it aborted or not: a new file of this name is another one."""
-        self._journal.add_upload(upload_id, key, NOTHING)
+        with self._journal.together():  # owed where there is no room, which that may make
+            self._journal.add_upload(upload_id, key, NOTHING)
 
     async def abort(self, key: str, upload_id: str) -> bool:
         """Whether the upload is gone; if it cannot be aborted now, the drain or the next mount does it."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Awaitable, Callable, Iterator
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,8 @@ import trio
 
 from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.config.parameters import Durability
+from sosfs.disk.database import Database, Value
+from sosfs.disk.reserve import Reserve
 from sosfs.files.open_file import Handle, draft_of
 from sosfs.files.spool import Spool, SpoolArea
 from sosfs.files.write_behind import IDLE
@@ -736,6 +739,35 @@ def test_parts_of_a_small_file_go_up_while_it_is_written_where_the_disk_is_short
     disk.leaves(9 * PART)
     close(mount, handle)
     assert stored(store, "a") == b"a" * (PART + 400)
+
+
+@pytest.mark.parametrize("goes", ["removed", "cut"])
+def test_a_file_of_which_parts_are_up_makes_room_also_where_the_journal_has_none(
+    mount: Composed, store: Held, disk: Disk, monkeypatch: pytest.MonkeyPatch, goes: str
+) -> None:
+    """That its upload is given up need not be written down before that."""
+    handle = new(mount, "a", 3 * PART)
+    disk.leaves(3 * PART)
+    assert writes(mount, handle, 3 * PART, b"a") == {"end": 1}
+    assert store.calls["upload_part"]
+    with monkeypatch.context() as patch:
+        execute = Database._execute
+
+        def full(database: Database, statement: str, values: Sequence[Value] = ()) -> sqlite3.Cursor:
+            if statement == "commit":
+                raise OSError(NO_ROOM, os.strerror(NO_ROOM))
+            return execute(database, statement, values)
+
+        patch.setattr(Database, "_execute", full)
+        patch.setattr(Reserve, "give_up", lambda _: False)
+        if goes == "removed":
+            mount.loop.run(partial(mount.unlink, "a"))
+        else:
+            mount.loop.run(partial(mount.parts.file_io.truncate, handle.inode, 5))
+            mount.loop.run(partial(mount.parts.commits.commit, handle.inode))
+        assert bodies(store) == ({} if goes == "removed" else {"a": b"a" * 5})
+        assert store._uploads == {}
+    close(mount, handle)
 
 
 def test_a_limit_below_a_few_parts_stops_nobody(tmp_path: Path, store: Held, disk: Disk) -> None:
