@@ -216,9 +216,10 @@ class Journal:
         self.note("spools", json.dumps(sorted(names)))
 
     def note(self, name: str, value: str) -> None:
-        """Sets one of the facts."""
+        """Sets one of the facts; without room it is owed, for a mount that begins on a full disk makes some."""
         if self._facts.get(name) != value:
-            self._db.put("facts", name, value)
+            with self.together():
+                self._db.put("facts", name, value, need=Need.RELIEF)
             self._facts[name] = value
 
     # Drafts

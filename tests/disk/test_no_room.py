@@ -7,11 +7,13 @@ import itertools
 import os
 import sqlite3
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sosfs.config.parameters import Durability
 from sosfs.disk.database import Database, Value
 from sosfs.disk.reserve import Need, Reserve
 from sosfs.journal.journal import Journal
@@ -19,7 +21,11 @@ from sosfs.journal.rows import SavedAttributes
 from sosfs.journal.salvage import Finding
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties, Version
+from tests.recovery.test_power_loss import another_boot
+from tests.support.composed import composed
 from tests.support.drive import fails
+from tests.support.fake_store import FakeStore
+from tests.support.held import bodies
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
@@ -218,3 +224,21 @@ def test_what_is_owed_goes_with_what_takes_the_room_that_is_held_back_anew(
     rows.journal = Journal(tmp_path, OWNER)
     rows.look()
     rows.journal.close()
+
+
+@pytest.mark.parametrize("is_of_other_boot", [False, True])
+@pytest.mark.parametrize("is_held", [False, True])
+def test_a_mount_begins_on_a_full_disk_and_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_held: bool, is_of_other_boot: bool
+) -> None:
+    """It sends what the one before has left there."""
+    store = FakeStore()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.write, "file", bytes(400_000), flags=os.O_CREAT))
+        mount.crash()
+        if is_of_other_boot:
+            another_boot(mount, monkeypatch)
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=is_held)
+        mount.take_up()
+        full.heals()
+        assert (bodies(store), mount.parts.pending) == ({"file": bytes(400_000)}, 0)
