@@ -488,11 +488,16 @@ class DraftRecords:
         await draft.spool.rest()
 
     async def free(self, draft: Draft) -> None:
-        """Frees a draft that no row speaks of."""
+        """Frees a draft that no row speaks of. A spool that a row on the disk may name is left to the next mount."""
         spools = [spool for spool in draft.spools if spool.is_named]
         if spools and (self.later is None or not self.later.frees(spools)):
-            await self._journal.flushed_now()
-            spools = []
+            try:
+                await self._journal.sync()
+                spools = []
+            except OSError as error:
+                log.info("a spool stays while the journal cannot be written: %s", error)
+                for spool in spools:
+                    spool.release()
         draft.close(but=spools)
 
     def forget(self, open_file: OpenFile) -> None:

@@ -14,6 +14,7 @@ Concurrency: trio thread only; runs before the kernel's first request.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -149,19 +150,19 @@ class SpoolReplay:
             return
         named = {name for _, saved in self._journal.drafts() for name in saved.spools}
         removable = self._known if self._journal.finding is Finding.SOUND else frozenset()
-        is_done, is_removed = True, False
+        is_done = True
         for path in self._spools.others(named):
             beginning = _beginning(path.name) if SPOOL.fullmatch(path.name) else ""
             if beginning in removable:
                 path.unlink(missing_ok=True)
-                is_removed = True
             elif beginning != self._spools.beginning:
                 key = label(path)
                 what = f"{key}: its row in the journal is lost" if key else f"{path.name}: a spool file nobody knows"
                 is_done &= self._damage.set_aside(what, {"size": path.lstat().st_size}, files=[path])
-        if is_removed:
-            sync_directory(self._spools.directory)  # one that a power loss brought back would be nobody's by then
         if is_done:
+            with contextlib.suppress(OSError):  # not every disk can
+                # One that was removed, by this mount or the last, and that a power loss brought back would be nobody's.
+                sync_directory(self._spools.directory)
             self._journal.note_spools(self._named | {self._spools.beginning})
             self._journal.recovered()
 

@@ -23,7 +23,8 @@ from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
 from tests.support.dropping import dropped
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, stored
+from tests.support.power import syncs_late
 
 JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
 SIZE = 300_000  # bytes: in a spool on the disk, and written in a thread
@@ -220,12 +221,7 @@ def test_who_has_a_file_open_while_it_is_sent_sees_what_is_written_next(tmp_path
 @pytest.mark.parametrize("is_looked_at", [False, True], ids=["written", "read and written"])
 def test_what_is_written_while_a_spool_is_freed_is_not_freed_with_it(tmp_path: Path, is_looked_at: bool) -> None:
     """The task waits for the disk before it removes the spool; meanwhile another program opens the file."""
-    store, held = Held(), trio.Event()
-    flushed = Journal.flushed_now
-
-    async def slow(journal: Journal) -> None:
-        await held.wait()
-        await flushed(journal)
+    store = Held()
 
     async def meanwhile(mount: Composed) -> None:
         assert bodies(store) == {"file": b"o" * SIZE}
@@ -233,18 +229,14 @@ def test_what_is_written_while_a_spool_is_freed_is_not_freed_with_it(tmp_path: P
             assert (await mount._bytes(await mount._walk("file")))[0] == b"o" * SIZE
         await mount.write("file", b"n" * SIZE)
 
-    async def go_on() -> None:
-        held.set()
-        await trio.testing.wait_all_tasks_blocked()
-
     with composed(store, tmp_path, durability=JOURNAL) as mount:
         mount.loop.run(partial(mount.write, "file", b"o" * SIZE, flags=os.O_CREAT))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Journal, "flushed_now", slow)
+            late = syncs_late(patch)
             mount.loop.passes(3)
-            assert held.statistics().tasks_waiting == 1
+            assert late.statistics().tasks_waiting == 1
             mount.loop.run(partial(meanwhile, mount))
-            mount.loop.run(go_on)
+            mount.loop.run(partial(settled, late))
         mount.loop.passes(5)
         assert bodies(store) == {"file": b"n" * SIZE}
 

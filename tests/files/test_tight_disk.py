@@ -907,9 +907,7 @@ def test_who_could_make_room_if_the_journal_were_written_is_told(
     assert stored(store) == b"2" * PART + b"3" * 100 + b"o" * (31 * PART - 100)
 
 
-def test_who_writes_to_a_removed_file_is_told_that_there_is_no_room(
-    mount: Composed, store: Held, disk: Disk
-) -> None:
+def test_who_writes_to_a_removed_file_is_told_that_there_is_no_room(mount: Composed, store: Held, disk: Disk) -> None:
     """Nothing of it goes into the bucket, which would make some."""
     handle = _of_another(mount, store)
     assert writes(mount, handle, 0, b"!" * PART) == {"end": PART}

@@ -15,11 +15,13 @@ from pathlib import Path
 import pytest
 
 from sosfs.config.parameters import Durability
-from sosfs.journal.journal import FILE
+from sosfs.files.open_file import content_of
+from sosfs.journal.journal import FILE, Journal
 from tests.recovery.test_power_loss import another_boot
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, bodies
+from tests.support.power import Machine
 
 pytestmark = pytest.mark.promise(3)
 
@@ -130,3 +132,28 @@ def test_a_journal_that_was_removed_after_a_failure_is_not_made_anew(
         with fails(errno.EIO):
             mount.loop.run(partial(mount.write, "file", b"bytes"))
         assert not state.exists()
+
+
+def test_no_spool_goes_of_which_the_disk_may_still_have_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the power goes it would pass for one that is lost, though the bucket has the file."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = LONG
+        await mount.write("file", bytes(400_000), flags=os.O_CREAT)
+        inode = await mount._walk("file")
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "sync", refused)
+            await mount.parts.commits.commit(inode)
+            await mount.parts.commits.let_go(inode, content_of(inode))
+
+    async def refused(_: Journal) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(main, mount))
+        machine.loses_power(newest_log=False, spools="written")
+        mount.take_up()
+        assert bodies(store) == {"file": bytes(400_000)}
+        assert list((mount._settings.state_dir / "spool").iterdir()) == []
