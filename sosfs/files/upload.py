@@ -167,10 +167,10 @@ class Upload:
         for part in self._plan.ranges(here.start, begin=self._frontier):
             if len(self._behind) >= BEHIND:
                 return
-            if part.number in self._sent or part.number in self._behind:
-                self._frontier = part.stop  # what is not full before it is written yet, which tells of it
-            elif self._draft.dirty.covers(part.start, part.stop):
+            is_known = part.number in self._sent or part.number in self._behind
+            if not is_known and self._draft.dirty.covers(part.start, part.stop):
                 self._send_later(part)
+            self._frontier = part.stop  # what is not full before it is written yet, which tells of it
 
     def send_begun(self, offset: int) -> None:
         """Sends parts that have holes as well, but for the one at `offset`, which is being written."""

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.cache.extents import Extents
 from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.files.open_file import Handle
 from sosfs.files.upload import BEHIND
@@ -569,5 +570,28 @@ def test_a_write_past_the_end_of_all_files_takes_nothing_from_the_file(mount: Co
             await mount.parts.file_io.write(handle, OBJECT_MAX, b"!")
         await closed(mount, handle)
         assert bodies(store) == {"file": b"all of it"}
+
+    run(mount, main)
+
+
+def test_who_leaves_holes_behind_has_no_part_looked_at_with_every_write(mount: Composed) -> None:
+    """None of them is full, and each tells when it is written."""
+    looks = 0
+    covers = Extents.covers
+
+    def counted(extents: Extents, start: int, stop: int) -> bool:
+        nonlocal looks
+        looks += 1
+        return covers(extents, start, stop)
+
+    async def main(mount: Composed) -> None:
+        nonlocal looks
+        handle = await new(mount)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Extents, "covers", counted)
+            for number in range(100):
+                await mount.parts.file_io.write(handle, number * PART + 1, b"!")
+        assert looks < 400
+        await closed(mount, handle)
 
     run(mount, main)
