@@ -13,7 +13,7 @@ Concurrency: trio thread only; one copy of an inode at a time.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
@@ -78,6 +78,7 @@ class AttributeWriteback(Changes):
         multiparts: MultipartUploads,
         permissions: KeyPermissions,
         retries: Backoff,
+        vacated: Callable[[str], Awaitable[None]],
         *,
         ttl: float,
         shared: SharedAttributes | None = None,
@@ -91,6 +92,7 @@ class AttributeWriteback(Changes):
         )  # fmt: skip
         self._copy_object = partial(copy_object, store, multiparts=multiparts)
         self._retries = retries
+        self._vacated = vacated  # as of `Commits`
         self._rewriting: dict[Inode, trio.Event] = {}
         self._settlers = trio.CapacityLimiter(SETTLERS)
         self._draining = False
@@ -269,6 +271,8 @@ class AttributeWriteback(Changes):
                 await self._rewrite_object(inode, key)
                 return
             acl = await self.acls.of(inode)
+        if not is_there:
+            await self._vacated(key)  # what a rename has copied there would pass for a marker of another client
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
         condition = Guard.NONE if is_there else Guard.ABSENT

@@ -20,7 +20,6 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
-from typing import Protocol
 
 import trio
 
@@ -57,13 +56,6 @@ CUTS_MAX = 8  # times that a commit is begun anew because the file is cut
 RETRY_FIRST, RETRY_MAX = 5.0, 300.0  # seconds between tries
 
 
-class PendingDeletes(Protocol):
-    """The deletes of keys that were asked for and may not have been answered."""
-
-    async def wait_for(self, key: str) -> None:
-        """Returns once no delete of `key` is under way; raises OSError where one cannot be done."""
-
-
 class Commits:
     """Brings drafts into the bucket."""
 
@@ -72,7 +64,7 @@ class Commits:
         inodes: Inodes,
         uploader: Uploader,
         attributes: AttributeWriteback,
-        deletions: PendingDeletes,
+        vacated: Callable[[str], Awaitable[None]],
         subtree_lock: SubtreeLock,
         conflicts: Conflicts,
         pages: PageCache,
@@ -90,7 +82,7 @@ class Commits:
         self._inodes = inodes
         self._uploader = uploader
         self._attributes = attributes
-        self._deletions = deletions
+        self._vacated = vacated  # returns once nothing that is to go is under a key; raises what keeps it
         self._subtree_lock = subtree_lock
         self._conflicts = conflicts
         self._pages = pages
@@ -185,7 +177,7 @@ class Commits:
 
     async def _commit(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         key = self._inodes.key(inode)
-        await self._deletions.wait_for(key)
+        await self._vacated(key)
         await self._attributes.rewritten(inode)  # a copy under way would make another version, or undo this one
         await self._attributes.ascertain(inode)
         if await self.recognise(inode, draft, *open_file.in_flight.tokens):

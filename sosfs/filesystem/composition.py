@@ -154,6 +154,7 @@ class _Ground:
     merger: Merger
     listings: Listings
     deletions: Deletions
+    rollback: RenameRollback
     multiparts: MultipartUploads
     uploader: Uploader
     spools: SpoolArea
@@ -184,7 +185,7 @@ def assemble(
     merger, subtree_lock, retries = Merger(inodes, cache), SubtreeLock(inodes), Backoff()
     blocks = Blocks(store, spawn, share.cached, capacity=settings.memory, disk=share.disk, verify=settings.verify)
     part = fitting(settings.part_size, Disk(settings.state_dir).room().size)
-    multiparts = MultipartUploads(store, journal, spawn)
+    multiparts, deletions = MultipartUploads(store, journal, spawn), Deletions(store, spawn, journal, retries)
     zeros = ZeroObjects(store, journal, multiparts, spawn, settings.prefix)
     ground = _Ground(
         settings=settings,
@@ -197,7 +198,8 @@ def assemble(
         cache=cache,
         merger=merger,
         listings=Listings(inodes, store, merger, subtree_lock, spawn, ttl=settings.ttl, names=share.names),
-        deletions=Deletions(store, spawn, journal, retries),
+        deletions=deletions,
+        rollback=RenameRollback(store, deletions, journal, spawn, retries),
         multiparts=multiparts,
         uploader=Uploader(store, blocks, spawn, share.uploads, PartPlan(part), multiparts, zeros),
         spools=_spools(settings, share, part),
@@ -226,7 +228,6 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         on.inodes, on.store, on.merger, lists, attributes, file_io, on.deletions, on.subtree_lock, ttl=ttl
     )
     moves = RenameCopies(on.store, on.multiparts, on.journal)
-    rollback = RenameRollback(on.store, on.deletions, on.journal, on.spawn, on.retries)
     adoption, refused_changes = _taken_up(on, attributes, namespace, commits, file_io)
     claims = ExclusiveCreate(on.settings.exclusive, on.settings.durability)
     return Filesystem(
@@ -244,13 +245,13 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         file_io=file_io,
         namespace=namespace,
         eviction=Eviction(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
-        creations=Creations(namespace, on.store, attributes, on.deletions, rollback, on.subtree_lock, claims),
+        creations=Creations(namespace, on.store, attributes, on.deletions, on.rollback, on.subtree_lock, claims),
         renames=Renames(
-            namespace, on.store, attributes, file_io, on.deletions, moves, rollback, on.subtree_lock, on.journal
+            namespace, on.store, attributes, file_io, on.deletions, moves, on.rollback, on.subtree_lock, on.journal
         ),
-        rollback=rollback,
+        rollback=on.rollback,
         subtree_lock=on.subtree_lock,
-        replay=Replay(on.journal, on.store, on.multiparts, attributes, rollback),
+        replay=Replay(on.journal, on.store, on.multiparts, attributes, on.rollback),
         adoption=adoption,
         refused_changes=refused_changes,
         retries=on.retries,
@@ -265,7 +266,7 @@ def _attributes(on: _Ground, shared: SharedAttributes | None) -> AttributeWriteb
     settings = on.settings
     return AttributeWriteback(
         on.inodes, on.store, on.blocks, on.merger, on.listings, on.cache, on.subtree_lock, on.journal, on.spawn,
-        on.multiparts, KeyPermissions(on.inodes, on.store), on.retries,
+        on.multiparts, KeyPermissions(on.inodes, on.store), on.retries, on.rollback.wait_for,
         ttl=settings.ttl, shared=shared, acls=settings.acls, new_acl=settings.acl, new_class=settings.storage_class
     )  # fmt: skip
 
@@ -289,8 +290,8 @@ def _delayed_sync(on: _Ground, commits: Commits) -> DelayedSync | None:
 def _bytes(on: _Ground, attributes: AttributeWriteback) -> tuple[Conflicts, Commits, FileIO]:
     conflicts = Conflicts(on.inodes, on.uploader, attributes.renewed)
     commits = Commits(
-        on.inodes, on.uploader, attributes, on.deletions, on.subtree_lock, conflicts, on.pages, on.journal, on.spawn,
-        on.share.backlog, on.retries, durability=on.settings.durability
+        on.inodes, on.uploader, attributes, on.rollback.wait_for, on.subtree_lock, conflicts, on.pages, on.journal,
+        on.spawn, on.share.backlog, on.retries, durability=on.settings.durability
     )  # fmt: skip
     failed_writes = FailedWrites(on.inodes, attributes, commits, on.pages)
     file_io = FileIO(

@@ -69,7 +69,6 @@ class Creations:
         require_free(parent, parsed.segment)
         await self._attributes.permissions.require_store(key)
         await self._rollback.wait_for(key)
-        await self._deletions.wait_for(key)
         await self._deletions.wait_for(key + "/")
         return self._namespace.directory(parent), parsed
 

@@ -186,7 +186,6 @@ class Renames:
         It would be seen again beside what is renamed there. Raises what keeps it.
         """
         await self._rollback.wait_for(key)
-        await self._deletions.wait_for(key)
         await self._deletions.wait_under(key + "/")
 
     # Files

@@ -203,15 +203,16 @@ class RenameRollback:
         return is_same or self._is_copy(move, source, target, self._changed().get(move.old, []))
 
     async def wait_for(self, key: str) -> None:
-        """Something is to be made at `key`: what a failed rename left there is gone afterwards. Raises what keeps it.
+        """Something is to be made at `key`: what is removed or a failed rename left there is gone afterwards.
 
-        Nothing that is found there later is taken for a copy of that rename.
+        Nothing that is found there later is taken for a copy of that rename. Raises what keeps it.
         """
         for move in [one for one in self._back if one.meets(key)]:
             if move.is_pending:
                 await self._look(move)
             await self._gone(move)
             self._end(move)
+        await self._deletions.wait_for(key)
 
     async def drain(self) -> None:
         """Looks once more; what may still come is looked for by the next mount."""

@@ -943,6 +943,45 @@ def test_a_copy_over_what_is_not_in_the_bucket_yet_is_taken_back(mount: Composed
     assert bodies(store) == {"file": b""} | ({"new": b"ours"} if then == "close" else {})
 
 
+def test_a_file_that_goes_up_after_a_rename_over_it_failed_is_not_taken_for_the_copy(
+    mount: Composed, store: Held
+) -> None:
+    """It has the same bytes, as after `cp -p`."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        handle = await mount._opened(*await mount._parent("new"), os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"bytes")
+        store.errors["copy", "file"] = [silence("copy")]
+        with fails(errno.EIO):
+            await mount.rename("file", "new")
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"file": b"bytes", "new": b"bytes"}
+    assert mount.parts.pending == 0
+
+
+def test_a_new_directory_stays_where_the_marker_that_a_failed_rename_has_copied_over_it_goes(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/file": b"bytes"})
+        await mount.mkdir("new")
+        store.errors["copy", "d/file"] = [denied("copy")]
+        store.errors["delete", "new/"] = [silence("delete")]
+        with fails(errno.EACCES):
+            await mount.rename("d", "new")
+        assert set(bodies(store)) == {"d/", "d/file", "new/"}
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"d/": b"", "d/file": b"bytes", "new/": b""}
+        assert mount.parts.pending == 0
+
+
 def test_a_directory_is_not_renamed_to_where_the_copy_of_a_file_may_come_yet(mount: Composed, store: Held) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"bytes", "d/": b"", "d/x": b"x"})
