@@ -33,7 +33,7 @@ from sosfs.fuse.entries import absent_from, entry_of, room, set_by
 from sosfs.fuse.error_replies import answered, answered_at_once, listing
 from sosfs.fuse.negative_entries import NegativeEntries
 from sosfs.fuse.provisional_attributes import ProvisionalAttributes
-from sosfs.fuse.requests import NOTHING, Opened
+from sosfs.fuse.requests import CALLERS, NOTHING, Opened, Places
 from sosfs.metadata.user_metadata import storable
 from sosfs.namespace.creation import Creations
 from sosfs.namespace.deletions import Deletions
@@ -373,15 +373,20 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        return await self._open_existing(self._inodes[inode], flags, ctx)
+        found = self._inodes[inode]
+        if found.parent is not None and _writes(flags):
+            await CALLERS.freed(Places((found.parent.number,)))  # else it would go with what is written now
+            if found.parent is None:
+                raise refuse(errno.ESTALE)  # the kernel looks its name up again
+        return await self._open_existing(found, flags, ctx)
 
     async def _open_existing(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if _writes(flags):
             await self._attributes.protection.require(inode, Act.WRITE)
         return await self._open(inode, flags, ctx)
 
     async def _open(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+        if _writes(flags):
             await self._attributes.permissions.require_write(inode)
         await self._provisional.opened(inode)
         self._inodes.require(inode)
@@ -435,3 +440,8 @@ class Operations(pyfuse3.Operations):
         handle = self._files.pop(fh)
         await self._file_io.release(handle)
         self._namespace.forget(handle.inode, 0)
+
+
+def _writes(flags: int) -> bool:
+    """Whether what is opened so may be changed."""
+    return flags & os.O_ACCMODE != os.O_RDONLY or bool(flags & os.O_TRUNC)

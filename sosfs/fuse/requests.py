@@ -10,8 +10,8 @@ system call that no signal wakes (state D), and has opened this file or has it o
 
 What makes, moves or removes a name goes on by itself to its end when its caller is gone (`apart`): half done it would
 be worse than done. The kernel's lock on its directories has gone with the caller: so who would change names there waits
-here for its end, as everybody waits there for a caller that stays. All else ends as after a lost answer, which every
-step is made for.
+here for its end, as everybody waits there for a caller that stays; and who opens a file there to write to it, which
+would be removed or replaced with what is written. All else ends as after a lost answer, which every step is made for.
 
 Concurrency: trio thread only; /proc is read in a thread.
 """
@@ -114,7 +114,7 @@ class KernelRequests:
         token, caller = CURRENT.set(call.interrupt), CALLER.set(call.process)
         try:
             if places:
-                await self._free(places)
+                await self.freed(places)
             return await work()
         finally:
             CALLER.reset(caller)
@@ -125,7 +125,8 @@ class KernelRequests:
         """Whether nothing changes names in these directories for a caller that is gone."""
         return not any(places & others for others in self._left.values())
 
-    async def _free(self, places: Places) -> None:
+    async def freed(self, places: Places) -> None:
+        """Nothing changes names in these directories for a caller that is gone afterwards. Raises EINTR."""
         while not self.is_free(places):
             await waited(self._ended.park)
 
@@ -176,7 +177,7 @@ class KernelRequests:
 
         self._calls.add(call)
         try:
-            await call.interrupt.ends(partial(self._free, places))
+            await call.interrupt.ends(partial(self.freed, places))
             self._background.spawn(run)
             await self._end_of(call, done, places)
         finally:

@@ -28,7 +28,7 @@ from tests.support.held import Held, begun, bodies, put_all, settled, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 CALLER: Any = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0)
-GONE, ABSENT = (repr(pyfuse3.FUSEError(number)) for number in (errno.EINTR, errno.ENOENT))
+GONE, ABSENT, STALE = (repr(pyfuse3.FUSEError(number)) for number in (errno.EINTR, errno.ENOENT, errno.ESTALE))
 
 
 @pytest.fixture
@@ -154,6 +154,41 @@ def test_a_directory_whose_removal_goes_on_stays_where_something_is_made_in_it(
     mount.loop.run(main)
     assert bodies(store) == {"d/": b"", "d/file": b"new"}
     assert set(mount.loop.run(mount.tree)) == {"d", "d/file"}
+
+
+async def rewrite(kernel: Operations, number: int) -> None:
+    """As by `echo new > file`, where the kernel knows the name."""
+    opened = await kernel.open(number, os.O_WRONLY | os.O_TRUNC, CALLER)
+    await kernel.write(opened.fh, 0, b"new")
+    await kernel.flush(opened.fh)
+    await kernel.release(opened.fh)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("what", ["unlink", "rename"])
+def test_a_file_whose_removal_or_replacement_goes_on_is_not_written_to(
+    mount: Composed, store: Held, kernel: Operations, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """The kernel looks its name up again, and opens what it leads to then."""
+    asking, outcomes = trio.Event(), dict[str, Any]()
+
+    async def slowly(*_: Any) -> None:
+        await asking.wait()
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old", "other": b"other"})
+        root = mount.parts.inodes.root.number
+        number = (await kernel.lookup(root, b"file", CALLER)).st_ino
+        of = {"unlink": (root, b"file"), "rename": (root, b"other", root, b"file", 0)}
+        with monkeypatch.context() as patch:
+            patch.setattr(mount.parts.attributes.protection, "require", slowly)
+            await left(mount, lambda: getattr(kernel, what)(*of[what], CALLER))
+        await begun(mount, partial(told, outcomes, "write", partial(rewrite, kernel, number)))
+        await settled(asking)
+
+    mount.loop.run(main)
+    assert outcomes == {"write": STALE}
+    assert bodies(store) == ({"other": b"other"} if what == "unlink" else {"file": b"other"})
 
 
 def test_who_waits_for_what_goes_on_can_be_stopped_and_has_begun_nothing(
