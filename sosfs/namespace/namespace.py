@@ -338,9 +338,9 @@ class Namespace:
         await self.keep_parent(parent)
         # Its marker would come after it has gone.
         async with self._subtree_lock.shared(parent), self._attributes.resting(inode):
-            if inode in self._attributes.failed:
+            if inode in self._attributes.failed or inode.directory is not directory:
                 await self.require_empty(inode)  # a marker that was sent without an answer may be there
-                directory = self.directory(inode)  # another one where that was waited for so long that it was forgotten
+                directory = self.directory(inode)  # another one where it was forgotten, for this has waited so long
             inode.version = inode.version or directory.marker
             if inode.version is None and self._deletions.under(self.inodes.key(inode)):
                 inode.version = Version("", 0)  # its name is pending until a delete sent after those below is answered

@@ -134,8 +134,9 @@ def test_a_name_whose_renaming_goes_on_can_only_be_removed_before(
     assert mount.parts.pending == 0
 
 
+@pytest.mark.parametrize("is_forgotten", [False, True], ids=["", "whose entries are forgotten meanwhile"])
 def test_a_directory_whose_removal_goes_on_stays_where_something_is_made_in_it(
-    mount: Composed, store: Held, kernel: Operations, monkeypatch: pytest.MonkeyPatch
+    mount: Composed, store: Held, kernel: Operations, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
 ) -> None:
     asking = trio.Event()
 
@@ -148,6 +149,9 @@ def test_a_directory_whose_removal_goes_on_stays_where_something_is_made_in_it(
         with monkeypatch.context() as patch:
             patch.setattr(mount.parts.attributes.protection, "require", slowly)
             await left(mount, lambda: kernel.rmdir(root, b"d", CALLER))
+        if is_forgotten:
+            mount.loop._clock.jump(2 * TTL)
+            mount.parts.namespace.sweep()
         await create(kernel, directory.number, b"file")
         await settled(asking)
 
