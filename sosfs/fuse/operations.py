@@ -286,6 +286,9 @@ class Operations(pyfuse3.Operations):
         if flags & ~pyfuse3.RENAME_NOREPLACE:
             raise refuse(errno.EINVAL)  # two names cannot be exchanged in an object store
         old_parent, parent = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
+        target = self._namespace.directory(parent).entries.get(name_new)
+        if target is not None and target.is_directory:
+            CALLERS.also_in(target.number)  # what is made in it would be lost with it
         await self._renames.rename(old_parent, name_old, parent, name_new, replace=not flags)
 
     # Directories

@@ -23,6 +23,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -71,6 +72,7 @@ class Call:
     opened: Callable[[], Opened]
     since: float  # trio time
     interrupt: Interrupt = field(default_factory=Interrupt)
+    places: Places = NOWHERE
 
     @property
     def age(self) -> float:
@@ -83,12 +85,15 @@ class Call:
         return _process_of(thread) if thread else 0
 
 
+ENDURING: ContextVar[Call | None] = ContextVar("apart", default=None)  # what a task does to its end
+
+
 class KernelRequests:
     """The requests under way."""
 
     def __init__(self) -> None:
         self._calls: set[Call] = set()
-        self._left: dict[Call, Places] = {}  # what goes on without its caller
+        self._left: set[Call] = set()  # what goes on without its caller
         self._ended = trio.lowlevel.ParkingLot()
         self._background: Background | None = None
 
@@ -123,12 +128,18 @@ class KernelRequests:
 
     def is_free(self, places: Places) -> bool:
         """Whether nothing changes names in these directories for a caller that is gone."""
-        return not any(places & others for others in self._left.values())
+        return not any(places & call.places for call in self._left)
 
     async def freed(self, places: Places) -> None:
         """Nothing changes names in these directories for a caller that is gone afterwards. Raises EINTR."""
         while not self.is_free(places):
             await waited(self._ended.park)
+
+    @staticmethod
+    def also_in(directory: int) -> None:
+        """What is done now changes names in this directory too, as in one that is replaced."""
+        if (call := ENDURING.get()) is not None:
+            call.places |= {directory}
 
     @contextmanager
     def at_once(self, pid: int) -> Iterator[None]:
@@ -153,10 +164,11 @@ class KernelRequests:
         """As `serve`, for work that goes on when its caller is gone; `undo` then gets what it returns."""
         if self._background is None:
             return await work()
-        call = Call(name, pid, lambda: NOTHING, trio.current_time())
+        call = Call(name, pid, lambda: NOTHING, trio.current_time(), places=places)
         done, results, errors = trio.Event(), list[Any](), list[Exception]()
 
         async def run() -> None:
+            ENDURING.set(call)
             CURRENT.set(Interrupt())  # that nobody sets
             CALLER.set(call.process)
             try:
@@ -172,27 +184,27 @@ class KernelRequests:
                 else:
                     await undo(results[0])
             finally:
-                del self._left[call]
+                self._left.remove(call)
                 self._ended.unpark_all()
 
         self._calls.add(call)
         try:
             await call.interrupt.ends(partial(self.freed, places))
             self._background.spawn(run)
-            await self._end_of(call, done, places)
+            await self._end_of(call, done)
         finally:
             self._calls.discard(call)
         if errors:
             raise errors[0]
         return results[0]
 
-    async def _end_of(self, call: Call, done: trio.Event, places: Places) -> None:
+    async def _end_of(self, call: Call, done: trio.Event) -> None:
         """Waits for what goes on apart. Raises EINTR where its caller is gone before that."""
         try:
             await call.interrupt.ends(done.wait)
         except OSError:
             if not done.is_set():
-                self._left[call] = places
+                self._left.add(call)
                 raise
 
     async def watch(self) -> None:

@@ -160,6 +160,34 @@ def test_a_directory_whose_removal_goes_on_stays_where_something_is_made_in_it(
     assert set(mount.loop.run(mount.tree)) == {"d", "d/file"}
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("make", [create, symlink])
+@pytest.mark.parametrize("held", ["list", "copy"])
+def test_nothing_is_made_in_a_directory_whose_replacement_goes_on(
+    mount: Composed,
+    store: Held,
+    kernel: Operations,
+    make: Callable[[Operations, int, bytes], Awaitable[None]],
+    held: str,
+) -> None:
+    """The kernel looks its name up again, and makes it in the one that is there then."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/other": b"other", "empty/": b""})
+        root, directory = mount.parts.inodes.root.number, await mount._walk("empty")
+        holding = store.before[held, "d/other" if held == "copy" else "d/"] = trio.Event()
+        await left(mount, lambda: kernel.rename(root, b"d", root, b"empty", 0, CALLER))
+        await begun(mount, partial(told, outcomes, "make", partial(make, kernel, directory.number, b"file")))
+        await settled(holding)
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert outcomes == {"make": STALE}
+    assert bodies(store) == {"empty/": b"", "empty/other": b"other"}
+    assert mount.parts.pending == 0
+
+
 async def rewrite(kernel: Operations, number: int) -> None:
     """As by `echo new > file`, where the kernel knows the name."""
     opened = await kernel.open(number, os.O_WRONLY | os.O_TRUNC, CALLER)
