@@ -85,7 +85,7 @@ class Call:
         return _process_of(thread) if thread else 0
 
 
-ENDURING: ContextVar[Call | None] = ContextVar("apart", default=None)  # what a task does to its end
+ENDURING: ContextVar[Call | None] = ContextVar("enduring", default=None)  # what a task does to its end
 
 
 class KernelRequests:

@@ -218,9 +218,10 @@ class Merger:
         """What the pass did not show is gone, but for what is not in the bucket yet: that is shown."""
         if not walk.is_marked and directory.now is walk and directory.inode.checked < walk.started:
             directory.marker, directory.is_unmarked = None, True
-        for name, inode in list(directory.entries.items()):
-            if name in walk.names:
-                continue
+        missing = [(name, inode) for name, inode in directory.entries.items() if name not in walk.names]
+        for name, inode in sorted(
+            missing, key=lambda entry: entry[1].is_directory
+        ):  # what is beside one goes before it
             if is_unsent(inode) or not directory.untouched(name, walk):
                 walk.show(name)
             elif directory.now is walk:  # names made since a newer pass began are known to that one alone

@@ -363,6 +363,18 @@ def test_a_directory_that_is_gone_takes_all_below_it_along(mount: Composed, stor
     mount.loop.run(look)
 
 
+def test_an_object_that_goes_with_the_directory_beside_it_is_gone(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"a": b"beside", "a/x": b"x", "b": b"b"})
+        assert set(await mount.tree()) == {"a", "a/x", "%~fa", "b"}
+        for key in ("a", "a/x"):
+            await type(store).delete(store, key)
+        mount.loop._clock.jump(2 * TTL)
+        assert set(await mount.tree()) == {"b"}
+
+    mount.loop.run(main)
+
+
 def test_an_object_beside_a_directory_has_its_own_name_when_that_is_gone(mount: Composed, store: Held) -> None:
     async def look() -> None:
         await put_all(store, {"d/a": b"beside", "d/a/x": b"x", "d/b": b"b"})
