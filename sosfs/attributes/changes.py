@@ -300,17 +300,22 @@ class Changes(Revalidation):
         What another client has set of the same bytes stays. Of other bytes nothing is taken: the condition on the write
         will tell. Nor of an answer that what was stored here meanwhile has overtaken: it is asked for again.
         """
-        while not is_new(inode) and not (inode.whole and trio.current_time() < inode.checked + self.ttl):
+        while self._is_to_be_asked(inode):
             before = inode.version
             found = await self._store.head(self._inodes.key(inode), detail=Detail.WHOLE)
             if inode.version is before:
                 self._stands_on(inode, found)
                 return
 
+    def _is_to_be_asked(self, inode: Inode) -> bool:
+        """Whether the bucket has an object of which not all is known, or not recently."""
+        return not is_new(inode) and not (inode.whole and trio.current_time() < inode.checked + self.ttl)
+
     async def learn_whole(self, inode: Inode) -> None:
         """As `fetch_whole`, for who keeps no rename out: that waits for the answer, or this for it."""
-        async with self._subtree_lock.shared(inode):
-            await self.fetch_whole(inode)
+        if self._is_to_be_asked(inode):
+            async with self._subtree_lock.shared(inode):
+                await self.fetch_whole(inode)
 
     async def look(self, inode: Inode, detail: Detail) -> Object:
         """What the bucket tells of a file, under the name that it has then. Raises what it answers."""

@@ -250,6 +250,24 @@ def test_what_is_asked_of_a_file_whose_old_name_is_gone_is_answered_under_its_ne
     mount.loop.run(main)
 
 
+def test_attributes_that_are_known_are_told_while_a_directory_is_renamed(mount: Composed, store: Held) -> None:
+    """That may take long: nobody waits for it whom the bucket need not tell anything."""
+    outcomes: dict[str, Any] = {}
+    xattrs = Xattrs(mount.parts.inodes, mount.parts.attributes, Mock(), Mock(), Mock(), Mock(), kept=[])
+
+    async def main() -> None:
+        await store.put("d/file", OLD, OPEN)
+        inode = await mount._walk("d/file")
+        assert await xattrs.names(inode) == []
+        store.before["copy"] = copying = trio.Event()
+        await begun(mount, partial(mount.rename, "d", "moved"))
+        await begun(mount, partial(told, outcomes, "asked", partial(xattrs.names, inode)))
+        assert outcomes == {"asked": []}
+        await settled(copying)
+
+    mount.loop.run(main)
+
+
 def test_a_directory_whose_marker_goes_while_it_is_renamed_is_asked_for_under_its_new_name(
     mount: Composed, store: Held
 ) -> None:
