@@ -48,7 +48,8 @@ def run(directory: str, options: Sequence[str], *, really: bool = True) -> int:
     """Switches the mount on `directory` to what the last `ro` or `rw` says; rw where none does, as mount(8).
 
     Not `really`: only finds out whether there is one. Raises OSError: EINVAL where nothing of ours is mounted, EBUSY
-    while a file is open for writing, EPERM for somebody else's mount, or one that only root can make writable.
+    while a file is open for writing or something is being changed, EPERM for somebody else's mount, or
+    one that only root can make writable.
     """
     path = mountpoint.canonical(directory)
     mount = mountpoint.at(path)

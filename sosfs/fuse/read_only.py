@@ -16,6 +16,8 @@ from typing import Any
 
 import pyfuse3
 
+from sosfs.fuse.requests import CALLERS
+
 HANDLERS = tuple(name for name in vars(pyfuse3.Operations) if not name.startswith("_"))
 CHANGING = frozenset(
     {"setattr", "mknod", "mkdir", "unlink", "rmdir", "symlink", "rename", "link", "setxattr", "removexattr"}
@@ -31,6 +33,7 @@ class Switch(pyfuse3.Operations):
         self._is_read_only = is_read_only
         self._writers: set[int] = set()  # handles
         self._opening_now = 0  # files that are about to be open for writing
+        self._changing_now = 0  # other requests under way that change something
         for name in HANDLERS:
             handler = getattr(operations, name)
             if name in CHANGING:
@@ -42,10 +45,15 @@ class Switch(pyfuse3.Operations):
             setattr(self, name, handler)
 
     def read_only(self) -> None:
-        """From now on nothing is changed. Raises EBUSY where a file is open for writing, as the kernel does."""
+        """From now on nothing is changed. Raises EBUSY, as the kernel does, where a file is open for writing.
+
+        And where something is just being changed, be it for a caller that is gone.
+        """
         if writers := len(self._writers) + self._opening_now:
             count = "1 file is" if writers == 1 else f"{writers} files are"
             raise OSError(errno.EBUSY, f"{count} open for writing")
+        if self._changing_now or CALLERS.has_left:
+            raise OSError(errno.EBUSY, "something is being changed")
         self._is_read_only = True
 
     def read_write(self) -> None:
@@ -55,7 +63,11 @@ class Switch(pyfuse3.Operations):
     def _refusing(self, handler: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
         async def guarded(*args: Any) -> Any:
             self._require()
-            return await handler(*args)
+            self._changing_now += 1
+            try:
+                return await handler(*args)
+            finally:
+                self._changing_now -= 1
 
         return guarded
 

@@ -126,6 +126,11 @@ class KernelRequests:
             CURRENT.reset(token)
             self._calls.discard(call)
 
+    @property
+    def has_left(self) -> bool:
+        """Whether something goes on for a caller that is gone."""
+        return bool(self._left)
+
     def is_free(self, places: Places) -> bool:
         """Whether nothing changes names in these directories for a caller that is gone."""
         return not any(places & call.places for call in self._left)

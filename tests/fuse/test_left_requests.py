@@ -21,9 +21,11 @@ from sosfs.concurrency.tasks import Background
 from sosfs.config.parameters import TTL
 from sosfs.filesystem.bucket import _operations
 from sosfs.fuse.operations import Operations
+from sosfs.fuse.read_only import Switch
 from sosfs.fuse.removal_streak import LONG
 from sosfs.fuse.requests import CALLERS
 from tests.support.composed import Composed
+from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, put_all, settled, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
@@ -104,6 +106,22 @@ def test_a_directory_that_is_removed_while_its_making_goes_on_does_not_come_back
     assert bodies(store) == {}
     assert mount.loop.run(mount.tree) == {}
     assert len(mount.parts.inodes) == 1, "the kernel was told of none"
+
+
+def test_a_mount_does_not_become_read_only_while_something_goes_on(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        root, switch = mount.parts.inodes.root.number, Switch(kernel, is_read_only=False)
+        copying = store.before["copy", "file"] = trio.Event()
+        await left(mount, lambda: switch.rename(root, b"file", root, b"moved", 0, CALLER))
+        with fails(errno.EBUSY):
+            switch.read_only()
+        await settled(copying)
+        switch.read_only()
+
+    mount.loop.run(main)
 
 
 @pytest.mark.parametrize("is_one_of_many", [False, True])

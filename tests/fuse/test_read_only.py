@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyfuse3
 import pytest
@@ -150,6 +150,24 @@ def test_nor_while_one_is_about_to_be(files: Files) -> None:
         with pytest.raises(OSError, match="1 file is open for writing"):
             switch.read_only()
         await switch.release(1)
+        switch.read_only()
+
+    trio.run(main)
+
+
+def test_nor_while_something_else_is_being_changed(files: Files) -> None:
+    """As a directory that is being renamed: it would go on changing the bucket."""
+    switch, renaming = Switch(files, is_read_only=False), (1, b"a", 1, b"b", 0, cast(Any, CONTEXT))
+
+    async def main() -> None:
+        files.held = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(switch.rename, *renaming)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(OSError, match="something is being changed") as caught:
+                switch.read_only()
+            assert caught.value.errno == errno.EBUSY
+            files.held.set()
         switch.read_only()
 
     trio.run(main)
