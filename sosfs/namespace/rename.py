@@ -300,6 +300,8 @@ class Renames:
     async def _move_directory(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, prefix: str
     ) -> None:
+        if target is not None and self._namespace.directory(target).entries:
+            raise refuse(errno.ENOTEMPTY)  # made since: the kernel's lock on it goes with a caller
         old_prefix = self._inodes.key(inode)
         await self._require_gone(prefix.removesuffix("/"))
         await self._deletions.wait_under(old_prefix)

@@ -23,6 +23,7 @@ import trio.testing
 from sosfs.config.parameters import TTL, Durability
 from sosfs.disk.reserve import Need, Reserve
 from sosfs.journal.journal import Journal
+from sosfs.namespace.namespace import refuse
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
 from sosfs.tree.inodes import SYMLINK_MAX, Inode
 from sosfs.tree.keys import name_of
@@ -980,6 +981,32 @@ def test_a_new_directory_stays_where_the_marker_that_a_failed_rename_has_copied_
         mount.loop.passes(LONG)
         assert bodies(store) == {"d/": b"", "d/file": b"bytes", "new/": b""}
         assert mount.parts.pending == 0
+
+
+@pytest.mark.parametrize("durability", [Durability.BUCKET, Durability.JOURNAL])
+def test_no_directory_is_replaced_in_which_something_is_made_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability
+) -> None:
+    """As by a mkdir that goes on for a caller that is gone, and with it the kernel's lock on the directory."""
+    store, asking, outcomes = Held(), trio.Event(), dict[str, Any]()
+
+    async def slowly(*_: Any) -> None:
+        await asking.wait()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/file": b"bytes", "e/": b""})
+        with monkeypatch.context() as patch:
+            patch.setattr(mount.parts.attributes.protection, "require", slowly)
+            await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "d", "e")))
+        await mount.mkdir("e/new")
+        await settled(asking)
+        assert outcomes["rename"] == repr(refuse(errno.ENOTEMPTY))
+        assert set(await mount.tree()) == {"d", "d/file", "e", "e/new"}
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert set(bodies(store)) == {"d/", "d/file", "e/", "e/new/"}
 
 
 def test_a_directory_is_not_renamed_to_where_the_copy_of_a_file_may_come_yet(mount: Composed, store: Held) -> None:
