@@ -271,7 +271,10 @@ class Operations(pyfuse3.Operations):
 
     @answered
     async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
-        await self._namespace.rmdir(self._inodes[parent_inode], name)
+        parent = self._inodes[parent_inode]
+        if found := self._namespace.directory(parent).entries.get(name):
+            await CALLERS.freed(Places((found.number,)))  # the kernel has the lock on this one, too
+        await self._namespace.rmdir(parent, name)
 
     @answered
     async def rename(

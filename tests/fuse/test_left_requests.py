@@ -206,6 +206,29 @@ def test_nothing_is_made_in_a_directory_whose_replacement_goes_on(
     assert mount.parts.pending == 0
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("what", ["rmdir", "rename"])
+def test_a_directory_stays_into_which_a_renaming_goes_on(
+    mount: Composed, store: Held, kernel: Operations, what: str
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"from/": b"", "from/file": b"bytes", "to/": b"", "other/": b""})
+        root = mount.parts.inodes.root.number
+        source, target = (await mount._walk("from")).number, (await mount._walk("to")).number
+        of = {"rmdir": (root, b"to"), "rename": (root, b"other", root, b"to", 0)}
+        copying = store.before["copy", "from/file"] = trio.Event()
+        await left(mount, lambda: kernel.rename(source, b"file", target, b"file", 0, CALLER))
+        await begun(mount, partial(told, outcomes, what, lambda: getattr(kernel, what)(*of[what], CALLER)))
+        await settled(copying)
+
+    mount.loop.run(main)
+    assert outcomes == {what: repr(pyfuse3.FUSEError(errno.ENOTEMPTY))}
+    assert bodies(store) == {"from/": b"", "to/": b"", "to/file": b"bytes", "other/": b""}
+    assert set(mount.loop.run(mount.tree)) == {"from", "to", "to/file", "other"}
+
+
 async def rewrite(kernel: Operations, number: int) -> None:
     """As by `echo new > file`, where the kernel knows the name."""
     opened = await kernel.open(number, os.O_WRONLY | os.O_TRUNC, CALLER)
