@@ -160,9 +160,11 @@ def new_bucket(server: Server) -> Foreign:
 
 
 @pytest.fixture
-def foreign(server: Server) -> Foreign:
+def foreign(server: Server) -> Iterator[Foreign]:
     """A bucket of the test's own, as another S3 tool sees it."""
-    return new_bucket(server)
+    bucket = new_bucket(server)
+    yield bucket
+    bucket.let_go()
 
 
 @pytest.fixture
@@ -206,6 +208,7 @@ def shared(server: Server, watchdog: Watchdog, tmp_path_factory: pytest.TempPath
     bucket = new_bucket(server)
     with Mount(access_to(server), bucket.bucket, tmp_path_factory.mktemp("shared"), watchdog) as mount:
         yield Drive(mount, bucket, mount.path)
+    bucket.let_go()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from botocore.exceptions import ClientError
 
 from sosfs.config.parameters import Durability
 from sosfs.control.acl_text import ALL_USERS
-from tests.conftest import access_to, new_bucket
+from tests.conftest import access_to
 from tests.support.crash import File, Killer, Worker, look, rounds
 from tests.support.foreign import Foreign
 from tests.support.mounting import Mount
@@ -110,9 +110,8 @@ def verify(mount: Mount, foreign: Foreign, workers: list[Worker], count: int, se
 @pytest.mark.timeout(60 + 12 * ROUNDS)
 @pytest.mark.parametrize("durability", Durability)
 def test_nothing_acknowledged_is_lost(
-    server: Server, watchdog: Watchdog, tmp_path: Path, durability: Durability
+    server: Server, foreign: Foreign, watchdog: Watchdog, tmp_path: Path, durability: Durability
 ) -> None:
-    foreign = new_bucket(server)
     mount = Mount(access_to(server), foreign.bucket, tmp_path, watchdog, ("--durability", durability.value))
     mount.allow_log(EXPECTED)
     large = server.name != "moto"  # moto answers 500 for the ACL of an object made of parts, which a rename asks for

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from botocore.exceptions import ClientError
+from botocore.exceptions import BotoCoreError, ClientError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectIdentifierTypeDef
+
+MUCH = 4 << 20  # bytes
 
 
 class Foreign:
@@ -71,6 +75,20 @@ class Foreign:
         """Removes objects."""
         for key in keys:
             self.client.delete_object(Bucket=self.bucket, Key=key)
+
+    def let_go(self) -> None:
+        """Removes what it has if that is much, as far as it may go.
+
+        The servers have it in their memory until they end: those of four workers took more than a machine has.
+        """
+        with suppress(ClientError, BotoCoreError):
+            page = self.client.list_objects_v2(Bucket=self.bucket)
+            if sum(found["Size"] for found in page.get("Contents", ())) < MUCH:
+                return
+            for versions in self.client.get_paginator("list_object_versions").paginate(Bucket=self.bucket):
+                found = [(each["Key"], each["VersionId"]) for each in versions.get("Versions", ())]
+                objects: list[ObjectIdentifierTypeDef] = [{"Key": key, "VersionId": version} for key, version in found]
+                self.client.delete_objects(Bucket=self.bucket, Delete={"Objects": objects, "Quiet": True})
 
     def begin_and_abort(self, key: str) -> None:
         """A multipart upload that comes to nothing."""
