@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import chdir, closing
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,14 +86,11 @@ def test_what_is_in_use_stays_what_it_is(drive: Drive, foreign: Foreign, bodies:
         (first / "new").write_bytes(b"new")
         seen = [next(entries).name for _ in range(10)]
         before = [os.fstat(file.fileno()).st_ino for file in (reader, writer, gone)]
-        os.chdir(first)
-        try:
+        with chdir(first):
             shed(drive)
             assert os.getcwd() == os.fspath(first)
             assert Path("f000").read_bytes() == b"d00/f000"
             assert Path("new").read_bytes() == b"new"
-        finally:
-            os.chdir("/")
         assert reader.read() == b"d00/f000"
         assert gone.read() == b"d00/f002"
         assert [os.fstat(file.fileno()).st_ino for file in (reader, writer, gone)] == before

@@ -240,6 +240,8 @@ def test_cutting_where_there_is_no_body_does_not_hang(through: Foreign, proxy: P
     through.put("a", b"1" * 10)
     with proxy.broken(cut, on("HEAD")), contextlib.suppress(HTTPClientError):
         through.head("a")
+    with contextlib.suppress(HTTPClientError):
+        through.get("a")  # it may go with the connection that has just ended
     assert through.get("a") == b"1" * 10
 
 
