@@ -39,7 +39,7 @@ from sosfs.s3.protocol import Properties
 from tests.support.composed import LONG, TASK, Composed, Loop, inline_threads, state_in
 from tests.support.fake_store import FakeStore
 from tests.support.held import HELD, Held, begun, bodies, forget
-from tests.support.turmoil import MADE, File, Wrong, is_excused, short
+from tests.support.turmoil import MADE, File, Wrong, is_excused, release_one, short
 
 NOT_TOLD = "no answer"
 STEPS = 60  # of a run
@@ -225,18 +225,7 @@ class Crowd:
         raise Wrong(f"it hangs: {[op.what for op in self._going]}")
 
     def _release_one(self) -> bool:
-        held = [(events, what) for events in (self._store.before, self._store.after) for what in events]
-        if not held:
-            return False
-        events, what = self._dice.choice(held)
-        self.log.append(f"  release {what}")
-
-        async def go() -> None:
-            events.pop(what).set()
-            await trio.testing.wait_all_tasks_blocked()
-
-        self._loop.run(go)
-        return True
+        return release_one(self._store, self._loop, self._dice, self.log)
 
     def _heal(self) -> None:
         while self._release_one():

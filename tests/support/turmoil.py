@@ -38,7 +38,7 @@ from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, Loop, inline_threads, state_in
-from tests.support.held import HELD, Held, begun, bodies, closed, opened
+from tests.support.held import HELD, Held, begun, bodies, closed, opened, settled
 
 T = TypeVar("T")
 
@@ -203,19 +203,7 @@ class Turmoil:
         self._loop.run(go)
 
     def _release_one(self) -> bool:
-        """Some calls that are held back go on, if any are."""
-        held = [(events, what) for events in (self._store.before, self._store.after) for what in events]
-        if not held:
-            return False
-        events, what = self._dice.choice(held)
-        self.log.append(f"  release {what}")
-
-        async def go() -> None:
-            events.pop(what).set()
-            await trio.testing.wait_all_tasks_blocked()
-
-        self._loop.run(go)
-        return True
+        return release_one(self._store, self._loop, self._dice, self.log)
 
     def _heal(self) -> None:
         """No request is held back or fails from now on."""
@@ -509,6 +497,17 @@ WEIGHTS: dict[Callable[[Turmoil], None], int] = {
     Turmoil.crash: 3,
     Turmoil.remount: 2,
 }
+
+
+def release_one(store: Held, loop: Loop, dice: random.Random, log: list[str]) -> bool:
+    """Some calls that are held back go on, if any are."""
+    held = [(events, what) for events in (store.before, store.after) for what in events]
+    if not held:
+        return False
+    events, what = dice.choice(held)
+    log.append(f"  release {what}")
+    loop.run(partial(settled, events.pop(what)))
+    return True
 
 
 def require(what: str, file: File, found: tuple[bytes, int]) -> None:
