@@ -124,7 +124,7 @@ class Database:
 
     def rows(self, table: str) -> list[Row]:
         """All rows of a table by their keys. Raises OSError EIO where the disk or a row fails."""
-        found = {row[0]: row for row in self._read(f"select * from {table} order by 1", table)}
+        found = {row[0]: row for row in self._read(f"select * from {table}", table)}
         for change in (*self._owed, *self._block):
             if change.place[0] == table and change.total is not None:
                 found[change.place[1]] = change.values[:-1]

@@ -277,8 +277,8 @@ class DraftRecords:
     async def displaces(self, inode: Inode, target: Inode) -> None:
         """Before a file takes another's name, and that one's record goes: one of both survives. Raises OSError.
 
-        The other's may be of its attributes alone: a crash would bring it back without them.
-        So of a file whose bytes are in a spool, and no disk has them yet, they are waited for.
+        So of a file whose bytes are in a spool, and no disk has them yet, they are waited for. The other's record may
+        be of its attributes alone: a crash would bring it back without them.
         """
         open_file, over = opened(inode), opened(target)
         draft = draft_of(inode)

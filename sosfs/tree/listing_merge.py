@@ -219,9 +219,8 @@ class Merger:
         if not walk.is_marked and directory.now is walk and directory.inode.checked < walk.started:
             directory.marker, directory.is_unmarked = None, True
         missing = [(name, inode) for name, inode in directory.entries.items() if name not in walk.names]
-        for name, inode in sorted(
-            missing, key=lambda entry: entry[1].is_directory
-        ):  # what is beside one goes before it
+        missing.sort(key=lambda entry: entry[1].is_directory)  # what is beside one goes before it
+        for name, inode in missing:
             if is_unsent(inode) or not directory.untouched(name, walk):
                 walk.show(name)
             elif directory.now is walk:  # names made since a newer pass began are known to that one alone
