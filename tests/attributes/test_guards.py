@@ -28,6 +28,7 @@ from sosfs.s3 import copying
 from sosfs.s3.preconditions import holds, landed, look
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Properties, Version
 from sosfs.s3.recognition import token
+from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import ANYONE
@@ -124,16 +125,22 @@ def test_what_changes_while_attributes_are_written_is_written_too(
     assert (mount.parts.pending, store.calls["head"]) == (0, asked)
 
 
+async def _settled_by(mount: Composed, store: Held, count: int, *, until: trio.Event) -> Inode:
+    """A file whose mode has changed, which so many are bringing into the bucket; its copy is held back."""
+    await put_all(store, {"file": b"bytes"})
+    await chmod(mount, "file", 0o600)
+    inode = await mount._walk("file")
+    store.before["copy"] = until
+    for _ in range(count):
+        await begun(mount, partial(mount.parts.attributes.write_now, inode))
+    return inode
+
+
 def test_two_who_settle_at_once_write_once(mount: Composed, store: Held) -> None:
     held = trio.Event()
 
     async def main() -> None:
-        await put_all(store, {"file": b"bytes"})
-        await chmod(mount, "file", 0o600)
-        inode = await mount._walk("file")
-        store.before["copy"] = held
-        for _ in range(2):
-            await begun(mount, partial(mount.parts.attributes.write_now, inode))
+        await _settled_by(mount, store, 2, until=held)
         await settled(held)
         assert store.calls["copy"] == 1
 
@@ -145,11 +152,8 @@ def test_who_waits_for_the_copy_of_another_can_be_stopped(mount: Composed, store
     interrupt, outcomes = Interrupt(), dict[str, Any]()
 
     async def main() -> None:
-        await put_all(store, {"file": b"bytes"})
-        await chmod(mount, "file", 0o600)
-        inode = await mount._walk("file")
-        store.before["copy"] = held = trio.Event()
-        await begun(mount, partial(mount.parts.attributes.write_now, inode))
+        held = trio.Event()
+        inode = await _settled_by(mount, store, 1, until=held)
         CURRENT.set(interrupt)
         await begun(mount, partial(told, outcomes, "fsync", partial(mount.parts.attributes.write_now, inode)))
         CURRENT.set(None)
@@ -166,12 +170,7 @@ def test_of_many_who_settle_one_writes_at_a_time(mount: Composed, store: Held) -
     first, second = trio.Event(), trio.Event()
 
     async def main() -> None:
-        await put_all(store, {"file": b"bytes"})
-        await chmod(mount, "file", 0o600)
-        inode = await mount._walk("file")
-        store.before["copy"] = first
-        for _ in range(3):
-            await begun(mount, partial(mount.parts.attributes.write_now, inode))
+        await _settled_by(mount, store, 3, until=first)
         await chmod(mount, "file", 0o640)
         store.before["copy"] = second
         await settled(first)

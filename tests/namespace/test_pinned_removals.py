@@ -116,17 +116,23 @@ def test_who_finishes_a_cut_rename_takes_along_what_is_stored_just_then(tmp_path
         assert bodies(store) == {"e/a": b"theirs", "e/z": b"z"}
 
 
-def test_a_removal_that_is_tried_again_spares_what_is_stored_after_it_looked(mount: Composed, store: Held) -> None:
-    held = trio.Event()
+def _removed_and_refused(mount: Composed, store: Held) -> None:
+    """A file that the program was told is removed, and whose removal is tried again."""
 
     async def main() -> None:
         await put_all(store, {"first": b"1", "file": b"bytes"})
-        await mount.unlink("first")
+        await mount.unlink("first")  # so that the next one is queued
         store.errors["delete", "file"] = [REFUSED]
         await mount.unlink("file")
 
     mount.loop.run(main)
     mount.loop.passes(3)
+
+
+def test_a_removal_that_is_tried_again_spares_what_is_stored_after_it_looked(mount: Composed, store: Held) -> None:
+    held = trio.Event()
+
+    _removed_and_refused(mount, store)
     assert bodies(store) == {"file": b"bytes"} and mount.parts.pending == 1
 
     store.before["delete", "file"] = held
@@ -145,14 +151,7 @@ def test_a_removal_that_is_tried_again_spares_what_is_stored_after_it_looked(mou
 def test_a_removal_that_is_tried_again_spares_what_another_client_has_set_of_the_same_bytes(
     mount: Composed, store: Held
 ) -> None:
-    async def main() -> None:
-        await put_all(store, {"first": b"1", "file": b"bytes"})
-        await mount.unlink("first")
-        store.errors["delete", "file"] = [REFUSED]
-        await mount.unlink("file")
-
-    mount.loop.run(main)
-    mount.loop.passes(3)
+    _removed_and_refused(mount, store)
     store._clock = lambda: time.time() + LONG
     mount.loop.run(lambda: put_all(store, {"file": b"bytes"}))
     mount.loop.passes(LONG)

@@ -19,7 +19,7 @@ import os
 import random
 import stat
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pyfuse3
-import pytest
 import trio
 import trio.testing
 
@@ -36,10 +35,10 @@ from sosfs.errors import StoreError
 from sosfs.filesystem.bucket import _operations
 from sosfs.fuse.operations import DOTS
 from sosfs.s3.protocol import Properties
-from tests.support.composed import LONG, TASK, Composed, Loop, inline_threads, state_in
+from tests.support.composed import LONG, TASK, Composed, Loop, state_in
 from tests.support.fake_store import FakeStore
 from tests.support.held import HELD, Held, begun, bodies, forget
-from tests.support.turmoil import MADE, File, Wrong, is_excused, release_one, short
+from tests.support.turmoil import MADE, File, Wrong, decided_by, is_excused, release_one, short
 
 NOT_TOLD = "no answer"
 STEPS = 60  # of a run
@@ -141,12 +140,10 @@ class Crowd:
 
     def close(self) -> None:
         """Drops everything."""
-        try:
+        with suppress(trio.RunFinishedError):  # an error has ended it
             self._loop.run(self._store.release)
             self._mount._end()
             self._loop.close()
-        except trio.RunFinishedError:  # an error has ended it
-            pass
 
     # Operations under way
 
@@ -833,15 +830,9 @@ def ticking(current_time: Callable[[trio.testing.MockClock], float]) -> Callable
 @contextmanager
 def crowd(seed: int, durability: Durability, base: Path) -> Iterator[Crowd]:
     """A run that the seed alone decides."""
-    with pytest.MonkeyPatch.context() as patch, inline_threads():
+    with decided_by(seed) as patch:
         patch.setattr(pyfuse3, "readdir_reply", reply)
-        patch.setattr("tests.support.fake_store.PART_MIN", 1)
         patch.setattr("sosfs.namespace.namespace.RELIST_MAX", random.Random(seed).choice((1, 200)))
         patch.setattr(trio.testing.MockClock, "current_time", ticking(trio.testing.MockClock.current_time))
-        patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
-        patch.setattr("trio._core._run._r", random.Random(seed))
-        run = Crowd(seed, durability, base)
-        try:
+        with closing(Crowd(seed, durability, base)) as run:
             yield run
-        finally:
-            run.close()

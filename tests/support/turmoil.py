@@ -22,7 +22,7 @@ import os
 import random
 import stat
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -527,22 +527,25 @@ def is_excused(error: BaseException) -> bool:
 
 
 @contextmanager
+def decided_by(seed: int) -> Iterator[pytest.MonkeyPatch]:
+    """Within, tasks that could run at the same time take turns as these dice say, and a part may be of any size."""
+    with pytest.MonkeyPatch.context() as patch, inline_threads():
+        patch.setattr("tests.support.fake_store.PART_MIN", 1)
+        patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
+        patch.setattr("trio._core._run._r", random.Random(seed))
+        yield patch
+
+
+@contextmanager
 def turmoil(seed: int, durability: Durability, base: Path) -> Iterator[Turmoil]:
     """A run that the seed alone decides, in which small files take the ways of large ones."""
-    with pytest.MonkeyPatch.context() as patch, inline_threads():
+    with decided_by(seed) as patch:
         # Files of some thousand bytes then lie on the disk, go up in parts, behind the writer, and come in windows.
         patch.setattr("sosfs.files.spool.SPILL", 2000)
         patch.setattr("sosfs.files.spool.INLINE", 1000)
         patch.setattr("sosfs.files.draft.INLINE", 1000)
         patch.setattr("sosfs.files.spool.FLOOR", 0)  # how full this machine's disk is decides nothing
-        patch.setattr("tests.support.fake_store.PART_MIN", 1)
         patch.setattr("sosfs.files.write_behind.STREAM_MIN", 20_000)
         patch.setattr("sosfs.files.base_fetch.WINDOW", 8192)
-        # Tasks that could run at the same time take turns as these dice say, and not others each time.
-        patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
-        patch.setattr("trio._core._run._r", random.Random(seed))
-        run = Turmoil(seed, durability, base)
-        try:
+        with closing(Turmoil(seed, durability, base)) as run:
             yield run
-        finally:
-            run.close()
