@@ -33,7 +33,7 @@ from sosfs.config.parameters import Durability
 from sosfs.errors import Cause, StoreError
 from sosfs.files import pending
 from sosfs.files.conflict import Conflicts
-from sosfs.files.debounce import Debounce
+from sosfs.files.debounce import Debounce, Rest
 from sosfs.files.draft import Draft, DraftState
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import OpenFile, opened
@@ -101,7 +101,7 @@ class Commits:
             return
         open_file.draft.require_whole()
         if self.durability is not Durability.BUCKET and await self._recorded(inode, open_file, durably=durably):
-            self.send_later(inode)
+            self.send_later(inode, Rest.WHOLE if durably or inode.version is not None else Rest.SHORT)
             return
         try:
             await self.commit(inode)
@@ -371,8 +371,8 @@ class Commits:
         if upload is not None:
             await upload.abort()
 
-    def send_later(self, inode: Inode) -> None:
-        """Lets a task bring the draft into the bucket, as often as it takes."""
+    def send_later(self, inode: Inode, rest: Rest = Rest.WHOLE) -> None:
+        """Lets a task bring the draft into the bucket after a rest, as often as it takes."""
         open_file = opened(inode)
         if open_file is not None and not open_file.sending:
             open_file.sending = True
@@ -382,7 +382,7 @@ class Commits:
             if self.durability is Durability.BUCKET:
                 self._spawn(sending)
                 return
-            self.debounce.add(sending)
+            self.debounce.add(sending, rest)
 
     async def _sending(self, inode: Inode, open_file: OpenFile, size: int) -> None:
         pauses, is_first = Doubling(RETRY_FIRST, RETRY_MAX), True

@@ -1,5 +1,8 @@
 """Start tasks a moment later, when what they would do may have become needless.
 
+A file that was changed will likely be changed again; a new one is renamed or given its mode and times right behind its
+close, or not at all. So that one rests less, and goes up while the next ones are made.
+
 Concurrency: trio thread only.
 """
 
@@ -8,6 +11,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextvars import Context, copy_context
+from enum import Enum
+from functools import partial
 from typing import Any
 
 import trio
@@ -19,6 +24,16 @@ VERSIONED_DELAY = 5.0  # the same where each upload is a version for ever, and a
 COMPANY = 0.05  # seconds that those recorded after it may rest less
 
 
+Task = Callable[[], Coroutine[Any, Any, None]]
+
+
+class Rest(Enum):
+    """How long a task rests, as a part of the delay."""
+
+    WHOLE = 1.0
+    SHORT = 0.2
+
+
 class Debounce:
     """Tasks that rest; one alarm for many, since one a file takes 5 % of the CPU of a copy of small files.
 
@@ -28,17 +43,18 @@ class Debounce:
     def __init__(self, spawn: Spawn) -> None:
         self.delay = DELAY
         self._spawn = spawn
-        self._tasks: deque[tuple[float, Context, Callable[[], Coroutine[Any, Any, None]]]] = deque()  # by trio times
+        self._tasks: dict[Rest, deque[tuple[float, Context, Task]]] = {rest: deque() for rest in Rest}  # by trio times
 
-    def add(self, task: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Has a task begin after `delay`, in the context of whoever adds it."""
-        self._tasks.append((trio.current_time() + self.delay, copy_context(), task))
-        if len(self._tasks) == 1:
-            self._spawn(self._release)
+    def add(self, task: Task, rest: Rest = Rest.WHOLE) -> None:
+        """Has a task begin after its part of `delay`, in the context of whoever adds it."""
+        tasks = self._tasks[rest]
+        tasks.append((trio.current_time() + rest.value * self.delay, copy_context(), task))
+        if len(tasks) == 1:
+            self._spawn(partial(self._release, tasks))
 
-    async def _release(self) -> None:
-        while self._tasks:
-            await trio.sleep_until(self._tasks[0][0])
-            while self._tasks and self._tasks[0][0] <= trio.current_time() + COMPANY:
-                _, context, task = self._tasks.popleft()
+    async def _release(self, tasks: deque[tuple[float, Context, Task]]) -> None:
+        while tasks:
+            await trio.sleep_until(tasks[0][0])
+            while tasks and tasks[0][0] <= trio.current_time() + COMPANY:
+                _, context, task = tasks.popleft()
                 context.run(self._spawn, task)

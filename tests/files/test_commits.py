@@ -19,6 +19,7 @@ import sosfs.files.write_behind
 import tests.support.fake_store
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
+from sosfs.files.debounce import DELAY, Rest
 from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.page_cache import PageCache
@@ -401,6 +402,41 @@ def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(t
 
 
 # What a failure leaves
+
+
+def test_a_new_file_goes_up_while_others_are_made_and_a_changed_one_rests(tmp_path: Path) -> None:
+    """A rename or a chmod comes right behind the close of a new file, a change of a file is likely followed by more."""
+    store = Held()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+
+        def puts_after(seconds: float) -> int:
+            mount.loop.passes(seconds)
+            return store.calls["put"]
+
+        mount.loop.run(lambda: mount.write("file", b"new", flags=os.O_CREAT))
+        assert (puts_after(Rest.SHORT.value * DELAY / 2), puts_after(Rest.SHORT.value * DELAY)) == (0, 1)
+        for body in (b"one", b"two", b"six"):
+            mount.loop.run(partial(mount.write, "file", body))
+            assert puts_after(DELAY / 4) == 1
+        assert (puts_after(DELAY / 2), stored(store)) == (2, b"six")
+
+
+def test_a_new_file_that_is_synced_rests_as_one_that_is_changed(tmp_path: Path) -> None:
+    """The journal of a database is, and is gone a moment later."""
+    store = Held()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+
+        async def work() -> None:
+            handle = await mount._opened(*await mount._parent("file"), os.O_CREAT | os.O_WRONLY)
+            await mount.parts.file_io.write(handle, 0, b"journal")
+            await mount.parts.file_io.fsync(handle.inode)
+            await closed(mount, handle)
+
+        mount.loop.run(work)
+        mount.loop.passes(DELAY / 2)
+        mount.loop.run(partial(mount.unlink, "file"))
+        mount.loop.passes(LONG)
+        assert store.calls["put"] == 0
 
 
 @sizes

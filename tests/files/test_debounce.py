@@ -9,13 +9,13 @@ import trio
 import trio.testing
 
 from sosfs.concurrency.tasks import Background
-from sosfs.files.debounce import COMPANY, DELAY, Debounce
+from sosfs.files.debounce import COMPANY, DELAY, Debounce, Rest
 
 WHO = ContextVar("WHO", default="nobody")
 
 
-def begun(times: dict[str, float]) -> dict[str, tuple[float, str]]:
-    """When each of those that were added at these times has begun, rounded, and as whose."""
+def begun(times: dict[str, float], *, short: str = "") -> dict[str, tuple[float, str]]:
+    """When each of those that were added at these times has begun, rounded, and as whose; `short` are to rest less."""
     found: dict[str, tuple[float, str]] = {}
 
     async def task(name: str) -> None:
@@ -27,7 +27,7 @@ def begun(times: dict[str, float]) -> dict[str, tuple[float, str]]:
             for name, at in times.items():
                 await trio.sleep_until(at)
                 WHO.set(name)
-                debounce.add(partial(task, name))
+                debounce.add(partial(task, name), Rest.SHORT if name in short else Rest.WHOLE)
 
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))  # it begins at 0
     return found
@@ -46,4 +46,11 @@ def test_those_that_were_added_close_together_begin_together() -> None:
         "a": (DELAY, "a"),
         "b": (DELAY, "b"),
         "c": (DELAY + 2 * COMPANY, "c"),
+    }
+
+
+def test_who_rests_less_waits_for_nobody_who_was_there_before() -> None:
+    assert begun({"a": 0.0, "b": COMPANY}, short="b") == {
+        "a": (DELAY, "a"),
+        "b": (round(COMPANY + Rest.SHORT.value * DELAY, 3), "b"),
     }
