@@ -17,7 +17,7 @@ from typing import Any
 
 import sosfs
 from sosfs.cli import option_table, usage
-from sosfs.cli.standard_output import until_unread
+from sosfs.cli.standard_output import none_closed, until_unread
 from sosfs.config import key_search, moments, parameters, values, zones
 from sosfs.config.credentials import Anonymous, Found, Surroundings
 from sosfs.config.key_search import Finder
@@ -46,6 +46,7 @@ EXAMINED = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns the exit code."""
+    none_closed()
     try:
         return until_unread(lambda: _run(arguments))
     except OSError as error:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from sosfs.cli import main as program
 from sosfs.cli import usage
+from sosfs.cli.standard_output import none_closed
 from sosfs.config import parameters
 from sosfs.config.parameters import SettingError
 from sosfs.daemon import launch, remount
@@ -23,6 +24,7 @@ EXITS = {0: "mounted", 1: "wrong options, one line says which", 32: "not mounted
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Mounts as mount(8) asks and returns the exit code."""
+    none_closed()
     options = _parser().parse_args(arguments)
     try:
         if remount.is_asked(options.options):

@@ -11,8 +11,20 @@ import select
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+STREAMS = (("stdin", "r"), ("stdout", "w"), ("stderr", "w"))
 UNREAD = 128 + signal.SIGPIPE  # as a shell says of who died of it
+
+
+def none_closed() -> None:
+    """Streams that were closed when the program was started lead nowhere: Python has None in the place of each.
+
+    What is printed to an absent standard error would go to standard output, and a connection could have its number.
+    """
+    for name, mode in STREAMS:
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def until_unread(work: Callable[[], int]) -> int:

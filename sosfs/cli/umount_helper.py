@@ -11,12 +11,14 @@ from collections.abc import Sequence
 
 from sosfs.cli import umount, usage
 from sosfs.cli.mount_helper import FAILURE
+from sosfs.cli.standard_output import none_closed
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Unmounts as umount(8) asks and returns the exit code."""
+    none_closed()
     options = _parser().parse_args(arguments)
     path = mountpoint.canonical(options.directory)
     try:

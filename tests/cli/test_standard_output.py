@@ -66,16 +66,31 @@ def test_so_is_one_where_a_command_looks_into_a_mount(drive: Drive) -> None:
     assert full(["du", drive.here], drive.mount.environment) == (1, b"sosfs: No space left on device\n")
 
 
-def test_standard_output_that_is_closed_breaks_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["sh", "-c", 'exec "$@" >&-', "sh", *SOSFS, "status"],
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "<&- >&-"])
+@pytest.mark.parametrize("arguments", [["--version"], ["help", "options"], ["mount", "--help"]])
+def test_standard_streams_that_are_closed_break_nothing(arguments: Sequence[str], closed: str, tmp_path: Path) -> None:
+    done = closing(closed, arguments, tmp_path)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(("arguments", "code"), [(["du", "/nowhere"], 1), (["mount"], 2), ([], 2)])
+def test_an_error_that_nobody_is_to_see_is_not_taken_for_an_answer(
+    arguments: Sequence[str], code: int, tmp_path: Path
+) -> None:
+    done = closing("2>&-", arguments, tmp_path)
+    assert (done.returncode, done.stdout) == (code, b"")
+
+
+def closing(closed: str, arguments: Sequence[str], home: Path) -> subprocess.CompletedProcess[bytes]:
+    """A command that is started with some of its standard streams closed, as the shell says it."""
+    return subprocess.run(
+        ["sh", "-c", f'exec "$@" {closed}', "sh", *SOSFS, *arguments],
         capture_output=True,
-        env={**os.environ, "HOME": str(tmp_path)},
+        env={**os.environ, "HOME": str(home)},
         cwd=ROOT,
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_connection_that_has_the_number_of_what_is_closed_is_not_taken_for_it() -> None:
