@@ -57,6 +57,7 @@ class Draft:
         self.dirty = Extents()  # of those, what the base does not have
         self.away = Extents()  # in parts of the upload under way and nowhere else
         self.refused = Extents()  # a write failed there, or the bytes that were there are lost
+        self._given_up = Extents()  # zeros in the place of what the base had, which is gone
         self._arriving: list[tuple[int, int]] = []  # being written
         self._reading: list[tuple[int, int]] = []  # being read
         self.since = time.time()  # when the bucket began to lack something of it, in seconds since the epoch
@@ -131,7 +132,7 @@ class Draft:
             await self.spool.write(offset, data)
         finally:
             self._arriving.remove((offset, stop))
-        for extents in (self.away, self.refused):
+        for extents in (self.away, self.refused, self._given_up):
             extents.remove(offset, stop)
         self.local.add(offset, stop)
         self.dirty.add(offset, stop)
@@ -146,7 +147,7 @@ class Draft:
         if size > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
         if size < self.size:
-            for extents in (self.local, self.dirty, self._flying, self.away, *self._uncut):
+            for extents in (self.local, self.dirty, self._flying, self.away, self._given_up, *self._uncut):
                 extents.remove(size, self.size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
@@ -328,10 +329,20 @@ class Draft:
         self.away = Extents()
 
     def give_up_base(self) -> int:
-        """The base version is gone from the bucket: what is not in the spool are zeros now. Returns how many bytes."""
-        gone = sum(stop - start for start, stop, ours in self.local.within(0, self.base_stop) if not ours)
+        """The base version is gone from the bucket: what is not in the spool are zeros now. Returns how many bytes.
+
+        They are for what is kept beside: no program is shown them (`require_had`).
+        """
+        gone = [(start, stop) for start, stop, ours in self.local.within(0, self.base_stop) if not ours]
+        for start, stop in gone:
+            self._given_up.add(start, stop)
         self.base, self.base_stop = None, 0
-        return gone
+        return sum(stop - start for start, stop in gone)
+
+    def require_had(self, start: int, stop: int) -> None:
+        """Raises OSError ESTALE where bytes of `[start, stop)` were given up."""
+        if self._given_up.common(((start, stop),)):
+            raise OSError(errno.ESTALE, "the version that was opened is gone")
 
     def commit_begins(self) -> int:
         """Marks what is dirty now as under way; returns the serial that the commit will carry."""

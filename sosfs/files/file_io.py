@@ -228,6 +228,7 @@ class FileIO:
     async def _read_changed(self, handle: Handle, draft: Draft, start: int, stop: int) -> bytes | memoryview:
         """As `read`: what the draft has not is read as of a file that nobody changes, ahead and around."""
         await self.writeback.gather(handle.inode, start, stop)
+        draft.require_had(start, stop)
         base, edge = draft.base, min(stop, draft.base_stop)
         reading = draft.read(start, stop)
         if base is None or draft.local.covers(start, edge):

@@ -22,6 +22,7 @@ from sosfs.config.parameters import Durability
 from sosfs.files.debounce import DELAY, Rest
 from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
+from sosfs.files.open_file import Handle
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import Spool
 from sosfs.metadata import user_metadata
@@ -1075,6 +1076,48 @@ def test_a_write_that_comes_too_late_for_the_loser_takes_nothing_of_it(mount: Co
         assert (stored(store), _beside(store)) == (b"theirs", b"our")
 
     mount.loop.run(main)
+
+
+def test_nobody_is_shown_zeros_in_the_place_of_what_the_loser_has_lost(mount: Composed, store: Held) -> None:
+    """Neither while it is kept beside, nor where that fails; what was written or cut since is as it should be."""
+
+    async def reads(handle: Handle, start: int, size: int) -> bytes:
+        return bytes(await mount.parts.file_io.read(handle, start, size))
+
+    async def main() -> None:
+        await put_all(store, {"file": b"o" * 1000})
+        handle = await opened(mount)
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.parts.file_io.write(handle, 500, b"n" * 100)
+        await store.delete("file")
+        store.before["put"] = trio.Event()
+        outcomes: dict[str, Any] = {}
+        await begun(mount, partial(told, outcomes, "close", partial(mount.parts.file_io.flush, handle)))
+        store.fault = lambda operation, _: refuse(operation == "put")
+        for held in (True, False):
+            if not held:
+                await settled(store.before.pop("put"))
+                assert "no answer" in outcomes["close"]
+            assert await reads(handle, 500, 100) == b"n" * 100
+            for start, size in ((0, 10), (499, 2), (599, 2), (0, 1000)):
+                with fails(errno.ESTALE):
+                    await reads(handle, start, size)
+        await mount.parts.file_io.write(handle, 490, b"m" * 10)
+        await mount.parts.file_io.truncate(handle.inode, 600)
+        await mount.parts.file_io.truncate(handle.inode, 700)
+        assert await reads(handle, 490, 210) == b"m" * 10 + b"n" * 100 + bytes(100)
+        store.fault = None
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+        assert _beside(store) == bytes(490) + b"m" * 10 + b"n" * 100 + bytes(100)
+
+    mount.loop.run(main)
+
+
+def refuse(is_refused: bool) -> None:
+    """A request that gets no answer."""
+    if is_refused:
+        raise silence("put")
 
 
 def test_a_loser_whose_base_is_gone_keeps_what_was_written(tmp_path: Path) -> None:
