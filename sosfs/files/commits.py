@@ -341,15 +341,18 @@ class Commits:
             raise
         draft.saved = draft.serial
         parent, name = inode.parent, inode.name
-        await self.let_go(inode, open_file)
         if inode.version is not None:
             inode.size = inode.version.size  # who has it open goes on with the version that was opened
+        upload, open_file.upload = open_file.upload, None
+        await self.let_go(inode, open_file)  # from now on another draft may come
         try:
             await self._attributes.refresh(inode)
         finally:
             await self._pages.doubt(inode)
             if parent is not None:  # not waited for: who waits for this commit may hold the directory's lock
                 self._spawn(partial(self._pages.forget_name, parent, name))
+            if upload is not None:
+                await upload.abort()  # last: meanwhile the file would be taken for what it was before
 
     # Drafts come and go
 

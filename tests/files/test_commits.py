@@ -1047,6 +1047,29 @@ def test_a_failure_to_keep_the_loser_gives_up_nothing_of_it(tmp_path: Path, size
         mount.loop.run(partial(main, mount))
 
 
+def test_what_is_written_while_the_upload_of_the_loser_is_given_up_is_as_long_as_it_is(tmp_path: Path) -> None:
+    """Whoever opens the file then changes what the winner has stored."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(*await mount._parent("file"), os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * 4 * PART)
+        await put_all(store, {"file": b"theirs"})
+        store.before["abort_multipart"] = trio.Event()
+        outcomes: dict[str, Any] = {}
+        await begun(mount, partial(told, outcomes, "close", partial(closed, mount, handle)))
+        another = await mount._opened(*await mount._parent("file"), os.O_RDWR)
+        await mount.parts.file_io.write(another, 6, b" and ours")
+        await settled(store.before.pop("abort_multipart"))
+        assert str(errno.ESTALE) in outcomes["close"]
+        await closed(mount, another)
+        assert stored(store) == b"theirs and ours"
+        assert (await mount._walk("file")).size == len(b"theirs and ours")
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
 def test_a_write_that_comes_too_late_for_the_loser_takes_nothing_of_it(mount: Composed, store: Held) -> None:
     """Nor of what is kept beside later, where that has failed the first time."""
     ends: dict[str, Any] = {}
