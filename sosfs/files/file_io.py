@@ -30,7 +30,7 @@ from sosfs.files.prefetch import FilePrefetch
 from sosfs.files.spool import SpoolArea
 from sosfs.files.upload import Uploader
 from sosfs.files.write_behind import WriteBehind
-from sosfs.s3.protocol import Guard, Version
+from sosfs.s3.protocol import Version
 from sosfs.tree.inodes import Inode, Inodes
 from sosfs.tree.listing import Listings
 
@@ -318,13 +318,9 @@ class FileIO:
             raise OSError(errno.ESTALE, "another client's version won")
         if open_file.draft is None:
             self.require_name(inode)  # it would be written to nowhere
-            base = None
-            expected: Version | Guard = Guard.ABSENT
-            if inode.version is not None:
-                expected, base = inode.version, self._source(inode)
-            elif not self._inodes.has_name(inode):
+            if inode.version is None:
                 raise OSError(errno.ESTALE, "it was given up, or removed")
-            open_file.draft = Draft(self._spools.new(), self._blocks, base, expected)
+            open_file.draft = Draft(self._spools.new(), self._blocks, self._source(inode), inode.version)
             self._commits.began(inode)
         return open_file.draft
 

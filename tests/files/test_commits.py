@@ -30,7 +30,20 @@ from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Sl
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, readers, settled, silence, stored, told
+from tests.support.held import (
+    Held,
+    begun,
+    bodies,
+    chmod,
+    closed,
+    opened,
+    put_all,
+    readers,
+    settled,
+    silence,
+    stored,
+    told,
+)
 
 JOURNAL, BUCKET = Durability.JOURNAL, Durability.BUCKET
 PART = 4096
@@ -1141,6 +1154,26 @@ def refuse(is_refused: bool) -> None:
     """A request that gets no answer."""
     if is_refused:
         raise silence("put")
+
+
+def test_who_has_the_loser_open_makes_no_new_file_of_one_that_is_gone(mount: Composed, store: Held) -> None:
+    """Not even where attributes wait for it: it would have zeros in the place of what was read of it."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"their own"})
+        handle, another = await opened(mount), await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"our")
+        await store.delete("file")
+        await chmod(mount)
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+        with fails(errno.ESTALE):
+            await mount.parts.file_io.write(another, 9, b" and ours")
+        await closed(mount, another)
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert list(bodies(store).values()) == [b"ourir own"]
 
 
 def test_a_loser_whose_base_is_gone_keeps_what_was_written(tmp_path: Path) -> None:
