@@ -1,8 +1,9 @@
 """Whatever programs do while requests are held back, fail, or lose their answer: nothing is lost, nothing is left.
 
-`turmoil` and, for several programs at once, `crowd` have the rules. `SOSFS_FUZZ_RUNS` sets how many runs there are for
-each durability, `SOSFS_FUZZ_SEED` the seed of the first one; `make fuzz` does many. A run that fails tells its seed and
-its steps: with that seed and one run it happens again, and what was logged is shown too.
+`turmoil`, `crowd` for several programs at once, and `neighbours` for two mounts of one bucket have the rules.
+`SOSFS_FUZZ_RUNS` sets how many runs there are for each durability, `SOSFS_FUZZ_SEED` the seed of the first one; `make
+fuzz` does many. A run that fails tells its seed and its steps: with that seed and one run it happens again, and what
+was logged is shown too.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ import pytest
 
 from sosfs.config.parameters import Durability
 from tests.support.crowd import Crowd, crowd
+from tests.support.neighbours import Neighbours, neighbours
 from tests.support.turmoil import Turmoil, turmoil
 
 RUNS = int(os.environ.get("SOSFS_FUZZ_RUNS", "80"))  # for each durability
 SEED = int(os.environ.get("SOSFS_FUZZ_SEED", "1"))
 MEMORY = "/dev/shm"  # a crash here is one of the process: no disk has to be waited for
-Made = Callable[[int, Durability, Path], AbstractContextManager[Turmoil | Crowd]]
+Made = Callable[[int, Durability, Path], AbstractContextManager[Turmoil | Crowd | Neighbours]]
 
 
 def story(made: Made, seed: int, durability: Durability) -> str:
@@ -40,7 +42,7 @@ def story(made: Made, seed: int, durability: Durability) -> str:
 @pytest.mark.promise(3)
 @pytest.mark.timeout(60 + RUNS)
 @pytest.mark.parametrize("durability", Durability)
-@pytest.mark.parametrize("made", [turmoil, crowd])
+@pytest.mark.parametrize("made", [turmoil, crowd, neighbours])
 def test_what_was_acknowledged_stays_whatever_happens(
     made: Made, durability: Durability, caplog: pytest.LogCaptureFixture
 ) -> None:
