@@ -1,8 +1,8 @@
 """Answer the kernel's requests for files: numbers to inodes, answers to attributes.
 
-A handler answers or raises `FUSEError`; whatever
-else comes out of the halves below is turned into one by `error_replies`: an OSError into its errno, a bug into EIO and
-a traceback in the log, so that a bug never ends the mount.
+A handler answers or raises `FUSEError`; whatever else comes out of the halves below is turned into one by
+`error_replies`: an OSError into its errno, a bug into EIO and a traceback in the log, so that a bug never ends the
+mount.
 
 How long the kernel may keep what it is told: a name until its listing is out of date; attributes as long,
 but not at all while only the listing's guess is known, so that `stat` asks and `ls` does not
