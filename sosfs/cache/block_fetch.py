@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from sosfs.cache.verification import Fetched, Verdict, Verification, Verifier
-from sosfs.errors import StoreError
+from sosfs.errors import StoreError, unanswered
 from sosfs.s3.protocol import Object, ObjectStore, Slice
 from sosfs.tracing.meters import METERS
 
@@ -105,6 +105,8 @@ class BlockFetch:
     async def _ask(self, source: Fetched, start: int, stop: int) -> Slice:
         answer = await self._store.get(source.key, start, stop, etag=source.etag)
         self.received_bytes += len(answer.body)
+        if len(answer.body) != stop - start:  # of the same bytes another size is told: the file was cut off
+            raise unanswered(f"GetObject {source.key!r}", f"{len(answer.body)} bytes where {stop - start} were due")
         return answer
 
     async def lay_up(self, source: Fetched, first: int, last: int) -> Object:
