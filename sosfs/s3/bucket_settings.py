@@ -1,9 +1,9 @@
-"""ACL, CORS, versioning, policy and old versions of a bucket, over botocore; `protection_settings` has the others.
+"""ACL, CORS, versioning, policy and old versions of a bucket; `protection_settings` has the others.
 
 What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
-`StoreError`. botocore takes an answer that it does not know for one in which nothing is set, and follows a server to
-another: so each answer is looked at before it parses it. It is imported with the first call, not before the daemon
-has forked.
+`StoreError`. CORS, versioning and policy go over botocore. It takes an answer that it does not know for one in which
+nothing is set, and follows a server to another: so each answer is looked at before it parses it. It is imported with
+the first call, not before the daemon has forked.
 
 Concurrency: calls are made from the trio thread and run in threads of the `Dispatcher`, which renews the key.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -27,15 +26,13 @@ from sosfs.errors import SERVER_FAILED, StoreError, from_s3, unanswered
 from sosfs.s3 import certificate_authorities, retries
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
-from sosfs.s3.http_headers import bare_etag, content_md5, modified
-from sosfs.s3.listing_answers import SIZE_MAX
-from sosfs.s3.protocol import (
-    Acl,
-    Slice,
-)
+from sosfs.s3.http_headers import content_md5
+from sosfs.s3.protocol import UNKNOWN, Acl, Slice
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Patience
-from sosfs.s3.xml import ParseError, fields, name_of, refusal_of, root_of, tree
+from sosfs.s3.version_answers import VersionEntry, VersionMarker
+from sosfs.s3.version_history import VersionHistory
+from sosfs.s3.xml import ParseError, name_of, refusal_of, root_of, tree
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,19 +41,16 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger(__name__)
-
 PASSING = 429  # and all from 500 on: what botocore tries again
-# What answers a question: the root of the XML, and what must be in it.
+# What answers a question: the root of the XML.
 ROOTS = {
-    "GetBucketCors": (("CORSConfiguration",), ""),
-    "GetBucketVersioning": (("VersioningConfiguration", "GetBucketVersioningResponse"), ""),  # the second is moto's
-    "GetBucketLifecycleConfiguration": (("LifecycleConfiguration",), ""),
-    "GetObjectLockConfiguration": (("ObjectLockConfiguration",), ""),
-    "GetBucketOwnershipControls": (("OwnershipControls",), ""),
-    "GetBucketEncryption": (("ServerSideEncryptionConfiguration",), ""),
-    "GetBucketReplication": (("ReplicationConfiguration",), ""),
-    "ListObjectVersions": (("ListVersionsResult",), "IsTruncated"),
+    "GetBucketCors": ("CORSConfiguration",),
+    "GetBucketVersioning": ("VersioningConfiguration", "GetBucketVersioningResponse"),  # the second is moto's
+    "GetBucketLifecycleConfiguration": ("LifecycleConfiguration",),
+    "GetObjectLockConfiguration": ("ObjectLockConfiguration",),
+    "GetBucketOwnershipControls": ("OwnershipControls",),
+    "GetBucketEncryption": ("ServerSideEncryptionConfiguration",),
+    "GetBucketReplication": ("ReplicationConfiguration",),
 }
 LISTED = "ListBucketResult"  # what a server that does not know one of these (Ceph 16) answers to its GET
 PROTECTION = frozenset(
@@ -99,6 +93,7 @@ class BucketSettings:
     def __init__(self, target: S3Target, dispatcher: Dispatcher) -> None:
         self._target = target
         self._dispatcher = dispatcher
+        self._history = VersionHistory(dispatcher)
         self._lock = threading.Lock()  # botocore makes clients safely in one thread only
         self._clients: dict[Credentials, S3Client] = {}
 
@@ -153,41 +148,25 @@ class BucketSettings:
 
     async def versions_under(self, prefix: str) -> tuple[list[Kept], list[str]]:
         """The versions of the keys that begin with `prefix`, newest first for each, and the prefixes folded at `/`."""
-
-        def ask(client: S3Client, name: str) -> tuple[list[Kept], list[str]]:
-            kept: list[Kept] = []
-            folded: dict[str, None] = {}
-            for page in client.get_paginator("list_object_versions").paginate(
-                Bucket=name, Prefix=prefix, Delimiter="/"
-            ):
-                kept += _kept(page, prefix)
-                folded |= {found["Prefix"]: None for found in page.get("CommonPrefixes", ())}
-            return kept, list(folded)
-
-        return await self.call("ListObjectVersions", ask) or ([], [])
+        kept: list[Kept] = []
+        folded: dict[str, None] = {}
+        seen: set[VersionMarker | None] = set()
+        after: VersionMarker | None = None
+        while True:
+            page = await self._history.page(prefix, seen=seen, delimiter="/", after=after)
+            kept += _kept(page.entries)
+            folded |= dict.fromkeys(page.prefixes)
+            after = page.following
+            if after is None:
+                return kept, list(folded)
 
     async def versions_of(self, key: str) -> list[Kept]:
         """The versions of one key, newest first."""
-
-        def ask(client: S3Client, name: str) -> list[Kept]:
-            kept: list[Kept] = []
-            for page in client.get_paginator("list_object_versions").paginate(Bucket=name, Prefix=key):
-                kept += [one for one in _kept(page, key) if one.key == key]
-                # In the order of keys it is the first that begins with itself.
-                if any(found["Key"] != key for found in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))):
-                    break
-            return kept
-
-        return await self.call("ListObjectVersions", ask) or []
+        return _kept(await self._history.of_key(key))
 
     async def has_versions_under(self, prefix: str) -> bool:
         """Whether a key that begins with `prefix` has versions."""
-
-        def ask(client: S3Client, name: str) -> bool:
-            page = client.list_object_versions(Bucket=name, Prefix=prefix, MaxKeys=1)
-            return bool(page.get("Versions") or page.get("DeleteMarkers"))
-
-        return await self.call("ListObjectVersions", ask) or False
+        return bool((await self._history.page(prefix, seen=set(), limit=1)).entries)
 
     async def read(self, key: str, version_id: str, start: int, stop: int) -> Slice:
         """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""
@@ -297,30 +276,19 @@ def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> 
         raise refusal
     try:
         if request in ROOTS:
-            roots, needed = ROOTS[request]
             if request in PROTECTION and name_of(tree(body)) == LISTED:
                 raise StoreError(errno.EOPNOTSUPP, request, status=status, detail="the server does not know it")
-            if needed not in {"": "", **fields(root_of(body, *roots))}:
-                raise ParseError(f"no {needed}")
+            root_of(body, *ROOTS[request])
         elif request == "GetBucketPolicy" and not isinstance(json.loads(body), dict):
             raise ParseError("no policy")
     except (ParseError, ValueError) as error:
         raise unanswered(request, f"answer not understood: {error!r}") from error
 
 
-def _kept(page: Any, prefix: str) -> list[Kept]:
-    """The versions on a page; one of which nonsense is told is left out. EIO for a page of another prefix."""
-    kept = []
-    for found in page.get("Versions", ()):
-        key = found["Key"]
-        if not key.startswith(prefix):
-            raise unanswered("ListObjectVersions", f"{key!r} in a listing of {prefix!r}")
-        try:
-            etag, size, moment = bare_etag(found["ETag"]), found["Size"], found["LastModified"]
-            modified(moment)
-            if not 0 <= size <= SIZE_MAX:
-                raise ValueError(f"a size of {size}")
-            kept.append(Kept(key, found["VersionId"], etag, size, moment.timestamp()))
-        except (LookupError, ValueError, OverflowError) as error:
-            log.info("a listing shows nonsense of a version of %r: %r", key, error)
-    return kept
+def _kept(entries: Sequence[VersionEntry]) -> list[Kept]:
+    """The versions among them, without those of which nonsense is told."""
+    return [
+        Kept(one.key, one.version_id, one.version.etag, one.version.size, one.modified)
+        for one in entries
+        if not one.is_marker and one.version != UNKNOWN
+    ]

@@ -15,6 +15,7 @@ import trio
 
 from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
+from sosfs.s3.bucket_settings import BucketSettings
 from sosfs.s3.listing_answers import MARKER, SIZE_MAX, buckets_of, page_of, parts_of, uploads_of
 from sosfs.s3.protocol import UNKNOWN, Version
 from sosfs.s3.xml import ParseError
@@ -236,6 +237,29 @@ def test_uploads_and_parts_that_go_round_end(store: S3Store, proxy: Proxy) -> No
 
     trio.run(run)
     assert proxy.count() == 4
+
+
+def _after(marker: str) -> Callable[[Request], bool]:
+    return lambda request: request.op is Op.LIST_VERSIONS and request.query.get("key-marker", "") == marker
+
+
+@MOTO
+def test_old_versions_that_go_round_end(store: S3Store, foreign: Foreign, server: Server, proxy: Proxy) -> None:
+    """Each page but the first leads back to the one before."""
+    for here, there in (("", "a"), ("a", "b"), ("b", "a")):
+        body = f"<IsTruncated>true</IsTruncated><NextKeyMarker>d/{there}</NextKeyMarker>"
+        told = Page(200, body=f"<ListVersionsResult>{body}</ListVersionsResult>".encode(), media=XML)
+        proxy.inject(told, _after(f"d/{here}" if here else ""))
+    settings = BucketSettings(target_of(Bucket(server, foreign.bucket, foreign.client)), store.dispatcher)
+
+    async def run() -> None:
+        for call in (settings.versions_under("d/"), settings.versions_of("d/")):
+            with pytest.raises(StoreError) as caught:
+                await call
+            assert caught.value.errno == errno.EIO
+
+    trio.run(run)
+    assert proxy.count() == 6
 
 
 @MOTO
