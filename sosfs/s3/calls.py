@@ -119,7 +119,7 @@ class SignedCalls:
             query["continuation-token"] = token
         elif after:
             query["start-after"] = after
-        parse = partial(listing_answers.page_of, prefix=prefix, delimiter=delimiter)
+        parse = partial(listing_answers.page_of, prefix=prefix, delimiter=delimiter, after=token or after)
         return _read(f"ListObjectsV2 {prefix!r}", parse, self._send("ListObjectsV2", "GET", query=query))
 
     def list_versions(self, prefix: str, *, delimiter: str, after: VersionMarker | None, limit: int) -> VersionPage:
@@ -131,7 +131,7 @@ class SignedCalls:
             query["key-marker"] = after.key
         if after and after.version_id:
             query["version-id-marker"] = after.version_id
-        parse = partial(version_answers.version_page, prefix=prefix, delimiter=delimiter)
+        parse = partial(version_answers.version_page, prefix=prefix, delimiter=delimiter, after=after)
         return _read(f"ListObjectVersions {prefix!r}", parse, self._send("ListObjectVersions", "GET", query=query))
 
     def put(
@@ -348,7 +348,7 @@ class SignedCalls:
         query = {"uploadId": upload_id} | ({"part-number-marker": after} if after else {})
         with _upload_known():
             answer = self._send("ListParts", "GET", key, query=query)
-        return _read(f"ListParts {key!r}", listing_answers.parts_of, answer)
+        return _read(f"ListParts {key!r}", partial(listing_answers.parts_of, upload_id=upload_id), answer)
 
     def list_uploads(
         self, prefix: str, after: tuple[str, str] | None

@@ -69,6 +69,7 @@ _ENCODED = re.compile(r"=\?[^?\s]+\?[bBqQ]\?[^?\s]*\?=(?:\s+=\?[^?\s]+\?[bBqQ]\?
 _DATE = re.compile(r"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT", re.ASCII)
 _MONTHS = "JanFebMarAprMayJunJulAugSepOctNovDec"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_ETAG = re.compile(r'[^\x00-\x20"\x7f]+')  # RFC 9110, 8.8.3
 
 
 def check_key(key: str) -> None:
@@ -91,6 +92,11 @@ def path_of(key: str) -> str:
 def bare_etag(text: str) -> str:
     """An ETag without its quotes and without the mark of a weak one."""
     return text.removeprefix("W/").strip('"')
+
+
+def is_etag(bare: str) -> bool:
+    """Whether it may be an object's: a header that came twice makes none, nor does an empty one."""
+    return _ETAG.fullmatch(bare) is not None
 
 
 def content_md5(body: PartBody) -> dict[str, str]:

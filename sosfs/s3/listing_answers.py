@@ -17,7 +17,7 @@ from datetime import datetime
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import Element
 
-from sosfs.s3.http_headers import bare_etag, class_of, modified
+from sosfs.s3.http_headers import bare_etag, class_of, is_etag, modified
 from sosfs.s3.protocol import UNKNOWN, Bucket, Listed, Page, Part, Upload, Version
 from sosfs.s3.xml import ParseError, each, fields, name_of, root_of, tree, tree_as_it_is
 
@@ -25,11 +25,12 @@ log = logging.getLogger(__name__)
 
 SIZE_MAX = 1 << 46  # bytes: more than any server stores in one object (AWS: 50 TB)
 MARKER = "\0marker:"  # begins the token of a server that knows the first form of listings only; no other begins so
+LATER = ("ContinuationToken", "StartAfter", "Marker")  # what a page echoes that is not the first
 _UNFAITHFUL = re.compile("[\x00-\x1f\x7f\ufffe\uffff?]")  # what XML changes, or an echo in it
 
 
-def page_of(body: bytes, prefix: str, delimiter: str) -> Page:
-    """One page of ListObjectsV2 for a prefix, asked with `encoding-type=url`.
+def page_of(body: bytes, prefix: str, delimiter: str, after: str = "") -> Page:
+    """One page of ListObjectsV2 for a prefix, asked with `encoding-type=url`; the first one unless `after` says more.
 
     A server that knows ListObjects only passes over what it does not know and answers that one's page: its token is
     then `MARKER` and the key after which the next page begins.
@@ -46,7 +47,12 @@ def page_of(body: bytes, prefix: str, delimiter: str) -> Page:
             objects.append(Listed(key, _version(key, found), class_of(found.get("StorageClass", ""))))
         elif name == "CommonPrefixes":
             prefixes.append(plain(fields(element)["Prefix"]))
-    _check_page(told, objects, prefixes, prefix, delimiter)
+    if not after and any(told.get(name) for name in LATER):
+        raise ParseError(f"a later page of a listing of {prefix!r} where the first was due")
+    require_page(told, [listed.key for listed in objects], prefixes, prefix, delimiter)
+    count = told.get("KeyCount", "")
+    if count.isdecimal() and int(count) > len(objects) + len(prefixes):  # Ceph 16 counts no prefixes
+        raise ParseError(f"{len(objects) + len(prefixes)} keys in a listing that counts {count}")
     return Page(tuple(objects), tuple(prefixes), _token(told, objects, prefixes, plain))
 
 
@@ -57,7 +63,7 @@ def _version(key: str, found: Mapping[str, str]) -> Version:
     except (LookupError, ValueError, OverflowError) as error:
         log.info("a listing shows nonsense of %r, which is asked for by itself: %r", key, error)
         return UNKNOWN
-    return version if etag else UNKNOWN
+    return version if is_etag(etag) else UNKNOWN
 
 
 def _size(text: str) -> int:
@@ -67,21 +73,20 @@ def _size(text: str) -> int:
     return size
 
 
-def _check_page(
-    told: Mapping[str, str], objects: list[Listed], prefixes: list[str], prefix: str, delimiter: str
+def require_page(
+    told: Mapping[str, str], keys: Sequence[str], prefixes: Sequence[str], prefix: str, delimiter: str
 ) -> None:
-    """Raises ParseError for a page that answers another question, or that lacks what it counts."""
-    require_prefix(told, [*(listed.key for listed in objects), *prefixes], prefix)
+    """Raises ParseError for a page that answers another question, or has what is no key."""
+    require_prefix(told, [*keys, *prefixes], prefix)
     start = len(prefix)
+    if "" in keys:
+        raise ParseError(f"an empty key in a listing of {prefix!r}")
     if prefixes and not delimiter:
         raise ParseError(f"prefixes in a listing of {prefix!r} that was to fold none")
-    if delimiter and any(delimiter in listed.key[start:] for listed in objects):
+    if delimiter and any(delimiter in key[start:] for key in keys):
         raise ParseError(f"a listing of {prefix!r} that was to be folded is not")
     if any(not folder.endswith(delimiter) or len(folder) <= start for folder in prefixes):
         raise ParseError(f"a prefix that is none in a listing of {prefix!r}")
-    count = told.get("KeyCount", "")
-    if count.isdecimal() and int(count) > len(objects) + len(prefixes):  # Ceph 16 counts no prefixes
-        raise ParseError(f"{len(objects) + len(prefixes)} keys in a listing that counts {count}")
 
 
 def require_prefix(told: Mapping[str, str], shown: Sequence[str], prefix: str) -> None:
@@ -146,10 +151,12 @@ def _bucket(found: Mapping[str, str]) -> Bucket:
     return Bucket(found["Name"], created, found.get("BucketRegion", ""))
 
 
-def parts_of(body: bytes) -> tuple[list[Part], str]:
-    """One page of ListParts, and the marker of the next ("" after the last)."""
+def parts_of(body: bytes, upload_id: str = "") -> tuple[list[Part], str]:
+    """One page of ListParts, and the marker of the next ("" after the last). Of another upload it is none."""
     root = root_of(body, "ListPartsResult", "ListPartsResponse")  # the second is moto's
     told = fields(root)
+    if told.get("UploadId", upload_id) != upload_id:
+        raise ParseError(f"parts of the upload {told['UploadId']!r}, not of {upload_id!r}")
     parts = []
     for element in each(root, "Part"):
         found = fields(element)

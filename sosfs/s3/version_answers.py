@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from sosfs.s3.http_headers import TIME_END, bare_etag, class_of
-from sosfs.s3.listing_answers import SIZE_MAX, is_truncated, require_prefix, unquoted
+from sosfs.s3.http_headers import TIME_END, bare_etag, class_of, is_etag
+from sosfs.s3.listing_answers import SIZE_MAX, is_truncated, require_page, unquoted
 from sosfs.s3.protocol import UNKNOWN, Version
 from sosfs.s3.xml import ParseError, fields, name_of, root_of
 
@@ -55,8 +55,8 @@ class VersionPage:
     following: VersionMarker | None
 
 
-def version_page(body: bytes, prefix: str, delimiter: str) -> VersionPage:
-    """One page of ListObjectVersions for a prefix, asked with `encoding-type=url`."""
+def version_page(body: bytes, prefix: str, delimiter: str, after: VersionMarker | None = None) -> VersionPage:
+    """One page of ListObjectVersions for a prefix, asked with `encoding-type=url`; the first one without `after`."""
     root = root_of(body, "ListVersionsResult")
     told = fields(root)
     plain = unquoted if told.get("EncodingType") == "url" else str
@@ -68,9 +68,9 @@ def version_page(body: bytes, prefix: str, delimiter: str) -> VersionPage:
             entries.append(_entry(plain(found["Key"]), found, is_marker=name == "DeleteMarker"))
         elif name == "CommonPrefixes":
             prefixes.append(plain(fields(element)["Prefix"]))
-    require_prefix(told, [*(entry.key for entry in entries), *prefixes], prefix)
-    if prefixes and not delimiter:
-        raise ParseError(f"prefixes in a listing of {prefix!r} that was to fold none")
+    if after is None and told.get("KeyMarker"):
+        raise ParseError(f"a later page of a listing of {prefix!r} where the first was due")
+    require_page(told, [entry.key for entry in entries], prefixes, prefix, delimiter)
     entries.sort(key=lambda entry: (entry.key.encode(), not entry.is_latest, -entry.modified))
     following = _following(told, entries, prefixes, plain) if is_truncated(told) else None
     return VersionPage(tuple(entries), tuple(prefixes), following)
@@ -94,7 +94,7 @@ def _entry(key: str, found: Mapping[str, str], *, is_marker: bool) -> VersionEnt
 def _version(key: str, found: Mapping[str, str], modified: int) -> Version:
     try:
         etag, size = bare_etag(found["ETag"]), int(found["Size"])
-        if etag and 0 <= size <= SIZE_MAX:
+        if is_etag(etag) and 0 <= size <= SIZE_MAX:
             return Version(etag, size, modified)
     except (LookupError, ValueError) as error:
         log.info("a listing tells nonsense of a version of %r: %r", key, error)

@@ -239,6 +239,10 @@ def test_parts_and_uploads_are_read_page_by_page() -> None:
     assert parts_of(f"<ListPartsResult>{more}{part}</ListPartsResult>".encode()) == ([Part(2, ETAG, 5)], "2")
     with pytest.raises(ParseError):
         parts_of(f"<ListPartsResult>{more.replace('>2<', '><')}{part}</ListPartsResult>".encode())
+    echoed = last.replace(b"<IsT", b"<UploadId>u</UploadId><IsT")
+    assert parts_of(echoed, "u") == parts_of(last, "u") == ([Part(2, ETAG, 5)], "")
+    with pytest.raises(ParseError):
+        parts_of(echoed, "v")
 
     def uploads(head: str, key: str, *, encoded: bool) -> tuple[list[Upload], tuple[str, str] | None]:
         one = f"<Upload><Key>{key}</Key><UploadId>u</UploadId><Initiated>{TIME}</Initiated></Upload>"
@@ -457,11 +461,26 @@ def test_a_page_of_versions_for_something_else_is_none() -> None:
         (versions(folded), "d/", ""),
         (versions(folded), "e/", "/"),
         (versions(entry("Version", "a", "1", more=stored())), "d/", ""),
+        (versions(entry("Version", "", "1", more=stored())), "", ""),
+        (versions(entry("Version", "d/e/f", "1", more=stored())), "d/", "/"),
+        (versions(entry("DeleteMarker", "d/e/f", "1")), "d/", "/"),
+        (versions(folded.replace("d/e/", "d/e")), "d/", "/"),
+        (versions(folded.replace("d/e/", "d/")), "d/", "/"),
         (versions(head=""), "", ""),
         (versions(head=f"{MORE}<NextVersionIdMarker>1</NextVersionIdMarker>"), "", ""),
     ):
         with pytest.raises((ParseError, LookupError)):
             version_page(body, prefix, delimiter)
+
+
+def test_a_later_page_of_versions_is_no_first_one() -> None:
+    later = versions(
+        entry("Version", "b", "1", more=stored()), head="<IsTruncated>false</IsTruncated><KeyMarker>a</KeyMarker>"
+    )
+    assert len(version_page(later, "", "", VersionMarker("a")).entries) == 1
+    assert version_page(versions(head="<IsTruncated>false</IsTruncated><KeyMarker/>"), "", "").entries == ()
+    with pytest.raises(ParseError):
+        version_page(later, "", "")
 
 
 def test_where_the_next_page_of_versions_begins() -> None:

@@ -79,6 +79,10 @@ BAD: Mapping[str, tuple[bytes, str, str]] = {
     "something folded": (page(folded("d/a/")), "d/", ""),
     "fewer than counted": (page("<KeyCount>3</KeyCount>", entry("d/a")), "d/", "/"),
     "another document": (b"<ListVersionsResult/>", "d/", "/"),
+    "a later page": (page("<ContinuationToken>t</ContinuationToken>", entry("d/b")), "d/", "/"),
+    "what follows a key": (page("<StartAfter>d/a</StartAfter>", entry("d/b")), "d/", "/"),
+    "a later page of the first form": (page("<Marker>d/a</Marker>", entry("d/b")), "d/", "/"),
+    "an empty key": (page(entry("")), "", "/"),
     "an entry without a key": (page("<Contents><Size>1</Size></Contents>"), "d/", "/"),
 }
 
@@ -106,6 +110,7 @@ NONSENSE = {
     "before time": entry("d/b", time="0001-01-01T00:00:00Z"),
     "after time": entry("d/b", time="9999-12-31T23:59:59Z"),
     "no ETag": entry("d/b", etag=""),
+    "two ETags": entry("d/b", etag='"a", "b"'),
     "nothing": "<Contents><Key>d/b</Key></Contents>",
 }
 
@@ -116,6 +121,13 @@ def test_an_entry_that_makes_no_sense_leaves_the_others(name: str) -> None:
     assert [listed.key for listed in found.objects] == ["d/a", "d/b", "d/c"]
     assert [listed.version == UNKNOWN for listed in found.objects] == [False, True, False]
     assert found.objects[0].version == Version(ETAG, 1, 1795860000)
+
+
+def test_a_later_page_echoes_after_what_it_begins() -> None:
+    for echo in ("<ContinuationToken>t</ContinuationToken>", "<StartAfter>d/a</StartAfter>", "<Marker>d/a</Marker>"):
+        assert len(page_of(page(echo, entry("d/b")), "d/", "/", after="t").objects) == 1
+    empty = page("<ContinuationToken/><StartAfter/><Marker/>", entry("d/b"))
+    assert len(page_of(empty, "d/", "/").objects) == 1
 
 
 def test_the_page_of_a_server_that_knows_the_first_form_only() -> None:
