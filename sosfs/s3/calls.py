@@ -25,7 +25,15 @@ from sosfs.s3 import listing_answers, version_answers, xml
 from sosfs.s3.body_hash import BodyHash
 from sosfs.s3.customer_key import ALGORITHM, require_encrypted
 from sosfs.s3.endpoint import S3Target
-from sosfs.s3.http_headers import bare_etag, class_header, content_md5, grant_headers, path_of, property_headers
+from sosfs.s3.http_headers import (
+    bare_etag,
+    class_header,
+    content_md5,
+    grant_headers,
+    is_etag,
+    path_of,
+    property_headers,
+)
 from sosfs.s3.listing_answers import MARKER
 from sosfs.s3.object_answers import RangeAnswer, described
 from sosfs.s3.protocol import (
@@ -145,6 +153,7 @@ class SignedCalls:
         """Stores the object, under the header `condition`."""
         headers = property_headers(properties) | grant_headers(acl) | dict(condition) | self._encrypted
         answer = self._send("PutObject", "PUT", key, headers=headers, body=body)
+        etag = _etag(f"PutObject {key!r}", answer)
         if self._encrypted and body:  # SeaweedFS has nothing to encrypt in an empty one
             require_encrypted(f"PutObject {key!r}", answer.headers.get(ALGORITHM, ""))
         return Version(_etag(f"PutObject {key!r}", answer), len(body))
@@ -394,10 +403,16 @@ def _upload_known() -> Iterator[None]:
 
 
 def _etag(request: str, answer: Answer) -> str:
-    """The ETag of what was stored; EIO for an answer without one, which no S3 server gives."""
-    etag = bare_etag(answer.headers.get("ETag", ""))
-    if not etag:
-        raise unanswered(request, "the answer has no ETag: it is not an S3 server's")
+    """The ETag of what was stored; EIO for an answer without one, or with a page, which no S3 server gives.
+
+    Programs that make pages have weak ETags, if any, also of what they answer to a PUT.
+    """
+    told = answer.headers.get("ETag", "")
+    etag, page = bare_etag(told), answer.document.strip()
+    if not is_etag(etag) or told.startswith("W/") or page:
+        why = "the answer is a page" if page else f"the answer has {f'the ETag {told!r}' if told else 'no ETag'}"
+        came = shown(answer.headers, page)
+        raise unanswered(request, f"{why}: it is not an S3 server's" + (f", it is {came}" if came else ""))
     return etag
 
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from sosfs.errors import StoreError, unanswered
-from sosfs.s3.http_headers import object_of
+from sosfs.s3.http_headers import bare_etag, is_etag, object_of
 from sosfs.s3.http_messages import Fields, Room, document_room
 from sosfs.s3.protocol import Object, Slice
 from sosfs.s3.signed_request import shown
@@ -27,9 +27,11 @@ def described(request: str, key: str, headers: Mapping[str, str], *, size: int |
 
     EIO for headers that are no object's.
     """
-    told = headers.get("Content-Length", "") if size is None else str(size)
-    if not headers.get("ETag", "").strip('"'):
-        raise _no_object(request, headers, "it has no ETag")
+    told, etag = headers.get("Content-Length", "") if size is None else str(size), headers.get("ETag", "")
+    if not is_etag(bare_etag(etag)):
+        raise _no_object(request, headers, f"its ETag is {etag!r}" if etag else "it has no ETag")
+    if "Last-Modified" not in headers:  # pages that a program makes have ETags, too
+        raise _no_object(request, headers, "it has no Last-Modified")
     if not (told.isascii() and told.isdigit() and int(told[:20]) <= SIZE_MAX):
         raise _no_object(request, headers, f"its length is {told!r}" if told else "it has no Content-Length")
     try:

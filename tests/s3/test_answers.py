@@ -553,6 +553,8 @@ def test_an_object_has_an_etag_a_length_and_a_time() -> None:
     [
         {"ETag": "none"},
         {"ETag": '""'},
+        {"ETag": f'"{ETAG}", "{ETAG}"'},  # came twice
+        {"ETag": f"{ETAG}, {ETAG}"},
         {"Content_Length": "none"},
         {"Content_Length": ""},
         {"Content_Length": "-5"},
@@ -560,6 +562,7 @@ def test_an_object_has_an_etag_a_length_and_a_time() -> None:
         {"Content_Length": "\xb2"},  # a digit, and no number
         {"Content_Length": str(SIZE_MAX + 1)},
         {"Content_Length": "9" * 40},
+        {"Last_Modified": "none"},
         {"Last_Modified": "yesterday"},
         {"Last_Modified": "Sun, 28 Nov 1926 10:00:00 GMT"},
         {"Last_Modified": "Fri, 31 Dec 9999 23:59:59 GMT"},

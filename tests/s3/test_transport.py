@@ -237,6 +237,11 @@ NO_OBJECTS: dict[str, tuple[bytes, str]] = {
     "error": (answer(200, b"<Error><Code>AccessDenied</Code></Error>", "Content-Type: application/xml"), "ETag"),
     "no ETag": (answer(206, BODY, OBJECT[1], "Content-Range: bytes 0-9/10"), "ETag"),
     "empty ETag": (answer(206, BODY, 'ETag: ""', "Content-Range: bytes 0-9/10"), "ETag"),
+    "page of a program": (
+        answer(200, b"<html>Please log in</html>", 'ETag: W/"1a-Tg"', "Content-Type: text/html"),
+        "text/html",
+    ),
+    "two ETags": (answer(206, BODY, *OBJECT, 'ETag: "def"', "Content-Range: bytes 0-9/10"), "ETag"),
     "no range told": (answer(206, BODY, *OBJECT), "Content-Range"),
     "another range": (answer(206, BODY, *OBJECT, "Content-Range: bytes 5-14/100"), "5"),
     "longer range": (answer(206, BODY * 2, *OBJECT, "Content-Range: bytes 0-19/100"), "20"),
@@ -266,6 +271,7 @@ def test_what_is_no_object_is_not_read_as_one(case: str) -> None:
 @pytest.mark.parametrize(("fields", "length", "word"), [
     (("Content-Type: text/html",), 512, "text/html"),
     (('ETag: ""',), 10, "ETag"),
+    (('ETag: W/"1a-Tg"', "Content-Type: text/html"), 26, "text/html"),
     (OBJECT, -1, "Content-Length"),
     ((*OBJECT, f"Content-Length: {10**30}"), -1, "length"),
     ((*OBJECT, f"Content-Length: {1 << 62}"), -1, "length"),
@@ -327,6 +333,29 @@ def test_what_is_stored_without_an_etag_is_not_known_to_be_stored(call: str) -> 
         error = refusal(CALLS[call], lane_at(server.endpoint))
         assert error.errno == errno.EIO
         assert "ETag" in str(error)
+
+
+@pytest.mark.parametrize("call", ["put", "part"])
+@pytest.mark.parametrize(
+    ("page", "etag"),
+    [
+        (b"<html>welcome</html>", ""),
+        (b"<html>welcome</html>", 'W/"14-abc"'),
+        (b"<html>welcome</html>", '"0123456789abcdef0123456789abcdef"'),
+        (b"", 'W/"0-abc"'),
+        (b"", '"a", "b"'),
+        (b"", '""'),
+    ],
+)
+def test_a_page_in_answer_to_what_is_sent_stores_nothing(call: str, page: bytes, etag: str) -> None:
+    """Programs that make pages give them ETags of their own, whatever they were asked."""
+    told = answer(200, page, "Content-Type: text/html", *([f"ETag: {etag}"] if etag else []))
+    secret = CustomerKey(bytes(range(32)))
+    with Scripted(lambda _: told) as server:
+        for key in (None, secret):
+            error = refusal(CALLS[call], lane_at(server.endpoint, customer_key=key))
+            assert error.errno == errno.EIO
+            assert "text/html" in str(error)
 
 
 # --- patience
