@@ -182,13 +182,14 @@ class SignedHttp:
                 passes = fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
             else:
                 repeated, sends = repeated or reply.sends > 1, reply.sends
-                answer = refusal_of(request, method, reply, proxy=self._transport.proxy)
+                answer = refusal_of(request, method, reply, proxy=self._transport.proxy, has_ids=traffic.has_ids)
                 self._note(answer, began)
                 if answer is not None and answer.elsewhere:
                     traffic.unanswered(answer.detail)
                 else:
                     traffic.answered()
                 if answer is None:
+                    traffic.has_ids = traffic.has_ids or xml.has_id(reply.headers)
                     if patience.tries > 1:
                         log.info("%s was tried %d times", request, patience.tries)
                     return Answer(reply.headers, reply.body, reply.status, repeated)
@@ -252,8 +253,8 @@ def _failure(request: str, fault: TransferError) -> StoreError:
     return unanswered(request, str(fault), timed_out=fault.fault is Fault.SILENT)
 
 
-def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "") -> StoreError | None:
-    """The error that an answer is, which came through `proxy`; None for a good one."""
+def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "", has_ids: bool = False) -> StoreError | None:
+    """The error that an answer is, which came through `proxy`; None for a good one. `has_ids` as in `xml`."""
     status = reply.status
     body = b"" if status < 300 and method in ("GET", "HEAD") else bytes(reply.body)
     if 300 <= status < 400:
@@ -266,7 +267,7 @@ def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "") -> S
         through = f" through proxy {proxy}" if proxy else ""
         return f"{shown(reply.headers, body)}{through}".strip()
 
-    return xml.refusal_of(request, method, status, reply.headers, body, came=came)
+    return xml.refusal_of(request, method, status, reply.headers, body, came=came, has_ids=has_ids)
 
 
 def _elsewhere(reply: Reply, body: bytes) -> str:

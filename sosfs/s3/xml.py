@@ -27,6 +27,8 @@ INSTANCE = "http://www.w3.org/2001/XMLSchema-instance"
 REQUEST_IDS = ("x-amz-request-id", "x-amz-id-2", "x-amzn-requestid")  # the last is moto's, and of some services of AWS
 NO_S3 = " that is no S3 server's"  # of an answer, after its status
 LATE_MAX = 1 << 16  # bytes; a copy of 5 GiB takes minutes, with a blank every few seconds
+_TOLD_BY_HEADERS = ("HeadObject", "GetObject ")
+_DONE = frozenset({200, 201, 204})  # of the others 202 says that nothing is done yet
 _OF_XML = frozenset({400, 403, 405, 501})  # what a HEAD is told by servers without ids, too
 _TOLD_BY_STATUS = (
     *("DeleteObject ", "AbortMultipartUpload", "PutObjectAcl", "PutObjectRetention", "PutObjectLegalHold"),
@@ -129,17 +131,19 @@ def refusal_of(
     body: bytes,
     *,
     came: Callable[[], str] = lambda: "",
+    has_ids: bool = False,
 ) -> StoreError | None:
     """The error that an answer is; None for a good one, whose body is still to be read as what was asked for.
 
     `request` begins with the name of the operation, names in `headers` are of any case, and `body` may be left out
-    (b"") for a good answer to a GET. `came` is asked, where it was a gateway's, what that sent, in words.
+    (b"") for a good answer to a GET. `came` is asked, where it was a gateway's, what that sent, in words. `has_ids`:
+    the server is known to put its request id into its answers.
     """
     if status < HTTPStatus.MULTIPLE_CHOICES:
         code, message = late_error(method, status, body)
         if code:
             return from_s3(request, code=code, status=status, detail=message)
-        if _is_success(request, method, status, headers):
+        if _is_success(request, method, status, headers, has_ids=has_ids):
             return None
         return _of_gateway(request, status, came())
     code, message = error_of(body)
@@ -155,25 +159,30 @@ def _of_gateway(request: str, status: int, came: str) -> StoreError:
     return from_elsewhere(request, status=status, detail=words)
 
 
-def _is_success(request: str, method: str, status: int, headers: Mapping[str, str]) -> bool:
+def _is_success(request: str, method: str, status: int, headers: Mapping[str, str], *, has_ids: bool) -> bool:
     """Whether a 2xx may say that it is done, and not come from a gateway that has done nothing.
 
     An answer whose body is read as XML, or with an ETag, shows by that who gave it. Of the others that of an S3 server
-    has its request id, or is the 204 of a removal.
+    has its request id, or is the 204 of a removal. Web servers give ETags to their pages, too: where the server is
+    known to tell ids, an object has one, and a removal.
     """
-    if method in ("GET", "HEAD"):
+    if has_ids and not has_id(headers) and request.startswith((*_TOLD_BY_HEADERS, *_TOLD_BY_STATUS)):
+        return False
+    if method == "GET":
         return True
     if request.startswith(_TOLD_BY_STATUS):
-        return _has_id(headers) or (method == "DELETE" and status == HTTPStatus.NO_CONTENT)
+        is_removal = method == "DELETE" and status == HTTPStatus.NO_CONTENT
+        return is_removal or (has_id(headers) and status in _DONE)
     return status == HTTPStatus.OK
 
 
 def _is_of_s3(status: int, headers: Mapping[str, str]) -> bool:
     """Whether an answer without a body is an S3 server's."""
-    return _has_id(headers) or (status in _OF_XML and "xml" in headers.get("Content-Type", ""))
+    return has_id(headers) or (status in _OF_XML and "xml" in headers.get("Content-Type", ""))
 
 
-def _has_id(headers: Mapping[str, str]) -> bool:
+def has_id(headers: Mapping[str, str]) -> bool:
+    """Whether an answer has a request id of an S3 server."""
     return any(name in headers for name in REQUEST_IDS)
 
 

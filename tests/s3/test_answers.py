@@ -47,6 +47,8 @@ ERROR = b"<Error><Code>InternalError</Code><Message>try again</Message></Error>"
         ("GetObject 'k'", "GET", 200, {}, b"", True),
         ("GetObject 'k'", "GET", 206, {}, ERROR, True),  # the user's bytes
         ("HeadObject 'k'", "HEAD", 200, {}, b"", True),
+        ("HeadObject 'k'", "HEAD", 203, {}, b"", False),  # of a proxy that changes what it passes on
+        ("HeadObject 'k'", "HEAD", 206, {}, b"", False),
         ("PutObject 'k'", "PUT", 200, {}, b"", True),  # its ETag shows whose it is
         ("PutObject 'k'", "PUT", 201, {}, b"", False),
         ("PutObject 'k'", "PUT", 204, {}, b"", False),
@@ -54,6 +56,8 @@ ERROR = b"<Error><Code>InternalError</Code><Message>try again</Message></Error>"
         ("DeleteObject 'k'", "DELETE", 204, {}, b"", True),
         ("DeleteObject 'k'", "DELETE", 200, {}, b"", False),  # a page
         ("DeleteObject 'k'", "DELETE", 200, ID, b"", True),
+        ("DeleteObject 'k'", "DELETE", 202, ID, b"", False),
+        ("DeleteObject 'k'", "DELETE", 207, ID, b"", False),
         ("PutObjectAcl 'k'", "PUT", 204, {}, b"", False),
         ("PutObjectAcl 'k'", "PUT", 200, {}, b"", False),
         ("PutObjectAcl 'k'", "PUT", 200, ID, b"", True),
@@ -72,6 +76,30 @@ def test_which_answers_say_that_it_is_done(
     assert error is not None
     assert (error.errno, error.status, error.cause) == (errno.EIO, status, Cause.FAILED)
     assert "a page" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("request_", "method", "status", "body", "is_proven"),
+    [
+        ("HeadObject 'k'", "HEAD", 200, b"", False),
+        ("GetObject 'k'", "GET", 206, b"", False),
+        ("DeleteObject 'k'", "DELETE", 204, b"", False),
+        ("AbortMultipartUpload 'k'", "DELETE", 204, b"", False),
+        ("GetObjectAcl 'k'", "GET", 200, b"", True),  # its XML proves it
+        ("ListObjectsV2 'k'", "GET", 200, b"", True),
+        ("PutObject 'k'", "PUT", 200, b"", True),  # its ETag is compared with what was sent
+        ("DeleteObjects", "POST", 200, b"<DeleteResult/>", True),
+    ],
+)
+def test_a_server_that_names_its_answers_names_each(
+    request_: str, method: str, status: int, body: bytes, is_proven: bool
+) -> None:
+    """A web server answers with ETag, length and time, too: that of a page."""
+    error = refusal_of(request_, method, status, {}, body, has_ids=True)
+    assert (error is None) is is_proven
+    assert error is None or (error.errno, error.cause, error.elsewhere) == (errno.EIO, Cause.FAILED, True)
+    assert refusal_of(request_, method, status, ID, body, has_ids=True) is None
+    assert refusal_of(request_, method, status, {}, body) is None
 
 
 @pytest.mark.parametrize("method", ["PUT", "POST"])

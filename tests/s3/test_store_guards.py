@@ -128,6 +128,25 @@ def test_only_a_404_that_is_no_servers_is_confirmed() -> None:
     assert Asked(look, answer(403)).number == errno.EACCES
 
 
+def test_where_a_server_names_its_answers_a_page_of_a_web_server_is_no_object() -> None:
+    """It has an ETag, a time and a length, and even ranges."""
+    named = head().replace(b"\r\n", f"\r\n{ID}\r\n".encode(), 1)
+
+    async def look(store: S3Store) -> list[int | None]:
+        ends: list[int | None] = []
+        for call in (store.head, store.head, partial(store.get, start=0, stop=10)):
+            try:
+                await call("key")
+            except StoreError as error:
+                ends.append(error.errno)
+            else:
+                ends.append(None)
+        return ends
+
+    assert Asked(look, named, head(OTHER), part_of(OTHER)).end == [None, errno.EIO, errno.EIO]
+    assert Asked(look, head(), head(OTHER), part_of(OTHER)).end == [None, None, None]
+
+
 def test_a_page_that_asks_for_itself_again_is_an_error() -> None:
     def page(store: S3Store) -> Awaitable[Any]:
         return store.list("", token="t")
