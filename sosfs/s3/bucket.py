@@ -455,7 +455,7 @@ class S3Store:
         try:
             await self._send("AbortMultipartUpload", lambda calls: calls.abort_multipart(key, upload_id))
         except StoreError as error:
-            if error.errno != errno.ENXIO or error.code == "NoSuchBucket":
+            if error.errno != errno.ENXIO:
                 raise
 
     async def list_parts(self, key: str, upload_id: str) -> builtins.list[Part]:

@@ -399,6 +399,8 @@ def _upload_known() -> Iterator[None]:
     except StoreError as error:
         if error.cause is Cause.ABSENT:
             error.errno = errno.ENXIO
+        elif error.code == "NoSuchBucket":
+            error.errno = errno.EIO
         raise
 
 

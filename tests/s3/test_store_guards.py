@@ -340,8 +340,23 @@ def test_only_an_upload_that_is_gone_needs_no_end() -> None:
 
     for told in (REMOVED, error(404, "NoSuchUpload"), GONE):
         assert Asked(abort, told).end is None
-    assert Asked(abort, error(404, "NoSuchBucket")).number == errno.ENXIO
+    assert Asked(abort, error(404, "NoSuchBucket")).number == errno.EIO
     assert Asked(abort, REFUSED).number == errno.EACCES
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.list_parts("key", "u"),
+        lambda store: store.upload_part("key", "u", 1, BODY),
+        lambda store: store.abort_multipart("key", "u"),
+    ],
+    ids=["list", "send", "end"],
+)
+def test_a_missing_bucket_says_nothing_of_an_upload(call: Work) -> None:
+    """Its parts may be all that there is of a file, and count as lost once the upload is known to have ended."""
+    assert Asked(call, error(404, "NoSuchBucket")).number == errno.EIO
+    assert Asked(call, error(404, "NoSuchUpload")).number in (errno.ENXIO, None)
 
 
 # Removing
