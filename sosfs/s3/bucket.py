@@ -190,9 +190,17 @@ class S3Store:
         try:
             return self._seen(await self._send("HeadObject", lambda calls: calls.head(key, detail)))
         except StoreError as error:
-            if error.elsewhere and error.status == HTTPStatus.NOT_FOUND:  # a GET's refusal says whose it is
-                await self._send("GetObject", lambda calls: calls.get(key, 0, 1, ""))
+            if error.elsewhere and error.status == HTTPStatus.NOT_FOUND:
+                await self._confirm(key)
             raise
+
+    async def _confirm(self, key: str) -> None:
+        """Raises what the server says of an object that a gateway has called absent: a GET's refusal is in XML."""
+        try:
+            await self._send("GetObject", lambda calls: calls.get(key, 0, 1, ""))
+        except StoreError as error:
+            if error.code != "InvalidRange":  # it is there, and empty
+                raise
 
     async def heads(self, keys: Sequence[str]) -> builtins.list[Object | StoreError]:
         """What `head` tells of each key, or its error."""

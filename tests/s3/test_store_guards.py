@@ -124,6 +124,7 @@ def test_only_a_404_that_is_no_servers_is_confirmed() -> None:
     look = partial(S3Store.head, key="key")
     assert Asked(look, answer(404), GONE).number == errno.ENOENT
     assert Asked(look, answer(404), part_of(stop=1)).number == errno.EIO
+    assert Asked(look, answer(404), error(416, "InvalidRange")).number == errno.EIO, "it is there, and empty"
     assert Asked(look, answer(404, b"", ID)).number == errno.ENOENT
     assert Asked(look, answer(403)).number == errno.EACCES
 
