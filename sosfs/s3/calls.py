@@ -156,7 +156,7 @@ class SignedCalls:
         etag = _etag(f"PutObject {key!r}", answer)
         if self._encrypted and body:  # SeaweedFS has nothing to encrypt in an empty one
             require_encrypted(f"PutObject {key!r}", answer.headers.get(ALGORITHM, ""))
-        return Version(_etag(f"PutObject {key!r}", answer), len(body))
+        return Version(etag, len(body))
 
     def copy(
         self,
@@ -194,7 +194,7 @@ class SignedCalls:
         """
         headers = {"If-Match": if_match} if if_match else {}
         told = self._send("DeleteObject", "DELETE", key, query=_of_version(version_id), headers=headers).headers
-        left = "x-amz-delete-marker" in told and not version_id
+        left = told.get("x-amz-delete-marker", "").lower() == "true" and not version_id
         return told.get("x-amz-version-id", "null") if left else ""
 
     def version_ids(self, key: str) -> builtins.list[str]:
@@ -393,7 +393,10 @@ def _of_version(version_id: str) -> dict[str, str]:
 
 @contextmanager
 def _upload_known() -> Iterator[None]:
-    """Makes an unknown upload ENXIO; Ceph 16 calls it an unknown key, which would read as an absent file."""
+    """Makes an unknown upload ENXIO; Ceph 16 calls it an unknown key, which would read as an absent file.
+
+    Nothing else is ENXIO: where there is no bucket, nobody says that the upload has ended, and its parts are kept.
+    """
     try:
         yield
     except StoreError as error:

@@ -363,6 +363,15 @@ def test_a_missing_bucket_says_nothing_of_an_upload(call: Work) -> None:
 # Removing
 
 
+def test_only_a_marker_of_deletion_shows_that_versions_are_kept() -> None:
+    def left(told: str) -> bytes:
+        return answer(204, b"", ID, f"x-amz-delete-marker: {told}", "x-amz-version-id: 7", length=-1)
+
+    delete = partial(S3Store.delete, key="key")
+    for told, keeps in (("true", True), ("True", True), ("false", False)):
+        assert Asked(delete, left(told)).store.keeps_versions is keeps
+
+
 def test_only_the_version_that_is_meant_is_removed() -> None:
     delete = partial(S3Store.delete, key="key", version=VERSION)
     pinned = Asked(delete, REMOVED)
