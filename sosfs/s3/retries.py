@@ -20,6 +20,7 @@ from sosfs.concurrency.backoff import Doubling
 from sosfs.concurrency.interrupt import Interrupt
 
 PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+UNKNOWN_FAILURES = range(512, 600)  # count as 500 (RFC 9110, 15): those of Cloudflare, and of balancers
 PASSING_CODES = frozenset({"InternalError", "SlowDown", "ServiceUnavailable", "RequestTimeout"})
 PAUSE_FIRST = 0.1  # seconds
 PAUSE_MAX = 5.0
@@ -27,7 +28,7 @@ PAUSE_MAX = 5.0
 
 def passes(status: int, code: str) -> bool:
     """Whether an answer speaks of the moment, so that the same request may succeed later."""
-    return status in PASSING or code in PASSING_CODES
+    return status in PASSING or status in UNKNOWN_FAILURES or code in PASSING_CODES
 
 
 def retry_after(headers: Mapping[str, str], *, now: Callable[[], float] = time.time) -> float:

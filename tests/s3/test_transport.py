@@ -362,11 +362,12 @@ def test_a_page_in_answer_to_what_is_sent_stores_nothing(call: str, page: bytes,
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("fault", ["503", "late error", "reset", "nothing", "rubbish"])
+@pytest.mark.parametrize("fault", ["503", "522", "late error", "reset", "nothing", "rubbish"])
 def test_patience_is_kept_by_every_call(call: str, fault: str) -> None:
     """It is tried all the time that the user gave, and no longer."""
     scripts: dict[str, Script] = {
         "503": lambda _: answer(503, b""),
+        "522": lambda _: answer(522, b"<html>Connection timed out</html>"),  # of Cloudflare
         "late error": lambda _: answer(200, b"<Error><Code>InternalError</Code></Error>"),
         "reset": lambda _: None,
         "nothing": lambda _: iter([b""]),
