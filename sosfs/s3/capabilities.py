@@ -187,7 +187,7 @@ def _with_pinned_removals(calls: SignedCalls, key: str, found: Capabilities) -> 
     try:
         calls.delete(key, if_match=Quoting.QUOTED.of(_OTHER))
     except StoreError as error:
-        if not _is_of_request(error):
+        if error.elsewhere or not _is_of_request(error):
             raise
         delete_pin = error.cause is Cause.CONFLICT  # any other refusal is of the header, which is not used then
     else:

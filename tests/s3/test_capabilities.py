@@ -147,6 +147,16 @@ def test_a_server_that_knows_no_such_condition_is_mounted_all_the_same(
 
 
 @MOTO
+@pytest.mark.parametrize("status", [400, 403, 404, 412])
+def test_a_page_does_not_tell_what_a_server_knows(opened: Opener, foreign: Foreign, proxy: Proxy, status: int) -> None:
+    """Else other versions than the one that is meant would be removed as long as this mount lasts."""
+    page = Page(status, body=INGRESS)
+    with proxy.broken(page, lambda request: request.op is Op.DELETE and "if-match" in request.headers, times=1):
+        assert isinstance(probed(opened(0.3)), StoreError)
+    assert left(foreign) == []
+
+
+@MOTO
 @pytest.mark.parametrize("op", [Op.PUT, Op.COPY, Op.CREATE_MULTIPART, Op.UPLOAD_PART, Op.COPY_PART, Op.COMPLETE])
 def test_nothing_is_left_where_one_step_never_works(opened: Opener, foreign: Foreign, proxy: Proxy, op: Op) -> None:
     for action in (Answer(500, "InternalError", Moment.AFTER), Answer(400, "Confused"), Reset(Moment.AFTER)):
