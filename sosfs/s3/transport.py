@@ -342,9 +342,9 @@ class _Transfer:
     def _write(self, chunk: bytes) -> int:
         if self._headers is None and not self._begin():
             return -1
-        end = self._filled + len(chunk)
-        if end > self._room.most:
-            self.fault = (Fault.OVERLONG, f"more than the {self._room.most} bytes that were due")
+        end, most = self._filled + len(chunk), self._room.most if self._window is None else len(self._window)
+        if end > most:  # also where libcurl does not take for a length what tells one
+            self.fault = (Fault.OVERLONG, f"more than the {most} bytes that were due")
             return -1
         if self._window is None:
             self._body += chunk
@@ -360,6 +360,8 @@ class _Transfer:
         try:
             last = self._last
             headers, self._status = Fields(self._lines[last + 1 :]), int(self._lines[last].split()[1])
+            if self._status < 200:  # 101, after which no more HTTP comes
+                raise ValueError(self._status)
             self._room = room = self._request.room(self._status, headers)
         except StoreError as error:
             self.raised = error

@@ -293,6 +293,26 @@ def test_a_length_that_is_none_is_an_error(call: str, length: str) -> None:
         assert refusal(CALLS[call], lane_at(server.endpoint)).errno == errno.EIO
 
 
+ODD_HEADS = {
+    "another protocol": "HTTP/1.1 101 Switching Protocols\r\nContent-Length: 10",
+    "a length that is none to libcurl": "HTTP/1.1 206 OK\r\nContent-Length : 5",
+    "two lengths": "HTTP/1.1 206 OK\r\nContent-Length: 5, 5",
+    "no status": "HTTP/1.1 ",
+    "a status of two digits": "HTTP/1.1 20",
+    "a status below all": "HTTP/1.1 099",
+    "no more than a beginning": "HTTP/1.1 100 Continue",
+}
+
+
+@pytest.mark.parametrize("head", ODD_HEADS)
+@pytest.mark.parametrize("call", CALLS)
+def test_what_is_no_answer_of_http_is_an_error_and_no_more(call: str, head: str, capfd: Any) -> None:
+    fields = "\r\n".join((*OBJECT, RANGE, "", ""))
+    with Scripted(lambda _: iter([f"{ODD_HEADS[head]}\r\n{fields}".encode() + BODY])) as server:
+        assert refusal(CALLS[call], lane_at(server.endpoint)).errno == errno.EIO
+    assert capfd.readouterr().err == "", "what a callback of libcurl raises ends there"
+
+
 def test_a_server_without_ranges_is_cut_to_size() -> None:
     with Scripted(lambda _: answer(200, bytes(range(100)), *OBJECT)) as server:
         calls = lane_at(server.endpoint)
@@ -329,7 +349,7 @@ def test_a_listing_of_uploads_that_lacks_something_is_an_error(lacking: bytes) -
 
 @pytest.mark.parametrize("call", ["put", "part"])
 def test_what_is_stored_without_an_etag_is_not_known_to_be_stored(call: str) -> None:
-    with Scripted(lambda _: answer(200, b"<html>welcome</html>")) as server:
+    with Scripted(lambda _: answer(200, b"")) as server:
         error = refusal(CALLS[call], lane_at(server.endpoint))
         assert error.errno == errno.EIO
         assert "ETag" in str(error)
