@@ -94,14 +94,19 @@ class Account:
     async def create(self, name: str) -> None:
         """Makes a bucket. EEXIST for a name that is taken, EINVAL for one that cannot be, EDQUOT for one too many."""
         try:
-            await self._send("CreateBucket", "PUT", name)
+            await self._make(name)
         except StoreError as error:
-            if error.repeated and error.code == "BucketAlreadyOwnedByYou":
-                return
             # A server of several regions wants to be told even that it shall be its own one.
             if error.code not in MISPLACED:
                 raise
-            await self._send("CreateBucket", "PUT", name, body=xml.location_body(self._target.region))
+            await self._make(name, xml.location_body(self._target.region))
+
+    async def _make(self, name: str, body: bytes = b"") -> None:
+        try:
+            await self._send("CreateBucket", "PUT", name, body=body)
+        except StoreError as error:
+            if not (error.repeated and error.code == "BucketAlreadyOwnedByYou"):
+                raise
 
     async def remove(self, name: str, place: Place) -> None:
         """Removes an empty bucket at its own server. ENOTEMPTY where something is in it, if only an old version."""
