@@ -1,9 +1,9 @@
 """ACL, CORS, versioning, policy and old versions of a bucket; `protection_settings` has the others.
 
 What is not set at the server is "" or an empty list here, never an error; everything that is refused is a
-`StoreError`. CORS, versioning and policy go over botocore. It takes an answer that it does not know for one in which
-nothing is set, and follows a server to another: so each answer is looked at before it parses it. It is imported with
-the first call, not before the daemon has forked.
+`StoreError`. CORS, versioning and policy are written, signed and read by botocore. It takes an answer that it does not
+know for one in which nothing is set, and follows a server to another: so each answer is looked at before it parses it.
+It is imported with the first call, not before the daemon has forked.
 
 Concurrency: calls are made from the trio thread and run in threads of the `Dispatcher`, which renews the key.
 """
@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 from sosfs.config.choices import Canned
@@ -27,14 +27,15 @@ from sosfs.s3 import certificate_authorities, retries
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import content_md5
+from sosfs.s3.http_messages import Fault, Request, TransferError
 from sosfs.s3.protocol import UNKNOWN, Acl, Slice
-from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Patience
 from sosfs.s3.version_answers import VersionEntry, VersionMarker
 from sosfs.s3.version_history import VersionHistory
 from sosfs.s3.xml import ParseError, name_of, refusal_of, root_of, tree
 
 if TYPE_CHECKING:
+    from botocore.awsrequest import AWSPreparedRequest, AWSResponse
     from mypy_boto3_s3 import S3Client
 
     from sosfs.s3.calls import SignedCalls
@@ -52,6 +53,7 @@ ROOTS = {
     "GetBucketEncryption": ("ServerSideEncryptionConfiguration",),
     "GetBucketReplication": ("ReplicationConfiguration",),
 }
+OF_LIBCURL = frozenset({"content-length", "user-agent", "expect"})  # headers that it sets by itself
 LISTED = "ListBucketResult"  # what a server that does not know one of these (Ceph 16) answers to its GET
 PROTECTION = frozenset(
     {
@@ -224,24 +226,18 @@ class BucketSettings:
         from botocore.config import Config  # noqa: PLC0415
         from botocore.session import Session  # noqa: PLC0415
 
-        endpoint = self._target.endpoint
-        proxy = proxy_for(endpoint)
         config = Config(
             signature_version=UNSIGNED if key.is_nobody else "s3v4",
             s3={"addressing_style": "path"},
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
-            connect_timeout=self._target.connect_timeout,
-            read_timeout=self._target.read_timeout,
             retries={"total_max_attempts": 1},  # `call` tries again
-            proxies={urlsplit(endpoint).scheme: proxy.url} if proxy else {},
         )
         # The user's AWS files must not have a say: their settings are for other endpoints.
         nothing: Any = {"profile": (None, [], None, None), "config_file": (None, [], os.devnull, None)}
         client: S3Client = Session(nothing).create_client(  # type: ignore[assignment]
             "s3",
-            endpoint_url=endpoint,
-            verify=self._target.ca_bundle or certificate_authorities.of_system().path,
+            endpoint_url=self._target.endpoint,
             region_name=self._target.region,
             aws_access_key_id=key.access_key,
             aws_secret_access_key=key.secret_key,
@@ -249,8 +245,34 @@ class BucketSettings:
             config=config,
         )
         client.meta.events.register("before-call.s3", self._prepare)
+        client.meta.events.register("before-send.s3", self._sender())
         client.meta.events.register("before-parse.s3", _check)
         return client
+
+    def _sender(self) -> Any:
+        """Sends what botocore has signed as all else is sent: its own HTTP reads answers of any length."""
+        from botocore.awsrequest import AWSResponse  # noqa: PLC0415 - not before the daemon has forked
+
+        from sosfs.s3.transport import Transport  # noqa: PLC0415
+
+        target, at = self._target, urlsplit(self._target.endpoint)
+        bundle = target.ca_bundle or certificate_authorities.of_system().path
+        origin = f"{at.scheme}://{at.netloc}"
+        transport = Transport(origin, ca_bundle=bundle, connect_timeout=target.connect_timeout)
+
+        def send(request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse:
+            lines = [_line(name, value) for name, value in request.headers.items() if name.lower() not in OF_LIBCURL]
+            url, body = urlsplit(request.url), cast(bytes, request.body or b"")
+            path = f"{url.path}?{url.query}" if url.query else url.path
+            asked = Request(request.method, path, lines, body, target.read_timeout)
+            try:
+                reply = transport.exchange(asked)
+            except TransferError as fault:
+                operation = event_name.rpartition(".")[2]
+                raise unanswered(operation, str(fault), timed_out=fault.fault is Fault.SILENT) from fault
+            return AWSResponse(request.url, reply.status, cast(Any, reply.headers), _Answer(reply.body))
+
+        return send
 
     def _prepare(self, params: dict[str, Any], **_: object) -> None:
         """Says who pays, what the body's hash is, and that the request was redirected already.
@@ -263,6 +285,19 @@ class BucketSettings:
         if isinstance(body, bytes) and body:
             params["headers"].update(content_md5(body))
         params["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+
+class _Answer(NamedTuple):
+    """A body as botocore wants one."""
+
+    body: memoryview
+
+    def stream(self, **_: object) -> list[bytes]:
+        return [self.body.tobytes()]
+
+
+def _line(name: str, value: str | bytes) -> bytes:
+    return f"{name}: ".encode() + (value.encode() if isinstance(value, str) else value)
 
 
 def _check(operation_model: Any, response_dict: dict[str, Any], **_: object) -> None:

@@ -206,6 +206,22 @@ def test_what_is_longer_than_due_is_not_read(case: str) -> None:
     assert server.sent <= mebibytes * MEBIBYTE  # with what the sockets' buffers hold
 
 
+@pytest.mark.parametrize(
+    ("status", "length", "mebibytes"), [(200, -1, 96), (200, HUGE, 16), (404, -1, 16), (503, HUGE, 16)]
+)
+@trio_test
+async def test_nor_is_it_of_the_settings_of_a_bucket(status: int, length: int, mebibytes: int) -> None:
+    with Scripted(flood(answer(status, b"", length=length))) as server:
+        target = target_at(server.endpoint)
+        store = S3Store(target)
+        with pytest.raises(StoreError) as caught:
+            await BucketSettings(target, store.dispatcher).policy()
+        store.close()
+        assert caught.value.errno == errno.EIO
+        assert "due" in str(caught.value)
+    assert server.sent <= mebibytes * MEBIBYTE  # as above
+
+
 def test_a_long_page_that_says_not_now_is_asked_again() -> None:
     page = answer(503, b"x" * (200 << 10), "Retry-After: 1")
     told = iter([page, page, answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10")])
