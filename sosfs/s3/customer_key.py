@@ -104,9 +104,9 @@ def _decoded(text: bytes) -> bytes | None:
 def explain(operation: str, error: StoreError) -> None:
     """Makes a refusal EACCES that an object's key explains, with or without a key of our own.
 
-    A read has nothing else in it that a server could call invalid.
+    A read has nothing else in it that a server could call invalid. A gateway's page speaks of no key.
     """
-    if operation in READING and error.status == 400 and error.code in _CODES:
+    if operation in READING and error.status == 400 and error.code in _CODES and not error.elsewhere:
         error.errno = errno.EACCES
         error.strerror = f"{error.request}: the object has another encryption key (SSE-C) than this mount, or none"
 
