@@ -10,10 +10,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from email.utils import formatdate
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 from urllib.parse import urlsplit
@@ -25,18 +27,19 @@ from sosfs.concurrency.interrupt import Interrupt
 from sosfs.config.choices import Verify
 from sosfs.config.credentials import Credentials, Surroundings
 from sosfs.errors import StoreError
-from sosfs.s3 import certificate_authorities, retries, unsigned_request
+from sosfs.s3 import certificate_authorities, retries, transport, unsigned_request
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.bucket_settings import BucketSettings
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.customer_key import CustomerKey
 from sosfs.s3.endpoint import S3Target
-from sosfs.s3.file_body import hashed
+from sosfs.s3.file_body import FileBody, hashed
 from sosfs.s3.protocol import Detail, Part, Properties, Version
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Clock
 from sosfs.s3.signed_request import SignedHttp
+from sosfs.s3.throttle import Throttle
 from tests.conftest import access_to
 from tests.support.foreign import Foreign
 from tests.support.mounting import Access, Mount, run_sosfs
@@ -538,6 +541,29 @@ def test_what_moves_slowly_is_waited_for() -> None:
         calls.close()
 
 
+@pytest.mark.parametrize(("upload", "download"), [(0, 0), (100, 0), (0, 100), (100, 1 << 40)])
+def test_a_request_may_take_the_longer_the_lower_a_rate_is(
+    monkeypatch: pytest.MonkeyPatch, upload: int, download: int
+) -> None:
+    """What trickles has an end; what the mount itself holds back has time for all that may be under way with it."""
+    monkeypatch.setattr(transport, "REQUEST_SECONDS", 1)
+    monkeypatch.setattr(transport, "IN_FLIGHT", 3000)
+
+    def slow(_: Seen) -> Iterator[bytes]:
+        yield answer(206, b"", *OBJECT, "Content-Range: bytes 0-9/10", length=10)
+        time.sleep(1.5)
+        yield BODY
+
+    throttle = Throttle(upload=upload, download=download, transfers=2)
+    with Scripted(slow) as server:
+        calls = SignedCalls(target_at(server.endpoint), KEY, throttle=throttle)
+        if upload or download:
+            assert calls.get("key", 0, 10, "").body.tobytes() == BODY
+            calls.close()
+        else:
+            assert refusal(CALLS["get"], calls).errno == errno.ETIMEDOUT
+
+
 # --- what may have been done twice
 
 
@@ -581,12 +607,130 @@ def test_a_good_answer_tells_it_too(told: tuple[bytes | None, ...], repeated: bo
         http.close()
 
 
+def test_of_one_answer_nothing_is_left_in_the_next_on_its_connection() -> None:
+    page = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
+    chunked = answer(200, b"%x\r\n%b\r\n0\r\n\r\n" % (len(page), page), "Transfer-Encoding: chunked", length=-1)
+    twice = chunked.replace(b"\r\n", b"\r\nContent-Length: 7\r\n", 1)  # which does not count then
+    whole = answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10")
+    missing = answer(404, b"<Error><Code>NoSuchKey</Code></Error>")
+    steps: list[tuple[bytes, str, int]] = [
+        (whole, "get", 0), (chunked, "list", 0), (missing, "get", errno.ENOENT), (twice, "list", 0),
+        (answer(206, BODY, *OBJECT), "get", errno.EIO), (whole, "get", 0), (PUT, "put", 0),
+        (missing, "put", errno.ENOENT), (PUT, "part", 0), (answer(200, b"", *OBJECT, length=7), "head", 0),
+        (chunked, "list", 0),
+    ]  # fmt: skip
+    told = iter([one for one, _, _ in steps])
+    with Scripted(lambda _: next(told)) as server:
+        calls = lane_at(server.endpoint)
+        for at, (_, call, number) in enumerate(steps):
+            try:
+                made: Any = CALLS[call](calls)
+            except StoreError as error:
+                assert error.errno == number, at
+                continue
+            assert number == 0, at
+            assert not hasattr(made, "body") or made.body.tobytes() == BODY, at
+            assert not hasattr(made, "version") or made.version.size == 7, at
+        assert [seen.body for seen in server.seen if seen.method == "PUT"] == [BODY] * 3
+        assert server.connections <= 2, "one ended with an answer that was not read"
+        calls.close()
+
+
+@pytest.mark.parametrize("early", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\nETag: x\r\n\r\n"])
+def test_what_comes_before_the_answer_is_none(early: bytes) -> None:
+    told = iter([answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10"), PUT])
+    with Scripted(lambda _: early * 2 + next(told)) as server:
+        calls = lane_at(server.endpoint)
+        assert calls.get("key", 0, 10, "").object.version.etag == "abc"
+        assert calls.put("key", BODY, Properties(), None).etag == "abc"
+        calls.close()
+
+
+def test_a_file_that_is_shorter_than_what_is_to_be_sent_of_it_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * MEBIBYTE)
+    with Scripted(lambda _: PUT) as server, path.open("rb") as file:
+        body = FileBody(file.fileno(), 0, 2 * MEBIBYTE)
+        error = refusal(lambda calls: calls.upload_part("key", "id", 1, body), lane_at(server.endpoint, patience=60.0))
+        assert error.errno == errno.EIO
+        assert "cut off" in str(error)
+        assert server.connections == 1, "another try would fare no better"
+
+
+@pytest.mark.parametrize(("call", "upload", "download"), [("part", 1, 0), ("get", 0, 1)])
+def test_who_waits_may_give_up_what_a_rate_holds_back(call: str, upload: int, download: int) -> None:
+    told = {"part": PUT, "get": answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10")}[call]
+    with Scripted(lambda _: told) as server:
+        interrupt = Interrupt()
+        threading.Timer(0.3, interrupt.set).start()
+        began = time.monotonic()
+        calls = SignedCalls(
+            target_at(server.endpoint), KEY, throttle=Throttle(upload=upload, download=download, transfers=2)
+        )
+        with suppress(StoreError):  # its last byte may be through
+            CALLS[call](calls.under(interrupt))
+        calls.close()
+        assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [answer(206, BODY, *OBJECT), answer(206, BODY * 2, *OBJECT, "Content-Range: bytes 0-9/10")],
+    ids=["no range", "too much"],
+)
+def test_why_one_request_failed_is_not_why_the_next_does(refused: bytes) -> None:
+    """What is lost is asked for again, whatever came before by the same connection."""
+    told = iter([refused, None, answer(206, BODY, *OBJECT, "Content-Range: bytes 0-9/10")])
+    with Scripted(lambda _: next(told)) as server:
+        calls = lane_at(server.endpoint, Stopped().clock, patience=5.0)
+        with pytest.raises(StoreError):
+            CALLS["get"](calls)
+        assert calls.get("key", 0, 10, "").body.tobytes() == BODY
+        assert len(server.seen) == 3
+        calls.close()
+
+
+def test_nobody_is_asked_whether_a_body_may_come() -> None:
+    """Servers that do not answer that cost a second for each."""
+    with Scripted(lambda _: PUT) as server:
+        calls = lane_at(server.endpoint)
+        calls.put("key", b"x" * 2 * MEBIBYTE, Properties(), None)
+        assert "expect" not in server.seen[0].headers
+        calls.close()
+
+
 def test_a_connection_is_kept() -> None:
     with Scripted(lambda _: answer(200, b"", *OBJECT, length=10)) as server:
         calls = lane_at(server.endpoint)
         for _ in range(5):
             calls.head("key")
         assert (len(server.seen), server.connections) == (5, 1)
+        calls.close()
+
+
+def test_connections_that_nobody_uses_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, both = [0.0], threading.Barrier(2)
+
+    def script(_: Seen) -> bytes:
+        both.wait(20)
+        return answer(200, b"", *OBJECT, length=10)
+
+    def ask_both() -> None:
+        both.reset()
+        threads = [threading.Thread(target=calls.head, args=("key",)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(20)
+
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with Scripted(script) as server:
+        calls = lane_at(server.endpoint)
+        for moment, connections in ((0.0, 2), (transport.IDLE, 2), (2 * transport.IDLE + 1, 4)):
+            now[0] = moment
+            calls.sweep()
+            ask_both()
+            assert server.connections == connections, moment
         calls.close()
 
 
@@ -724,6 +868,7 @@ async def test_no_proxy_is_used_where_it_is_forbidden(bucket: Bucket, monkeypatc
     ("http", answer(407, b"", 'Proxy-Authenticate: Basic realm="x"'), "407"),
     ("https", answer(407, b"", 'Proxy-Authenticate: Basic realm="x"'), "407"),
     ("https", answer(403, b"no"), "403"),
+    ("https", answer(503, b"no"), "it answers 503 and opens no tunnel"),
     ("http", answer(502, b"<html>no such host</html>", "Content-Type: text/html"), "no such host"),
     ("https", None, ""),
 ])  # fmt: skip
@@ -820,6 +965,16 @@ async def test_a_part_is_compared_by_the_server_where_it_can(
             assert made.called is (verify is Verify.ALL and not compares)
             await store.abort_multipart("key", upload)
             store.close()
+
+
+def test_the_bundle_holds_for_a_proxy_that_speaks_tls(own_authority: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, tls = own_authority
+    with Scripted(lambda _: answer(200, b"", *OBJECT, length=10), tls) as proxy:
+        monkeypatch.setenv("http_proxy", proxy.endpoint)
+        calls = lane_at(NOWHERE, ca_bundle=str(bundle))
+        assert calls.head("key").version.size == 10
+        calls.close()
+        assert "not trusted" in str(refusal(CALLS["head"], lane_at(NOWHERE)))
 
 
 def test_which_bundle_holds(tmp_path: Path) -> None:
