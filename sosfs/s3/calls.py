@@ -367,11 +367,12 @@ class SignedCalls:
         if after:
             query |= {"key-marker": after[0], "upload-id-marker": after[1]}
         answer = self._send("ListMultipartUploads", "GET", query=query)
+        parse = partial(listing_answers.uploads_of, prefix=prefix)
         try:
-            return _read("ListMultipartUploads", listing_answers.uploads_of, answer)
+            return _read("ListMultipartUploads", parse, answer)
         except StoreError:
             answer = self._send("ListMultipartUploads", "GET", query=query | {"encoding-type": "url"})
-            return _read("ListMultipartUploads", partial(listing_answers.uploads_of, encoded=True), answer)
+            return _read("ListMultipartUploads", partial(parse, encoded=True), answer)
 
     def get_acl(self, key: str, *, version_id: str = "") -> Acl:
         operation = "GetObjectAcl" if key else "GetBucketAcl"

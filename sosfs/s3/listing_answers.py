@@ -170,8 +170,8 @@ def _marker(text: str) -> str:
     return text
 
 
-def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tuple[str, str] | None]:
-    """One page of ListMultipartUploads, and key and id after which the next begins (None after the last).
+def uploads_of(body: bytes, prefix: str = "", *, encoded: bool = False) -> tuple[list[Upload], tuple[str, str] | None]:
+    """One page of ListMultipartUploads of a prefix, and key and id after which the next begins (None after the last).
 
     `encoded`: asked with `encoding-type=url`, which Ceph 16 obeys without saying so. Else ParseError where a
     key has what XML cannot say.
@@ -182,6 +182,7 @@ def uploads_of(body: bytes, *, encoded: bool = False) -> tuple[list[Upload], tup
     told = fields(root)
     plain = unquoted if encoded else str
     uploads = [_upload(element, plain) for element in each(root, "Upload")]
+    require_prefix({}, [upload.key for upload in uploads], prefix)  # or others' would be ended
     if not is_truncated(told):
         return uploads, None
     return uploads, (_marker(plain(told["NextKeyMarker"])), told["NextUploadIdMarker"])

@@ -287,6 +287,12 @@ def test_parts_and_uploads_are_read_page_by_page() -> None:
         uploads(follows.replace(">a%20b<", "><"), "k", encoded=True)
     with pytest.raises(ParseError):
         uploads(is_last, "a\x01b", encoded=False)
+    one = "<Upload><Key>d/a</Key><UploadId>u</UploadId></Upload>"
+    below = f"<ListMultipartUploadsResult>{is_last}{one}</ListMultipartUploadsResult>".encode()
+    assert [found.key for found in uploads_of(below, "d/")[0]] == ["d/a"]
+    for encoded in (True, False):
+        with pytest.raises(ParseError):
+            uploads_of(below, "e/", encoded=encoded)
 
 
 def test_the_ids_of_one_key_are_not_those_of_its_neighbours() -> None:
