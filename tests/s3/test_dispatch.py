@@ -21,6 +21,7 @@ from sosfs.s3.calls import SignedCalls
 from sosfs.s3.content_md5 import ContentMd5
 from sosfs.s3.dispatch import ENDING_PAUSE, MUTE_REFUSAL, Dispatcher
 from sosfs.s3.endpoint import S3Target
+from sosfs.s3.protocol import Object
 from tests.s3.test_transport import OBJECT
 from tests.support.drive import fails
 from tests.support.scripted import Scripted, Seen, answer
@@ -234,6 +235,10 @@ def test_nobody_waits_for_what_was_given_up(opened: Opened, key: Credentials) ->
     assert "GOOD" not in desk.keys
 
 
+def _head(calls: SignedCalls, key: str) -> Object:
+    return calls.head(key)
+
+
 def test_at_the_end_of_a_mount_what_is_only_read_is_given_up(opened: Opened) -> None:
     """Whatever changes something is done, and so is what a program waits for."""
     desk = opened(GOOD)
@@ -243,6 +248,9 @@ def test_at_the_end_of_a_mount_what_is_only_read_is_given_up(opened: Opened) -> 
         for operation in ("GetObject", "HeadObject", "ListObjectsV2"):
             with fails(errno.EINTR):
                 await desk.get(operation)
+        (end,) = await desk.dispatcher.send_each("HeadObject", _head, ["key"])
+        assert isinstance(end, StoreError)
+        assert end.errno == errno.EINTR
         await desk.get("PutObject")
         CURRENT.set(Interrupt())
         await desk.get("GetObject")
