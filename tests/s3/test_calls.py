@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from sosfs.s3.protocol import Detail, Lock, Part, Properties
 from sosfs.s3.version_answers import VersionMarker
 from tests.s3.test_transport import BODY, OBJECT, lane_at
 from tests.support.drive import fails
-from tests.support.scripted import Scripted, answer
+from tests.support.scripted import Script, Scripted, Seen, answer
 
 ID = "x-amz-request-id: 7"
 SECRET = CustomerKey(bytes(range(32)))
@@ -181,10 +182,12 @@ def error(status: int, code: str) -> bytes:
     return answer(status, f"<Error><Code>{code}</Code></Error>".encode())
 
 
-def ended(call: Callable[[SignedCalls], object], *told: bytes, **options: Any) -> tuple[Any, list[str]]:
+def ended(
+    call: Callable[[SignedCalls], object], *told: bytes, script: Script | None = None, **options: Any
+) -> tuple[Any, list[str]]:
     """What a call ends with, or its errno, where the server answers in turn; and the targets that it was asked for."""
     answers = list(told)
-    with Scripted(lambda _: answers.pop(0)) as server:
+    with Scripted(script or (lambda _: answers.pop(0))) as server:
         calls = lane_at(server.endpoint, **options)
         try:
             end: Any = call(calls)
@@ -205,6 +208,20 @@ def test_what_is_stored_without_the_key_that_it_was_sent_with_is_an_error() -> N
             calls.put("key", BODY, Properties(), None)
         assert calls.put("key", b"", Properties(), None).etag == "abc"
         calls.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "is_patient"), [("copy", True), ("copy of a part", True), ("complete", True), ("put", False)]
+)
+def test_a_server_that_copies_or_joins_first_has_more_time(name: str, is_patient: bool) -> None:
+    """Gigabytes take minutes, without a byte of an answer; libcurl looks once a second."""
+
+    def late(_: Seen) -> bytes:
+        time.sleep(2.6)
+        return CALLS[name].told
+
+    end, _ = ended(CALLS[name].call, script=late, read_timeout=0.8)
+    assert (end == errno.ETIMEDOUT) is not is_patient
 
 
 def test_a_setting_that_a_server_does_not_know_is_not_set() -> None:

@@ -472,7 +472,7 @@ def test_whether_objects_are_locked_is_asked_where_they_can_be(told: Sequence[by
         await store.look_for_locks()
 
     asked = Asked(look, *told)
-    assert (asked.store.keeps_versions, asked.store.locks) == (keeps, locks)
+    assert (asked.store.keeps_versions, asked.store.locks, len(asked.seen)) == (keeps, locks, len(told))
 
 
 def test_an_object_that_is_locked_tells_that_objects_can_be() -> None:
@@ -481,3 +481,11 @@ def test_an_object_that_is_locked_tells_that_objects_can_be() -> None:
     for work in calls:
         assert Asked(work, held).store.locks
         assert not Asked(work, head()).store.locks
+
+    async def later(store: S3Store) -> None:
+        for _ in range(2):
+            await store.head("key")
+        await store.look_for_versions()
+        await store.look_for_locks()
+
+    assert Asked(later, held, head(), REFUSED, error(500, "InternalError")).store.locks, "it stays known"
