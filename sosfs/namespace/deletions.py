@@ -18,7 +18,9 @@ Concurrency: trio thread only; up to 4 batches under way.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -246,12 +248,20 @@ class Deletions:
                 await self._answered()
 
     async def _send_now(self, batch: list[str]) -> None:
-        """As `_send`, for somebody who waits; what stays is tried on without him."""
+        """As `_send`, for somebody who waits, and may call it off; what stays is tried on without him."""
         try:
             await self._send(batch)
-        except OSError:
+        except BaseException as error:
+            if not isinstance(error, OSError):
+                await self._called_off(batch)
             self._begin_work()  # they may all have found the queue empty meanwhile
             raise
+
+    async def _called_off(self, batch: list[str]) -> None:
+        """Of what was sent by one who is cancelled nobody knows the answer; others may wait for these keys."""
+        left = [key for key in batch if key in self._flying]
+        with trio.CancelScope(shield=True):
+            await self._answer(left, dict.fromkeys(left, OSError(errno.EINTR, os.strerror(errno.EINTR))))
 
     async def drain(self) -> int:
         """Sends all that is queued, and what was refused once more; returns how many keys are left."""

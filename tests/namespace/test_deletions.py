@@ -344,3 +344,30 @@ def test_a_directory_that_waits_for_what_is_refused_keeps_nobody_from_removing_o
         mount.loop.passes(1)
         assert sorted(store._stored) == ["d/", "d/x"]
         store.fault = None
+
+
+@pytest.mark.parametrize("keys", [("a",), ("a", "b")], ids=["one", "several"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_retry_that_is_called_off_leaves_removals_to_be_tried_on(
+    tmp_path: Path, when: str, keys: Sequence[str]
+) -> None:
+    """Ctrl-C of `sosfs retry`, while its request waits for a turn or its answer comes: they hung, and so did umount."""
+    store, held, scope = Held(), trio.Event(), trio.CancelScope()
+
+    async def retry(mount: Composed) -> None:
+        with scope:
+            await PendingChanges(mount.parts, "", dict).retry([()], lambda _: None)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, dict.fromkeys(("other", *keys), b""))
+        await _remove(mount, "other", *keys)
+        getattr(store, when)["delete" if len(keys) == 1 else "delete_many"] = held
+        await begun(mount, partial(retry, mount))
+        scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        await store.release()
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert (bodies(store), _pending(mount)) == ({}, {})
