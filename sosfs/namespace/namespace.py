@@ -302,6 +302,7 @@ class Namespace:
                 if was_changed:
                     self._attributes.keep(inode, sent)
                 raise
+        self.left(directory, inode)
         parent.touch()
 
     def _leave(self, directory: Directory, inode: Inode, when: float | None) -> None:
@@ -309,6 +310,11 @@ class Namespace:
         inode.parent = None
         if not held(inode):
             self.inodes.drop(inode)
+
+    def left(self, directory: Directory, inode: Inode) -> None:
+        """A name was left for good: what stood beside a directory has it now, and whoever wants it finds that."""
+        if inode.is_directory:
+            self._merger.stands_alone(directory, inode.segment)
 
     async def keep_parent(self, parent: Inode) -> None:
         """A directory that exists only by its entries gets a marker when the last one goes."""

@@ -284,6 +284,7 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
     ) -> None:
         """Changes the tree: the inode leaves its old name and takes the new one."""
+        self._namespace.left(old, inode)
         assert inode.parent is not None
         old = self._namespace.directory(inode.parent)
         if target is not None:

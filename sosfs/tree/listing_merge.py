@@ -226,7 +226,7 @@ class Merger:
             elif directory.now is walk:  # names made since a newer pass began are known to that one alone
                 self.remove(directory, name)
 
-    def _stands_alone(self, directory: Directory, segment: str) -> None:
+    def stands_alone(self, directory: Directory, segment: str) -> None:
         """A directory is gone: an object beside it has its own name again."""
         here = directory.entries.pop(name_of(segment, Form.BESIDE), None)
         if here is not None:
@@ -241,7 +241,7 @@ class Merger:
         if inode is not None:
             self._detach(inode)
             if inode.is_directory:
-                self._stands_alone(directory, inode.segment)
+                self.stands_alone(directory, inode.segment)
 
     def _detach(self, inode: Inode) -> None:
         """Takes an inode out of the tree, and all below it: their keys would else be those of the root's files."""

@@ -22,7 +22,7 @@ from sosfs.s3.scratch_key import of_zeros
 from sosfs.tree.inodes import SYMLINK_MAX, Inode, Known
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, closed, forget, opened, put_all
+from tests.support.held import Held, bodies, closed, forget, opened, put_all
 
 BIG = bytes(SYMLINK_MAX + 1)
 LINK = stat.S_IFLNK | 0o777
@@ -387,3 +387,24 @@ def test_an_object_beside_a_directory_has_its_own_name_when_that_is_gone(mount: 
         assert await entry(mount, "a") is beside
 
     mount.loop.run(look)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("what", ["rename", "rmdir"])
+def test_so_it_has_at_once_where_that_is_renamed_or_removed_here(mount: Composed, store: Held, what: str) -> None:
+    """Else the name seemed free, and what was renamed to it took the object's place."""
+
+    async def main() -> None:
+        await put_all(store, {"d": b"beside", "d/": b"", "other": b"other"})
+        assert set(await mount.tree()) == {"d", "%~fd", "other"}
+        beside = await mount._walk("%~fd")
+        await (mount.rename("d", "e") if what == "rename" else mount.rmdir("d"))
+        with fails(errno.EEXIST):
+            await mount.parts.renames.rename(*await mount._parent("other"), *await mount._parent("d"), replace=False)
+        assert await mount._walk("d") is beside
+        assert set(await mount.tree()) == {"d", "other"} | ({"e"} if what == "rename" else set())
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {"d": b"beside", "other": b"other"} | ({"e/": b""} if what == "rename" else {})
+    assert set(mount.loop.run(mount.tree)) == {"d", "other"} | ({"e"} if what == "rename" else set())
