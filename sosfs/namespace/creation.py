@@ -95,6 +95,7 @@ class Creations:
         await self._store_new(directory, inode, body)
         return inode
 
+        self._namespace.directory(inode).created_here(self._inodes.key(inode))  # now: somebody may find it, and fill it
     async def make_directory(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         """A directory, its marker in the bucket or soon there. Raises EEXIST, OSError of the journal."""
         directory, parsed = await self.vacant(parent, name, after="/")
@@ -103,7 +104,6 @@ class Creations:
             await self._store_new(directory, inode, b"")
         else:
             await self._record_new(directory, inode)
-        self._namespace.directory(inode).created_here(self._inodes.key(inode))
         return inode
 
     async def _store_new(self, directory: Directory, inode: Inode, body: bytes) -> None:

@@ -106,6 +106,21 @@ def test_who_finds_it_while_it_is_being_made_may_change_it(mount: Composed, stor
     assert mount.parts.pending == 0
 
 
+def test_what_is_made_in_a_directory_while_that_is_being_made_is_listed(mount: Composed, store: Held) -> None:
+    """By one that has found it where the kernel's lock on its name has gone with the caller."""
+    made, outcomes = trio.Event(), dict[str, Any]()
+
+    async def main() -> None:
+        store.before["put", "d/"] = made
+        await begun(mount, partial(told, outcomes, "made", partial(mount.mkdir, "d")))
+        await symlink(mount, "d/link")
+        await settled(made)
+        assert outcomes == {"made": None}
+        assert set(await mount.tree()) == {"d", "d/link"}
+
+    mount.loop.run(main)
+
+
 def test_what_was_made_keeps_its_type_when_its_mode_changes(mount: Composed, store: Held) -> None:
     """Its headers are known, so that the copy has them again."""
 
