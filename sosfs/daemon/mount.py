@@ -296,6 +296,7 @@ class _Mount:
         self, paths: Sequence[commands.Names], tell: commands.Tell, options: commands.Options
     ) -> commands.Told:
         """For `sosfs umount`, where another mount namespace keeps the mount: everything is in the bucket afterwards."""
+        await CALLERS.all_ended()
         await self._service.store_all()
         return {"pending": self._service.pending}
 
@@ -346,6 +347,7 @@ class _Mount:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_manager)
             with self._draining:
+                await CALLERS.all_ended()  # a rename would end half done
                 await self._service.drain()
             nursery.cancel_scope.cancel()
         await self._service.keep()

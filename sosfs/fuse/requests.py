@@ -140,6 +140,11 @@ class KernelRequests:
         while not self.is_free(places):
             await waited(self._ended.park)
 
+    async def all_ended(self) -> None:
+        """Nothing goes on for a caller that is gone afterwards. Raises EINTR."""
+        while self._left:
+            await waited(self._ended.park)
+
     @staticmethod
     def also_in(directory: int) -> None:
         """What is done now changes names in this directory too, as in one that is replaced."""

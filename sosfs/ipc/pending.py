@@ -15,7 +15,7 @@ class Kind(Enum):
     CONTENT = "content"
     ATTRIBUTES = "attributes"  # mode, owner, times, headers; of a directory also that it is there
     REMOVAL = "removal"
-    RENAME = "rename"  # that failed, or was cut short: copies may be left
+    RENAME = "rename"  # that is under way, or has failed or was cut short: copies may be left
     EARLIER = "earlier changes"  # of a mount before this one, to a bucket that nobody has entered since
 
 

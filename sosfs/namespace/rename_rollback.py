@@ -49,7 +49,7 @@ Metadata = Mapping[str, str]
 
 
 async def _nothing() -> None:
-    """For what only the next mount can do."""
+    """For what is being done, or only the next mount can do."""
 
 
 class RenameRollback:
@@ -63,14 +63,18 @@ class RenameRollback:
         self._journal = journal
         self._spawn = spawn
         self._retries = retries
+        self._under_way: list[Move] = []
         self._back: list[Move] = []  # to be looked at
         self._looking = FairLock()
         self._unfinished: list[Move] = []  # of which old keys may be gone, and others not
 
     @property
     def pending(self) -> int:
-        """Renames that wait for the next mount, or to be looked at; copies that are known are pending deletes."""
-        return len(self._unfinished) + sum(move.is_pending for move in self._back)
+        """Renames that are under way, or wait for the next mount, or to be looked at.
+
+        Copies that are known are pending deletes.
+        """
+        return len(self._under_way) + len(self._unfinished) + sum(move.is_pending for move in self._back)
 
     @property
     def waiting(self) -> list[str]:
@@ -84,12 +88,14 @@ class RenameRollback:
     @property
     def oldest(self) -> float:
         """Since when the first one waits, in seconds since the epoch; 0.0 where none does."""
-        waiting = (*self._unfinished, *(move for move in self._back if move.is_pending))
+        waiting = (*self._under_way, *self._unfinished, *(move for move in self._back if move.is_pending))
         return min((move.since for move in waiting), default=0.0)
 
     def changes(self, prefix: str) -> Iterator[Change]:
         """The renames that are not at their end; the paths are below `prefix`."""
         ends = self._retries.ends
+        for move in self._under_way:
+            yield Change(Pending(names_of(move.old.removeprefix(prefix)), Kind.RENAME, move.since), _nothing)
         for move in self._unfinished:
             why = f"rename to {move.new.removeprefix(prefix)}: the next mount finishes it"
             yield Change(Pending(names_of(move.old.removeprefix(prefix)), Kind.RENAME, move.since, error=why), _nothing)
@@ -110,8 +116,12 @@ class RenameRollback:
     @asynccontextmanager
     async def taking_back(self, move: Move) -> AsyncIterator[None]:
         """For what a rename does to objects: where that fails, the copies are gone afterwards, or on their way out."""
+        self._under_way.append(move)
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._under_way.remove(move)
         except BaseException as error:
             if move.is_copied:
                 self._unfinished.append(move)  # it was cut short: the next mount finishes it

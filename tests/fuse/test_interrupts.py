@@ -95,6 +95,23 @@ def test_what_removes_or_renames_ends_and_is_done_to_its_end(drive: Drive, proxy
     assert {path.name: path.read_bytes() for path in here.glob("[ef]/*")} == {"one": b"1", "two": b"2"}
 
 
+@pytest.mark.promise(11)
+def test_umount_waits_for_the_end_of_what_goes_on_for_a_program_that_was_stopped(
+    drive: Drive, proxy: Proxy, foreign: Foreign
+) -> None:
+    here = drive.mount.path
+    with proxy.broken(Hang(), on("COPY")):
+        assert stopped(proxy, signal.SIGINT, "mv", here / "e", here / "f") == -signal.SIGINT
+    with subprocess.Popen(["fusermount3", "-u", here]) as detaching:
+        assert detaching.wait(END) == 0
+    eventually(lambda: status(drive).state is MountPhase.DRAINING)
+    assert status(drive).pending_files == 1
+    proxy.drop_connections()
+    assert drive.mount._process is not None
+    assert drive.mount._process.wait(2 * END) == 0
+    assert foreign.keys("e/") + foreign.keys("f/") == ["f/one", "f/two"]
+
+
 def test_a_program_that_heeds_the_signal_is_told_eintr_and_may_go_on(drive: Drive, proxy: Proxy) -> None:
     """And signals by which nobody wants it to end do not disturb it."""
     program = (

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import SimpleNamespace
@@ -20,10 +21,12 @@ import trio.testing
 from sosfs.concurrency.tasks import Background
 from sosfs.config.parameters import TTL
 from sosfs.filesystem.bucket import _operations
+from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.fuse.operations import Operations
 from sosfs.fuse.read_only import Switch
 from sosfs.fuse.removal_streak import LONG
 from sosfs.fuse.requests import CALLERS
+from sosfs.ipc.pending import Kind
 from tests.support.composed import Composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, put_all, settled, told
@@ -122,6 +125,32 @@ def test_a_mount_does_not_become_read_only_while_something_goes_on(
         switch.read_only()
 
     mount.loop.run(main)
+
+
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_mount_ends_when_a_renaming_that_goes_on_has(
+    mount: Composed, store: Held, kernel: Operations, what: str
+) -> None:
+    """It is told as pending until then: what is called off is left to the next mount."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"a": b"bytes"} if what == "file" else {"a/": b"", "a/file": b"bytes"})
+        root = mount.parts.inodes.root.number
+        copying = store.before["copy", "a" if what == "file" else "a/file"] = trio.Event()
+        await left(mount, lambda: kernel.rename(root, b"a", root, b"b", 0, CALLER))
+        await begun(mount, partial(told, outcomes, "drain", CALLERS.all_ended))
+        assert mount.parts.pending == 1 and 0 < mount.parts.oldest <= time.time()
+        (change,) = PendingChanges(mount.parts, "", dict).changes([()])
+        assert (change.pending.names, change.pending.kind, change.pending.error) == ((b"a",), Kind.RENAME, "")
+        await change.attempt()
+        assert outcomes == {}
+        await settled(copying)
+
+    mount.loop.run(main)
+    assert outcomes == {"drain": None}
+    assert bodies(store) == ({"b": b"bytes"} if what == "file" else {"b/": b"", "b/file": b"bytes"})
+    assert (mount.parts.pending, mount.parts.oldest) == (0, 0.0)
 
 
 @pytest.mark.parametrize("is_one_of_many", [False, True])
