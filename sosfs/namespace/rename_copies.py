@@ -55,7 +55,7 @@ class Move:
     old: str
     new: str
     over: bool
-    is_unsent: bool = False  # what is over there is not in the bucket yet: a copy that is known can be taken back
+    is_unsent: bool = False  # what is over there is not in the bucket yet
     since: float = field(default_factory=time.time)  # seconds since the epoch
     asked: dict[str, _Request] = field(default_factory=dict)  # by new keys, as all below
     made: dict[str, Version] = field(default_factory=dict)  # what the store has confirmed
@@ -72,6 +72,11 @@ class Move:
     def is_directory(self) -> bool:
         """Whether both are prefixes."""
         return self.new.endswith("/")
+
+    @property
+    def replaces(self) -> bool:
+        """Whether a copy at the very key `new` cannot be taken back: a delete would not bring back what was there."""
+        return self.over and not self.is_unsent
 
     def source(self, key: str) -> str:
         """The old key of a new one."""

@@ -133,8 +133,8 @@ class RenameRollback:
 
     def _turn_back(self, move: Move) -> None:
         move.until = trio.current_time() + LATE
-        move.doubtful -= {move.new} if move.over else set()  # a delete would not bring back what was there before
-        stays = {move.new} if move.over and not move.is_unsent else set()
+        stays = {move.new} if move.replaces else set()
+        move.doubtful -= stays
         made = {key: version for key, version in move.made.items() if key not in stays}
         move.going, move.is_pending = len(made), bool(move.doubtful)
         with self._journal.together():
@@ -298,9 +298,9 @@ class RenameRollback:
     async def _candidates(self, move: Move) -> list[str]:
         """The new keys where a copy may be that the store has not confirmed."""
         if not move.is_directory:
-            return [] if move.over else [move.new]
+            return [] if move.replaces else [move.new]
         found = {listed.key for listed in await listed_under(self._store, move.new)}
-        found -= {move.new} if move.over else set()
+        found -= {move.new} if move.replaces else set()
         if not move.is_unknown:
             return list(found & move.doubtful)
         there = {listed.key for listed in await listed_under(self._store, move.old)} if found else set()

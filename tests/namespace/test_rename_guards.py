@@ -964,6 +964,43 @@ def test_a_file_that_goes_up_after_a_rename_over_it_failed_is_not_taken_for_the_
     assert mount.parts.pending == 0
 
 
+def test_so_it_is_where_the_copy_was_made_without_an_answer(mount: Composed, store: Held) -> None:
+    """The new file was a conflict with it."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        handle = await mount._opened(*await mount._parent("new"), os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"ours")
+        store.unanswered["copy", "file"] = [silence("copy")]
+        with fails(errno.EIO):
+            await mount.rename("file", "new")
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"file": b"bytes", "new": b"ours"}
+    assert mount.parts.pending == 0
+
+
+def test_a_new_directory_keeps_its_mode_where_a_failed_rename_has_copied_a_marker_over_it(tmp_path: Path) -> None:
+    store, theirs = Held(), Properties(metadata={"mode": str(stat.S_IFDIR | 0o700)})
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"bytes"})
+        await store.put("d/", b"", theirs)
+        await mount.mkdir("new")
+        store.unanswered["copy", "d/"] = [silence("copy")]
+        with fails(errno.EIO):
+            await mount.rename("d", "new")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"d/": b"", "d/file": b"bytes", "new/": b""}
+        assert store._stored["new/"].object.properties.metadata["mode"] == str(stat.S_IFDIR | 0o755)
+        assert mount.parts.pending == 0
+
+
 def test_a_new_directory_stays_where_the_marker_that_a_failed_rename_has_copied_over_it_goes(tmp_path: Path) -> None:
     store = Held()
 
