@@ -245,7 +245,7 @@ def _halves(on: _Ground, kernel: PageNotifier | None) -> Filesystem:
         file_io=file_io,
         namespace=namespace,
         eviction=Eviction(on.inodes, attributes, lists, on.spawn, kernel, most=on.share.names),
-        creations=Creations(namespace, on.store, attributes, on.deletions, on.rollback, on.subtree_lock, claims),
+        creations=Creations(namespace, on.store, attributes, on.rollback, on.subtree_lock, claims),
         renames=Renames(
             namespace, on.store, attributes, file_io, on.deletions, moves, on.rollback, on.subtree_lock, on.journal
         ),

@@ -16,7 +16,6 @@ import time
 
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.errors import Cause, StoreError
-from sosfs.namespace.deletions import Deletions
 from sosfs.namespace.exclusive_create import ExclusiveCreate
 from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename_rollback import RenameRollback
@@ -34,7 +33,6 @@ class Creations:
         namespace: Namespace,
         store: ObjectStore,
         attributes: AttributeWriteback,
-        deletions: Deletions,
         rollback: RenameRollback,
         subtree_lock: SubtreeLock,
         claims: ExclusiveCreate,
@@ -43,7 +41,6 @@ class Creations:
         self._inodes = namespace.inodes
         self._store = store
         self._attributes = attributes
-        self._deletions = deletions
         self._rollback = rollback
         self._subtree_lock = subtree_lock
         self.claims = claims
@@ -68,8 +65,7 @@ class Creations:
             raise refuse(errno.EEXIST)
         require_free(parent, parsed.segment)
         await self._attributes.permissions.require_store(key)
-        await self._rollback.wait_for(key)
-        await self._deletions.wait_for(key + "/")
+        await self._rollback.vacate(key)
         return self._namespace.directory(parent), parsed
 
     def new_file(self, directory: Directory, parsed: keys.Parsed, mode: int, uid: int, gid: int) -> Inode:
@@ -95,11 +91,11 @@ class Creations:
         await self._store_new(directory, inode, body)
         return inode
 
-        self._namespace.directory(inode).created_here(self._inodes.key(inode))  # now: somebody may find it, and fill it
     async def make_directory(self, parent: Inode, name: bytes, mode: int, uid: int, gid: int) -> Inode:
         """A directory, its marker in the bucket or soon there. Raises EEXIST, OSError of the journal."""
         directory, parsed = await self.vacant(parent, name, after="/")
         inode = self.new_file(directory, parsed, stat.S_IFDIR | stat.S_IMODE(mode), uid, gid)
+        self._namespace.directory(inode).created_here(self._inodes.key(inode))  # now: somebody may find it, and fill it
         if self.claims.at_mkdir(name):
             await self._store_new(directory, inode, b"")
         else:

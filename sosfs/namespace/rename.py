@@ -180,21 +180,14 @@ class Renames:
         marker = self._namespace.directory(target).marker if target.is_directory else None
         return target.version is not None or marker is not None
 
-    async def _require_gone(self, key: str) -> None:
-        """Waits for what had the new name: an object or a prefix, and what a rename that failed may have left of it.
-
-        It would be seen again beside what is renamed there. Raises what keeps it.
-        """
-        await self._rollback.wait_for(key)
-        await self._deletions.wait_under(key + "/")
-
     # Files
 
     async def _move_file(
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, key: str, form: keys.Form
     ) -> None:
         old_key = self._inodes.key(inode)
-        await self._require_gone(key)
+        await self._rollback.vacate(key)
+        await self._rollback.leave(old_key)
         await self._deletions.wait_for(old_key)
         await self._file_io.ascertain(inode)
         await self._attributes.ascertain(inode)  # what a copy of ours has made would pass for another client's
@@ -284,7 +277,6 @@ class Renames:
         self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form, *, gone: float | None
     ) -> None:
         """Changes the tree: the inode leaves its old name and takes the new one."""
-        self._namespace.left(old, inode)
         assert inode.parent is not None
         old = self._namespace.directory(inode.parent)
         if target is not None:
@@ -292,6 +284,7 @@ class Renames:
             self._attributes.discard(target)
             self._file_io.left(target)
         old.take(inode.name, when=gone)
+        self._namespace.left(old, inode)
         inode.parent, inode.segment, inode.form = parent, segment, form
         self._namespace.directory(parent).put(inode)
         self._inodes.keep(inode)
@@ -304,7 +297,8 @@ class Renames:
         if target is not None and self._namespace.directory(target).entries:
             raise refuse(errno.ENOTEMPTY)  # made since: the kernel's lock on it goes with a caller
         old_prefix = self._inodes.key(inode)
-        await self._require_gone(prefix.removesuffix("/"))
+        await self._rollback.vacate(prefix.removesuffix("/"))
+        await self._rollback.leave(old_prefix)
         await self._deletions.wait_under(old_prefix)
         known = self._inodes.below(inode)
         opened = [one for one in known.values() if one.open_file is not None]

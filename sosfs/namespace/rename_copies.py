@@ -88,8 +88,16 @@ class Move:
 
     def meets(self, key: str) -> bool:
         """Whether something at `key` would be what it moves to, above it or below."""
-        below = key.startswith(self.new) if self.is_directory else key == self.new
-        return below or self.new.startswith(key.removesuffix("/") + "/")
+        return _meets(self.new, key)
+
+    def leaves(self, key: str) -> bool:
+        """The same of what it moves from."""
+        return _meets(self.old, key)
+
+
+def _meets(one: str, key: str) -> bool:
+    below = key.startswith(one) if one.endswith("/") else key == one
+    return below or one.startswith(key.removesuffix("/") + "/")
 
 
 class RenameCopies:

@@ -33,7 +33,7 @@ from sosfs.ipc.pending import Change, Kind, Pending
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes, SavedDraft
 from sosfs.metadata import user_metadata
-from sosfs.namespace.deletions import Deletions
+from sosfs.namespace.deletions import Deletions, is_denied
 from sosfs.namespace.rename_copies import Move, RenameState, below_first, listed_under
 from sosfs.s3.preconditions import find
 from sosfs.s3.protocol import Object, ObjectStore, Version
@@ -223,6 +223,27 @@ class RenameRollback:
             await self._gone(move)
             self._end(move)
         await self._deletions.wait_for(key)
+
+    async def vacate(self, key: str) -> None:
+        """A name is to be given to something: as `wait_for`, and for the prefix that it may have been.
+
+        What goes there would be seen again beside what has the name by then.
+        """
+        await self.wait_for(key)
+        await self._deletions.wait_under(key + "/")
+        await self._deletions.wait_for(key + "/")
+
+    async def leave(self, key: str) -> None:
+        """What is at `key`, or below it, is about to be renamed: copies from there or to there are found before.
+
+        Later they could not be told from it, or be told at all. Raises what keeps them, but for a refusal.
+        """
+        for move in [one for one in self._back if one.is_pending and (one.meets(key) or one.leaves(key))]:
+            try:
+                await self._look(move)
+            except OSError as error:
+                if not is_denied(error):
+                    raise
 
     async def drain(self) -> None:
         """Looks once more; what may still come is looked for by the next mount."""

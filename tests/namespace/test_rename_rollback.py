@@ -443,6 +443,71 @@ def test_the_new_name_is_hidden_while_copies_of_a_refused_rename_cannot_be_remov
     require_name_is_free(mount, store)
 
 
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_nothing_is_made_there_while_copies_of_a_directory_without_marker_go(
+    mount: Composed, store: Flaky, what: str
+) -> None:
+    """They would be shown in the directory, or the file beside one of its name."""
+    outcomes: dict[str, Any] = {}
+    make = {"file": partial(mount.write, "b", b"new", flags=os.O_CREAT), "directory": partial(mount.mkdir, "b")}[what]
+
+    async def go() -> None:
+        await put_all(store, {"a/x": b"x", "a/y": b"y"})
+        store.errors["copy", "a/y"] = [denied("copy")]
+        going = store.before["delete", "b/x"] = trio.Event()
+        await begun(mount, lambda: told_of(outcomes, "rename", lambda: mount.rename("a", "b")))
+        await begun(mount, lambda: told_of(outcomes, "make", make))
+        assert outcomes == {}
+        going.set()
+
+    mount.loop.run(go)
+    mount.loop.passes(5)
+    assert outcomes == {"rename": repr(denied("copy")), "make": None}
+    assert bodies(store) == {"a/x": b"x", "a/y": b"y"} | ({"b": b"new"} if what == "file" else {"b/": b""})
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("how", ["its source is renamed", "the directory that it is in is renamed"])
+@pytest.mark.parametrize("below", ["", "/x"], ids=["file", "directory"])
+def test_a_copy_that_was_not_found_yet_goes_though_then(mount: Composed, store: Flaky, how: str, below: str) -> None:
+    """The store was away when it was looked for, and is back when the user takes another name."""
+    into = "c" if how == "its source is renamed" else "d/a"
+    store.errors["list", f"{into}/"] = store.errors["head", into] = [StoreError(errno.EIO, "no connection")]
+    store.silent.add(f"a{below}")
+
+    async def go() -> None:
+        await put_all(store, {f"a{below}": b"file", "d/": b"", "d/other": b"other"})
+        with fails(errno.ETIMEDOUT):
+            await mount.rename("a", into)
+        store.silent.clear()
+        await mount.rename(*(("a", "b") if into == "c" else ("d", "e")))
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    name, folder = ("b", "d") if into == "c" else ("a", "e")
+    assert bodies(store) == {f"{name}{below}": b"file", f"{folder}/": b"", f"{folder}/other": b"other"}
+    assert rows(mount) == 0
+
+
+def test_where_nobody_may_look_for_a_copy_its_source_is_renamed_all_the_same(mount: Composed, store: Flaky) -> None:
+    def refuse(operation: str, key: str) -> None:
+        if (operation, key) == ("head", "c"):
+            raise denied(key)
+
+    async def go() -> None:
+        await put_all(store, {"a": b"file"})
+        store.silent.add("a")
+        with fails(errno.ETIMEDOUT):
+            await mount.rename("a", "c")
+        store.silent.clear()
+        await mount.rename("a", "b")
+
+    store.fault = refuse
+    mount.loop.run(go)
+    assert bodies(store) == {"b": b"file", "c": b"file"}
+    store.fault = None
+
+
 @pytest.mark.parametrize("then", ["comes back", "unmount", "crash"])
 def test_while_the_store_is_away_it_is_pending(mount: Composed, store: Flaky, then: str) -> None:
     """Neither the copies that are known nor those that are not can be removed: that is counted, and recorded."""
