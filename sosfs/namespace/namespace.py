@@ -313,8 +313,7 @@ class Namespace:
 
     def left(self, directory: Directory, inode: Inode) -> None:
         """A name was left for good: what stood beside a directory has it now, and whoever wants it finds that."""
-        if inode.is_directory:
-            self._merger.stands_alone(directory, inode.segment)
+        self._merger.stands_alone(directory, inode.segment)
 
     async def keep_parent(self, parent: Inode) -> None:
         """A directory that exists only by its entries gets a marker when the last one goes."""

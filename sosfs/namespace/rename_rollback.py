@@ -238,7 +238,7 @@ class RenameRollback:
 
         Later they could not be told from it, or be told at all. Raises what keeps them, but for a refusal.
         """
-        for move in [one for one in self._back if one.is_pending and (one.meets(key) or one.leaves(key))]:
+        for move in [one for one in self._back if one.meets(key) or one.leaves(key)]:
             try:
                 await self._look(move)
             except OSError as error:
@@ -319,7 +319,7 @@ class RenameRollback:
     async def _candidates(self, move: Move) -> list[str]:
         """The new keys where a copy may be that the store has not confirmed."""
         if not move.is_directory:
-            return [] if move.replaces else [move.new]
+            return [move.new]  # one that replaces something is not looked for
         found = {listed.key for listed in await listed_under(self._store, move.new)}
         found -= {move.new} if move.replaces else set()
         if not move.is_unknown:

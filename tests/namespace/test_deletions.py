@@ -21,7 +21,7 @@ from sosfs.namespace.deletions import CROWD, HELD_FIRST, HELD_MAX, PAUSE_MAX
 from sosfs.s3.protocol import NO_VERSIONS, Failure, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, denied, put_all, silence
+from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence
 
 FILES = 2 * CROWD + CROWD // 2
 
@@ -347,27 +347,42 @@ def test_a_directory_that_waits_for_what_is_refused_keeps_nobody_from_removing_o
 
 
 @pytest.mark.parametrize("keys", [("a",), ("a", "b")], ids=["one", "several"])
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "as it is answered"])
+@pytest.mark.parametrize("durability", [Durability.BUCKET, Durability.WRITEBACK])
 def test_a_retry_that_is_called_off_leaves_removals_to_be_tried_on(
-    tmp_path: Path, when: str, keys: Sequence[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, when: str, keys: Sequence[str]
 ) -> None:
     """Ctrl-C of `sosfs retry`, while its request waits for a turn or its answer comes: they hung, and so did umount."""
     store, held, scope = Held(), trio.Event(), trio.CancelScope()
+    what = "delete" if len(keys) == 1 else "delete_many"
+    delete = getattr(store, what)
+
+    async def in_a_thread(*arguments: Any, **options: Any) -> Any:
+        with trio.CancelScope(shield=True):
+            await held.wait()
+            return await delete(*arguments, **options)
 
     async def retry(mount: Composed) -> None:
+        if when == "as it is answered":
+            monkeypatch.setattr(store, what, in_a_thread)
+        else:
+            getattr(store, when)[what] = held
         with scope:
             await PendingChanges(mount.parts, "", dict).retry([()], lambda _: None)
 
-    async def main(mount: Composed) -> None:
-        await put_all(store, dict.fromkeys(("other", *keys), b""))
-        await _remove(mount, "other", *keys)
-        getattr(store, when)["delete" if len(keys) == 1 else "delete_many"] = held
-        await begun(mount, partial(retry, mount))
+    async def called_off() -> None:
         scope.cancel()
-        await trio.testing.wait_all_tasks_blocked()
+        await settled(held)
+        monkeypatch.undo()
         await store.release()
 
-    with composed(store, tmp_path) as mount:
-        mount.loop.run(partial(main, mount))
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(lambda: put_all(store, dict.fromkeys(("other", *keys), b"")))
+        store.errors[what, "a"] = [silence(what)]
+        mount.loop.run(partial(_remove, mount, "other", *keys))
+        mount.loop.passes(0.2)  # it has failed, and is tried again after a pause
+        mount.loop.run(lambda: begun(mount, partial(retry, mount)))
+        mount.loop.passes(PAUSE_MAX)
+        mount.loop.run(called_off)
         mount.loop.passes(LONG)
         assert (bodies(store), _pending(mount)) == ({}, {})

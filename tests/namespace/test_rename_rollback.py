@@ -132,6 +132,7 @@ def test_a_copy_that_takes_effect_late_goes_too(mount: Composed, store: Flaky, s
     store.late["a/y"] = []
     mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
     mount.loop.passes(seconds)
+    assert (mount.parts.pending, mount.parts.oldest) == (0, 0.0), "what may come is not there"
     mount.loop.run(store.late.pop("a/y")[0])
     assert keys_of(store) == [*sorted(BEFORE), "b/y"]
     assert set(mount.loop.run(mount.tree)) == {"a", "a/x", "a/y", "a/sub", "a/sub/z"}, "it is not shown meanwhile"
@@ -489,6 +490,26 @@ def test_a_copy_that_was_not_found_yet_goes_though_then(mount: Composed, store: 
     assert rows(mount) == 0
 
 
+def test_where_nobody_answers_about_a_copy_its_source_stays_and_all_else_is_renamed(
+    mount: Composed, store: Flaky
+) -> None:
+    store.errors["head", "c"] = [StoreError(errno.EIO, "no connection")] * 2
+    store.silent.add("a")
+
+    async def go() -> None:
+        await put_all(store, {"a": b"file", "other": b"other"})
+        with fails(errno.ETIMEDOUT):
+            await mount.rename("a", "c")
+        await mount.rename("other", "moved")
+        with fails(errno.EIO):
+            await mount.rename("a", "b")
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == {"a": b"file", "moved": b"other"}
+    assert rows(mount) == 0
+
+
 def test_where_nobody_may_look_for_a_copy_its_source_is_renamed_all_the_same(mount: Composed, store: Flaky) -> None:
     def refuse(operation: str, key: str) -> None:
         if (operation, key) == ("head", "c"):
@@ -819,6 +840,26 @@ def test_so_does_one_that_another_client_makes_where_a_file_was_to_be_replaced(m
     mount.start()
     mount.loop.passes(120)
     assert bodies(store) == {"a": b"file", "b": b"file"}
+
+
+@pytest.mark.parametrize(("new", "made"), [("b", "bc"), ("bc", "b")])
+@pytest.mark.parametrize("below", ["", "/x"], ids=["file", "directory"])
+def test_what_is_made_under_a_name_that_begins_alike_lets_no_late_copy_stay(
+    mount: Composed, store: Flaky, below: str, new: str, made: str
+) -> None:
+    store.late[f"a{below}"] = []
+
+    async def go() -> None:
+        await put_all(store, {f"a{below}": b"file"})
+        with fails(errno.ETIMEDOUT):
+            await mount.rename("a", new)
+        await mount.write(made, b"made", flags=os.O_CREAT)
+        await store.late.pop(f"a{below}")[0]()
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == {f"a{below}": b"file", made: b"made"}
+    assert rows(mount) == 0
 
 
 @pytest.mark.parametrize("seconds", [0, 40])

@@ -267,6 +267,32 @@ def test_what_has_the_name_of_a_removed_file_is_not_removed_once_more(
         assert bodies(store) == {"file": b"same", "other": b""}
 
 
+def test_nor_is_a_directory_that_is_claimed_in_the_bucket_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the lock that it is by its name."""
+    store, held = Held(clock=lambda: 7.0), trio.Event()
+
+    async def remove(mount: Composed) -> None:
+        await put_all(store, {"lock/": b"", "other": b""})
+        store.before["delete", "lock/"] = held
+        await begun(mount, partial(mount.rmdir, "lock"))
+
+    async def go_on(mount: Composed) -> None:
+        await settled(held)
+        assert "lock/" not in bodies(store)
+        await mount.mkdir("lock")
+        assert "lock/" in bodies(store)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.loop.run(partial(remove, mount))
+        mount.loop.passes(2)
+        mount.loop.run(partial(go_on, mount))
+        loses_power(mount, machine)
+        assert bodies(store) == {"lock/": b"", "other": b""}
+
+
 def test_nor_where_the_disk_was_being_written_when_it_was_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What goes from the journal while it is being synced is not synced by that."""
     store, is_written = Held(clock=lambda: 7.0), trio.Event()
