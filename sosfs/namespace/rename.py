@@ -32,7 +32,7 @@ from sosfs.namespace.deletions import Deletions, is_denied, is_replaced
 from sosfs.namespace.namespace import Namespace, refuse
 from sosfs.namespace.rename_copies import Move, RenameCopies, below_first, listed_under
 from sosfs.namespace.rename_rollback import RenameRollback
-from sosfs.s3.preconditions import check_still
+from sosfs.s3.preconditions import check_still, find
 from sosfs.s3.protocol import KEY_MAX, Acl, Listed, ObjectStore, Properties, Version
 from sosfs.tree import keys
 from sosfs.tree.inodes import PENDING, Inode, require_free
@@ -431,7 +431,10 @@ class Renames:
                     return None  # removed by another client since it was listed
                 if last or error.cause is not Cause.CONFLICT:
                     raise
-                version = (await self._store.head(one.key)).version
+                here = await find(self._store, one.key)
+                if here is None:
+                    return None
+                version = here.version
                 used = used if version.same_bytes(one.version) else None
         return None
 

@@ -776,6 +776,25 @@ def test_what_another_client_removes_while_its_directory_is_renamed_is_gone(moun
     assert mount.parts.pending == 0
 
 
+def test_so_is_what_another_client_replaces_and_then_removes(mount: Composed, store: Held) -> None:
+    copying, asking = trio.Event(), trio.Event()
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"a", "d/gone": b"gone"})
+        store.before |= {("copy", "d/gone"): copying, ("head", "d/gone"): asking}
+        await begun(mount, partial(mount.rename, "d", "e"))
+        await put_all(store, {"d/gone": b"other"})
+        await settled(copying)
+        assert ("head", "d/gone") in store.reached
+        await type(store).delete(store, "d/gone")
+        await settled(asking)
+        assert bodies(store) == {"e/a": b"a"}
+        assert set(await mount.tree()) == {"e", "e/a"}
+
+    mount.loop.run(main)
+    assert mount.parts.pending == 0
+
+
 def test_a_directory_that_another_client_has_emptied_is_renamed_with_what_is_not_sent(tmp_path: Path) -> None:
     store = Held()
 
