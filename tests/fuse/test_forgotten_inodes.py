@@ -24,13 +24,14 @@ import trio.testing
 from sosfs.config.parameters import TTL, Shown
 from sosfs.filesystem.bucket import _operations
 from sosfs.fuse.operations import DOTS, Operations
+from sosfs.fuse.removal_streak import LONG
 from sosfs.fuse.xattrs import Xattrs
 from sosfs.namespace.eviction import USED
 from sosfs.namespace.namespace import RELIST_MAX
 from sosfs.s3.protocol import UNKNOWN, Page, Properties, Right
 from sosfs.tree.inodes import Inode
 from tests.support.composed import TASK, Composed
-from tests.support.held import Held, begun, bodies, forget, put_all, settled, told
+from tests.support.held import Held, begun, bodies, forget, put_all, settled, silence, told
 
 FIRST = len(DOTS)
 CALLER: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0o022)
@@ -78,6 +79,33 @@ def test_a_directory_that_is_removed_while_it_is_read_is_empty_for_who_goes_back
         await kernel.releasedir(handle)
 
     mount.loop.run(look)
+
+
+def test_a_file_of_which_no_more_is_known_than_its_name_is_removed_from_the_bucket(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    """By `rm -r`, whose names are not asked for again; nobody has answered when the kernel asked by its number."""
+
+    async def remove() -> None:
+        removed = [b"%d" % number for number in range(LONG)]
+        await put_all(store, {"file": bytes(5000)} | {name.decode(): b"" for name in removed})
+        root = mount.parts.inodes.root.number
+        number = (await kernel.lookup(root, b"file", CALLER)).st_ino
+        for name in removed:
+            await kernel.lookup(root, name, CALLER)
+            await kernel.unlink(root, name, CALLER)
+        mount.loop._clock.jump(USED + 1)
+        forget(mount)
+        store.errors["head", "file"] = [silence("head")]
+        await refused(errno.EIO, kernel.getattr(number, CALLER))
+        assert mount.parts.inodes[number].is_unread
+        await kernel.lookup(root, b"file", CALLER)
+        await kernel.unlink(root, b"file", CALLER)
+
+    mount.loop.run(remove)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {}
+    assert mount.loop.run(mount.tree) == {}
 
 
 def test_who_begins_again_is_told_what_was_listed_since(mount: Composed, store: Held, kernel: Operations) -> None:

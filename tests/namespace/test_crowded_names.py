@@ -10,6 +10,7 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -98,6 +99,39 @@ def test_what_the_kernel_has_forgotten_goes_at_once_and_no_more_than_need_be(mou
         mount.loop.passes(0.01)
     assert [len(names(top)) for top in tops] == [0, 0, 3]
     assert kernel.asked == [[b"a0", b"a1", b"a2"], [b"b0", b"b1", b"b2"]]
+
+
+def test_nor_does_more_go_where_there_are_more_than_there_may_be(mount: Composed, store: Held) -> None:
+    tops: list[Inode] = []
+
+    async def begin() -> None:
+        await put_all(store, {f"{path}/{path}0": BIG for path in "abc"})
+        for path in "abc":
+            tops.append(await known(mount, path, [f"{path}{number}" for number in range(3)]))
+            mount.loop._clock.jump(0.1)
+
+    mount.loop.run(begin)
+    mount.loop.passes(USED + 1)
+    mount.loop.run(lambda: looked(mount, None, 12))  # of 13
+    assert [len(names(top)) for top in tops] == [0, 0, 3]
+
+
+def test_what_comes_when_enough_were_forgotten_is_forgotten_in_its_turn(mount: Composed, store: Held) -> None:
+    kernel, made = Kernel(mount), list[Eviction]()
+
+    async def look_first() -> None:
+        made.append(look(mount, kernel, 12))
+
+    async def look_again() -> None:
+        made[0].look()
+
+    mount.loop.run(lambda: put_all(store, {"a/0": BIG, "b/0": BIG}))
+    for path, again in (("a", look_first), ("b", look_again)):
+        top = mount.loop.run(partial(known, mount, path, list(map(str, range(9)))))
+        mount.loop.passes(USED + 1)
+        mount.loop.run(again)
+        mount.loop.passes(2 * PAUSE_FIRST)
+        assert names(top) == []
 
 
 def test_the_kernel_is_asked_for_nothing_that_is_in_use_or_that_it_does_not_know(mount: Composed, store: Held) -> None:

@@ -20,7 +20,7 @@ from sosfs.errors import StoreError, from_s3
 from sosfs.ipc.pending import Pending
 from sosfs.s3.protocol import NOTHING, Headers, Properties, Version
 from tests.conftest import HURRY, Mounter
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, fails, names, status, tree
 from tests.support.fake_store import FakeStore
 from tests.support.faults import FAILED, LOST, Answer, Hang, Moment
@@ -488,6 +488,43 @@ def test_a_copy_that_was_not_found_yet_goes_though_then(mount: Composed, store: 
     name, folder = ("b", "d") if into == "c" else ("a", "e")
     assert bodies(store) == {f"{name}{below}": b"file", f"{folder}/": b"", f"{folder}/other": b"other"}
     assert rows(mount) == 0
+
+
+@pytest.mark.promise(3)
+def test_a_copy_that_another_client_makes_of_a_file_whose_own_was_refused_stays(mount: Composed, store: Flaky) -> None:
+    """Beside one that got no answer, and is looked for."""
+    store.late["a/x"] = []
+    store.errors["copy", "a/y"] = [denied("copy")]
+
+    async def go() -> None:
+        await put_all(store, BEFORE)
+        await fails_to_rename(mount, errno.ETIMEDOUT, errno.EACCES)
+        await store.late.pop("a/x")[0]()
+        await put_all(store, {"b/y": BEFORE["a/y"]})
+
+    mount.loop.run(go)
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/y": BEFORE["a/y"]}
+
+
+def test_who_takes_the_name_is_told_of_no_refusal_of_a_name_that_begins_alike(mount: Composed, store: Flaky) -> None:
+    def refuse(operation: str, key: str) -> None:
+        if (operation, key) == ("delete", "bc"):
+            raise denied(key)
+
+    async def go() -> None:
+        await put_all(store, dict.fromkeys(("a", "bc", "other"), b""))
+        await mount.unlink("other")
+        await mount.unlink("bc")
+        store.late["a"] = []
+        await fails_to_rename(mount, errno.ETIMEDOUT)
+        await mount.mkdir("b")
+
+    store.fault = refuse
+    mount.loop.run(go)
+    store.fault = None
+    mount.loop.passes(LONG)
+    assert bodies(store) == {"a": b"", "b/": b""}
 
 
 def test_where_nobody_answers_about_a_copy_its_source_stays_and_all_else_is_renamed(
