@@ -576,6 +576,8 @@ class Upload:
                 properties, acl = self._next
                 self._id = await self._shared.multiparts.begin(self.key, properties, acl=acl)
                 self.properties = properties
+                if self._is_left:  # while it was begun
+                    self._shared.multiparts.left(self.key, self._id)
         return self._id
 
 

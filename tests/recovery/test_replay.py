@@ -33,7 +33,7 @@ from sosfs.s3.protocol import (
 from sosfs.s3.upload_check import DamagedWrite
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, chmod, opened, put_all, readers, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, opened, put_all, readers, settled, silence, stored
 
 JOURNAL = Durability.JOURNAL
 PART = 4096
@@ -761,6 +761,41 @@ def test_a_new_file_does_not_go_on_with_the_upload_of_one_that_was_removed(tmp_p
         assert stored(store) == body
         assert "friend" not in readers(store)
         assert store.calls["create_multipart"] == 2, "it could be read for a moment"
+        assert not store._uploads
+
+
+@pytest.mark.promise(7)
+@pytest.mark.usefixtures("small_parts")
+def test_nor_with_that_of_one_that_was_renamed_while_its_upload_was_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There was nothing to give up by then; what has come of it is given up when its parts have arrived."""
+    store, body = Held(), _body(70, 5)
+
+    async def before(mount: Composed) -> None:
+        await store.put("file", b"old", CARRIED, acl=FRIEND)
+        handle = await opened(mount, os.O_WRONLY | os.O_TRUNC)
+        begin = store.after["create_multipart"] = trio.Event()
+        store.before["upload_part"] = trio.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr("sosfs.files.write_behind.STREAM_MIN", PART)
+            for at in range(0, len(body), PART):
+                await mount.parts.file_io.write(handle, at, body[at : at + PART])
+            await trio.testing.wait_all_tasks_blocked()
+        assert ("create_multipart", "file") in store.reached
+        await mount.rename("file", "moved")
+        await mount.write("file", body, flags=os.O_CREAT)
+        await settled(begin)
+        assert ("upload_part", "file") in store.reached
+
+    with crashes(store, tmp_path, before, durability=JOURNAL, part_size=PART) as mount:
+        assert len(store._uploads) == 1
+        mount.start()
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert stored(store) == body
+        assert "friend" not in readers(store)
+        assert _object(store).headers != CARRIED.headers
         assert not store._uploads
 
 
