@@ -36,7 +36,7 @@ from sosfs.files.conflict import Conflicts
 from sosfs.files.debounce import Debounce, Rest
 from sosfs.files.draft import Draft, DraftState
 from sosfs.files.draft_records import DraftRecords
-from sosfs.files.open_file import OpenFile, opened
+from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import INLINE, DamagedSpool
 from sosfs.files.upload import Truncated, Unwanted, Upload, Uploader, etag_of
@@ -358,6 +358,8 @@ class Commits:
 
     def began(self, inode: Inode) -> None:
         """An inode has a draft now."""
+        if (draft := draft_of(inode)) is not None:
+            draft.disowned = partial(self.records.disowned, inode)
         inode.pins += 1
         self.drafts.add(inode)
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from enum import Enum
 
@@ -78,6 +78,7 @@ class Draft:
         self._blocks = blocks
         self._flying = Extents()  # dirty when the commit under way began
         self._uncut: list[Extents] = []  # what somebody has asked to be told of
+        self.disowned: Callable[[], None] = lambda: None  # is told when the spool has nothing of the base any more
         self._lowest = self.size  # the smallest size since then: above it the new base says nothing
 
     @property
@@ -374,6 +375,7 @@ class Draft:
         """What came into the spool of the base has turned out wrong, and is not here any more."""
         self.local = Extents((*self.dirty, *self._flying))
         self.brought.clear()
+        self.disowned()
 
     async def outlive(self, body: bytes | memoryview, left: Version) -> None:
         """All of it was sent as `body`, and has arrived damaged as `left` in place of the base: the draft has it all.

@@ -390,6 +390,19 @@ class DraftRecords:
 
         return altered
 
+    def disowned(self, inode: Inode) -> None:
+        """What came into the spool of the base was wrong: the record tells of none of it any more. Never raises."""
+        open_file, draft = opened(inode), draft_of(inode)
+        if open_file is None or draft is None or not open_file.row:
+            return
+        going = _going(open_file, draft)
+        change = self._beside(inode, open_file, draft, lambda saved: replace(_written(saved), going=going))
+        try:
+            with self._journal.together():
+                self._journal.alter_draft(open_file.row, change)
+        except OSError as error:
+            log.error("the journal cannot be written: %s", error)
+
     async def sent(self, inode: Inode, open_file: OpenFile, serial: int, token: str, *, is_hash: bool = False) -> None:
         """A request is about to make the object with this token, of the draft as of `serial`.
 
@@ -515,6 +528,12 @@ def _cut(size: int, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedD
     below = ((0, size),)
     local, dirty = Extents(saved.local).common(below), Extents(saved.dirty).common(below)
     return replace(saved, size=size, base_stop=min(saved.base_stop, size), local=local, dirty=dirty)
+
+
+def _written(saved: SavedDraft) -> SavedDraft:
+    """A record of what was written alone, without bytes of the base."""
+    before = _written(saved.before) if saved.before is not None else None
+    return replace(saved, local=Extents(saved.local).common(saved.dirty), before=before)
 
 
 def _backed(safe: SavedDraft, going: tuple[str, bool] | None, saved: SavedDraft) -> SavedDraft:

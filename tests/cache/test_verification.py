@@ -19,10 +19,12 @@ import trio.testing
 
 from sosfs.cache.blocks import BLOCK, REQUEST, Blocks, Source, memory_of
 from sosfs.cache.disk_blocks import DiskCache
+from sosfs.cache.extents import Extents
 from sosfs.cache.readahead import Stream
 from sosfs.cache.verification import MISSES, WHOLE, Verdict
 from sosfs.concurrency.tasks import Background
 from sosfs.config.choices import Verify
+from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.s3 import checksums
 from sosfs.s3.checksums import Checksum
@@ -543,6 +545,34 @@ def test_a_base_that_turns_out_wrong_leaves_none_of_its_bytes_in_a_changed_file(
             await mount.parts.file_io.release(handle)
 
         mount.loop.run(change)
+        assert bytes(mount.loop.run(lambda: store.get("file", 0, 15 * MIB)).body) == changed
+
+
+@pytest.mark.promise(5)
+@pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.WRITEBACK])
+def test_nor_where_they_were_recorded_and_the_next_mount_sends_it(tmp_path: Path, durability: Durability) -> None:
+    store = Crooked()
+    changed = b"new" + LARGE[3 : 15 * MIB]
+
+    async def change() -> None:
+        await store.put("file", LARGE[: 15 * MIB], Properties())
+        handle = await mount.parts.file_io.open(await mount._walk("file"), os.O_RDWR, 1)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await mount.parts.file_io.read(handle, MIB, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        await mount.parts.file_io.flush(handle)
+        ((_, saved),) = mount._journal.drafts()
+        assert Extents(saved.local).covers(0, 3 * MIB), "what came wrong is in the spool"
+        with wrong():
+            for at in range(0, 15 * MIB, MIB):
+                await mount.parts.file_io.read(handle, at, MIB)
+                await trio.testing.wait_all_tasks_blocked()
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        store.flips, store.at = 1, 2 * MIB
+        mount.loop.run(change)
+        mount.crash()
+        mount.take_up()
         assert bytes(mount.loop.run(lambda: store.get("file", 0, 15 * MIB)).body) == changed
 
 
