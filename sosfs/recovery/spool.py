@@ -26,8 +26,10 @@ from sosfs.disk import watermark
 from sosfs.disk.damage import Damage, sync_directory
 from sosfs.files.spool import SUMMED, Spool, SpoolArea, label
 from sosfs.journal.journal import Journal
-from sosfs.journal.rows import SavedDraft
+from sosfs.journal.rows import SavedAttributes, SavedDraft
 from sosfs.journal.salvage import SPOOL, Finding
+from sosfs.metadata import user_metadata
+from sosfs.metadata.edits import NO_EDITS
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +95,7 @@ class SpoolReplay:
             self._vouch(row, saved)
             return spool
         if not SPOOL.fullmatch(saved.spool):
-            self._give_up(row, saved, "the journal names no spool file", self._files(saved))
+            self._damaged(row, saved, "the journal names no spool file")
             return None
         try:
             spool = self._spools.reopen(saved.spool)
@@ -102,7 +104,7 @@ class SpoolReplay:
                 raise
             gone = isinstance(error, FileNotFoundError)
             why = "its spool file is gone" if gone else f"its spool file: {error.strerror}"
-            self._give_up(row, saved, why, self._files(saved))
+            self._damaged(row, saved, why)
             return None
         try:
             wrong = await _wrong(spool, saved)
@@ -110,7 +112,7 @@ class SpoolReplay:
             wrong = f"its spool file: {error.strerror}"
         if wrong:
             spool.release()
-            self._give_up(row, saved, wrong, self._files(saved))
+            self._damaged(row, saved, wrong)
             return None
         if saved.boot:
             await spool.sync()
@@ -122,8 +124,14 @@ class SpoolReplay:
         if saved.boot:
             self._journal.save_draft(row, replace(saved, boot="", before=None, serial=0))
 
-    def _give_up(self, row: int, saved: SavedDraft, why: str, files: Iterable[Path]) -> None:
-        """Sets a draft aside. Where that fails, row and file stay as they are, for the next mount."""
+    def _damaged(self, row: int, saved: SavedDraft, why: str) -> None:
+        """Sets a draft aside; what was changed of the attributes of the file that the bucket has is kept."""
+        self._give_up(row, saved, why, self._files(saved), kept=_attributes(saved))
+
+    def _give_up(
+        self, row: int, saved: SavedDraft, why: str, files: Iterable[Path], *, kept: SavedAttributes | None = None
+    ) -> None:
+        """Sets a draft aside, but for what is `kept`. Where that fails, all stays as it is, for the next mount."""
         details = {
             "key": saved.key,
             "size": saved.size,
@@ -136,7 +144,10 @@ class SpoolReplay:
         if saved.spool and saved.spool not in {path.name for path in files}:
             self._journal.doubt(Finding.ROWS)  # the bytes may be in a file that no row names
         if self._damage.set_aside(f"{saved.key}: {why}", details, files=files, bodies=bodies):
-            self._journal.drop_draft(row)
+            with self._journal.together():
+                self._journal.drop_draft(row)
+                if kept is not None:
+                    self._journal.save_attributes(0, kept)
 
     async def rest(self) -> None:
         """Deals with all files that no row names: none is removed that could be somebody's.
@@ -169,6 +180,16 @@ class SpoolReplay:
 
 def _beginning(name: str) -> str:
     return name.partition("-")[0] + "-"
+
+
+def _attributes(saved: SavedDraft) -> SavedAttributes | None:
+    """What was changed of the attributes of the file below a draft, but for the time, which is that of the bytes."""
+    edits = replace(saved.edits, posix=saved.edits.posix - {"mtime_ns"})
+    if saved.base is None or edits == NO_EDITS:
+        return None
+    posix = replace(saved.posix, mtime_ns=user_metadata.read(saved.properties.metadata).mtime_ns)
+    tokens = (saved.going[0],) if saved.going is not None else ()
+    return SavedAttributes(saved.key, saved.version, posix, saved.properties, edits, tokens=tokens)
 
 
 async def _wrong(spool: Spool, saved: SavedDraft) -> str:

@@ -26,13 +26,14 @@ from sosfs.disk.database import chain_sum, checksum
 from sosfs.files.spool import DamagedSpool, Spool, SpoolArea
 from sosfs.journal.salvage import Finding
 from sosfs.recovery.spool import SpoolReplay
+from sosfs.s3.protocol import Properties
 from tests.conftest import Mounter
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import Drive, eventually, fails, names, status
 from tests.support.fake_store import FakeStore
 from tests.support.faults import Hang
 from tests.support.foreign import Foreign
-from tests.support.held import Held, bodies, opened, put_all
+from tests.support.held import Held, bodies, chmod, opened, put_all
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -295,6 +296,56 @@ def test_with_what_is_damaged_what_was_synced_before_is_kept(
         assert before in kept(mount).values()
         assert len(kept(mount)) == 2
         assert spools(mount) == []
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_closed", [False, True], ids=["before it was written", "after its close"])
+def test_what_was_changed_of_the_attributes_of_a_damaged_file_is_kept(tmp_path: Path, is_closed: bool) -> None:
+    """The bytes are those that the bucket has, and so is their time."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties(metadata={"mtime": "1.000000001", "colour": "blue"}))
+        if not is_closed:
+            await chmod(mount)
+        await mount.write("file", LARGE)
+        if is_closed:
+            await chmod(mount)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        flip(spools(mount)[0])
+        mount.start()
+        assert len(lines(mount)) == 1
+        assert mount.loop.run(mount.tree) == {"file": (b"old", 0o600)}
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"old"}
+        found = store._stored["file"].object.properties.metadata
+        assert (found["mode"], found["mtime"], found["colour"]) == (str(0o100600), "1.000000001", "blue")
+        assert mount.parts.pending == 0
+
+
+def test_what_was_changed_of_the_attributes_of_a_damaged_file_is_not_for_the_one_that_it_was_renamed_over(
+    tmp_path: Path,
+) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        await mount.write("new", LARGE, flags=os.O_CREAT)
+        await chmod(mount, "new")
+        await mount.rename("new", "file")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        flip(spools(mount)[0])
+        mount.start()
+        assert len(lines(mount)) == 1
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"old", 0o644)}
+        assert store._stored["file"].object.properties.metadata == {}
 
 
 def test_a_mount_that_fails_while_it_takes_up_drafts_leaves_what_nobody_was_promised_for_the_next(
