@@ -170,7 +170,7 @@ class Database:
                 self._try(need, change)
             elif must_be and need is Need.RELIEF and self._reserve.give_up():
                 self._again()
-            if self._finds_no_room and (must_be or (is_new and need is Need.PROMISE)):
+            if self._finds_no_room and must_be:
                 raise self._full()
             if must_be:
                 self._commit(need, may_owe=False)

@@ -390,7 +390,8 @@ class Journal:
 
     def drop_scratch(self, key: str) -> None:
         """It is gone."""
-        self._note_scratch([one for one in self.scratch() if one != key])
+        with self.together():
+            self._note_scratch([one for one in self.scratch() if one != key])
 
     def scratch(self) -> list[str]:
         """The keys of objects that are no files and not removed yet."""

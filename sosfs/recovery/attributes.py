@@ -41,13 +41,16 @@ class AttributeReplay:
         self._copy_object = partial(copy_object, store, multiparts=multiparts)
 
     async def write(self, item: tuple[int, SavedAttributes]) -> None:
-        """One row; what the server refuses stays in the journal. Raises StoreError where it cannot be asked."""
+        """One row; what the server refuses stays in the journal, as what this disk does not let be written there.
+
+        Raises StoreError where the server cannot be asked.
+        """
         row, saved = item
         self._attributes.forget(saved.key)
         try:
             is_done = await self._written(row, saved)
-        except StoreError as error:
-            if not is_refused(error):
+        except OSError as error:
+            if isinstance(error, StoreError) and not is_refused(error):
                 raise
             log.warning("attributes of %s are not in the bucket yet: %s", saved.key, error)
             return
@@ -62,7 +65,7 @@ class AttributeReplay:
         found = await find(self._store, saved.key)
         if found is not None and _is_uploaded(saved, found):
             saved = replace(saved.uploaded(), version=found.version)
-            self._journal.save_attributes(row, saved)  # the tree knows by the version what is refused
+            self._note(row, saved)  # the tree knows by the version what is refused
         if found is None and saved.key.endswith("/"):
             kept = (
                 saved.properties
@@ -74,11 +77,16 @@ class AttributeReplay:
         if found is None or not _stands_on(saved, found):
             self._say_lost(saved, found)
         elif late := tuple(one for one in saved.sent if not is_made_by(one, found)):
-            self._journal.save_attributes(row, replace(saved, version=found.version, sent=late, tokens=()))
+            self._note(row, replace(saved, version=found.version, sent=late, tokens=()))
             return False
         else:
             await self._copy(row, saved, found)
         return True
+
+    def _note(self, row: int, saved: SavedAttributes) -> None:
+        """Changes the row; on a full disk that is owed."""
+        with self._journal.together():
+            self._journal.save_attributes(row, saved)
 
     async def _is_made(self, key: str, used: Properties) -> bool:
         """Stores the marker of a directory that has none, unless another client was faster."""
@@ -101,7 +109,7 @@ class AttributeReplay:
         if saved.key.endswith("/") and not found.version.size:
             await self._store.put(saved.key, b"", locked, acl=acl)  # not every server copies a marker
         else:
-            self._journal.save_attributes(row, replace(saved, sent=(*saved.sent, locked)))
+            self._note(row, replace(saved, sent=(*saved.sent, locked)))
             if "-" in found.version.etag or not self._store.hashes:
                 await self._journal.sync()  # else nothing tells after a power cut that the copy is ours
             await self._copy_object(saved.key, saved.key, found.version, properties=locked, acl=acl)

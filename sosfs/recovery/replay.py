@@ -379,7 +379,8 @@ class Adoption:
         inode.size = found.version.size
         if "mtime_ns" not in inode.edits.posix:
             inode.mtime_ns = user_metadata.read(found.properties.metadata).mtime_ns or inode.mtime_ns
-        self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
+        with self._journal.together():  # owed on a full disk
+            self._attributes.wrote(inode, found.properties, inode.posix, adopt_time=False)
 
     async def _is_sent(self, inode: Inode, draft: Draft) -> bool:
         """Whether the bucket has these very bytes: that they were sent may be what the power loss has taken."""

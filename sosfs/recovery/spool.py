@@ -77,7 +77,7 @@ class SpoolReplay:
                 self._journal.drop_draft(row)
             else:
                 left = "it is as it was synced before"
-                self._journal.save_draft(row, replace(saved.safe, serial=0))
+                self._write(row, replace(saved.safe, serial=0))
             log.error("%s: what was written just before this machine went down is lost; %s", saved.key, left)
 
     def _files(self, saved: SavedDraft) -> list[Path]:
@@ -122,7 +122,12 @@ class SpoolReplay:
     def _vouch(self, row: int, saved: SavedDraft) -> None:
         """What was not synced when the process died is by now."""
         if saved.boot:
-            self._journal.save_draft(row, replace(saved, boot="", before=None, serial=0))
+            self._write(row, replace(saved, boot="", before=None, serial=0))
+
+    def _write(self, row: int, saved: SavedDraft) -> None:
+        """Changes a row; on a full disk that is owed, for to send the draft makes room."""
+        with self._journal.together():
+            self._journal.save_draft(row, saved)
 
     def _damaged(self, row: int, saved: SavedDraft, why: str) -> None:
         """Sets a draft aside; what was changed of the attributes of the file that the bucket has is kept."""

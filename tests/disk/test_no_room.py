@@ -6,12 +6,13 @@ import errno
 import itertools
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from sosfs.config.parameters import Durability
 from sosfs.disk.database import Database, Value
@@ -22,13 +23,14 @@ from sosfs.journal.salvage import Finding
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties, Version
 from tests.recovery.test_power_loss import another_boot
-from tests.support.composed import composed
+from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import bodies
+from tests.support.held import Held, begun, bodies, chmod, put_all
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
+OLD, NEW = b"o" * 400_000, b"n" * 400_000
 
 
 class Full:
@@ -242,3 +244,82 @@ def test_a_mount_begins_on_a_full_disk_and_makes_room(
         mount.take_up()
         full.heals()
         assert (bodies(store), mount.parts.pending) == ({"file": bytes(400_000)}, 0)
+
+
+Files = dict[str, tuple[bytes, int]]
+
+
+async def _closed(mount: Composed, store: Held) -> tuple[Files, Files]:
+    await mount.write("file", NEW, flags=os.O_CREAT)
+    return {"file": (NEW, 0o644)}, {}
+
+
+async def _synced_and_closed(mount: Composed, store: Held) -> tuple[Files, Files]:
+    await mount.write("file", OLD, flags=os.O_CREAT)
+    await mount.parts.file_io.fsync(await mount._walk("file"))
+    await mount.write("file", NEW, flags=os.O_TRUNC)
+    return {"file": (NEW, 0o644)}, {"file": (OLD, 0o644)}
+
+
+async def _stored(mount: Composed, store: Held) -> tuple[Files, Files]:
+    """Attributes were changed while it was sent."""
+    await mount.write("file", NEW, flags=os.O_CREAT)
+    store.after["put"] = trio.Event()
+    await begun(mount, partial(mount.parts.commits.commit, await mount._walk("file")))
+    await chmod(mount)
+    return {"file": (NEW, 0o600)}, {"file": (NEW, 0o644)}
+
+
+async def _changed(mount: Composed, store: Held) -> tuple[Files, Files]:
+    await put_all(store, {"file": OLD})
+    await chmod(mount)
+    return {"file": (OLD, 0o600)}, {"file": (OLD, 0o600)}
+
+
+async def _renamed(mount: Composed, store: Held) -> tuple[Files, Files]:
+    """A directory, of which all is copied."""
+    await put_all(store, {"d/file": OLD, "d/other": b"other"})
+    await mount.write("d/file", NEW)
+    await chmod(mount, "d/other")
+    store.before["delete_many"] = trio.Event()
+    await begun(mount, partial(mount.rename, "d", "e"))
+    assert store.reached
+    other = b"other", 0o600
+    return {"e/file": (NEW, 0o644), "e/other": other}, {"e/file": (OLD, 0o644), "e/other": other}
+
+
+async def _zeros(mount: Composed, store: Held) -> tuple[Files, Files]:
+    """An object of zeros, of which holes were copied."""
+    mount._journal.add_scratch("zeros")
+    await put_all(store, {"zeros": b""})
+    return {}, {}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("is_of_other_boot", [False, True])
+@pytest.mark.parametrize("is_held", [False, True])
+@pytest.mark.parametrize("left", [_closed, _synced_and_closed, _stored, _changed, _renamed, _zeros])
+def test_whatever_is_left_keeps_no_mount_from_beginning_on_a_full_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    left: Callable[[Composed, Held], Awaitable[tuple[Files, Files]]],
+    is_held: bool,
+    is_of_other_boot: bool,
+) -> None:
+    store = Held(hashes=left is not _changed)
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = FOREVER
+        wanted, wanted_of_other_boot = mount.loop.run(partial(left, mount, store))
+        mount.crash()
+        mount.loop.run(store.release)
+        if is_of_other_boot:
+            another_boot(mount, monkeypatch)
+            wanted = wanted_of_other_boot
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=is_held)
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        full.heals()
+        mount.loop.passes(FOREVER)
+        found = mount.loop.run(mount.tree)
+        assert {name: file for name, file in found.items() if file is not None} == wanted
+        assert (bodies(store), mount.parts.pending) == ({name: body for name, (body, _) in wanted.items()}, 0)

@@ -22,6 +22,7 @@ import trio.testing
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
+from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Acl, Grant, Headers, Properties, Version
 from sosfs.tree.inodes import Inode
 from tests.conftest import Mounter
@@ -593,6 +594,37 @@ def test_a_replay_without_an_answer_is_known_by_the_next_mount(
         assert mount.parts.pending == 0
         found = store._stored["file"].object.properties.metadata
         assert (found["mode"], found["colour"]) == (str(0o100600), "blue")
+
+
+@pytest.mark.parametrize("refused", ["the row", "its sync"])
+def test_a_journal_that_cannot_be_written_keeps_no_mount_from_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
+) -> None:
+    """What was set is shown, and is stored once it can be."""
+    store = Held(hashes=False)
+
+    async def broken(_: Journal) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    def unwritable(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(_begin, store, "file", b"bytes", {"colour": "blue"}))
+        mount.loop.run(partial(_change, mount, "file"))
+        mount.crash()
+        with monkeypatch.context() as patch:
+            if refused == "the row":
+                patch.setattr(Journal, "save_attributes", unwritable)
+            else:
+                patch.setattr(Journal, "sync", broken)
+            mount.start()
+            assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o600)}
+            assert store.calls["copy"] == 0
+        mount.loop.passes(LONG)
+        found = store._stored["file"].object.properties.metadata
+        assert (found["mode"], found["colour"]) == (str(0o100600), "blue")
+        assert mount.parts.pending == 0
 
 
 @pytest.mark.parametrize(("key", "body"), [("file", b"bytes"), ("file", b""), ("d/", b"")])
