@@ -251,7 +251,7 @@ class Changes(Revalidation):
     def marker_properties(self, inode: Inode) -> Properties:
         """What a directory's marker carries."""
         known = self.known(inode)
-        kept = known.headers if known.headers.content_type else system_headers.for_directory()
+        kept = system_headers.for_directory(known.headers)
         return Properties(kept, user_metadata.write(known.metadata, inode.posix), self._class_of(inode))
 
     def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import mimetypes
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
 
 from sosfs.s3.protocol import Headers
@@ -43,9 +44,9 @@ def renamed(kind: str, old: str, new: str) -> str:
     return told if is_of_name and told != UNKNOWN else kind
 
 
-def for_directory() -> Headers:
-    """The headers of a directory's marker."""
-    return Headers(content_type=DIRECTORY)
+def for_directory(known: Headers) -> Headers:
+    """The headers of a directory's marker of which these are known, or were set."""
+    return known if known.content_type else replace(known, content_type=DIRECTORY)
 
 
 def checked(field: str, value: bytes) -> str:

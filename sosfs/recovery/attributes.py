@@ -67,12 +67,8 @@ class AttributeReplay:
             saved = replace(saved.uploaded(), version=found.version)
             self._note(row, saved)  # the tree knows by the version what is refused
         if found is None and saved.key.endswith("/"):
-            kept = (
-                saved.properties
-                if saved.properties.headers.content_type
-                else Properties(system_headers.for_directory())
-            )
-            used = Properties(kept.headers, user_metadata.write(saved.properties.metadata, saved.posix))
+            headers = system_headers.for_directory(saved.properties.headers)
+            used = Properties(headers, user_metadata.write(saved.properties.metadata, saved.posix))
             return await self._is_made(saved.key, used)
         if found is None or not _stands_on(saved, found):
             self._say_lost(saved, found)

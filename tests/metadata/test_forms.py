@@ -217,7 +217,7 @@ def test_the_type_after_a_rename(kind: str, old: str, new: str, due: str) -> Non
 
 
 def test_a_directory_is_marked_as_one() -> None:
-    assert system_headers.for_directory() == Headers(content_type="application/x-directory")
+    assert system_headers.for_directory(Headers()) == Headers(content_type="application/x-directory")
 
 
 @pytest.mark.parametrize("value", [b"", b" x", b"x ", b"\xff"])

@@ -30,7 +30,7 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import eventually
 from tests.support.fake_store import ANYONE, OWNER, FakeStore
 from tests.support.faults import Delay, Hang, Moment
-from tests.support.held import Held, begun, closed, opened, settled, stored
+from tests.support.held import Held, begun, closed, denied, opened, settled, stored
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 
@@ -662,6 +662,82 @@ def test_a_marker_is_put_and_a_file_is_copied(tmp_path: Path, key: str, body: by
         assert (found["colour"], int(found["mode"]) & 0o7777) == ("blue", 0o600)
 
 
+def test_what_was_remembered_of_a_file_is_void_once_the_next_mount_has_changed_it(tmp_path: Path) -> None:
+    """The copy has the ETag of what it was made of and, in the same second, its time."""
+    store = Held(clock=lambda: 0.0)
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(_begin, store, "file", b"bytes", {"mode": str(0o100644)}))
+        assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o644)}
+        mount.loop.run(partial(_change, mount, "file"))
+        mount.crash()
+        mount.start()
+        assert int(store._stored["file"].object.properties.metadata["mode"]) & 0o7777 == 0o600
+        assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o600)}
+
+
+def test_headers_of_a_new_directory_outlive_a_crash(tmp_path: Path) -> None:
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await mount.mkdir("d")
+        inode = await mount._walk("d")
+        inode.edits = inode.edits.with_header("cache_control", "no-store")
+        mount.parts.attributes.changed(inode, posix=())
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(before, mount))
+        mount.crash()
+        assert store._stored == {}
+        mount.start()
+        mount.loop.passes(LONG)
+        headers = store._stored["d/"].object.properties.headers
+        assert (headers.content_type, headers.cache_control) == ("application/x-directory", "no-store")
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_change_of_what_was_stored_without_an_answer_waits_where_it_is_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hashes: bool
+) -> None:
+    store = Whole(hashes=hashes)
+
+    async def work() -> None:
+        await _while_it_is_sent(mount, store, await opened(mount))
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        mount.crash()
+        store.after.clear()
+        store.errors["copy", "file"] = [denied("copy")]
+        mount.start()
+        assert not store.errors["copy", "file"]
+        assert (shown(mount)[0], shown(mount)[3]) == (0o600, "red")
+        mount.loop.passes(LONG)
+        assert stored(store) == b"newy"
+        assert (in_bucket(store)[0], in_bucket(store)[3]) == (0o600, "red")
+        assert mount.parts.pending == 0
+        assert "is lost" not in caplog.text
+
+
+def test_what_is_of_another_size_was_made_by_no_copy_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though another client has stored it with the metadata that ours was to have."""
+    store, sent = Whole(), list[Properties]()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(partial(until, mount, store, "before"))
+        mount.loop.passes(3)
+        (inode,) = mount.parts.attributes.dirty
+        sent.extend(mount.parts.attributes._unanswered_copies.sent(inode))
+        mount.loop.run(partial(set_xattr, mount, "color", "red"))
+        mount.crash()
+        store.before.clear()
+        mount.loop.run(partial(FakeStore.put, store, "file", b"their bytes", sent[0]))
+        mount.start()
+        mount.loop.passes(LONG)
+        assert (stored(store), in_bucket(store)[3]) == (b"their bytes", None)
+        assert "another client has replaced it" in caplog.text
+
+
 def test_a_directory_keeps_the_mode_that_s3fs_gave_it(tmp_path: Path) -> None:
     """Without its type bits that is decimal, for a directory alone: 511 is rwxrwxrwx."""
     store = Held()
@@ -706,8 +782,11 @@ def test_a_change_is_lost_only_where_it_was_made_to_something(
         assert said in caplog.text
 
 
-def test_a_marker_that_another_client_makes_while_the_next_mount_begins_is_theirs(tmp_path: Path) -> None:
-    """It was not there when it was looked for."""
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_a_marker_that_another_client_makes_while_the_next_mount_begins_is_theirs(
+    tmp_path: Path, is_changed: bool
+) -> None:
+    """It was not there when it was looked for. What was changed of ours since it was made is changed of theirs."""
     store, theirs = Held(), {"mode": str(stat.S_IFDIR | 0o711), "uid": "9"}
 
     def is_faster(operation: str, key: str) -> None:
@@ -716,9 +795,15 @@ def test_a_marker_that_another_client_makes_while_the_next_mount_begins_is_their
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(mount.mkdir, "d"))
+        if is_changed:
+            mount.loop.run(partial(_change, mount, "d"))
         mount.crash()
         store.fault = is_faster
         mount.start()
         mount.loop.passes(LONG)
-        assert store._stored["d/"].object.properties.metadata == theirs
+        found = store._stored["d/"].object.properties.metadata
+        if is_changed:
+            assert (int(found["mode"]) & 0o7777, found["uid"]) == (0o600, "9")
+        else:
+            assert found == theirs
         assert mount.parts.pending == 0
