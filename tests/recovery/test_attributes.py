@@ -668,6 +668,8 @@ def test_what_was_remembered_of_a_file_is_void_once_the_next_mount_has_changed_i
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(_begin, store, "file", b"bytes", {"mode": str(0o100644)}))
         assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o644)}
+        mount.stop()
+        mount.start()
         mount.loop.run(partial(_change, mount, "file"))
         mount.crash()
         mount.start()
