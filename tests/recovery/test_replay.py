@@ -614,7 +614,7 @@ def test_an_upload_that_the_server_forgot_is_begun_anew(tmp_path: Path) -> None:
 
 @pytest.mark.promise(3)
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("other", ["before", "after", "after, and gone"])
+@pytest.mark.parametrize("other", ["before", "before, with a part", "after", "after, and gone"])
 def test_bytes_that_are_in_parts_alone_are_found_in_their_upload_and_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ) -> None:
@@ -627,8 +627,10 @@ def test_bytes_that_are_in_parts_alone_are_found_in_their_upload_and_no_other(
     monkeypatch.setattr(SpoolArea, "is_short", property(lambda self: False))
 
     async def before(mount: Composed) -> None:
-        if other == "before":
-            await mount.parts.multiparts.begin("file", Properties())
+        if other.startswith("before"):
+            upload_id = await mount.parts.multiparts.begin("file", Properties())
+            if other != "before":
+                await store.upload_part("file", upload_id, 1, b"x" * PART)
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_WRONLY)
         for at in range(0, len(body), PART // 2):
             await mount.parts.file_io.write(handle, at, body[at : at + PART // 2])
@@ -636,7 +638,7 @@ def test_bytes_that_are_in_parts_alone_are_found_in_their_upload_and_no_other(
         draft = handle.open_file.draft
         assert draft is not None and draft.away.total
         assert draft.size == len(body)
-        if other != "before":
+        if other.startswith("after"):
             upload_id = await mount.parts.multiparts.begin("file", Properties())
             if other != "after":
                 del store._uploads[upload_id]
