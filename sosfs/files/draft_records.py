@@ -336,15 +336,19 @@ class DraftRecords:
     # Rows follow
 
     def moved(self, inode: Inode) -> None:
-        """A rename changed the key, or what the bucket must hold: the record follows, and says no more of the bytes."""
+        """A rename changed the key, or what the bucket must hold: the record follows, and says no more of the bytes.
+
+        On a full disk that is owed, for the file is about to be sent, or is in the bucket already.
+        """
         open_file, draft = opened(inode), draft_of(inode)
         if open_file is None or draft is None or not open_file.row:
             return
         is_in_memory = not draft.spool.on_disk and not draft.outdated
-        if (draft.recorded == draft.serial and draft.is_synced) or is_in_memory:
-            self._write(inode, open_file, draft, size=draft.size, synced=tuple(draft.local))
-        else:
-            self._journal.alter_draft(open_file.row, partial(self._followed, inode, open_file, draft))
+        with self._journal.together():
+            if (draft.recorded == draft.serial and draft.is_synced) or is_in_memory:
+                self._write(inode, open_file, draft, size=draft.size, synced=tuple(draft.local))
+            else:
+                self._journal.alter_draft(open_file.row, partial(self._followed, inode, open_file, draft))
 
     def _followed(self, inode: Inode, open_file: OpenFile, draft: Draft, saved: SavedDraft) -> SavedDraft:
         base = draft.base

@@ -358,10 +358,11 @@ class Journal:
     def add_intent(self, key: str, since: int) -> None:
         """A multipart upload of this key is about to begin, at `since` (epoch): its id is not known before the answer.
 
-        One that is noted already keeps its time.
+        One that is noted already keeps its time. Without room it is owed: to send the file makes some.
         """
         if not self._db.has("intents", key):
-            self._db.put("intents", key, since, need=Need.RELIEF)
+            with self.together():
+                self._db.put("intents", key, since, need=Need.RELIEF)
 
     def drop_intent(self, key: str) -> None:
         """The store has answered, and no such upload is unknown."""
@@ -390,8 +391,7 @@ class Journal:
 
     def drop_scratch(self, key: str) -> None:
         """It is gone."""
-        with self.together():
-            self._note_scratch([one for one in self.scratch() if one != key])
+        self._note_scratch([one for one in self.scratch() if one != key])
 
     def scratch(self) -> list[str]:
         """The keys of objects that are no files and not removed yet."""
@@ -399,7 +399,8 @@ class Journal:
 
     def _note_scratch(self, keys: list[str]) -> None:
         self._facts[SCRATCH] = json.dumps(keys)
-        self._db.put("facts", SCRATCH, self._facts[SCRATCH], need=Need.RELIEF)
+        with self.together():  # as an intent
+            self._db.put("facts", SCRATCH, self._facts[SCRATCH], need=Need.RELIEF)
 
     @property
     def rows(self) -> int:

@@ -26,7 +26,7 @@ from tests.recovery.test_power_loss import another_boot
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, chmod, put_all
+from tests.support.held import Held, begun, bodies, chmod, opened, put_all, stored
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
@@ -244,6 +244,50 @@ def test_a_mount_begins_on_a_full_disk_and_makes_room(
         mount.take_up()
         full.heals()
         assert (bodies(store), mount.parts.pending) == ({"file": bytes(400_000)}, 0)
+
+
+@pytest.mark.parametrize("hole", [0, 32 << 20], ids=["in parts", "with holes"])
+def test_a_large_file_makes_room_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hole: int) -> None:
+    """That an upload begins, or an object of zeros is made for it, is written down once there is room."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        await mount.write("file", NEW, at=hole, flags=os.O_CREAT)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL, part_size=8 << 20 if hole else 100_000) as mount:
+        monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+        mount.loop.run(partial(main, mount))
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        mount.loop.run(mount.settle)
+        assert (stored(store), store._uploads) == (bytes(hole) + NEW, {})
+        full.heals()
+
+
+@pytest.mark.parametrize("is_closed_again", [False, True])
+def test_a_file_whose_answer_was_lost_makes_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_closed_again: bool
+) -> None:
+    """That the object is ours need not be written down before the file is sent once more."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        await mount.write("file", OLD, flags=os.O_CREAT)
+        store.lost.add("file")
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(await mount._walk("file"))
+        await mount.write("file", NEW)
+        if not is_closed_again:
+            handle = await opened(mount)
+            await mount.parts.file_io.write(handle, 0, NEW)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": NEW}
+        full.heals()
 
 
 Files = dict[str, tuple[bytes, int]]
