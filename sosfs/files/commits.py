@@ -359,7 +359,7 @@ class Commits:
     def began(self, inode: Inode) -> None:
         """An inode has a draft now."""
         if (draft := draft_of(inode)) is not None:
-            draft.disowned = partial(self.records.disowned, inode)
+            draft.disowned = partial(self.records.disowned, inode, draft)
         inode.pins += 1
         self.drafts.add(inode)
 

@@ -394,10 +394,10 @@ class DraftRecords:
 
         return altered
 
-    def disowned(self, inode: Inode) -> None:
+    def disowned(self, inode: Inode, draft: Draft) -> None:
         """What came into the spool of the base was wrong: the record tells of none of it any more. Never raises."""
-        open_file, draft = opened(inode), draft_of(inode)
-        if open_file is None or draft is None or not open_file.row:
+        open_file = opened(inode)
+        if open_file is None or open_file.draft is not draft or not open_file.row:
             return
         going = _going(open_file, draft)
         change = self._beside(inode, open_file, draft, lambda saved: replace(_written(saved), going=going))
