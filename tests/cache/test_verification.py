@@ -526,7 +526,9 @@ def test_bytes_that_came_with_the_attributes_are_verified_too(tmp_path: Path, si
         assert store.flips == 0
 
 
-def test_a_base_that_turns_out_wrong_leaves_none_of_its_bytes_in_a_changed_file(tmp_path: Path) -> None:
+def test_a_base_that_turns_out_wrong_leaves_none_of_its_bytes_in_a_changed_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = Crooked()
     with composed(store, tmp_path) as mount:
         mount.loop.run(lambda: store.put("file", LARGE[: 15 * MIB], Properties()))
@@ -546,6 +548,7 @@ def test_a_base_that_turns_out_wrong_leaves_none_of_its_bytes_in_a_changed_file(
 
         mount.loop.run(change)
         assert bytes(mount.loop.run(lambda: store.get("file", 0, 15 * MIB)).body) == changed
+        assert "journal" not in caplog.text, "it has no record of it"
 
 
 @pytest.mark.promise(5)

@@ -944,6 +944,25 @@ def test_a_file_that_grew_again_after_a_cut_has_zeros_there(tmp_path: Path) -> N
         assert stored(store) == b"n" * 1000 + bytes(299_000)
 
 
+def test_a_file_that_was_emptied_before_a_crash_has_zeros_where_it_grows_after_it(tmp_path: Path) -> None:
+    """And nothing of what the bucket still has of it."""
+    store = Held()
+
+    async def before(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 400_000})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * 300_000)
+        await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.file_io.truncate(handle.inode, 0)
+
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        mount.loop.run(partial(mount.truncate, "file", 1000))
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": bytes(1000)}
+
+
 # What a step of the replay takes along, and what it leaves alone
 
 
