@@ -58,7 +58,9 @@ class Draft:
         self.away = Extents()  # in parts of the upload under way and nowhere else
         self.refused = Extents()  # a write failed there, or the bytes that were there are lost
         self._given_up = Extents()  # zeros in the place of what the base had, which is gone
+        self._stranded = Extents()  # of those what is there again if the upload that had it turns out to be the object
         self._arriving: list[tuple[int, int]] = []  # being written
+        self._coming: list[Extents] = []  # of each of these writes what has not been cut since it began
         self._reading: list[tuple[int, int]] = []  # being read
         self.since = time.time()  # when the bucket began to lack something of it, in seconds since the epoch
         self._begun = self.since  # when the last commit began
@@ -128,16 +130,20 @@ class Draft:
             self.size = max(self.size, stop)
             self._changed()
             return
+        coming = Extents([(offset, stop)])
         self._arriving.append((offset, stop))
+        self._coming.append(coming)
         try:
             await self.spool.write(offset, data)
         finally:
             self._arriving.remove((offset, stop))
-        for extents in (self.away, self.refused, self._given_up):
-            extents.remove(offset, stop)
-        self.local.add(offset, stop)
-        self.dirty.add(offset, stop)
-        self.size = max(self.size, stop)
+            self._coming.remove(coming)
+        for start, end in coming:  # all of it, unless another process has opened the file with O_TRUNC meanwhile
+            for extents in (self.away, self.refused, self._given_up):
+                extents.remove(start, end)
+            self.local.add(start, end)
+            self.dirty.add(start, end)
+            self.size = max(self.size, end)
         self._changed()
 
     def truncate(self, size: int) -> None:
@@ -152,7 +158,8 @@ class Draft:
                 extents.remove(size, self.size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
-        self.refused.remove(size, OBJECT_MAX)
+        for extents in (self.refused, *self._coming):
+            extents.remove(size, OBJECT_MAX)
         self.size = size
         self._changed()
 
@@ -194,9 +201,16 @@ class Draft:
         self.away.add(start, stop)
         return True
 
+    def refuse(self, start: int, stop: int) -> None:
+        """A write failed there."""
+        self.refused.add(start, stop)
+        self._stranded.remove(start, stop)
+
     def strand(self) -> None:
         """The upload is gone: what was only there is lost, as if its write had failed. It is no zeros, though."""
         for start, stop in self.away:
+            for gap in [(a, b) for a, b, is_refused in self.refused.within(start, stop) if not is_refused]:
+                self._stranded.add(*gap)
             self.refused.add(start, stop)
 
     def require_whole(self) -> None:
@@ -327,6 +341,8 @@ class Draft:
         """The bucket has an earlier state of this draft, stored by us: that is what it changes from now on."""
         self.base, self.expected = base, expected
         self.base_stop = min(max(self.base_stop, *(stop for _, stop in self.away), 0), base.size)
+        for start, stop in self._stranded:
+            self.refused.remove(start, stop)
         self.away = Extents()
 
     def give_up_base(self) -> int:

@@ -23,7 +23,7 @@ from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.s3.protocol import Properties
-from tests.support.composed import Composed, composed
+from tests.support.composed import TASK, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, closed, opened, settled, stored, told
@@ -206,6 +206,45 @@ def test_a_write_beside_one_that_makes_room_is_not_lost(tmp_path: Path) -> None:
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("durability", [Durability.BUCKET, Durability.JOURNAL])
+@pytest.mark.parametrize("is_done", [True, False], ids=["its thread is done", "its thread has not begun"])
+def test_what_is_being_written_when_another_process_empties_the_file_goes_with_it(
+    tmp_path: Path, durability: Durability, is_done: bool
+) -> None:
+    """The kernel has no open wait for a write, whatever that is opened with."""
+    store, told = FakeStore(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        inline, io = sosfs.concurrency.threads.Threads.run, mount.parts.file_io
+
+        async def run(threads: Any, work: Callable[..., Any], *arguments: Any) -> Any:
+            answer = await inline(threads, work, *arguments) if is_done else None
+            await told.wait()
+            return answer if is_done else await inline(threads, work, *arguments)
+
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await io.write(handle, 0, b"a" * MIB)
+        if durability is Durability.JOURNAL:
+            await io.fsync(handle.inode)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sosfs.concurrency.threads.Threads, "run", run)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(io.write, handle, MIB, b"b" * MIB)
+                await trio.testing.wait_all_tasks_blocked()
+                other = await io.open(handle.inode, os.O_WRONLY | os.O_TRUNC, TASK)
+                told.set()
+        assert (handle.inode.size, bytes(await io.read(handle, 0, 2 * MIB))) == (0, b"")
+        await io.write(other, MIB + 5, b"c")
+        assert bytes(await io.read(handle, 0, 2 * MIB)) == bytes(MIB + 5) + b"c"
+        await closed(mount, handle)
+        await closed(mount, other)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+    assert stored(store) == bytes(MIB + 5) + b"c"
 
 
 def test_who_lost_does_not_go_on_writing_into_the_winner(tmp_path: Path) -> None:
@@ -468,6 +507,7 @@ def test_a_part_that_comes_late_keeps_no_file_out_of_the_bucket(parted: Composed
         await store.release()
         await trio.testing.wait_all_tasks_blocked()
         await closed(parted, handle)
+        assert store.calls["list_parts"] == 0, "all its bytes are here"
 
     parted.loop.run(main)
     assert stored(store) == data
