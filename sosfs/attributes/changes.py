@@ -179,6 +179,7 @@ class Changes(Revalidation):
         `sent` is what `discard` has returned, of one that stays after all.
         """
         self._unanswered_copies.take_up(inode, sent)
+        self.protection.owe(self._inodes.key(inode), sent)
         self._mark(inode, Need.RELIEF)
 
     def made(self, inode: Inode) -> None:
@@ -187,6 +188,7 @@ class Changes(Revalidation):
 
     def _clear(self, inode: Inode) -> None:
         self._unanswered_copies.forget(inode)
+        self.protection.given_up(inode)
         self._times.pop(inode, None)
         self.failed.pop(inode, None)
         if inode.attributes_dirty:

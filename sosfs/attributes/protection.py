@@ -135,6 +135,11 @@ class Protection:
             if one.lock != UNLOCKED:
                 self._owed[key] = one.lock
 
+    def given_up(self, inode: Inode) -> None:
+        """Nothing is to be copied of an object any more: what gets its name next owes nothing."""
+        if self._owed and self._inodes.has_name(inode):
+            self.changed(self._inodes.key(inode))
+
     def changed(self, key: str) -> None:
         """Somebody has decided anew about the lock of an object."""
         self._owed.pop(key, None)

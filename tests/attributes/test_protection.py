@@ -24,7 +24,7 @@ from sosfs.filesystem.composition import Filesystem
 from sosfs.s3.protocol import UNLOCKED, Acl, Lock, Object, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, chmod, opened, put_all
+from tests.support.held import Held, begun, bodies, chmod, denied, opened, put_all
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 both_modes = pytest.mark.parametrize("durability", Durability)
@@ -350,6 +350,36 @@ def test_who_decides_anew_about_a_lock_is_not_overruled_by_what_was_owed(tmp_pat
         mount.parts.attributes.protection.changed("file")
         mount.loop.passes(LONG)
         assert (mode_of(store), store.locks["file"], store.set) == (0o600, UNLOCKED, [])
+
+
+@pytest.mark.parametrize("theirs", [None, b"another's"], ids=["removed", "replaced"])
+def test_a_file_is_not_locked_for_the_one_that_had_its_name_before(tmp_path: Path, theirs: bytes | None) -> None:
+    """That one was to be locked again when another client took it away."""
+    with locking(tmp_path) as (mount, store):
+        _copied_without_an_answer(mount, store)
+        if theirs is None:
+            mount.loop.run(partial(store.delete, "file"))
+        else:
+            mount.loop.run(partial(put_all, store, {"file": theirs}))
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        mount.loop.run(partial(mount.write, "file", b"new", flags=os.O_CREAT | os.O_TRUNC))
+        mount.loop.run(partial(chmod, mount, mode=0o640))
+        mount.loop.passes(LONG)
+        assert (mode_of(store), store.locks["file"], store.set) == (0o640, UNLOCKED, [])
+
+
+def test_a_copy_is_still_to_be_locked_where_its_removal_was_refused(tmp_path: Path) -> None:
+    """The bucket had it unlocked, and was asked to remove it."""
+    with locking(tmp_path) as (mount, store):
+        _copied_without_an_answer(mount, store)
+        store.locks["file"] = UNLOCKED
+        store.errors["delete_many", "file"] = store.errors["delete", "file"] = [denied("delete 'file'")]
+        with fails(errno.EACCES):
+            mount.loop.run(partial(mount.unlink, "file"))
+        store.errors.clear()
+        mount.loop.passes(LONG)
+        assert (mode_of(store), store.locks["file"], mount.parts.pending) == (0o600, BOTH, 0)
 
 
 def test_what_was_locked_once_is_not_locked_by_the_next_chmod(tmp_path: Path) -> None:
