@@ -192,10 +192,10 @@ class Commits:
             draft.commit_failed()
             if error.cause is Cause.DENIED:
                 self._attributes.permissions.add([Right.WRITE])
-            if error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT):
-                if await self._is_ours(inode, open_file, draft):
-                    await self._commit(inode, open_file, draft)
-                    return
+            if await self._is_ours(inode, open_file, draft, error):
+                await self._commit(inode, open_file, draft)
+                return
+            if _is_conflict(error, draft):
                 await self._lost(inode, open_file, draft, error)
                 raise OSError(errno.ESTALE, error.strerror) from error
             raise
@@ -214,12 +214,22 @@ class Commits:
         inode.acl_private_until = inode.checked + self._attributes.ttl if acl is None else 0.0
         self._retries.hurry_one(open_file)  # a task that waits to send it has nothing to wait for
 
-    async def _is_ours(self, inode: Inode, open_file: OpenFile, draft: Draft) -> bool:
-        """Whether a conflict is with what was asked for here without an answer; the draft then expects what is so."""
-        found = await self.recognise(inode, draft, *open_file.in_flight.earlier)
-        if found is None and not (open_file.in_flight.removal and await self._is_gone(inode, draft)):
+    async def _is_ours(self, inode: Inode, open_file: OpenFile, draft: Draft, error: StoreError) -> bool:
+        """Whether a conflict is with what was asked for here without an answer; the draft then expects what is so.
+
+        Or an upload is gone for that it was completed.
+        """
+        flight = open_file.in_flight
+        if _is_conflict(error, draft):
+            found = await self.recognise(inode, draft, *flight.earlier)
+            is_ours = found is not None or (flight.removal and await self._is_gone(inode, draft))
+        elif error.errno == errno.ENXIO:
+            is_ours = await self.recognise(inode, draft, *flight.tokens) is not None
+        else:
+            is_ours = False
+        if not is_ours:
             return False
-        open_file.in_flight.answered()
+        flight.answered()
         self.records.moved(inode)
         return True
 
@@ -456,3 +466,8 @@ class Commits:
     def pending(self) -> tuple[int, int]:
         """Files and bytes that the bucket lacks."""
         return pending.pending(self.drafts)
+
+
+def _is_conflict(error: StoreError, draft: Draft) -> bool:
+    """Whether another version is there than the draft expects, or none."""
+    return error.cause is Cause.CONFLICT or (error.cause is Cause.ABSENT and draft.expected is not Guard.ABSENT)

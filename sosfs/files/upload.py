@@ -258,7 +258,7 @@ class Upload:
             if error.errno == errno.ENXIO:
                 self._vanished()
             elif error.code == "InvalidPart":
-                self._doubt()
+                await self._doubt()
             raise
         shared.blocks.zeros.note(version.etag, size, (hole for sent in parts for hole in sent.zeros))
         if parts and self._draft.base is not None:
@@ -418,10 +418,19 @@ class Upload:
         if not self._is_left:  # else what its draft has freed is in another upload, if in any
             self._draft.strand()
 
-    def _doubt(self) -> None:
-        """The server has other parts than were sent last: one that was given up came late. All are sent again."""
+    async def _doubt(self) -> None:
+        """The server has other parts than were sent last: one that was given up came late. All are sent again.
+
+        Not those whose bytes are there alone: where one of these is another now, they are lost.
+        """
         away = self._draft.away
         self._sent = {n: sent for n, sent in self._sent.items() if away.covers(sent.range.start, sent.range.stop)}
+        if not self._sent:
+            return
+        with contextlib.suppress(StoreError):  # the next try gets here again
+            there = {part.number: part.etag for part in await self._shared.store.list_parts(self.key, self._id)}
+            if any(there.get(number) != sent.part.etag for number, sent in self._sent.items()):
+                self._draft.strand()
 
     def _ended(self) -> None:
         self._shared.multiparts.ended(self._id)

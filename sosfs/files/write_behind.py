@@ -91,7 +91,7 @@ class WriteBehind:
         except OSError as error:
             draft = draft_of(inode)
             if draft is not None and error.errno not in (errno.EFBIG, errno.ESTALE):
-                draft.refused.add(offset, offset + len(data))
+                draft.refuse(offset, offset + len(data))
             raise
 
     async def _write(self, inode: Inode, offset: int, data: bytes | memoryview) -> Draft:

@@ -15,6 +15,7 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
@@ -26,7 +27,7 @@ from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, Plan, What, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, settled, stored, told
+from tests.support.held import Held, begun, bodies, closed, opened, settled, silence, stored, told
 from tests.support.power import Machine
 
 PART = 4096
@@ -326,6 +327,91 @@ def test_an_answer_that_was_lost_is_recognised(store: FakeStore, tmp_path: Path)
         run(mount, main)
 
 
+async def unheard(mount: Composed, store: Held, handle: Handle) -> Callable[[], Awaitable[None]]:
+    """A close whose upload is to be completed, without an answer; what is returned lets that happen."""
+    asked: list[Any] = []
+
+    async def silent(key: str, upload_id: str, parts: Any, **_: Any) -> Any:
+        asked.extend((key, upload_id, parts))
+        raise silence("complete_multipart")
+
+    with pytest.MonkeyPatch.context() as patch, fails(errno.EIO):
+        patch.setattr(store, "complete_multipart", silent)
+        await mount.parts.file_io.flush(handle)
+
+    async def happens() -> None:
+        key, upload_id, parts = asked
+        upload, named = store._uploads[upload_id], {part.number for part in parts}
+        upload.parts = {number: one for number, one in upload.parts.items() if number in named}
+        await FakeStore.complete_multipart(store, key, upload_id, parts)
+
+    return happens
+
+
+@pytest.mark.parametrize("moment", ["upload_part", "complete_multipart"])
+def test_an_upload_that_is_completed_late_takes_no_bytes_along(tmp_path: Path, moment: str) -> None:
+    """More has been written meanwhile: what has to go into that upload finds it gone, with what was in it alone."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle, ends = await new(mount), dict[str, Any]()
+        await streamed(mount, handle, BODY)
+        completes_late = await unheard(mount, store, handle)
+        await streamed(mount, handle, b"more" * PART, at=SIZE)
+        assert handle.open_file.draft is not None and handle.open_file.draft.away
+        store.before[moment] = trio.Event()
+        await begun(mount, partial(told, ends, "fsync", partial(mount.parts.file_io.fsync, handle.inode)))
+        await completes_late()
+        await settled(store.before.pop(moment))
+        assert ends == {"fsync": None}
+        assert (stored(store), store._uploads) == (BODY + b"more" * PART, {})
+        await mount.parts.file_io.write(handle, 0, b"BODY")
+        await closed(mount, handle)
+        assert stored(store) == b"BODY" + BODY[4:] + b"more" * PART
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["the upload is found gone", "it is not found gone yet"])
+def test_a_write_that_failed_is_missing_whatever_becomes_of_its_upload(tmp_path: Path, is_gone: bool) -> None:
+    """It was to replace bytes that a part alone has, and that upload is completed late."""
+    store, interrupt = Held(), Interrupt()
+
+    async def write(mount: Composed, handle: Handle, at: int) -> None:
+        CURRENT.set(interrupt)
+        await mount.parts.file_io.write(handle, at, b"lost")
+
+    async def main(mount: Composed) -> None:
+        handle, ends = await new(mount), dict[str, Any]()
+        await streamed(mount, handle, BODY)
+        completes_late = await unheard(mount, store, handle)
+        await streamed(mount, handle, b"more" * PART, at=SIZE)
+        assert handle.open_file.draft is not None
+        away = next(iter(handle.open_file.draft.away))[0]
+        store.before["complete_multipart"] = trio.Event()
+        await begun(mount, partial(told, ends, "fsync", partial(mount.parts.file_io.fsync, handle.inode)))
+        await begun(mount, partial(told, ends, "write", partial(write, mount, handle, away)))
+        store.before["head"] = trio.Event()
+        await completes_late()
+        if is_gone:
+            await settled(store.before.pop("complete_multipart"))
+        interrupt.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert f"({errno.EINTR}" in ends["write"]
+        await store.release()
+        await trio.testing.wait_all_tasks_blocked()
+        assert ends["fsync"] is None
+        await mount.parts.file_io.write(handle, SIZE, b"MORE")
+        with fails(errno.ENOSPC):
+            await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.release(handle)
+        assert stored(store) == BODY + b"more" * PART
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
 class Program:
     """A program that works at random on files of which it knows what they must hold."""
 
@@ -431,6 +517,52 @@ def test_bytes_that_another_has_replaced_in_the_upload_are_lost_and_no_others_ta
         assert bodies(store) == {"file": b"old"}
         assert "is lost" in caplog.text
         assert mount.parts.pending == 0
+
+
+def test_a_file_that_has_lost_bytes_to_a_part_that_came_late_is_given_up(store: FakeStore, tmp_path: Path) -> None:
+    """One that was given up takes the place of what is nowhere else. It was completed in vain, for ever."""
+
+    async def main(mount: Composed) -> None:
+        await store.put("other", b"old", Properties())
+        for path in ("file", "other"):
+            handle = await new(mount, path)
+            await streamed(mount, handle, BODY)
+            (upload_id,) = store._uploads
+            await store.upload_part(path, upload_id, 3, bytes(PART))
+            with fails(errno.EINVAL):
+                await mount.parts.file_io.flush(handle)
+            with fails(errno.ENOSPC):
+                await mount.parts.file_io.fsync(handle.inode)
+            await mount.parts.file_io.release(handle)
+        assert await mount.tree() == {"other": (b"old", 0o644)}
+        assert (bodies(store), store._uploads, mount.parts.pending) == ({"other": b"old"}, {}, 0)
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+
+
+@pytest.mark.parametrize("is_listed", [True, False], ids=["listed", "not listed"])
+def test_a_part_that_came_late_takes_nothing_from_a_file_that_has_its_bytes_here(
+    tmp_path: Path, is_listed: bool
+) -> None:
+    """What was freed is as it was in the upload, or nobody can tell at the moment."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await streamed(mount, handle, BODY)
+        (upload_id,) = store._uploads
+        await store.upload_part("file", upload_id, 1, bytes(PART))
+        if not is_listed:
+            store.errors["list_parts", "file"] = [silence("list_parts")]
+        with fails(errno.EINVAL):
+            await mount.parts.file_io.flush(handle)
+        assert handle.open_file.draft is not None and handle.open_file.draft.away
+        await closed(mount, handle)
+        assert stored(store) == BODY
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
 
 
 def test_a_part_whose_bytes_are_here_is_sent_again_where_another_has_replaced_it(
