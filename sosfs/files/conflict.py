@@ -13,9 +13,9 @@ from collections.abc import Callable
 from sosfs.errors import Cause, StoreError
 from sosfs.files.draft import Draft
 from sosfs.files.upload import Upload, Uploader
-from sosfs.s3.protocol import Guard, Properties, Version
+from sosfs.s3.protocol import KEY_MAX, Guard, Properties, Version
 from sosfs.tree.inodes import Inode, Inodes
-from sosfs.tree.keys import Form
+from sosfs.tree.keys import NAME_MAX, Form
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Conflicts:
         """Stores the draft's bytes under the conflict name. Raises what prevents it; the draft stays then."""
         assert inode.parent is not None
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
-        segment = f"{inode.segment}.conflict-{socket.gethostname()}-{stamp}"
+        segment = self._beside(inode.parent, inode.segment, f".conflict-{socket.gethostname()}-{stamp}")
         key = self._inodes.child_key(inode.parent, segment)
         properties = self._properties(inode)
         try:
@@ -51,6 +51,11 @@ class Conflicts:
         kept.learn(self._properties(inode), whole=True)
         if inode.parent.directory is not None:
             inode.parent.directory.put(kept)
+
+    def _beside(self, parent: Inode, segment: str, end: str) -> str:
+        """A segment with this end, of a name and a key that are not too long for anybody to have it."""
+        room = min(NAME_MAX, KEY_MAX - len(self._inodes.child_key(parent, "").encode())) - len(end.encode())
+        return segment.encode()[: max(0, room)].decode(errors="ignore") + end
 
     async def _store(self, draft: Draft, key: str, properties: Properties) -> Version:
         if draft.size <= self._uploader.plan.single:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,30 @@ def test_a_conflict_file_never_takes_the_place_of_another(mount: Composed, store
 
     mount.loop.run(main)
     assert conditions == [Guard.ABSENT]
+
+
+@pytest.mark.promise(4)
+@pytest.mark.parametrize("path", ["é" * 125, "/".join(["d" * 200] * 5)], ids=["of its name", "of its key"])
+def test_a_loser_is_kept_beside_whatever_the_length(mount: Composed, store: Held, path: str) -> None:
+    """The end of the name is shown, which tells what it is: the rest gives way."""
+
+    async def main() -> None:
+        await put_all(store, {path: b"old"})
+        handle = await opened(mount, path=path)
+        await mount.parts.file_io.write(handle, 0, b"our")
+        await store.put(path, b"theirs", Properties())
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+        found = bodies(store)
+        assert found.pop(path) == b"theirs"
+        ((key, body),) = found.items()
+        assert body == b"our"
+        assert key.startswith(path[:60])
+        shown = await mount.tree()
+        assert f".conflict-{socket.gethostname()}-" in key
+        assert (shown[path], shown[key]) == ((b"theirs", 0o644), (b"our", 0o644))
+
+    mount.loop.run(main)
 
 
 # One at a time
