@@ -104,6 +104,21 @@ def test_who_has_read_of_the_old_version_keeps_its_size(mount: Composed, store: 
     run(mount, main)
 
 
+def test_who_has_read_what_this_mount_has_stored_is_told_that_it_is_gone(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        reader, writer = await opened(mount, os.O_RDONLY), await opened(mount)
+        await mount.parts.file_io.write(writer, 0, b"new")
+        await closed(mount, writer)
+        assert await read(mount, reader, 10) == b"new" + OLD[3:10]
+        await put_all(store, {"file": THEIRS})
+        with fails(errno.ESTALE):
+            await read(mount, reader)
+        await closed(mount, reader)
+
+    run(mount, main)
+
+
 # What the kernel is being given of it
 
 

@@ -225,6 +225,27 @@ def test_parts_that_the_server_has_count_for_their_file(tmp_path: Path, monkeypa
         assert stored(store) == b"n" * size
 
 
+@pytest.mark.parametrize("is_sent", [False, True], ids=["while they wait", "while they are sent"])
+def test_bytes_that_are_cut_off_are_not_told_any_more(tmp_path: Path, is_sent: bool) -> None:
+    """Nor are those that a file is made longer by."""
+    store, held = Held(), trio.Event()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"n" * 8000, flags=os.O_CREAT)
+        if is_sent:
+            store.before["put"], store.errors["put", "file"] = held, [silence("put")]
+            await begun(mount, lambda: noted({}, "sent", mount.settle))
+        await mount.truncate("file", 10)
+        await mount.truncate("file", 8000)
+        assert mount.parts.commits.pending == (1, 10)
+        await settled(held)
+        assert mount.parts.commits.pending == (1, 10)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.run(store.release)
+
+
 def test_bytes_of_a_file_that_is_removed_are_not_told_any_more(tmp_path: Path) -> None:
     store = Held()
 
