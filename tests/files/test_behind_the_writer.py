@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from sosfs.cache.extents import Extents
 from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.files.open_file import Handle
 from sosfs.files.upload import BEHIND
+from sosfs.metadata import user_metadata
 from sosfs.s3.protocol import OBJECT_MAX, Acl, Part, PartBody
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
@@ -153,6 +155,24 @@ def test_a_file_goes_up_to_the_name_that_it_has_by_now(mount: Composed, store: H
         assert store._uploads == {}
 
     run(mount, main)
+
+
+def test_what_is_set_while_parts_go_up_is_stored_with_them(mount: Composed, store: Held) -> None:
+    """The upload was begun with what the file had before."""
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        await written(mount, handle, 1, 12)
+        handle.inode.mode, handle.inode.mtime_ns = stat.S_IFREG | 0o600, 10**18
+        mount.parts.attributes.changed(handle.inode, posix={"mode", "mtime_ns"})
+        mount.parts.file_io.time_given(handle.inode)
+        await closed(mount, handle)
+        assert handle.inode.mtime_ns == 10**18
+
+    run(mount, main)
+    mount.loop.passes(5)
+    said = user_metadata.read(store._stored["file"].object.properties.metadata)
+    assert (said.mode, said.mtime_ns) == (stat.S_IFREG | 0o600, 10**18)
 
 
 def test_few_parts_are_under_way_at_once(mount: Composed, store: Held) -> None:

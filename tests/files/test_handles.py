@@ -162,6 +162,19 @@ def test_who_cuts_a_file_waits_for_what_the_kernel_was_given_while_he_waited_for
     run(mount, main)
 
 
+def test_pages_that_were_wrong_are_not_those_of_what_is_stored_next(mount: Composed, store: Held) -> None:
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        handle = await opened(mount)
+        mount.parts.pages.hold(handle.inode)
+        mount.parts.pages._distrust(handle.inode)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await closed(mount, handle)
+        assert not mount.parts.pages.hold(handle.inode)
+
+    run(mount, main)
+
+
 # It is removed
 
 

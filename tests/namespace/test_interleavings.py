@@ -21,13 +21,13 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from sosfs.files.spool import Spool
-from sosfs.s3.protocol import Headers, Page, Properties
+from sosfs.s3.protocol import Headers, Page, Properties, Version
 from sosfs.tree.inodes import Reading
 from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, settled, silence, told
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, told
 
 OURS, THEIRS = b"ours!", b"theirs, longer"
 
@@ -698,6 +698,26 @@ def test_what_another_client_stores_after_a_removal_without_an_answer_is_not_wri
     assert sorted(bodies(store).values()) == sorted([THEIRS, b"nn" + b"o" * 98])
 
 
+def test_nor_what_another_client_stores_once_that_file_was_found_gone(mount: Composed, store: Held) -> None:
+    put, puts = store.put, 0
+
+    async def overtaken(key: str, *arguments: Any, **options: Any) -> Version:
+        nonlocal puts
+        puts += 1
+        if puts == 2:
+            await FakeStore.put(store, "file", THEIRS, Properties())
+        return await put(key, *arguments, **options)
+
+    async def main() -> None:
+        handle = await _written_though_removed(mount, store, 100, at=0)
+        store.put = overtaken  # type: ignore[method-assign]
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert sorted(bodies(store).values()) == sorted([THEIRS, b"nn" + b"o" * 98])
+
+
 def test_a_file_of_which_bytes_went_with_a_removal_without_an_answer_is_not_stored_with_zeros(
     mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -712,14 +732,15 @@ def test_a_file_of_which_bytes_went_with_a_removal_without_an_answer_is_not_stor
     assert "file" not in bodies(store)
 
 
+@pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken"])
 def test_a_file_that_another_client_removed_when_its_own_removal_was_refused_is_a_conflict(
-    mount: Composed, store: Held
+    mount: Composed, store: Held, code: str
 ) -> None:
     mount.loop.run(lambda: put_all(store, {"file": b"old"}))
 
     async def main() -> None:
         handle = await opened(mount, os.O_RDWR | os.O_TRUNC)
-        store.errors["delete", "file"] = [denied("delete")]
+        store.errors["delete", "file"] = [StoreError(errno.EACCES, "delete", code=code, status=403)]
         with fails(errno.EACCES):
             await mount.unlink("file")
         await store.delete("file")

@@ -18,9 +18,10 @@ from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Properties
-from tests.support.composed import TASK, Composed, composed
+from tests.support.composed import LONG, TASK, Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, opened, stored
+from tests.support.held import Held, begun, bodies, closed, denied, opened, silence, stored
 
 
 @pytest.mark.parametrize("size", [100_000, 0, 400_000])
@@ -100,6 +101,52 @@ def test_open_of_what_was_unlinked_counts_no_handle(tmp_path: Path) -> None:
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+def test_who_is_refused_a_look_after_a_lost_answer_makes_no_conflict_with_itself(tmp_path: Path) -> None:
+    """The key may be refused for a while: that says nothing of what is there."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        store.lost.add("file")
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        store.errors["head", "file"] = [denied("head")] * 9
+        with fails(errno.EACCES):
+            await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        store.errors.clear()
+        mount.loop.passes(LONG)
+        assert (bodies(store), mount.parts.pending) == ({"file": b"new"}, 0)
+
+
+def test_what_was_sent_with_the_time_of_the_version_before_is_not_taken_for_it(tmp_path: Path) -> None:
+    """Nothing but size and time tells an object from another where ETags are no hashes, and it never arrived."""
+    store = Held(hashes=False)
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"old", flags=os.O_CREAT)
+        handle = await opened(mount)
+        time = handle.inode.mtime_ns
+        await mount.parts.file_io.write(handle, 0, b"new")
+        handle.inode.mtime_ns = time
+        mount.parts.attributes.changed(handle.inode, posix={"mtime_ns"})
+        mount.parts.file_io.time_given(handle.inode)
+        store.errors["put", "file"] = [silence("put")] * 9
+        with fails(errno.EIO):
+            await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.errors.clear()
+        mount.take_up()
+        assert bodies(store) == {"file": b"new"}
 
 
 def test_unlinked_after_lost_answer_stays_unlinked(tmp_path: Path) -> None:
