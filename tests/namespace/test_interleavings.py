@@ -732,6 +732,23 @@ def test_a_file_of_which_bytes_went_with_a_removal_without_an_answer_is_not_stor
     assert "file" not in bodies(store)
 
 
+def test_another_clients_removal_is_a_conflict_once_the_file_was_stored_after_its_own(
+    mount: Composed, store: Held
+) -> None:
+    async def main() -> None:
+        handle = await _written_though_removed(mount, store, 100, at=0)
+        await mount.parts.file_io.flush(handle)
+        assert bodies(store) == {"file": b"nn" + b"o" * 98}
+        await store.delete("file")
+        await mount.parts.file_io.write(handle, 0, b"!")
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert list(bodies(store).values()) == [b"!n" + b"o" * 98]
+    assert "file" not in bodies(store)
+
+
 @pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken"])
 def test_a_file_that_another_client_removed_when_its_own_removal_was_refused_is_a_conflict(
     mount: Composed, store: Held, code: str
