@@ -279,7 +279,11 @@ def test_a_conflict_file_never_takes_the_place_of_another(mount: Composed, store
 
 
 @pytest.mark.promise(4)
-@pytest.mark.parametrize("path", ["é" * 125, "/".join(["d" * 200] * 5)], ids=["of its name", "of its key"])
+@pytest.mark.parametrize(
+    "path",
+    ["é" * 125, "e" + "é" * 124, "/".join(["d" * 200] * 5)],
+    ids=["of its name", "or one byte more or less", "of its key"],
+)
 def test_a_loser_is_kept_beside_whatever_the_length(mount: Composed, store: Held, path: str) -> None:
     """The end of the name is shown, which tells what it is: the rest gives way."""
 

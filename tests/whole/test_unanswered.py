@@ -125,6 +125,28 @@ def test_who_is_refused_a_look_after_a_lost_answer_makes_no_conflict_with_itself
         assert (bodies(store), mount.parts.pending) == ({"file": b"new"}, 0)
 
 
+def test_a_server_that_refuses_what_stands_on_our_own_version_is_not_asked_for_ever(tmp_path: Path) -> None:
+    store = Held()
+    refusal = StoreError(errno.ESTALE, "put", code="PreconditionFailed", status=412)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        store.lost.add("file")
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        with fails(errno.EIO):
+            await mount.parts.file_io.flush(handle)
+        store.errors["put", "file"] = [refusal] * 50
+        with fails(errno.ESTALE):
+            await closed(mount, handle)
+        assert len(store.errors["put", "file"]) == 48
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.run(store.release)
+        assert list(bodies(store).values()) == [b"new", b"new"]
+
+
 def test_what_was_sent_with_the_time_of_the_version_before_is_not_taken_for_it(tmp_path: Path) -> None:
     """Nothing but size and time tells an object from another where ETags are no hashes, and it never arrived."""
     store = Held(hashes=False)
