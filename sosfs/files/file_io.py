@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from sosfs.attributes.writeback import AttributeWriteback
@@ -65,6 +66,7 @@ class FileIO:
         self._commits = commits
         self.records = commits.records
         self._pages = pages
+        self._spawn = spawn
         self._mountpoint = os.fspath(mountpoint)
         self._dirty_limit = dirty_limit
         self._base_fetch = BaseFetch(blocks, spools, self.records, spawn, room=dirty_limit // 2)
@@ -335,6 +337,12 @@ class FileIO:
     async def ascertain(self, inode: Inode) -> None:
         """Whether the bucket has a file is known afterwards. Raises what prevents it."""
         await self._commits.ascertain(inode)
+
+    async def doubt(self, inode: Inode) -> None:
+        """Another version may have a file's name by now: the kernel asks again, for its attributes and for the name."""
+        await self._pages.doubt(inode)
+        if inode.parent is not None:  # not waited for: who calls may hold the directory's lock
+            self._spawn(partial(self._pages.forget_name, inode.parent, inode.name))
 
     def copied(self, before: Version | None, after: Version) -> None:
         """The server has copied a version: what is known of its bytes holds for the copy."""

@@ -101,14 +101,12 @@ class Renames:
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # what was asked for the target, or a listing meanwhile, has shown it
         await self._namespace.keep_parent(inode.parent)
-        async with AsyncExitStack() as held:
-            await held.enter_async_context(self._file_io.writeback.gathered(inode))
-            if target is not None:
-                await held.enter_async_context(self._file_io.leaving(target))
-            # Else the new parent could be renamed itself meanwhile.
-            await held.enter_async_context(self._subtree_lock.shared(parent))
-            await held.enter_async_context(self._subtree_lock.exclusive(*filter(None, (inode, target))))
+        try:
             await self._move(inode, target, parent, segment, form)
+        except OSError:
+            if target is not None:
+                await self._file_io.doubt(target)  # a copy may have replaced it all the same
+            raise
         old_parent.touch()
         parent.touch()
 
@@ -119,6 +117,18 @@ class Renames:
             await self._attributes.protection.require(target, Act.WRITE)
 
     async def _move(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
+        async with AsyncExitStack() as held:
+            await held.enter_async_context(self._file_io.writeback.gathered(inode))
+            if target is not None:
+                await held.enter_async_context(self._file_io.leaving(target))
+            # Else the new parent could be renamed itself meanwhile.
+            await held.enter_async_context(self._subtree_lock.shared(parent))
+            await held.enter_async_context(self._subtree_lock.exclusive(*filter(None, (inode, target))))
+            await self._move_within(inode, target, parent, segment, form)
+
+    async def _move_within(
+        self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form
+    ) -> None:
         """Within the gate, for only now it is certain which key the new parent has."""
         key = self._inodes.child_key(parent, segment)
         if len(key.encode()) + inode.is_directory > KEY_MAX:

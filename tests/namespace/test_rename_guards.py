@@ -45,6 +45,7 @@ from tests.support.held import (
     stored,
     told,
 )
+from tests.support.kernel import Kernel
 
 FRIEND = Acl("owner", (Grant("owner", "FULL_CONTROL"), Grant("friend", "READ")))
 CARRIED = Properties(
@@ -929,11 +930,15 @@ def test_what_a_rename_that_failed_has_replaced_all_the_same_is_seen_at_once(
     async def main() -> None:
         await put_all(store, {"file": b"", "moved": b"there"})
         await mount.tree()
-        known = await mount._walk("moved")
+        kernel, known = Kernel(), await mount._walk("moved")
+        mount.parts.pages._kernel = kernel
         store.unanswered[what, "file" if what == "copy" else "moved"] = [silence(what)]
         with fails(errno.EIO):
             await mount.rename("file", "moved")
         assert bodies(store) == {"file": b"", "moved": b""}
+        assert kernel.attributes == [known.number], "it had the size of what was there before, until that was too old"
+        await trio.testing.wait_all_tasks_blocked()
+        assert kernel.names == [(mount.parts.inodes.root.number, b"moved")]
         mount.loop._clock.jump(0.001)
         now = await (mount._walk("moved") if by == "name" else mount.parts.attributes.revalidate(known))
         assert now.size == 0
