@@ -175,6 +175,8 @@ class Operations(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         found = self._inodes[inode]
+        if fields.update_size and fh is None:  # as `open`
+            await self._staying(found)
         learned = await self._attributes.revalidate(found)
         if learned is not found:
             raise refuse(errno.ESTALE)
@@ -380,11 +382,16 @@ class Operations(pyfuse3.Operations):
     @answered
     async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         found = self._inodes[inode]
-        if found.parent is not None and _writes(flags):
-            await CALLERS.freed(Places((found.parent.number,)))  # else it would go with what is written now
-            if found.parent is None:
-                raise refuse(errno.ESTALE)  # the kernel looks its name up again
+        if _writes(flags):
+            await self._staying(found)
         return await self._open_existing(found, flags, ctx)
+
+    async def _staying(self, inode: Inode) -> None:
+        """Nobody removes or replaces a file for a caller that is gone: it would go with what is written now."""
+        if inode.parent is not None:
+            await CALLERS.freed(Places((inode.parent.number,)))
+            if inode.parent is None:
+                raise refuse(errno.ESTALE)  # the kernel looks its name up again
 
     async def _open_existing(self, inode: Inode, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
         if _writes(flags):

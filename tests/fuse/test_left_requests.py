@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyfuse3
 import pytest
@@ -33,6 +33,7 @@ from tests.support.held import Held, begun, bodies, put_all, settled, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 CALLER: Any = SimpleNamespace(pid=os.getpid(), uid=0, gid=0, umask=0)
+FIELDS = ("update_size", "update_mode", "update_uid", "update_gid", "update_atime", "update_mtime")
 GONE, ABSENT, STALE = (repr(pyfuse3.FUSEError(number)) for number in (errno.EINTR, errno.ENOENT, errno.ESTALE))
 
 
@@ -266,12 +267,24 @@ async def rewrite(kernel: Operations, number: int) -> None:
     await kernel.release(opened.fh)
 
 
+async def truncate(kernel: Operations, number: int) -> None:
+    """As truncate(2) does by its path."""
+    fields, wanted = SimpleNamespace(**dict.fromkeys(FIELDS, False) | {"update_size": True}), SimpleNamespace(st_size=1)
+    await kernel.setattr(number, cast(Any, wanted), cast(Any, fields), None, CALLER)
+
+
 @pytest.mark.promise(3)
+@pytest.mark.parametrize("write", [rewrite, truncate])
 @pytest.mark.parametrize("what", ["unlink", "rename"])
 def test_a_file_whose_removal_or_replacement_goes_on_is_not_written_to(
-    mount: Composed, store: Held, kernel: Operations, monkeypatch: pytest.MonkeyPatch, what: str
+    mount: Composed,
+    store: Held,
+    kernel: Operations,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    write: Callable[[Operations, int], Awaitable[None]],
 ) -> None:
-    """The kernel looks its name up again, and opens what it leads to then."""
+    """The kernel looks its name up again, and takes what it leads to then."""
     asking, outcomes = trio.Event(), dict[str, Any]()
 
     async def slowly(*_: Any) -> None:
@@ -285,7 +298,7 @@ def test_a_file_whose_removal_or_replacement_goes_on_is_not_written_to(
         with monkeypatch.context() as patch:
             patch.setattr(mount.parts.attributes.protection, "require", slowly)
             await left(mount, lambda: getattr(kernel, what)(*of[what], CALLER))
-        await begun(mount, partial(told, outcomes, "write", partial(rewrite, kernel, number)))
+        await begun(mount, partial(told, outcomes, "write", partial(write, kernel, number)))
         await settled(asking)
 
     mount.loop.run(main)
