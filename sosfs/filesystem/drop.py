@@ -42,6 +42,7 @@ class _Found:
     kept: set[str] = field(default_factory=set)  # keys
     kept_versions: set[Named] = field(default_factory=set)
     inodes: list[Inode] = field(default_factory=list)  # that the kernel knows
+    lent: list[int] = field(default_factory=list)  # numbers of files that it alone knows any more
     directories: set[int] = field(default_factory=set)
 
     def applies_to(self, key: str) -> bool:
@@ -82,7 +83,7 @@ class DropCommand:
         for inode in found.inodes:
             await self._pages.wait_for(inode)
         await self._kernel.forget(
-            [inode.number for inode in found.inodes], self._negative_entries.take(found.directories)
+            [*(inode.number for inode in found.inodes), *found.lent], self._negative_entries.take(found.directories)
         )
         return {
             "files": len(found.keys),
@@ -111,6 +112,7 @@ class DropCommand:
             if below is None:
                 segments = [keys.parse(each).segment for each in path[depth:]]
                 self._unknown(self._inodes.key(at) + "/".join(segments), found)
+                found.lent += self._inodes.lent(at)
                 return
             at, prefix = below, self._inodes.key(below)
         for inode in _tree(at):
@@ -137,6 +139,7 @@ class DropCommand:
         named = {(key, version.etag, version.size)} if version is not None and not inode.is_directory else set()
         if inode.is_directory:
             self._doubt_listing(inode, found)
+            found.lent += self._inodes.lent(inode)
         elif inode.pins or (open_file is not None and open_file.writers):  # a draft is a pin
             found.kept.add(key)
             found.kept_versions |= named

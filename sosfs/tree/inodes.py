@@ -525,6 +525,10 @@ class Inodes:
         """Whether the kernel has files of a directory that are forgotten here."""
         return self._lent.has(parent)
 
+    def lent(self, parent: Inode) -> list[int]:
+        """Their numbers."""
+        return self._lent.of(parent)
+
     @property
     def lent_size(self) -> int:
         """Bytes that the numbers and names of forgotten files take."""

@@ -111,6 +111,11 @@ class LentNumbers(Generic[Place]):
         """Whether the kernel has numbers of a place."""
         return place in self._places
 
+    def of(self, place: Place) -> list[int]:
+        """The numbers of a place."""
+        packs = self._places.get(place, ())
+        return [one for pack in packs for one, left in zip(pack.numbers, pack.lookups, strict=True) if left]
+
     def lend(self, place: Place, lent: Sequence[Lent]) -> None:
         """Notes what is forgotten of a place. What it had of the same names is void: another file has them by now."""
         if not lent:

@@ -395,6 +395,24 @@ def test_what_is_being_written_or_sent_is_kept(mount: Composed, store: Held, is_
     mount.loop.run(main)
 
 
+@pytest.mark.parametrize("path", ["", "d", "d/file"])
+def test_the_kernel_forgets_what_it_alone_still_knows(mount: Composed, store: Held, path: str) -> None:
+    """Of too many files those are forgotten here that it has not given back."""
+
+    async def main() -> None:
+        await put_all(store, {"d/file": b"bytes"})
+        directory, inode, kernel = await mount._walk("d"), await mount._walk("d/file"), Kernel()
+        inode.lookups += 1
+        assert directory.directory is not None
+        del directory.directory.entries[b"file"]
+        mount.parts.inodes.lend(directory, [inode])
+        await dropped(mount, path, kernel=kernel)
+        assert inode.number in kernel.inodes
+        mount.parts.inodes.give_back(inode.number, 1)
+
+    mount.loop.run(main)
+
+
 def test_the_kernel_is_told_only_when_nobody_gives_it_pages_any_more(
     mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
 ) -> None:
