@@ -59,7 +59,8 @@ def test_sparse_random_reads_move_little(foreign: Foreign, mounter: Mounter, pro
     with (drive.here / "base").open("rb", buffering=0) as file, proxy.recording() as traffic:
         for offset in (9 * MIB, 5 * MIB, 1 * MIB):
             os.pread(file.fileno(), 4 * KIB, offset)
-    assert traffic.received("GET") <= 8 * BLOCK, str(traffic)
+    # 5 where answers come at once, 21 where they take long, as on a busy machine: `cache/test_readahead.py`.
+    assert traffic.received("GET") <= 22 * BLOCK, str(traffic)
 
 
 class Fetches:
