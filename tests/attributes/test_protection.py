@@ -12,17 +12,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyfuse3
 import pytest
 import trio
 
 from sosfs.attributes.protection import Act
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.filesystem.bucket import _operations
 from sosfs.filesystem.composition import Filesystem
 from sosfs.s3.protocol import UNLOCKED, Acl, Lock, Object, Properties, Version
-from tests.support.composed import LONG, Composed, composed
+from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
 from tests.support.held import Held, begun, bodies, chmod, denied, opened, put_all
 
@@ -129,6 +132,32 @@ def test_what_is_locked_is_neither_removed_nor_renamed_and_it_is_told(tmp_path: 
         mount.loop.passes(LONG)
         assert bodies(store) == {"d/file": b"bytes", "other": b"other", "empty/": b""}
         assert store.refused == [(path, errno.EPERM, act)]
+
+
+@every_lock
+def test_what_is_locked_is_neither_opened_for_writing_nor_cut(tmp_path: Path, lock: Lock) -> None:
+    """Else who writes would be told when he closes it, and his bytes had nowhere to go."""
+    caller: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0)
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await _begin(store, lock)
+        kernel, number = _operations(mount._settings, mount.parts), (await mount._walk("d/file")).number
+        for flags in (os.O_WRONLY, os.O_RDWR, os.O_RDONLY | os.O_TRUNC):
+            with pytest.raises(pyfuse3.FUSEError) as caught:
+                await kernel.open(number, flags, caller)
+            assert caught.value.errno == errno.EPERM
+        entry, fields = pyfuse3.EntryAttributes(), dict.fromkeys(("mode", "uid", "gid", "atime", "mtime"), False)
+        cut: Any = SimpleNamespace(**{f"update_{name}": is_set for name, is_set in fields.items()}, update_size=True)
+        with pytest.raises(pyfuse3.FUSEError) as caught:
+            await kernel.setattr(number, entry, cut, None, caller)
+        assert caught.value.errno == errno.EPERM
+        opened = await kernel.open(number, os.O_RDONLY, caller)
+        assert bytes(await kernel.read(opened.fh, 0, 9)) == b"bytes"
+        await kernel.release(opened.fh)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        assert mount.parts.pending == 0
 
 
 def test_one_of_many_that_are_removed_is_asked_for_too(tmp_path: Path) -> None:

@@ -160,3 +160,25 @@ def test_writers_go_on_when_little_enough_is_left() -> None:
         assert (done, backlog.waiting) == ([10, 7, 4, 1], 1)
 
     trio.run(main)
+
+
+def test_a_writer_that_nobody_waits_for_any_more_waits_for_no_room() -> None:
+    async def main() -> None:
+        backlog, interrupt, ended = Backlog(), Interrupt(), trio.Event()
+        backlog.waiting = 10
+
+        async def write() -> None:
+            CURRENT.set(interrupt)
+            with pytest.raises(InterruptedError):
+                await backlog.is_under(1)
+            ended.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            await wait_all_tasks_blocked()
+            interrupt.set()
+            await wait_all_tasks_blocked()
+            assert ended.is_set()
+            backlog.fell(10)
+
+    trio.run(main)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+
 import trio
 import trio.testing
 
+from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.concurrency.locks import FairLock
+from tests.support.drive import fails
 
 
 def test_one_at_a_time_in_order() -> None:
@@ -77,6 +81,27 @@ def test_who_no_longer_waits_is_passed_over() -> None:
 
     trio.run(main)
     assert done == ["a", "c"]
+
+
+def test_who_nobody_waits_for_any_more_waits_for_no_turn() -> None:
+    async def main() -> None:
+        turns, gone, ended = FairLock(), Interrupt(), trio.Event()
+
+        async def one() -> None:
+            CURRENT.set(gone)
+            with fails(errno.EINTR):
+                await turns.__aenter__()
+            ended.set()
+
+        async with trio.open_nursery() as nursery, turns:
+            nursery.start_soon(one)
+            await trio.testing.wait_all_tasks_blocked()
+            gone.set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert ended.is_set()
+        assert not turns.taken
+
+    trio.run(main)
 
 
 def test_an_error_ends_the_turn() -> None:

@@ -413,13 +413,20 @@ def _opens(kernel: Operations, number: int) -> Awaitable[Any]:
     return kernel.open(number, os.O_RDWR, CALLER)
 
 
+def _sets(what: str) -> Any:
+    return SimpleNamespace(**{f"update_{one}": one == what for one in ("size", "mode", "uid", "gid", "atime", "mtime")})
+
+
 def _truncates(kernel: Operations, number: int) -> Awaitable[Any]:
     entry = pyfuse3.EntryAttributes()
     entry.st_size = 3
-    fields: Any = SimpleNamespace(
-        update_size=True, update_mode=False, update_uid=False, update_gid=False, update_atime=False, update_mtime=False
-    )
-    return kernel.setattr(number, entry, fields, None, CALLER)
+    return kernel.setattr(number, entry, _sets("size"), None, CALLER)
+
+
+def _chmod(kernel: Operations, number: int) -> Awaitable[Any]:
+    entry = pyfuse3.EntryAttributes()
+    entry.st_mode = 0o600
+    return kernel.setattr(number, entry, _sets("mode"), None, CALLER)
 
 
 @pytest.mark.parametrize("work", [_opens, _truncates])
@@ -494,24 +501,30 @@ def test_a_removal_by_another_task_does_not_make_a_guess_the_truth(
     mount.loop.run(look)
 
 
+@pytest.mark.parametrize(("name", "value"), [("colour", "blue"), ("mode", str(stat.S_IFREG | 0o600))])
 def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_its_attribute(
-    mount: Composed, store: Held
+    mount: Composed, store: Held, kernel: Operations, name: str, value: str
 ) -> None:
     parts, nobody = mount.parts, Mock()
     xattrs = Xattrs(parts.inodes, parts.attributes, nobody, nobody, nobody, nobody, kept=[])
-    ends: list[OSError | None] = []
+    ends: list[Exception | None] = []
+    numbers: list[int] = []
 
     async def change(inode: Inode) -> None:
         try:
-            await xattrs.set(inode, b"user.colour", b"blue", uid=0)
+            if name == "colour":
+                await xattrs.set(inode, b"user.colour", b"blue", uid=0)
+            else:
+                await _chmod(kernel, inode.number)
             ends.append(None)
-        except OSError as error:
+        except (OSError, pyfuse3.FUSEError) as error:
             ends.append(error)
 
     async def begin() -> None:
         await put_all(store, {"a": bytes(5000)})
         inode = await mount._walk("a")
         inode.lookups += 1
+        numbers.append(inode.number)
         parts.attributes.permissions.add([Right.WRITE])
         store.before["upload_part", "a"] = trio.Event()
         await begun(mount, partial(change, inode))
@@ -521,13 +534,14 @@ def test_what_was_forgotten_while_it_was_asked_what_the_key_may_do_gets_its_attr
         forget(mount)
         store.before["upload_part", "a"].set()
         await trio.testing.wait_all_tasks_blocked()
+        assert (await kernel.lookup(parts.inodes.root.number, b"a", CALLER)).st_ino == numbers[0]
 
     mount.loop.run(begin)
     mount.loop.passes(USED + 1)
     mount.loop.run(end)
     assert ends == [None]
     mount.loop.passes(2)
-    assert store._stored["a"].object.properties.metadata["colour"] == "blue"
+    assert store._stored["a"].object.properties.metadata[name] == value
 
 
 @pytest.mark.parametrize("held", ["the question for its name", "the question for its attributes"])
