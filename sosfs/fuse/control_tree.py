@@ -136,9 +136,10 @@ class ControlOperations:
             if isinstance(opened, Text):
                 opened.truncate(attr.st_size)
             else:
-                text = Text(node, (await node.read()).encode(), 0)
-                text.truncate(attr.st_size)
-                await text.apply()
+                async with self._lock(node):
+                    text = Text(node, (await node.read()).encode(), 0)
+                    text.truncate(attr.st_size)
+                    await text.apply()
         return self._entry(node)
 
     async def refused(self, *_: object) -> NoReturn:
