@@ -29,8 +29,11 @@ from sosfs.s3.protocol import Headers, Properties, Version
 
 log = logging.getLogger(__name__)
 
+Place = tuple[str, str]  # the folder and the name of an object
+
 GATHER = 1000  # rows written in one transaction (3 ms)
 ROWS_MAX = 2_000_000  # about 500 MB of disk
+UNWRITTEN_MAX = 50_000  # places of which it is remembered that the disk may have something else: about 10 MB
 SLACK = 5  # seconds between our clock and the server's, at most, for our own writes to be recognised
 _SHARED = 3  # in the column `whole`, for what is also shared
 _IF_NEWER = """ on conflict do update set etag = excluded.etag, size = excluded.size, modified = excluded.modified,
@@ -73,8 +76,13 @@ class AttributeCache:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._db = _opened(path)
         self._was_refused = False
-        self._is_behind = False  # what was dropped, or replaced, may be there yet
-        self._fresh: dict[tuple[str, str], Remembered | None] = {}
+        self._unwritten: set[Place] | None = set()  # where the disk may have what holds no more; None for too many
+        self._fresh: dict[Place, Remembered | None] = {}
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether what was dropped, or replaced, may be on the disk yet."""
+        return self._unwritten is None or bool(self._unwritten)
 
     def close(self) -> None:
         """Writes what is in memory. Never raises for a disk that refuses."""
@@ -185,24 +193,25 @@ class AttributeCache:
 
     def flush(self) -> None:
         """Writes what is in memory; a disk that refuses costs HEADs later and nothing else."""
-        if not self._fresh:
+        if not self._fresh and not self._unwritten:
             return
         fresh, self._fresh = self._fresh, {}
+        gone = [*(self._unwritten or ()), *(place for place, row in fresh.items() if row is None)]
         try:
             with self._db:
-                self._db.executemany(
-                    "delete from attributes where folder = ? and name = ?",
-                    [place for place, row in fresh.items() if row is None],
-                )
+                self._db.executemany("delete from attributes where folder = ? and name = ?", gone)
                 self._db.executemany(
                     "insert or replace into attributes values (?, ?, ?, ?, ?, ?, ?, ?)",
                     [(*place, *_row(row)) for place, row in fresh.items() if row is not None],
                 )
         except sqlite3.Error as error:
-            self._is_behind = True
+            if self._unwritten is not None:
+                self._unwritten = {*self._unwritten, *fresh} if len(self._unwritten) < UNWRITTEN_MAX else None
             self._refused("written", error)
         else:
             self._was_refused = False
+            if self._unwritten:
+                self._unwritten = set()
 
     def _refused(self, what: str, error: sqlite3.Error) -> None:
         """A full disk is told of once, not with every thousand rows."""
@@ -215,7 +224,7 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode  # json.dumps would mak
 _headers_of = attrgetter(*Headers.__slots__)
 
 
-def place_of(key: str) -> tuple[str, str]:
+def place_of(key: str) -> Place:
     """A key as folder and name."""
     folder, slash, name = key.rpartition("/")
     return folder + slash, name

@@ -303,9 +303,41 @@ def test_what_could_not_be_forgotten_does_not_pass_for_what_was_written_since(
         cache.drop(f"d/{name}")
     cache.flush()
     disk.refuses = False
-    assert names(cache) == ["old"], "the listing shows whether it is still that one"
     assert cache.find("d/", "ours") is None
-    assert names(again(cache, tmp_path)) == ["old"]
+    assert cache.find("d/", "young") is None
+    assert cache.find("d/", "old") is not None, "the listing shows whether it is still that one"
+    assert names(cache) == [], "by now they are forgotten"
+    cache.put("d/new", version(modified=None), PLAIN, whole=True)
+    assert names(cache) == ["new"], "of what is written from then on nothing is doubted"
+    assert names(again(cache, tmp_path)) == ["new"]
+
+
+def test_what_could_not_be_forgotten_is_when_the_mount_ends(cache: AttributeCache, tmp_path: Path) -> None:
+    for name in ("gone", "kept"):
+        cache.put(f"d/{name}", version(modified=None), PLAIN, whole=True)
+    cache.flush()
+    cache._db = disk = Refusing(cache._db)  # type: ignore[assignment]
+    cache.drop("d/gone")
+    cache.flush()
+    disk.refuses = False
+    assert names(again(cache, tmp_path)) == ["kept"]
+
+
+def test_where_too_much_could_not_be_forgotten_what_may_look_like_it_is_doubted_to_the_end(
+    cache: AttributeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attributes, "UNWRITTEN_MAX", 2)
+    for name, modified in (("a", None), ("b", None), ("c", None), ("ours", None), ("old", OLD)):
+        cache.put(f"d/{name}", version(modified=modified), PLAIN, whole=True)
+    cache.flush()
+    cache._db = disk = Refusing(cache._db)  # type: ignore[assignment]
+    for name in "abc":
+        cache.drop(f"d/{name}")
+        cache.flush()
+    disk.refuses = False
+    cache.put("d/later", version(), PLAIN, whole=True)
+    assert names(cache) == ["later", "old"]
+    assert names(again(cache, tmp_path)) == ["later", "old"]
 
 
 def test_what_fails_in_the_middle_is_not_half_done(cache: AttributeCache) -> None:
@@ -331,7 +363,8 @@ def test_what_fails_in_the_middle_is_not_half_done(cache: AttributeCache) -> Non
     cache.put("d/new", version(), PLAIN, whole=True)
     cache.flush()
     cache._db = db
-    assert names(cache) == ["kept"]
+    assert cache.find("d/", "kept") is not None
+    assert cache.find("d/", "new") is None
 
 
 def test_a_damaged_database_is_begun_anew(
