@@ -9,6 +9,7 @@ Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -25,7 +26,11 @@ from sosfs.s3.protocol import Bucket
 
 ERRANDS = ("warm", "drop", "restore", "versions", "prune", "usage", "link")
 WHOLE = frozenset({"changes", "entries", "usages", "links"})  # lists of which nothing is left out
-NOTHING_DROPPED = {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []}
+NOTHING: Mapping[str, Told] = {  # what is told where there was no bucket to do it in; the other errands fail then
+    "drop": {"files": 0, "memory_bytes": 0, "disk_bytes": 0, "kept_files": 0, "kept": []},
+    "versions": {"entries": []},
+    "usage": {"usages": []},
+}
 
 
 class Members(Protocol):
@@ -64,7 +69,9 @@ async def _run(buckets: Members, errand: str, paths: Sequence[Names], tell: Tell
         served = await buckets.entered(member) if errand != "drop" else member.served
         if served is not None:
             _add(total, member.name, await served.errands[errand](inner, tell, options))
-    return total or dict(NOTHING_DROPPED)
+    if not total and errand not in NOTHING:
+        raise OSError(errno.ENOENT, "there is no bucket")
+    return total or dict(NOTHING[errand])
 
 
 async def _pending(buckets: Members, paths: Sequence[Names], tell: Tell, options: Options = NO_OPTIONS) -> Told:
