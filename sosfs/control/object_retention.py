@@ -123,8 +123,8 @@ class ObjectRetentions:
         """What is in the bucket, with all that was changed here; within, nothing of ours changes it."""
         _require_closed(inode)  # else half of it would be stored
         await self._commits.bring(inode)
-        _require_closed(inode)
         async with self._subtree_lock.exclusive(inode):
+            _require_closed(inode)  # it may have been opened while that was waited for
             yield await self._look(inode)
 
     async def _require_possible(self) -> None:

@@ -21,13 +21,14 @@ import trio
 
 from sosfs.attributes.protection import Act
 from sosfs.config.parameters import Durability
+from sosfs.control.object_retention import ObjectRetentions
 from sosfs.errors import StoreError
 from sosfs.filesystem.bucket import _operations
 from sosfs.filesystem.composition import Filesystem
-from sosfs.s3.protocol import UNLOCKED, Acl, Lock, Object, Properties, Version
+from sosfs.s3.protocol import UNLOCKED, Acl, Detail, Lock, Object, Properties, Version
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, chmod, denied, opened, put_all
+from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, settled, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 both_modes = pytest.mark.parametrize("durability", Durability)
@@ -442,3 +443,36 @@ def test_a_copy_that_another_client_removes_before_it_is_locked_is_no_error(tmp_
         mount.loop.run(partial(main, mount, store))
         mount.loop.passes(3)
         assert (store.set, bodies(store), mount.parts.pending) == ([], {}, 0)
+
+
+# Locks that are set through the mount
+
+
+@pytest.mark.parametrize("what", ["retention", "hold"])
+def test_what_is_opened_for_writing_while_its_lock_waits_is_not_locked(tmp_path: Path, what: str) -> None:
+    """What comes at its close would be a version without the lock."""
+    held = trio.Event()
+    outcomes: dict[str, Any] = {}
+
+    async def main(mount: Composed, store: Locking) -> None:
+        parts = mount.parts
+        locks: Any = store
+        retentions = ObjectRetentions(parts.inodes, store, locks, parts.attributes, parts.commits, parts.subtree_lock)
+        await put_all(store, {"file": b"bytes"})
+        inode = await mount._walk("file")
+        store.before["head", "file"] = held
+        await begun(mount, partial(parts.attributes.look, inode, Detail.WHOLE))
+        assert ("head", "file") in store.reached
+        work = (
+            partial(retentions.retain, inode, "GOVERNANCE 30 days")
+            if what == "retention"
+            else partial(retentions.hold, inode, "ON")
+        )
+        await begun(mount, partial(told, outcomes, what, work))
+        handle = await opened(mount)
+        await settled(held)
+        assert (f"({errno.EBUSY}," in outcomes[what], store.set) == (True, [])
+        await closed(mount, handle)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
