@@ -13,6 +13,7 @@ reckoned anew. Concurrency: trio thread only.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -137,9 +138,13 @@ class Past:
             shared_attributes=False,
         )
         store = PastStore(self._store, self._store.dispatcher, moment)
-        journal = Journal(directory, f"the bucket at {moment}")
         share = replace(self._share, cached=memory_of(MEMORY), names=NAMES)
-        parts = assemble(settings, store, journal, self._spawn, first=root, share=share)
+        with contextlib.ExitStack() as undo:  # on a full disk
+            undo.callback(shutil.rmtree, directory, ignore_errors=True)
+            journal = Journal(directory, f"the bucket at {moment}")
+            undo.callback(journal.close)
+            parts = assemble(settings, store, journal, self._spawn, first=root, share=share)
+            undo.pop_all()
         parts.inodes.root.mtime_ns = parts.inodes.root.ctime_ns = int(moment * 1e9)
         shown = _Shown(moment, root, directory, journal, parts, *self._operate(store, settings, parts))
         self._shown[self._slot] = shown
