@@ -26,6 +26,7 @@ from sosfs.cache.attributes import AttributeCache
 from sosfs.cache.blocks import Blocks, Source, Spawn
 from sosfs.config.choices import Acls, Canned
 from sosfs.disk.reserve import Need
+from sosfs.errors import FULL
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
 from sosfs.metadata import system_headers, user_metadata
@@ -117,17 +118,33 @@ class Changes(Revalidation):
         check_properties(self.properties(inode))
         if not self._inodes.has_object(inode):
             return  # what has no name any more, or the bucket's root, of which a mount knows as long as it lasts
+        before = inode.edits, self._times.get(inode)
         inode.edits = inode.edits.with_posix(posix)
         if "mtime_ns" in inode.edits.posix.intersection(posix):
             self._times[inode] = inode.mtime_ns
+        try:
+            self._record(inode)
+        except OSError:
+            inode.edits, time_before = before
+            self._times.pop(inode, None)
+            if time_before is not None:
+                self._times[inode] = time_before
+            raise
+
+    def _record(self, inode: Inode) -> None:
         open_file = inode.open_file
         if open_file is not None and open_file.draft is not None and open_file.draft.is_dirty:
             self.carried_later(inode)
             if open_file.row or not _outlives(open_file.draft):
                 return
-        self._mark(inode)
+        self._mark(inode, Need.PROMISE)
 
-    def _mark(self, inode: Inode, need: Need = Need.PROMISE) -> None:
+    def _mark(self, inode: Inode, need: Need = Need.RELIEF) -> None:
+        """Writes down what the bucket lacks of an inode. Raises OSError of the journal.
+
+        Only what a user is about to be promised may be refused on a full disk: all else is on its way into the bucket,
+        which makes room.
+        """
         open_file = inode.open_file
         is_first = open_file is not None and open_file.draft is not None and open_file.draft.base is None
         version = None if inode.is_directory or is_first else inode.version
@@ -155,8 +172,14 @@ class Changes(Revalidation):
 
     def sent(self, inode: Inode) -> None:
         """An upload is about to make the object, with the attributes of now: the record knows it by its token."""
-        if inode.attributes_dirty:
+        if not inode.attributes_dirty:
+            return
+        try:
             self._mark(inode)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.info("an upload is not recorded with the attributes that it carries: %s", error)  # it makes room
 
     def take_up(self, inode: Inode, row: int, saved: SavedAttributes) -> None:
         """What an earlier mount could not write, of the file or directory that has the name now."""
@@ -180,23 +203,23 @@ class Changes(Revalidation):
         """
         self._unanswered_copies.take_up(inode, sent)
         self.protection.owe(self._inodes.key(inode), sent)
-        self._mark(inode, Need.RELIEF)
+        self._mark(inode)
 
     def made(self, inode: Inode) -> None:
         """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""
-        self._mark(inode)
+        self._mark(inode, Need.PROMISE)
 
     def _clear(self, inode: Inode) -> None:
+        if inode.attributes_dirty:
+            self._journal.drop_attributes(self._rows[inode])  # where that fails it is tried again
+            del self._rows[inode], self.since[inode]
+            inode.attributes_dirty = False
+            inode.pins -= 1
+            self.dirty.discard(inode)
         self._unanswered_copies.forget(inode)
         self.protection.given_up(inode)
         self._times.pop(inode, None)
         self.failed.pop(inode, None)
-        if inode.attributes_dirty:
-            inode.attributes_dirty = False
-            self._journal.drop_attributes(self._rows.pop(inode))
-            inode.pins -= 1
-            self.dirty.discard(inode)
-            del self.since[inode]
 
     def wrote(self, inode: Inode, used: Properties, posix: user_metadata.Posix, *, adopt_time: bool) -> None:
         """A commit stored `used` for an inode whose attributes were `posix` when it began.

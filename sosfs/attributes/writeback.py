@@ -201,8 +201,8 @@ class AttributeWriteback(Changes):
                 await self._rewrite_object(inode, key)
             else:
                 self._clear(inode)  # a file not in the bucket yet: its commit carries them; or a bucket's root
-        except StoreError as error:
-            if error.cause is Cause.DENIED:
+        except OSError as error:
+            if isinstance(error, StoreError) and error.cause is Cause.DENIED:
                 self.permissions.add([Right.WRITE])
             if inode.attributes_dirty:
                 self.failed[inode] = error
@@ -249,9 +249,13 @@ class AttributeWriteback(Changes):
         assert before is not None
         self.forget(key)
         self._unanswered_copies.begin(inode, locked)
-        self._mark(inode)
-        if "-" in before.etag or not self._store.hashes:
-            await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
+        try:
+            self._mark(inode)
+            if "-" in before.etag or not self._store.hashes:
+                await self._journal.sync()  # the copy may have another ETag: then nothing else tells that it is ours
+        except OSError:
+            self._unanswered_copies.end(inode, locked)
+            raise
         try:
             made = await self._copy_object(key, key, before, properties=locked, acl=acl)
         except StoreError as error:

@@ -185,6 +185,7 @@ class Operations(pyfuse3.Operations):
         if fields.update_size and fh is None:  # else it was asked when that was opened
             await self._attributes.protection.require(found, Act.WRITE)
         self._inodes.require(found)
+        given = storable(attr.st_mtime_ns) if fields.update_mtime else None
         if fields.update_size:
             await self._file_io.truncate(found, attr.st_size)
         before = found.mode, found.uid, found.gid, found.mtime_ns
@@ -192,11 +193,7 @@ class Operations(pyfuse3.Operations):
             found.mode = stat.S_IFMT(found.mode) | stat.S_IMODE(attr.st_mode)
         found.uid = attr.st_uid if fields.update_uid else found.uid
         found.gid = attr.st_gid if fields.update_gid else found.gid
-        if fields.update_atime:
-            found.atime_ns = attr.st_atime_ns
-        if fields.update_mtime:
-            found.mtime_ns = storable(attr.st_mtime_ns)
-            self._file_io.time_given(found)
+        found.mtime_ns = found.mtime_ns if given is None else given
         if (found.mode, found.uid, found.gid, found.mtime_ns) != before:
             try:
                 self._attributes.changed(found, posix=set_by(fields))
@@ -204,6 +201,10 @@ class Operations(pyfuse3.Operations):
                 found.mode, found.uid, found.gid, found.mtime_ns = before
                 raise
             found.ctime_ns = time.time_ns()
+        if fields.update_atime:
+            found.atime_ns = attr.st_atime_ns
+        if given is not None:
+            self._file_io.time_given(found)
         return self._entry(found)
 
     @answered

@@ -6,11 +6,15 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import pyfuse3
 import pytest
 import trio
 import trio.testing
@@ -21,6 +25,7 @@ from sosfs.config.choices import Canned
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import StoreError, from_s3, unanswered
 from sosfs.files.open_file import Handle
+from sosfs.filesystem.bucket import _operations
 from sosfs.journal.journal import Journal
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.metadata.user_metadata import Posix
@@ -450,6 +455,152 @@ def test_what_does_not_fit_into_metadata_is_refused_and_nothing_of_it_waits(tmp_
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Within, no change of attributes finds room in the journal."""
+
+    def refuse(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "save_attributes", refuse)
+        yield
+
+
+async def recorded(mount: Composed) -> list[str]:
+    """The keys of which the journal has changed attributes."""
+    return [saved.key for _, saved in mount._journal.attributes()]
+
+
+async def set_by_kernel(mount: Composed, inode: Inode, **values: int) -> None:
+    """setattr, as the kernel asks for it."""
+    entry = pyfuse3.EntryAttributes()
+    for name, value in values.items():
+        setattr(entry, f"st_{name}", value)
+    names = ("size", "mode", "uid", "gid", "atime", "mtime")
+    fields: Any = SimpleNamespace(**{f"update_{name}": f"{name}_ns" in values or name in values for name in names})
+    caller: Any = SimpleNamespace(pid=1, uid=0, gid=0, umask=0o022)
+    await _operations(mount._settings, mount.parts).setattr(inode.number, entry, fields, None, caller)
+
+
+def test_a_mode_that_the_journal_had_no_room_for_does_not_undo_the_one_of_another_client(tmp_path: Path) -> None:
+    store = Held(clock=partial(next, itertools.count(1_700_000_000)))
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        with full_disk(), pytest.raises(pyfuse3.FUSEError):
+            await set_by_kernel(mount, inode, mode=0o100600, atime_ns=5)
+        assert (inode.mode, inode.atime_ns == 5) == (0o100644, False)
+        await store.put("file", b"bytes", Properties(metadata={"mode": str(0o100640)}))
+        await set_by_kernel(mount, inode, uid=1000)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(10)
+        found = store._stored["file"].object.properties.metadata
+        assert (found["mode"], found["uid"], mount.parts.pending) == (str(0o100640), "1000", 0)
+
+
+@pytest.mark.parametrize("before", [None, 1_000_000_007], ids=["", "after another one"])
+def test_a_time_that_the_journal_had_no_room_for_is_not_that_of_the_file_after_a_crash(
+    tmp_path: Path, before: int | None
+) -> None:
+    """Bytes that nobody has closed go with the process, and the file has the time that it had before them."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties(metadata={"mtime": "900000000.000000000"}))
+        handle = await opened(mount)
+        if before is not None:
+            await set_by_kernel(mount, handle.inode, mtime_ns=before * 10**9)
+        with full_disk(), pytest.raises(pyfuse3.FUSEError):
+            await set_by_kernel(mount, handle.inode, mtime_ns=10**18)
+        await mount.parts.file_io.write(handle, 0, b"B")
+        await set_by_kernel(mount, handle.inode, mode=0o100600)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        found = store._stored["file"].object.properties.metadata
+        assert (stored(store), found["mode"]) == (b"bytes", str(0o100600))
+        assert int(found["mtime"].partition(".")[0]) == (900_000_000 if before is None else before)
+
+
+def test_a_time_that_was_refused_leaves_the_file_that_of_its_bytes(tmp_path: Path) -> None:
+    """Of bytes that go up while they are written: what nobody has set is what the object says."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        with pytest.raises(pyfuse3.FUSEError) as refused:
+            await set_by_kernel(mount, handle.inode, mode=0o100600, mtime_ns=2 * 10**27)
+        assert (refused.value.errno, handle.inode.mode) == (errno.EOVERFLOW, 0o100644)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100644)
+
+
+def test_what_waits_for_room_in_the_journal_is_told_with_the_reason_and_written_once_there_is(
+    tmp_path: Path,
+) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(chmod, mount))
+        with full_disk():
+            mount.loop.passes(1.5)
+            (waiting,) = mount.parts.attributes.waiting
+            assert os.strerror(errno.ENOSPC) in waiting
+            assert store.calls["copy"] == 0
+            assert not mount.parts.attributes.in_doubt(mount.loop.run(partial(mount._walk, "file")))
+        mount.loop.passes(LONG)
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+        assert (mount.parts.pending, mount.parts.attributes.waiting) == (0, [])
+
+
+def test_a_record_that_could_not_be_dropped_is_so_at_the_next_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, drop = Held(), Journal.drop_attributes
+
+    def fails_once(journal: Journal, row: int) -> None:
+        monkeypatch.setattr(Journal, "drop_attributes", drop)
+        raise OSError(errno.EIO, "the disk")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", Properties()))
+        mount.loop.run(partial(chmod, mount))
+        monkeypatch.setattr(Journal, "drop_attributes", fails_once)
+        mount.loop.passes(1.5)
+        assert (Journal.drop_attributes, mount.parts.pending) == (drop, 1)
+        mount.loop.passes(LONG)
+        assert (mount.parts.pending, mount.loop.run(partial(recorded, mount))) == (0, [])
+
+
+def test_an_upload_that_makes_room_goes_on_where_its_attributes_find_none(tmp_path: Path) -> None:
+    """The row of what was set before the disk was full cannot be written again."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"as it was", Properties())
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await chmod(mount)
+        with full_disk():
+            await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"newit was"
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+        assert mount.parts.pending == 0
 
 
 def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the_rest_its_own(tmp_path: Path) -> None:
