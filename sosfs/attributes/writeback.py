@@ -41,9 +41,9 @@ from sosfs.s3.preconditions import look, stale
 from sosfs.s3.protocol import (
     UNLOCKED,
     Acl,
+    Condition,
     Detail,
     Guard,
-    Object,
     ObjectStore,
     Properties,
     Right,
@@ -267,58 +267,71 @@ class AttributeWriteback(Changes):
         if inode.open_file is not None:
             inode.open_file.rebase(Source(key, made.etag, made.size), made)
 
-    async def _rewrite_marker(self, inode: Inode, key: str, *, is_there: bool = False) -> None:
-        acl, is_there = None, is_there or inode.version is not None
-        if inode.version is not None:
-            await self._learn_marker(inode)
-            if inode.version.size:  # another client has stored something in it
+    async def _rewrite_marker(self, inode: Inode, key: str) -> None:
+        """Stores a directory's marker, new or over the one that is known: what another client made meanwhile stays."""
+        condition = await self._marker_condition(inode)
+        for again in (False, True):
+            if inode.version is not None and inode.version.size:  # another client has stored something in it
                 await self._rewrite_object(inode, key)
                 return
-            acl = await self.acls.of(inode)
-        if not is_there:
+            try:
+                await self._put_marker(inode, key, condition)
+            except StoreError as error:
+                if again or condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                    raise
+            else:
+                return
+            condition = await self._found_other(inode, key)
+            if inode.edits == NO_EDITS and condition is not Guard.ABSENT:
+                self._let_go(inode)
+                return
+
+    async def _marker_condition(self, inode: Inode) -> Condition:
+        """What has to be so when a marker is written. One that may not be read is written with what is known of it."""
+        try:
+            await self.fetch_whole(inode)
+        except StoreError as error:
+            if error.cause is Cause.DENIED:
+                return Guard.NONE
+            if error.cause is not Cause.ABSENT:
+                raise
+            self._marker_is(inode, None)
+        return inode.version or Guard.ABSENT
+
+    async def _put_marker(self, inode: Inode, key: str, condition: Condition) -> None:
+        if condition is Guard.ABSENT:
             await self._vacated(key)  # what a rename has copied there would pass for a marker of another client
+        acl = await self.acls.of(inode) if inode.version is not None else None
         posix, used = inode.posix, self.marker_properties(inode)
         self.forget(key)
-        condition = Guard.NONE if is_there else Guard.ABSENT
-        locked = replace(used, lock=await self.protection.carried(key) if is_there else UNLOCKED)
-        try:
-            version = await self._store.put(key, b"", locked, condition=condition, acl=acl)
-        except StoreError as error:
-            if is_there or error.cause is not Cause.CONFLICT:
-                raise
-            await self._found_made(inode, key)
-            return
+        locked = replace(used, lock=UNLOCKED if condition is Guard.ABSENT else await self.protection.carried(key))
+        version = await self._store.put(key, b"", locked, condition=condition, acl=acl)
         self._marker_is(inode, version)
         await self.protection.settle(key)
         self._written(inode, used, posix)
 
-    async def _learn_marker(self, inode: Inode) -> None:
-        """As `fetch_whole`; one that is gone, or that may not be read, is written with what is known of it."""
-        try:
-            await self.fetch_whole(inode)
-        except StoreError as error:
-            if error.cause not in (Cause.ABSENT, Cause.DENIED):
-                raise
+    async def _found_other(self, inode: Inode, key: str) -> Condition:
+        """Not the marker that is known is there: another client's, ours without an answer, or none.
 
-    async def _found_made(self, inode: Inode, key: str) -> None:
-        """A marker was there that was not known: of another client, or ours without an answer. It stays as it is."""
+        All of it stays but for what was changed here since. Returns what has to be so when that is written.
+        """
         if inode.directory is not None:
             inode.directory.doubt()
-        found: Object | None = None
         try:
             found = await look(self._store, key, detail=Detail.WHOLE)
         except StoreError as error:
-            if error.cause is not Cause.DENIED:  # as of one that was known, and may not be read
+            if error.cause is Cause.DENIED:  # as of one that was known, and may not be read
+                return Guard.NONE
+            if error.cause is not Cause.ABSENT:
                 raise
-        if inode.edits == NO_EDITS:
-            self._let_go(inode)
-            return
-        if found is not None:
-            self._marker_is(inode, found.version)
-            inode.follow(found.properties)
-        await self._rewrite_marker(inode, key, is_there=True)  # with what was changed of it since
+            self._marker_is(inode, None)
+            return Guard.ABSENT
+        self._marker_is(inode, found.version)
+        inode.acl_private_until = 0.0
+        inode.follow(found.properties)
+        return found.version
 
-    def _marker_is(self, inode: Inode, version: Version) -> None:
+    def _marker_is(self, inode: Inode, version: Version | None) -> None:
         inode.version = version
         if inode.directory is not None:
             inode.directory.marker = version

@@ -50,7 +50,8 @@ class AttributeReplay:
         try:
             is_done = await self._written(row, saved)
         except OSError as error:
-            if isinstance(error, StoreError) and not is_refused(error):
+            may_wait = not isinstance(error, StoreError) or is_refused(error) or error.cause is Cause.CONFLICT
+            if not may_wait:
                 raise
             log.warning("attributes of %s are not in the bucket yet: %s", saved.key, error)
             return
@@ -103,7 +104,8 @@ class AttributeReplay:
         acl = await self._attributes.acls.of_key(saved.key)
         locked = replace(used, lock=await self._attributes.protection.carried(saved.key))
         if saved.key.endswith("/") and not found.version.size:
-            await self._store.put(saved.key, b"", locked, acl=acl)  # not every server copies a marker
+            # Not every server copies a marker.
+            await self._store.put(saved.key, b"", locked, condition=found.version, acl=acl)
         else:
             self._note(row, replace(saved, sent=(*saved.sent, locked)))
             if "-" in found.version.etag or not self._store.hashes:

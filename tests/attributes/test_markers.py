@@ -235,6 +235,87 @@ def test_what_another_client_stores_in_a_marker_stays_when_its_directory_is_chan
         assert mount.parts.blocks.zeros.end(etag, 5, 0) == 0, "none of them is known to be a zero"
 
 
+@pytest.mark.promise(4)
+@pytest.mark.parametrize("theirs", [b"bytes", b"", None], ids=["bytes", "metadata", "its removal"])
+def test_what_another_client_does_to_a_marker_while_its_directory_is_changed_stays(
+    tmp_path: Path, store: Held, theirs: bytes | None
+) -> None:
+    """What is known of it is a moment old, so that nobody asks again; the server compares it with what is there."""
+    store.hashes = theirs != b""  # else both have the same ETag
+    held = trio.Event()
+
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"})
+        await chmod(mount, mode=0o700)
+        await mount.settle()
+        await chmod(mount)
+        store.before["put", "d/"] = held
+        await begun(mount, mount.settle)
+        assert ("put", "d/") in store.reached
+
+    async def comes() -> None:
+        del store.before["put", "d/"]
+        if theirs is None:
+            await store.delete("d/")
+        else:
+            await store.put("d/", theirs, THEIRS, acl=PUBLIC)
+        await settled(held)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.run(comes)
+        assert mount.parts.pending == 0
+        assert bodies(store)["d/"] == (theirs or b"")
+        if theirs is not None:
+            require_theirs(store, 0o750)
+        assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
+
+
+def test_who_changes_a_directory_while_another_client_does_so_again_and_again_is_told(
+    tmp_path: Path, store: Held
+) -> None:
+    store.hashes = False
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"})
+        await chmod(mount)
+        store.errors["put", "d/"] = [CONFLICT, CONFLICT]
+        with fails(errno.ESTALE):
+            await mount.settle()
+        assert mount.parts.pending == 1
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
+        assert mount.parts.pending == 0
+
+
+@pytest.mark.promise(4)
+def test_the_next_mount_writes_nothing_over_what_another_client_stores_in_a_marker_meanwhile(
+    tmp_path: Path, store: Held
+) -> None:
+    async def begin(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/x": b"x"})
+        await chmod(mount)
+
+    def late(operation: str, key: str) -> None:
+        if (operation, key) == ("get_acl", "d/"):  # it was looked at before
+            store.fault = None
+            store._store("d/", b"bytes", "theirs", THEIRS, PUBLIC)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        store.fault = late
+        mount.start()
+        assert store.fault is None
+        mount.loop.passes(LONG)
+        assert bodies(store)["d/"] == b"bytes"
+        require_theirs(store, 0o750)
+        assert mount.parts.pending == 0
+
+
 def test_nor_does_it_go_with_a_directory_that_was_listed_before(tmp_path: Path, store: Held) -> None:
     async def begin(mount: Composed) -> None:
         await put_all(store, {"d/": b""})
