@@ -3,9 +3,9 @@
 A listing shows an object's key, ETag, size and time. If all four are as they were when the object's
 metadata was last read or written here, the metadata is too: a rewrite of metadata alone changes the time.
 So the second `ls -l` costs no HEAD, in this mount or the next. After our own write the time is not known
-yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash, or where the disk has
-refused a change, such rows hold no more, and neither do those of objects that were young when they were read: a later
-write of metadata alone, which the table has not heard of, may look the same.
+yet; the listing's is then taken if it is that of the write, give or take `SLACK`. After a crash, or as long as the
+disk refuses a change, such rows hold no more, and neither do those of objects that were young when they were read: a
+later write of metadata alone, which the table has not heard of, may look the same.
 
 A cache and nothing more: it is never synced, a damaged one is thrown away, and nothing is lost with it.
 

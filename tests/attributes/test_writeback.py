@@ -34,7 +34,7 @@ from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import PRIVATE, FakeStore
-from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, settled, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, settled, silence, stored
 
 MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("without_bugs")
@@ -291,6 +291,40 @@ def test_what_another_client_stored_after_a_copy_of_ours_failed_is_theirs(
         assert caplog.text.count("of the attributes of file is lost") == 1
         assert mount.parts.waiting == []
         assert mount.loop.run(mount.tree) == {"file": (theirs, 0o644)}
+
+
+def _copied_unanswered(mount: Composed, store: Held, properties: Properties) -> None:
+    """A chmod of `file` was carried out, and nobody was told."""
+    mount.loop.run(partial(store.put, "file", b"bytes", properties))
+    mount.loop.run(partial(chmod, mount))
+    store.unanswered["copy", "file"] = [NO_ANSWER]
+    mount.loop.passes(1.5)
+    assert (store.unanswered["copy", "file"], mount.parts.pending) == ([], 1)
+
+
+@pytest.mark.promise(7)
+def test_a_rename_after_a_copy_without_an_answer_resets_nothing(tmp_path: Path) -> None:
+    store, had = Held(), Properties(Headers("x/y", expires="Thu, 01 Dec 2044 16:00:00 GMT"), {"theirs": "yes"}, "COLD")
+    with composed(store, tmp_path) as mount:
+        _copied_unanswered(mount, store, had)
+        mount.loop.run(partial(mount.rename, "file", "moved"))
+        found = store._stored["moved"].object.properties
+        assert (found.headers, found.storage_class, found.metadata["theirs"]) == (had.headers, "COLD", "yes")
+        assert found.metadata["mode"] == str(0o100600)
+
+
+@pytest.mark.promise(4)
+def test_who_may_not_look_what_a_copy_without_an_answer_has_made_gets_an_error_and_no_conflict(tmp_path: Path) -> None:
+    store = Held(hashes=False)
+    with composed(store, tmp_path) as mount:
+        _copied_unanswered(mount, store, Properties())
+        store.errors["head", "file"] = [denied()]
+        with fails(errno.EACCES):
+            mount.loop.run(partial(mount.write, "file", b"BYTES"))
+        assert store.errors["head", "file"] == []
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"BYTES"}
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
 
 
 def test_what_this_mount_has_just_stored_it_knows(tmp_path: Path) -> None:
@@ -795,8 +829,9 @@ def test_attributes_changed_while_the_upload_is_under_way_outlive_a_crash(tmp_pa
 @pytest.mark.promise(3)
 @pytest.mark.parametrize("before", [{}, {"file": b"as it was"}], ids=["new", "rewritten"])
 @pytest.mark.parametrize("is_under_way", [True, False], ids=["under way", "not sent"])
+@pytest.mark.parametrize("seconds", [0, 3], ids=["at once", "a while later"])
 def test_what_the_bucket_may_have_of_an_open_file_keeps_the_attributes_that_were_set_meanwhile(
-    tmp_path: Path, before: dict[str, bytes], is_under_way: bool
+    tmp_path: Path, before: dict[str, bytes], is_under_way: bool, seconds: int
 ) -> None:
     """Of bytes that nobody has synced nothing was promised; of a file that is there, or on its way, it was."""
     store = Held()
@@ -814,6 +849,7 @@ def test_what_the_bucket_may_have_of_an_open_file_keeps_the_attributes_that_were
 
     with composed(store, tmp_path, durability=Durability.BUCKET) as mount:
         mount.loop.run(partial(main, mount))
+        mount.loop.passes(seconds)
         mount.crash()
         store.after.clear()
         mount.start()
