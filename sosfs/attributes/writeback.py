@@ -277,7 +277,7 @@ class AttributeWriteback(Changes):
             try:
                 await self._put_marker(inode, key, condition)
             except StoreError as error:
-                if again or condition is Guard.NONE or error.cause not in (Cause.CONFLICT, Cause.ABSENT):
+                if again or condition is Guard.NONE or error.cause is not Cause.CONFLICT:
                     raise
             else:
                 return

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import trio
 
-from sosfs.config.parameters import TTL, Durability
+from sosfs.config.parameters import TTL, Durability, Exclusive
 from sosfs.errors import StoreError, from_s3, unanswered
-from sosfs.s3.protocol import Acl, Grant, Headers, Page, Properties
+from sosfs.s3.preconditions import holds
+from sosfs.s3.protocol import Acl, Body, Grant, Headers, Page, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import ANYONE, OWNER
@@ -271,6 +272,24 @@ def test_what_another_client_does_to_a_marker_while_its_directory_is_changed_sta
         assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
 
 
+@pytest.mark.promise(7)
+def test_a_directory_that_another_client_has_made_public_stays_so_though_this_mount_has_just_made_it(
+    tmp_path: Path, store: Held
+) -> None:
+    """What this mount has made a moment ago has the ACL that it gave, until another one is there."""
+    store.hashes = False
+
+    async def main(mount: Composed) -> None:
+        await mount.mkdir("d")
+        await store.put("d/", b"", THEIRS, acl=PUBLIC)
+        await chmod(mount)
+        await mount.settle()
+
+    with composed(store, tmp_path, exclusive=Exclusive.ALWAYS) as mount:
+        mount.loop.run(partial(main, mount))
+        require_theirs(store, 0o750)
+
+
 def test_who_changes_a_directory_while_another_client_does_so_again_and_again_is_told(
     tmp_path: Path, store: Held
 ) -> None:
@@ -335,9 +354,21 @@ def test_nor_does_it_go_with_a_directory_that_was_listed_before(tmp_path: Path, 
         assert bodies(store) == {"d/": b"bytes"}
 
 
+class Unconditional(Held):
+    """A server that knows no If-Match, so that what is there is looked at before it is replaced."""
+
+    async def put(self, key: str, body: Body, properties: Properties, **options: Any) -> Version:
+        """As `ObjectStore.put`."""
+        if isinstance(options.get("condition"), Version):
+            assert await holds(self.head, key, options["condition"])
+        return await super().put(key, body, properties, **options)
+
+
+@pytest.mark.parametrize("kind", [Held, Unconditional], ids=["", "without If-Match"])
 def test_a_marker_that_nobody_may_read_and_only_a_listing_shows_is_written_all_the_same(
-    tmp_path: Path, store: Held
+    tmp_path: Path, kind: type[Held]
 ) -> None:
+    store = kind()
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(put_all, store, {"d/": b"", "d/x": b"x"}))
         store.fault = lambda operation, key: _refuse() if (operation, key) == ("head", "d/") else None
@@ -426,6 +457,7 @@ def test_a_directory_whose_marker_is_gone_or_unreadable_gets_its_attributes(
         mount.loop.passes(3)
         assert int(store._stored["d/"].object.properties.metadata["mode"]) == stat.S_IFDIR | 0o750
         assert (sorted(bodies(store)), mount.parts.pending) == (["d/", "d/x"], 0)
+        assert store.calls["put"] == 3, "of both, and of what was set"
 
 
 @pytest.mark.parametrize("error", [REFUSED, NO_ANSWER, CONFLICT])
