@@ -302,15 +302,54 @@ def _copied_unanswered(mount: Composed, store: Held, properties: Properties) -> 
     assert (store.unanswered["copy", "file"], mount.parts.pending) == ([], 1)
 
 
+# What the HEAD of a `stat` does not tell: Expires and the storage class.
+HAD = Properties(Headers("x/y", expires="Thu, 01 Dec 2044 16:00:00 GMT"), {"theirs": "yes"}, "COLD")
+
+
+def require_had(store: Held, key: str) -> None:
+    """The object has all that it had, and the mode that `chmod` gives."""
+    found = store._stored[key].object.properties
+    assert (found.headers, found.storage_class, found.metadata["theirs"]) == (HAD.headers, "COLD", "yes")
+    assert found.metadata["mode"] == str(0o100600)
+
+
 @pytest.mark.promise(7)
 def test_a_rename_after_a_copy_without_an_answer_resets_nothing(tmp_path: Path) -> None:
-    store, had = Held(), Properties(Headers("x/y", expires="Thu, 01 Dec 2044 16:00:00 GMT"), {"theirs": "yes"}, "COLD")
+    store = Held()
     with composed(store, tmp_path) as mount:
-        _copied_unanswered(mount, store, had)
+        _copied_unanswered(mount, store, HAD)
         mount.loop.run(partial(mount.rename, "file", "moved"))
-        found = store._stored["moved"].object.properties
-        assert (found.headers, found.storage_class, found.metadata["theirs"]) == (had.headers, "COLD", "yes")
-        assert found.metadata["mode"] == str(0o100600)
+        require_had(store, "moved")
+
+
+@pytest.mark.promise(7)
+def test_a_chmod_that_an_earlier_mount_could_not_send_resets_nothing(tmp_path: Path) -> None:
+    """What that one knew of the file was not all of it."""
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"bytes", HAD))
+        mount.loop.run(partial(chmod, mount))
+        mount.crash()
+        store.errors["head", "file"] = [denied()]
+        mount.start()
+        assert (store.errors["head", "file"], store.calls["copy"]) == ([], 0)
+        mount.loop.passes(3)
+        require_had(store, "file")
+
+
+@pytest.mark.promise(7)
+def test_a_chmod_of_what_was_remembered_over_a_rename_resets_nothing(tmp_path: Path) -> None:
+    store = Held()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "d/file", b"bytes", HAD))
+        mount.loop.run(partial(mount._walk, "d/file"))
+        mount.loop.run(partial(mount.rename, "d", "e"))
+        mount.stop()
+        mount.start()
+        mount.loop.run(mount.tree)
+        mount.loop.run(partial(chmod, mount, "e/file"))
+        mount.loop.passes(3)
+        require_had(store, "e/file")
 
 
 @pytest.mark.promise(4)
@@ -565,6 +604,31 @@ def test_a_time_that_the_journal_had_no_room_for_is_not_that_of_the_file_after_a
         assert int(found["mtime"].partition(".")[0]) == (900_000_000 if before is None else before)
 
 
+def test_a_time_that_was_set_before_the_bytes_of_now_is_not_theirs_after_a_crash(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> int:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        await set_by_kernel(mount, inode, mtime_ns=10**18)
+        await mount.settle()
+        await mount.write("file", b"B")
+        written = _mtime(store)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"not sent")
+        await set_by_kernel(mount, inode, mode=0o100600)
+        return written
+
+    with composed(store, tmp_path) as mount:
+        written = mount.loop.run(partial(main, mount))
+        assert written > 10**18
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert (stored(store), _mtime(store)) == (b"Bytes", written)
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
+
+
 def test_a_time_that_was_refused_leaves_the_file_that_of_its_bytes(tmp_path: Path) -> None:
     """Of bytes that go up while they are written: what nobody has set is what the object says."""
     store = Held()
@@ -642,7 +706,8 @@ def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the
 
     async def main(mount: Composed) -> None:
         await store.put("old.txt", b"bytes", had)
-        for name in ("new.txt", "old.txt"):
+        await store.put("standard.txt", b"bytes", Properties())
+        for name in ("new.txt", "old.txt", "standard.txt"):
             await mount.write(name, b"other bytes", flags=os.O_CREAT)
 
     with composed(store, tmp_path, storage_class="COLD") as mount:
@@ -650,6 +715,7 @@ def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the
         new, old = (store._stored[name].object.properties for name in ("new.txt", "old.txt"))
         assert (new.headers.content_type, new.storage_class) == ("text/plain", "COLD")
         assert (old.headers.content_type, old.storage_class) == ("x/y", "WARM")
+        assert store._stored["standard.txt"].object.properties.storage_class == ""
         assert ("md5chksum" in old.metadata, old.metadata["theirs"]) == (False, "yes")
 
 
