@@ -79,6 +79,16 @@ def store() -> Held:
     return Held(clock=partial(next, itertools.count(1_700_000_000)))
 
 
+class Unconditional(Held):
+    """A server that knows no If-Match, so that what is there is looked at before it is replaced."""
+
+    async def put(self, key: str, body: Body, properties: Properties, **options: Any) -> Version:
+        """As `ObjectStore.put`."""
+        if isinstance(options.get("condition"), Version):
+            assert await holds(self.head, key, options["condition"])
+        return await super().put(key, body, properties, **options)
+
+
 # A directory that another client makes first
 
 
@@ -354,21 +364,9 @@ def test_nor_does_it_go_with_a_directory_that_was_listed_before(tmp_path: Path, 
         assert bodies(store) == {"d/": b"bytes"}
 
 
-class Unconditional(Held):
-    """A server that knows no If-Match, so that what is there is looked at before it is replaced."""
-
-    async def put(self, key: str, body: Body, properties: Properties, **options: Any) -> Version:
-        """As `ObjectStore.put`."""
-        if isinstance(options.get("condition"), Version):
-            assert await holds(self.head, key, options["condition"])
-        return await super().put(key, body, properties, **options)
-
-
-@pytest.mark.parametrize("kind", [Held, Unconditional], ids=["", "without If-Match"])
 def test_a_marker_that_nobody_may_read_and_only_a_listing_shows_is_written_all_the_same(
-    tmp_path: Path, kind: type[Held]
+    tmp_path: Path, store: Held
 ) -> None:
-    store = kind()
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(put_all, store, {"d/": b"", "d/x": b"x"}))
         store.fault = lambda operation, key: _refuse() if (operation, key) == ("head", "d/") else None
@@ -444,9 +442,11 @@ def test_what_is_taken_at_last_waits_for_no_answer(tmp_path: Path, store: Held) 
 
 
 @pytest.mark.parametrize("is_gone", [True, False], ids=["gone", "refused"])
+@pytest.mark.parametrize("kind", [Held, Unconditional], ids=["", "without If-Match"])
 def test_a_directory_whose_marker_is_gone_or_unreadable_gets_its_attributes(
-    tmp_path: Path, store: Held, is_gone: bool
+    tmp_path: Path, kind: type[Held], is_gone: bool
 ) -> None:
+    store = kind()
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(put_all, store, {"d/": b"", "d/x": b"x"}))
         mount.loop.run(partial(chmod, mount))

@@ -280,6 +280,7 @@ def waiting(bucket: str, since: float, tries: list[str]) -> Change:
     [
         ("", [("gone", 1.0), ("one/a", 2.0), ("two/b", 3.0)]),
         ("one", [("one/a", 2.0)]),
+        ("one/a", [("one/a", 2.0)]),
         ("gone/x", [("gone", 1.0)]),
     ],
 )
@@ -302,3 +303,5 @@ async def test_what_waits_is_told_of_all_buckets_the_oldest_first_and_none_is_en
         assert told["tried"] == len(due)
         assert tries == (["gone"] if due[0][0] == "gone" else [])
     assert len(buckets.served) == 2
+    below = tuple(path.encode().split(b"/")[1:])
+    assert one.asked == ([(errand, [below])] if ("one/a", 2.0) in due else [])
