@@ -7,6 +7,7 @@ A look a second, until Ctrl-C or until the mount has ended. On a terminal the pi
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import time
 from collections import deque
@@ -91,7 +92,7 @@ class History:
 def run(given: str | None, output: Output, *, looks: int | None = None) -> int:
     """Shows the mount that a path is in, or all, until Ctrl-C or its end, or for so many `looks`.
 
-    Raises OSError for a path where nothing of sosfs is mounted.
+    Raises OSError for a path where nothing of sosfs is mounted, or whose daemon dies.
     """
     history = History()
     frames = _frames(given, looks)
@@ -109,13 +110,16 @@ def run(given: str | None, output: Output, *, looks: int | None = None) -> int:
                 print("\n".join(picture(seen, history)), flush=True)
     except KeyboardInterrupt:
         return Exit.OK
-    if given is not None and looks is None:
+    if given is not None and looks is None and output is Output.TEXT:
         print("the mount has ended")
     return Exit.OK
 
 
 def _frames(given: str | None, looks: int | None) -> Iterator[list[Seen]]:
-    """A look a second. Raises OSError where the first one of a path shows no mount."""
+    """A look a second, of a path until its mount has ended.
+
+    Raises OSError where the first one of a path shows no mount, and where its daemon has died.
+    """
     count = 0
     while looks is None or count < looks:
         if count:
@@ -125,13 +129,14 @@ def _frames(given: str | None, looks: int | None) -> Iterator[list[Seen]]:
         else:
             try:
                 now = status.of_path(given)
-            except TimeoutError as error:
-                yield [Seen(given, None, error.strerror or "")]
-            except OSError:
-                if not count:
+            except OSError as error:
+                if error.errno == errno.EINVAL and count:
+                    return
+                if error.errno == errno.ENOTCONN or not (count or isinstance(error, TimeoutError)):
                     raise
-                return
+                yield [Seen(given, None, error.strerror or "")]
             else:
+                given = now.mountpoint  # what was in it is not found any more while it drains
                 yield [Seen(now.mountpoint, now)]
         count += 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from sosfs.cli import location, progress, status, watch
 from sosfs.cli.doctor import findings
 from sosfs.cli.doctor.findings import Finding, Verdict
 from sosfs.cli.progress import Step
+from sosfs.cli.status import Output
 from sosfs.daemon.mountpoint import Mount
 from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.wording import counted, lasting
@@ -149,6 +151,59 @@ class TestRates:
             "retries    0.0 a second, 0 in all; 2 given up",
         ):
             assert line in picture
+
+
+class TestWatch:
+    """What is told of a mount that is watched to its end."""
+
+    @pytest.fixture
+    def looks(self, monkeypatch: pytest.MonkeyPatch) -> list[Status | OSError]:
+        """What each look finds."""
+        looks: list[Status | OSError] = []
+
+        def of_path(given: str) -> Status:
+            assert given in ("/mnt/photos/2026", "/mnt/photos")
+            found = looks.pop(0)
+            if given != "/mnt/photos" and isinstance(found, Status) and found.state is MountPhase.DRAINING:
+                raise OSError(errno.EINVAL, "a path in it is nothing once it is unmounted")
+            if isinstance(found, OSError):
+                raise found
+            return found
+
+        monkeypatch.setattr(status, "of_path", of_path)
+        monkeypatch.setattr(watch, "LOOK_SECONDS", 0)
+        return looks
+
+    ENDED = OSError(errno.EINVAL, "nothing of sosfs is mounted there")
+
+    def test_it_drains_and_ends(self, looks: list[Status | OSError], capsys: pytest.CaptureFixture[str]) -> None:
+        looks += [NOW, moment(state="draining", pending_files=1), self.ENDED]
+        assert watch.run("/mnt/photos/2026", Output.TEXT) == 0
+        told = capsys.readouterr().out
+        assert "sending what waits" in told
+        assert told.endswith("the mount has ended\n")
+
+    def test_json_is_nothing_else(self, looks: list[Status | OSError], capsys: pytest.CaptureFixture[str]) -> None:
+        looks += [NOW, self.ENDED]
+        assert watch.run("/mnt/photos", Output.JSON) == 0
+        assert [json.loads(line)["pid"] for line in capsys.readouterr().out.splitlines()] == [NOW.pid]
+
+    def test_a_daemon_that_dies_is_no_end(self, looks: list[Status | OSError]) -> None:
+        looks += [NOW, OSError(errno.ENOTCONN, "its daemon is gone")]
+        with pytest.raises(OSError, match="is gone"):
+            watch.run("/mnt/photos", Output.TEXT)
+
+    @pytest.mark.parametrize("error", [TimeoutError(errno.ETIMEDOUT, "says no"), OSError(errno.EIO, "says no")])
+    def test_one_that_cannot_tell_is_looked_at_again(
+        self, looks: list[Status | OSError], capsys: pytest.CaptureFixture[str], error: OSError
+    ) -> None:
+        looks += [NOW, error, NOW, self.ENDED]
+        assert watch.run("/mnt/photos", Output.JSON) == 0
+        assert [json.loads(line).get("error") for line in capsys.readouterr().out.splitlines()] == [
+            None,
+            "says no",
+            None,
+        ]
 
 
 class TestPlace:
