@@ -40,7 +40,10 @@ def from_exoscale_file(around: Surroundings) -> Found | Absent:
         return Absent(around.shown(candidates[0]), "no such file")
     where = around.shown(path)
     document = _toml(path, where)
-    accounts = [account for account in document.get("accounts", []) if isinstance(account, dict)]
+    listed = document.get("accounts", [])
+    if not isinstance(listed, list):
+        raise CredentialError(f"{where}: write each account under [[accounts]]")
+    accounts = [account for account in listed if isinstance(account, dict)]
     name = around.environ.get("EXOSCALE_ACCOUNT", "") or str(document.get("defaultaccount", ""))
     if not name and len(accounts) == 1:
         name = str(accounts[0].get("name", ""))

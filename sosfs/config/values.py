@@ -34,6 +34,7 @@ MEMORY_MIN = 64 << 10  # bytes
 CACHE_MIN = 1 << 20
 RATE_MIN = 1 << 10  # bytes a second
 TRANSFERS_MIN, TRANSFERS_MAX = 2, 512  # a large request never keeps all small ones waiting, so there are two at least
+IDENTIFIER_MAX = (1 << 32) - 2  # of users and groups; the one above it is nobody's
 _UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -189,6 +190,8 @@ def _group(text: str) -> int:
 
 def _identifier(text: str, noun: str, look_up: Callable[[str], int]) -> int:
     if text.isascii() and text.isdigit():
+        if int(text) > IDENTIFIER_MAX:
+            raise ValueError(f"{text!r} is no number of a {noun}")
         return int(text)
     try:
         return look_up(text)
@@ -233,7 +236,10 @@ def _listening(text: str) -> Loopback | Path:
 def _path(text: str) -> Path:
     if not text:
         raise ValueError("the path is empty")
-    return Path(text).expanduser().absolute()
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError(f"{text!r} begins with the home of somebody who is not there") from None
 
 
 def _certificates(text: str) -> Path:

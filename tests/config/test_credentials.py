@@ -209,10 +209,14 @@ class TestExoscaleFile:
         with pytest.raises(CredentialError, match="list of strings"):
             home.found()
 
-    def test_broken_file_is_an_error_and_no_absence(self, home: Home) -> None:
-        home.write("exoscale.toml", "defaultaccount = \n")
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [("defaultaccount = \n", ".*line 1"), ("accounts = 5\n", "write each account"), ("[accounts]\n", "write each")],
+    )
+    def test_broken_file_is_an_error_and_no_absence(self, home: Home, text: str, told: str) -> None:
+        home.write("exoscale.toml", text)
         aws_files(home)
-        with pytest.raises(CredentialError, match=r"~/exoscale\.toml: .*line 1"):
+        with pytest.raises(CredentialError, match=rf"~/exoscale\.toml: {told}"):
             home.found()
 
 

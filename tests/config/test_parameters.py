@@ -151,6 +151,9 @@ def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
         ("transfers = -4", "transfers: '-4' is no number"),
         ('cache_free = "100%"', "cache_free: '100%' is no part of a disk"),
         ('cache_free = "-5G"', "cache_free: '-5G' is no part of a disk"),
+        ("uid = 4294967295", "uid: '4294967295' is no number of a user"),
+        ("gid = 10000000000", "gid: '10000000000' is no number of a group"),
+        ('log_file = "~nobody-here/log"', "log_file: '~nobody-here/log' begins with the home of somebody"),
     ],
 )
 def test_bad_files_are_refused_with_a_reason(tmp_path: Path, text: str, complaint: str) -> None:
