@@ -171,7 +171,7 @@ def ask(
     with _connected(mountpoint, owner, silence) as client:
         named = [[os.fsdecode(name) for name in path] for path in paths]
         request = {"do": errand, "paths": named, "options": dict(options)}
-        client.sendall(json.dumps(request).encode() + b"\n")
+        _send_request(client, json.dumps(request).encode() + b"\n", mountpoint)
         for line in _lines(client, mountpoint):
             if "news" in line:
                 news(line["news"])
@@ -203,11 +203,23 @@ def _connected(mountpoint: Path, owner: int, silence: float) -> socket.socket:
     raise OSError(errno.ENOTCONN, "the daemon of this mount does not listen", str(mountpoint))
 
 
+def _send_request(client: socket.socket, line: bytes, mountpoint: Path) -> None:
+    try:
+        client.sendall(line)
+    except TimeoutError as error:
+        raise OSError(errno.ETIMEDOUT, status.NO_ANSWER, str(mountpoint)) from error
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # it has ended, or says why it reads no more
+
+
 def _lines(client: socket.socket, mountpoint: Path) -> Iterator[Told]:
     try:
         with client.makefile("rb") as answer:
             for line in answer:
-                yield json.loads(line)
+                if line.endswith(b"\n"):  # else the daemon ended meanwhile
+                    yield json.loads(line)
+    except ConnectionResetError:
+        return  # so it did
     except TimeoutError as error:
         raise OSError(errno.ETIMEDOUT, status.NO_ANSWER, str(mountpoint)) from error
     except ValueError as error:

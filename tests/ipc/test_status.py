@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -336,3 +337,21 @@ class TestAnswersThatFail:
             return told
 
         assert trio.run(scene) == {"is": "well"}
+
+
+@pytest.mark.parametrize("answer", [b"", b'{"outcome": {"is'], ids=["before a word", "within a word"])
+def test_a_daemon_that_ends_while_it_is_asked_is_told_as_such(runtime: Path, answer: bytes) -> None:
+    """Also where it has read nothing, so that the kernel resets the connection."""
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(commands.socket_path(MOUNTPOINT)))
+        listener.listen()
+        asking = pool.submit(
+            commands.ask, MOUNTPOINT, "warm", [(b"x" * 4000,)] * 1000, owner=os.geteuid(), news=lambda _: None
+        )
+        connection, _ = listener.accept()
+        connection.recv(100)
+        connection.send(answer)
+        connection.close()
+        with pytest.raises(OSError, match="the daemon ended meanwhile") as caught:
+            asking.result()
+    assert caught.value.errno == errno.ENOTCONN
