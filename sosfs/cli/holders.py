@@ -39,13 +39,14 @@ def of(path: Path) -> list[Holder]:
     return sorted(holders, key=lambda holder: holder.pid)
 
 
-def namespace_of(device: str, daemon: int) -> str:
-    """A process, in words, in whose mount namespace `device` (major:minor) is still mounted; "" for none.
-
-    The `daemon`'s own does not count: it is that of whoever asks.
+def elsewhere(device: str) -> str:
+    """Where `device` (major:minor) is still mounted, in words: here, as by a bind mount, or in which process's mount
+    namespace; "" for nowhere that this user sees.
     """
-    own = _namespace(PROC / str(daemon))
-    seen = {own, None}
+    here = next((mount for mount in mountpoint.table() if mount.device == device), None)
+    if here is not None:
+        return f"at {here.mountpoint}"
+    seen = {_namespace(PROC / "self"), None}
     for process in PROC.iterdir():
         if not process.name.isdigit() or (namespace := _namespace(process)) in seen:
             continue
@@ -53,7 +54,7 @@ def namespace_of(device: str, daemon: int) -> str:
         with contextlib.suppress(OSError):
             mounts = (process / "mountinfo").read_text(errors="replace").splitlines()
             if any(line.split()[2] == device for line in mounts):
-                return f"{_command(process)} (pid {process.name})"
+                return f"in the mount namespace of {_command(process)} (pid {process.name})"
     return ""
 
 

@@ -58,7 +58,10 @@ def run(path: Path, *, seconds: float | None = None) -> int:
     mount = mountpoint.at(path)
     if mount is not None and mount.type != mountpoint.TYPE:
         raise OSError(errno.EINVAL, "not a mount of sosfs", str(path))
-    now = _asked(path, mount)
+    try:
+        now = _asked(path, mount)
+    except OSError as error:
+        return _unknown(launch.one_line(error))
     if mount is None and now is None:
         raise OSError(errno.EINVAL, "nothing of sosfs is mounted there", str(path))
     with _process(now) as process:
@@ -86,9 +89,12 @@ def lazily(path: Path) -> int:
 
 
 def _asked(path: Path, mount: Mount | None) -> Status | None:
+    """What the daemon says. Raises OSError where one is there that does not, and there is no mount to take off."""
     try:
         return status.fetch(path, owner=mount.owner if mount else None)
     except OSError as error:
+        if mount is None:
+            raise
         _say(launch.one_line(error))
         return None
 
@@ -147,7 +153,7 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
                     return _unknown(launch.one_line(error))
             show.tell(now)
             is_served = now.state is MountPhase.MOUNTED
-            if mount is not None and is_served and (elsewhere := holders.namespace_of(mount.device, process.pid)):
+            if mount is not None and is_served and (elsewhere := holders.elsewhere(mount.device)):
                 with contextlib.suppress(_Ending):
                     return _stored(path, owner, elsewhere)
     last = status.read_last(path, owner=owner)
@@ -172,14 +178,14 @@ def _verdict(last: Status) -> Exit:
 
 
 def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
-    """Another mount namespace keeps the mount, and so the daemon: what is waited for is that all is in the bucket."""
+    """The mount is `elsewhere` too, which keeps the daemon: what is waited for is that all is in the bucket."""
     from sosfs.ipc import commands  # noqa: PLC0415 - trio with it
 
     try:
         commands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
-            raise _Ending from error  # the other namespace has gone since it was seen, or its mount was another one
+            raise _Ending from error  # that has gone since it was seen, or its mount was another one
         return _told(f"not everything is in the bucket: {launch.one_line(error)}")
     try:
         now = status.fetch(path, owner=owner)
@@ -189,7 +195,7 @@ def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
         raise _Ending
     if _verdict(now) is not Exit.OK:
         return Exit.LEFT_OVER
-    _say(f"all is in the bucket; the mount stays in the mount namespace of {elsewhere}, and its daemon with it")
+    _say(f"all is in the bucket; the mount stays {elsewhere}, and its daemon with it")
     return Exit.OK
 
 

@@ -20,8 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Unmounts as umount(8) asks and returns the exit code."""
     none_closed()
     options = _parser().parse_args(arguments)
-    path = mountpoint.canonical(options.directory)
     try:
+        path = mountpoint.canonical(options.directory)
         if options.l:
             return umount.lazily(path)
         return Exit.OK if umount.run(path) == Exit.OK else FAILURE

@@ -176,6 +176,7 @@ class _Mount:
             await nursery.start(sockets.tell, status.socket_path(path), self._service.status)
             if self._settings.metrics:
                 await nursery.start(metrics_server.serve, self._settings.metrics, self._service.status)
+            status.forget_namesake(path)
             measure(self._service.operations)
             self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
             works = {
@@ -353,7 +354,10 @@ class _Mount:
         await self._service.keep()
         self._state = status.MountPhase.STOPPED
         last = self._service.status()
-        status.write_last(last)
+        try:
+            status.write_last(last)
+        except OSError as error:
+            log.error("no last word for who unmounts: %s", error)
         if last.pending_files:
             log.error("%d changes are not in the bucket; they are in %s", last.pending_files, self._service.state_dir)
         if last.damaged:

@@ -230,7 +230,8 @@ def detach(path: Path, how: Detach) -> None:
         raise OSError(errno.ETIMEDOUT, f"{command[0]} did not answer", str(path)) from error
     if done.returncode != 0:
         text = done.stderr.strip().splitlines()[-1:] or [f"{command[0]} failed"]
-        raise OSError(errno.EBUSY if "busy" in text[0] else errno.EIO, text[0].removeprefix("umount: "), str(path))
+        is_busy = "busy" in text[0].replace(str(path), "")
+        raise OSError(errno.EBUSY if is_busy else errno.EIO, text[0].removeprefix("umount: "), str(path))
 
 
 def _detach_command(how: Detach) -> list[str]:

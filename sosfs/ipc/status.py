@@ -261,6 +261,14 @@ def forget_last(mountpoint: Path, *, owner: int | None = None) -> None:
         path.unlink(missing_ok=True)
 
 
+def forget_namesake(mountpoint: Path) -> None:
+    """Removes what an earlier daemon of this process's pid has left, as in a container: it would pass for its own."""
+    with contextlib.suppress(OSError):  # then there is nothing that could
+        last = read_last(mountpoint)
+        if last is not None and last.pid == os.getpid():
+            forget_last(mountpoint)
+
+
 def read_last(mountpoint: Path, *, owner: int | None = None) -> Status | None:
     """What the last daemon of this mount point left, None where there is nothing. See its `pid` for whose it is."""
     for path in candidates(mountpoint, os.geteuid() if owner is None else owner, ".last"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import itertools
+import os
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,17 +14,22 @@ from typing import Any, cast
 
 import pytest
 
-from sosfs.cli import holders, umount
+from sosfs.cli import holders, umount, umount_helper
 from sosfs.daemon import mountpoint
-from sosfs.daemon.mountpoint import Mount
+from sosfs.daemon.mountpoint import Detach, Mount
 from sosfs.ipc import commands, status
 from sosfs.ipc.status import MountPhase, Status
-from tests.conftest import Mounter
+from tests.conftest import Mounter, access_to
 from tests.support.drive import eventually
 from tests.support.faults import Hang
 from tests.support.foreign import Foreign, numbered
+from tests.support.mounting import ROOT, SOSFS, run_sosfs
+from tests.support.mounting import Mount as Mounted
 from tests.support.proxy import Proxy
+from tests.support.servers import Server
 from tests.support.traffic import Op
+from tests.support.waiting import SECONDS, until
+from tests.support.watchdog import Watchdog, mounted
 
 HERE = Path("/nowhere")
 MOUNT = Mount(HERE, "fuse.sosfs", "bucket", 0, "0:1")
@@ -42,7 +50,7 @@ class Daemon:
         self._answers = list(answers)
         self.store: OSError | None = None
         self.is_forgotten = False
-        patch.setattr(holders, "namespace_of", lambda device, pid: elsewhere)
+        patch.setattr(holders, "elsewhere", lambda device: elsewhere)
         patch.setattr(status, "fetch", self._fetch)
         patch.setattr(status, "read_last", lambda path, owner: last)
         patch.setattr(status, "forget_last", self._forget)
@@ -153,6 +161,87 @@ def test_a_mount_whose_daemon_says_nothing_is_cleared_and_that_is_told(
     assert "whether every change is in the bucket is unknown" in capsys.readouterr().err
 
 
+def test_one_that_is_unmounted_and_hangs_while_it_sends_is_not_taken_for_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Daemon(monkeypatch, SILENT, last=None)
+    monkeypatch.setattr(mountpoint, "at", lambda path: None)
+    assert umount.run(HERE) == 3
+    assert "does not answer: whether every change is in the bucket is unknown" in capsys.readouterr().err
+
+
+def test_a_mount_point_that_is_called_busy_is_not_busy(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught:
+        mountpoint.detach(tmp_path / "busy", Detach.WHEN_FREE)
+    assert caught.value.errno == errno.EIO
+
+
+def test_a_mount_that_a_bind_mount_keeps_is_not_waited_for(mounter: Mounter, foreign: Foreign, tmp_path: Path) -> None:
+    drive = mounter("", "--durability", "journal")
+    (drive.here / "below").mkdir()
+    (drive.here / "below/file").write_bytes(b"x" * 100_000)
+    bound = tmp_path / "bound"
+    bound.mkdir()
+    subprocess.run(["mount", "--bind", drive.here / "below", bound], check=True)
+    try:
+        done = run_sosfs(["umount", drive.mount.path], drive.mount.environment)
+        assert (done.returncode, foreign.keys()[-1:] == ["below/file"]) == (0, True), done.stderr
+        assert f"all is in the bucket; the mount stays at {bound}" in done.stderr
+        assert (bound / "file").stat().st_size == 100_000
+    finally:
+        subprocess.run(["umount", bound], check=True)
+    assert drive.mount._process is not None
+    assert drive.mount._process.wait(SECONDS) == 0, "it ends when nothing keeps it"
+
+
+# The program as it is installed, but that an earlier daemon of the same pid has left its last word.
+NAMESAKE = """
+import os
+from pathlib import Path
+from sosfs.ipc import status
+from sosfs.ipc.status import MountPhase, Status
+status.write_last(Status(os.getpid(), "", "", os.environ["NAMESAKE"], "", MountPhase.STOPPED))
+"""
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_the_last_word_of_an_earlier_daemon_of_the_same_pid_is_not_its_own(
+    server: Server, proxy: Proxy, foreign: Foreign, watchdog: Watchdog, tmp_path: Path
+) -> None:
+    """In a container the daemon gets the same pid each time. It is killed before it has sent what it has."""
+    (tmp_path / "sitecustomize.py").write_text(NAMESAKE)
+    mount = Mounted(access_to(server, proxy.endpoint), foreign.bucket, tmp_path, watchdog, ("--durability", "journal"))
+    plain = dict(mount.environment)
+    mount.environment |= {"PYTHONPATH": f"{tmp_path}:{ROOT}", "NAMESAKE": str(mount.path)}
+    mount.start()
+    try:
+        with proxy.broken(Hang(), lambda request: request.op is Op.PUT):
+            (mount.path / "file").write_bytes(b"x")
+            with subprocess.Popen([*SOSFS, "umount", mount.path], env=plain, stderr=subprocess.DEVNULL) as process:
+                until(lambda: not mounted(mount.path), "it is unmounted")
+                os.kill(mount.pid, signal.SIGKILL)
+                assert process.wait(SECONDS) == 3
+    finally:
+        mount.clear()
+
+
+@pytest.mark.parametrize("server", ["moto"], indirect=True)
+def test_a_last_word_that_cannot_be_left_is_no_failure_of_the_mount(mounter: Mounter) -> None:
+    """Then who unmounts is told that nobody knows, and a service manager does not mount it again."""
+    drive = mounter()
+    drive.mount.allow_log("no last word")
+    blocked = status.socket_path(drive.mount.path).with_suffix(".last.new")
+    blocked.mkdir()
+    try:
+        done = run_sosfs(["umount", drive.mount.path], drive.mount.environment)
+    finally:
+        blocked.rmdir()
+    assert (done.returncode, "ended without a word" in done.stderr) == (3, True)
+    assert drive.mount._process is not None
+    assert drive.mount._process.wait(SECONDS) == 0
+
+
 @pytest.mark.promise(11)
 @pytest.mark.parametrize("server", ["moto"], indirect=True)
 def test_what_is_asked_ahead_for_nobody_is_not_waited_for(mounter: Mounter, foreign: Foreign, proxy: Proxy) -> None:
@@ -166,3 +255,11 @@ def test_what_is_asked_ahead_for_nobody_is_not_waited_for(mounter: Mounter, fore
         (drive.here / "t" / name).stat()
     eventually(lambda: rule.hits > 0)
     drive.mount.stop()
+
+
+def test_a_mount_point_that_umount_cannot_find_is_told_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "round").symlink_to("round")
+    assert umount_helper.main([str(tmp_path / "round")]) == 32
+    assert "symbolic links" in capsys.readouterr().err
