@@ -14,6 +14,7 @@ locked for ever in the child.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import logging
@@ -40,9 +41,25 @@ from sosfs.tracing.requests import current_number
 
 log = logging.getLogger(__name__)
 
+PR_SET_PDEATHSIG = 1  # prctl(2)
 SYSTEM_LOG = Path("/dev/log")
 SLOW_SECONDS = 3.0  # after which who waits for a mount is told what for
 FALLBACK_LOG_BYTES = 1 << 20  # it lies in memory (/run), so it is kept short
+# Variables that name what is read again while it runs: the files of keys and of certificates.
+FILES_NAMED = frozenset(
+    {
+        "EXOSCALE_CONFIG",
+        "S3CMD_CONFIG",
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "AWS_CONFIG_FILE",
+        "XDG_CONFIG_HOME",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CA_BUNDLE",
+        "SSL_CERT_FILE",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+    }
+)
 _FORMAT = "%(asctime)s %(levelname)s [%(request)s] %(name)s: %(message)s"
 
 
@@ -117,8 +134,10 @@ def _background(settings: Settings, source: CredentialSource, serve: Serve) -> i
     sys.stderr.flush()
     # A Ctrl-C while it forks would be lost in what Python does after a fork, or leave the child without a parent.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    caller = os.getpid()
     child = os.fork()
     if child == 0:
+        _end_with(caller)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.close(reader)
         os._exit(_daemon(settings, source, serve, writer))
@@ -154,27 +173,47 @@ def _end_of(child: int) -> str:
 def _daemon(settings: Settings, source: CredentialSource, serve: Serve, writer: int) -> int:
     """The life of the child. Whatever happens in it ends here and never in the caller's code after the fork."""
     os.setsid()
-    with os.fdopen(writer, "w", encoding="utf-8") as pipe:
+    is_waited_for = True
 
-        def ready() -> None:
-            _leave_terminal()
-            pipe.write(json.dumps({"error": None}))
-            pipe.close()
+    def tell(answer: dict[str, Any]) -> None:
+        nonlocal is_waited_for
+        is_waited_for = False
+        with contextlib.suppress(BrokenPipeError):  # the caller has just been killed
+            os.write(writer, json.dumps(answer).encode())
+        os.close(writer)
 
-        try:
-            _log_to(*_daemon_handler(settings), settings)
-            return serve(settings, source, ready=ready)
-        except (StartError, OSError) as error:
-            if pipe.closed:
-                log.exception("The mount has failed")
-            else:
-                pipe.write(json.dumps({"error": one_line(error), "lasting": isinstance(error, LastingError)}))
-        except BaseException:  # of a process: what is not logged here is seen by nobody
+    def ready() -> None:
+        _leave_terminal()
+        _end_with(None)
+        tell({"error": None})
+
+    try:
+        _log_to(*_daemon_handler(settings), settings)
+        return serve(settings, source, ready=ready)
+    except (StartError, OSError) as error:
+        if is_waited_for:
+            tell({"error": one_line(error), "lasting": isinstance(error, LastingError)})
+        else:
             log.exception("The mount has failed")
-        return Exit.FAILED
+    except BaseException:  # of a process: what is not logged here is seen by nobody
+        log.exception("The mount has failed")
+    return Exit.FAILED
+
+
+def _end_with(caller: int | None) -> None:
+    """From here on this process gets a SIGTERM when its caller ends; with None no longer.
+
+    Who has been killed while it waited for a mount (`timeout 10 sosfs mount ...`) would else get it later on.
+    """
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM if caller is not None else 0)
+    if caller not in (None, os.getppid()):
+        os._exit(Exit.FAILED)
 
 
 def _leave_terminal() -> None:
+    for name in FILES_NAMED & os.environ.keys():
+        if os.environ[name] and not os.environ[name].startswith("~"):
+            os.environ[name] = str(Path(os.environ[name]).absolute())
     os.chdir("/")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

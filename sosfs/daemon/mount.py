@@ -59,11 +59,13 @@ def serve(settings: Settings, source: CredentialSource, *, ready: Callable[[], N
     Raises `StartError` or OSError when the mount could not begin.
     """
     privacy.protect_process()
-    privacy.require_own(settings.state_dir)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # until `_await_signals`: the exception would wait for the server
     allocator.keep_few_heaps()
     allocator.collect_seldom()
     if settings.bucket:
         settings = bucket_zone.located(settings)
+    privacy.require_own(settings.state_dir)
     mount = _Mount(settings, source)
     return trio.run(mount.run, ready, instruments=[mount.ages])
 
@@ -169,14 +171,15 @@ class _Mount:
     async def _serve(self, ready: Callable[[], None]) -> bool:
         """Serves the kernel until the mount point is gone, then drains; returns whether that left anything."""
         path = self._settings.mountpoint
+        mountpoint.prepare(self._settings)  # once more: another mount may have come while the server was waited for
         async with trio.open_nursery() as nursery:
             background = Background(nursery)
             await self._service.begin(background)
             CALLERS.attach(background)
+            status.forget_namesake(path)
             await nursery.start(sockets.tell, status.socket_path(path), self._service.status)
             if self._settings.metrics:
                 await nursery.start(metrics_server.serve, self._settings.metrics, self._service.status)
-            status.forget_namesake(path)
             measure(self._service.operations)
             self._switch = Switch(self._service.operations, is_read_only=self._settings.read_only)
             works = {
@@ -223,6 +226,7 @@ class _Mount:
     def _detach(self) -> None:
         """Takes the mount off where nobody has done so yet, and ends the kernel's connection."""
         path, taken_over = self._settings.mountpoint, self._taken_over
+        self._is_attached = False
         if taken_over is None:
             pyfuse3.close(unmount=True)
             return

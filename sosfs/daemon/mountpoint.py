@@ -128,9 +128,13 @@ def prepare(settings: Settings) -> None:
     _check_fuse(settings)
     found = state(settings.mountpoint)
     if found is MountState.LIVE:
-        raise StartError(f"mount point is busy: {settings.mountpoint} has a mount already")
+        raise _busy(settings.mountpoint)
     if found is MountState.FREE:
         check_directory(settings.mountpoint)
+
+
+def _busy(path: Path) -> StartError:
+    return StartError(f"mount point is busy: {path} has a mount already")
 
 
 def clear(path: Path) -> None:
@@ -139,7 +143,10 @@ def clear(path: Path) -> None:
     To be called right before the new mount is made: meanwhile programs see the directory below, which is empty, and
     may write into it.
     """
-    if state(path) is MountState.DEAD:
+    found = state(path)
+    if found is MountState.LIVE:
+        raise _busy(path)
+    if found is MountState.DEAD:
         detach(path, Detach.LAZY)
         if state(path) is not MountState.FREE:
             raise StartError(f"mount point is busy: {path} has another mount below the dead one")

@@ -222,6 +222,15 @@ class TestMount:
         assert process.wait(SECONDS) == 130
         assert not alive(int(pids.read_text()))
 
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+    def test_who_is_killed_while_it_starts_gets_no_mount_later(self, desk: Desk, number: signal.Signals) -> None:
+        pids = desk.base / "pid"
+        process = desk.begin("mount", "bucket", desk.path, orders={"hang": str(pids)})
+        until(lambda: pids.exists() and pids.read_text(), "the daemon starts")
+        process.send_signal(number)
+        assert process.wait(SECONDS) == -number
+        until(lambda: not alive(int(pids.read_text())), "the daemon ends")
+
     @pytest.mark.parametrize("options", [(), ("-f",)])
     def test_who_waits_is_told_for_what(self, desk: Desk, options: Sequence[str]) -> None:
         orders = {"hang": str(desk.base / "pid"), "slow": 0.1}

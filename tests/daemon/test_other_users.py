@@ -8,13 +8,18 @@ import stat
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sosfs.daemon import privacy
+from sosfs.config import parameters
+from sosfs.config.credentials import Anonymous
+from sosfs.daemon import allocator, privacy
+from sosfs.daemon.mount import serve
 from sosfs.ipc import status
 from sosfs.log.escaping import printable, printable_lines
+from sosfs.s3 import bucket_zone
 from tests.conftest import Mounter
 from tests.support.drive import Drive
 from tests.support.faults import Answer
@@ -136,6 +141,23 @@ def test_a_cache_directory_that_others_may_change_is_refused(tmp_path: Path) -> 
             with pytest.raises(PermissionError, match="other users may change"):
                 privacy.require_own(directory)
     privacy.require_own(tmp_path / "not there")
+
+
+def test_a_cache_directory_of_the_zone_that_the_bucket_is_in_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the zone which was assumed before the server was asked."""
+    monkeypatch.setattr(parameters, "cache_root", lambda: tmp_path)
+    monkeypatch.setattr(privacy, "protect_process", lambda: None)  # of the tests
+    for name in ("keep_few_heaps", "collect_seldom"):
+        monkeypatch.setattr(allocator, name, lambda: None)
+    settings = parameters.resolve("b", "", tmp_path / "mnt", [{"endpoint": "http://assumed"}])
+    found = replace(settings, endpoint="http://found")
+    monkeypatch.setattr(bucket_zone, "located", lambda settings: found)
+    found.state_dir.mkdir()
+    found.state_dir.chmod(0o777)
+    with pytest.raises(PermissionError, match="other users may change"):
+        serve(settings, Anonymous(), ready=lambda: None)
 
 
 def test_files_that_are_no_mounts_keep_their_modes(tmp_path: Path) -> None:
