@@ -155,7 +155,7 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             is_served = now.state is MountPhase.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.elsewhere(mount.device)):
                 with contextlib.suppress(_Ending):
-                    return _stored(path, owner, elsewhere)
+                    return _stored(path, mount.owner, elsewhere)
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
         return _unknown("the daemon ended without a word")
@@ -177,12 +177,12 @@ def _verdict(last: Status) -> Exit:
     return Exit.LEFT_OVER if last.pending_files or last.damaged else Exit.OK
 
 
-def _stored(path: Path, owner: int | None, elsewhere: str) -> int:
+def _stored(path: Path, owner: int, elsewhere: str) -> int:
     """The mount is `elsewhere` too, which keeps the daemon: what is waited for is that all is in the bucket."""
     from sosfs.ipc import commands  # noqa: PLC0415 - trio with it
 
     try:
-        commands.ask(path, "store", (), owner=os.geteuid() if owner is None else owner, news=lambda _: None)
+        commands.ask(path, "store", (), owner=owner, news=lambda _: None)
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             raise _Ending from error  # that has gone since it was seen, or its mount was another one

@@ -23,7 +23,9 @@ from sosfs.cli.doctor import findings
 from sosfs.cli.doctor.findings import Finding, Verdict
 from sosfs.cli.progress import Step
 from sosfs.cli.status import Output
-from sosfs.daemon.mountpoint import Mount
+from sosfs.daemon import mountpoint
+from sosfs.daemon.mountpoint import Mount, MountState
+from sosfs.ipc import status as ipc_status
 from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.wording import counted, lasting
 from tests.conftest import Mounter
@@ -74,6 +76,23 @@ class TestWords:
             ({"requests": {"GetObject": 1200}, "retries": 1}, "requests   1,200 GetObject; 1 try made again"),
             ({"bucket": "", "buckets": {"a": 1}}, "in use     a, 1 pending"),
             ({"waiting": ["why"]}, "waiting    why"),
+            ({"keeps_versions": True}, "versions   kept of all that is overwritten"),
+            ({"locks_objects": True}, "locks      what is locked"),
+            (
+                {"waiting_writers": 2, "state_dir": "/c", "free_bytes": 5},
+                "room       2 writers wait for room in /c, 5 bytes free",
+            ),
+            ({"transfers": 9, "allowed": 9}, "limits     9 requests at once; no limit up, no limit down"),
+            (
+                {"transfers": 9, "allowed": 3, "refusals": 4, "upload_rate": 1 << 20, "download_rate": 1000},
+                "limits     9 requests at once, 3 for now, as the server has asked for fewer 4 times; 1M/s up, 1000/s",
+            ),
+            ({"retries": 2, "failures": 1}, "requests   none; 2 tries made again; 1 given up"),
+            ({"durability": "writeback"}, "durability writeback: fsync waits for this machine's disk; all is there"),
+            (
+                {"durability": "writeback", "unsynced_changes": 2, "unsynced_bytes": 5000, "unsynced_since": 1.0},
+                "durability writeback: fsync waits for this machine's disk; 2 changes not there yet (5.0 kB), the",
+            ),
             ({"damaged": ["what: where"]}, "damaged    what: where"),
             ({"errors": ["whatever"]}, "error      whatever"),
         ],
@@ -93,6 +112,39 @@ class TestWords:
         now = moment(silent_since=time.time(), silence="connection refused", durability=durability, pending_files=files)
         assert status.server(now).endswith(f" (connection refused); {told}")
         assert status.server(now).startswith("does not answer since ")
+
+    @pytest.mark.parametrize(("name", "mark"), [("keeps_versions", "versions "), ("locks_objects", "locks ")])
+    def test_what_is_not_so_has_no_line(self, name: str, mark: str) -> None:
+        assert not any(line.startswith(mark) for line in status.text(moment(**{name: False})))
+
+    def test_a_server_that_is_away_is_what_matters_most(self) -> None:
+        now = moment(silent_since=time.time(), silence="connection refused", pending_files=3)
+        assert "mounted, the server does not answer since" in status.brief(now)
+
+    def test_who_may_not_ask_is_told_whom_it_answers(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        mount = Mount(Path("/mnt/photos"), "fuse.sosfs", "photos", 1234, "0:1")
+        monkeypatch.setattr(mountpoint, "table", lambda: [mount])
+        monkeypatch.setattr(mountpoint, "at", lambda path: mount)
+        monkeypatch.setattr(ipc_status, "fetch", lambda path, owner: None)
+        for state, told in ((MountState.LIVE, "ask as who mounted it, user 1234"), (MountState.DEAD, "clears it")):
+            monkeypatch.setattr(mountpoint, "state", lambda path, state=state: state)
+            with pytest.raises(OSError, match=told):
+                status.of_path("/mnt/photos/2026")
+
+    def test_an_overview_has_each_mount_of_this_user_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A bind mount shows the same one again."""
+        mounts = [
+            Mount(Path(path), kind, "b", owner, device)
+            for path, kind, owner, device in (
+                ("/", "ext4", 0, "8:1"),
+                ("/a", "fuse.sosfs", 5, "0:1"),
+                ("/b", "fuse.sosfs", 6, "0:2"),
+                ("/c", "fuse.sosfs", 5, "0:1"),
+            )
+        ]
+        for uid, shown in ((0, ["/a", "/b"]), (5, ["/a"]), (6, ["/b"]), (7, [])):
+            monkeypatch.setattr(os, "geteuid", lambda uid=uid: uid)
+            assert sorted(str(mount.mountpoint) for mount in status.askable(mounts)) == shown
 
     def test_an_overview_has_a_line_each(self) -> None:
         seen = [

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import signal
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -113,9 +113,11 @@ def test_a_daemon_that_ends_without_a_word_may_have_left_something(
 def test_so_may_one_that_does_not_answer_any_more(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    clock = itertools.count(step=0.6 * status.SILENCE_SECONDS)  # of one who looks at each answer
-    monkeypatch.setattr(umount, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert Daemon(monkeypatch, NOW, NOW, NOW, SILENT, last=NOW).drained() == 0, "for a moment"
+    daemon = Daemon(monkeypatch, NOW, NOW, NOW, SILENT, last=NOW)
+    answers = len(daemon._answers)
+    clock = SimpleNamespace(monotonic=lambda: 0.6 * status.SILENCE_SECONDS * (answers - len(daemon._answers)))
+    monkeypatch.setattr(umount, "time", clock)
+    assert daemon.drained() == 0, "for a moment"
     monkeypatch.setattr(umount, "SILENCE_SECONDS", 0)
     assert Daemon(monkeypatch, SILENT, last=NOW).drained() == 3
     assert "does not answer: whether every change is in the bucket is unknown" in capsys.readouterr().err
@@ -146,6 +148,108 @@ def test_where_it_cannot_be_told_whether_all_is_stored_that_is_no_success(
     assert daemon.drained() == 3
     told = "does not answer: whether every change is" if is_stored else "not everything is in the bucket: not stored"
     assert told in capsys.readouterr().err
+
+
+def test_so_many_reasons_are_told_and_how_many_more_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = tuple(f"file {number}" for number in range(umount.NAMED + 5))
+    assert Daemon(monkeypatch, last=replace(NOW, damaged=damaged)).drained() == 3
+    assert capsys.readouterr().err.splitlines()[1:] == [
+        *(f"  {line}" for line in damaged[: umount.NAMED]),
+        "  and 5 more",
+    ]
+
+
+class Detached:
+    """What a mount point is, and what is done to it."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, mount: Mount | None, *errors: OSError) -> None:
+        self.how: list[Detach] = []
+        self._errors = list(errors)
+        patch.setattr(mountpoint, "at", lambda path: mount)
+        patch.setattr(mountpoint, "detach", self._detach)
+        patch.setattr(mountpoint, "state", lambda path: mountpoint.MountState.LIVE)
+        patch.setattr(umount, "LOOK_SECONDS", 0)
+
+    def _detach(self, path: Path, how: Detach) -> None:
+        self.how.append(how)
+        if self._errors:
+            raise self._errors.pop(0)
+
+
+BUSY = OSError(errno.EBUSY, "target is busy")
+
+
+@pytest.mark.parametrize("mount", [None, replace(MOUNT, type="ext4")], ids=["none", "of another kind"])
+@pytest.mark.parametrize("unmount", [umount.run, umount.lazily])
+def test_what_is_no_mount_of_ours_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, mount: Mount | None, unmount: Callable[[Path], int]
+) -> None:
+    Daemon(monkeypatch, None, last=None)
+    detached = Detached(monkeypatch, mount)
+    with pytest.raises(OSError, match="not a mount of sosfs|nothing of sosfs"):
+        unmount(HERE)
+    assert detached.how == []
+
+
+def test_lazily_it_goes_while_it_is_in_use(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    Daemon(monkeypatch, PENDING, last=None)
+    detached = Detached(monkeypatch, MOUNT)
+    assert (umount.lazily(HERE), detached.how) == (0, [Detach.LAZY])
+    assert "the daemon (pid 7) goes on sending 1 file" in capsys.readouterr().err
+
+
+def test_a_hold_that_nobody_is_seen_to_have_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that was just closed."""
+    Daemon(monkeypatch, None, last=None)
+    monkeypatch.setattr(holders, "of", lambda path: [])
+    detached = Detached(monkeypatch, MOUNT, BUSY, BUSY)
+    assert umount.run(HERE) == 3
+    assert len(detached.how) == 3
+    monkeypatch.setattr(umount, "BUSY_SECONDS", 0)
+    Daemon(monkeypatch, None, last=None)
+    Detached(monkeypatch, MOUNT, BUSY)
+    with pytest.raises(OSError, match="by whom is not to be seen"):
+        umount.run(HERE)
+
+
+def test_why_it_cannot_be_taken_off_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, told in ((BUSY, "busy: cat"), (OSError(errno.EIO, "only root may"), "only root may")):
+        Daemon(monkeypatch, None, last=None)
+        monkeypatch.setattr(holders, "of", lambda path: [holders.Holder(9, "cat", "works in it")])
+        detached = Detached(monkeypatch, MOUNT, error)
+        with pytest.raises(OSError, match=told):
+            umount.run(HERE)
+        assert len(detached.how) == 1
+
+
+def test_who_holds_a_mount_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever works in it, has something of it open or mapped, or has mounted something in it; not those beside it."""
+    monkeypatch.setattr(holders, "PROC", tmp_path)
+    for pid, cwd, opened, mapped in (
+        (1, "/m/bucket", "", ""),
+        (2, "/m/bucket2", "/m/bucket2/file", "/m/bucket2/file"),
+        (3, "/", "/m/bucket/a b", ""),
+        (4, "/", "", "/m/bucket/lib so"),
+        (5, "/m/bucket/deeper", "", ""),
+    ):
+        process = tmp_path / str(pid)
+        (process / "fd").mkdir(parents=True)
+        (process / "comm").write_text("prog\n")
+        (process / "cwd").symlink_to(cwd)
+        if opened:
+            (process / "fd/3").symlink_to(opened)
+        (process / "maps").write_text(f"7f00-7f01 r--p 00000000 00:2a 12    {mapped}\n")
+    assert [str(holder) for holder in holders.of(Path("/m/bucket"))] == [
+        "prog (pid 1) works in it",
+        "prog (pid 3) has /m/bucket/a b open",
+        "prog (pid 4) has /m/bucket/lib so mapped",
+        "prog (pid 5) works in it",
+    ]
+    table = [replace(MOUNT, mountpoint=Path(path)) for path in ("/m", "/m/bucket", "/m/bucket2", "/m/bucket/x")]
+    monkeypatch.setattr(mountpoint, "table", lambda: table)
+    assert holders.mounts_below(Path("/m/bucket")) == [Path("/m/bucket/x")]
 
 
 @pytest.mark.parametrize("answer", [None, SILENT], ids=["gone", "silent"])
