@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -15,9 +16,12 @@ from typing import cast
 
 import pytest
 
-from sosfs.cli import shared_index, unfinished_uploads
+from sosfs.cli import clean, shared_index, unfinished_uploads
+from sosfs.cli.clean import Wishes
+from sosfs.cli.state_directories import StateDirectory
 from sosfs.cli.unfinished_uploads import end_of_journal, remove_forgotten
-from sosfs.config.credentials import Credentials
+from sosfs.config import parameters
+from sosfs.config.credentials import Anonymous, Credentials
 from sosfs.journal.journal import Journal, LeftOver, left_over
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.endpoint import S3Target
@@ -219,6 +223,108 @@ def test_uploads_of_what_a_mount_has_just_left_are_not_ended(tmp_path: Path, mon
     assert end_of_journal(cast(SignedCalls, None), tmp_path, "http://server", "bucket") == (0, 0)
     with closing(Journal(tmp_path, owner)) as journal:
         assert len(journal.uploads()) == 1
+
+
+OWNER = "http://server bucket "
+
+
+def left_by_a_mount(directory: Path) -> Path:
+    """What a mount leaves that has sent all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with closing(Journal(directory, OWNER)):
+        (directory / "spool").mkdir(exist_ok=True)
+    return directory
+
+
+def owe(directory: Path, what: str) -> None:
+    """Something is left there after all."""
+    if what in ("change", "upload", "scratch"):
+        with closing(Journal(directory, OWNER)) as journal:
+            if what == "change":
+                journal.save_draft(0, SMALL)
+            elif what == "upload":
+                journal.add_upload("id", "key", PROPERTIES)
+            else:
+                journal.add_scratch("key")
+        return
+    path = directory / what
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("change", "1 change is not in the bucket: mount bucket of http://server and unmount it"),
+        ("upload", "1 upload of it are unfinished in the bucket"),
+        ("scratch", "scratch objects of it are in the bucket"),
+        ("damaged/one/what", "damaged: "),
+        ("spool/1-1.spool", "no journal says of what file"),
+        ("letter.txt", "it holds what is not of sosfs: letter.txt"),
+    ],
+)
+@pytest.mark.parametrize("form", ["bucket", "account"])
+def test_what_is_owed_or_unknown_keeps_a_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str, why: str, form: str
+) -> None:
+    """That of one bucket, and that of a mount of all of an account."""
+    account = tmp_path / f"all-{1:012x}" / f"{2:012x}"
+    whole = tmp_path / f"bucket-{0:012x}" if form == "bucket" else account
+    place = left_by_a_mount(whole if form == "bucket" else account / f"bucket-{3:012x}")
+    owe(place, what)
+    assert clean.of_machine(tmp_path, Wishes()) == 0
+    assert re.search(rf"^stays: {whole}: .*{why}", capsys.readouterr().out, re.MULTILINE)
+    assert place.is_dir()
+
+
+@pytest.mark.parametrize("what", ["damaged/one/what", "letter.txt"])
+def test_so_does_what_is_the_accounts_own(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
+    account = tmp_path / f"all-{1:012x}" / f"{2:012x}"
+    place = left_by_a_mount(account / f"bucket-{3:012x}")
+    owe(account, what)
+    assert clean.of_machine(tmp_path, Wishes()) == 0
+    assert f"stays: {account}: " in capsys.readouterr().out
+    assert place.is_dir()
+
+
+def test_a_dry_run_removes_nothing_here_and_ends_nothing_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Untouched:
+        """The bucket's requests, of which none may come."""
+
+        def __init__(self, *_: object) -> None: ...
+
+        def close(self) -> None: ...
+
+    monkeypatch.setattr("sosfs.s3.calls.SignedCalls", Untouched)
+    place, owing = (left_by_a_mount(tmp_path / f"bucket-{number:012x}") for number in range(2))
+    owe(owing, "upload")
+    settings = parameters.resolve("bucket", "", tmp_path, [{"endpoint": "http://server", "cache_dir": tmp_path}])
+    assert clean.of_bucket(settings, Anonymous(), Wishes(is_dry=True)) == 0
+    assert f"would be removed: {place}" in capsys.readouterr().out
+    assert place.is_dir() and owing.is_dir()
+
+
+def test_a_directory_is_of_the_bucket_that_its_journal_names(tmp_path: Path) -> None:
+    """Whatever it is called; where there is none, it is as it is called."""
+    named = left_by_a_mount(tmp_path / f"another-{0:012x}")
+    assert [StateDirectory(named).is_of(bucket) for bucket in ("bucket", "another")] == [True, False]
+    bare = tmp_path / f"another-{1:012x}"
+    bare.mkdir()
+    assert [StateDirectory(bare).is_of(bucket) for bucket in ("bucket", "another")] == [False, True]
+
+
+def test_uploads_of_another_bucket_or_of_a_mount_that_owes_are_not_ended(tmp_path: Path) -> None:
+    place = left_by_a_mount(tmp_path)
+    owe(place, "upload")
+    nobody = cast(SignedCalls, None)
+    assert end_of_journal(nobody, place, "http://another", "bucket") == (0, 0)
+    assert end_of_journal(nobody, place, "http://server", "another") == (0, 0)
+    with closing(Journal(place, OWNER)):
+        assert end_of_journal(nobody, place, "http://server", "bucket") == (0, 0), "a mount has it"
+    owe(place, "change")
+    assert end_of_journal(nobody, place, "http://server", "bucket") == (0, 0)
 
 
 @pytest.mark.parametrize("what", ["uploads", "parts", "versions"])

@@ -188,7 +188,7 @@ def test_what_is_no_mount_of_ours_is_left_alone(
 ) -> None:
     Daemon(monkeypatch, None, last=None)
     detached = Detached(monkeypatch, mount)
-    with pytest.raises(OSError, match="not a mount of sosfs|nothing of sosfs"):
+    with pytest.raises(OSError, match=r"not a mount of sosfs|nothing of sosfs"):
         unmount(HERE)
     assert detached.how == []
 
