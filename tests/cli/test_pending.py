@@ -151,6 +151,28 @@ def test_of_mounts_that_do_not_answer_it_is_not_told_that_nothing_waits(
     assert [one["mountpoint"] for one in json.loads(capsys.readouterr().out)] == ["/m"]
 
 
+def test_each_mount_is_asked_where_its_owner_has_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root asks for everybody's; one that was unmounted is in no table, and its owner's own to ask for."""
+    now = ipc_status.Status(7, "b", "", "", "http://localhost", ipc_status.MountPhase.MOUNTED)
+    asked = list[tuple[str, int]]()
+
+    def ask(target: Target, errand: str, news: Tell) -> Told:
+        asked.append((str(target.mountpoint), target.owner))
+        return {"total": 0, "changes": []}
+
+    monkeypatch.setattr(Target, "ask", ask)
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(
+        mountpoint, "table", lambda: [mountpoint.Mount(Path("/his"), mountpoint.TYPE, "b", 1234, "0:1")]
+    )
+    monkeypatch.setattr(status_command, "everywhere", lambda: [Seen("/his", now), Seen("/drains", now)])
+    assert pending_command.show(None, Output.TEXT) == 0
+    assert asked == [("/his", 1234), ("/drains", 0)]
+    assert capsys.readouterr().out == "nothing waits\n"
+
+
 def test_what_waits_why_and_when_it_is_tried_again(kept: Drive, proxy: Proxy) -> None:
     began = time.time()
     proxy.inject(REFUSED, on(Op.PUT))

@@ -18,6 +18,7 @@ from sosfs.config.credentials import Anonymous
 from sosfs.daemon import allocator, privacy
 from sosfs.daemon.mount import serve
 from sosfs.ipc import status
+from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.escaping import printable, printable_lines
 from sosfs.s3 import bucket_zone
 from tests.conftest import Mounter
@@ -166,9 +167,19 @@ def test_files_that_are_no_mounts_keep_their_modes(tmp_path: Path) -> None:
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o644)
     (tmp_path / "spool").mkdir(mode=0o755)
+    (tmp_path / "reserve").touch(mode=0o644)
+    os.chown(tmp_path / "reserve", OTHER, -1)
+    (tmp_path / "blocks").symlink_to("letter.txt")
     privacy.require_own(tmp_path)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
-    assert modes == {"journal.sqlite": 0o600, "lock": 0o600, "letter.txt": 0o644, "spool": 0o700}
+    assert modes == {
+        "journal.sqlite": 0o600,
+        "lock": 0o600,
+        "letter.txt": 0o644,
+        "spool": 0o700,
+        "reserve": 0o644,
+        "blocks": 0o644,  # another user's, and a link
+    }
 
 
 def test_the_kernel_dumps_no_memory_of_a_daemon(drive: Drive) -> None:
@@ -199,6 +210,34 @@ def test_a_runtime_directory_that_another_user_made_is_not_asked(
     assert list(status.candidates(place, 0, ".sock")) == []
     with pytest.raises(PermissionError):
         status.runtime_dir()
+
+
+def test_nor_is_it_looked_into_for_what_drains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_runtime_dirs", lambda uid: iter([tmp_path / str(uid)]))
+    asked = list[Path]()
+    now = Status(7, "b", "", "/mnt/b", "", MountPhase.DRAINING)
+
+    def ask(path: Path) -> Status:
+        asked.append(path)
+        return now
+
+    monkeypatch.setattr(status, "_ask", ask)
+    for uid in (0, USER):
+        (tmp_path / str(uid)).mkdir(mode=0o700)
+        (tmp_path / f"{uid}/one.sock").touch()
+    os.chown(tmp_path / str(USER), OTHER, -1)
+    assert list(status.unmounted([], [0, USER])) == [now]
+    os.chown(tmp_path / str(USER), USER, -1)
+    assert list(status.unmounted([], [0, USER])) == [now, now]
+    assert asked == [tmp_path / "0/one.sock", tmp_path / "0/one.sock", tmp_path / f"{USER}/one.sock"]
+    (tmp_path / "0/one.sock").rename(next(status.candidates(Path("/mnt/b"), 0, ".sock")))
+    assert list(status.unmounted([Path("/mnt/b")], [0])) == [], "it is mounted"
+
+
+def test_root_finds_what_another_user_has_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status, "_runtime_dirs", lambda uid: iter([tmp_path / str(uid)]))
+    found = list(status.candidates(Path("/mnt/bucket"), USER, ".sock"))
+    assert [path.parent.name for path in found] == [str(USER), "0"]
 
 
 HOSTILE = "a\x1b[2Jb\nERROR forged\u202e\x9b"

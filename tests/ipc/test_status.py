@@ -67,6 +67,12 @@ def test_a_status_comes_back_from_json_in_one_line(original: Status) -> None:
     assert "\n" not in text
 
 
+def test_of_what_waits_the_first_lines_are_told_and_how_many_more_there_are() -> None:
+    lines = [f"line {number}" for number in range(status.WAITING + 2)]
+    assert status.few(lines) == (*lines[: status.WAITING], "and 2 more")
+    assert status.few(lines[: status.WAITING]) == tuple(lines[: status.WAITING])
+
+
 def test_what_a_newer_daemon_adds_is_left_out() -> None:
     assert Status.from_json(some().to_json()[:-1] + ', "invented": 3}') == some()
 
@@ -187,12 +193,32 @@ def test_a_socket_that_talks_nonsense_is_an_error(runtime: Path) -> None:
     trio.run(scene)
 
 
+def test_a_daemon_that_closes_without_a_word_is_just_ending(runtime: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
+        listener.bind(str(status.socket_path(MOUNTPOINT)))
+        listener.listen()
+        asking = pool.submit(status.fetch, MOUNTPOINT)
+        listener.accept()[0].close()
+        assert asking.result() is None
+
+
 def test_the_last_word_stays_and_is_replaced(runtime: Path) -> None:
     assert status.read_last(MOUNTPOINT) is None
     for pid in (1, 2):
         status.write_last(some(pid=pid, state=MountPhase.STOPPED))
         assert status.read_last(MOUNTPOINT) == some(pid=pid, state=MountPhase.STOPPED)
     assert [path.suffix for path in runtime.iterdir()] == [".last"]
+
+
+def test_a_daemon_that_begins_removes_the_last_word_of_its_own_pid_alone(runtime: Path) -> None:
+    """Another one may have ended just now, and who has unmounted it reads that."""
+    status.forget_namesake(MOUNTPOINT)
+    status.write_last(some(pid=os.getpid() + 1))
+    status.forget_namesake(MOUNTPOINT)
+    assert status.read_last(MOUNTPOINT) == some(pid=os.getpid() + 1)
+    status.write_last(some(pid=os.getpid()))
+    status.forget_namesake(MOUNTPOINT)
+    assert status.read_last(MOUNTPOINT) is None
 
 
 def test_readers_look_where_another_login_may_have_put_it(runtime: Path) -> None:
@@ -205,6 +231,8 @@ def test_readers_look_where_another_login_may_have_put_it(runtime: Path) -> None
 
 
 def test_the_directory_is_closed_to_others(runtime: Path) -> None:
+    assert status.runtime_dir().stat().st_mode & 0o777 == 0o700
+    runtime.chmod(0o755)
     assert status.runtime_dir().stat().st_mode & 0o777 == 0o700
 
 
