@@ -7,17 +7,19 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import trio
 
 from sosfs.config import parameters
 from sosfs.config.credentials import Anonymous
 from sosfs.daemon import allocator, privacy
 from sosfs.daemon.mount import serve
-from sosfs.ipc import status
+from sosfs.ipc import commands, status
 from sosfs.ipc.status import MountPhase, Status
 from sosfs.log.escaping import printable, printable_lines
 from sosfs.s3 import bucket_zone
@@ -232,6 +234,44 @@ def test_nor_is_it_looked_into_for_what_drains(tmp_path: Path, monkeypatch: pyte
     assert asked == [tmp_path / "0/one.sock", tmp_path / "0/one.sock", tmp_path / f"{USER}/one.sock"]
     (tmp_path / "0/one.sock").rename(next(status.candidates(Path("/mnt/b"), 0, ".sock")))
     assert list(status.unmounted([Path("/mnt/b")], [0])) == [], "it is mounted"
+
+
+ASK = """
+import os, socket, sys
+os.setgroups([])
+os.setuid(int(sys.argv[2]))
+client = socket.socket(socket.AF_UNIX)
+client.connect(sys.argv[1])
+client.sendall(b'{"do": "it", "paths": []}\\n')
+print(client.makefile().read())
+"""
+
+
+def test_who_has_not_mounted_it_has_nothing_done_whoever_lets_him_reach_the_socket() -> None:
+    done = list[bool]()
+
+    async def it(paths: object, tell: object, options: object) -> commands.Told:
+        done.append(True)
+        return {}
+
+    async def scene(directory: Path) -> list[bytes]:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(commands.serve, directory / "do", {"it": it})
+            (directory / "do").chmod(0o777)
+            answers = [
+                (
+                    await trio.run_process([sys.executable, "-c", ASK, directory / "do", str(uid)], capture_stdout=True)
+                ).stdout
+                for uid in (USER, 0)
+            ]
+            nursery.cancel_scope.cancel()
+        return answers
+
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        refused, answered = trio.run(scene, Path(name))
+    assert b"only who mounted it, or root, may do that" in refused
+    assert (b"outcome" in answered, done) == (True, [True])
 
 
 def test_root_finds_what_another_user_has_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import select
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -132,6 +133,28 @@ def test_a_reader_that_goes_away_does_not_end_the_daemon(runtime: Path) -> None:
     assert trio.run(scene) == huge
 
 
+def test_a_reader_that_never_reads_is_given_up(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sockets, "ANSWER_SECONDS", 0.05)
+    huge = Status(7, "b", "", str(MOUNTPOINT), "", MountPhase.MOUNTED, errors=("x" * (4 << 20),))
+
+    def wait_for_the_end(client: socket.socket) -> bool:
+        looking = select.poll()
+        looking.register(client, 0)
+        return bool(looking.poll(20_000))
+
+    async def scene() -> bool:
+        async with trio.open_nursery() as nursery:
+            path = status.socket_path(MOUNTPOINT)
+            await nursery.start(sockets.tell, path, lambda: huge)
+            with socket.socket(socket.AF_UNIX) as idle:
+                idle.connect(str(path))
+                is_given_up = await trio.to_thread.run_sync(wait_for_the_end, idle)
+            nursery.cancel_scope.cancel()
+        return is_given_up
+
+    assert trio.run(scene)
+
+
 def test_the_socket_of_a_daemon_that_died_is_in_nobodys_way(runtime: Path) -> None:
     path = status.socket_path(MOUNTPOINT)
     with socket.socket(socket.AF_UNIX) as dead:
@@ -150,6 +173,7 @@ def test_the_socket_of_a_daemon_that_died_is_in_nobodys_way(runtime: Path) -> No
 
 def test_a_draining_daemon_leaves_the_socket_of_its_successor_alone(runtime: Path) -> None:
     path = status.socket_path(MOUNTPOINT)
+    path.with_suffix(".sock.new").touch()  # of a daemon that died just then
 
     async def scene() -> Status | None:
         async with trio.open_nursery() as nursery:
@@ -383,3 +407,76 @@ def test_a_daemon_that_ends_while_it_is_asked_is_told_as_such(runtime: Path, ans
         with pytest.raises(OSError, match="the daemon ended meanwhile") as caught:
             asking.result()
     assert caught.value.errno == errno.ENOTCONN
+
+
+class TestRequests:
+    """What a command that asks for an errand may take of a daemon, and that its end is heard of."""
+
+    def exchange(self, works: Mapping[str, commands.Work], request: bytes) -> bytes:
+        """What is answered to these bytes."""
+
+        def ask() -> bytes:
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(commands.socket_path(MOUNTPOINT)))
+                client.sendall(request)
+                return client.makefile("rb").read()
+
+        async def scene() -> bytes:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(commands.serve, commands.socket_path(MOUNTPOINT), works)
+                answer = await trio.to_thread.run_sync(ask)
+                nursery.cancel_scope.cancel()
+            return answer
+
+        return trio.run(scene)
+
+    def test_one_without_an_end_is_not_waited_for(self, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands, "REQUEST_SECONDS", 0.05)
+        assert b"not understood" in self.exchange({}, b'{"do": ')
+
+    def test_one_that_is_too_long_is_not_read(self, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(commands, "REQUEST_SECONDS", 60)
+        monkeypatch.setattr(commands, "REQUEST_MAX", 100)
+        assert b"not understood" in self.exchange({}, b"x" * 100)
+
+    @pytest.mark.parametrize("request_", [b"[]", b"{}", b'{"do": "it", "paths": 3}', b"1", b"\xff"])
+    def test_one_that_is_none_is_told_as_such(self, runtime: Path, request_: bytes) -> None:
+        assert b"not understood" in self.exchange({}, request_ + b"\n")
+
+    def test_who_hangs_up_calls_it_off(self, runtime: Path) -> None:
+        async def scene() -> bool:
+            begun, ended = trio.Event(), trio.Event()
+
+            async def endless(paths: object, tell: object, options: object) -> commands.Told:
+                begun.set()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    ended.set()
+
+            async with trio.open_nursery() as nursery:
+                await nursery.start(commands.serve, commands.socket_path(MOUNTPOINT), {"it": endless})
+                stream = await trio.open_unix_socket(str(commands.socket_path(MOUNTPOINT)))
+                await stream.send_all(b'{"do": "it", "paths": []}\n')
+                await begun.wait()
+                await stream.send_eof()
+                with trio.move_on_after(20):
+                    await ended.wait()
+                is_over = ended.is_set()
+                nursery.cancel_scope.cancel()
+            return is_over
+
+        assert trio.run(scene)
+
+    def test_a_socket_that_is_another_users_says_whose_it_is(
+        self, runtime: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Refused(socket.socket):
+            def connect(self, address: object) -> None:
+                raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(socket, "socket", Refused)
+        with pytest.raises(PermissionError, match="only who mounted it, or root") as caught:
+            commands.ask(MOUNTPOINT, "it", (), owner=0, news=lambda _: None)
+        assert caught.value.errno == errno.EPERM
