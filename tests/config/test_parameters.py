@@ -118,6 +118,22 @@ def test_what_is_closer_to_the_mount_holds(tmp_path: Path) -> None:
     assert settle(*list(parameters.from_files("c", [own, system]))).ttl == 3.0
 
 
+def test_a_mount_of_all_buckets_has_a_table_of_its_own(tmp_path: Path) -> None:
+    text = 'ttl = 3\n[mount."sos://"]\nttl = 4\n'
+    assert from_toml(tmp_path / "t", text, bucket="").ttl == 4.0
+    assert from_toml(tmp_path / "t", text, bucket="b").ttl == 3.0
+
+
+def test_no_key_and_a_profile_are_not_both_meant() -> None:
+    with pytest.raises(SettingError, match="leave one of them out"):
+        settle(from_command_line("--anonymous"), parameters.from_options("profile=p"))
+    assert settle(from_command_line("--no-anonymous"), parameters.from_options("anonymous,profile=p")).profile == "p"
+
+
+def test_comments_of_fstab_are_passed_over_in_whatever_case() -> None:
+    assert parameters.from_options("x-systemd.automount,X-mount.mkdir,Comment=a,HELPER=b,_netdev") == {}
+
+
 def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
     assert settle(*parameters.from_files("b", [tmp_path / "none"])) == settle()
 
@@ -151,6 +167,19 @@ def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
         ("transfers = -4", "transfers: '-4' is no number"),
         ('cache_free = "100%"', "cache_free: '100%' is no part of a disk"),
         ('cache_free = "-5G"', "cache_free: '-5G' is no part of a disk"),
+        ("ttl = inf", "ttl: 'inf' is no number of seconds"),
+        ("ttl = nan", "ttl: 'nan' is no number of seconds"),
+        ("ttl = -1", "ttl: '-1' is no number of seconds"),
+        ("timeout = 0", "timeout: no answer could come within 0 seconds"),
+        ("link_lifetime = 0.5", "link_lifetime: '0.5' is not between"),
+        ("link_lifetime = 604801", "link_lifetime: '604801' is not between"),
+        ('memory = "1K"', "memory: '1K' is less than 64K"),
+        ('memory = "4096T"', "memory: '4096T' is more than"),
+        ('cache_size = "1K"', "cache_size: '1K' is less than 1M"),
+        ('upload_rate = "10"', "upload_rate: '10' is less than 1K"),
+        ('part_size = "6G"', "part_size: '6G' is not between"),
+        ('endpoint = "https://host/path"', "endpoint: 'https://host/path' is no endpoint"),
+        ("uid = true", "uid cannot be True"),
         ("uid = 4294967295", "uid: '4294967295' is no number of a user"),
         ("gid = 10000000000", "gid: '10000000000' is no number of a group"),
         ('log_file = "~nobody-here/log"', "log_file: '~nobody-here/log' begins with the home of somebody"),
@@ -216,6 +245,23 @@ def test_state_of_a_user_and_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert settle().state_dir.parent == Path("/var/cache/sosfs")
     assert settle(parameters.from_options("cache_dir=/x")).state_dir == Path("/x")
+
+
+def test_the_state_of_all_buckets_is_called_so() -> None:
+    """`sosfs clean` finds it by that."""
+    assert parameters.resolve("", "", Path("/m"), []).state_dir.name.startswith("all-")
+
+
+def test_paths_are_whole_and_homes_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A daemon works in /."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.chdir(tmp_path)
+    found = parameters.from_options("log_file=log,cache_dir=~/cache")
+    assert found == {"log_file": tmp_path / "log", "cache_dir": Path("/home/me/cache")}
+
+
+def test_the_usual_storage_class_is_none() -> None:
+    assert parameters.from_options("storage_class=STANDARD") == {"storage_class": ""}
 
 
 def test_no_two_mounts_share_their_state() -> None:
