@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -153,7 +154,32 @@ def test_half_a_pair_is_passed_over(home: Home) -> None:
     assert home.found().credentials == Credentials("AWSenv", "s", "t")
 
 
+def test_half_a_pair_alone_is_what_is_complained_of(home: Home) -> None:
+    home.environ["EXOSCALE_API_KEY"] = "EXOhalf"
+    with pytest.raises(CredentialError, match=r"environment, EXOSCALE_API_KEY: the secret .* is not set"):
+        home.found()
+
+
+def test_a_key_is_read_again_before_it_ends() -> None:
+    now = time.time()
+    lives = {seconds: Credentials("k", "s", expires=now + seconds).is_ending for seconds in (-1, 30, 600)}
+    assert lives == {-1: True, 30: True, 600: False}
+    assert not Credentials("k", "s").is_ending
+
+
 class TestExoscaleFile:
+    def test_an_account_that_is_not_there_is_not_replaced_by_the_only_one(self, home: Home) -> None:
+        home.write("exoscale.toml", '[[accounts]]\nname="a"\nkey="k"\nsecret="s"\n')
+        assert home.found().credentials == Credentials("k", "s")
+        home.environ["EXOSCALE_ACCOUNT"] = "b"
+        with pytest.raises(CredentialError, match=r"no account 'b' \(it has a\)"):
+            home.found()
+
+    def test_a_secret_ends_with_its_line(self, home: Home) -> None:
+        command = r'["printf", "hush \\r\\n"]'
+        home.write("exoscale.toml", f'[[accounts]]\nname="a"\nkey="k"\nsecretCommand={command}\n')
+        assert home.found().credentials == Credentials("k", "hush ")
+
     def test_default_account_whatever_the_case_of_its_names(self, home: Home) -> None:
         exoscale_file(home)
         found = home.found()
@@ -248,8 +274,20 @@ class TestS3cfg:
         home.write(".s3cfg", "[default]\naccess_key = k\nsecret_key = s\nhost_base = s3.amazonaws.com\n")
         assert home.found().place == NOWHERE
 
+    def test_a_token_of_a_session(self, home: Home) -> None:
+        home.write(".s3cfg", "[default]\naccess_key = k\nsecret_key = s\naccess_token = t\n")
+        assert home.found().credentials == Credentials("k", "s", "t")
+
 
 class TestAwsFiles:
+    def test_the_file_of_keys_comes_before_that_of_settings(self, home: Home) -> None:
+        home.write(".aws/config", "[default]\naws_access_key_id = old\naws_secret_access_key = old\n")
+        home.write(
+            ".aws/credentials",
+            "[default]\naws_access_key_id = k\naws_secret_access_key = s%1\naws_session_token = t\n",
+        )
+        assert home.found().credentials == Credentials("k", "s%1", "t")
+
     def test_profile_over_both_files_with_its_endpoint(self, home: Home) -> None:
         home.write(".aws/credentials", "[exo]\naws_access_key_id = k\naws_secret_access_key = a%b\n")
         home.write(".aws/config", "[profile exo]\nregion = ch-gva-2\nendpoint_url = https://sos-ch-gva-2.exo.io\n")
@@ -344,6 +382,11 @@ def test_place_of_a_named_profile_comes_before_the_environment(home: Home) -> No
     found = Found(Credentials("k", "s"), "test", Place("http://profile.x"))
     assert key_search.place(NOWHERE, found, home.around("p")).url == "http://profile.x"
     assert key_search.place(NOWHERE, found, home.around()).url == "https://sos-ch-gva-2.exo.io"
+
+
+def test_an_endpoint_of_one_zone_is_not_moved_by_the_name_of_another() -> None:
+    named = Place("https://sos-ch-dk-2.exo.io", "ch-gva-2")
+    assert zones.choose([named]) == named
 
 
 def test_region_is_the_zone() -> None:
