@@ -72,3 +72,20 @@ def test_ages() -> None:
     for text in ("", "long", "30", "d", "-1d"):
         with pytest.raises(ValueError, match="is no age"):
             moments.span(text)
+
+
+def test_a_day_begins_in_the_zone_that_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clocks were put back an hour between that Saturday and now."""
+    monkeypatch.setenv("TZ", "CET-1CEST,M3.5.0,M10.5.0/3")
+    time.tzset()  # the fixture puts it back
+    now = datetime(2026, 10, 28, 12, tzinfo=UTC).timestamp()
+    assert moments.moment("saturday", now=now) == datetime(2026, 10, 23, 22, tzinfo=UTC).timestamp()
+    assert moments.moment("monday", now=now) == datetime(2026, 10, 25, 23, tzinfo=UTC).timestamp()
+
+
+@pytest.mark.parametrize("text", ["2026-10-28T11:59:50Z", "2026-10-28T12:00Z", "now", "0 days"])
+def test_what_is_to_come_is_not_over(text: str) -> None:
+    now = datetime(2026, 10, 28, 12, tzinfo=UTC).timestamp()
+    with pytest.raises(ValueError, match="is in the past"):
+        moments.to_come(text, now=now)
+    assert moments.to_come("2026-10-28T12:00:01Z", now=now) == now + 1
