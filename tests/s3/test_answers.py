@@ -254,8 +254,9 @@ def test_what_could_not_be_removed_is_told_but_for_what_was_not_there() -> None:
     assert isinstance(first, StoreError)
     assert (first.code, first.detail, first.status) == ("AccessDenied", "why", 0)
     for asked in (["x"], ["a", "b", "c", "d"], ["x", "a", "b", "c", "d", "e"]):
-        with pytest.raises(xml.UnclearBatch):
+        with pytest.raises(xml.UnclearBatch, match="what became of which key") as caught:
             xml.failures_of(answer, asked)
+        assert caught.value.errno == errno.EIO
     assert xml.failures_of(b"<DeleteResult/>", ["a"]) == [], "it was told to be quiet"
 
 
