@@ -33,7 +33,7 @@ from tests.support.drive import Drive, eventually, fails, names, status
 from tests.support.fake_store import FakeStore
 from tests.support.faults import Hang
 from tests.support.foreign import Foreign
-from tests.support.held import Held, bodies, chmod, opened, put_all
+from tests.support.held import Held, begun, bodies, chmod, opened, put_all
 from tests.support.mounting import run_sosfs
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
@@ -311,6 +311,12 @@ def test_what_was_changed_of_the_attributes_of_a_damaged_file_is_kept(tmp_path: 
         await mount.write("file", LARGE)
         if is_closed:
             await chmod(mount)
+            inode = await mount._walk("file")
+            inode.mtime_ns = 5_000_000_000
+            mount.parts.attributes.changed(inode, posix={"mtime_ns"})
+
+    async def time() -> int:
+        return (await mount._walk("file")).mtime_ns
 
     with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
         mount.loop.run(partial(main, mount))
@@ -318,12 +324,59 @@ def test_what_was_changed_of_the_attributes_of_a_damaged_file_is_kept(tmp_path: 
         flip(spools(mount)[0])
         mount.start()
         assert len(lines(mount)) == 1
+        assert mount.loop.run(time) == 1_000_000_001
         assert mount.loop.run(mount.tree) == {"file": (b"old", 0o600)}
         mount.loop.passes(LONG)
         assert bodies(store) == {"file": b"old"}
         found = store._stored["file"].object.properties.metadata
         assert (found["mode"], found["mtime"], found["colour"]) == (str(0o100600), "1.000000001", "blue")
         assert mount.parts.pending == 0
+
+
+def test_nothing_is_stored_of_a_damaged_file_of_which_no_attribute_was_changed_but_the_time(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        await mount.write("file", LARGE)
+        inode = await mount._walk("file")
+        inode.mtime_ns = 5_000_000_000
+        mount.parts.attributes.changed(inode, posix={"mtime_ns"})
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        flip(spools(mount)[0])
+        mount.start()
+        mount.loop.passes(LONG)
+        assert len(lines(mount)) == 1
+        assert (store.calls["copy"], store._stored["file"].object.properties.metadata) == (0, {})
+
+
+def test_a_damaged_file_that_was_stored_without_an_answer_is_no_other_clients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was changed of its attributes meanwhile is changed of that."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old"})
+        await mount.write("file", LARGE)
+        store.after["put"] = trio.Event()
+        await begun(mount, partial(mount.parts.commits.commit, await mount._walk("file")))
+        assert bodies(store) == {"file": LARGE}
+        await chmod(mount)
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.loop.run(store.release)
+        flip(spools(mount)[0])
+        mount.start()
+        mount.loop.passes(LONG)
+        assert "is lost" not in caplog.text
+        assert mount.loop.run(mount.tree) == {"file": (LARGE, 0o600)}
+        assert int(store._stored["file"].object.properties.metadata["mode"]) & 0o7777 == 0o600
 
 
 def test_what_was_changed_of_the_attributes_of_a_damaged_file_is_not_for_the_one_that_it_was_renamed_over(
