@@ -24,7 +24,7 @@ from sosfs.s3.protocol import Part, Properties, Version
 from sosfs.s3.scratch_key import is_of_zeros
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, stored, told
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
 
 PART = 4096
 DATA = random.Random(6).randbytes(40 * PART)
@@ -278,6 +278,25 @@ def test_bytes_that_are_in_parts_alone_are_not_given_up_for_parts_of_no_use(
 
     mount.loop.run(main)
     assert stored(store) == DATA[: 6 * PART].ljust(36 * PART, b"\0")
+
+
+def test_parts_without_an_answer_are_of_no_use_either_once_the_file_is_cut_below_them(
+    mount: Composed, store: Noting
+) -> None:
+    """The server has them, and completes an upload with all its parts or not at all."""
+
+    async def main() -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        await io.write(handle, 0, DATA[: 10 * PART])
+        store.unanswered["upload_part", "file"] = [silence("upload_part")] * 10
+        with fails(errno.EIO):
+            await io.flush(handle)
+        store.unanswered.clear()
+        await io.truncate(handle.inode, 4 * PART)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert (stored(store), store._uploads) == (DATA[: 4 * PART], {})
 
 
 def test_an_upload_with_parts_of_no_use_is_left_where_it_cannot_be_aborted(mount: Composed, store: Noting) -> None:
