@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -18,14 +21,17 @@ import pytest
 import trio
 import trio.testing
 
+from sosfs.concurrency import fairness
+from sosfs.concurrency.fairness import Caller
 from sosfs.concurrency.tasks import Background
 from sosfs.config.parameters import TTL
 from sosfs.filesystem.bucket import _operations
 from sosfs.filesystem.pending_changes import PendingChanges
+from sosfs.fuse import requests
 from sosfs.fuse.operations import Operations
 from sosfs.fuse.read_only import Switch
 from sosfs.fuse.removal_streak import LONG
-from sosfs.fuse.requests import CALLERS
+from sosfs.fuse.requests import CALLERS, NOTHING, NOWHERE, Call, Opened
 from sosfs.ipc.pending import Kind
 from tests.support.composed import Composed
 from tests.support.drive import fails
@@ -323,3 +329,163 @@ def test_who_waits_for_what_goes_on_can_be_stopped_and_has_begun_nothing(
     mount.loop.run(main)
     mount.loop.passes(TTL)
     assert bodies(store) == {"d/": b"", "file/": b""}
+
+
+def test_who_changes_names_in_two_directories_waits_for_what_goes_on_in_both(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"d/file": b"bytes", "d/old": b"", "e/old": b"", "e/": b"", "d/": b""})
+        one, other = (await mount._walk("d")).number, (await mount._walk("e")).number
+        first, second = trio.Event(), trio.Event()
+        store.before["delete", "d/old"], store.before["delete", "e/old"] = first, second
+        await left(mount, lambda: kernel.unlink(one, b"old", CALLER))
+        await left(mount, lambda: kernel.unlink(other, b"old", CALLER))
+        moving = partial(kernel.rename, one, b"file", other, b"file", 0, CALLER)
+        await begun(mount, partial(told, outcomes, "mv", moving))
+        await settled(first)
+        assert (outcomes, store.calls["copy"]) == ({}, 0)
+        await settled(second)
+
+    mount.loop.run(main)
+    assert outcomes == {"mv": None}
+
+
+def test_all_that_wait_for_what_goes_on_go_on_after_it(mount: Composed, store: Held, kernel: Operations) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        root = mount.parts.inodes.root.number
+        removing = store.before["delete", "file"] = trio.Event()
+        await left(mount, lambda: kernel.unlink(root, b"file", CALLER))
+        for name in ("a", "b", "c"):
+            await begun(mount, partial(told, outcomes, name, partial(create, kernel, root, name.encode())))
+        assert outcomes == {}
+        await settled(removing)
+
+    mount.loop.run(main)
+    assert outcomes == dict.fromkeys("abc")
+
+
+def test_beside_a_directory_whose_replacement_goes_on_nothing_is_made_either(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/other": b"other", "empty/": b""})
+        root = mount.parts.inodes.root.number
+        await mount._walk("empty")
+        holding = store.before["copy", "d/other"] = trio.Event()
+        await left(mount, lambda: kernel.rename(root, b"d", root, b"empty", 0, CALLER))
+        await begun(mount, partial(told, outcomes, "make", partial(create, kernel, root, b"file")))
+        assert outcomes == {}
+        await settled(holding)
+
+    mount.loop.run(main)
+    assert outcomes == {"make": None}
+
+
+def test_what_goes_on_by_itself_has_its_turn_as_that_of_the_process_that_asked_for_it(
+    mount: Composed, kernel: Operations
+) -> None:
+    """A thread of it has, and does not wait behind what nobody waits for."""
+    found: list[Caller] = []
+
+    async def look() -> None:
+        found.append(fairness.current())
+
+    async def main() -> None:
+        thread = threading.get_native_id()
+        assert thread != os.getpid()
+        await CALLERS.apart("mkdir", thread, look, _nothing, NOWHERE)
+        await CALLERS.serve("read", 0, lambda: Opened("/file", thread), look)
+        assert list(CALLERS) == [], "and is under way no more"
+
+    mount.loop.run(main)
+    assert found == [Caller(os.getpid(), waits=True)] * 2
+
+
+async def _nothing(_: Any) -> None:
+    """There is nothing to be undone."""
+
+
+# Who is gone
+
+
+class Processes:
+    """A /proc with some threads: what is pending, blocked and ignored of signals, as masks, and what they do."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(
+        self, number: int, *, pending: str = "SigPnd", of: int = signal.SIGINT, deaf: str = "", state: str = "D"
+    ) -> None:
+        """A process of one thread."""
+        mask, task = 1 << (of - 1), self.path / str(number) / "task" / str(number)
+        lines = [f"State:\t{state} (doing)", f"Tgid:\t{number}"]
+        for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn"):
+            lines.append(f"{name}:\t{mask if name in (pending, deaf) else 0:016x}")
+        task.mkdir(parents=True)
+        for folder in (task, task.parent.parent):
+            (folder / "status").write_text("\n".join(lines))
+        (self.path / str(number) / "fd").mkdir()
+
+    def opens(self, number: int, path: str) -> None:
+        """It has a file open."""
+        (self.path / str(number) / "fd" / "3").symlink_to(path)
+
+
+@pytest.fixture
+def processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Processes:
+    """The processes of a machine on which nothing else runs."""
+    (tmp_path / "proc").mkdir()
+    monkeypatch.setattr(requests, "PROC", tmp_path / "proc")
+    return Processes(tmp_path / "proc")
+
+
+def _is_gone(pid: int, opened: Opened = NOTHING) -> bool:
+    call = Call("read", pid, lambda: opened, 0.0)
+    return requests._gone([(call, opened)]) == [call]
+
+
+@pytest.mark.parametrize("pending", ["SigPnd", "ShdPnd"])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGKILL, signal.SIGTERM])
+def test_whom_somebody_wants_to_end_is_gone(processes: Processes, pending: str, number: int) -> None:
+    processes.add(7, pending=pending, of=number, state="S")
+    assert _is_gone(7)
+
+
+@pytest.mark.parametrize(
+    "of", [{"deaf": "SigBlk"}, {"deaf": "SigIgn"}, {"of": signal.SIGALRM}, {"of": signal.SIGCHLD}, {"pending": ""}]
+)
+def test_who_does_not_end_by_what_is_pending_is_there(processes: Processes, of: dict[str, Any]) -> None:
+    processes.add(7, **of)
+    processes.opens(7, "/mnt/file")
+    assert not _is_gone(7)
+    assert not _is_gone(8), "nor is one of whom nothing is known"
+    assert not _is_gone(0, Opened("/mnt/file", 0))
+
+
+def test_who_has_the_file_open_and_waits_for_the_kernel_is_who_asks(processes: Processes) -> None:
+    processes.add(7)
+    processes.opens(7, "/mnt/file")
+    processes.add(8, state="S")
+    processes.opens(8, "/mnt/other")
+    processes.add(9)
+    processes.opens(9, "/mnt/removed (deleted)")
+    processes.add(10)
+    for path, opener, is_gone in (
+        ("/mnt/file", 0, True),
+        ("/mnt/other", 0, False),
+        ("/mnt/removed", 0, True),
+        ("/mnt/closing", 10, True),
+        ("/mnt/closing", 8, False),
+        ("/mnt/closing", 0, False),
+        ("", 0, False),
+    ):
+        assert _is_gone(0, Opened(path, opener)) == is_gone, (path, opener)
