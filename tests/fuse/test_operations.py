@@ -17,6 +17,7 @@ import trio.testing
 
 from sosfs.config.parameters import TTL, Shown
 from sosfs.filesystem.bucket import _operations
+from sosfs.fuse.error_replies import guard_of
 from sosfs.fuse.operations import DOTS, Operations
 from sosfs.fuse.provisional_attributes import ProvisionalAttributes
 from sosfs.fuse.removal_streak import RemovalStreak
@@ -403,6 +404,31 @@ def test_what_the_mounts_tell_each_other_is_not_listed(mount: Composed, store: H
         await kernel.releasedir(handle)
 
     mount.loop.run(main)
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("name", ["opendir", "readdir"])
+@pytest.mark.parametrize(
+    ("error", "number"),
+    [
+        (OSError(errno.ENOENT, "absent"), errno.EIO),
+        (OSError(errno.EACCES, "denied"), errno.EACCES),
+        (OSError("no number"), errno.EIO),
+        (ValueError("a bug"), errno.EIO),
+    ],
+    ids=["absent", "denied", "no number", "a bug"],
+)
+def test_an_absence_is_no_end_of_a_directory_that_is_read(
+    caplog: pytest.LogCaptureFixture, name: str, error: Exception, number: int
+) -> None:
+    """getdents(2) would take it for one, and a backup for all that there is."""
+
+    async def handler(_: object) -> None:
+        raise error
+
+    handler.__name__ = name
+    trio.run(lambda: refused(number, guard_of(name)(handler)(object())))
+    caplog.clear()
 
 
 # How long the kernel may keep what it is told
