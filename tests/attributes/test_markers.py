@@ -18,7 +18,7 @@ import trio
 
 from sosfs.config.parameters import TTL, Durability, Exclusive
 from sosfs.errors import StoreError, from_s3, unanswered
-from sosfs.s3.preconditions import holds
+from sosfs.s3.preconditions import holds, stale
 from sosfs.s3.protocol import Acl, Body, Grant, Headers, Page, Properties, Version
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
@@ -84,8 +84,8 @@ class Unconditional(Held):
 
     async def put(self, key: str, body: Body, properties: Properties, **options: Any) -> Version:
         """As `ObjectStore.put`."""
-        if isinstance(options.get("condition"), Version):
-            assert await holds(self.head, key, options["condition"])
+        if isinstance(options.get("condition"), Version) and not await holds(self.head, key, options["condition"]):
+            raise stale("put", "another one is there")
         return await super().put(key, body, properties, **options)
 
 
@@ -321,9 +321,12 @@ def test_who_changes_a_directory_while_another_client_does_so_again_and_again_is
 
 
 @pytest.mark.promise(4)
+@pytest.mark.parametrize("kind", [Held, Unconditional], ids=["", "without If-Match"])
 def test_the_next_mount_writes_nothing_over_what_another_client_stores_in_a_marker_meanwhile(
-    tmp_path: Path, store: Held
+    tmp_path: Path, kind: type[Held]
 ) -> None:
+    store = kind(clock=partial(next, itertools.count(1_700_000_000)))
+
     async def begin(mount: Composed) -> None:
         await put_all(store, {"d/": b"", "d/x": b"x"})
         await chmod(mount)

@@ -32,10 +32,10 @@ from tests.support.fake_store import FakeStore
 
 
 @contextmanager
-def looking(tmp_path: Path) -> Iterator[tuple[Composed, Past]]:
+def looking(tmp_path: Path, **options: Any) -> Iterator[tuple[Composed, Past]]:
     """Nothing is asked of the store: of trees that nobody walks through only the roots are wanted."""
     store = FakeStore()
-    with composed(store, tmp_path) as mount:
+    with composed(store, tmp_path, **options) as mount:
 
         async def begin() -> Past:
             share = whole(mount._settings)
@@ -82,7 +82,7 @@ def directories(mount: Composed) -> list[str]:
 
 
 def test_each_moment_has_a_tree_whose_numbers_are_its_own(tmp_path: Path) -> None:
-    with looking(tmp_path) as (mount, looked):
+    with looking(tmp_path, shared_attributes=True) as (mount, looked):
         one, two = number_of(mount, looked, "yesterday", 100.5), number_of(mount, looked, "monday", 200.0)
         assert number_of(mount, looked, "1970-01-01T00:01:40.5Z", 100.5) == one, "the same by another name"
         for number, moment in ((one, 100.5), (two, 200.0)):
@@ -100,6 +100,7 @@ def test_each_moment_has_a_tree_whose_numbers_are_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["yesterday", "2 hours ago", "1970-01-01"])
 def test_a_time_that_depends_on_now_is_one_moment_as_long_as_somebody_looks(tmp_path: Path, name: str) -> None:
     with looking(tmp_path) as (mount, looked):
+        mount.loop.passes(2 * REST)
         number = number_of(mount, looked, name, 100.0)
         for _ in range(3):
             mount.loop.passes(REST * 0.9)
@@ -135,6 +136,22 @@ def test_the_moment_that_nobody_has_looked_at_for_longest_makes_room(
         assert number_of(mount, looked, "1970-01-02", 1.0) not in (*numbers, third), "no number has two meanings"
 
 
+def test_numbers_that_are_used_again_are_of_no_moment_that_is_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(past, "MOST", 2)
+    monkeypatch.setattr(past, "SLOTS", 4)
+    with looking(tmp_path) as (mount, looked):
+        first = number_of(mount, looked, "1970-01-01", 0.0)
+        tree = tree_at(mount, looked, first)
+        for at in range(1, 9):
+            mount.loop.passes(1)
+            assert known(mount, looked, "1970-01-01") == (first, 0.0)
+            other = number_of(mount, looked, f"1970-02-0{at}", float(at))
+            assert other != first
+            assert tree_at(mount, looked, other) is not tree_at(mount, looked, first) is tree
+
+
 def test_where_the_disk_has_no_room_nothing_is_left_behind_and_the_next_look_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,10 +163,12 @@ def test_where_the_disk_has_no_room_nothing_is_left_behind_and_the_next_look_suc
     with looking(tmp_path) as (mount, looked):
         monkeypatch.setattr(past, "assemble", refuse)
         monkeypatch.setattr(past, "SLOTS", 3)
+        open_files = len(os.listdir("/proc/self/fd"))
         for _ in range(4):  # more often than there are slots
             with fails(errno.ENOSPC):
                 number_of(mount, looked, "1970-01-01", 1.0)
             assert (directories(mount), looked.names) == ([], [])
+        assert len(os.listdir("/proc/self/fd")) == open_files
         monkeypatch.setattr(past, "assemble", really)
         assert tree_at(mount, looked, number_of(mount, looked, "1970-01-01", 1.0)) is not None
 
