@@ -169,9 +169,9 @@ class RenameCopies:
         except OSError as error:
             if error.errno not in FULL or not move.over:
                 raise  # what was copied over another file the next mount finishes anyway
-        move.is_copied = True
         if move.is_directory:
             await self._journal.sync()  # the next mount would take one for failed of which keys are gone
+        move.is_copied = True  # not before: what the disk refuses is taken back, for all old keys are there
 
     async def _missing(self, move: Move) -> list[str]:
         """The copies that the store has confirmed and does not have."""

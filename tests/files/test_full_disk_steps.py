@@ -174,3 +174,31 @@ def test_any_step_may_find_the_disk_full(tmp_path: Path, name: str, durability: 
             assert store._uploads == {}
             assert mount.loop.run(partial(rows, mount)) == 0, "nothing is left to be done"
         at += 1
+
+
+@pytest.mark.parametrize("durability", [Durability.BUCKET, Durability.JOURNAL])
+def test_a_directory_is_renamed_as_a_whole_or_not_at_all_with_what_the_bucket_lacks_of_it(
+    tmp_path: Path, durability: Durability
+) -> None:
+    """One that was made in it a moment ago has a record, which follows."""
+    old = {**OLD, "d/new/": b""}
+    new = {"file": OLD["file"], "empty/": b"", "e/other": b"other", "e/new/": b""}
+    at, steps = 0, 1
+    while at < steps:
+        base = tmp_path / str(at)
+        base.mkdir()
+        with mounted(base, durability, reserve=False) as (mount, full):
+            mount.loop.run(partial(mount.mkdir, "d/new"))
+            full.at, full.steps = at, 0
+            error = told(mount, lambda mount: mount.rename("d", "e"))
+            steps, full.at = max(steps, full.steps), -1
+            assert error in (0, errno.ENOSPC), (at, os.strerror(error))
+            listed = names(mount)
+            assert listed == (
+                {"file", "empty", "d", "d/other", "d/new"} if error else {"file", "empty", "e", "e/other", "e/new"}
+            ), at
+            mount.loop.passes(10)
+            mount.loop.run(mount.settle)
+            assert bodies(mount.store) == (old if error else new), at
+            assert mount.loop.run(partial(rows, mount)) == 0, "nothing is left to be done"
+        at += 1
