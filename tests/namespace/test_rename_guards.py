@@ -24,7 +24,7 @@ from sosfs.config.parameters import TTL, Durability
 from sosfs.disk.reserve import Need, Reserve
 from sosfs.journal.journal import Journal
 from sosfs.namespace.namespace import refuse
-from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Properties, Right, Version
+from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Page, Properties, Right, Version
 from sosfs.tree.inodes import SYMLINK_MAX, Inode
 from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, Composed, composed
@@ -772,6 +772,38 @@ def test_what_another_client_removes_while_its_directory_is_renamed_is_gone(moun
         await settled(held)
         assert bodies(store) == {"e/a": b"a"}
         assert set(await mount.tree()) == {"e", "e/a"}
+
+    mount.loop.run(main)
+    assert mount.parts.pending == 0
+
+
+def test_a_directory_of_several_pages_is_renamed_as_a_whole(tmp_path: Path) -> None:
+    store, keys = Held(page=2), [f"d/{number}" for number in range(5)]
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, dict.fromkeys(keys, b"x"))
+        await mount.rename("d", "e")
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        assert sorted(bodies(store)) == [key.replace("d", "e") for key in keys]
+
+
+def test_a_copy_that_a_listing_does_not_show_yet_is_looked_at(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = store.list
+
+    async def behind(prefix: str, **options: Any) -> Page:
+        page: Page = await listed(prefix, **options)
+        return replace(page, objects=tuple(one for one in page.objects if one.key != "e/b"))
+
+    async def main() -> None:
+        await put_all(store, {"d/a": b"a", "d/b": b"b"})
+        with monkeypatch.context() as patch:
+            patch.setattr(store, "list", behind)
+            await mount.rename("d", "e")
+        assert bodies(store) == {"e/a": b"a", "e/b": b"b"}
 
     mount.loop.run(main)
     assert mount.parts.pending == 0

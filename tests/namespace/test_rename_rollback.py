@@ -106,14 +106,15 @@ def keys_of(store: FakeStore) -> list[str]:
 
 
 @pytest.mark.parametrize("source", ["a/", "a/x", "a/sub/z"])
-@pytest.mark.parametrize("how", ["refused", "failed", "silent"])
+@pytest.mark.parametrize("how", ["refused", "failed", "failed and made", "silent"])
 def test_no_copy_stays_of_a_rename_that_failed(mount: Composed, store: Flaky, source: str, how: str) -> None:
     mount.loop.run(lambda: put_all(store, BEFORE))
     if how == "silent":
         store.silent.add(source)
     else:
         refusal = from_s3("copy", code="AccessDenied", status=403)
-        store.errors["copy", source] = [refusal if how == "refused" else StoreError(errno.EIO, "copy", status=500)]
+        failures = store.unanswered if how == "failed and made" else store.errors
+        failures["copy", source] = [refusal if how == "refused" else StoreError(errno.EIO, "copy", status=500)]
     mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES if how == "refused" else errno.EIO, errno.ETIMEDOUT))
     assert bodies(store) == BEFORE
     assert set(mount.loop.run(mount.tree)) == {"a", "a/x", "a/y", "a/sub", "a/sub/z"}
@@ -142,15 +143,16 @@ def test_a_copy_that_takes_effect_late_goes_too(mount: Composed, store: Flaky, s
 
 
 @pytest.mark.parametrize("hashes", [True, False])
-def test_a_late_copy_is_found_by_the_next_mount(tmp_path: Path, hashes: bool) -> None:
+@pytest.mark.parametrize("late", ["a/y", "a/"])
+def test_a_late_copy_is_found_by_the_next_mount(tmp_path: Path, late: str, hashes: bool) -> None:
     store = Flaky(hashes=hashes)
     with composed(store, tmp_path) as mount:
         mount.loop.run(lambda: put_all(store, BEFORE))
-        mount.loop.run(lambda: store.put("a/y", b"yy", MTIME))
-        store.late["a/y"] = []
+        mount.loop.run(lambda: store.put(late, BEFORE[late], MTIME))
+        store.late[late] = []
         mount.loop.run(lambda: fails_to_rename(mount, errno.ETIMEDOUT))
         mount.stop()
-        mount.loop.run(store.late.pop("a/y")[0])
+        mount.loop.run(store.late.pop(late)[0])
         mount.start()
         assert bodies(store) == BEFORE
         mount.loop.passes(120)

@@ -21,7 +21,7 @@ from tests.support.drive import eventually, fails, names, tree
 from tests.support.fake_store import FakeStore
 from tests.support.faults import Answer
 from tests.support.foreign import Foreign
-from tests.support.held import bodies, crashes_while_old_keys_go, put_all
+from tests.support.held import bodies, chmod, crashes_while_old_keys_go, put_all
 from tests.support.proxy import Proxy
 from tests.support.traffic import Request
 
@@ -89,6 +89,24 @@ def test_an_empty_file_is_renamed_too(tmp_path: Path, how: Callable[[str], None]
         assert bodies(store) == {"b": b""}
         mount.loop.run(lambda: mount.chmod("b", 0o600))
         assert mount.loop.run(mount.tree) == {"b": (b"", 0o600)}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("old", ["empty", "d/empty"], ids=["file", "directory"])
+def test_what_was_changed_of_it_a_moment_ago_goes_along(tmp_path: Path, old: str) -> None:
+    store, new = Uncopying(silently), old.replace("empty", "new") if old == "empty" else "e/empty"
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {old: b""})
+        await chmod(mount, old)
+        await mount.rename(old.split("/", maxsplit=1)[0], new.split("/")[0])
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: main(mount))
+        mount.loop.passes(5)
+        assert set(bodies(store)) == {new}
+        assert store._stored[new].object.properties.metadata["mode"] == str(0o100600)
+        assert mount.parts.pending == 0
 
 
 def test_a_copy_that_is_confirmed_and_not_there_fails_the_rename(tmp_path: Path) -> None:
