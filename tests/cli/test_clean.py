@@ -277,6 +277,31 @@ def test_what_is_owed_or_unknown_keeps_a_directory(
     assert place.is_dir()
 
 
+@pytest.mark.parametrize(
+    ("has_mark", "why"), [(True, "its journal is damaged: mount bucket"), (False, "its journal cannot be read: ")]
+)
+def test_so_does_a_journal_that_is_no_database(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], has_mark: bool, why: str
+) -> None:
+    place = left_by_a_mount(tmp_path / f"bucket-{0:012x}")
+    for path in place.glob("journal.sqlite*"):
+        path.write_bytes(b"no database" * 1000)
+    if not has_mark:
+        (place / "journal.mark").unlink()
+    assert clean.of_machine(tmp_path, Wishes()) == 0
+    assert f"stays: {place}: {why}" in capsys.readouterr().out
+    assert place.is_dir()
+
+
+def test_so_does_a_mount_that_has_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = left_by_a_mount(tmp_path / f"bucket-{0:012x}")
+    with closing(Journal(place, OWNER)):
+        assert clean.of_machine(tmp_path, Wishes()) == 0
+        assert capsys.readouterr().out.startswith(f"stays: {place}: a mount has it\n0 cache directories removed")
+    assert clean.of_machine(tmp_path, Wishes()) == 0
+    assert not place.exists()
+
+
 @pytest.mark.parametrize("what", ["damaged/one/what", "letter.txt"])
 def test_so_does_what_is_the_accounts_own(tmp_path: Path, capsys: pytest.CaptureFixture[str], what: str) -> None:
     account = tmp_path / f"all-{1:012x}" / f"{2:012x}"
