@@ -185,12 +185,12 @@ FLOODS: dict[str, tuple[Script, str, int]] = {
     ),
     "no range": (flood(answer(200, b"", *OBJECT, length=HUGE)), "get", 16),
     "no range, no length": (flood(answer(200, b"", *OBJECT, length=-1)), "get", 16),
-    "listing": (flood(answer(200, b"", length=-1)), "list", 96),
+    "listing": (flood(answer(200, b"", length=-1)), "list", 128),
     "listing, length told": (flood(answer(200, b"", length=HUGE)), "list", 16),
     "refusal": (flood(answer(403, b"", length=-1)), "get", 16),
     "refusal, length told": (flood(answer(403, b"", length=HUGE)), "list", 16),
     "refusal of a write": (flood(answer(500, b"", length=-1)), "put", 16),
-    "answer to a write": (flood(answer(200, b"", 'ETag: "abc"', length=-1)), "put", 96),
+    "answer to a write": (flood(answer(200, b"", 'ETag: "abc"', length=-1)), "put", 128),
     "answer to a delete": (flood(answer(204, b"", length=-1)), "delete", 16),
 }
 
@@ -210,7 +210,7 @@ def test_what_is_longer_than_due_is_not_read(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "length", "mebibytes"), [(200, -1, 96), (200, HUGE, 16), (404, -1, 16), (503, HUGE, 16)]
+    ("status", "length", "mebibytes"), [(200, -1, 128), (200, HUGE, 16), (404, -1, 16), (503, HUGE, 16)]
 )
 @trio_test
 async def test_nor_is_it_of_the_settings_of_a_bucket(status: int, length: int, mebibytes: int) -> None:
