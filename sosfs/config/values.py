@@ -63,7 +63,7 @@ class Kind(Generic[T]):
             return None
         if isinstance(value, bool):
             return "yes" if value else "no"
-        return f"{value:o}" if self.metavar == OCTAL.metavar else str(value)
+        return str(value)
 
 
 def _size(text: str) -> int:
@@ -293,7 +293,8 @@ TRANSFERS: Kind[int] = Kind("N", _transfers, str, (int,))
 SECONDS: Kind[float] = Kind("SECONDS", _seconds, "{:g}".format, (int, float))
 PERIOD: Kind[float] = dataclasses.replace(SECONDS, parse=_period)
 LIFETIME: Kind[float] = dataclasses.replace(SECONDS, parse=_lifetime)
-OCTAL: Kind[int] = Kind("BITS", _octal, "{:03o}".format, (int,))
+# Nor is this: TOML has 77 for 0o115, which lets others write.
+OCTAL: Kind[int] = Kind("BITS", _octal, "{:03o}".format, hint='write it as "027"')
 USER: Kind[int] = Kind("USER", _user, str, (int,))
 GROUP: Kind[int] = Kind("GROUP", _group, str, (int,))
 

@@ -103,8 +103,8 @@ def test_all_ways_to_say_it_are_one(name: str, tmp_path: Path) -> None:
 
 
 def test_toml_may_use_its_own_types(tmp_path: Path) -> None:
-    found = from_toml(tmp_path / "t", "uid = 7\numask = 0o027\nallow_other = true\nttl = 3\ntransfers = 9\n")
-    assert (found.uid, found.umask, found.allow_other, found.ttl, found.transfers) == (7, 0o027, True, 3.0, 9)
+    found = from_toml(tmp_path / "t", "uid = 7\nallow_other = true\nttl = 3\ntransfers = 9\n")
+    assert (found.uid, found.allow_other, found.ttl, found.transfers) == (7, True, 3.0, 9)
 
 
 def test_what_is_closer_to_the_mount_holds(tmp_path: Path) -> None:
@@ -145,7 +145,8 @@ def test_files_that_are_not_there_say_nothing(tmp_path: Path) -> None:
         ("colour = 1", "unknown option 'colour'"),
         ('ttl = "soon"', "ttl: 'soon' is no number of seconds"),
         ("ttl = true", "ttl cannot be True"),
-        ("umask = 0o1777", "umask: '1777'"),
+        ('umask = "1777"', "umask: '1777'"),
+        ("umask = 77", 'umask cannot be 77; write it as "027"'),
         ("uid = 1.5", "uid cannot be 1.5"),
         ('allow_other = "maybe"', "neither yes nor no"),
         ('part_size = "1M"', "between 5M and 5G"),
