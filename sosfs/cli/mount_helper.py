@@ -18,8 +18,13 @@ from sosfs.daemon import launch, remount
 from sosfs.daemon.launch import Exit
 from sosfs.daemon.mountpoint import StartError
 
-FAILURE = 32  # mount(8): "mount failure"
-EXITS = {0: "mounted", 1: "wrong options, one line says which", 32: "not mounted, one line says why"}
+INTERRUPTED, FAILURE = 8, 32  # mount(8): "user interrupt", "mount failure"
+EXITS = {
+    0: "mounted",
+    1: "wrong options, one line says which",
+    8: "interrupted by Ctrl-C",
+    32: "not mounted, one line says why",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (StartError, OSError) as error:
         launch.report(error)
         return FAILURE
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from sosfs.cli import umount, usage
-from sosfs.cli.mount_helper import FAILURE
+from sosfs.cli.mount_helper import FAILURE, INTERRUPTED
 from sosfs.cli.standard_output import none_closed
 from sosfs.daemon import launch, mountpoint
 from sosfs.daemon.launch import Exit
@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         launch.report(error)
         return FAILURE
+    except KeyboardInterrupt:
+        return INTERRUPTED
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from sosfs.cli import holders, umount, umount_helper
+from sosfs.cli import holders, mount_helper, umount, umount_helper
 from sosfs.daemon import mountpoint
 from sosfs.daemon.mountpoint import Detach, Mount
 from sosfs.ipc import commands, status
@@ -367,3 +367,13 @@ def test_a_mount_point_that_umount_cannot_find_is_told_in_a_line(
     (tmp_path / "round").symlink_to("round")
     assert umount_helper.main([str(tmp_path / "round")]) == 32
     assert "symbolic links" in capsys.readouterr().err
+
+
+def test_mount_and_umount_are_told_that_they_were_interrupted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def interrupted(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sosfs.cli.main.mount", interrupted)
+    monkeypatch.setattr(umount, "run", interrupted)
+    assert mount_helper.main(["bucket", str(tmp_path)]) == 8
+    assert umount_helper.main([str(tmp_path)]) == 8
