@@ -133,9 +133,13 @@ class DraftRecords:
             return
         is_still = draft.absorbed == moment.absorbed and not draft.is_being_written
         draft.sums = sums if is_still else ()  # else of the spool as it was before, or after, or between
-        draft.recorded, draft.is_synced = moment.serial, True
-        self._write(inode, open_file, draft, size=size, synced=moment.local)
-        draft.safe = draft.recorded
+        before, draft.recorded = draft.recorded, moment.serial
+        try:
+            self._write(inode, open_file, draft, size=size, synced=moment.local)
+        except OSError:
+            draft.recorded = before  # else it would pass for written down, and for synced
+            raise
+        draft.is_synced, draft.safe = True, draft.recorded
         if draft.absorbed != moment.absorbed:
             self.touched(inode)  # what came of the base meanwhile is on no disk, though no byte has changed
 

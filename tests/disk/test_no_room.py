@@ -26,7 +26,7 @@ from tests.recovery.test_power_loss import another_boot
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, chmod, opened, put_all, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, silence, stored
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
@@ -367,3 +367,49 @@ def test_whatever_is_left_keeps_no_mount_from_beginning_on_a_full_disk(
         found = mount.loop.run(mount.tree)
         assert {name: file for name, file in found.items() if file is not None} == wanted
         assert (bodies(store), mount.parts.pending) == ({name: body for name, (body, _) in wanted.items()}, 0)
+
+
+@pytest.mark.promise(3)
+def test_what_a_full_disk_kept_from_being_recorded_is_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is older than a second outlives the loss of power."""
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = FOREVER
+        mount.loop.run(partial(mount.write, "file", NEW, flags=os.O_CREAT))
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        mount.loop.passes(5)
+        full.heals()
+        mount.loop.passes(60)
+        mount.crash()
+        another_boot(mount, monkeypatch)
+        mount.take_up()
+        assert bodies(store) == {"file": NEW}
+
+
+@pytest.mark.promise(3)
+def test_no_close_succeeds_of_what_an_fsync_could_not_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        await mount.write("file", b"old", flags=os.O_CREAT)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        store.errors["put", "file"] = [silence("put")] * 9
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        with fails(errno.EIO):
+            await mount.parts.file_io.fsync(handle.inode)
+        with fails(errno.EIO):
+            await closed(mount, handle)
+        full.heals()
+        handle = await opened(mount)
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.errors.clear()
+        mount.take_up()
+        assert bodies(store) == {"file": b"new"}
