@@ -389,7 +389,7 @@ class Draft:
 
     def _disown(self) -> None:
         """What came into the spool of the base has turned out wrong, and is not here any more."""
-        self.local = Extents((*self.dirty, *self._flying))
+        self.local = Extents(self.local.common(self.unsent))  # of which some may be away
         self.brought.clear()
         self.disowned()
 

@@ -26,6 +26,7 @@ from sosfs.concurrency.tasks import Background
 from sosfs.config.choices import Verify
 from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
+from sosfs.files.spool import SpoolArea
 from sosfs.s3 import checksums
 from sosfs.s3.checksums import Checksum
 from sosfs.s3.protocol import Condition, Detail, Guard, Object, Properties, Slice, Version
@@ -576,6 +577,46 @@ def test_nor_where_they_were_recorded_and_the_next_mount_sends_it(tmp_path: Path
         mount.loop.run(change)
         mount.crash()
         mount.take_up()
+        assert bytes(mount.loop.run(lambda: store.get("file", 0, 15 * MIB)).body) == changed
+
+
+def test_nor_are_bytes_that_are_in_parts_alone_taken_for_bytes_that_are_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the base turns out wrong room is short, and of what was written some has been freed."""
+    store, new, is_short = Crooked(), random.Random(44).randbytes(4 * MIB), list[bool]()
+    changed = b"new" + LARGE[3 : 8 * MIB] + new + LARGE[12 * MIB : 15 * MIB]
+    monkeypatch.setattr("tests.support.fake_store.PART_MIN", 1)
+    monkeypatch.setattr(SpoolArea, "is_short", property(lambda _: bool(is_short)))
+    monkeypatch.setattr(SpoolArea, "is_tight", lambda *_, alone=False: False)
+
+    async def change() -> None:
+        await store.put("file", LARGE[: 15 * MIB], Properties())
+        io, handle = mount.parts.file_io, await mount.parts.file_io.open(await mount._walk("file"), os.O_RDWR, 1)
+        await io.write(handle, 0, b"new")
+        await io.read(handle, MIB, 1)
+        await trio.testing.wait_all_tasks_blocked()
+        is_short.append(True)
+        for at in range(0, 4 * MIB, MIB // 2):
+            await io.write(handle, 8 * MIB + at, new[at : at + MIB // 2])
+            await trio.testing.wait_all_tasks_blocked()
+        draft = handle.open_file.draft
+        assert draft is not None and draft.away and draft.local.covers(0, 3 * MIB)
+        base = draft.base
+        assert base is not None
+        with wrong():  # who reads the version that it stands on
+            for at in range(0, 15 * MIB, MIB):
+                await mount.parts.blocks.read(base, at, at + MIB)
+                await trio.testing.wait_all_tasks_blocked()
+        await io.fsync(handle.inode)
+        another = await io.open(handle.inode, os.O_RDONLY, 1)
+        assert bytes(await io.read(another, 8 * MIB, 4 * MIB)) == new
+        await io.write(handle, 9 * MIB, new[MIB : MIB + 1])
+        await io.fsync(handle.inode)
+
+    with composed(store, tmp_path, durability=Durability.BUCKET, part_size=MIB) as mount:
+        store.flips, store.at = 1, 2 * MIB
+        mount.loop.run(change)
         assert bytes(mount.loop.run(lambda: store.get("file", 0, 15 * MIB)).body) == changed
 
 
