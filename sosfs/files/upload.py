@@ -128,7 +128,6 @@ class Upload:
         self._shared = uploader
         self._plan = uploader.plan
         self._draft = draft
-        self._piece = min(COPY_MAX, draft.base.size // PARTS_AT_ONCE if draft.base else 0)
         self._id = ""
         self._begin = FairLock()
         self._condition: Condition = Guard.NONE  # under which the object will be made
@@ -441,6 +440,11 @@ class Upload:
         for known in (self._sent, self._made, self._here):
             known.clear()
 
+    @property
+    def _copy_piece(self) -> int:
+        """How much of the base one copy makes. A file gets one, or another, where its object turns out to be ours."""
+        return min(COPY_MAX, self._draft.base.size // PARTS_AT_ONCE) if self._draft.base is not None else 0
+
     def _has(self, job: Range) -> bool:
         sent = self._sent.get(job.number)
         return sent is not None and sent.range == job
@@ -454,7 +458,7 @@ class Upload:
             if way is _Way.SENT:
                 yield from parts
             else:
-                yield from _merged(parts, self._piece if way is _Way.COPIED else self._hole_piece)
+                yield from _merged(parts, self._copy_piece if way is _Way.COPIED else self._hole_piece)
 
     def _way(self, part: Range) -> _Way:
         if self._draft.is_untouched(part.start, part.stop):

@@ -348,26 +348,31 @@ async def unheard(mount: Composed, store: Held, handle: Handle) -> Callable[[], 
     return happens
 
 
+@pytest.mark.parametrize("hole", [0, 3 * PART], ids=["without holes", "with a hole"])
 @pytest.mark.parametrize("moment", ["upload_part", "complete_multipart"])
-def test_an_upload_that_is_completed_late_takes_no_bytes_along(tmp_path: Path, moment: str) -> None:
-    """More has been written meanwhile: what has to go into that upload finds it gone, with what was in it alone."""
-    store = Held()
+def test_an_upload_that_is_completed_late_takes_no_bytes_along(tmp_path: Path, moment: str, hole: int) -> None:
+    """More has been written meanwhile: what has to go into that upload finds it gone, with what was in it alone.
+
+    What nobody has written before that, is as in what was completed.
+    """
+    store, body = Held(), BODY[:PART] + bytes(hole) + BODY[PART:]
 
     async def main(mount: Composed) -> None:
         handle, ends = await new(mount), dict[str, Any]()
-        await streamed(mount, handle, BODY)
+        await streamed(mount, handle, BODY[:PART])
+        await streamed(mount, handle, BODY[PART:], at=PART + hole)
         completes_late = await unheard(mount, store, handle)
-        await streamed(mount, handle, b"more" * PART, at=SIZE)
+        await streamed(mount, handle, b"more" * PART, at=len(body))
         assert handle.open_file.draft is not None and handle.open_file.draft.away
         store.before[moment] = trio.Event()
         await begun(mount, partial(told, ends, "fsync", partial(mount.parts.file_io.fsync, handle.inode)))
         await completes_late()
         await settled(store.before.pop(moment))
         assert ends == {"fsync": None}
-        assert (stored(store), store._uploads) == (BODY + b"more" * PART, {})
+        assert (stored(store), store._uploads) == (body + b"more" * PART, {})
         await mount.parts.file_io.write(handle, 0, b"BODY")
         await closed(mount, handle)
-        assert stored(store) == b"BODY" + BODY[4:] + b"more" * PART
+        assert stored(store) == b"BODY" + body[4:] + b"more" * PART
 
     with mounted(store, tmp_path) as mount:
         run(mount, main)
