@@ -189,10 +189,13 @@ class Commits:
             properties, acl = await self.carry(inode)
             version = await self._send(inode, open_file, draft, properties, acl, announce)
         except StoreError as error:
-            draft.commit_failed()
             if error.cause is Cause.DENIED:
                 self._attributes.permissions.add([Right.WRITE])
-            if await self._is_ours(inode, open_file, draft, error):
+            try:
+                is_ours = await self._is_ours(inode, open_file, draft, error)
+            finally:
+                draft.commit_failed()  # not before: nothing of what may have lost is to be freed
+            if is_ours:
                 await self._commit(inode, open_file, draft)
                 return
             if _is_conflict(error, draft):

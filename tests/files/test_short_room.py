@@ -1045,6 +1045,36 @@ def test_nothing_is_freed_of_a_file_that_is_being_kept_beside_another_clients(tm
     assert set(bodies(store).values()) == {b"theirs", BODY}
 
 
+def test_nor_before_it_is_known_whose_version_is_there(tmp_path: Path) -> None:
+    """It may be ours, of a request that got no answer: that is looked for first."""
+    store = Held()
+    outcomes: dict[str, Any] = {}
+
+    async def main(mount: Composed) -> None:
+        handle = await new(mount)
+        mount.parts.uploader.keeping += 1
+        await streamed(mount, handle, BODY)
+        mount.parts.uploader.keeping -= 1
+        store.errors["complete_multipart", "file"] = [silence("complete_multipart")]
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(handle.inode)
+        await store.put("file", b"theirs", Properties())
+        upload = handle.open_file.upload
+        assert upload is not None
+        store.before["complete_multipart"] = trio.Event()
+        await begun(mount, partial(told, outcomes, "close", partial(closed, mount, handle)))
+        store.before["head"], store.reached = trio.Event(), set()
+        await settled(store.before.pop("complete_multipart"))
+        assert store.reached == {("head", "file")}
+        upload.free()
+        await settled(store.before.pop("head"))
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+    assert outcomes["close"].startswith("OSError(116, "), outcomes
+    assert set(bodies(store).values()) == {b"theirs", BODY}
+
+
 def test_what_is_just_being_read_is_not_freed(
     store: FakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
