@@ -357,8 +357,8 @@ class Commits:
         if inode.version is not None:
             inode.size = inode.version.size  # who has it open goes on with the version that was opened
         upload, open_file.upload = open_file.upload, None
-        await self.let_go(inode, open_file)  # from now on another draft may come
         try:
+            await self.let_go(inode, open_file)  # from now on another draft may come
             await self._attributes.refresh(inode)
         finally:
             await self._pages.doubt(inode)

@@ -26,6 +26,7 @@ from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import Handle
 from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import Spool
+from sosfs.journal.journal import Journal
 from sosfs.metadata import user_metadata
 from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
 from sosfs.tree.inodes import Inode
@@ -1109,6 +1110,31 @@ def test_what_is_written_while_the_upload_of_the_loser_is_given_up_is_as_long_as
         assert (await mount._walk("file")).size == len(b"theirs and ours")
 
     with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+
+
+def test_the_upload_of_the_loser_is_given_up_where_the_journal_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By this mount: the unmount would take it for one that is in use."""
+    store = Held()
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(*await mount._parent("file"), os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * 4 * PART)
+        await mount.parts.file_io.fsync(handle.inode)
+        await put_all(store, {"file": b"theirs"})
+        with monkeypatch.context() as patch, fails(errno.EIO):
+            patch.setattr(Journal, "drop_draft", broken)
+            await mount.parts.commits.commit(handle.inode)
+        assert (stored(store), _beside(store), store._uploads) == (b"theirs", b"n" * 4 * PART, {})
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, durability=JOURNAL, part_size=PART) as mount:
+        mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(main, mount))
 
 
