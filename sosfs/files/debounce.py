@@ -20,7 +20,7 @@ import trio
 from sosfs.cache.blocks import Spawn
 
 DELAY = 0.5  # seconds that a recorded draft waits for a rename, a rewrite or an unlink
-VERSIONED_DELAY = 5.0  # the same where each upload is a version for ever, and an object may have but 1,000
+VERSIONED_DELAY = 5.0  # the same of any where each upload is a version for ever, and an object may have but 1,000
 COMPANY = 0.05  # seconds that those recorded after it may rest less
 
 
@@ -28,7 +28,7 @@ Task = Callable[[], Coroutine[Any, Any, None]]
 
 
 class Rest(Enum):
-    """How long a task rests, as a part of the delay."""
+    """How long a task rests, as a part of `DELAY`."""
 
     WHOLE = 1.0
     SHORT = 0.2
@@ -37,18 +37,19 @@ class Rest(Enum):
 class Debounce:
     """Tasks that rest; one alarm for many, since one a file takes 5 % of the CPU of a copy of small files.
 
-    `delay` is set before the first task comes.
+    `delay` is set before the first task comes, where that of all is another one.
     """
 
     def __init__(self, spawn: Spawn) -> None:
-        self.delay = DELAY
+        self.delay: float | None = None
         self._spawn = spawn
         self._tasks: dict[Rest, deque[tuple[float, Context, Task]]] = {rest: deque() for rest in Rest}  # by trio times
 
     def add(self, task: Task, rest: Rest = Rest.WHOLE) -> None:
-        """Has a task begin after its part of `delay`, in the context of whoever adds it."""
+        """Has a task begin after its rest, in the context of whoever adds it."""
         tasks = self._tasks[rest]
-        tasks.append((trio.current_time() + rest.value * self.delay, copy_context(), task))
+        seconds = rest.value * DELAY if self.delay is None else self.delay
+        tasks.append((trio.current_time() + seconds, copy_context(), task))
         if len(tasks) == 1:
             self._spawn(partial(self._release, tasks))
 

@@ -20,7 +20,7 @@ import sosfs.files.write_behind
 import tests.support.fake_store
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
-from sosfs.files.debounce import DELAY, Rest
+from sosfs.files.debounce import DELAY, VERSIONED_DELAY, Rest
 from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
 from sosfs.files.open_file import Handle
@@ -463,6 +463,18 @@ def test_a_new_file_goes_up_while_others_are_made_and_a_changed_one_rests(tmp_pa
             mount.loop.run(partial(mount.write, "file", body))
             assert puts_after(DELAY / 4) == 1
         assert (puts_after(DELAY / 2), stored(store)) == (2, b"six")
+
+
+def test_a_new_file_rests_as_one_that_is_changed_where_each_upload_stays(tmp_path: Path) -> None:
+    """Where objects are locked the name that it has for a moment would be, too."""
+    store = Held()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.parts.commits.debounce.delay = VERSIONED_DELAY
+        mount.loop.run(lambda: mount.write("file", b"new", flags=os.O_CREAT))
+        mount.loop.passes(VERSIONED_DELAY - 1)
+        mount.loop.run(partial(mount.rename, "file", "moved"))
+        mount.loop.passes(VERSIONED_DELAY)
+        assert (bodies(store), store.calls["put"], store.calls["copy"]) == ({"moved": b"new"}, 1, 0)
 
 
 def test_a_new_file_that_is_synced_rests_as_one_that_is_changed(tmp_path: Path) -> None:
