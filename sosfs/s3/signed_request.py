@@ -167,7 +167,7 @@ class SignedHttp:
         self, request: str, method: str, attempt: Callable[[], Reply], patience: Patience, interrupt: Interrupt | None
     ) -> Answer:
         """Tries until there is an answer that stands, or the patience is over."""
-        traffic = self._target.traffic
+        traffic, operation = self._target.traffic, request.partition(" ")[0]
         repeated = False
         while True:
             if interrupt:
@@ -182,14 +182,17 @@ class SignedHttp:
                 passes = fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
             else:
                 repeated, sends = repeated or reply.sends > 1, reply.sends
-                answer = refusal_of(request, method, reply, proxy=self._transport.proxy, has_ids=traffic.has_ids)
+                answer = refusal_of(
+                    request, method, reply, proxy=self._transport.proxy, has_ids=operation in traffic.named
+                )
                 self._note(answer, began)
                 if answer is not None and answer.elsewhere:
                     traffic.unanswered(answer.detail)
                 else:
                     traffic.answered()
                 if answer is None:
-                    traffic.has_ids = traffic.has_ids or xml.has_id(reply.headers)
+                    if xml.has_id(reply.headers):
+                        traffic.named.add(operation)
                     if patience.tries > 1:
                         log.info("%s was tried %d times", request, patience.tries)
                     return Answer(reply.headers, reply.body, reply.status, repeated)

@@ -41,7 +41,7 @@ class Traffic:
         self.retries = 0  # tries beyond the first
         self.failures = 0  # requests that ended without an answer, or with one that the server failed
         self.silence: Silence | None = None
-        self.has_ids = False  # whether the server has put its request id into an answer: then it does so into each
+        self.named: set[str] = set()  # operations to which the server has put its request id into an answer
         self._now = now
         self._lock = threading.Lock()
         self._sending: set[Sending] = set()

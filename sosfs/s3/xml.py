@@ -137,7 +137,7 @@ def refusal_of(
 
     `request` begins with the name of the operation, names in `headers` are of any case, and `body` may be left out
     (b"") for a good answer to a GET. `came` is asked, where it was a gateway's, what that sent, in words. `has_ids`:
-    the server is known to put its request id into its answers.
+    the server puts its request id into such answers, as one before has shown.
     """
     if status < HTTPStatus.MULTIPLE_CHOICES:
         code, message = late_error(method, status, body)
@@ -163,8 +163,9 @@ def _is_success(request: str, method: str, status: int, headers: Mapping[str, st
     """Whether a 2xx may say that it is done, and not come from a gateway that has done nothing.
 
     An answer whose body is read as XML, or with an ETag, shows by that who gave it. Of the others that of an S3 server
-    has its request id, or is the 204 of a removal. Web servers give ETags to their pages, too: where the server is
-    known to tell ids, an object has one, and a removal.
+    has its request id, or is the 204 of a removal. Web servers give ETags to their pages, too: where the server puts
+    ids into such answers, an object has one, and a removal. Elsewhere it need not: those of older SeaweedFS come from
+    behind its gateway, which names only what it says itself.
     """
     if has_ids and not has_id(headers) and request.startswith((*_TOLD_BY_HEADERS, *_TOLD_BY_STATUS)):
         return False
