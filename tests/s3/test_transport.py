@@ -654,7 +654,7 @@ def test_a_file_that_is_shorter_than_what_is_to_be_sent_of_it_is_an_error(tmp_pa
         error = refusal(lambda calls: calls.upload_part("key", "id", 1, body), lane_at(server.endpoint, patience=60.0))
         assert error.errno == errno.EIO
         assert "cut off" in str(error)
-        assert server.connections == 1, "another try would fare no better"
+        assert server.connections <= 1, "another try would fare no better"  # it may not have looked yet
 
 
 @pytest.mark.parametrize(("call", "upload", "download"), [("part", 1, 0), ("get", 0, 1)])
