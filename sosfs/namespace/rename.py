@@ -290,8 +290,8 @@ class Renames:
         assert inode.parent is not None
         old = self._namespace.directory(inode.parent)
         if target is not None:
+            self._attributes.discard(target)  # while it has its name
             target.parent = None
-            self._attributes.discard(target)
             self._file_io.left(target)
         old.take(inode.name, when=gone)
         self._namespace.left(old, inode)

@@ -399,6 +399,28 @@ def test_a_file_is_not_locked_for_the_one_that_had_its_name_before(tmp_path: Pat
         assert (mode_of(store), store.locks["file"], store.set) == (0o640, UNLOCKED, [])
 
 
+def test_nor_is_the_one_that_was_renamed_over_it(tmp_path: Path) -> None:
+    held = trio.Event()
+
+    async def main(mount: Composed, store: Locking) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await mount.rename("new", "file")
+        store.before["put", "file"] = held
+        await begun(mount, partial(closed, mount, handle))
+        assert ("put", "file") in store.reached
+        await chmod(mount, mode=0o640)
+        await settled(held)
+
+    with locking(tmp_path) as (mount, store):
+        _copied_without_an_answer(mount, store)
+        store.locks["file"] = UNLOCKED
+        mount.loop.run(partial(main, mount, store))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"new"}
+        assert (mode_of(store), store.locks["file"], store.set) == (0o640, UNLOCKED, [])
+
+
 def test_a_copy_is_still_to_be_locked_where_its_removal_was_refused(tmp_path: Path) -> None:
     """The bucket had it unlocked, and was asked to remove it."""
     with locking(tmp_path) as (mount, store):
