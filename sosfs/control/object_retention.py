@@ -17,7 +17,7 @@ from typing import Protocol
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.control import object_lock_text
 from sosfs.files.commits import Commits
-from sosfs.files.open_file import opened
+from sosfs.files.open_file import draft_of, opened
 from sosfs.s3.object_lock import now_of, reason
 from sosfs.s3.protocol import Detail, Lock, Object, ObjectStore
 from sosfs.tree.inodes import Inode, Inodes
@@ -121,11 +121,14 @@ class ObjectRetentions:
     @asynccontextmanager
     async def _current(self, inode: Inode) -> AsyncIterator[Object]:
         """What is in the bucket, with all that was changed here; within, nothing of ours changes it."""
-        _require_closed(inode)  # else half of it would be stored
-        await self._commits.bring(inode)
-        async with self._subtree_lock.exclusive(inode):
-            _require_closed(inode)  # it may have been opened while that was waited for
-            yield await self._look(inode)
+        while True:
+            _require_closed(inode)  # else half of it would be stored
+            await self._commits.bring(inode)
+            async with self._subtree_lock.exclusive(inode):
+                _require_closed(inode)  # it may have been opened while that was waited for
+                if not _is_changed(inode):
+                    yield await self._look(inode)
+                    return
 
     async def _require_possible(self) -> None:
         if not self._locks.are_possible and not await self._locks.look():
@@ -142,3 +145,9 @@ def _require_closed(inode: Inode) -> None:
     open_file = opened(inode)
     if open_file is not None and open_file.writers:
         raise OSError(errno.EBUSY, "it is open for writing: what comes at its close would not be locked")
+
+
+def _is_changed(inode: Inode) -> bool:
+    """Whether bytes of a file are on their way: the version that they make would not be locked."""
+    draft = draft_of(inode)
+    return draft is not None and draft.is_dirty and inode.parent is not None

@@ -62,6 +62,11 @@ class Locking(Held):
         self.locks[key] = properties.lock if self.heeds and properties.lock != UNLOCKED else self.default
         return super()._store(key, body, etag, properties, acl)
 
+    async def head(self, key: str, *, detail: Detail = Detail.USUAL) -> Object:
+        """As `ObjectStore.head`."""
+        found = await super().head(key, detail=detail)
+        return replace(found, lock=self.locks[key], version_id="current")
+
     async def of(self, key: str) -> Object | None:
         """As `Locks.of`."""
         await trio.lowlevel.checkpoint()
@@ -470,27 +475,32 @@ def test_a_copy_that_another_client_removes_before_it_is_locked_is_no_error(tmp_
 # Locks that are set through the mount
 
 
+async def _lock_waits(mount: Composed, store: Locking, what: str, outcomes: dict[str, Any]) -> trio.Event:
+    """Somebody wants a file locked, and waits for a question until this is set."""
+    parts, held = mount.parts, trio.Event()
+    locks: Any = store
+    retentions = ObjectRetentions(parts.inodes, store, locks, parts.attributes, parts.commits, parts.subtree_lock)
+    await put_all(store, {"file": b"bytes"})
+    inode = await mount._walk("file")
+    store.before["head", "file"] = held
+    await begun(mount, partial(parts.attributes.look, inode, Detail.WHOLE))
+    assert ("head", "file") in store.reached
+    work = (
+        partial(retentions.retain, inode, "GOVERNANCE 30 days")
+        if what == "retention"
+        else partial(retentions.hold, inode, "ON")
+    )
+    await begun(mount, partial(told, outcomes, what, work))
+    return held
+
+
 @pytest.mark.parametrize("what", ["retention", "hold"])
 def test_what_is_opened_for_writing_while_its_lock_waits_is_not_locked(tmp_path: Path, what: str) -> None:
     """What comes at its close would be a version without the lock."""
-    held = trio.Event()
     outcomes: dict[str, Any] = {}
 
     async def main(mount: Composed, store: Locking) -> None:
-        parts = mount.parts
-        locks: Any = store
-        retentions = ObjectRetentions(parts.inodes, store, locks, parts.attributes, parts.commits, parts.subtree_lock)
-        await put_all(store, {"file": b"bytes"})
-        inode = await mount._walk("file")
-        store.before["head", "file"] = held
-        await begun(mount, partial(parts.attributes.look, inode, Detail.WHOLE))
-        assert ("head", "file") in store.reached
-        work = (
-            partial(retentions.retain, inode, "GOVERNANCE 30 days")
-            if what == "retention"
-            else partial(retentions.hold, inode, "ON")
-        )
-        await begun(mount, partial(told, outcomes, what, work))
+        held = await _lock_waits(mount, store, what, outcomes)
         handle = await opened(mount)
         await settled(held)
         assert (f"({errno.EBUSY}," in outcomes[what], store.set) == (True, [])
@@ -498,3 +508,24 @@ def test_what_is_opened_for_writing_while_its_lock_waits_is_not_locked(tmp_path:
 
     with locking(tmp_path) as (mount, store):
         mount.loop.run(partial(main, mount, store))
+
+
+@pytest.mark.parametrize("what", ["retention", "hold"])
+def test_what_is_written_and_closed_while_its_lock_waits_is_stored_before_it_is_locked(
+    tmp_path: Path, what: str
+) -> None:
+    """Else the version that is locked is the one before, and the one that people see is not."""
+    outcomes: dict[str, Any] = {}
+
+    async def main(mount: Composed, store: Locking) -> None:
+        held = await _lock_waits(mount, store, what, outcomes)
+        await mount.write("file", b"BYTES")
+        assert outcomes == {}
+        await settled(held)
+
+    with locking(tmp_path, durability=Durability.JOURNAL) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        mount.loop.passes(LONG)
+        assert (outcomes, bodies(store), store.set) == ({what: None}, {"file": b"BYTES"}, [what])
+        assert store.locks["file"] != UNLOCKED
+        assert mount.parts.pending == 0
