@@ -256,7 +256,8 @@ class S3Store:
         request, size, able = f"PutObject {key!r}", len(body), self.capabilities
 
         async def store(sent: Mapping[str, str]) -> tuple[Version, bool]:
-            if able.match and isinstance(condition, Version) and "If-Match" not in sent:  # it was refused, and holds
+            if able.match and isinstance(condition, Version) and "If-Match" not in sent and not key.endswith("/"):
+                # It was refused, and holds; that of a marker says nothing of files, where keys are a tree.
                 self.capabilities = replace(self.capabilities, match=None)
             ask = compared(self._compares, lambda calls: calls.put(key, body, properties, acl, sent), body, digest)
             return await self._send("PutObject", ask, size=size)

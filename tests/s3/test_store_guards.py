@@ -196,8 +196,8 @@ def test_what_is_stored_without_an_acl_gets_that_of_the_mount() -> None:
         assert Asked(work, told).told("x-amz-acl") == [""]
 
 
-def _put(condition: Any) -> Work:
-    return lambda store: store.put("key", BODY, Properties(metadata={"mtime": "1.5"}), condition=condition)
+def _put(condition: Any, key: str = "key") -> Work:
+    return lambda store: store.put(key, BODY, Properties(metadata={"mtime": "1.5"}), condition=condition)
 
 
 OURS = answer(200, b"", f'ETag: "{ETAG}"', OBJECT[1], "x-amz-meta-mtime: 1.5", length=len(BODY))
@@ -217,6 +217,14 @@ def test_a_condition_that_is_refused_though_it_holds_is_not_used_again() -> None
     assert (asked.end, asked.told("if-match")) == (VERSION, [f'"{OTHER}"', "", ""])
     assert asked.store.capabilities.match is None
     assert Asked(_put(Guard.NONE), stored()).store.capabilities.match is Quoting.QUOTED
+
+
+def test_that_of_a_marker_is_for_files_all_the_same() -> None:
+    """A server whose keys are a tree may know no version of a directory."""
+    before = Version(OTHER, 5)
+    asked = Asked(_put(before, "key/"), LOST_RACE, head(OTHER, size=5), stored())
+    assert (asked.end, asked.told("if-match")) == (VERSION, [f'"{OTHER}"', "", ""])
+    assert asked.store.capabilities.match is Quoting.QUOTED
 
 
 def test_what_nobody_knows_the_version_of_is_not_copied() -> None:
