@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -152,6 +153,7 @@ def test_a_cache_directory_of_the_zone_that_the_bucket_is_in_is_looked_at(
     """Not that of the zone which was assumed before the server was asked."""
     monkeypatch.setattr(parameters, "cache_root", lambda: tmp_path)
     monkeypatch.setattr(privacy, "protect_process", lambda: None)  # of the tests
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # nor does a Ctrl-C end them at once from then on
     for name in ("keep_few_heaps", "collect_seldom"):
         monkeypatch.setattr(allocator, name, lambda: None)
     settings = parameters.resolve("b", "", tmp_path / "mnt", [{"endpoint": "http://assumed"}])
