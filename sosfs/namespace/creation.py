@@ -130,7 +130,10 @@ class Creations:
         directory.inode.touch()
 
     def _unmake(self, directory: Directory, inode: Inode) -> None:
-        directory.take(inode.name, when=0.0)
         directory.doubt()
+        if inode.directory is not None and inode.directory.entries:
+            inode.directory.doubt()
+            return  # who has found it has made something in it: by that it is there
+        directory.take(inode.name, when=0.0)
         inode.parent = None
         self._inodes.drop(inode)

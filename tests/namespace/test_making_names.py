@@ -19,13 +19,13 @@ import trio
 import trio.testing
 
 from sosfs.concurrency.interrupt import CURRENT, Interrupt
-from sosfs.config.parameters import TTL, Durability
+from sosfs.config.parameters import TTL, Durability, Exclusive
 from sosfs.journal.journal import Journal
 from sosfs.s3 import scratch_key
 from sosfs.s3.protocol import KEY_MAX, Properties, Right
 from sosfs.tree.inodes import SYMLINK_MAX, Inode
 from sosfs.tree.keys import HIDDEN, name_of
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence, told
@@ -119,6 +119,36 @@ def test_what_is_made_in_a_directory_while_that_is_being_made_is_listed(mount: C
         assert set(await mount.tree()) == {"d", "d/link"}
 
     mount.loop.run(main)
+
+
+@pytest.mark.promise(2)
+@pytest.mark.parametrize("theirs", [False, True], ids=["refused", "another client's"])
+def test_what_is_made_in_a_directory_that_cannot_be_made_is_there_and_stored(
+    tmp_path: Path, store: Held, theirs: bool
+) -> None:
+    """It is by that. Its file was acknowledged, and had no key any more."""
+    made, outcomes = trio.Event(), dict[str, Any]()
+
+    async def main(mount: Composed) -> None:
+        store.before["put", "d/"] = made
+        await begun(mount, partial(told, outcomes, "made", partial(mount.mkdir, "d")))
+        await mount.write("d/file", b"bytes", flags=os.O_CREAT)
+        if theirs:
+            await FakeStore.put(store, "d/", b"", Properties())
+            await FakeStore.put(store, "d/theirs", b"", Properties())
+        else:
+            store.errors["put", "d/"] = [denied()]
+        await settled(made)
+        assert set(outcomes) == {"made"} and outcomes["made"] is not None
+        assert set(await mount.tree()) == {"d", "d/file"} | ({"d/theirs"} if theirs else set())
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL, exclusive=Exclusive.ALWAYS) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"d/file": b"bytes"} | ({"d/": b"", "d/theirs": b""} if theirs else {})
+        assert mount.parts.pending == 0
+        assert "d/file" in mount.loop.run(mount.tree)
+        mount.loop.run(store.release)
 
 
 def test_what_was_made_keeps_its_type_when_its_mode_changes(mount: Composed, store: Held) -> None:
