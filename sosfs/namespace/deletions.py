@@ -22,6 +22,7 @@ import errno
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -74,6 +75,7 @@ class Deletions:
         self._tried: set[str] = set()  # keys that wait since a try: another client may have stored something there
         self._failed: dict[str, OSError] = {}  # what the last try ended with
         self._since: dict[str, float] = {}  # when each was asked for, in seconds since the epoch
+        self._prefixes: Counter[str] = Counter()  # how many of these are under each
         self._is_holding = False  # a task tries again what is held
         self._proven_until = 0.0
         self._workers = 0
@@ -118,6 +120,8 @@ class Deletions:
 
     def under(self, prefix: str) -> set[str]:
         """The keys under a prefix whose delete is outstanding."""
+        if prefix.endswith("/") and not self._prefixes[prefix]:
+            return set()  # as for nearly all that is made while a large tree goes
         return {key for keys in (self._queued, self._flying, self._held) for key in keys if key.startswith(prefix)}
 
     async def delete(
@@ -202,13 +206,24 @@ class Deletions:
         return True
 
     def _queue(self, key: str, version: Version, outcome: Outcome) -> None:
-        self._queued[key], self._versions[key] = outcome, version
-        self._since[key] = time.time()
+        self._queued[key] = outcome
+        self._note(key, version)
         self._begin_work()
+
+    def _note(self, key: str, version: Version) -> None:
+        if key not in self._since:
+            self._prefixes.update(_prefixes_of(key))
+        self._versions[key], self._since[key] = version, time.time()
+
+    def _uncount(self, key: str) -> None:
+        self._prefixes.subtract(_prefixes_of(key))
+        for prefix in _prefixes_of(key):
+            if not self._prefixes[prefix]:
+                del self._prefixes[prefix]
 
     def take_up(self, key: str, version: Version, outcome: Outcome, error: OSError) -> None:
         """Goes on with what an earlier mount was refused, and has in the journal."""
-        self._versions[key], self._since[key] = version, time.time()
+        self._note(key, version)
         self._tried.add(key)
         self._hold(key, outcome, error)
 
@@ -436,12 +451,18 @@ class Deletions:
             self._versions.pop(key, None)
             self._forget.pop(key, None)
             self._failed.pop(key, None)
-            self._since.pop(key, None)
+            if self._since.pop(key, None) is not None:
+                self._uncount(key)
             self._tried.discard(key)
             self._pinned.discard(key)
             outcome()
         async with self._settled:
             self._settled.notify_all()
+
+
+def _prefixes_of(key: str) -> Iterator[str]:
+    """All that end in a slash, itself among them."""
+    return (key[: at + 1] for at, letter in enumerate(key) if letter == "/")
 
 
 def _is_below(keys: Iterable[str], directory: str) -> bool:
