@@ -77,6 +77,7 @@ class Namespace:
         self._file_io = file_io
         self._deletions = deletions
         self._subtree_lock = subtree_lock
+        self._alone: set[Inode] = set()  # objects whose directory was renamed or removed, and whose name is free
 
     # Looking up
 
@@ -89,7 +90,7 @@ class Namespace:
         """The inode of a name. Raises OSError ENOENT, ENOTDIR, ENAMETOOLONG, and what the bucket answers."""
         directory = self.directory(parent)
         parsed = keys.parse(name)
-        inode = directory.entries.get(name)
+        inode = directory.entries.get(name) or self._left_beside(directory, name, parsed)
         if inode is not None and (inode.pins or self._is_recent(inode, directory)):
             return inode
         if inode is None and (name in directory.touched and directory.touched[name] == PENDING):
@@ -312,8 +313,22 @@ class Namespace:
             self.inodes.drop(inode)
 
     def left(self, directory: Directory, inode: Inode) -> None:
-        """A name was left for good: what stood beside a directory has it now, and whoever wants it finds that."""
-        self._merger.stands_alone(directory, inode.segment)
+        """A name was left for good: whoever asks for it finds what stood beside that directory.
+
+        Who has read both names, as `rm -r` has, finds it by its other one until then.
+        """
+        self._alone = {one for one in self._alone if one.parent is not None}
+        beside = directory.entries.get(keys.name_of(inode.segment, Form.BESIDE))
+        if beside is not None:
+            self._alone.add(beside)
+
+    def _left_beside(self, directory: Directory, name: bytes, parsed: keys.Parsed) -> Inode | None:
+        beside = directory.entries.get(keys.name_of(parsed.segment, Form.BESIDE)) if self._alone else None
+        if beside not in self._alone or parsed.form is not Form.PLAIN:
+            return None
+        self._alone.discard(beside)
+        self._merger.stands_alone(directory, parsed.segment)
+        return directory.entries.get(name)
 
     async def keep_parent(self, parent: Inode) -> None:
         """A directory that exists only by its entries gets a marker when the last one goes."""

@@ -183,8 +183,10 @@ def test_what_the_bucket_has_of_that_name_at_the_root_can_be_reached(mounter: Mo
         assert run_sosfs([command, root / "%~=.sosfs"], drive.mount.environment).returncode == 0
     (root / "%~=.sosfs/a").write_bytes(b"new")
     (root / "%~=.sosfs").rename(root / "moved")
+    (root / "%~=.sosfs").rename(root / "moved/beside")  # which has that name from now on
     (root / "moved/d").rename(root / "%~=.sosfs")
     assert foreign.get("moved/a") == b"new" and foreign.get(".sosfs/b") == b"b"
+    assert foreign.get("moved/beside") == b"beside" and not foreign.exists(".sosfs")
 
 
 LATIN = [

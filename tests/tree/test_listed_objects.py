@@ -408,3 +408,20 @@ def test_so_it_has_at_once_where_that_is_renamed_or_removed_here(mount: Composed
     mount.loop.passes(2 * TTL)
     assert bodies(store) == {"d": b"beside", "other": b"other"} | ({"e/": b""} if what == "rename" else {})
     assert set(mount.loop.run(mount.tree)) == {"d", "other"} | ({"e"} if what == "rename" else set())
+
+
+def test_who_has_read_both_names_finds_it_by_the_other_one_until_then(mount: Composed, store: Held) -> None:
+    """As `rm -r`, which reads a directory once: else it would leave what it has never heard of."""
+
+    async def main() -> None:
+        await put_all(store, {"top/": b"", "top/d": b"beside", "top/d/": b""})
+        assert set(await mount.tree()) == {"top", "top/d", "top/%~fd"}
+        await mount.rmdir("top/d")
+        await mount.unlink("top/%~fd")
+        with fails(errno.ENOENT):
+            await mount._walk("top/d")
+        await mount.rmdir("top")
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert bodies(store) == {}
