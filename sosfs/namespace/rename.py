@@ -213,13 +213,17 @@ class Renames:
                 await self._moves.copied(move)
                 await self._retire(inode, move)
         gone = PENDING if self._deletions.is_pending(old_key) else None
-        with self._journal.together():
-            self._moves.ended(move)
-            self._replace(inode, target, parent, segment, form, gone=gone)
-            self._file_io.copied(inode.version, version)
-            inode.version = version
-            self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
-            self._file_io.moved(inode)
+        try:
+            with self._journal.together():
+                self._moves.ended(move)
+                self._replace(inode, target, parent, segment, form, gone=gone)
+                self._file_io.copied(inode.version, version)
+                inode.version = version
+                self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
+                self._file_io.moved(inode)
+        except OSError:
+            self._moves.ended(move)  # done it is, though a listing has taken the new parent away meanwhile
+            raise
         await self._journal.flushed()
 
     def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
