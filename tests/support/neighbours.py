@@ -5,7 +5,7 @@ that nobody else writes, and close it, while it is renamed, given another mode, 
 here or there; requests of each mount are held back, fail or get no answer, and each may die. The rules that must hold:
 
 - A line whose close or fsync succeeded is in the bucket in the end: in a file, or in one that keeps what has lost.
-  Lines of a file that was removed are excused.
+  Lines of a name that was removed before are excused: its removal may be on its way for some time.
 - A file has whole lines, each once, and as a program has written them: its own is behind those that it has read. What
   has lost may have zeros before them.
 - When all has settled each mount shows what the bucket has, and nothing is left in either.
@@ -84,6 +84,7 @@ class Neighbours:
         self._lines = 0
         self._kept: dict[bytes, str] = {}  # lines that were acknowledged, and the path they went to
         self._excused: set[bytes] = set()
+        self._removed: set[str] = set()  # names: their removal takes what comes before it
         self._written: set[bytes] = set()
         self._behind: dict[bytes, set[bytes]] = {}  # of a line: those that had been read before it
         hashes = self._dice.random() < 0.8
@@ -233,7 +234,7 @@ class Neighbours:
         self._do(host, f"close {one.path} with {told}", go, lambda: self._keep(one, one.lines))
 
     def _keep(self, one: Opened, lines: list[bytes]) -> None:
-        if not one.is_gone:
+        if not one.is_gone and one.path not in self._removed:
             self._kept.update(dict.fromkeys(lines, one.path))
 
     def _changes(self, host: Host, what: str, work: Callable[[], Awaitable[Any]], victim: str = "") -> None:
@@ -281,6 +282,7 @@ class Neighbours:
 
     def _excuse(self, path: str) -> None:
         """Whatever is or was meant for that name may be gone."""
+        self._removed.add(path)
         for one in (one for host in self._hosts for one in host.opened):
             one.is_gone |= one.path == path
         self._excused |= {line for line in self._written if line not in self._kept or self._kept[line] == path}
