@@ -32,7 +32,7 @@ from sosfs.errors import StoreError
 from sosfs.files.open_file import Handle
 from tests.support.composed import LONG, Composed, Loop
 from tests.support.held import HELD, Held, begun, bodies, closed
-from tests.support.turmoil import MADE, Wrong, decided_by, release_one
+from tests.support.turmoil import MADE, Wrong, decided_by, lower_thresholds, release_one
 
 NOT_TOLD = "no answer"
 STEPS = 100  # of a run
@@ -450,11 +450,6 @@ def number(line: bytes) -> int:
 def neighbours(seed: int, durability: Durability, base: Path) -> Iterator[Neighbours]:
     """A run that the seed alone decides."""
     with decided_by(seed) as patch:
-        patch.setattr("sosfs.files.spool.SPILL", 2000)
-        patch.setattr("sosfs.files.spool.INLINE", 1000)
-        patch.setattr("sosfs.files.draft.INLINE", 1000)
-        patch.setattr("sosfs.files.spool.FLOOR", 0)
-        patch.setattr("sosfs.files.write_behind.STREAM_MIN", 20_000)
-        patch.setattr("sosfs.files.base_fetch.WINDOW", 8192)
+        lower_thresholds(patch)
         with closing(Neighbours(seed, durability, base)) as run:
             yield run

@@ -536,16 +536,20 @@ def decided_by(seed: int) -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+def lower_thresholds(patch: pytest.MonkeyPatch) -> None:
+    """Files of some thousand bytes then lie on the disk, go up in parts, behind the writer, and come in windows."""
+    patch.setattr("sosfs.files.spool.SPILL", 2000)
+    patch.setattr("sosfs.files.spool.INLINE", 1000)
+    patch.setattr("sosfs.files.draft.INLINE", 1000)
+    patch.setattr("sosfs.files.spool.FLOOR", 0)  # how full this machine's disk is decides nothing
+    patch.setattr("sosfs.files.write_behind.STREAM_MIN", 20_000)
+    patch.setattr("sosfs.files.base_fetch.WINDOW", 8192)
+
+
 @contextmanager
 def turmoil(seed: int, durability: Durability, base: Path) -> Iterator[Turmoil]:
     """A run that the seed alone decides, in which small files take the ways of large ones."""
     with decided_by(seed) as patch:
-        # Files of some thousand bytes then lie on the disk, go up in parts, behind the writer, and come in windows.
-        patch.setattr("sosfs.files.spool.SPILL", 2000)
-        patch.setattr("sosfs.files.spool.INLINE", 1000)
-        patch.setattr("sosfs.files.draft.INLINE", 1000)
-        patch.setattr("sosfs.files.spool.FLOOR", 0)  # how full this machine's disk is decides nothing
-        patch.setattr("sosfs.files.write_behind.STREAM_MIN", 20_000)
-        patch.setattr("sosfs.files.base_fetch.WINDOW", 8192)
+        lower_thresholds(patch)
         with closing(Turmoil(seed, durability, base)) as run:
             yield run
