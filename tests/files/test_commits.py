@@ -10,7 +10,7 @@ import os
 import socket
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -20,6 +20,8 @@ import sosfs.files.write_behind
 import tests.support.fake_store
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
+from sosfs.control.object_acl import ObjectAcls
+from sosfs.errors import StoreError
 from sosfs.files.debounce import DELAY, VERSIONED_DELAY, Rest
 from sosfs.files.draft import Draft
 from sosfs.files.draft_records import DraftRecords
@@ -28,10 +30,11 @@ from sosfs.files.page_cache import PageCache
 from sosfs.files.spool import Spool
 from sosfs.journal.journal import Journal
 from sosfs.metadata import user_metadata
-from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, Properties, Slice, Version
+from sosfs.s3.protocol import Acl, Grant, Guard, Headers, Object, ObjectStore, Properties, Slice, Version
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
+from tests.support.fake_store import ANYONE
 from tests.support.held import (
     Held,
     begun,
@@ -66,6 +69,40 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What goes on meanwhile
+
+
+def test_files_that_nobody_waits_for_go_up_sixteen_at_a_time(tmp_path: Path) -> None:
+    """Each takes a connection, and programs that wait for the bucket need some."""
+    store = Held()
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        for number in range(20):
+            mount.loop.run(partial(mount.write, f"file{number}", b"n", flags=os.O_CREAT))
+        held = store.before["put"] = trio.Event()
+        mount.loop.passes(5)
+        assert len(store.reached) == 16
+        mount.loop.run(partial(settled, held))
+        mount.loop.passes(5)
+        assert len(bodies(store)) == 20
+
+
+def test_nothing_is_sent_of_a_large_file_whose_removal_began_before_its_first_part(tmp_path: Path) -> None:
+    store, size = Held(), 70 * PART
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        store.before["head"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        assert ("head", "file") in store.reached
+        await begun(mount, partial(mount.unlink, "file"))
+        await settled(store.before.pop("head"))
+        assert bodies(store) == {}
+        assert store.calls["create_multipart"] == 0
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
 
 
 @pytest.mark.parametrize("how", ["truncate", "open"])
@@ -104,6 +141,26 @@ def test_a_close_ends_however_often_the_file_is_cut(tmp_path: Path, how: str) ->
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
         assert stored(store) == (b"last" + body[4:PART] if how == "truncate" else b"last")
+
+
+def test_what_is_cut_off_while_its_bytes_come_together_is_not_stored(mount: Composed, store: Held) -> None:
+    """Another client would see a file that nobody has written: its old length, and zeros."""
+
+    async def main() -> None:
+        await put_all(store, {"file": b"o" * 9000})
+        handle = await opened(mount)
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.parts.file_io.write(handle, 0, b"n")
+        store.before["get"] = trio.Event()
+        await begun(mount, partial(mount.parts.file_io.flush, handle))
+        assert ("get", "file") in store.reached
+        await mount.parts.file_io.truncate(handle.inode, 100)
+        puts = store.calls["put"]
+        await settled(store.before.pop("get"))
+        assert (stored(store), store.calls["put"] - puts) == (b"n" + b"o" * 99, 1)
+        await closed(mount, handle)
+
+    mount.loop.run(main)
 
 
 # What the object has beside its bytes, and the condition under which it is replaced
@@ -324,6 +381,7 @@ def test_two_closes_at_once_store_the_file_once(tmp_path: Path, size: int) -> No
             await begun(mount, partial(mount.parts.file_io.flush, handle))
         await settled(held)
         assert store.calls["put"] + store.calls["complete_multipart"] == puts + 1
+        assert mount.parts.uploader.sent_bytes == size
         assert bodies(store) == {"file": b"n" * size}
         await closed(mount, handle)
 
@@ -446,6 +504,25 @@ def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(t
 
 
 # What a failure leaves
+
+
+@sizes
+def test_a_404_for_a_new_file_is_no_other_clients_version(tmp_path: Path, size: int) -> None:
+    """As of a gateway, or of a bucket that is gone: there is nothing that it could have been written over."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        store.errors["put", "file"] = store.errors["complete_multipart", "file"] = [
+            StoreError(errno.ENOENT, "put", code="NoSuchKey", status=404)
+        ]
+        with fails(errno.ENOENT):
+            await mount.write("file", b"n" * size, flags=os.O_CREAT)
+        assert (bodies(store), mount.parts.commits.pending) == ({}, (1, size))
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"n" * size}
 
 
 def test_a_new_file_goes_up_while_others_are_made_and_a_changed_one_rests(tmp_path: Path) -> None:
@@ -715,6 +792,26 @@ def test_fsync_of_a_directory_waits_for_all_that_is_below(tmp_path: Path) -> Non
         mount.loop.run(partial(main, mount))
 
 
+def test_an_acl_is_set_on_what_was_changed_last_and_on_what_nobody_has_looked_at(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/": b"", "d/file": b"old"})
+        parts = mount.parts
+        acls = ObjectAcls(parts.inodes, cast(ObjectStore, store), parts.attributes, parts.commits, parts.subtree_lock)
+        directory = await parts.namespace.lookup(parts.inodes.root, b"d")
+        await acls.write(directory, "public-read")
+        await mount.write("d/file", b"new")
+        await mount.write("d/made", b"made", flags=os.O_CREAT)
+        for path in ("d/file", "d/made"):
+            await acls.write(await mount._walk(path), "public-read")
+        assert bodies(store) == {"d/": b"", "d/file": b"new", "d/made": b"made"}
+        assert all(ANYONE in readers(store, key) for key in bodies(store))
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+
+
 # Parts
 
 
@@ -764,6 +861,32 @@ def test_an_upload_that_failed_goes_on_with_what_is_still_true(tmp_path: Path, h
         assert bodies(store) == {"moved" if how == "renamed" else "file": expected}
         assert not store._uploads
         assert mount.loop.run(partial(_noted, mount)) == ([], [])
+
+
+@pytest.mark.parametrize("how", ["unlink", "rename"])
+def test_the_upload_of_a_file_that_is_closed_while_it_goes_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """By this mount, and soon: its parts are paid for."""
+    store, held, flushed = Held(), trio.Event(), Journal.flushed
+
+    async def late(journal: Journal) -> None:
+        await flushed(journal)
+        await held.wait()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"old", "other": b"other"})
+        handle = await _failed(mount, store, b"x" * (70 * PART))
+        monkeypatch.setattr(Journal, "flushed", late)
+        work = partial(mount.unlink, "file") if how == "unlink" else partial(mount.rename, "other", "file")
+        await begun(mount, work)
+        assert bodies(store) == {"other" if how == "unlink" else "file": b"other"}
+        await begun(mount, partial(closed, mount, handle))
+        await settled(held)
+        assert not store._uploads
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
 
 
 async def _noted(mount: Composed) -> tuple[list[Any], list[Any]]:
@@ -1013,7 +1136,9 @@ def test_what_a_close_left_in_memory_is_what_was_stored(mount: Composed, store: 
         source = handle.open_file.draft.base if handle.open_file.draft is not None else None
         assert source is not None
         assert source.etag == here.version.etag
+        gets = store.calls["get"]
         assert bytes(await mount.parts.blocks.read(source, 0, 5)) == b"first"
+        assert store.calls["get"] == gets, "it was asked for"
         await closed(mount, handle)
         assert stored(store) == b"other"
 

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from sosfs.config.parameters import Durability
 from sosfs.errors import StoreError
 from sosfs.s3.protocol import Properties
 from tests.conftest import LARGE
@@ -20,7 +22,7 @@ from tests.support.drive import Drive, attempt, digest, eventually, fails, names
 from tests.support.fake_store import FakeStore
 from tests.support.faults import FAILED, LOST, PASSING, Action, Hang, Moment
 from tests.support.foreign import Foreign
-from tests.support.held import bodies, closed
+from tests.support.held import begun, bodies, closed, stored
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 
@@ -163,6 +165,40 @@ def test_a_write_that_takes_effect_late_is_no_conflict(
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
         assert bodies(store) == {"file": texts[-1]}
+
+
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_write_that_took_effect_late_is_no_conflict_for_the_next_mount(tmp_path: Path, hashes: bool) -> None:
+    """The process ends while what was written since is on its way, to be put in the place of that."""
+
+    class Hanging(Late):
+        puts = -1
+
+        async def put(self, *arguments: Any, **options: Any) -> Any:
+            self.puts += self.puts >= 0
+            if self.puts == 3:
+                await trio.sleep_forever()
+            return await super().put(*arguments, **options)
+
+    store = Hanging(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        store.puts, store.silent = 0, 1
+        await mount.write("file", b"one")
+        inode = await mount._walk("file")
+        with fails(errno.ETIMEDOUT):
+            await mount.parts.commits.commit(inode)
+        await mount.write("file", b"two")
+        await begun(mount, partial(mount.parts.commits.commit, inode))
+        assert (store.puts, stored(store)) == (3, b"one")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.puts = -1
+        mount.take_up()
+        assert bodies(store) == {"file": b"two"}
 
 
 @pytest.mark.parametrize("hashes", [True, False])
