@@ -290,6 +290,26 @@ def test_a_file_whose_answer_was_lost_makes_room_on_a_full_disk(
         full.heals()
 
 
+def test_a_file_is_not_sent_where_a_fault_of_the_disk_keeps_that_from_being_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without its answer nobody could tell after a crash that the object is ours. No room is no fault."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", OLD, flags=os.O_CREAT)
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False, number=errno.EIO)
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(await mount._walk("file"))
+        full.heals()
+        assert bodies(store) == {}
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.run(mount.settle)
+        assert bodies(store) == {"file": OLD}
+
+
 Files = dict[str, tuple[bytes, int]]
 
 

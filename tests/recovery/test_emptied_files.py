@@ -45,6 +45,28 @@ def test_a_file_that_was_cut_and_not_closed_is_as_long_as_it_was_cut_when_the_pr
 
 
 @durabilities
+@pytest.mark.parametrize("size", [0, 10])
+def test_a_small_file_that_was_cut_and_not_closed_is_as_it_was_closed_when_the_process_dies(
+    tmp_path: Path, durability: Durability, size: int
+) -> None:
+    """Its bytes are in its record, and change with that alone."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await mount.write("file", b"n" * 100, flags=os.O_CREAT)
+        handle = await opened(mount)
+        await mount.parts.file_io.truncate(handle.inode, size)
+        await mount.parts.file_io.write(handle, size, b"more")
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.parts.commits.debounce.delay = LONG
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.take_up()
+        assert bodies(store) == {"file": b"n" * 100}
+
+
+@durabilities
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_file_of_an_earlier_mount_that_is_cut_has_what_was_synced_when_the_power_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durability: Durability, size: int
