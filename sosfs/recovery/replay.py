@@ -38,7 +38,7 @@ from sosfs.metadata import user_metadata
 from sosfs.namespace import deletions
 from sosfs.namespace.namespace import Namespace
 from sosfs.namespace.rename import COPIED_AGAIN_MAX
-from sosfs.namespace.rename_copies import below_first, listed_under
+from sosfs.namespace.rename_copies import RenameState, below_first, listed_under
 from sosfs.namespace.rename_rollback import RenameRollback
 from sosfs.recovery.attributes import AttributeReplay, is_refused
 from sosfs.recovery.directories import KeyDirectories
@@ -81,10 +81,11 @@ class Replay:
             self._hold_back()
         states = self._journal.rename_states()
         for row, old, new in self._journal.renames():
+            state = states.get(row, "")
             try:
-                if await self._rollback.replay(row, old, new, states.get(row, "")):
+                if await self._rollback.replay(row, old, new, state):
                     log.warning("finishing the rename of %s to %s that a crash cut short", old, new)
-                    await self._follow_rename(row, old, new, await self._finish_rename(old, new))
+                    await self._follow_rename(row, old, new, await self._finish_rename(old, new, state))
             except StoreError as error:
                 what, said = f"the rename of {old} to {new} cannot be finished", error.strerror or ""
                 raise StoreError(error.errno or errno.EIO, what, status=error.status, detail=said) from error
@@ -102,25 +103,29 @@ class Replay:
             damage.must_set_aside(f"{old}: its rename to {new} {why}", {"old": old, "new": new})
             self._journal.drop_rename(row)
 
-    async def _finish_rename(self, old: str, new: str, *, again: int = COPIED_AGAIN_MAX) -> dict[str, Version]:
+    async def _finish_rename(
+        self, old: str, new: str, state: str, *, again: int = COPIED_AGAIN_MAX
+    ) -> dict[str, Version]:
         """Whatever is under an old key, and was not copied or was changed since, is copied; then it is removed.
 
         Returns what the server refuses to remove, or another client replaces again and again.
         """
         left = await self._listed(old)
         copied = {listed.key: listed.version for listed in await self._listed(new)} if left else {}
+        # Until all is copied, what stands over another file may be that one still, with the same bytes.
+        tells_by_time = old.endswith("/") or state == RenameState.COPIED
 
         async def move(one: Listed) -> None:
             new_key = new + one.key[len(old) :]
-            # What stands over another file may be that one still, with the same bytes.
-            if not (old.endswith("/") and _is_later(one.version, copied.get(new_key))):
+            if not (tells_by_time and _is_later(one.version, copied.get(new_key))):
                 await self._move(one, new_key)
 
         await each(move, left, at_once=KEYS_AT_ONCE)
         versions = {one.key: one.version for one in left}
         failures = await self._store.delete_many(below_first(versions), versions=versions)
         if again and any(deletions.is_replaced(failure.error) for failure in failures):
-            return await self._finish_rename(old, new, again=again - 1)  # another client has replaced some meanwhile
+            # Another client has replaced some meanwhile.
+            return await self._finish_rename(old, new, state, again=again - 1)
         for failure in failures:
             if not (deletions.is_denied(failure.error) or deletions.is_replaced(failure.error)):
                 raise failure.error
@@ -162,22 +167,24 @@ class Replay:
                 self._journal.drop_attributes(at)
             for at, draft in drafts:
                 here = found[draft.key]
-                is_ours = here is not None and self._may_be_copy(draft, here.version)
+                below = Version(*draft.base[1:]) if draft.base is not None else None
+                is_ours = here is not None and self._may_be_copy(below, here.version)
                 self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], here if is_ours else None))
             for at, saved in attributes:
                 here = found[saved.key]
-                version = here.version if here is not None and saved.version is not None else saved.version
+                is_ours = here is not None and self._may_be_copy(saved.version, here.version)
+                version = here.version if here is not None and is_ours else saved.version
                 moved = replace(saved, key=new + saved.key[len(old) :], version=version, sent=())
                 self._journal.save_attributes(at, moved)
             for key, version in ({old: Version("", 0)} | left if left else {}).items():
                 self._journal.add_delete(key, version)
             self._journal.drop_rename(row)
 
-    def _may_be_copy(self, saved: SavedDraft, there: Version) -> bool:
-        """Whether this may be a copy of what a draft is based on, which has another ETag where that is no hash."""
-        if saved.base is None or there.size != saved.base[2]:
+    def _may_be_copy(self, below: Version | None, there: Version) -> bool:
+        """Whether this may be a copy of what was changed here, which has another ETag where that is no hash."""
+        if below is None or there.size != below.size:
             return False
-        return there.etag == saved.base[1] or "-" in saved.base[1] or not self._store.hashes
+        return there.same_bytes(below) or "-" in below.etag or not self._store.hashes
 
     async def _delete_all(self) -> None:
         """A directory goes after what is below it: its name stays away as long as anything is left of it."""

@@ -304,6 +304,45 @@ def test_what_was_changed_of_a_file_that_was_being_renamed_is_not_mixed_with_wha
         assert stored(store, "e/file") == (theirs or b"new bytes")
 
 
+@pytest.mark.parametrize("is_file", [True, False], ids=["file", "directory"])
+@pytest.mark.parametrize(
+    ("parts", "theirs"), [(False, b"THEIRBYTE"), (True, b"THEIRS"), (False, None), (True, None)], ids=str
+)
+def test_attributes_of_a_file_that_was_being_renamed_are_not_for_what_another_client_has_put_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, *, is_file: bool, parts: bool, theirs: bytes | None
+) -> None:
+    """While no mount was there; nor are its bytes replaced. What is still the copy gets them."""
+    now = [1.0]
+    store = Held(clock=lambda: now[0])
+    old, new = ("a", "b") if is_file else ("d/file", "e/file")
+
+    async def before(mount: Composed) -> None:
+        if parts:
+            upload = await store.create_multipart(old, Properties())
+            part = await store.upload_part(old, upload, 1, b"old bytes")
+            await store.complete_multipart(old, upload, [part])
+        else:
+            await put_all(store, {old: b"old bytes"})
+        await chmod(mount, old)
+        now[0] += 1
+        store.before["delete" if is_file else "delete_many"] = trio.Event()
+        await begun(mount, partial(mount.rename, old[0], new[0]))
+        assert store.reached
+
+    with crashes(store, tmp_path, before) as mount:
+        now[0] += 1
+        mount.loop.run(partial(put_all, store, {new: theirs} if theirs else {}))
+        mount.start()
+        mount.loop.passes(LONG)
+        assert bodies(store) == {new: theirs or b"old bytes"}
+        if theirs:
+            assert dict(_object(store, new).metadata) == {}
+        else:
+            assert int(_object(store, new).metadata["mode"]) & 0o7777 == 0o600
+        assert ("of the attributes of" in caplog.text) == bool(theirs)
+        assert mount.parts.pending == 0
+
+
 def test_a_rename_over_a_file_that_was_not_sent_displaces_what_was_written_to_that(tmp_path: Path) -> None:
     store = Held()
 
