@@ -22,6 +22,7 @@ from sosfs.journal.rows import SavedAttributes
 from sosfs.journal.salvage import Finding
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties, Version
+from tests.journal.test_journal import SMALL
 from tests.recovery.test_power_loss import another_boot
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
@@ -175,6 +176,25 @@ def test_any_statement_may_find_no_room(tmp_path: Path, times: int, rolls_back: 
         if full.found_room:
             break  # all statements have been tried
     assert at > 20
+
+
+def test_what_is_new_leaves_the_room_that_is_held_back_to_what_makes_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, OWNER)
+    full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=True)
+    attributes = SavedAttributes("b", VERSION, SMALL.posix, Properties())
+    steps: list[Callable[[], int]] = [
+        partial(journal.save_draft, 0, SMALL),
+        partial(journal.save_attributes, 0, attributes),
+        partial(journal.add_rename, "c", "d"),
+    ]
+    for step in steps:
+        with fails(errno.ENOSPC):
+            step()
+        assert full.held == [True]
+    full.heals()
+    journal.close()
 
 
 @pytest.mark.parametrize("rolls_back", [False, True])
