@@ -166,25 +166,23 @@ class Replay:
             for at in voided:
                 self._journal.drop_attributes(at)
             for at, draft in drafts:
-                here = found[draft.key]
                 below = Version(*draft.base[1:]) if draft.base is not None else None
-                is_ours = here is not None and self._may_be_copy(below, here.version)
-                self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], here if is_ours else None))
+                there = self._as_copy(below, found[draft.key])
+                self._journal.save_draft(at, _moved(draft, new + draft.key[len(old) :], there))
             for at, saved in attributes:
-                here = found[saved.key]
-                is_ours = here is not None and self._may_be_copy(saved.version, here.version)
-                version = here.version if here is not None and is_ours else saved.version
+                there = self._as_copy(saved.version, found[saved.key])
+                version = there.version if there is not None else saved.version
                 moved = replace(saved, key=new + saved.key[len(old) :], version=version, sent=())
                 self._journal.save_attributes(at, moved)
             for key, version in ({old: Version("", 0)} | left if left else {}).items():
                 self._journal.add_delete(key, version)
             self._journal.drop_rename(row)
 
-    def _may_be_copy(self, below: Version | None, there: Version) -> bool:
-        """Whether this may be a copy of what was changed here, which has another ETag where that is no hash."""
-        if below is None or there.size != below.size:
-            return False
-        return there.same_bytes(below) or "-" in below.etag or not self._store.hashes
+    def _as_copy(self, below: Version | None, there: Object | None) -> Object | None:
+        """What may be a copy of what was changed here, which has another ETag where that is no hash; else None."""
+        if below is None or there is None or there.version.size != below.size:
+            return None
+        return there if there.version.same_bytes(below) or "-" in below.etag or not self._store.hashes else None
 
     async def _delete_all(self) -> None:
         """A directory goes after what is below it: its name stays away as long as anything is left of it."""
