@@ -542,6 +542,40 @@ def test_what_was_stored_just_before_the_crash_is_not_stored_again(tmp_path: Pat
 
 
 @pytest.mark.promise(3)
+@pytest.mark.parametrize("is_set", [False, True], ids=["by the write", "by a program meanwhile"])
+def test_what_was_stored_with_more_than_was_recorded_has_its_own_time(tmp_path: Path, is_set: bool) -> None:
+    """Not that of the bytes before, nor does another copy give it that; but one that was set since is promised."""
+    store, times = Held(), {"closed": 1_000_000_001, "written": 2_000_000_002, "set": 3_000_000_003}
+
+    async def before(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = LONG
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"closed")
+        handle.inode.mtime_ns = times["closed"]
+        await mount.parts.file_io.flush(handle)
+        await mount.parts.file_io.write(handle, 0, b"written")
+        handle.inode.mtime_ns = times["written"]
+        store.after["put"] = trio.Event()
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        assert stored(store) == b"written"
+        if is_set:
+            handle.inode.mtime_ns = times["set"]
+            mount.parts.file_io.time_given(handle.inode)
+            mount.parts.attributes.changed(handle.inode, posix={"mtime_ns"})
+
+    async def shown(mount: Composed) -> int:
+        return (await mount._walk("file")).mtime_ns
+
+    with crashes(store, tmp_path, before, durability=JOURNAL) as mount:
+        mount.start()
+        expected = times["set" if is_set else "written"]
+        assert mount.loop.run(partial(shown, mount)) == expected
+        mount.loop.passes(LONG)
+        assert _object(store).metadata["mtime"].replace(".", "").lstrip("0") == str(expected)
+        assert (store.calls["copy"], stored(store), mount.parts.pending) == (int(is_set), b"written", 0)
+
+
+@pytest.mark.promise(3)
 def test_a_file_of_the_size_and_time_of_the_one_before_it_is_not_taken_for_stored(tmp_path: Path) -> None:
     """Where ETags are no hashes these are all that tells, and the request that got no answer has had no effect."""
     store = Held(hashes=False)
