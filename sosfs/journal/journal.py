@@ -262,10 +262,11 @@ class Journal:
 
     def drop_draft(self, row: int) -> None:
         """The bucket has it, or nobody wants it any more."""
-        self._outdates(self._keys.pop(row, ""))
+        self._outdates(self._keys.get(row, ""))
         with self.together():
             self._db.drop("goings", row)
             self._db.drop("drafts", row)
+        self._keys.pop(row, None)  # not before: who tries again after an error outdates it as well
 
     def drafts(self) -> Iterator[tuple[int, SavedDraft]]:
         """All drafts, oldest first."""
@@ -341,13 +342,14 @@ class Journal:
 
     def drop_rename(self, row: int) -> None:
         """It is done, or undone."""
-        old, new = self._renamed.pop(row, ("", ""))
+        old, new = self._renamed.get(row, ("", ""))
         self._outdates(old, new)
         if self._is_put_off and old.endswith("/"):
             self._outdated_trees |= dict.fromkeys((old, new), self._db.number + 1)
         with self.together():
             self._db.drop("rename_states", row)
             self._db.drop("renames", row)
+        self._renamed.pop(row, None)
 
     def renames(self) -> list[tuple[int, str, str]]:
         """Renames under way, oldest first."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from sosfs.disk.database import checksum
+from sosfs.disk.database import Database, Value, checksum
 from sosfs.disk.lock import locked
 from sosfs.disk.watermark import Watermark
 from sosfs.journal.journal import Journal
@@ -290,6 +290,37 @@ def test_a_journal_that_another_mount_leaves_just_then_is_not_taken_for_ones_own
     other = Journal(tmp_path, "http://server other ")
     assert [saved for _, saved in other.drafts()] == [SMALL]
     other.close()
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("key", [SMALL.key, "old/x", "new/x"])
+def test_what_goes_at_the_second_try_is_waited_for_as_at_the_first(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    """Where the disk is put off, before something new gets its name: a power loss could bring the row back."""
+
+    def drop_both() -> None:
+        with fails(errno.EIO) if is_broken else contextlib.nullcontext():
+            journal.drop_draft(row)
+        with fails(errno.EIO) if is_broken else contextlib.nullcontext():
+            journal.drop_rename(rename)
+
+    def broken(_: Database, table: str, key: Value) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    journal.put_off(lambda: None)
+    row, rename = journal.save_draft(0, SMALL), journal.add_rename("old/", "new/")
+    is_broken = True
+    with monkeypatch.context() as patch:
+        patch.setattr(Database, "drop", broken)
+        drop_both()
+    journal.add_intent("other", 7)
+    trio.run(journal.sync)
+    is_broken = False
+    drop_both()
+    assert journal.unsynced
+    trio.run(journal.settled, key)
+    assert not journal.unsynced
 
 
 @pytest.mark.parametrize("harm", ["update drafts set record = record || ' '", "delete from drafts"])
