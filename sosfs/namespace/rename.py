@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -185,6 +185,20 @@ class Renames:
                 ask_anew()
             raise
 
+    @contextmanager
+    def _done(self, move: Move) -> Iterator[None]:
+        """For what the tree and the journal say of it from now on. Raises ESTALE where no name leads to the new parent.
+
+        Done it is all the same: the next mount must not finish it over what is new by then.
+        """
+        try:
+            with self._journal.together():
+                self._moves.ended(move)
+                yield
+        except OSError:
+            self._moves.ended(move)
+            raise
+
     def _is_stored(self, target: Inode) -> bool:
         """Whether what has the new name is in the bucket. Else a copy can be taken back: nothing of it was replaced."""
         marker = self._namespace.directory(target).marker if target.is_directory else None
@@ -213,17 +227,12 @@ class Renames:
                 await self._moves.copied(move)
                 await self._retire(inode, move)
         gone = PENDING if self._deletions.is_pending(old_key) else None
-        try:
-            with self._journal.together():
-                self._moves.ended(move)
-                self._replace(inode, target, parent, segment, form, gone=gone)
-                self._file_io.copied(inode.version, version)
-                inode.version = version
-                self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
-                self._file_io.moved(inode)
-        except OSError:
-            self._moves.ended(move)  # done it is, though a listing has taken the new parent away meanwhile
-            raise
+        with self._done(move):
+            self._replace(inode, target, parent, segment, form, gone=gone)
+            self._file_io.copied(inode.version, version)
+            inode.version = version
+            self._attributes.carried(inode, used or inode.properties, whole=inode.whole or used is not None)
+            self._file_io.moved(inode)
         await self._journal.flushed()
 
     def _move_unsent(self, inode: Inode, target: Inode | None, parent: Inode, segment: str, form: keys.Form) -> None:
@@ -332,8 +341,7 @@ class Renames:
             await self._moves.copied(move)
             left = await self._delete_all(copies, move)
         known = self._inodes.below(inode)  # with what came meanwhile and is in no bucket yet
-        with self._journal.together():
-            self._moves.ended(move)
+        with self._done(move):
             self._remove_later(left, inode)
             self._replace(inode, target, parent, segment, plain, gone=PENDING if left else None)
             for old_key, moved in known.items():

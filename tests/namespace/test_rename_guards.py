@@ -1744,14 +1744,15 @@ def test_a_crash_does_not_undo_the_chmod_of_a_file_that_one_without_a_record_has
         assert mount.loop.run(mount.tree) in ({"old": (b"", 0o644)}, {"old": (b"old", 0o600)})
 
 
+@pytest.mark.parametrize("below", ["", "/", "/x"], ids=["file", "empty directory", "directory"])
 def test_a_rename_that_is_done_is_not_finished_again_where_its_new_directory_is_gone_meanwhile(
-    mount: Composed, store: Held
+    mount: Composed, store: Held, below: str
 ) -> None:
     """Another client has taken it away: what the next mount found of the rename could go over what is new by then."""
     outcomes: dict[str, Any] = {}
 
     async def main() -> None:
-        await put_all(store, {"b": b"", "d/": b""})
+        await put_all(store, {f"b{below}": b"", "d/": b""})
         await mount.tree()
         store.before["copy"] = trio.Event()
         await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "b", "d/new")))
@@ -1763,4 +1764,4 @@ def test_a_rename_that_is_done_is_not_finished_again_where_its_new_directory_is_
     mount.loop.run(partial(settled, store.before.pop("copy")))
     mount.loop.passes(LONG)
     assert str(errno.ESTALE) in outcomes["rename"]
-    assert (bodies(store), mount._journal.rows) == ({"d/new": b""}, 0)
+    assert (bodies(store), mount._journal.rows) == ({f"d/new{below}": b""}, 0)
