@@ -133,10 +133,14 @@ class Renames:
         key = self._inodes.child_key(parent, segment)
         if len(key.encode()) + inode.is_directory > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG)
-        if inode.is_directory:
-            await self._move_directory(inode, target, parent, segment, key + "/")
-        else:
-            await self._move_file(inode, target, parent, segment, key, form)
+        parent.pins += 1  # no listing takes it away meanwhile, empty as others may have made it: what comes has a name
+        try:
+            if inode.is_directory:
+                await self._move_directory(inode, target, parent, segment, key + "/")
+            else:
+                await self._move_file(inode, target, parent, segment, key, form)
+        finally:
+            parent.pins -= 1
 
     async def _target(self, inode: Inode, parent: Inode, name: bytes, *, replace: bool) -> Inode | None:
         try:
@@ -164,6 +168,7 @@ class Renames:
         """For what is done to the objects. Of what is left of it where it fails, no name is shown until it is gone."""
         if inode.parent is None:
             raise refuse(errno.ENOENT)  # a listing has shown it while both names were waited for
+        directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
         is_unsent = target is not None and not self._is_stored(target)
         move = self._moves.begin(old, new, over=target is not None, is_unsent=is_unsent)
         try:
@@ -171,7 +176,6 @@ class Renames:
                 async with self._rollback.taking_back(move):
                     yield move
         except BaseException:
-            directory, name = self._namespace.directory(parent), keys.name_of(segment, form)
 
             def ask_anew() -> None:
                 directory.reached_bucket(name)

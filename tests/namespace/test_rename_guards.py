@@ -22,6 +22,7 @@ import trio.testing
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.disk.reserve import Need, Reserve
+from sosfs.files.open_file import Handle
 from sosfs.journal.journal import Journal
 from sosfs.namespace.namespace import refuse
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Page, Properties, Right, Version
@@ -1745,10 +1746,9 @@ def test_a_crash_does_not_undo_the_chmod_of_a_file_that_one_without_a_record_has
 
 
 @pytest.mark.parametrize("below", ["", "/", "/x"], ids=["file", "empty directory", "directory"])
-def test_a_rename_that_is_done_is_not_finished_again_where_its_new_directory_is_gone_meanwhile(
+def test_a_directory_that_another_client_takes_away_while_something_is_renamed_into_it_is_there_by_that(
     mount: Composed, store: Held, below: str
 ) -> None:
-    """Another client has taken it away: what the next mount found of the rename could go over what is new by then."""
     outcomes: dict[str, Any] = {}
 
     async def main() -> None:
@@ -1763,5 +1763,63 @@ def test_a_rename_that_is_done_is_not_finished_again_where_its_new_directory_is_
     mount.loop.run(partial(begun, mount, partial(told, outcomes, "look", mount.tree)))
     mount.loop.run(partial(settled, store.before.pop("copy")))
     mount.loop.passes(LONG)
-    assert str(errno.ESTALE) in outcomes["rename"]
+    assert outcomes["rename"] is None
     assert (bodies(store), mount._journal.rows) == ({f"d/new{below}": b""}, 0)
+    assert set(mount.loop.run(mount.tree)) == {"d", "d/new", f"d/new{below}".rstrip("/")}
+    mount.loop.run(partial(FakeStore.delete, store, f"d/new{below}"))
+    mount.loop.passes(2 * TTL)
+    assert mount.loop.run(mount.tree) == {}, "it is gone where that goes, too"
+
+
+@pytest.mark.promise(3)
+def test_a_file_that_is_not_sent_keeps_a_name_where_others_take_away_the_directory_that_it_is_renamed_into(
+    mount: Composed, store: Held
+) -> None:
+    """Its bytes are here alone, and without a name they could go nowhere."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> Handle:
+        await put_all(store, {"proof": b"", "d/": b"", "d/new": b"old"})
+        await mount.unlink("proof")
+        await mount.unlink("d/new")
+        handle = await mount._opened(mount.parts.inodes.root, b"b", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"mine")
+        store.before["delete"] = trio.Event()
+        await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "b", "d/new")))
+        await FakeStore.delete(store, "d/")
+        await FakeStore.delete(store, "d/new")
+        return handle
+
+    handle = mount.loop.run(main)
+    mount.loop.passes(3 * TTL)
+    mount.loop.run(partial(begun, mount, partial(told, outcomes, "look", mount.tree)))
+    assert outcomes.keys() == {"look"}, "the name is still waited for"
+    mount.loop.run(partial(settled, store.before.pop("delete")))
+    mount.loop.run(partial(closed, mount, handle))
+    assert (outcomes["rename"], bodies(store)) == (None, {"d/new": b"mine"})
+
+
+@pytest.mark.parametrize("below", ["", "/x"], ids=["file", "directory"])
+@pytest.mark.parametrize("step", ["delete", "copy"], ids=["begun", "done"])
+def test_a_rename_is_not_finished_by_the_next_mount_where_its_new_directory_could_not_be_made(
+    mount: Composed, store: Held, step: str, below: str
+) -> None:
+    """What that found of it could go over what is new by then."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {f"b{below}": b"x"})
+        store.before["put"], store.before[step] = trio.Event(), trio.Event()
+        store.errors["put", "d/"] = [denied()]
+        await begun(mount, partial(told, outcomes, "mkdir", partial(mount.mkdir, "d")))
+        mount.parts.deletions.later("d/new", Version("", 0), lambda: None)
+        await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "b", "d/new")))
+        for event in ("put", step):
+            await settled(store.before.pop(event))
+
+    mount.loop.run(main)
+    mount.loop.passes(LONG)
+    assert str(errno.ESTALE) in outcomes["rename"]
+    path = {"delete": "b", "copy": "d/new"}[step]
+    assert (bodies(store), mount._journal.rows) == ({f"{path}{below}": b"x"}, 0)
+    assert f"{path}{below}" in mount.loop.run(mount.tree)
