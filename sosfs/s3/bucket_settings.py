@@ -20,6 +20,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
+from sosfs.concurrency.interrupt import Interrupt
 from sosfs.config.choices import Canned
 from sosfs.config.credentials import Credentials
 from sosfs.errors import SERVER_FAILED, StoreError, from_s3, unanswered
@@ -27,7 +28,7 @@ from sosfs.s3 import certificate_authorities, retries
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.http_headers import content_md5
-from sosfs.s3.http_messages import Fault, Request, TransferError
+from sosfs.s3.http_messages import Request, TransferError
 from sosfs.s3.protocol import UNKNOWN, Acl, Slice
 from sosfs.s3.retries import Patience
 from sosfs.s3.version_answers import VersionEntry, VersionMarker
@@ -89,6 +90,13 @@ class Kept:
     modified: float
 
 
+class _Turn(threading.local):
+    """What holds for the call of a thread, which botocore does not pass on: what ends it, and how long to leave off."""
+
+    interrupt: Interrupt | None = None
+    pause = 0.0
+
+
 class BucketSettings:
     """The settings of one bucket."""
 
@@ -98,6 +106,7 @@ class BucketSettings:
         self._history = VersionHistory(dispatcher)
         self._lock = threading.Lock()  # botocore makes clients safely in one thread only
         self._clients: dict[Credentials, S3Client] = {}
+        self._turn = _Turn()
 
     async def acl(self) -> Acl:
         """The bucket's ACL."""
@@ -182,13 +191,17 @@ class BucketSettings:
         """Does `work` in a thread; None where the server says that nothing is set. `request` names the operation."""
 
         def call(calls: SignedCalls) -> T | None:
-            patience = Patience(self._target.patience)
+            patience, turn = Patience(self._target.patience), self._turn
+            turn.interrupt = calls.interrupt
             while True:
+                if turn.interrupt:
+                    turn.interrupt.check(request)
+                turn.pause = 0.0
                 try:
                     return self._once(request, work, self._client(request, calls.key))
                 except StoreError as error:
                     passes = retries.passes(error.status, error.code) or not error.status
-                    if not passes or not patience.wait():
+                    if not passes or not patience.wait(turn.pause, turn.interrupt):
                         raise
 
         return await self._dispatcher.send(request.partition(" ")[0], call, size=size)
@@ -253,6 +266,7 @@ class BucketSettings:
         """Sends what botocore has signed as all else is sent: its own HTTP reads answers of any length."""
         from botocore.awsrequest import AWSResponse  # noqa: PLC0415 - not before the daemon has forked
 
+        from sosfs.s3.signed_request import failure  # noqa: PLC0415
         from sosfs.s3.transport import Transport  # noqa: PLC0415
 
         target, at = self._target, urlsplit(self._target.endpoint)
@@ -266,10 +280,10 @@ class BucketSettings:
             path = f"{url.path}?{url.query}" if url.query else url.path
             asked = Request(request.method, path, lines, body, target.read_timeout)
             try:
-                reply = transport.exchange(asked)
+                reply = transport.exchange(asked, self._turn.interrupt)
             except TransferError as fault:
-                operation = event_name.rpartition(".")[2]
-                raise unanswered(operation, str(fault), timed_out=fault.fault is Fault.SILENT) from fault
+                raise failure(event_name.rpartition(".")[2], fault) from fault
+            self._turn.pause = retries.retry_after(reply.headers)
             return AWSResponse(request.url, reply.status, cast(Any, reply.headers), _Answer(reply.body))
 
         return send

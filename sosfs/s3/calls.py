@@ -76,6 +76,7 @@ class SignedCalls:
         self._bucket = target.bucket
         self._http = SignedHttp(target, key, clock, throttle=throttle)
         self._send: Callable[..., Answer] = self._http.send
+        self.interrupt: Interrupt | None = None  # what ends its requests
         secret = target.customer_key
         self._encrypted = secret.headers if secret else {}
         self._source_encrypted = secret.source_headers if secret else {}
@@ -90,7 +91,9 @@ class SignedCalls:
 
     def under(self, interrupt: Interrupt) -> Self:
         """The same calls for somebody who may lose interest: its calls end with EINTR once `interrupt` is set."""
-        return self._with(interrupt=interrupt)
+        calls = self._with(interrupt=interrupt)
+        calls.interrupt = interrupt
+        return calls
 
     def within(self, seconds: float) -> Self:
         """The same calls for somebody in a hurry: a failing call of it is tried again for so long at most."""

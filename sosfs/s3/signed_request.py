@@ -176,7 +176,7 @@ class SignedHttp:
             try:
                 reply = attempt()
             except TransferError as fault:
-                refusal, sends = _failure(request, fault), fault.sends
+                refusal, sends = failure(request, fault), fault.sends
                 if fault.fault.is_of_server:
                     traffic.unanswered(str(fault))
                 passes = fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
@@ -250,7 +250,8 @@ class SignedHttp:
         return dict(request.headers.items())
 
 
-def _failure(request: str, fault: TransferError) -> StoreError:
+def failure(request: str, fault: TransferError) -> StoreError:
+    """The error that it is when there is no whole answer."""
     if fault.fault is Fault.INTERRUPTED:
         return StoreError(errno.EINTR, request)
     return unanswered(request, str(fault), timed_out=fault.fault is Fault.SILENT)
