@@ -23,6 +23,7 @@ from functools import partial
 
 import trio
 
+from sosfs.attributes.revalidation import is_new
 from sosfs.attributes.writeback import AttributeWriteback
 from sosfs.cache.blocks import Source, Spawn
 from sosfs.concurrency.backoff import Backoff, Doubling
@@ -320,9 +321,12 @@ class Commits:
             raise
 
     async def carry(self, inode: Inode) -> tuple[Properties, Acl | None]:
-        """What the object must have beside its bytes: what it had, with the attributes of now."""
+        """What the object must have beside its bytes: what it had, with the attributes of now.
+
+        What it is to replace is another one, whose ACL is not its own.
+        """
         acl = None
-        if inode.version is not None:
+        if not is_new(inode):
             await self._attributes.fetch_whole(inode)
             acl = await self._attributes.acls.of(inode)
         return self._attributes.renewed(inode), acl

@@ -396,10 +396,13 @@ class Draft:
     async def outlive(self, body: bytes | memoryview, left: Version) -> None:
         """All of it was sent as `body`, and has arrived damaged as `left` in place of the base: the draft has it all.
 
-        The next commit then replaces the damaged object, and needs nothing of the base.
+        The next commit then replaces the damaged object, and needs no byte of the base.
         """
         await self.absorb(0, body)
+        base = self.base
         self.stand_alone(left)
+        if base is not None:
+            self.base = Source(base.key, left.etag, left.size)  # it still is that file, with its ACL and class
 
     def stand_alone(self, expected: Condition) -> None:
         """All that the base has of it is here: it needs nothing of that any more."""

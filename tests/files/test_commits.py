@@ -188,6 +188,28 @@ def test_a_rewrite_keeps_the_acl_the_headers_and_the_class(tmp_path: Path, size:
 
 
 @sizes
+def test_a_new_file_that_was_renamed_over_another_gets_nothing_of_that_one(tmp_path: Path, size: int) -> None:
+    """Nor its ACL: what was private under its first name would be there for all to read."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"o" * 100, CARRIED, acl=FRIEND)
+        handle = await mount._opened(mount.parts.inodes.root, b"new", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * size)
+        await mount.rename("new", "file")
+        await closed(mount, handle)
+        await mount.settle()
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        assert stored(store) == b"n" * size
+        found = store._stored["file"].object.properties
+        assert (found.headers.cache_control, found.storage_class) == ("", "")
+        assert "colour" not in found.metadata
+        assert readers(store) == {"owner"}
+
+
+@sizes
 def test_so_does_one_that_follows_a_rewrite_without_an_answer(tmp_path: Path, size: int) -> None:
     store = Held()
 

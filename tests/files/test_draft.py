@@ -300,6 +300,7 @@ def test_a_draft_whose_damaged_object_has_replaced_its_base_has_all_bytes(tmp_pa
         draft.commit_failed()
         blocks.is_gone = True
         assert draft.expected == left
+        assert draft.base == Source("file", "damaged", 100), "it is the same file: its ACL and class stay"
         assert draft.unsent == ((0, 100),)
         assert not draft.is_untouched(50, 60)
         assert bytes(await draft.read(0, 100)) == body
