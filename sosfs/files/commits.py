@@ -92,6 +92,7 @@ class Commits:
         self._retries = retries
         self._senders = trio.CapacityLimiter(SENDERS)
         self.debounce = Debounce(spawn)
+        self.given_up: Callable[[Inode], Awaitable[None]]  # gives up what has lost bytes (`failed_writes`)
 
     # What close and fsync do
 
@@ -100,7 +101,7 @@ class Commits:
         open_file = opened(inode)
         if open_file is None or open_file.draft is None or not open_file.draft.is_dirty or inode.parent is None:
             return
-        open_file.draft.require_whole()
+        open_file.require_whole()
         if self.durability is not Durability.BUCKET and await self._recorded(inode, open_file, durably=durably):
             self.send_later(inode, Rest.WHOLE if durably or inode.version is not None else Rest.SHORT)
             return
@@ -157,13 +158,16 @@ class Commits:
                 draft = open_file.draft
                 if draft is None or not draft.is_dirty or inode.parent is None:
                     return
-                draft.require_whole()
+                open_file.require_whole()
                 async with self._subtree_lock.shared(inode):
                     if inode.parent is None:
                         return
                     with suppress(Unwanted, Truncated):  # who removes it has the lock next; else it is cut
                         kept = open_file.keeping_length() if turn >= CUTS_MAX else nullcontext()
                         with kept, open_file.committing():
+                            if open_file.is_in_doubt:
+                                await self.recognise(inode, draft, *open_file.in_flight.tokens)
+                                draft.require_whole()
                             await self._commit(inode, open_file, draft)
                         return
 
@@ -257,8 +261,10 @@ class Commits:
         except StoreError as error:
             if error.cause is not Cause.ABSENT:
                 raise
+            draft.lose()
             return None
         if not any(recognition.is_ours(token, found, instead_of=draft.expected) for token in tokens):
+            draft.lose()
             return None
         inode.version, inode.properties, inode.checked = found.version, found.properties, trio.current_time()
         draft.stand_on(Source(key, found.version.etag, found.version.size), found.version)
@@ -409,7 +415,7 @@ class Commits:
     async def _sending(self, inode: Inode, open_file: OpenFile, size: int) -> None:
         pauses, is_first = Doubling(RETRY_FIRST, RETRY_MAX), True
         try:
-            while open_file.draft is not None and open_file.draft.is_sendable and inode.parent is not None:
+            while open_file.is_to_be_sent and inode.parent is not None:
                 if not is_first:
                     await self._retries.wait(pauses, open_file)
                 is_first = False
@@ -425,6 +431,7 @@ class Commits:
             open_file.sending = False
             self._backlog.fell(size)
         if open_file.writers == 0:
+            await self.given_up(inode)  # what has turned out to be lost
             await self.let_go(inode, open_file)
         is_last = opened(inode) is open_file  # not one begun while this rested
         if is_last and inode.opens == 0 and open_file.draft is None:

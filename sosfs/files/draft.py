@@ -105,7 +105,7 @@ class Draft:
 
     @property
     def is_sendable(self) -> bool:
-        """Whether the bucket lacks something of it, and may have it."""
+        """Whether the bucket lacks something of it, and may have it: all of that is here, or in an upload."""
         return self.is_dirty and not self.refused
 
     @property
@@ -212,6 +212,15 @@ class Draft:
             for gap in [(a, b) for a, b, is_refused in self.refused.within(start, stop) if not is_refused]:
                 self._stranded.add(*gap)
             self.refused.add(start, stop)
+
+    @property
+    def may_come_back(self) -> bool:
+        """Whether all that is missing was in an upload that is gone, and may be in the object that it was to make."""
+        return bool(self.refused) and all(self._stranded.covers(start, stop) for start, stop in self.refused)
+
+    def lose(self) -> None:
+        """The object was looked for, and is not there: what was only in the upload does not come back."""
+        self._stranded = Extents()
 
     def require_whole(self) -> None:
         """Raises OSError ENOSPC while bytes are missing that a program has tried to write."""

@@ -32,6 +32,7 @@ class FailedWrites:
         self._attributes = attributes
         self._commits = commits
         self._pages = pages
+        commits.given_up = self.discard
 
     async def discard(self, inode: Inode, *, at_end: bool = False) -> None:
         """Gives up what a file has that the bucket lacks, if bytes of it are missing.
@@ -71,8 +72,10 @@ class FailedWrites:
 
     async def hide(self, inode: Inode) -> None:
         """A file that is about to be given up is looked up anew by whoever wants it."""
-        draft = draft_of(inode)
-        if draft is not None and draft.refused and inode.parent is not None and draft.base is None:
+        open_file, draft = opened(inode), draft_of(inode)
+        if open_file is None or draft is None or open_file.is_in_doubt:
+            return
+        if draft.refused and inode.parent is not None and draft.base is None:
             await self._pages.forget_name(inode.parent, inode.name)
 
     def _leave(self, inode: Inode, draft: Draft) -> None:
@@ -110,4 +113,6 @@ class FailedWrites:
 def _given_up(open_file: OpenFile, *, at_end: bool) -> Draft | None:
     """The draft, if it is to be given up."""
     draft = open_file.draft
-    return draft if draft is not None and draft.refused and (at_end or not open_file.writers) else None
+    if draft is None or not draft.refused or open_file.is_in_doubt:
+        return None
+    return draft if at_end or not open_file.writers else None

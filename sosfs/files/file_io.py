@@ -119,7 +119,7 @@ class FileIO:
         open_file.writers -= handle.writes
         draft = open_file.draft
         if draft is not None and open_file.writers == 0:
-            if draft.refused:
+            if not open_file.is_to_be_sent and draft.refused:
                 await self.failed_writes.discard(inode)
             elif draft.is_dirty and inode.parent is not None:
                 self._commits.send_later(inode)  # pages of a mapping may come after the last close
@@ -288,7 +288,7 @@ class FileIO:
         try:
             await self._commits.save(inode)
         finally:
-            if open_file.draft is not None and open_file.draft.is_sendable:
+            if open_file.is_to_be_sent:
                 self._commits.send_later(inode)
             else:
                 await self.failed_writes.discard(inode)

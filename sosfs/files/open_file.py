@@ -65,6 +65,21 @@ class OpenFile:
             self.uncut = None
             ended.set()
 
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether bytes of it are in the object or lost: its upload is gone, and nobody could tell yet what became."""
+        return self.draft is not None and self.draft.may_come_back and bool(self.in_flight.tokens)
+
+    @property
+    def is_to_be_sent(self) -> bool:
+        """Whether a further try may bring it into the bucket, or find it there."""
+        return self.draft is not None and self.draft.is_dirty and (not self.draft.refused or self.is_in_doubt)
+
+    def require_whole(self) -> None:
+        """As `Draft.require_whole`, unless a look at the bucket has to decide that."""
+        if self.draft is not None and not self.is_in_doubt:
+            self.draft.require_whole()
+
     def rebase(self, source: Source, version: Version) -> None:
         """The object became another version with the same bytes, or under another key, by our own doing."""
         self.source = source

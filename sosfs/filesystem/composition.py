@@ -99,6 +99,7 @@ class Filesystem:
         """Sends what the bucket lacks; what cannot be sent stays in the journal."""
         await self.file_io.failed_writes.discard_all()
         await self.commits.drain()
+        await self.file_io.failed_writes.discard_all()  # what was looked for, and is lost
         await self.attributes.drain()
         await self.rollback.drain()
         await self.deletions.drain()

@@ -407,6 +407,7 @@ class Adoption:
             await open_file.upload.resume(upload_id, freed)
         elif freed:
             draft.strand()
+        draft.lose()  # the object was looked for
         if draft.refused:
             log.error("%s is lost: parts of it were only in an upload that is gone", self._inodes.key(inode))
             await self._failed_writes.discard(inode)

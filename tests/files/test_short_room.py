@@ -417,6 +417,49 @@ def test_a_write_that_failed_is_missing_whatever_becomes_of_its_upload(tmp_path:
         run(mount, main)
 
 
+@pytest.mark.parametrize("is_made", [True, False], ids=["it was completed", "it was aborted"])
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed before", "closed with that"])
+def test_what_was_in_an_upload_that_is_gone_is_looked_for_until_somebody_can_tell(
+    tmp_path: Path, is_closed: bool, is_made: bool
+) -> None:
+    """Its object may be the file: it is neither given up nor left waiting until the unmount."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        handle = await opened(mount)
+        await streamed(mount, handle, BODY)
+        completes_late = await unheard(mount, store, handle)
+        if is_closed:
+            await mount.parts.file_io.release(handle)
+        store.before["complete_multipart"] = trio.Event()
+        ends: dict[str, Any] = {}
+        if is_closed:
+            await trio.testing.wait_all_tasks_blocked()
+        else:
+            await begun(mount, partial(told, ends, "close", partial(closed, mount, handle)))
+        assert store.reached == {("complete_multipart", "file")}
+        if is_made:
+            await completes_late()
+        store._uploads.clear()
+        store.errors["head", "file"] = [silence("head")] * 3
+        await settled(store.before.pop("complete_multipart"))
+        assert "no answer" in ends.get("close", "no answer")
+        inode = await mount._walk("file")
+        assert inode.size == SIZE
+        assert mount.parts.pending == 1
+
+    async def then(mount: Composed) -> None:
+        assert mount.parts.pending == 0
+        assert await mount.tree() == {"file": (BODY if is_made else b"old", 0o644)}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.loop.passes(200)
+        run(mount, then)
+        assert store._uploads == {}
+
+
 class Program:
     """A program that works at random on files of which it knows what they must hold."""
 
