@@ -292,6 +292,12 @@ class Database:
         self._owed += self._block
         self._block, self._finds_no_room = [], False
 
+    def catch_up(self) -> None:
+        """Writes what is owed, if there is room by now. Never raises for the disk."""
+        if self._owed and self._undo is None:
+            with contextlib.suppress(OSError), self.together():
+                pass  # what is owed goes first
+
     def _roll_back(self) -> None:
         if self._db.in_transaction:  # a full disk has ended it already
             self._db.execute("rollback")
@@ -359,9 +365,7 @@ class Database:
         """Closes it. `is_idle`: nothing in it matters any more, so that it may as well be removed."""
         self._reserve.give_up()
         self.wrote = _nothing
-        if self._owed:
-            with contextlib.suppress(OSError), self.together():
-                pass  # what is owed goes first
+        self.catch_up()
         if self._owed:
             log.warning("%d rows of %s tell of what is done: the next mount finds that", len(self._owed), self._path)
         if self._log >= 0:

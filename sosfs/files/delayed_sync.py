@@ -137,6 +137,7 @@ class DelayedSync:
                 self._is_stuck = False
                 for spool in self._going:
                     spool.close()
+                self._journal.catch_up()
             self._going = []
             self._files = {inode: self._flying[inode] for inode in failed} | self._files
             self._flying = {}

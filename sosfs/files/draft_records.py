@@ -9,8 +9,9 @@ that what was saved before, to which a power loss goes back (`SavedDraft.boot`).
 A small draft's bytes are in its row and change with it alone. A large one's are in the spool, which is written
 in place: its row says so before the first byte changes, tells of no bytes that were not synced (a power loss would
 leave zeros for them), and forgets those that are cut before they go. The disk may have a cut or a removal long before
-it has the log: so a spool that a row has named loses nothing until the row's change is synced. A file that is emptied
-goes on in another spool: in the old one what comes now would be mixed with what was.
+it has the log: so a spool that a row has named loses nothing until the row's change is synced. On a full disk, where
+that is owed, it is written at once with the room that the spool leaves. A file that is emptied goes on in another
+spool: in the old one what comes now would be mixed with what was.
 
 Concurrency: trio thread only.
 """
@@ -114,6 +115,7 @@ class DraftRecords:
         draft.outdated = [spool for spool in draft.outdated if spool not in outdated]
         for spool in outdated:
             spool.close()
+        self._journal.catch_up()
         if open_file.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
             draft.spool.truncate(max(draft.size, told, self._told_of(open_file, draft.spool)))
 
@@ -520,6 +522,11 @@ class DraftRecords:
                 for spool in spools:
                     spool.release()
         draft.close(but=spools)
+        self._journal.catch_up()
+
+    def has_room(self) -> None:
+        """Something of a spool was freed: what is owed of its row is written. Never raises."""
+        self._journal.catch_up()
 
     def forget(self, open_file: OpenFile) -> None:
         """The draft is in the bucket, or nobody wants it."""

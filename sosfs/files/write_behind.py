@@ -204,6 +204,8 @@ class WriteBehind:
             elif draft.local and not (draft.spool.is_named or draft.spool.is_busy or open_file.lock.taken):
                 draft.shed()
                 freed = True
+        if freed:
+            self._commits.records.has_room()
         return freed
 
     async def _sends(self) -> None:
@@ -264,8 +266,8 @@ class WriteBehind:
             await self._follow(inode, open_file, draft, offset)
         if is_short and open_file.upload is not None:
             await self._commits.records.unname(open_file, draft)
-            if open_file.upload is not None:
-                open_file.upload.free()
+            if open_file.upload is not None and open_file.upload.free():
+                self._commits.records.has_room()
 
     async def _follow(self, inode: Inode, open_file: OpenFile, draft: Draft, offset: int) -> None:
         if draft.size < self._uploader.plan.first or not _may_send(inode, open_file, draft):

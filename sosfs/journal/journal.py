@@ -137,6 +137,10 @@ class Journal:
             for key in [key for key, since in outdated.items() if since <= self._db.synced]:
                 del outdated[key]
 
+    def catch_up(self) -> None:
+        """What a full disk has kept from being written is written, if room has come free. Never raises."""
+        self._db.catch_up()
+
     def put_off(self, wake: Callable[[], None]) -> None:
         """From now on nobody waits in `flushed`: `wake` is called after each change, and has it synced in a moment."""
         self._is_put_off = True

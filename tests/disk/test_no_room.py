@@ -17,6 +17,8 @@ import trio
 from sosfs.config.parameters import Durability
 from sosfs.disk.database import Database, Value
 from sosfs.disk.reserve import Need, Reserve
+from sosfs.files.draft import Draft
+from sosfs.files.spool import Spool
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
 from sosfs.journal.salvage import Finding
@@ -328,6 +330,47 @@ def test_a_file_is_not_sent_where_a_fault_of_the_disk_keeps_that_from_being_reco
         mount.loop.run(partial(main, mount))
         mount.loop.run(mount.settle)
         assert bodies(store) == {"file": OLD}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.WRITEBACK])
+@pytest.mark.parametrize("is_open", [False, True], ids=["closed", "open, and another wants room"])
+def test_a_crash_after_a_stored_file_has_made_room_on_a_full_disk_finds_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_open: bool, durability: Durability
+) -> None:
+    """That its record goes is written down with the room that its bytes leave."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        await mount.write("file", NEW, flags=os.O_CREAT)
+        await mount.parts.sync()
+        handle = await opened(mount)
+        if not is_open:
+            await closed(mount, handle)
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        cls, name = (Draft, "shed") if is_open else (Spool, "close")
+        frees = getattr(cls, name)
+
+        def freed(one: Any) -> None:
+            frees(one)
+            full.heals()
+
+        monkeypatch.setattr(cls, name, freed)
+        await mount.parts.commits.commit(handle.inode)
+        assert mount._journal._db._owed
+        if is_open:
+            await mount.parts.file_io.writeback._frees()
+        else:
+            await mount.parts.commits.drain()
+            await mount.parts.sync()
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        monkeypatch.undo()
+        mount.take_up()
+        assert bodies(store) == {"file": NEW}
 
 
 Files = dict[str, tuple[bytes, int]]
