@@ -74,7 +74,7 @@ class Draft:
         self.unsyncable: OSError | None = None  # what the disk said to the bytes, and no program has been told
         self.summed = 0  # bytes under such sums in a row that may be on the disk
         self.is_rewritten = False  # bytes under them were changed, and will be again: no row has any from now on
-        self.absorbed = 0  # how often bytes of the base came into the spool
+        self.absorbed = 0  # how often bytes of the base came into the spool, or turned out to be wrong there
         self.brought: set[int] = set()  # where bytes of the base were asked for, to come into the spool (`base_fetch`)
         self.spool = spool
         self._blocks = blocks
@@ -398,6 +398,7 @@ class Draft:
 
     def _disown(self) -> None:
         """What came into the spool of the base has turned out wrong, and is not here any more."""
+        self.absorbed += 1
         self.local = Extents(self.local.common(self.unsent))  # of which some may be away
         self.brought.clear()
         self.disowned()

@@ -194,6 +194,8 @@ class DraftRecords:
             draft.is_synced = True
         elif not draft.is_synced:  # it was noted again: what it was before is safe by now
             was = known.before if known.boot and not known.spool else known
+            if was is not None and draft.absorbed != moment.absorbed:
+                was = _written(was)  # the base's may have turned out wrong: they are fetched again
             if was is not None and (safe := was.synced(names).safe) is not None:
                 self._goes_back(inode, open_file, draft, safe)
                 self._free_outdated(open_file, draft)

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from sosfs.config.parameters import Durability
+from sosfs.files.draft import Draft
 from sosfs.files.spool import Spool, SpoolArea
 from tests.support.composed import LONG, Composed, composed
 from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled
@@ -388,3 +389,36 @@ def test_what_was_closed_before_a_sync_takes_the_place_of_what_was_synced_before
         mount.loop.run(partial(settled, late))
         after_a_power_loss(mount, machine)
         assert bodies(store) == {"file": b"1" * LARGE + b"2"}
+
+
+@pytest.mark.promise(5)
+def test_bytes_of_the_version_below_that_turn_out_wrong_during_a_sync_are_not_gone_back_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file was closed again meanwhile, and the power goes before that is on the disk."""
+    store = Held()
+
+    async def begin(mount: Composed) -> Draft:
+        await put_all(store, {"file": b"r" * LARGE})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"1" * 100_000)
+        draft = handle.open_file.draft
+        assert draft is not None
+        await draft.absorb(0, b"w" * LARGE)
+        await closed(mount, handle)
+        return draft
+
+    async def then(mount: Composed, draft: Draft) -> None:
+        draft._disown()
+        await write(mount, b"2", at=LARGE)
+
+    with composed(store, tmp_path, durability=WRITEBACK) as mount:
+        machine = Machine(mount, monkeypatch, 1)
+        mount.parts.commits.debounce.delay = LONG
+        draft = mount.loop.run(partial(begin, mount))
+        late = syncs_late(monkeypatch, Spool)
+        mount.loop.passes(1)
+        mount.loop.run(partial(then, mount, draft))
+        mount.loop.run(partial(settled, late))
+        after_a_power_loss(mount, machine)
+        assert bodies(store) == {"file": b"1" * 100_000 + b"r" * (LARGE - 100_000)}
