@@ -41,9 +41,9 @@ class Conflicts:
         except StoreError as failure:
             if draft.base is None or failure.cause not in (Cause.CONFLICT, Cause.ABSENT):
                 raise
-            gone = draft.give_up_base()
-            log.error("%s has zeros for %d bytes that are lost with the version they were in: %s", key, gone, failure)
-            version = await self._store(draft, key, properties)
+            with draft.without_base() as gone:
+                log.error("%s has zeros for %d bytes that are lost with their version: %s", key, gone, failure)
+                version = await self._store(draft, key, properties)
         self.kept.append(key)
         log.error("%s was changed by another client; this mount's version is kept as %s", error.request, key)
         kept = self._inodes.make(inode.parent, segment, Form.PLAIN, mode=inode.mode)

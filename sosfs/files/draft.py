@@ -139,7 +139,7 @@ class Draft:
             self._arriving.remove((offset, stop))
             self._coming.remove(coming)
         for start, end in coming:  # all of it, unless another process has opened the file with O_TRUNC meanwhile
-            for extents in (self.away, self.refused, self._given_up):
+            for extents in (self.away, self.refused):
                 extents.remove(start, end)
             self.local.add(start, end)
             self.dirty.add(start, end)
@@ -154,7 +154,7 @@ class Draft:
         if size > OBJECT_MAX:
             raise OSError(errno.EFBIG, "an object has at most 4 TiB")
         if size < self.size:
-            for extents in (self.local, self.dirty, self._flying, self.away, self._given_up, *self._uncut):
+            for extents in (self.local, self.dirty, self._flying, self.away, *self._uncut):
                 extents.remove(size, self.size)
             self.base_stop = min(self.base_stop, size)
             self._lowest = min(self._lowest, size)
@@ -354,16 +354,21 @@ class Draft:
             self.refused.remove(start, stop)
         self.away = Extents()
 
-    def give_up_base(self) -> int:
-        """The base version is gone from the bucket: what is not in the spool are zeros now. Returns how many bytes.
+    @contextmanager
+    def without_base(self) -> Iterator[int]:
+        """The base version is gone from the bucket: within, what is not in the spool are zeros. Yields how many bytes.
 
-        They are for what is kept beside: no program is shown them (`require_had`).
+        They are for what is kept beside: no program is shown them (`require_had`), and the file itself never gets
+        them, should another client put the version back before that is done.
         """
         gone = [(start, stop) for start, stop, ours in self.local.within(0, self.base_stop) if not ours]
-        for start, stop in gone:
-            self._given_up.add(start, stop)
+        self._given_up, before = Extents(gone), (self.base, self.base_stop)
         self.base, self.base_stop = None, 0
-        return sum(stop - start for start, stop in gone)
+        try:
+            yield sum(stop - start for start, stop in gone)
+        finally:
+            self._given_up = Extents()
+            self.base, self.base_stop = before
 
     def require_had(self, start: int, stop: int) -> None:
         """Raises OSError ESTALE where bytes of `[start, stop)` were given up."""

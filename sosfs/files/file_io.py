@@ -244,7 +244,7 @@ class FileIO:
                 raise
             await self._follow(handle.inode, base)
             if handle.open_file.draft is not None and handle.open_file.draft.base == base:
-                raise
+                raise OSError(errno.ESTALE, "the version that was opened is gone") from error
             return await self.read(handle, start, stop - start)  # a rename or a rewrite goes on with the same bytes
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
         return body

@@ -1364,6 +1364,35 @@ def test_nobody_is_shown_zeros_in_the_place_of_what_the_loser_has_lost(mount: Co
     mount.loop.run(main)
 
 
+@pytest.mark.promise(4)
+@sizes
+@pytest.mark.parametrize("durability", [JOURNAL, BUCKET])
+def test_a_version_that_comes_back_before_the_loser_is_kept_gets_no_zeros(
+    tmp_path: Path, size: int, durability: Durability
+) -> None:
+    """Another client has put the very bytes back that were gone: they are what the file was opened as."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 1, b"n")
+        if durability is JOURNAL:
+            await mount.parts.file_io.flush(handle)
+        await store.delete("file")
+        store.fault = lambda operation, key: refuse(operation in ("put", "complete_multipart") and key != "file")
+        with fails(errno.EIO):
+            await mount.parts.commits.commit(handle.inode)
+        await put_all(store, {"file": b"o" * size})
+        store.fault = None
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert bodies(store) == {"file": b"on" + b"o" * (size - 2)}
+
+
 def refuse(is_refused: bool) -> None:
     """A request that gets no answer."""
     if is_refused:

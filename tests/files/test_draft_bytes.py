@@ -185,8 +185,9 @@ class Story:
             await draft.absorb(gap[0], await self._bucket.read(base, *gap))
         assert draft.lacks(0, 2 * END) is None
         if not draft.away:
-            assert draft.give_up_base() == 0
-            assert bytes(await draft.read(0, END * 2)) == self.now
+            with draft.without_base() as gone:
+                assert gone == 0
+                assert bytes(await draft.read(0, END * 2)) == self.now
         draft.close()
 
 
