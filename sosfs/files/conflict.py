@@ -33,8 +33,8 @@ class Conflicts:
         """Stores the draft's bytes under the conflict name. Raises what prevents it; the draft stays then."""
         assert inode.parent is not None
         stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()) + f"-{time.time_ns() % 1_000_000_000:09d}"
-        segment = self._beside(inode.parent, inode.segment, f".conflict-{socket.gethostname()}-{stamp}")
-        key = self._inodes.child_key(inode.parent, segment)
+        parent, segment = self._beside(inode.parent, inode.segment, f".conflict-{socket.gethostname()}-{stamp}")
+        key = self._inodes.child_key(parent, segment)
         properties = self._properties(inode)
         try:
             version = await self._store(draft, key, properties)
@@ -46,16 +46,24 @@ class Conflicts:
                 version = await self._store(draft, key, properties)
         self.kept.append(key)
         log.error("%s was changed by another client; this mount's version is kept as %s", error.request, key)
-        kept = self._inodes.make(inode.parent, segment, Form.PLAIN, mode=inode.mode)
+        kept = self._inodes.make(parent, segment, Form.PLAIN, mode=inode.mode)
         kept.version, kept.size, kept.mtime_ns = version, version.size, inode.mtime_ns
         kept.learn(self._properties(inode), whole=True)
-        if inode.parent.directory is not None:
-            inode.parent.directory.put(kept)
+        if parent.directory is not None:
+            parent.directory.put(kept)
 
-    def _beside(self, parent: Inode, segment: str, end: str) -> str:
-        """A segment with this end, of a name and a key that are not too long for anybody to have it."""
-        room = min(NAME_MAX, KEY_MAX - len(self._inodes.child_key(parent, "").encode())) - len(end.encode())
-        return segment.encode()[: max(0, room)].decode(errors="ignore") + end
+    def _beside(self, parent: Inode, segment: str, end: str) -> tuple[Inode, str]:
+        """A segment with this end, of a name and a key that are not too long for anybody to have it, and where.
+
+        In a directory whose key leaves no bytes for the end there is no such name: then it is in one above.
+        """
+        while (room := self._room(parent) - len(end.encode())) < 0 and parent.parent is not None:
+            parent = parent.parent
+        return parent, segment.encode()[: max(0, room)].decode(errors="ignore") + end
+
+    def _room(self, parent: Inode) -> int:
+        """How many bytes a name in a directory may have."""
+        return min(NAME_MAX, KEY_MAX - len(self._inodes.child_key(parent, "").encode()))
 
     async def _store(self, draft: Draft, key: str, properties: Properties) -> Version:
         if draft.size <= self._uploader.plan.single:

@@ -361,11 +361,17 @@ def test_a_conflict_file_never_takes_the_place_of_another(mount: Composed, store
 @pytest.mark.promise(4)
 @pytest.mark.parametrize(
     "path",
-    ["é" * 125, "e" + "é" * 124, "/".join(["d" * 200] * 5)],
-    ids=["of its name", "or one byte more or less", "of its key"],
+    [
+        "é" * 125,
+        "e" + "é" * 124,
+        "/".join(["d" * 200] * 5),
+        "/".join(["d" * 200] * 4 + ["d" * 200, "f"]),
+        "/".join(["d" * 200] * 4 + ["d" * 190, "e" * 9, "f"]),
+    ],
+    ids=["of its name", "or one byte more or less", "of its key", "of its directory's", "of those above it"],
 )
 def test_a_loser_is_kept_beside_whatever_the_length(mount: Composed, store: Held, path: str) -> None:
-    """The end of the name is shown, which tells what it is: the rest gives way."""
+    """The end of the name is shown, which tells what it is: the rest gives way, or it is in a directory above."""
 
     async def main() -> None:
         await put_all(store, {path: b"old"})
