@@ -309,6 +309,19 @@ async def test_where_acls_could_be_read_a_refusal_may_pass_and_one_that_stays_is
     assert await acls.of_key("d/one") == PUBLIC, "and others are asked for all the same"
 
 
+@pytest.mark.promise(7)
+@trio_test
+async def test_where_acls_could_be_read_no_other_answer_is_waited_for() -> None:
+    """What is gone has none, and what a server does not know it will not know later."""
+    store = FakeStore()
+    await put_each(store, PUBLIC, "d/one", "d/two")
+    acls = carried_of(store, Acls.KEEP)
+    assert await acls.of_key("d/one") == PUBLIC
+    assert await acls.of_key("d/absent") is None
+    refusing(store, "get_acl", StoreError(errno.EOPNOTSUPP, "GetObjectAcl", status=501), "d/two")
+    assert await acls.of_key("d/two") is None
+
+
 @pytest.mark.parametrize(("number", "asked"), [(errno.EIO, 1), (errno.EACCES, 1), (errno.EINTR, 2)])
 @trio_test
 async def test_without_an_answer_about_rules_acls_are_kept(number: int, asked: int) -> None:

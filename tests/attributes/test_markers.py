@@ -92,6 +92,27 @@ class Unconditional(Held):
 # A directory that another client makes first
 
 
+@pytest.mark.promise(1)
+def test_a_marker_that_cannot_be_looked_at_is_not_taken_for_absent(tmp_path: Path, store: Held) -> None:
+    """Another client has made it meanwhile, and what it has is not told: nothing is stored before it is."""
+
+    async def begin(mount: Composed) -> None:
+        await mount.mkdir("d")
+        await chmod(mount)
+        await store.put("d/", b"", THEIRS, acl=PUBLIC)
+        store.errors["head", "d/"] = [NO_ANSWER]
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        before = store.calls["put"]
+        mount.loop.passes(1.5)
+        assert not store.errors["head", "d/"]
+        assert (store.calls["put"] - before, mount.parts.pending) == (1, 1)
+        mount.loop.passes(10)
+        require_theirs(store, 0o750)
+        assert mount.parts.pending == 0
+
+
 @pytest.mark.parametrize("what", ["chmod", "setxattr", "nothing"])
 def test_what_another_client_gave_a_directory_stays_beside_what_is_changed_here(
     tmp_path: Path, store: Held, what: str

@@ -166,6 +166,29 @@ def test_what_is_locked_is_neither_opened_for_writing_nor_cut(tmp_path: Path, lo
         assert mount.parts.pending == 0
 
 
+def test_of_what_is_not_in_the_bucket_yet_no_lock_is_asked_for(tmp_path: Path) -> None:
+    """What another client has locked under its name meanwhile is another file, beside which it will be kept."""
+    caller: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0)
+
+    async def main(mount: Composed, store: Locking) -> None:
+        mount.parts.commits.debounce.delay = LONG
+        await mount.write("file", b"ours", flags=os.O_CREAT)
+        await put_all(store, {"file": b"theirs"})
+        store.locks["file"] = KEPT
+        store.asked.clear()
+        kernel = _operations(mount._settings, mount.parts)
+        opened = await kernel.open((await mount._walk("file")).number, os.O_WRONLY, caller)
+        await kernel.release(opened.fh)
+        assert store.asked == []
+
+    with locking(tmp_path, durability=Durability.JOURNAL) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        with fails(errno.ESTALE):
+            mount.loop.run(mount.settle)
+        assert sorted(bodies(store).values()) == [b"ours", b"theirs"]
+        assert bodies(store)["file"] == b"theirs"
+
+
 def test_one_of_many_that_are_removed_is_asked_for_too(tmp_path: Path) -> None:
     """As `rm -r` removes them: what waits for nothing else waits for that."""
 

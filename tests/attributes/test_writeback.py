@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import itertools
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,16 +31,30 @@ from sosfs.filesystem.bucket import _operations
 from sosfs.journal.journal import Journal
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.metadata.user_metadata import Posix
-from sosfs.s3.protocol import Headers, Properties
+from sosfs.s3.protocol import Acl, Grant, Headers, Properties, Version
 from sosfs.tree.inodes import Inode
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.fake_store import PRIVATE, FakeStore
-from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, settled, silence, stored
+from tests.support.fake_store import ANYONE, OWNER, PRIVATE, FakeStore
+from tests.support.held import (
+    Held,
+    begun,
+    bodies,
+    chmod,
+    closed,
+    denied,
+    forget,
+    opened,
+    put_all,
+    settled,
+    silence,
+    stored,
+)
 
 MIB = 1 << 20
 pytestmark = pytest.mark.usefixtures("without_bugs")
 
+PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
 NO_ANSWER = unanswered("copy", "no answer")
 REFUSED = from_s3("copy", code="AccessDenied", status=403)
 REPEATED = from_s3("copy", code="AccessDenied", status=403)
@@ -107,6 +123,120 @@ def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError
         mount.loop.passes(2 * LATE)
         assert (mount.parts.pending, store.calls["copy"]) == (0, 1)
         assert not mount.parts.attributes.in_doubt(mount.loop.run(partial(mount._walk, "file")))
+
+
+class Published(Held):
+    """What is stored without an ACL can be read by everybody, as `--acl public-read` makes it."""
+
+    def _store(self, key: str, body: bytes, etag: str, properties: Properties, acl: Acl | None) -> Version:
+        return super()._store(key, body, etag, properties, acl or PUBLIC)
+
+
+@pytest.mark.promise(7)
+def test_what_is_private_stays_so_in_a_mount_that_publishes_what_is_new(tmp_path: Path) -> None:
+    store = Published()
+
+    async def begin(mount: Composed) -> None:
+        for key, body in {"changed": b"bytes", "written": b"bytes", "old": b"bytes", "d/": b""}.items():
+            await store.put(key, body, Properties(), acl=PRIVATE)
+        await chmod(mount, "changed")
+        await chmod(mount, "d", 0o700)
+        await mount.write("written", b"B")
+        await mount.rename("old", "moved")
+        await mount.write("new", b"new", flags=os.O_CREAT)
+
+    with composed(store, tmp_path, acl=Canned.PUBLIC_READ) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(10)
+        assert mount.parts.pending == 0
+        public = {key for key, found in store._stored.items() if found.acl == PUBLIC}
+        assert (public, set(store._stored)) == ({"new"}, {"changed", "written", "moved", "d/", "new"})
+
+
+def test_nothing_is_kept_of_a_file_whose_time_was_set_and_stored(tmp_path: Path) -> None:
+    """`cp -p` of a million files sets as many."""
+    store = Held()
+
+    async def begin(mount: Composed) -> weakref.ref[Inode]:
+        await store.put("file", b"bytes", Properties())
+        inode = await mount._walk("file")
+        inode.mtime_ns = NEW.mtime_ns or 0
+        mount.parts.attributes.changed(inode, posix={"mtime_ns"})
+        return weakref.ref(inode)
+
+    async def let_go(mount: Composed) -> None:
+        forget(mount)
+
+    with composed(store, tmp_path) as mount:
+        inode = mount.loop.run(partial(begin, mount))
+        mount.loop.passes(LONG)
+        assert mount.parts.pending == 0
+        mount.loop.run(partial(let_go, mount))
+        gc.collect()
+        assert inode() is None
+
+
+def test_a_type_that_was_given_to_a_new_file_stays_whatever_its_name_says(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"page.html", os.O_CREAT | os.O_RDWR)
+        inode = handle.inode
+        inode.edits = inode.edits.with_header("content_type", "text/x-given")
+        mount.parts.attributes.changed(inode, posix=())
+        await mount.parts.file_io.write(handle, 0, b"bytes")
+        await closed(mount, handle)
+        await mount.write("other.html", b"bytes", flags=os.O_CREAT)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        types = {key: found.object.properties.headers.content_type for key, found in store._stored.items()}
+        assert types == {"page.html": "text/x-given", "other.html": "text/html"}
+
+
+def test_what_was_just_stored_is_not_asked_for(tmp_path: Path) -> None:
+    """Its attributes are ours, however long the copy took."""
+    store, held = Held(), trio.Event()
+
+    async def look(mount: Composed) -> int:
+        return (await mount.parts.attributes.revalidate(inode)).mode
+
+    async def begin(mount: Composed) -> Inode:
+        await store.put("file", b"bytes", Properties())
+        store.before["copy"] = held
+        await chmod(mount)
+        return await mount._walk("file")
+
+    with composed(store, tmp_path) as mount:
+        inode = mount.loop.run(partial(begin, mount))
+        mount.loop.passes(TTL - 1)
+        mount.loop.run(partial(settled, held))
+        mount.loop.passes(TTL / 2)
+        asked = store.calls["head"]
+        assert mount.loop.run(partial(look, mount)) == stat.S_IFREG | 0o600
+        assert store.calls["head"] == asked
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+def test_what_is_refused_of_a_directory_is_told_as_what_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_made: bool
+) -> None:
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        if is_made:
+            await mount.mkdir("d")
+        else:
+            await put_all(store, {"d/": b""})
+        store.errors["put", "d/"] = [REFUSED]
+        await chmod(mount, "d")
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(1.5)
+        assert not store.errors["put", "d/"]
+        said = "the directory d is not in the bucket" if is_made else "attributes of d are not in the bucket"
+        assert said in caplog.text
 
 
 @pytest.mark.parametrize("how", ["is refused", "is open for long"])
