@@ -21,6 +21,7 @@ import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from operator import attrgetter
 from pathlib import Path
 
@@ -40,6 +41,7 @@ _IF_NEWER = """ on conflict do update set etag = excluded.etag, size = excluded.
   written = excluded.written, whole = excluded.whole, properties = excluded.properties
   where excluded.modified > attributes.modified"""
 _IS_UNCERTAIN = f"(modified is null or written <= modified + {SLACK})"  # may look like what was written since
+_DELETE = "delete from attributes where folder = ? and name = ?"
 _CLOSED = 1  # the table's user_version while no mount has it
 _TABLE = """
 create table if not exists attributes (
@@ -185,7 +187,7 @@ class AttributeCache:
                     " where folder >= ? and (? is null or folder < ?) limit ?",
                     (folder, above, above, limit),
                 ).fetchall()
-                self._db.executemany("delete from attributes where folder = ? and name = ?", [row[:2] for row in rows])
+                self._db.executemany(_DELETE, [row[:2] for row in rows])
         except sqlite3.Error as error:
             self._refused("changed", error)
             return []
@@ -196,10 +198,13 @@ class AttributeCache:
         if not self._fresh and not self._unwritten:
             return
         fresh, self._fresh = self._fresh, {}
-        gone = [*(self._unwritten or ()), *(place for place, row in fresh.items() if row is None)]
         try:
+            while self._unwritten:  # in small steps: a full disk refuses each page of a listing anew
+                self._forget(some := list(islice(self._unwritten, GATHER)))
+                self._unwritten.difference_update(some)
             with self._db:
-                self._db.executemany("delete from attributes where folder = ? and name = ?", gone)
+                gone = [place for place, row in fresh.items() if row is None]
+                self._db.executemany(_DELETE, gone)
                 self._db.executemany(
                     "insert or replace into attributes values (?, ?, ?, ?, ?, ?, ?, ?)",
                     [(*place, *_row(row)) for place, row in fresh.items() if row is not None],
@@ -210,8 +215,10 @@ class AttributeCache:
             self._refused("written", error)
         else:
             self._was_refused = False
-            if self._unwritten:
-                self._unwritten = set()
+
+    def _forget(self, places: Sequence[Place]) -> None:
+        with self._db:
+            self._db.executemany(_DELETE, places)
 
     def _refused(self, what: str, error: sqlite3.Error) -> None:
         """A full disk is told of once, not with every thousand rows."""

@@ -249,6 +249,14 @@ class Refusing:
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
         self.refuses = True
+        self.tried = 0  # rows
+
+    def executemany(self, statement: str, rows: list[Any]) -> Any:
+        """As sqlite, which notices at the end that the disk is full."""
+        self.tried += len(rows)
+        if self.refuses:
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._db.executemany(statement, rows)
 
     def __enter__(self) -> Any:
         return self._db.__enter__()
@@ -257,7 +265,7 @@ class Refusing:
         return self._db.__exit__(*error)
 
     def __getattr__(self, name: str) -> Any:
-        if self.refuses and name in {"execute", "executemany"}:
+        if self.refuses and name == "execute":
             raise sqlite3.OperationalError("database or disk is full")
         return getattr(self._db, name)
 
@@ -310,6 +318,26 @@ def test_what_could_not_be_forgotten_does_not_pass_for_what_was_written_since(
     cache.put("d/new", version(modified=None), PLAIN, whole=True)
     assert names(cache) == ["new"], "of what is written from then on nothing is doubted"
     assert names(again(cache, tmp_path)) == ["new"]
+
+
+def test_a_page_of_a_listing_does_not_try_all_anew_that_a_full_disk_has_refused(
+    cache: AttributeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bounded part of it, however much that is; all of it once there is room."""
+    monkeypatch.setattr(attributes, "GATHER", 10)
+    for number in range(100):
+        cache.put(f"d/{number}", version(modified=None), PLAIN, whole=True)
+    cache.flush()
+    cache._db = disk = Refusing(cache._db)  # type: ignore[assignment]
+    for number in range(90):
+        cache.drop(f"d/{number}")
+        cache.flush()
+    disk.tried = 0
+    assert names(cache) == []
+    assert disk.tried <= 10
+    disk.refuses = False
+    assert names(cache) == [str(number) for number in range(90, 100)]
+    assert names(again(cache, tmp_path)) == [str(number) for number in range(90, 100)]
 
 
 def test_what_could_not_be_forgotten_is_when_the_mount_ends(cache: AttributeCache, tmp_path: Path) -> None:
