@@ -476,10 +476,17 @@ class DraftRecords:
         return True
 
     def cut(self, inode: Inode) -> None:
-        """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them."""
+        """A recorded draft was truncated: bytes of the record are about to go, and it must not tell of them.
+
+        On a full disk that is owed: the spool loses nothing before, and a close then waits for the bucket.
+        """
         open_file, draft = opened(inode), draft_of(inode)
         if open_file is None or draft is None or not open_file.row or not draft.spool.on_disk:
             return
+        with self._journal.together():
+            self._cut(inode, open_file, draft)
+
+    def _cut(self, inode: Inode, open_file: OpenFile, draft: Draft) -> None:
         if draft.size:
             change = partial(_cut, draft.size, _in_flight(open_file, draft))
             self._journal.alter_draft(open_file.row, self._beside(inode, open_file, draft, change))

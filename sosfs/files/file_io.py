@@ -300,13 +300,13 @@ class FileIO:
         low, high = sorted((size, draft.size))
         self.records.touched(inode)
         draft.truncate(size)
+        inode.size = size  # as the draft has, whatever the journal says
         if open_file.upload is not None and low < high:
             open_file.upload.written(low, high)
             if size == low:
                 open_file.upload.cut()
         self.records.cut(inode)
         draft.trim()
-        inode.size = size
         open_file.times_given = False
         inode.touch()
 

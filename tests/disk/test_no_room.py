@@ -373,6 +373,38 @@ def test_a_crash_after_a_stored_file_has_made_room_on_a_full_disk_finds_no_damag
         assert bodies(store) == {"file": NEW}
 
 
+@pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "still open"])
+@pytest.mark.parametrize("size", [0, 100, 500_000])
+@pytest.mark.parametrize("durability", [Durability.JOURNAL, Durability.WRITEBACK])
+def test_a_file_that_is_cut_on_a_full_disk_has_that_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, is_closed: bool, durability: Durability
+) -> None:
+    """To its program, to others and in the bucket. A crash before its close finds no damage."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        await mount.write("file", OLD, flags=os.O_CREAT)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        await mount.parts.file_io.truncate(handle.inode, size)
+        wanted = (b"new" + OLD[3:])[:size].ljust(size, b"\0")
+        assert handle.inode.size == size
+        assert bytes(await mount.parts.file_io.read(handle, 0, 2 * len(OLD))) == wanted
+        if is_closed:
+            await closed(mount, handle)
+            assert bodies(store) == {"file": wanted}, "the journal has no room for it"
+        full.heals()
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(main, mount))
+        if not is_closed:
+            mount.crash()
+            monkeypatch.undo()
+            mount.take_up()
+
+
 Files = dict[str, tuple[bytes, int]]
 
 
