@@ -65,7 +65,7 @@ class UnansweredCopies:
 
     def is_over(self, inode: Inode) -> bool:
         """Whether none of them can come any more."""
-        return inode not in self._sent or trio.current_time() >= self._until.get(inode, 0.0)
+        return trio.current_time() >= self._until.get(inode, 0.0)
 
     def forget(self, inode: Inode) -> None:
         """The object is gone, or another one."""

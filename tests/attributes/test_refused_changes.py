@@ -16,6 +16,7 @@ import trio
 
 from sosfs.config.parameters import TTL, Durability
 from sosfs.errors import from_s3
+from sosfs.fuse.entries import entry_of
 from sosfs.namespace.deletions import PROVEN
 from sosfs.s3.protocol import Acl, Grant, Properties, Version
 from sosfs.tree.inodes import Inode
@@ -153,6 +154,31 @@ def test_a_device_whose_change_is_refused_keeps_its_number_over_a_crash(tmp_path
         mount.loop.passes(LONG)
         assert mount.parts.pending == 0
         assert store._stored["null"].object.properties.metadata["rdev"] == str(null)
+
+
+@pytest.mark.promise(3)
+@both_modes
+def test_what_is_taken_up_after_a_crash_can_be_shown(tmp_path: Path, durability: Durability) -> None:
+    """As the kernel gets it: a file whose attributes were refused, and one whose bytes are not sent."""
+
+    async def begin(mount: Composed, store: Refusing) -> None:
+        await store.put("file", b"body", Properties())
+        change(mount, await mount._walk("file"))
+        if durability is not Durability.BUCKET:
+            await mount.write("written", b"new", flags=os.O_CREAT)
+        store.answer = ANSWERS["403"]
+
+    async def shown(mount: Composed, path: str) -> tuple[int, int, int]:
+        entry = entry_of(await mount._walk(path), ttl=TTL)
+        return entry.st_size, entry.st_uid, entry.st_rdev
+
+    with refusing(tmp_path, durability) as (mount, store):
+        mount.loop.run(partial(begin, mount, store))
+        mount.crash()
+        mount.start()
+        assert mount.loop.run(partial(shown, mount, "file")) == (4, 5, 0)
+        if durability is not Durability.BUCKET:
+            assert mount.loop.run(partial(shown, mount, "written")) == (3, 0, 0)
 
 
 @pytest.mark.promise(3)

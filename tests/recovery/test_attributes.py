@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 from sosfs.config.parameters import Durability
-from sosfs.errors import StoreError
+from sosfs.errors import StoreError, from_s3
 from sosfs.files.open_file import Handle
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Acl, Grant, Headers, Properties, Version
@@ -30,7 +30,7 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import eventually
 from tests.support.fake_store import ANYONE, OWNER, FakeStore
 from tests.support.faults import Delay, Hang, Moment
-from tests.support.held import Held, begun, closed, denied, opened, settled, stored
+from tests.support.held import Held, begun, closed, opened, settled, stored
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 
@@ -465,6 +465,38 @@ def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Du
             assert in_bucket(store)[2] > MTIME, "the bytes that were written have the time of then"
 
 
+@both_modes
+@pytest.mark.parametrize("is_open", [True, False])
+def test_bytes_that_were_stored_keep_their_time_though_another_was_set_before(
+    tmp_path: Path, durability: Durability, is_open: bool
+) -> None:
+    """The mode was set while they were sent, and a kill comes before that is stored."""
+    store = Whole()
+
+    async def work() -> Handle:
+        await set_rest(mount)
+        handle = await opened(mount)
+        store.after["put"] = trio.Event()
+        await mount.parts.file_io.write(handle, 0, b"new")
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        assert ("put", "file") in store.reached
+        await set_mode(mount, 0o600)
+        if not is_open:
+            await begun(mount, partial(closed, mount, handle))
+        await settled(store.after.pop("put"))
+        return handle
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        mount.loop.run(work)
+        assert stored(store) == b"newy"
+        stored_at = in_bucket(store)[2]
+        assert in_bucket(store)[0] == 0o644
+        mount.crash()
+        mount.start()
+        require(mount, store, (0o600, 9, stored_at, "red"))
+
+
 @every_store
 @pytest.mark.parametrize("then", ["a commit", "a rename"])
 def test_what_follows_a_copy_without_an_answer_has_no_rival(tmp_path: Path, kind: str, then: str) -> None:
@@ -697,10 +729,16 @@ def test_headers_of_a_new_directory_outlive_a_crash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hashes", [True, False])
+@pytest.mark.parametrize("refused", ["copy", "get_acl"])
 def test_a_change_of_what_was_stored_without_an_answer_waits_where_it_is_refused(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, hashes: bool
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hashes: bool, refused: str
 ) -> None:
     store = Whole(hashes=hashes)
+    told = [from_s3(refused, code="InvalidArgument", status=400)]
+
+    def refuse(operation: str, key: str) -> None:
+        if operation == refused and told:
+            raise told.pop()
 
     async def work() -> None:
         await _while_it_is_sent(mount, store, await opened(mount))
@@ -710,9 +748,9 @@ def test_a_change_of_what_was_stored_without_an_answer_waits_where_it_is_refused
         mount.loop.run(work)
         mount.crash()
         store.after.clear()
-        store.errors["copy", "file"] = [denied("copy")]
+        store.fault = refuse
         mount.start()
-        assert not store.errors["copy", "file"]
+        assert not told
         assert (shown(mount)[0], shown(mount)[3]) == (0o600, "red")
         mount.loop.passes(LONG)
         assert stored(store) == b"newy"
