@@ -70,7 +70,6 @@ class Deletions:
         self._flying: dict[str, Outcome] = {}
         self._held: dict[str, Outcome] = {}
         self._versions: dict[str, Version] = {}  # what is to be removed
-        self._forget: dict[str, Callable[[], None]] = {}  # what goes from the journal with it
         self._pinned: set[str] = set()  # keys of which only that version is to go
         self._tried: set[str] = set()  # keys that wait since a try: another client may have stored something there
         self._failed: dict[str, OSError] = {}  # what the last try ended with
@@ -129,15 +128,15 @@ class Deletions:
     ) -> None:
         """Removes a key now or soon; `outcome` is called when the store has answered for it.
 
-        It is in the journal meanwhile: after a crash the next mount removes it, if it is still this version. What else
-        the journal has of it goes in one step with that, by `forget`: alone it would bring the name back.
+        It is in the journal meanwhile: after a crash the next mount removes it, if it is still this version. Where the
+        answer is awaited, what else the journal has of it goes in one step with that, by `forget`: alone it would bring
+        the name back. Else that is left to the caller, for the record of the removal stays.
 
         Raises StoreError where the answer was awaited and is a refusal; neither is called then.
         """
-        if self.delete_at_once(key, version, outcome, forget=forget):
+        if self.delete_at_once(key, version, outcome):
             return
         if key.endswith("/") and self.under(key) - {key}:
-            self._forget[key] = forget
             self.later(key, version, outcome)  # its name is not free before what was below it is gone
             return
         await self.wait_for(key)
@@ -154,13 +153,10 @@ class Deletions:
         await self._journal.flushed()
         outcome()
 
-    def delete_at_once(
-        self, key: str, version: Version, outcome: Outcome, *, forget: Callable[[], None] = _nothing
-    ) -> bool:
+    def delete_at_once(self, key: str, version: Version, outcome: Outcome) -> bool:
         """Removes a key soon, if one was removed lately and the journal takes it; else False, and nothing is done."""
         if trio.current_time() >= self._proven_until or not self._recorded(key, version):
             return False
-        self._forget[key] = forget
         self._queue(key, version, outcome)
         return True
 
@@ -441,7 +437,6 @@ class Deletions:
             with self._journal.together():  # one write to the log, not one for each key
                 for key in answered:
                     self._journal.drop_delete(key)
-                    self._forget.get(key, _nothing)()
         except OSError as failure:
             log.error("the journal cannot be written: %s", failure)  # whoever waits for these keys must go on
         if answered:
@@ -449,7 +444,6 @@ class Deletions:
         for key in answered:
             outcome = self._flying.pop(key)
             self._versions.pop(key, None)
-            self._forget.pop(key, None)
             self._failed.pop(key, None)
             if self._since.pop(key, None) is not None:
                 self._uncount(key)

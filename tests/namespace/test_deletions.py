@@ -20,6 +20,7 @@ from sosfs.filesystem.pending_changes import PendingChanges
 from sosfs.namespace.deletions import CROWD, HELD_FIRST, HELD_MAX, PAUSE_MAX
 from sosfs.s3.protocol import NO_VERSIONS, Failure, Properties, Version
 from tests.support.composed import LONG, Composed, composed
+from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence
 
@@ -74,6 +75,33 @@ async def _empty(mount: Composed, store: SlowFirst) -> None:
     for number in range(1, FILES):
         await mount.unlink(f"top/sub/{number:04}")
     await mount.rmdir("top/sub")
+
+
+def test_a_directory_is_removed_while_the_last_of_its_files_is_still_going(tmp_path: Path) -> None:
+    """The one before is gone already. Nothing is kept of what has been removed."""
+    store, held = Held(), trio.Event()
+
+    async def begin() -> None:
+        await put_all(store, dict.fromkeys(("other", "d/", "d/x", "d/y"), b""))
+        await _remove(here, "other")
+        store.before["delete", "d/x"], store.before["delete", "d/y"] = trio.Event(), held
+        await _remove(here, "d/x")
+
+    async def end() -> None:
+        await _remove(here, "d/y")
+        await settled(store.before.pop(("delete", "d/x")))
+
+    with composed(store, tmp_path) as here:
+        here.loop.run(begin)
+        here.loop.passes(1)
+        here.loop.run(end)
+        here.loop.passes(2 * TTL)  # what is in it is asked for anew, and shows what is still going
+        assert set(store._stored) == {"d/", "d/y"}
+        here.loop.run(partial(here.rmdir, "d"))
+        here.loop.run(partial(settled, held))
+        here.loop.passes(1)
+        assert (bodies(store), here.loop.run(here.tree), here.parts.pending) == ({}, {}, 0)
+        assert not here.parts.deletions._prefixes
 
 
 def test_a_directory_does_not_come_back_while_a_file_of_it_is_still_going(mount: Composed, store: SlowFirst) -> None:
@@ -237,31 +265,37 @@ def test_what_is_refused_is_tried_again_with_growing_pauses_and_told_with_the_re
     store, tried = FakeStore(), list[str]()
 
     def refuse(operation: str, key: str) -> None:
-        if operation == "delete" and key == "files":
-            tried.append(key)
-            raise StoreError(errno.EACCES, f"{operation} {key!r}", code="AccessDenied", status=403)
+        if operation == "delete" and key in ("files", "fi"):
+            tried.extend([key] * (key == "files"))
+            raise denied(f"{operation} {key!r}")
 
-    with composed(store, tmp_path) as mount:
-        mount.loop.run(lambda: put_all(store, dict.fromkeys(("other", "file", "files", "more"), b"")))
-        assert mount.parts.oldest == 0.0
+    async def require_told(path: str) -> None:
+        with fails(errno.EACCES):
+            await here.unlink(path)
+
+    with composed(store, tmp_path) as here:
+        here.loop.run(lambda: put_all(store, dict.fromkeys(("other", "fi", "file", "files", "more"), b"")))
+        assert here.parts.oldest == 0.0
         store.fault, before = refuse, time.time()
-        mount.loop.run(partial(_remove, mount, "other", "file", "files"))
-        assert {path: (one["error"], one["retry_at"]) for path, one in _pending(mount).items()} == {
+        here.loop.run(partial(_remove, here, "other", "file", "files"))
+        assert {path: (one["error"], one["retry_at"]) for path, one in _pending(here).items()} == {
             "file": ("", 0.0),
             "files": ("", 0.0),
         }
-        mount.loop.passes(1)
-        (told,) = _pending(mount).values()
+        here.loop.passes(1)
+        (told,) = _pending(here).values()
         assert (told["path"], told["kind"], told["error"]) == ("files", "removal", "AccessDenied")
         assert 0 < told["retry_at"] - time.time() <= HELD_FIRST
-        assert before <= told["since"] == mount.parts.oldest <= time.time()
-        assert mount.parts.waiting == ["removal of files: delete 'files': AccessDenied"]
-        mount.loop.passes(LONG)
+        assert before <= told["since"] == here.parts.oldest <= time.time()
+        assert here.parts.waiting == ["removal of files: delete 'files': AccessDenied"]
+        here.loop.passes(LONG)
         assert 8 <= len(tried) <= 16
-        mount.loop.run(partial(_remove, mount, "more"))
+        here.loop.run(partial(require_told, "fi"))
+        here.loop.run(partial(_remove, here, "more"))
         store.fault = None
-        mount.loop.passes(2 * HELD_MAX)
-        assert (store._stored, _pending(mount), mount.parts.oldest) == ({}, {}, 0.0)
+        here.loop.passes(2 * HELD_MAX)
+        here.loop.run(partial(_remove, here, "fi"))
+        assert (store._stored, _pending(here), here.parts.oldest) == ({}, {}, 0.0)
 
 
 @pytest.mark.usefixtures("without_bugs")
@@ -340,6 +374,8 @@ def test_a_directory_that_waits_for_what_is_refused_keeps_nobody_from_removing_o
         mount.loop.passes(HELD_FIRST + 1)  # the next try comes after twice as long
         mount.loop.run(partial(mount.rmdir, "d"))
         mount.loop.passes(1)
+        told = _pending(mount)["d"]
+        assert told["error"] == "AccessDenied" and told["retry_at"] > 0, "it waits with the file, and for as long"
         mount.loop.run(partial(_remove, mount, "a", "b"))
         mount.loop.passes(1)
         assert sorted(store._stored) == ["d/", "d/x"]
