@@ -27,7 +27,7 @@ from sosfs.journal.journal import Journal
 from sosfs.namespace.namespace import refuse
 from sosfs.s3.protocol import KEY_MAX, Acl, Grant, Headers, Page, Properties, Right, Version
 from sosfs.tree.inodes import SYMLINK_MAX, Inode
-from sosfs.tree.keys import name_of
+from sosfs.tree.keys import HIDDEN, name_of
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
@@ -761,6 +761,41 @@ def test_who_reads_what_another_client_replaced_gets_none_of_the_other_bytes(mou
     mount.loop.run(main)
 
 
+class Otherwise(FakeStore):
+    """Its listings tell another ETag than all else, as where they are made of an index."""
+
+    async def list(self, prefix: str, **options: Any) -> Page:
+        page = await super().list(prefix, **options)
+        told = [replace(one, version=replace(one.version, etag=f"{one.version.etag}-1")) for one in page.objects]
+        return replace(page, objects=tuple(told))
+
+
+def test_a_directory_is_renamed_where_a_listing_tells_another_etag_than_the_object(tmp_path: Path) -> None:
+    store = Otherwise()
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: put_all(store, {"a/": b"", "a/x": b"x"}))
+        mount.loop.run(partial(mount.rename, "a", "b"))
+        assert bodies(store) == {"b/": b"", "b/x": b"x"}
+
+
+def test_a_rename_asks_for_nothing_where_the_new_name_tells_no_other_content_type(mount: Composed, store: Held) -> None:
+    """A symbolic link has none that its name has told, whatever that ends in."""
+
+    async def main() -> None:
+        await put_all(store, {"a.txt": bytes(2 << 20)})
+        await mount._walk("a.txt")
+        asked = store.calls["head"]
+        await mount.rename("a.txt", "b.txt")
+        assert store.calls["head"] == asked
+        root = mount.parts.inodes.root
+        await mount.parts.creations.make_object(root, b"link.txt", stat.S_IFLNK | 0o777, 0, 0, body=b"b.txt")
+        before = store._stored["link.txt"].object.properties
+        await mount.rename("link.txt", "link.html")
+        assert store._stored["link.html"].object.properties == before
+
+    mount.loop.run(main)
+
+
 def test_what_another_client_removes_while_its_directory_is_renamed_is_gone(mount: Composed, store: Held) -> None:
     """After the listing, before the copy: that is no reason for the rest to stay."""
     held = trio.Event()
@@ -1323,6 +1358,8 @@ def test_what_may_not_be_renamed_is_refused_without_a_change(mount: Composed, st
             await mount.parts.renames.rename(root, b"file", await mount._walk("d"), b"x", replace=False)
         with fails(errno.ENOENT):
             await mount.rename("absent", "other")
+        with fails(errno.EINVAL):
+            await mount.rename("file", HIDDEN)
         assert store.calls["copy"] == 0
         assert bodies(store) == before
 
