@@ -34,6 +34,7 @@ from sosfs.metadata.edits import NO_EDITS, POSIX
 from sosfs.s3.http_headers import check_properties
 from sosfs.s3.protocol import (
     Detail,
+    Headers,
     Object,
     ObjectStore,
     Properties,
@@ -101,10 +102,16 @@ class Changes(Revalidation):
         )
 
     def _stored(self, inode: Inode, known: Properties) -> Properties:
-        kept = known.headers
-        if not kept.content_type and is_new(inode):
-            kept = replace(kept, content_type=system_headers.for_name(inode.segment).content_type)
+        kept = self._typed(inode, known.headers)
         return Properties(kept, user_metadata.write(known.metadata, inode.posix), self._class_of(inode))
+
+    def _typed(self, inode: Inode, headers: Headers) -> Headers:
+        """S3 has no object without a type: a new one gets that of its name, as does one whose type was taken away."""
+        if inode.is_directory:
+            return system_headers.for_directory(headers)
+        if headers.content_type or not (is_new(inode) or "content_type" in inode.edits.headers):
+            return headers
+        return replace(headers, content_type=system_headers.for_name(inode.segment).content_type)
 
     def _class_of(self, inode: Inode) -> str | None:
         """The storage class: what is in the bucket keeps its own, which S3 resets with each write and copy."""
@@ -252,7 +259,8 @@ class Changes(Revalidation):
 
     def _holds_edits(self, inode: Inode, used: Properties) -> bool:
         """Whether `used`, just stored, has all that the user changed of headers and metadata; it is done then."""
-        if inode.edits.applied(used) != used:
+        wanted = inode.edits.applied(used)
+        if used not in (wanted, replace(wanted, headers=self._typed(inode, wanted.headers))):
             return False
         inode.edits = NO_EDITS
         return True
@@ -272,12 +280,6 @@ class Changes(Revalidation):
         inode.properties, inode.checked = used, trio.current_time()
         inode.acl_private_until = inode.checked + self.ttl
         self._remember(inode)
-
-    def marker_properties(self, inode: Inode) -> Properties:
-        """What a directory's marker carries."""
-        known = self.known(inode)
-        kept = system_headers.for_directory(known.headers)
-        return Properties(kept, user_metadata.write(known.metadata, inode.posix), self._class_of(inode))
 
     def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
         """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""

@@ -302,7 +302,7 @@ class AttributeWriteback(Changes):
         if condition is Guard.ABSENT:
             await self._vacated(key)  # what a rename has copied there would pass for a marker of another client
         acl = await self.acls.of(inode) if inode.version is not None else None
-        posix, used = inode.posix, self.marker_properties(inode)
+        posix, used = inode.posix, self.properties(inode)
         self.forget(key)
         locked = replace(used, lock=UNLOCKED if condition is Guard.ABSENT else await self.protection.carried(key))
         version = await self._store.put(key, b"", locked, condition=condition, acl=acl)

@@ -30,9 +30,9 @@ from sosfs.control.object_retention import ObjectRetentions
 from sosfs.control.rejected_texts import Rejections
 from sosfs.files.draft import DraftState
 from sosfs.files.open_file import draft_of
-from sosfs.metadata import system_headers, user_metadata, xattr_encoding
+from sosfs.metadata import system_headers, xattr_encoding
 from sosfs.metadata.edits import Edits
-from sosfs.s3.http_headers import STANDARD, check_properties
+from sosfs.s3.http_headers import STANDARD
 from sosfs.s3.object_urls import Links
 from sosfs.s3.protocol import Detail, Object, Properties
 from sosfs.tree.inodes import Inode, Inodes
@@ -112,14 +112,11 @@ class Xattrs:
         if name in self._readers:
             return (await self._readers[name](inode)).encode()
         known = await self._known(inode, whole=name == EXPIRES)
-        if name in HEADERS:
-            if value := getattr(known.headers, HEADERS[name]):
-                return str(value).encode()
-            raise _absent()
-        if not name.startswith(SOS):
-            for entry, value in known.metadata.items():
-                if xattr_encoding.shown(entry) == name[len(USER) :]:
-                    return xattr_encoding.from_text(value)
+        if name in HEADERS and (value := getattr(known.headers, HEADERS[name])):
+            return str(value).encode()
+        for entry, value in known.metadata.items():
+            if xattr_encoding.shown(entry) == name[len(USER) :]:
+                return xattr_encoding.from_text(value)
         raise _absent()
 
     async def names(self, inode: Inode) -> list[bytes]:
@@ -139,11 +136,9 @@ class Xattrs:
         await self._learn(inode)
         if whole and inode.version is not None:
             await self._attributes.learn_whole(inode)
-        if not inode.is_directory:
-            return self._attributes.properties(inode)
-        if inode.attributes_dirty:
-            return self._attributes.marker_properties(inode)  # a marker is on its way
-        return self._attributes.known(inode)
+        if inode.is_directory and not inode.attributes_dirty:
+            return self._attributes.known(inode)
+        return self._attributes.properties(inode)  # of a directory: a marker is on its way
 
     async def _learn(self, inode: Inode) -> None:
         if await self._attributes.revalidate(inode) is not inode:
@@ -227,8 +222,6 @@ class Xattrs:
         else:
             entry = xattr_encoding.stored(name[len(USER) :], self._attributes.known(inode).metadata)
             edits = inode.edits.with_metadata(entry, xattr_encoding.to_text(value))
-        wanted = edits.applied(inode.properties)
-        check_properties(Properties(wanted.headers, user_metadata.write(wanted.metadata, inode.posix)))
         self._change(inode, edits)
 
     def _change(self, inode: Inode, edits: Edits) -> None:

@@ -107,7 +107,7 @@ class Creations:
         inode.pins += 1
         try:
             async with self._subtree_lock.shared(inode), of.resting(inode):  # who finds it may change it
-                used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+                used = of.properties(inode)
                 inode.version = await self._store.put(self._inodes.key(inode), body, used, condition=Guard.ABSENT)
                 of.created(inode, used)
         except OSError as error:

@@ -443,7 +443,7 @@ class Renames:
             # Another client's bytes keep what that one stored with them.
             if inode.is_directory or (inode.version is not None and one.version.same_bytes(inode.version)):
                 of = self._attributes
-                used = of.marker_properties(inode) if inode.is_directory else of.properties(inode)
+                used = of.properties(inode)
                 inode.properties, inode.whole = used, True
         acl, version = await self._acl(one, inode), one.version
         for last in (False, True):

@@ -294,7 +294,7 @@ def test_what_a_lost_answer_made_keeps_what_was_changed_since(tmp_path: Path) ->
 
     async def begin(mount: Composed) -> None:
         await mount.mkdir("d")
-        await mount.parts.store.put("d/", b"", mount.parts.attributes.marker_properties(await mount._walk("d")))
+        await mount.parts.store.put("d/", b"", mount.parts.attributes.properties(await mount._walk("d")))
         change(mount, await mount._walk("d"))
 
     with refusing(tmp_path, Durability.JOURNAL) as (mount, store):
