@@ -98,8 +98,9 @@ class ObjectRetentions:
             if not wanted.covers(in_force):
                 raise OSError(errno.EPERM, f"{reason(in_force, now)}: it can only be locked longer, or more firmly")
             await self._require_possible()
+            _forget_time(inode)
             await self._locks.set_retention(found.key, found.version_id, wanted)
-            self._changed(inode, found.key)
+            self._attributes.protection.changed(found.key)
 
     async def release(self, inode: Inode) -> None:
         """Says why a retention cannot be taken off. Raises EPERM; ENODATA where there is none."""
@@ -115,8 +116,9 @@ class ObjectRetentions:
             if found.lock.is_held == is_held:
                 return
             await self._require_possible()
+            _forget_time(inode)
             await self._locks.set_legal_hold(found.key, found.version_id, Lock(is_held=is_held))
-            self._changed(inode, found.key)
+            self._attributes.protection.changed(found.key)
 
     @asynccontextmanager
     async def _current(self, inode: Inode) -> AsyncIterator[Object]:
@@ -134,10 +136,11 @@ class ObjectRetentions:
         if not self._locks.are_possible and not await self._locks.look():
             raise OSError(errno.EOPNOTSUPP, "the bucket has no Object Lock")
 
-    def _changed(self, inode: Inode, key: str) -> None:
-        self._attributes.protection.changed(key)
-        if inode.version is not None:  # Ceph's Last-Modified is that of the lock, and no answer shows it
-            inode.version = replace(inode.version, modified=None)
+
+def _forget_time(inode: Inode) -> None:
+    """Ceph's Last-Modified is that of the lock, and no answer shows it, nor whether the lock was set if none comes."""
+    if inode.version is not None:
+        inode.version = replace(inode.version, modified=None)
 
 
 def _require_closed(inode: Inode) -> None:

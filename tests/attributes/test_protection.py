@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyfuse3
 import pytest
@@ -21,14 +22,14 @@ import trio
 
 from sosfs.attributes.protection import Act
 from sosfs.config.parameters import Durability
-from sosfs.control.object_retention import ObjectRetentions
+from sosfs.control.object_retention import ObjectRetentions, SettableLocks
 from sosfs.errors import StoreError
 from sosfs.filesystem.bucket import _operations
 from sosfs.filesystem.composition import Filesystem
 from sosfs.s3.protocol import UNLOCKED, Acl, Detail, Lock, Object, Properties, Version
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, settled, told
+from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, settled, silence, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 both_modes = pytest.mark.parametrize("durability", Durability)
@@ -51,6 +52,9 @@ class Locking(Held):
     def __init__(self) -> None:
         super().__init__()
         self.are_possible = True
+        self.is_new = False  # whether the bucket has got Object Lock since the mount began
+        self.is_silent = False
+        self.looks = 0
         self.heeds = True
         self.default = UNLOCKED
         self.locks: dict[str, Lock] = {}
@@ -74,17 +78,32 @@ class Locking(Held):
         found = self._stored.get(key)
         return None if found is None else replace(found.object, lock=self.locks[key], version_id="current")
 
+    async def look(self) -> bool:
+        """As `SettableLocks.look`."""
+        self.looks += 1
+        return self.is_new
+
     async def set_retention(self, key: str, version_id: str, lock: Lock) -> None:
         """As `Locks.set_retention`."""
         assert version_id == "current"
         self.set.append("retention")
         self.locks[key] = replace(lock, is_held=self.locks[key].is_held)
+        self._touched(key)
 
     async def set_legal_hold(self, key: str, version_id: str, lock: Lock) -> None:
         """As `Locks.set_legal_hold`."""
         assert version_id == "current"
         self.set.append("hold")
         self.locks[key] = replace(self.locks[key], is_held=lock.is_held)
+        self._touched(key)
+
+    def _touched(self, key: str) -> None:
+        """Tells another time of the object from now on, as Ceph does; and perhaps nobody."""
+        stored = self._stored[key]
+        now = replace(stored.object.version, modified=(stored.object.version.modified or 0) + 100)
+        stored.object = replace(stored.object, version=now)
+        if self.is_silent:
+            raise silence("lock")
 
     def was_refused(self, path: str, error: OSError, act: Act) -> None:
         """Goes into `.sosfs/errors`."""
@@ -498,11 +517,201 @@ def test_a_copy_that_another_client_removes_before_it_is_locked_is_no_error(tmp_
 # Locks that are set through the mount
 
 
+def setting(mount: Composed, store: Locking) -> ObjectRetentions:
+    """`user.sos.retention` and `user.sos.legal-hold`."""
+    parts, locks = mount.parts, cast(SettableLocks, store)
+    return ObjectRetentions(parts.inodes, store, locks, parts.attributes, parts.commits, parts.subtree_lock)
+
+
+TEXT = "GOVERNANCE 2096-10-02T07:06:40Z"
+
+
+@pytest.mark.parametrize(
+    ("lock", "retention", "hold"),
+    [(UNLOCKED, "", "OFF"), (KEPT, TEXT, "OFF"), (HELD, "", "ON"), (BOTH, TEXT.replace("GOVERN", "COMPLI"), "ON")],
+)
+def test_a_lock_is_told_as_the_bucket_has_it(tmp_path: Path, lock: Lock, retention: str, hold: str) -> None:
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes", "d/file": b""})
+        store.locks["file"] = lock
+        shown, file, folder = setting(mount, store), await mount._walk("file"), await mount._walk("d")
+        for possible in (True, False):
+            store.are_possible = possible
+            if retention:
+                assert await shown.retention(file) == retention
+            else:
+                with fails(errno.ENODATA):
+                    await shown.retention(file)
+            if possible or lock.is_held:
+                assert await shown.legal_hold(file) == hold
+            else:
+                with fails(errno.ENODATA):
+                    await shown.legal_hold(file)
+        store.are_possible = True
+        works: list[Callable[[], Any]] = [
+            partial(shown.retention, folder), partial(shown.legal_hold, folder), partial(shown.release, folder),
+            partial(shown.retain, folder, TEXT), partial(shown.hold, folder, "ON"),
+        ]  # fmt: skip
+        for work in works:
+            with fails(errno.ENODATA):
+                await work()
+        assert store.set == []
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "due"),
+    [
+        (UNLOCKED, TEXT, KEPT),
+        (HELD, TEXT, replace(KEPT, is_held=True)),
+        (KEPT, TEXT, None),
+        (replace(KEPT, is_held=True), TEXT, None),
+        (KEPT, TEXT.replace("07:06:40", "07:06:41"), Lock("GOVERNANCE", FAR + 1)),
+        (KEPT, TEXT.replace("GOVERN", "COMPLI"), Lock("COMPLIANCE", FAR)),
+        (OVER, "GOVERNANCE 2090-01-01T00:00:00Z", Lock("GOVERNANCE", 3_786_912_000)),
+    ],
+)
+def test_an_object_is_locked_longer_or_more_firmly(tmp_path: Path, before: Lock, text: str, due: Lock | None) -> None:
+    """And its legal hold is another matter."""
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.locks["file"] = before
+        await setting(mount, store).retain(await mount._walk("file"), text)
+        assert store.locks["file"] == (due or before)
+        assert store.set == ([] if due is None else ["retention"]), "nothing is sent that is so already"
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        assert store.looks == 0
+
+
+@pytest.mark.parametrize(
+    ("before", "text", "number"),
+    [
+        (KEPT, TEXT.replace("07:06:40", "07:06:39"), errno.EPERM),
+        (Lock("COMPLIANCE", FAR), TEXT, errno.EPERM),
+        (Lock("COMPLIANCE", FAR), TEXT.replace("2096", "2098"), errno.EPERM),
+        (UNLOCKED, "GOVERNANCE 2001-01-01", errno.EINVAL),
+        (UNLOCKED, "GOVERNMENT 30 days", errno.EINVAL),
+        (UNLOCKED, "GOVERNANCE", errno.EINVAL),
+    ],
+)
+def test_what_the_server_would_refuse_is_not_sent(tmp_path: Path, before: Lock, text: str, number: int) -> None:
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.locks["file"] = before
+        with fails(number):
+            await setting(mount, store).retain(await mount._walk("file"), text)
+        assert (store.set, store.locks["file"]) == ([], before)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+
+
+def test_what_is_no_lock_stores_nothing(tmp_path: Path) -> None:
+    """Bytes that wait for their upload go on waiting."""
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await mount.write("file", b"bytes", flags=os.O_CREAT)
+        file = await mount._walk("file")
+        shown = setting(mount, store)
+        for work in (partial(shown.retain, file, "GOVERNMENT"), partial(shown.hold, file, "?")):
+            with fails(errno.EINVAL):
+                await work()
+        assert bodies(store) == {}
+
+    with locking(tmp_path, durability=Durability.JOURNAL) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_a_bucket_without_object_lock_is_asked_once_more_before_a_lock_is_refused(tmp_path: Path, is_new: bool) -> None:
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.are_possible, store.is_new = False, is_new
+        shown, file = setting(mount, store), await mount._walk("file")
+        await shown.hold(file, "OFF")
+        assert store.looks == 0, "it is so already"
+        for work in (partial(shown.retain, file, TEXT), partial(shown.hold, file, "ON")):
+            if is_new:
+                await work()
+            else:
+                with fails(errno.EOPNOTSUPP):
+                    await work()
+        assert (store.set, store.looks) == (["retention", "hold"] if is_new else [], 2)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+
+
+def test_a_legal_hold_comes_and_goes_and_leaves_the_retention(tmp_path: Path) -> None:
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.locks["file"] = KEPT
+        shown, file = setting(mount, store), await mount._walk("file")
+        for text, due in (("ON", replace(KEPT, is_held=True)), ("on", replace(KEPT, is_held=True)), ("OFF", KEPT)):
+            await shown.hold(file, text)
+            assert store.locks["file"] == due
+        assert store.set == ["hold"] * 2
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+
+
+@pytest.mark.parametrize(
+    ("lock", "number", "why"),
+    [
+        (KEPT, errno.EPERM, "locked until 2096-10-02T07:06:40Z (GOVERNANCE): sosfs takes none off"),
+        (BOTH, errno.EPERM, "locked until 2096-10-02T07:06:40Z (COMPLIANCE): sosfs takes none off"),
+        (OVER, errno.EPERM, "the retention is over: sosfs takes none off"),
+        (HELD, errno.ENODATA, "it has no retention"),
+        (UNLOCKED, errno.ENODATA, "it has no retention"),
+    ],
+)
+def test_why_a_retention_stays_is_told(tmp_path: Path, lock: Lock, number: int, why: str) -> None:
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.locks["file"] = lock
+        with pytest.raises(OSError, match=re.escape(why)) as caught:
+            await setting(mount, store).release(await mount._walk("file"))
+        assert caught.value.errno == number
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        assert store.set == []
+
+
+@pytest.mark.parametrize("is_silent", [False, True], ids=["answered", "unanswered"])
+@pytest.mark.parametrize("what", ["retention", "hold"])
+def test_a_file_that_is_locked_here_is_no_other_clients(tmp_path: Path, what: str, is_silent: bool) -> None:
+    """Though it has another time from then on, which nobody is told; whoever has it open reads on."""
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        shown, handle = setting(mount, store), await opened(mount, os.O_RDONLY)
+        store.is_silent = is_silent
+        locked, text = (shown.retain, TEXT) if what == "retention" else (shown.hold, "ON")
+        work = partial(locked, handle.inode, text)
+        if is_silent:
+            with fails(errno.EIO):
+                await work()
+        else:
+            await work()
+        store.is_silent = False
+        version = handle.inode.version
+        assert version is not None
+        assert version.same_as((await store.head("file")).version)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+
+
 async def _lock_waits(mount: Composed, store: Locking, what: str, outcomes: dict[str, Any]) -> trio.Event:
     """Somebody wants a file locked, and waits for a question until this is set."""
-    parts, held = mount.parts, trio.Event()
-    locks: Any = store
-    retentions = ObjectRetentions(parts.inodes, store, locks, parts.attributes, parts.commits, parts.subtree_lock)
+    parts, held, retentions = mount.parts, trio.Event(), setting(mount, store)
     await put_all(store, {"file": b"bytes"})
     inode = await mount._walk("file")
     store.before["head", "file"] = held
