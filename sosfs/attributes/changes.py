@@ -206,11 +206,13 @@ class Changes(Revalidation):
     def keep(self, inode: Inode, sent: tuple[Properties, ...] = ()) -> None:
         """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes.
 
-        `sent` is what `discard` has returned, of one that stays after all.
+        `sent` is what `discard` has returned, of one that stays after all. On a full disk its row is owed: whoever
+        calls has done something else.
         """
         self._unanswered_copies.take_up(inode, sent)
         self.protection.owe(self._inodes.key(inode), sent)
-        self._mark(inode)
+        with self._journal.together():
+            self._mark(inode)
 
     def made(self, inode: Inode) -> None:
         """A new directory gets its marker soon, unless it is removed before. Raises OSError of the journal."""

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import sqlite3
+import stat
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from sosfs.files.spool import Spool
 from sosfs.journal.journal import Journal
 from sosfs.journal.rows import SavedAttributes
 from sosfs.journal.salvage import Finding
+from sosfs.metadata import user_metadata
 from sosfs.metadata.user_metadata import Posix
 from sosfs.s3.protocol import Properties, Version
 from tests.journal.test_journal import SMALL
@@ -29,7 +31,7 @@ from tests.recovery.test_power_loss import another_boot
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, silence, stored
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
@@ -403,6 +405,62 @@ def test_a_file_that_is_cut_on_a_full_disk_has_that_length(
             mount.crash()
             monkeypatch.undo()
             mount.take_up()
+
+
+@pytest.mark.promise(3)
+def test_a_half_file_on_a_full_disk_is_what_it_was_with_the_attributes_that_were_set_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing of it is left here, and its close does not fail for that."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, NEW)
+        await chmod(mount)
+        await mount.parts.commits.record_all()
+        assert handle.open_file.draft is not None
+        handle.open_file.draft.refuse(len(NEW), len(NEW) + 1)
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        with fails(errno.ENOSPC):
+            await closed(mount, handle)
+        full.heals()
+        assert (await mount.tree()) == {"file": (OLD, 0o600)}
+        assert list(mount._settings.state_dir.rglob("*.spool")) == []
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert posix_of(store, "file").mode == stat.S_IFREG | 0o600
+        assert bodies(store) == {"file": OLD}
+
+
+@pytest.mark.promise(3)
+def test_attributes_of_a_file_whose_removal_is_refused_on_a_full_disk_are_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And its program has the refusal, not the disk's error."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        await chmod(mount)
+        store.errors["delete", "file"] = [denied("delete")]
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+        with fails(errno.EACCES):
+            await mount.unlink("file")
+        full.heals()
+
+    with composed(store, tmp_path, durability=Durability.BUCKET) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert posix_of(store, "file").mode == stat.S_IFREG | 0o600
+
+
+def posix_of(store: FakeStore, key: str) -> Posix:
+    """What an object says of its attributes."""
+    return user_metadata.read(store._stored[key].object.properties.metadata)
 
 
 Files = dict[str, tuple[bytes, int]]
