@@ -19,7 +19,7 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,14 +196,29 @@ class BucketRegistry:
         await each(BucketMount.store_all, self.served, at_once=BUCKETS_AT_ONCE)
 
     async def drain(self) -> None:
-        """Sends what the buckets lack; what cannot be sent stays in their journals."""
+        """Sends what the buckets lack; what cannot be sent stays in their journals.
+
+        What fails in one, as where its journal cannot be read, keeps no other from being sent. It is raised at last.
+        """
         await self._try_waiting()
-        await each(BucketMount.drain, self.served, at_once=BUCKETS_AT_ONCE)
+        await self._in_all(lambda served: served.drain(), at_once=BUCKETS_AT_ONCE)
 
     async def keep(self) -> None:
-        """Whatever the buckets lack is in their journals afterwards."""
-        for served in self.served:
-            await served.keep()
+        """Whatever the buckets lack is in their journals afterwards. What fails is raised as in `drain`."""
+        await self._in_all(lambda served: served.keep(), at_once=1)
+
+    async def _in_all(self, work: Callable[[BucketMount], Awaitable[None]], *, at_once: int) -> None:
+        failed: list[OSError] = []
+
+        async def do(served: BucketMount) -> None:
+            try:
+                await work(served)
+            except OSError as error:
+                failed.append(error)
+
+        await each(do, self.served, at_once=at_once)
+        if failed:
+            raise failed[0]
 
     def close(self) -> None:
         """Closes all; no request may be under way or follow."""

@@ -15,7 +15,7 @@ import logging
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from subprocess import DEVNULL
@@ -106,6 +106,16 @@ def _attach(operations: pyfuse3.Operations, path: Path, options: set[str]) -> No
         pyfuse3.init(operations, os.fspath(path), options)
     except RuntimeError as error:
         raise StartError(f"cannot mount on {path}: {error}") from error
+
+
+async def _done(work: Callable[[], Awaitable[None]]) -> bool:
+    """Does what is to be done at the end of a mount; what fails is logged, and keeps nothing from what comes after."""
+    try:
+        await work()
+    except OSError as error:
+        log.error("the mount ends with an error: %s", error)
+        return False
+    return True
 
 
 async def _heartbeat() -> None:
@@ -348,14 +358,14 @@ class _Mount:
 
     async def _drain(self) -> bool:
         """Sends what the bucket lacks; what it cannot send stays in the journal. Returns whether anything is wrong."""
-        self._state = status.MountPhase.DRAINING
+        self._state, has_failed = status.MountPhase.DRAINING, False
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._tell_manager)
             with self._draining:
                 await CALLERS.all_ended()  # a rename would end half done
-                await self._service.drain()
+                has_failed = not await _done(self._service.drain)
             nursery.cancel_scope.cancel()
-        await self._service.keep()
+        has_failed |= not await _done(self._service.keep)
         self._state = status.MountPhase.STOPPED
         last = self._service.status()
         try:
@@ -366,7 +376,7 @@ class _Mount:
             log.error("%d changes are not in the bucket; they are in %s", last.pending_files, self._service.state_dir)
         if last.damaged:
             log.error("%d damaged files and changes are set aside in %s", len(last.damaged), self._service.state_dir)
-        return bool(last.pending_files or last.damaged)
+        return bool(last.pending_files or last.damaged or has_failed)
 
     async def _tell_manager(self) -> None:
         """Asks the service manager for time, as long as there is something to send."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partialmethod
 from typing import Any, cast
 
 import pytest
@@ -14,6 +15,7 @@ from trio.testing import MockClock, trio_test, wait_all_tasks_blocked
 from sosfs.buckets.bucket_list import SETTLED, BucketList
 from sosfs.buckets.commands import works
 from sosfs.buckets.member import Member
+from sosfs.buckets.registry import BucketRegistry
 from sosfs.errors import StoreError
 from sosfs.ipc.commands import NO_OPTIONS, Names, Told, Work
 from sosfs.ipc.pending import Change, Kind, Pending
@@ -57,6 +59,52 @@ def listing(server: Server) -> BucketList:
 
 async def names(buckets: BucketList) -> list[str]:
     return sorted(await buckets.look())
+
+
+# The end of a mount
+
+
+class Failing:
+    """A bucket in which all fails, or nothing does."""
+
+    def __init__(self, *, fails: bool) -> None:
+        self.done: list[str] = []
+        self._fails = fails
+
+    async def _do(self, what: str) -> None:
+        await trio.lowlevel.checkpoint()
+        if self._fails:
+            raise OSError(errno.EIO, "the journal was removed")
+        self.done.append(what)
+
+    drain = partialmethod(_do, "drained")
+    keep = partialmethod(_do, "kept")
+
+
+class Registry(BucketRegistry):
+    """Of these buckets, without an account."""
+
+    def __init__(self, *served: Failing) -> None:
+        self._served = served
+
+    @property
+    def served(self) -> Any:
+        """All."""
+        return self._served
+
+    async def _try_waiting(self) -> None:
+        """Nothing waits."""
+
+
+@trio_test
+@pytest.mark.parametrize("what", ["drain", "keep"])
+async def test_at_the_end_what_fails_in_some_buckets_keeps_nothing_from_the_others(what: str) -> None:
+    """And it is told."""
+    bad, good = [Failing(fails=True) for _ in range(10)], [Failing(fails=False) for _ in range(10)]
+    registry = Registry(*bad, *good)
+    with fails(errno.EIO):
+        await getattr(registry, what)()
+    assert [one.done for one in good] == [["drained" if what == "drain" else "kept"]] * 10
 
 
 # Which buckets there are
