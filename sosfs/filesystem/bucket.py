@@ -288,6 +288,7 @@ class BucketMount:
         self.parts.eviction.look()
         self.parts.cache.flush()
         self.store.dispatcher.sweep()
+        self._bucket_settings.sweep()
         self.past.sweep()
 
     async def let_go(self) -> None:
@@ -327,6 +328,7 @@ class BucketMount:
     def close(self) -> None:
         """Lets others have the journal; no request may be under way or follow."""
         self.store.close()
+        self._bucket_settings.close()
         if not self._begun:
             self._journal.withdraw()
             return

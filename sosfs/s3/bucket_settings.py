@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from sosfs.s3.calls import SignedCalls
+    from sosfs.s3.transport import Transport
 
 T = TypeVar("T")
 
@@ -107,6 +108,17 @@ class BucketSettings:
         self._lock = threading.Lock()  # botocore makes clients safely in one thread only
         self._clients: dict[Credentials, S3Client] = {}
         self._turn = _Turn()
+        self._transport: Transport | None = None
+
+    def close(self) -> None:
+        """Closes idle connections; no request may be under way or follow."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def sweep(self) -> None:
+        """Closes connections that nobody has used for a while."""
+        if self._transport is not None:
+            self._transport.sweep()
 
     async def acl(self) -> Acl:
         """The bucket's ACL."""
@@ -272,7 +284,8 @@ class BucketSettings:
         target, at = self._target, urlsplit(self._target.endpoint)
         bundle = target.ca_bundle or certificate_authorities.of_system().path
         origin = f"{at.scheme}://{at.netloc}"
-        transport = Transport(origin, ca_bundle=bundle, connect_timeout=target.connect_timeout)
+        transport = self._transport or Transport(origin, ca_bundle=bundle, connect_timeout=target.connect_timeout)
+        self._transport = transport  # of all keys
 
         def send(request: AWSPreparedRequest, event_name: str, **_: object) -> AWSResponse:
             lines = [_line(name, value) for name, value in request.headers.items() if name.lower() not in OF_LIBCURL]

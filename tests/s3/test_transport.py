@@ -734,6 +734,30 @@ def test_connections_that_nobody_uses_are_closed_after_a_while(monkeypatch: pyte
         calls.close()
 
 
+@trio_test
+async def test_so_are_those_that_the_settings_of_a_bucket_were_asked_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new key goes over the same ones."""
+    now, keys = [0.0], [KEY]
+    nothing = answer(404, b"<Error><Code>NoSuchCORSConfiguration</Code></Error>")
+    monkeypatch.setattr(transport, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(Fixed, "current", lambda _: keys[0])
+    with Scripted(lambda _: nothing) as server:
+        target = target_at(server.endpoint)
+        store = S3Store(target)
+        settings = BucketSettings(target, store.dispatcher)
+        settings.sweep()
+        for moment, connections in ((0.0, 1), (transport.IDLE, 1), (2 * transport.IDLE + 1, 2)):
+            now[0], keys[0] = moment, replace(KEY, access_key=f"key{moment:.0f}")
+            settings.sweep()
+            assert await settings.cors() == []
+            assert server.connections == connections, moment
+        settings.close()
+        assert await settings.cors() == []
+        assert server.connections == 3, "it was closed"
+        settings.close()
+        store.close()
+
+
 # --- interrupts
 
 

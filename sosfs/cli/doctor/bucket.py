@@ -43,6 +43,7 @@ async def _asked(target: S3Target, prefix: str) -> list[Finding]:
     try:
         return [await _one(*question) for question in questions]
     finally:
+        bucket.close()
         dispatcher.close()
 
 
