@@ -146,16 +146,18 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             if deadline is not None and not _left(deadline):
                 return _told(f"time ran out: {_pending(now)} not in the bucket yet; the daemon goes on sending")
             try:
-                now = status.fetch(path, owner=owner) or now  # None: it has closed its socket and is about to end
+                told = _of(process, status.fetch(path, owner=owner))
+                now = told or now
                 heard = time.monotonic()
             except OSError as error:
+                told = None
                 if time.monotonic() >= heard + SILENCE_SECONDS:
                     return _unknown(launch.one_line(error))
             show.tell(now)
-            is_served = now.state is MountPhase.MOUNTED
+            is_served = told is not None and told.state is MountPhase.MOUNTED
             if mount is not None and is_served and (elsewhere := holders.elsewhere(mount.device)):
                 with contextlib.suppress(_Ending):
-                    return _stored(path, mount.owner, elsewhere)
+                    return _stored(path, mount.owner, process, elsewhere)
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
         return _unknown("the daemon ended without a word")
@@ -165,6 +167,11 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             _say(f"all is in the bucket: {show.sent}")
         status.forget_last(path, owner=owner)
     return code
+
+
+def _of(process: Daemon, told: Status | None) -> Status | None:
+    """What a daemon says of itself; None where it has closed its socket, or a later mount has the place."""
+    return told if told is not None and told.pid == process.pid else None
 
 
 def _verdict(last: Status) -> Exit:
@@ -177,7 +184,7 @@ def _verdict(last: Status) -> Exit:
     return Exit.LEFT_OVER if last.pending_files or last.damaged else Exit.OK
 
 
-def _stored(path: Path, owner: int, elsewhere: str) -> int:
+def _stored(path: Path, owner: int, process: Daemon, elsewhere: str) -> int:
     """The mount is `elsewhere` too, which keeps the daemon: what is waited for is that all is in the bucket."""
     from sosfs.ipc import commands  # noqa: PLC0415 - trio with it
 
@@ -188,7 +195,7 @@ def _stored(path: Path, owner: int, elsewhere: str) -> int:
             raise _Ending from error  # that has gone since it was seen, or its mount was another one
         return _told(f"not everything is in the bucket: {launch.one_line(error)}")
     try:
-        now = status.fetch(path, owner=owner)
+        now = _of(process, status.fetch(path, owner=owner))
     except OSError as error:
         return _unknown(launch.one_line(error))
     if now is None:

@@ -85,6 +85,20 @@ def test_a_daemon_that_ends_while_another_namespace_seems_to_keep_it_is_no_error
     assert daemon.drained() == 0
 
 
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("at_last", [False, True], ids=["while it drains", "while all is being stored"])
+def test_a_later_mount_of_the_place_does_not_answer_for_the_one_that_drains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], at_last: bool
+) -> None:
+    """Its device may have the number of the one that is gone, which then seems to be mounted there."""
+    later = replace(NOW, pid=NOW.pid + 1)
+    answers = [NOW, later] if at_last else [later, later]
+    daemon = Daemon(monkeypatch, *answers, last=PENDING, elsewhere=f"at {HERE}")
+    assert daemon.drained() == 3
+    assert "1 file (0 bytes) not in the bucket" in capsys.readouterr().err
+    assert not daemon.is_forgotten
+
+
 @wrongs
 def test_what_the_bucket_lacks_and_what_is_damaged_is_told_and_not_forgotten(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wrong: Status
