@@ -1040,6 +1040,27 @@ def test_a_part_behind_the_writer_that_fails_is_sent_at_close(tmp_path: Path, mo
         assert bodies(store) == {"file": body}
 
 
+def test_a_time_that_was_set_before_the_last_write_is_of_no_account(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The object has the time of its first part, as any that goes up while it is written, and needs no copy for it."""
+    monkeypatch.setattr(sosfs.files.write_behind, "STREAM_MIN", 40 * PART)
+    store, body = Held(), b"x" * (60 * PART)
+
+    async def main(mount: Composed) -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        mount.parts.file_io.time_given(handle.inode)
+        for at in range(0, len(body), PART):
+            await mount.parts.file_io.write(handle, at, body[at : at + PART])
+            await trio.testing.wait_all_tasks_blocked()
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(5)
+        assert (bodies(store), store.calls["copy"]) == ({"file": body}, 0)
+
+
 def test_parts_behind_the_writer_are_not_tried_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sosfs.files.write_behind, "STREAM_MIN", 40 * PART)
     store, body = Held(), b"x" * (60 * PART)

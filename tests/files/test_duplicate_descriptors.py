@@ -56,7 +56,7 @@ def test_a_descriptor_that_is_closed_meanwhile_is_none(
 
 
 @pytest.mark.parametrize("holds", [True, False])
-@pytest.mark.parametrize("body", [b"", b"bytes"])
+@pytest.mark.parametrize("body", [b"", b"bytes", bytes(9)])
 def test_an_empty_file_waits_for_the_last_close_and_bytes_do_not(
     mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, holds: bool, body: bytes
 ) -> None:
@@ -65,8 +65,10 @@ def test_an_empty_file_waits_for_the_last_close_and_bytes_do_not(
 
     async def main() -> Handle:
         handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_WRONLY)
-        if body:
+        if any(body):
             await mount.parts.file_io.write(handle, 0, body)
+        elif body:
+            await mount.parts.file_io.truncate(handle.inode, len(body))
         await mount.parts.file_io.flush(handle)
         return handle
 

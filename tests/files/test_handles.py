@@ -17,9 +17,9 @@ import trio.testing
 from sosfs.cache.blocks import BLOCK, Run
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
-from tests.support.composed import Composed, composed
+from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, stored, told
+from tests.support.held import Held, begun, bodies, closed, forget, opened, put_all, settled, silence, stored, told
 from tests.support.kernel import Kernel
 
 KIB = 1 << 10
@@ -115,6 +115,44 @@ def test_who_has_read_what_this_mount_has_stored_is_told_that_it_is_gone(mount: 
         with fails(errno.ESTALE):
             await read(mount, reader)
         await closed(mount, reader)
+
+    run(mount, main)
+
+
+def test_who_reads_a_changed_file_while_it_is_renamed_reads_on(mount: Composed, store: Held) -> None:
+    """What is asked for under the old name is not there any more when the answer comes."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        mount.parts.blocks.forget(lambda key: True)
+        store.before["get"] = trio.Event()
+        outcomes: dict[str, Any] = {}
+        await begun(mount, partial(told, outcomes, "read", partial(read, mount, handle)))
+        assert ("get", "file") in store.reached
+        await mount.rename("file", "moved")
+        assert (list(bodies(store)), outcomes) == (["moved"], {})
+        await settled(store.before.pop("get"))
+        assert outcomes == {"read": b"new" + OLD[3:]}
+        await closed(mount, handle)
+
+    run(mount, main)
+
+
+def test_a_file_that_was_forgotten_is_looked_up_again_by_who_opens_it(mount: Composed, store: Held) -> None:
+    """As by the kernel on ESTALE: its name leads to another inode, which has what is written from now on."""
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD, "other": OLD})
+        inode, _ = await mount._walk("file"), await mount._walk("other")
+        mount.loop._clock.jump(LONG)
+        forget(mount)
+        assert await mount._walk("file") is not inode
+        for flags in (os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_TRUNC):
+            with fails(errno.ESTALE):
+                await mount.parts.file_io.open(inode, flags, TASK)
+        assert stored(store) == OLD
 
     run(mount, main)
 

@@ -1145,6 +1145,7 @@ def test_what_is_just_being_read_is_not_freed(
             await begun(mount, partial(told, outcomes, "read", reading))
             assert reached.is_set()
             assert upload.free(), "what else there is"
+            assert upload.free(first=True), "what lies before it"
             await settled(go_on)
         await closed(mount, handle)
         assert outcomes == {"read": BODY[PART : 3 * PART]}

@@ -357,8 +357,30 @@ def test_a_file_that_goes_while_it_is_synced_is_not_called_safe(
     async def main() -> None:
         spool = await made(area)
         monkeypatch.setattr(os, "fsync", lambda file: spool.path.unlink())
-        with pytest.raises(DamagedSpool):
+        with pytest.raises(DamagedSpool) as caught:
             await spool.sync()
+        assert caught.value.errno == errno.EIO, "the program is told"
+        spool.close()
+
+    trio.run(main)
+
+
+def test_what_is_in_memory_or_on_a_disk_without_attributes_has_no_key_and_is_no_error(
+    area: SpoolArea, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor has a row named a file of what is in memory: it goes without a wait for the disk."""
+
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    async def main() -> None:
+        in_memory, spool = area.new(), await made(area)
+        in_memory.label("file")
+        assert not in_memory.is_named
+        monkeypatch.setattr(os, "setxattr", unsupported)
+        spool.label("file")
+        assert spool.is_named
+        assert label(spool.path) == ""
         spool.close()
 
     trio.run(main)
@@ -383,7 +405,8 @@ def test_of_several_that_are_synced_each_is_told_of_its_own(area: SpoolArea, cou
     async def main() -> None:
         spools = [await made(area) for _ in range(count)]
         spools[2].path.unlink()
-        told = await area.sync(spools)
+        told = await area.sync([*spools, area.new()])
+        assert told.pop() is None, "what is in memory has no file that could be gone"
         assert [type(one) for one in told] == [DamagedSpool if number == 2 else type(None) for number in range(count)]
         for spool in spools:
             spool.close()
