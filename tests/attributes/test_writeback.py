@@ -9,7 +9,7 @@ import os
 import stat
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -686,6 +686,37 @@ async def set_by_kernel(mount: Composed, inode: Inode, **values: int) -> None:
     fields: Any = SimpleNamespace(**{f"update_{name}": f"{name}_ns" in values or name in values for name in names})
     caller: Any = SimpleNamespace(pid=1, uid=0, gid=0, umask=0o022)
     await _operations(mount._settings, mount.parts).setattr(inode.number, entry, fields, None, caller)
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(("number", "puts"), [(errno.ENOSPC, 1), (errno.EIO, 0)])
+def test_an_upload_that_cannot_be_recorded_beside_a_change_waits_but_for_a_full_disk(
+    tmp_path: Path, number: int, puts: int
+) -> None:
+    """After a kill nothing would tell it from another client's, and the change would pass for lost."""
+    store = Held()
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        await chmod(mount)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"B")
+        before = store.calls["put"]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Journal, "save_attributes", refuse)
+            with nullcontext() if puts else fails(number):
+                await mount.parts.file_io.flush(handle)
+        assert store.calls["put"] - before == puts
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        assert (stored(store), mount.parts.pending) == (b"Bytes", 0)
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
 
 
 def test_a_mode_that_the_journal_had_no_room_for_does_not_undo_the_one_of_another_client(tmp_path: Path) -> None:
