@@ -133,14 +133,19 @@ class Renames:
         key = self._inodes.child_key(parent, segment)
         if len(key.encode()) + inode.is_directory > KEY_MAX:
             raise refuse(errno.ENAMETOOLONG)
-        parent.pins += 1  # no listing takes it away meanwhile, empty as others may have made it: what comes has a name
+        if inode.parent is None:
+            raise refuse(errno.ENOENT)  # a listing has shown it
+        parents = inode.parent, parent
+        for one in parents:
+            one.pins += 1  # no listing takes it away meanwhile, empty as others may have made it: what moves has a name
         try:
             if inode.is_directory:
                 await self._move_directory(inode, target, parent, segment, key + "/")
             else:
                 await self._move_file(inode, target, parent, segment, key, form)
         finally:
-            parent.pins -= 1
+            for one in parents:
+                one.pins -= 1
 
     async def _target(self, inode: Inode, parent: Inode, name: bytes, *, replace: bool) -> Inode | None:
         try:

@@ -1808,6 +1808,31 @@ def test_a_directory_that_another_client_takes_away_while_something_is_renamed_i
     assert mount.loop.run(mount.tree) == {}, "it is gone where that goes, too"
 
 
+@pytest.mark.parametrize("below", ["", "/", "/x"], ids=["file", "empty directory", "directory"])
+@pytest.mark.parametrize("step", ["copy", "delete"])
+def test_what_is_renamed_has_its_new_name_where_another_client_takes_away_the_directory_that_it_was_in(
+    mount: Composed, store: Held, step: str, below: str
+) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"old/": b"", f"old/b{below}": b""})
+        await mount.tree()
+        store.after["delete_many" if step == "delete" and below else step] = trio.Event()
+        await begun(mount, partial(told, outcomes, "rename", partial(mount.rename, "old/b", "new")))
+        await FakeStore.delete_many(store, list(store._stored.keys() - {"new", "new/", "new/x"}))
+
+    mount.loop.run(main)
+    mount.loop.passes(3 * TTL)
+    mount.loop.run(partial(begun, mount, partial(told, outcomes, "look", mount.tree)))
+    assert "rename" not in outcomes
+    mount.loop.run(store.release)
+    mount.loop.passes(LONG)
+    assert (outcomes["rename"], bodies(store)) == (None, {f"new{below}": b""})
+    assert (mount._journal.rows, mount.parts.pending) == (0, 0)
+    assert set(mount.loop.run(mount.tree)) == {"new", f"new{below}".rstrip("/")}
+
+
 @pytest.mark.promise(3)
 def test_a_file_that_is_not_sent_keeps_a_name_where_others_take_away_the_directory_that_it_is_renamed_into(
     mount: Composed, store: Held
