@@ -129,13 +129,12 @@ class Merger:
         if (here is None or not here.is_directory) and not directory.untouched(name, walk):
             return None
         if here is not None and not here.is_directory:
-            # The object came first: it makes room and is shown under its escaped name.
-            del directory.entries[name]
+            # The object came first: it makes room, and is shown under its escaped name unless this pass finds it gone.
             here.form = Form.BESIDE
             directory.entries[here.name] = here
-            walk.show(here.name)
-            if directory.now is not None:
-                directory.now.show(here.name)
+            for one in {walk, directory.now or walk}:
+                if name in one.names:
+                    one.show(here.name)
             here = None
         if here is None:
             here = self.new_directory(directory.inode, segment)

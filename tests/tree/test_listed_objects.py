@@ -64,6 +64,7 @@ def test_what_is_listed_as_it_was_is_not_asked_for_again(mount: Composed, store:
         store.calls.clear()
         assert await mount._walk("d/a") is before
         assert stat.S_IMODE((await mount._walk("d")).mode) == 0o750
+        await mount.rename("d/a", "d/b")  # with all that it has
         assert (store.calls["head"], store.calls["get"]) == (0, 0)
 
     mount.loop.run(look)
@@ -108,8 +109,8 @@ def test_what_was_written_here_is_known_until_another_client_rewrites_it(
             store._clock = lambda: time.time() + LONG
             await store.put("d/a", body, of_mode(stat.S_IFREG | 0o600))
         await listed(mount)
-        if theirs and body is not BIG:
-            assert (await entry(mount, "a")).known is Known.NAME, "it may be a link by now"
+        if theirs:
+            assert (await entry(mount, "a")).known is (Known.SIZE if body is BIG else Known.NAME), "it may be a link"
         store.calls.clear()
         assert stat.S_IMODE((await mount._walk("d/a")).mode) == (0o600 if theirs else 0o604)
         assert store.calls["head"] + store.calls["get"] == theirs
@@ -273,6 +274,20 @@ def test_what_may_be_of_another_type_by_now_has_another_number(
     mount.loop.run(look)
 
 
+def test_what_nobody_has_takes_no_more_room_when_it_is_of_another_type(mount: Composed, store: Held) -> None:
+    async def look() -> None:
+        await store.put("d/a", b"elsewhere", of_mode(LINK))
+        await listed(mount)
+        await mount._walk("d/a")
+        before = len(mount.parts.inodes)
+        await put_all(store, {"d/a": BIG})
+        await listed(mount)
+        assert (await mount._walk("d/a")).is_regular
+        assert len(mount.parts.inodes) == before
+
+    mount.loop.run(look)
+
+
 def test_what_is_remembered_of_files_that_were_forgotten_is_known_when_they_are_listed(
     mount: Composed, store: Held
 ) -> None:
@@ -387,6 +402,27 @@ def test_an_object_beside_a_directory_has_its_own_name_when_that_is_gone(mount: 
         assert await entry(mount, "a") is beside
 
     mount.loop.run(look)
+
+
+@pytest.mark.parametrize("page", [1000, 1])
+@pytest.mark.parametrize("is_beside", [False, True], ids=["replaced", "beside"])
+def test_an_object_is_shown_beside_a_directory_only_where_it_is_still_there(
+    tmp_path: Path, is_beside: bool, page: int
+) -> None:
+    """Another client has made a directory where a file was, and has removed that before or not."""
+    store = Held(page=page)
+
+    async def look(mount: Composed) -> None:
+        await put_all(store, {"d/a": b"a", "d/b": b"b"})
+        assert set(await mount.tree()) == {"d", "d/a", "d/b"}
+        if not is_beside:
+            await store.delete("d/a")
+        await put_all(store, {"d/a/x": b"x"})
+        mount.loop._clock.jump(2 * TTL)
+        assert set(await mount.tree()) == {"d", "d/a", "d/a/x", "d/b"} | ({"d/%~fa"} if is_beside else set())
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(lambda: look(mount))
 
 
 @pytest.mark.promise(3)

@@ -16,6 +16,7 @@ import trio.testing
 from sosfs.config.parameters import TTL
 from sosfs.tree import keys
 from tests.support.composed import TASK, Composed
+from tests.support.fake_store import FakeStore
 from tests.support.held import Held, begun, closed, put_all, settled, told
 
 
@@ -78,5 +79,27 @@ def test_what_was_removed_while_it_was_asked_for_by_name_stays_removed_though_a_
         await settled(answer)
         assert "No such file" in str(outcomes["b"])
         assert b"b" not in directory.entries
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("how", ["whole", "a page of it"])
+def test_who_lists_a_directory_that_is_gone_meanwhile_comes_to_its_end(mount: Composed, store: Held, how: str) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"d/": b"", "d/a": b"a", "other": b"o"})
+        await mount.tree()
+        listings, top = mount.parts.listings, await mount._walk("d")
+        mount.loop._clock.jump(2 * TTL)
+        page = store.after["list", "d/"] = trio.Event()
+        ask = partial(listings.look_around, listings.directory(top), "", is_needed=lambda: True)
+        work = partial(listings.complete, top) if how == "whole" else ask
+        await begun(mount, partial(told, outcomes, "listed", work))
+        await FakeStore.delete_many(store, ["d/", "d/a"])
+        await listings.complete(mount.parts.inodes.root)
+        assert not mount.parts.inodes.has_name(top)
+        await settled(page)
+        assert not isinstance(outcomes["listed"], str), outcomes["listed"]
 
     mount.loop.run(main)

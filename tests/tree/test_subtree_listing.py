@@ -71,6 +71,38 @@ def test_one_scan_tells_all_names(tmp_path: Path, page: int) -> None:
         mount.loop.run(partial(main, mount))
 
 
+def test_a_scan_tells_what_came_since_all_was_listed(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        await mount.tree()
+        await put_all(store, {"a/new": b"x", "c/d/e/new": b"x"})
+        mount.loop._clock.jump(2 * TTL)
+        await scanned(mount)
+        assert await known(mount, store) == TREE | {"a/new", "c/d/e", "c/d/e/new"}
+
+    mount.loop.run(main)
+
+
+def test_a_file_that_became_a_directory_is_one_though_names_were_forgotten_during_the_scan(
+    mount: Composed, store: Held
+) -> None:
+    """So that the scan says nothing of the directory that it is in."""
+
+    async def forgotten() -> None:
+        mount.parts.listings.directory(mount.parts.inodes.root).doubt()
+
+    async def main() -> None:
+        await put_all(store, OBJECTS)
+        await mount.tree()
+        mount.loop._clock.jump(2 * TTL)
+        await store.delete("top")
+        await put_all(store, {"top/sub/x": b"x"})
+        await meanwhile(mount, store, forgotten)
+        assert set(await mount.tree()) == TREE | {"top/sub", "top/sub/x"}
+
+    mount.loop.run(main)
+
+
 def test_a_directory_of_which_the_scan_did_not_reach_the_end_is_listed_by_itself(tmp_path: Path) -> None:
     store, asked = Held(page=1), list[tuple[str, str]]()
 
