@@ -8,8 +8,8 @@ Concurrency: trio thread only; `ContentMd5` is one store's.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import TypeVar
 
 from sosfs.errors import StoreError
@@ -22,8 +22,11 @@ Send = Callable[[Mapping[str, str]], Awaitable[T]]
 
 
 def asks_for_md5(error: StoreError) -> bool:
-    """Whether a refusal is for want of a Content-MD5: of what the bucket is to lock."""
-    return error.errno == errno.EINVAL and "content-md5" in error.detail.lower()
+    """Whether a refusal is for want of a Content-MD5: of what the bucket is to lock.
+
+    Whatever its errno: that of a copy may have been explained by an encryption key (`customer_key`).
+    """
+    return error.status == HTTPStatus.BAD_REQUEST and not error.elsewhere and "content-md5" in error.detail.lower()
 
 
 class ContentMd5:

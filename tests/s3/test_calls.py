@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import time
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from hashlib import md5, sha256
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -13,10 +15,11 @@ import pytest
 
 from sosfs.config.choices import Canned
 from sosfs.errors import StoreError
+from sosfs.s3.body_hash import BodyHash
 from sosfs.s3.calls import SignedCalls
 from sosfs.s3.customer_key import CustomerKey
 from sosfs.s3.listing_answers import MARKER
-from sosfs.s3.protocol import Detail, Lock, Part, Properties
+from sosfs.s3.protocol import Acl, Detail, Grant, Lock, Part, Properties
 from sosfs.s3.version_answers import VersionMarker
 from tests.s3.test_transport import BODY, OBJECT, lane_at
 from tests.support.drive import fails
@@ -44,6 +47,7 @@ LISTED, KEPT = xml("ListBucketResult", LAST), xml("ListVersionsResult", LAST)
 ACL = xml("AccessControlPolicy", "<Owner><ID>me</ID></Owner>")
 LISTING = {"list-type": "2", "encoding-type": "url", "prefix": "d/", "max-keys": "7"}
 VERSIONS = {"versions": "", "encoding-type": "url", "prefix": "d/", "max-keys": "7"}
+OWNED = xml("OwnershipControls", "<Rule><ObjectOwnership>BucketOwnerEnforced</ObjectOwnership></Rule>")
 LOCK = Lock("GOVERNANCE", 1795860000, is_held=True)
 
 
@@ -58,6 +62,7 @@ class Said:
     headers: Mapping[str, str] | None = None
     keys: frozenset[str] | set[str] = frozenset()
     key: str = "/key"
+    text: str = ""  # in a document that is sent, which has its hash with it
 
 
 def _list(**options: Any) -> Callable[[SignedCalls], object]:
@@ -131,9 +136,9 @@ CALLS: Mapping[str, Said] = {
         {"if-match": '"e"'},
     ),
     "retention": Said(lambda calls: calls.put_retention("key", "v", LOCK), answer(200, b"", ID), "PUT",
-        {"retention": "", "versionId": "v"}),
+        {"retention": "", "versionId": "v"}, text="<Mode>GOVERNANCE</Mode>"),
     "legal hold": Said(lambda calls: calls.put_legal_hold("key", "v", LOCK), answer(200, b"", ID), "PUT",
-        {"legal-hold": "", "versionId": "v"}),
+        {"legal-hold": "", "versionId": "v"}, text="<Status>ON</Status>"),
     "create": Said(lambda calls: calls.create_multipart("key", COLD, Canned.PUBLIC_READ), BEGUN, "POST",
         {"uploads": ""}, {"x-amz-storage-class": "COLD", "x-amz-acl": "public-read"}, OURS),
     "part": Said(lambda calls: calls.upload_part("key", "u", 3, BODY, {"Content-MD5": "d"}), PUT, "PUT",
@@ -160,6 +165,17 @@ CALLS: Mapping[str, Said] = {
     "acl of the bucket": Said(lambda calls: calls.get_acl(""), ACL, "GET", {"acl": ""}, key=""),
     "put acl": Said(lambda calls: calls.put_acl("key", Canned.PUBLIC_READ), answer(200, b"", ID), "PUT", {"acl": ""},
         {"x-amz-acl": "public-read"}),
+    "put acl, line by line": Said(
+        lambda calls: calls.put_acl("key", Acl("me", (Grant("me", "READ"),))), answer(200, b"", ID), "PUT", {"acl": ""},
+        {"x-amz-acl": ""}, text="<Permission>READ</Permission>",
+    ),
+    "delete many": Said(
+        lambda calls: calls.delete_many(["a"]), xml("DeleteResult"), "POST", {"delete": ""}, key="", text="<Key>a</Key>"
+    ),
+    "lock": Said(SignedCalls.retention, xml("ObjectLockConfiguration"), "GET", {"object-lock": ""}, key=""),
+    "ownership": Said(SignedCalls.has_acls, OWNED, "GET", {"ownershipControls": ""}, key=""),
+    "versioning": Said(SignedCalls.keeps_versions, xml("VersioningConfiguration"), "GET", {"versioning": ""}, key=""),
+    "ids": Said(lambda calls: calls.version_ids("key"), KEPT, "GET", {"versions": "", "prefix": "key"}, key=""),
 }  # fmt: skip
 
 
@@ -176,6 +192,10 @@ def test_what_a_call_says(name: str) -> None:
     assert dict(parse_qsl(url.query, keep_blank_values=True)) == (due.query or {})
     assert {name: seen.headers.get(name, "") for name in due.headers or {}} == (due.headers or {})
     assert {name for name in seen.headers if "server-side-encryption" in name} == due.keys
+    assert "" not in seen.headers.values(), "a condition without a value is another one"
+    assert due.text in seen.body.decode()
+    hashed = b64encode(md5(seen.body).digest()).decode() if due.text else (due.headers or {}).get("content-md5")
+    assert seen.headers.get("content-md5") == hashed
 
 
 def error(status: int, code: str) -> bytes:
@@ -281,3 +301,52 @@ def test_uploads_with_what_xml_cannot_say_are_listed_encoded() -> None:
     assert ([upload.key for upload in uploads], after) == (["d/a\x01b"], None)
     assert seen[1].endswith("encoding-type=url")
     assert ended(lambda calls: calls.list_uploads("e/", None), encoded, encoded)[0] == errno.EIO, "others'"
+
+
+def test_parts_are_of_the_upload_that_was_asked_for() -> None:
+    told = "<UploadId>{}</UploadId><Part><PartNumber>2</PartNumber><ETag>e</ETag><Size>5</Size></Part>"
+    ours, others = (xml("ListPartsResult", LAST, told.format(upload)) for upload in ("u", "v"))
+    assert ended(lambda calls: calls.list_parts("key", "u", ""), ours)[0] == ([Part(2, "e", 5)], "")
+    assert ended(lambda calls: calls.list_parts("key", "u", ""), others)[0] == errno.EIO
+
+
+def test_all_parts_are_named_where_they_are_joined() -> None:
+    with Scripted(lambda _: JOINED) as server:
+        calls = lane_at(server.endpoint)
+        calls.complete_multipart("key", "u", [Part(2, "f", 5), Part(1, "e", 5)], {})
+        calls.close()
+    body = server.seen[0].body.decode()
+    assert body.index("<PartNumber>1</PartNumber>") < body.index("<PartNumber>2</PartNumber>")
+    assert body.index("e") and "f" in body
+
+
+def test_whether_acls_have_an_effect_is_what_the_rules_say() -> None:
+    assert ended(SignedCalls.has_acls, OWNED)[0] is False
+    free = xml("OwnershipControls", "<Rule><ObjectOwnership>ObjectWriter</ObjectOwnership></Rule>")
+    assert ended(SignedCalls.has_acls, free)[0] is True
+
+
+def test_an_upload_is_begun_twice_also_for_who_does_not_want_to_know() -> None:
+    failed = error(500, "InternalError")
+    assert ended(lambda calls: calls.create_multipart("key", Properties(), None), failed, BEGUN, patience=5.0)[0] == "u"
+
+
+def test_what_came_instead_of_an_answer_is_told() -> None:
+    with Scripted(lambda _: answer(200, b"<html>Please log in</html>", "Content-Type: text/html")) as server:
+        calls = lane_at(server.endpoint)
+        with pytest.raises(StoreError, match="text/html 'Please log in'"):
+            calls.get_acl("key")
+        calls.close()
+
+
+@pytest.mark.parametrize("is_clear", [False, True])
+@pytest.mark.parametrize("body_hash", BodyHash)
+def test_a_part_is_hashed_where_nothing_else_keeps_it_whole(is_clear: bool, body_hash: BodyHash) -> None:
+    with Scripted(lambda _: PUT) as server:
+        calls = lane_at(server.endpoint)
+        calls._http._is_clear = is_clear
+        calls.upload_part("key", "u", 1, BODY, body_hash=body_hash)
+        calls.close()
+    is_hashed = is_clear or body_hash is BodyHash.ALWAYS
+    due = sha256(BODY).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD"
+    assert server.seen[0].headers["x-amz-content-sha256"] == due

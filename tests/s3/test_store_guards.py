@@ -9,7 +9,7 @@ import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from hashlib import md5
+from hashlib import md5, sha256
 from typing import Any
 
 import pytest
@@ -20,7 +20,8 @@ from sosfs.errors import StoreError
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.capabilities import Capabilities, Quoting
 from sosfs.s3.customer_key import CustomerKey
-from sosfs.s3.protocol import UNKNOWN, Check, Guard, Part, Properties, Right, Version
+from sosfs.s3.endpoint import S3Target
+from sosfs.s3.protocol import UNKNOWN, Acl, Check, Grant, Guard, Part, Properties, Right, Version
 from tests.s3.test_transport import BODY, OBJECT, target_at
 from tests.support.drive import fails
 from tests.support.scripted import Scripted, Seen, answer
@@ -216,7 +217,18 @@ def test_a_condition_that_is_refused_though_it_holds_is_not_used_again() -> None
     asked = Asked(_put(before), LOST_RACE, head(OTHER, size=5), stored())
     assert (asked.end, asked.told("if-match")) == (VERSION, [f'"{OTHER}"', "", ""])
     assert asked.store.capabilities.match is None
-    assert Asked(_put(Guard.NONE), stored()).store.capabilities.match is Quoting.QUOTED
+    for condition in (Guard.NONE, VERSION):
+        assert Asked(_put(condition), stored()).store.capabilities.match is Quoting.QUOTED
+
+
+def test_a_refusal_of_another_kind_is_told_whatever_an_earlier_try_has_done() -> None:
+    asked = Asked(_put(Guard.ABSENT), None, REFUSED, patience=5.0)
+    assert (asked.number, asked.methods) == (errno.EACCES, ["PUT", "PUT"])
+
+
+def test_our_own_write_is_known_by_the_hash_that_is_known() -> None:
+    put = partial(S3Store.put, key="key", body=BODY, properties=Properties(), condition=Guard.ABSENT, digest=OTHER)
+    assert Asked(put, None, LOST_RACE, head(OTHER), patience=5.0).end.same_bytes(Version(OTHER, 10))
 
 
 def test_that_of_a_marker_is_for_files_all_the_same() -> None:
@@ -245,6 +257,21 @@ def test_a_copy_is_of_the_version_that_is_meant() -> None:
     assert Asked(joined, head(OTHER), able=UNABLE).number == errno.ESTALE
     unhashed = Capabilities(True, hashes=False)
     assert Asked(copy, head(), made("CopyObjectResult", OTHER), able=unhashed).end == Version(OTHER, 10)
+    assert Asked(joined, made("CopyObjectResult", OTHER)).end == Version(OTHER, 10), "the server looks"
+
+
+def test_a_copy_of_whatever_is_there_is_looked_at() -> None:
+    asked = Asked(
+        partial(S3Store.copy, source="key", target="other", storage_class="COLD"), made("CopyObjectResult"), head()
+    )
+    assert (asked.end.etag, asked.methods) == (ETAG, ["PUT", "HEAD"])
+    assert (asked.told("x-amz-storage-class")[0], asked.seen[1].target) == ("COLD", "/bucket/other")
+
+
+def test_a_copy_has_the_hash_that_a_server_wants() -> None:
+    wants = answer(400, b"<Error><Code>InvalidRequest</Code><Message>Content-MD5 is required</Message></Error>")
+    asked = Asked(partial(S3Store.copy, source="key", target="other", version=VERSION), wants, made("CopyObjectResult"))
+    assert asked.told("content-md5") == ["", "1B2M2Y8AsgTpgAmY7PhCfg=="]
 
 
 def test_a_server_that_cannot_copy_what_is_encrypted_is_asked_once() -> None:
@@ -255,6 +282,8 @@ def test_a_server_that_cannot_copy_what_is_encrypted_is_asked_once() -> None:
 
     told = error(501, "NotImplemented")
     assert len(Asked(twice, told, customer_key=CustomerKey(bytes(32))).seen) == 1
+    unsupported = error(405, "MethodNotAllowed")
+    assert len(Asked(twice, unsupported, unsupported, customer_key=CustomerKey(bytes(32))).seen) == 2
     assert len(Asked(twice, told, told).seen) == 2
 
 
@@ -322,6 +351,155 @@ def test_what_is_known_of_a_server_without_asking_it() -> None:
     assert trio.run(store("https://sos-ch-gva-2.exo.io").has_acls), "which says of fresh buckets that they have none"
 
 
+@pytest.mark.parametrize(
+    ("compares", "verify", "is_quick", "is_clear", "is_hashed", "is_compared"),
+    [
+        (True, Verify.ALL, True, False, True, False),
+        (True, Verify.ALL, False, False, False, True),  # half as quick as MD5
+        (True, Verify.ALL, False, True, True, False),  # it is hashed anyway
+        (True, Verify.NONE, True, False, False, False),
+        (False, Verify.ALL, True, False, False, True),
+    ],
+)
+def test_who_compares_a_part_with_what_was_sent(
+    compares: bool, verify: Verify, is_quick: bool, is_clear: bool, is_hashed: bool, is_compared: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The server by the hash that is signed, or we by the ETag: one of them, and the one that costs less."""
+    monkeypatch.setattr("sosfs.s3.bucket.has_sha_instructions", lambda: is_quick)
+    monkeypatch.setattr(S3Target, "is_clear", property(lambda _: is_clear))
+    able = Capabilities(True, compares=compares)
+    tries = [stored(OTHER)] * (2 if is_compared else 1)
+    send = partial(S3Store.upload_part, key="key", upload_id="u", number=1, body=BODY)
+    asked = Asked(send, *tries, able=able, options={"verify": verify})
+    assert (asked.number == errno.EIO) is is_compared
+    assert asked.told("x-amz-content-sha256")[0] == (sha256(BODY).hexdigest() if is_hashed else "UNSIGNED-PAYLOAD")
+
+
+# What is checked before anything is sent, and who sends it
+
+
+KEYED: dict[str, Callable[[S3Store, str], Awaitable[Any]]] = {
+    "head": lambda store, key: store.head(key),
+    "get": lambda store, key: store.get(key, 0, 1),
+    "put": lambda store, key: store.put(key, b"", Properties()),
+    "copy from": lambda store, key: store.copy(key, "other", version=VERSION),
+    "copy to": lambda store, key: store.copy("other", key, version=VERSION),
+    "delete": lambda store, key: store.delete(key),
+    "purge": lambda store, key: store.purge(key),
+    "delete many": lambda store, key: store.delete_many(["other", key]),
+    "create": lambda store, key: store.create_multipart(key, Properties()),
+    "get acl": lambda store, key: store.get_acl(key),
+    "put acl": lambda store, key: store.put_acl(key, Canned.PRIVATE),
+}
+
+
+@pytest.mark.parametrize("call", KEYED)
+def test_what_no_server_takes_as_a_key_is_not_sent(call: str) -> None:
+    """An empty one would be the bucket: its ACL, its removal."""
+    for key, number in (("", errno.EINVAL), ("x" * 1025, errno.ENAMETOOLONG), ("\udc80", errno.EINVAL)):
+        asked = Asked(partial(lambda store, key: KEYED[call](store, key), key=key))
+        assert (asked.number, asked.seen) == (number, [])
+
+
+def test_properties_that_no_header_carries_are_not_sent_nor_is_anything_asked_for_them() -> None:
+    bad, joined = Properties(metadata={"Upper": ""}), Version(f"{ETAG}-2", 10)
+    put = Asked(lambda store: store.put("key", BODY, bad, condition=VERSION), able=UNABLE)
+    copy = Asked(lambda store: store.copy("key", "other", version=joined, properties=bad), able=UNABLE)
+    create = Asked(lambda store: store.create_multipart("key", bad))
+    for asked in (put, copy, create):
+        assert (asked.number, asked.seen) == (errno.EINVAL, [])
+
+
+def test_an_acl_that_is_given_is_that_of_what_is_stored() -> None:
+    acl, public = Acl("me", (Grant("friend", "READ"),)), {"new_acl": Canned.PUBLIC_READ}
+    begun = answer(200, b"<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>")
+    calls: list[tuple[Work, bytes]] = [
+        (lambda store: store.put("key", BODY, Properties(), acl=acl), stored()),
+        (lambda store: store.copy("key", "other", version=VERSION, acl=acl), made("CopyObjectResult")),
+        (lambda store: store.create_multipart("key", Properties(), acl=acl), begun),
+    ]
+    for work, told in calls:
+        asked = Asked(work, told, options=public)
+        assert (asked.told("x-amz-acl"), asked.told("x-amz-grant-read")) == ([""], ['id="friend"'])
+
+
+def test_an_acl_is_read_and_replaced() -> None:
+    told = answer(200, b"<AccessControlPolicy><Owner><ID>me</ID></Owner></AccessControlPolicy>")
+    assert Asked(lambda store: store.get_acl("key"), told).end == Acl("me", ())
+    put = Asked(lambda store: store.put_acl("key", Acl("me", (Grant("friend", "READ"),))), answer(200, b"", ID))
+    assert (put.methods, b"<ID>friend</ID>" in put.seen[0].body) == (["PUT"], True)
+    assert put.seen[0].target == "/bucket/key?acl="
+
+
+def test_each_request_is_told_by_its_name_and_large_ones_keep_no_small_one_waiting() -> None:
+    names, sizes = list[str](), list[int]()
+
+    async def work(store: S3Store) -> None:
+        send = store._send
+
+        async def noted(operation: str, work: Any, *, size: int = 0, **options: Any) -> Any:
+            sizes.append(size)
+            return await send(operation, work, size=size, **options)
+
+        store._send = noted
+        await store.get("key", 0, 10)
+        await store.put("key", BODY, Properties())
+        await store.copy("key", "other", version=VERSION)
+        await store.copy_part("other", "u", 1, "key", VERSION, 2, 9)
+        await store.upload_part("key", "u", 1, BODY)
+
+    told = [part_of(), stored(), made("CopyObjectResult"), made("CopyPartResult"), stored()]
+    Asked(work, *told, options={"on_request": names.append})
+    assert names == ["GetObject", "PutObject", "CopyObject", "UploadPartCopy", "UploadPart"]
+    assert sizes == [10, 10, 10, 7, 10]
+
+
+def test_nothing_is_read_of_an_empty_range() -> None:
+    asked = Asked(partial(S3Store.get, key="key", start=3, stop=3), head())
+    assert (len(asked.end.body), asked.methods) == (0, ["HEAD"])
+
+
+def test_what_may_be_listed_can_be_reached() -> None:
+    asked = Asked(partial(S3Store.reach, prefix="d/"), listed())
+    assert (asked.end, asked.methods, "prefix=d%2F" in asked.seen[0].target) == (None, ["GET"], True)
+    assert Asked(partial(S3Store.reach, prefix="d/"), REFUSED).number == errno.EACCES
+
+
+@pytest.mark.parametrize(("rule", "has_acls"), [("BucketOwnerEnforced", False), ("ObjectWriter", True)])
+def test_the_rules_of_a_bucket_say_whether_it_has_acls(rule: str, has_acls: bool) -> None:
+    rules = f"<OwnershipControls><Rule><ObjectOwnership>{rule}</ObjectOwnership></Rule></OwnershipControls>"
+    assert Asked(S3Store.has_acls, answer(200, rules.encode())).end is has_acls
+
+
+def test_lists_of_parts_and_of_uploads_go_on_until_their_end() -> None:
+    part = "<Part><PartNumber>{}</PartNumber><ETag>e</ETag><Size>5</Size></Part>"
+    head = "<ListPartsResult><UploadId>u</UploadId>"
+    first = f"{head}<IsTruncated>true</IsTruncated><NextPartNumberMarker>1</NextPartNumberMarker>{part.format(1)}"
+    last = f"{head}<IsTruncated>false</IsTruncated>{part.format(2)}"
+    pages = [answer(200, f"{page}</ListPartsResult>".encode()) for page in (first, last)]
+    parts = Asked(lambda store: store.list_parts("key", "u"), *pages)
+    assert parts.end == [Part(1, "e", 5), Part(2, "e", 5)]
+    assert ["part-number-marker=1" in seen.target for seen in parts.seen] == [False, True]
+    assert "part-number-marker" not in parts.seen[0].target
+
+    one = "<Upload><Key>d/{0}</Key><UploadId>{0}</UploadId><Initiated>2020-01-01T00:00:00Z</Initiated></Upload>"
+    more = "<NextKeyMarker>d/a</NextKeyMarker><NextUploadIdMarker>a</NextUploadIdMarker>"
+    first = f"<ListMultipartUploadsResult><IsTruncated>true</IsTruncated>{more}{one.format('a')}"
+    last = f"<ListMultipartUploadsResult><IsTruncated>false</IsTruncated>{one.format('b')}"
+    pages = [answer(200, f"{page}</ListMultipartUploadsResult>".encode()) for page in (first, last)]
+    uploads = Asked(lambda store: store.list_uploads("d/"), *pages)
+    assert [upload.upload_id for upload in uploads.end] == ["a", "b"]
+    assert "key-marker=d%2Fa" in uploads.seen[1].target
+
+
+def test_all_that_a_key_leaves_is_removed() -> None:
+    purge = partial(S3Store.purge, key="key")
+    for told, number in ((REMOVED, None), (GONE, None), (REFUSED, errno.EACCES), (answer(404), errno.EIO)):
+        asked = Asked(purge, told)
+        assert (asked.number, asked.methods) == (number, ["DELETE"])
+
+
 # Joining
 
 
@@ -362,6 +540,7 @@ def test_a_condition_holds_for_what_is_joined() -> None:
 def test_an_etag_that_is_not_told_is_made_or_looked_at() -> None:
     told = made("CompleteMultipartUploadResult", "")
     assert Asked(_join(), told).end == Version(JOINED, 10)
+    assert Asked(_join(), made("CompleteMultipartUploadResult", OTHER)).end == Version(OTHER, 10)
     assert Asked(_join(), told, head(OTHER), able=Capabilities(True, hashes=False)).end == Version(OTHER, 10)
 
 
@@ -412,6 +591,10 @@ def test_only_the_version_that_is_meant_is_removed() -> None:
     assert Asked(delete, LOST_RACE, answer(404, b"", ID)).end is None, "it is gone"
     same = Asked(delete, LOST_RACE, head(), REMOVED)
     assert (same.end, same.told("if-match")) == (None, [f'"{ETAG}"', "", ""]), "the server compares another ETag"
+    refused = Asked(delete, REFUSED)
+    assert (refused.number, refused.methods) == (errno.EACCES, ["DELETE"])
+    unpinned = Asked(delete, LOST_RACE, able=UNABLE)
+    assert (unpinned.number, unpinned.methods) == (errno.ESTALE, ["DELETE"])
     busy = Asked(delete, error(409, "ConditionalRequestConflict"), head())
     assert (busy.number, busy.methods) == (errno.EIO, ["DELETE", "HEAD"]), "another writes it now"
 
@@ -447,6 +630,8 @@ def test_a_batch_that_is_refused_is_removed_one_by_one_and_one_that_failed_is_to
     assert [(failure.key, failure.error.errno) for failure in failed.end] == [("a", errno.EIO), ("b", errno.EIO)]
     some = Asked(_removed("a", "b"), outcome(b="InternalError"))
     assert [(failure.key, failure.error.errno) for failure in some.end] == [("b", errno.EIO)]
+    unpinned = Asked(_removed("a"), outcome(a="PreconditionFailed"))
+    assert ([failure.error.errno for failure in unpinned.end], unpinned.methods) == ([errno.ESTALE], ["POST"])
     odd = Asked(_removed("a\x01"), REFUSED)
     assert ([failure.key for failure in odd.end], odd.methods) == (["a\x01"], ["DELETE"]), "XML cannot say it"
 
