@@ -94,6 +94,15 @@ class Changes(Revalidation):
         """What the object has to carry now: its headers and metadata with the attributes put in."""
         return self._stored(inode, self.known(inode))
 
+    def of_stored(self, inode: Inode) -> Properties:
+        """As `properties`, for a copy of what the bucket has: its time is not that of bytes which are yet to come."""
+        known, now = self.properties(inode), inode.posix
+        if is_new(inode) or not _is_being_written(inode):
+            return known
+        time_before = self._times.get(inode, user_metadata.read(inode.properties.metadata).mtime_ns)
+        posix = now if time_before is None else replace(now, mtime_ns=time_before)
+        return replace(known, metadata=user_metadata.write(known.metadata, posix))
+
     def renewed(self, inode: Inode) -> Properties:
         """As `properties`, for an object that gets other bytes."""
         had = inode.properties
@@ -166,8 +175,7 @@ class Changes(Revalidation):
 
     def _is_written(self, inode: Inode) -> bool:
         """Whether bytes that the bucket lacks have given an inode another time than the one that was set."""
-        draft = inode.open_file.draft if inode.open_file is not None else None
-        return draft is not None and draft.is_dirty and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
+        return _is_being_written(inode) and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
 
     def _is_dirty(self, inode: Inode) -> None:
         if not inode.attributes_dirty:
@@ -247,9 +255,8 @@ class Changes(Revalidation):
         """`used` is in the bucket: what the inode has beyond that is yet to be written."""
         stored, now = user_metadata.read(used.metadata), inode.posix
         differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
-        draft = inode.open_file.draft if inode.open_file is not None else None
         is_set = "mtime_ns" in inode.edits.posix and self._times.get(inode, now.mtime_ns) == now.mtime_ns
-        if draft is not None and draft.is_dirty and not is_set:
+        if _is_being_written(inode) and not is_set:
             differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
             if inode in self._times:
                 self._times[inode] = stored.mtime_ns or self._times[inode]
@@ -285,11 +292,13 @@ class Changes(Revalidation):
 
     def carried(self, inode: Inode, used: Properties, *, whole: bool) -> None:
         """A rename stored `used` with the object; what was changed meanwhile is written afterwards."""
-        was_dirty = inode.attributes_dirty
+        was_dirty, time_set = inode.attributes_dirty, self._times.get(inode)
         inode.properties, inode.whole = used, whole
         self._remember(inode)
         self._clear(inode)
         if was_dirty:
+            if time_set is not None:
+                self._times[inode] = time_set
             self._stored_all_or_mark(inode, used)
 
     def moved(self, inode: Inode) -> None:
@@ -384,6 +393,12 @@ class Changes(Revalidation):
     def waiting(self) -> list[str]:
         """What could not be written at the last try, and why."""
         return [f"attributes of {shown_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
+
+
+def _is_being_written(inode: Inode) -> bool:
+    """Whether bytes of a file are here that the bucket lacks."""
+    draft = inode.open_file.draft if inode.open_file is not None else None
+    return draft is not None and draft.is_dirty
 
 
 def _outlives(draft: ChangedBytes) -> bool:

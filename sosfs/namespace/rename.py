@@ -260,7 +260,7 @@ class Renames:
         may_retype = inode.is_regular and system_headers.for_name(segment) != system_headers.for_name(inode.segment)
         if inode.attributes_dirty or inode.properties.storage_class is None or (may_retype and not inode.whole):
             await self._attributes.fetch_whole(inode)
-        used = self._attributes.properties(inode) if inode.attributes_dirty else None
+        used = self._attributes.of_stored(inode) if inode.attributes_dirty else None
         if may_retype:
             used = self._retyped(inode, segment, used)
         try:
@@ -289,7 +289,7 @@ class Renames:
 
     def _retyped(self, inode: Inode, segment: str, used: Properties | None) -> Properties | None:
         """`used`, or what the object has, with the Content-Type of the new name where only the old one told it."""
-        had = self._attributes.properties(inode)
+        had = self._attributes.of_stored(inode)
         kind = system_headers.renamed(had.headers.content_type, inode.segment, segment)
         if kind == had.headers.content_type or not inode.whole:
             return used
@@ -447,8 +447,7 @@ class Renames:
             await self._attributes.fetch_whole(inode)
             # Another client's bytes keep what that one stored with them.
             if inode.is_directory or (inode.version is not None and one.version.same_bytes(inode.version)):
-                of = self._attributes
-                used = of.properties(inode)
+                used = self._attributes.of_stored(inode)
                 inode.properties, inode.whole = used, True
         acl, version = await self._acl(one, inode), one.version
         for last in (False, True):

@@ -847,3 +847,37 @@ def test_a_marker_that_another_client_makes_while_the_next_mount_begins_is_their
         else:
             assert found == theirs
         assert mount.parts.pending == 0
+
+
+@both_modes
+@pytest.mark.parametrize("is_set", [True, False], ids=["its time was set", ""])
+@pytest.mark.parametrize(
+    ("old", "new", "path"),
+    [("d/a.html", "b.txt", "b.txt"), ("d/a.html", "b.html", "b.html"), ("d", "e", "e/a.html")],
+    ids=["to another type", "", "with its directory"],
+)
+def test_bytes_that_a_crash_takes_leave_no_time_to_a_file_renamed_before(
+    tmp_path: Path, durability: Durability, is_set: bool, old: str, new: str, path: str
+) -> None:
+    """rsync would take the old bytes under that name for those that it has just begun to write."""
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        await store.put("d/a.html", b"bytes", Properties(Headers("text/html"), {"mtime": "1.000000001"}))
+        handle = await opened(mount, path="d/a.html")
+        if is_set:
+            handle.inode.mtime_ns = MTIME
+            mount.parts.attributes.changed(handle.inode, posix={"mtime_ns"})
+        await mount.parts.file_io.write(handle, 0, b"other bytes")
+        await _change(mount, "d/a.html")
+        await mount.rename(old, new)
+
+    with composed(store, tmp_path, durability=durability) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        mount.take_up()
+        inode = mount.loop.run(partial(mount._walk, path))
+        assert (stored(store, path), stat.S_IMODE(inode.mode)) == (b"bytes", 0o600)
+        assert inode.mtime_ns == (MTIME if is_set else 1_000_000_001)
+        seconds, rest = store._stored[path].object.properties.metadata["mtime"].split(".")
+        assert int(seconds + rest) == inode.mtime_ns
