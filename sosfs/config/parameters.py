@@ -105,10 +105,14 @@ def _of_process(default: Callable[[], T], kind: Kind[Any], help: str, group: Gro
 
 
 def cache_root() -> Path:
-    """Where the directories are that nobody has named with `--cache-dir`."""
+    """Where the directories are that nobody has named with `--cache-dir`.
+
+    A relative $XDG_CACHE_HOME is none (XDG base directories): what a mount has left there no other would find.
+    """
     if os.geteuid() == 0:
         return Path("/var/cache/sosfs")
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sosfs"
+    named = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (named if named.is_absolute() else Path.home() / ".cache") / "sosfs"
 
 
 @dataclass(frozen=True)

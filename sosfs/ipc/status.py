@@ -155,7 +155,7 @@ def _runtime_dirs(uid: int) -> Iterator[Path]:
         return
     own = os.environ.get("XDG_RUNTIME_DIR", "") if uid == os.geteuid() else ""
     for base in dict.fromkeys((own, f"/run/user/{uid}")):
-        if base and Path(base).is_dir():
+        if Path(base).is_absolute() and Path(base).is_dir():
             yield Path(base) / "sosfs"
     yield Path(f"/tmp/sosfs-{uid}")
 

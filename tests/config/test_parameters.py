@@ -243,6 +243,10 @@ def test_state_of_a_user_and_of_root(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert settle().state_dir.parent == tmp_path / "sosfs"
+    monkeypatch.setenv("HOME", "/home/me")
+    for nowhere in ("relative", ""):
+        monkeypatch.setenv("XDG_CACHE_HOME", nowhere)
+        assert settle().state_dir.parent == Path("/home/me/.cache/sosfs"), "wherever it was called"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert settle().state_dir.parent == Path("/var/cache/sosfs")
     assert settle(parameters.from_options("cache_dir=/x")).state_dir == Path("/x")
