@@ -7,6 +7,8 @@ since is there already.
 
     made by the first look -> in use -> pushed out by a later one, where there are `MOST`
 
+The kernel may hold numbers of one that was pushed out, of inodes and of open files: they are given to none later.
+
 A time such as `2 hours ago` means one moment as long as somebody looks: after `REST` seconds without a request it is
 reckoned anew. Concurrency: trio thread only.
 """
@@ -77,6 +79,7 @@ class Past:
         self._operate = operate
         self._base = nodes.FIRST + first - ROOT
         self._slot = 0
+        self._given: dict[int, int] = {}  # by slot, how many of its numbers were given by moments that had it before
         self._shown: dict[int, _Shown] = {}  # by slot
         self._named: dict[str, _Shown] = {}
         self._directory = settings.state_dir / "at"
@@ -116,7 +119,7 @@ class Past:
         if slot <= 0:
             return None
         shown = self._shown.get(slot)
-        if shown is None:
+        if shown is None or number < shown.root:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         shown.used = trio.current_time()
         return shown.operations
@@ -127,7 +130,9 @@ class Past:
         self._slot = next(
             slot for at in range(SLOTS) if (slot := (self._slot + at) % (SLOTS - 1) + 1) not in self._shown
         )
-        root, directory = self._base + (self._slot << SHIFT) + ROOT, self._directory / str(self._slot)
+        given = self._given.get(self._slot, 0)
+        root = self._base + (self._slot << SHIFT) + ROOT + (given if given < 1 << (SHIFT - 1) else 0)
+        directory = self._directory / str(self._slot)
         settings = replace(
             self._settings,
             cache_dir=directory,
@@ -152,6 +157,7 @@ class Past:
 
     def _close(self, slot: int) -> None:
         shown = self._shown.pop(slot)
+        self._given[slot] = shown.files.highest - self._base - (slot << SHIFT)
         self._named = {name: one for name, one in self._named.items() if one is not shown}
         shown.parts.cache.close()
         shown.journal.close()

@@ -299,6 +299,11 @@ class Operations(pyfuse3.Operations):
 
     # Directories
 
+    @property
+    def highest(self) -> int:
+        """The highest number that an inode or a handle was given."""
+        return max(self._inodes.highest, self._next_handle)
+
     def _handle(self) -> int:
         self._next_handle += 1
         return self._next_handle

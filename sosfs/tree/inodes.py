@@ -456,6 +456,7 @@ class Inodes:
         self.prefix = prefix  # of the mount: "" or ending in "/"
         self.defaults = defaults
         self._numbers = itertools.count(first)
+        self.highest = first  # of the numbers that were given
         self._table: dict[int, Inode] = {}
         self._lent = LentNumbers[Inode]()  # by directory
         self._in_use = WeakValueDictionary[int, Inode]()  # of those, what somebody still works with
@@ -554,7 +555,8 @@ class Inodes:
 
     def make(self, parent: Inode | None, segment: str, form: Form, *, mode: int) -> Inode:
         """A new inode; its numbers are never used again."""
-        inode = Inode(next(self._numbers), parent, segment, form, self.defaults)
+        self.highest = next(self._numbers)
+        inode = Inode(self.highest, parent, segment, form, self.defaults)
         inode.mode = mode
         self._table[inode.number] = inode
         return inode

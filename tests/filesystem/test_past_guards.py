@@ -30,6 +30,8 @@ from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
 
+GIVEN = 100  # numbers of each moment
+
 
 @contextmanager
 def looking(tmp_path: Path, **options: Any) -> Iterator[tuple[Composed, Past]]:
@@ -42,7 +44,9 @@ def looking(tmp_path: Path, **options: Any) -> Iterator[tuple[Composed, Past]]:
             shown = cast(S3Store, SimpleNamespace(dispatcher=None, bucket="bucket", hashes=True))
 
             def operate(store: Any, settings: Any, parts: Any) -> Any:
-                return SimpleNamespace(parts=parts, settings=settings), SimpleNamespace(parts=parts, settings=settings)
+                return SimpleNamespace(highest=parts.inodes.root.number + GIVEN), SimpleNamespace(
+                    parts=parts, settings=settings
+                )
 
             return Past(mount._settings, shown, mount.spawn, share, operate, first=ROOT)
 
@@ -150,6 +154,26 @@ def test_numbers_that_are_used_again_are_of_no_moment_that_is_in_use(
             other = number_of(mount, looked, f"1970-02-0{at}", float(at))
             assert other != first
             assert tree_at(mount, looked, other) is not tree_at(mount, looked, first) is tree
+
+
+def test_no_number_of_a_moment_that_was_pushed_out_is_another_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there were since: the kernel may hold it yet, of a directory or of an open file."""
+    monkeypatch.setattr(past, "MOST", 2)
+    monkeypatch.setattr(past, "SLOTS", 4)
+    with looking(tmp_path) as (mount, looked):
+        before: list[int] = []
+        for at in range(20):
+            mount.loop.passes(1)
+            root = number_of(mount, looked, f"1970-01-01T00:00:{at:02d}Z", float(at))
+            assert tree_at(mount, looked, root + GIVEN).parts.inodes.root.number == root
+            for number in before[:-1]:
+                with fails(errno.ESTALE):
+                    tree_at(mount, looked, number)
+                with fails(errno.ESTALE):
+                    tree_at(mount, looked, number + GIVEN)
+            before.append(root)
 
 
 def test_where_the_disk_has_no_room_nothing_is_left_behind_and_the_next_look_succeeds(
