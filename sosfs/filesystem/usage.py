@@ -23,7 +23,6 @@ from sosfs.ipc.pending import Change
 from sosfs.s3.bucket_settings import Versioning
 from sosfs.s3.paging import check_progress
 from sosfs.s3.protocol import ObjectStore, Upload
-from sosfs.s3.version_answers import VersionMarker
 from sosfs.s3.version_history import VersionHistory
 from sosfs.tree import keys
 
@@ -45,6 +44,12 @@ class Sum:
         self.count += 1
         self.size += size
         self.billed += max(size, BILLED_MIN)
+
+    def add_all(self, others: Sum) -> None:
+        """Those of another sum."""
+        self.count += others.count
+        self.size += others.size
+        self.billed += others.billed
 
 
 @dataclass(slots=True)
@@ -157,21 +162,21 @@ class UsageCommand:
         """Raises StoreError before anything is added where versions may not be listed."""
         assert usage.old_versions is not None
         assert usage.delete_markers is not None
-        seen: set[VersionMarker | None] = set()
-        after: VersionMarker | None = None
-        while True:
-            page = await self._history.page(within.prefix, seen=seen, after=after, limit=within.limit)
+        objects, old_versions, delete_markers = Sum(), Sum(), 0
+        async for page in self._history.pages(within.prefix, limit=within.limit):
             listed(len(page.entries))
             for entry in page.entries:
                 if not within.has(entry.key):
                     continue
                 if entry.is_marker:
-                    usage.delete_markers += 1
+                    delete_markers += 1
                 else:
-                    (usage.objects if entry.is_latest else usage.old_versions).add(entry.version.size)
-            after = page.following
-            if after is None or within.ends_before(page.entries[-1].key if page.entries else ""):
-                return
+                    (objects if entry.is_latest else old_versions).add(entry.version.size)
+            if within.ends_before(page.entries[-1].key if page.entries else ""):
+                break
+        usage.objects.add_all(objects)
+        usage.old_versions.add_all(old_versions)
+        usage.delete_markers += delete_markers
 
     async def _add_uploads(self, usage: Usage, ranges: Sequence[_Range]) -> None:
         uploads = await self._store.list_uploads(ranges[0].prefix)

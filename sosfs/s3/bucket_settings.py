@@ -31,7 +31,7 @@ from sosfs.s3.http_headers import content_md5
 from sosfs.s3.http_messages import Request, TransferError
 from sosfs.s3.protocol import UNKNOWN, Acl, Slice
 from sosfs.s3.retries import Patience
-from sosfs.s3.version_answers import VersionEntry, VersionMarker
+from sosfs.s3.version_answers import VersionEntry
 from sosfs.s3.version_history import VersionHistory
 from sosfs.s3.xml import ParseError, name_of, refusal_of, root_of, tree
 
@@ -173,15 +173,10 @@ class BucketSettings:
         """The versions of the keys that begin with `prefix`, newest first for each, and the prefixes folded at `/`."""
         kept: list[Kept] = []
         folded: dict[str, None] = {}
-        seen: set[VersionMarker | None] = set()
-        after: VersionMarker | None = None
-        while True:
-            page = await self._history.page(prefix, seen=seen, delimiter="/", after=after)
+        async for page in self._history.pages(prefix, delimiter="/"):
             kept += _kept(page.entries)
             folded |= dict.fromkeys(page.prefixes)
-            after = page.following
-            if after is None:
-                return kept, list(folded)
+        return kept, list(folded)
 
     async def versions_of(self, key: str) -> list[Kept]:
         """The versions of one key, newest first."""

@@ -87,9 +87,9 @@ class PastStore:
         if marker is None and after:
             marker = VersionMarker(after)
         limit = max(limit, PROBE)  # most entries may be younger
-        seen = {marker}
+        pages = self._history.pages(prefix, delimiter=delimiter, after=marker, limit=limit)
         while True:
-            page = await self._history.page(prefix, seen=seen, delimiter=delimiter, after=marker, limit=limit)
+            page = await anext(pages)
             current = list(self._was_there(page.entries, decided))
             objects = tuple(self._listed(entry) for entry in current if not entry.is_marker)
             prefixes = await self._living(page)
@@ -116,18 +116,13 @@ class PastStore:
         return tuple(prefix for prefix in page.prefixes if prefix in living)
 
     async def _has_any(self, prefix: str) -> bool:
-        marker: VersionMarker | None = None
-        seen: set[VersionMarker | None] = set()
-        decided, limit = "", PROBE
-        while True:
-            page = await self._history.page(prefix, seen=seen, after=marker, limit=limit)
+        decided = ""
+        async for page in self._history.pages(prefix, limit=PROBE, more=1000):
             for entry in self._was_there(page.entries, decided):
                 if not entry.is_marker:
                     return True
                 decided = entry.key
-            marker, limit = page.following, 1000
-            if marker is None:
-                return False
+        return False
 
     # What it was
 

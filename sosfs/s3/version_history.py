@@ -5,6 +5,7 @@ Concurrency: trio thread only; pages are asked for one after the other, by the t
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from itertools import groupby
 from operator import attrgetter
 
@@ -47,15 +48,54 @@ class VersionHistory:
     async def of_key(self, key: str) -> Entries:
         """All entries of one key, none where it never was. Raises StoreError."""
         found: Entries = []
-        seen: set[VersionMarker | None] = set()
-        after: VersionMarker | None = None
-        while True:
-            page = await self.page(key, seen=seen, after=after, limit=FEW)
+        async for page in self.pages(key, limit=FEW):
             found += [entry for entry in page.entries if entry.key == key]
-            after = page.following
-            # In the order of keys it is the first that begins with itself.
-            if after is None or any(entry.key != key for entry in page.entries):
-                return found
+            if any(entry.key != key for entry in page.entries):
+                break  # in the order of keys it is the first that begins with itself
+        return found
+
+    def pages(
+        self,
+        prefix: str,
+        *,
+        delimiter: str = "",
+        after: VersionMarker | None = None,
+        limit: int = 1000,
+        more: int = 0,
+    ) -> AsyncIterator[VersionPage]:
+        """The pages from a marker on, each asked for when its turn comes; `more` is the limit after the first one."""
+        return _Pages(self, prefix, delimiter, after, limit, more or limit)
+
+
+class _Pages(AsyncIterator[VersionPage]):
+    """As `VersionHistory.pages`. No generator, which whoever leaves a loop would have to close."""
+
+    def __init__(
+        self,
+        history: VersionHistory,
+        prefix: str,
+        delimiter: str,
+        after: VersionMarker | None,
+        limit: int,
+        more: int,
+    ) -> None:
+        self._history = history
+        self._prefix = prefix
+        self._delimiter = delimiter
+        self._after = after
+        self._limit = limit
+        self._more = more
+        self._seen = {after}
+        self._is_done = False
+
+    async def __anext__(self) -> VersionPage:
+        if self._is_done:
+            raise StopAsyncIteration
+        page = await self._history.page(
+            self._prefix, seen=self._seen, delimiter=self._delimiter, after=self._after, limit=self._limit
+        )
+        self._after, self._limit, self._is_done = page.following, self._more, page.following is None
+        return page
 
 
 class KeyByKey:

@@ -39,12 +39,14 @@ from sosfs.s3.protocol import (
     Acl,
     Detail,
     Grant,
+    Listed,
     Lock,
     Object,
     ObjectStore,
     Page,
     Part,
     Properties,
+    Upload,
     Version,
 )
 from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
@@ -660,6 +662,46 @@ def _usage(kept: Kept, versioning: Versioning) -> UsageCommand:
 
     history = VersionHistory(kept.dispatcher)
     return UsageCommand(cast(ObjectStore, Round()), history, VersionPaths(history, ""), Round(), lambda _: [])
+
+
+@pytest.mark.parametrize("denied_after", [0, 1, 2], ids=["at once", "after a page", "after two"])
+def test_what_is_not_listed_with_its_versions_to_the_end_is_counted_once(
+    kept: Kept, monkeypatch: pytest.MonkeyPatch, denied_after: int
+) -> None:
+    """A key that may not list them any more finds that out in the middle."""
+    for key in ("d", "d/a", "d/b", "d/c", "d/d", "d/e"):
+        kept.put(key, "new", 2, size=7)
+    kept.page = 3
+    pages, ask = [0], kept.list_versions
+
+    def denied(prefix: str, **options: Any) -> VersionPage:
+        pages[0] += 1
+        if pages[0] > denied_after:
+            raise refused()
+        return ask(prefix, **options)
+
+    class Current:
+        async def list(self, prefix: str, **_: Any) -> Page:
+            await trio.lowlevel.checkpoint()
+            return Page(
+                tuple(Listed(key, Version("new", 7)) for key in sorted(kept.entries) if key.startswith(prefix)), ()
+            )
+
+        async def list_uploads(self, prefix: str) -> Sequence[Upload]:
+            await trio.lowlevel.checkpoint()
+            return []
+
+        async def versioning(self) -> Versioning:
+            await trio.lowlevel.checkpoint()
+            return Versioning.ENABLED
+
+    monkeypatch.setattr(kept, "list_versions", denied)
+    history, current = VersionHistory(kept.dispatcher), Current()
+    usage = UsageCommand(cast(ObjectStore, current), history, VersionPaths(history, ""), current, lambda _: [])
+    told = trio.run(partial(usage.run, [(b"d",)], lambda _: None, {}))
+    ((_, found),) = told["usages"]
+    assert (found["objects"]["count"], found["objects"]["size"]) == (6, 6 * 7)
+    assert (found["old_versions"], found["delete_markers"]) == (None, None)
 
 
 def test_all_entries_of_one_key_are_found_and_no_page_is_asked_for_beyond_them(
