@@ -146,7 +146,7 @@ class DiskCache:
             return False
         self._writing += 1
         try:
-            await LOCAL.run(self._write, name, first, body)
+            had = await LOCAL.run(self._write, name, first, body)
         except OSError:
             if self._index.get(name) is version:
                 self._uncount(name, version, len(body))
@@ -155,6 +155,9 @@ class DiskCache:
             self._writing -= 1
             if self._index.get(name) is not version:  # evicted or forgotten meanwhile: nothing of before is kept
                 self._drop(name)
+        if had and self._index.get(name) is version:
+            version.size -= had  # of this they have taken the place
+            self.used -= had
         return True
 
     async def forget(self, versions: Iterable[tuple[str, str, int]]) -> int:
@@ -231,19 +234,23 @@ class DiskCache:
         self.used -= version.size if version is not None else 0
         self._unlink(name)
 
-    def _write(self, name: str, first: int, body: memoryview) -> None:
+    def _write(self, name: str, first: int, body: memoryview) -> int:
+        """How many of these bytes were here before."""
         pieces = [body[at : at + self._block] for at in range(0, len(body), self._block)]
         sums = b"".join(_ENTRY.pack(len(piece), zlib.crc32(piece)) for piece in pieces)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC
+        flags, had = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, b""
         for kind, text, offset in (
             ("data", body, first * self._block),
             ("sums", memoryview(sums), first * _ENTRY.size),
         ):
             file = os.open(self._path(name, kind), flags, 0o600)
             try:
+                had = os.pread(file, len(sums), offset) if kind == "sums" else had
                 os.pwrite(file, text, offset)
             finally:
                 os.close(file)
+        known: Iterable[tuple[int, int]] = _ENTRY.iter_unpack(had[: len(had) // _ENTRY.size * _ENTRY.size])
+        return min(len(body), sum(length for length, _ in known))  # no more, whatever a damaged table says
 
     def _path(self, name: str, kind: str) -> Path:
         return self._directory / f"{name}.{kind}"

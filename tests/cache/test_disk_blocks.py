@@ -69,6 +69,27 @@ def test_a_write_that_a_crash_cut_short_was_never_there(tmp_path: Path) -> None:
     assert read(cache(tmp_path), 0, 3) == BODY[: 3 * BLOCK]
 
 
+def test_blocks_that_are_here_already_are_counted_once(tmp_path: Path) -> None:
+    """Else what is kept again and again would push out all others, and at last itself."""
+    disk = cache(tmp_path, capacity=24 * BLOCK)
+    keep(disk, 0, 4, key="other")
+    for first, last, blocks in ((0, 4, 4), (0, 4, 4), (2, 6, 6), (5, 8, 8), (0, 8, 8)):
+        keep(disk, first, last)
+        assert disk.used == (4 + blocks) * BLOCK
+    assert read(disk, 0, 4, key="other") == BODY[: 4 * BLOCK]
+    assert read(disk, 0, 8) == BODY[: 8 * BLOCK]
+
+
+def test_a_damaged_table_makes_no_room_that_is_not_there(tmp_path: Path) -> None:
+    disk = cache(tmp_path)
+    keep(disk, 0, 4)
+    (path,) = tmp_path.glob("*.sums")
+    path.write_bytes(b"\xff" * 35)
+    keep(disk, 0, 4)
+    assert disk.used == 4 * BLOCK
+    assert read(disk, 0, 4) == BODY[: 4 * BLOCK]
+
+
 @pytest.mark.promise(11)
 def test_the_limit_holds_and_the_least_recently_used_goes(tmp_path: Path) -> None:
     disk = cache(tmp_path, capacity=10 * BLOCK)
