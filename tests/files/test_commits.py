@@ -221,6 +221,7 @@ def test_so_does_one_that_follows_a_rewrite_without_an_answer(tmp_path: Path, si
         with fails(errno.EIO):
             await mount.parts.file_io.flush(handle)
         await closed(mount, handle)
+        assert store.calls["put"] + store.calls["complete_multipart"] == 3, "theirs, and ours twice"
 
     with composed(store, tmp_path, part_size=PART) as mount:
         mount.loop.run(partial(main, mount))
@@ -462,6 +463,33 @@ def test_a_commit_waits_for_a_rename_and_goes_to_the_new_name(mount: Composed, s
     mount.loop.run(main)
 
 
+@pytest.mark.parametrize("how", ["rename", "directory", "chmod"])
+@pytest.mark.parametrize("hashes", [True, False])
+def test_what_was_written_before_a_copy_of_ours_stands_on_what_that_has_made(
+    tmp_path: Path, how: str, hashes: bool
+) -> None:
+    """It may have another ETag than its source, and is no other client's for that."""
+    store = Held(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"d/file": b"old, and longer"})
+        handle = await opened(mount, path="d/file")
+        await mount.parts.file_io.write(handle, 0, b"new")
+        if how == "chmod":
+            await chmod(mount, "d/file")
+            await mount.parts.attributes.write_now(handle.inode)
+        else:
+            await mount.rename(*(("d/file", "d/moved") if how == "rename" else ("d", "e")))
+        await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.loop.passes(2)
+        new = {"rename": "d/moved", "directory": "e/file", "chmod": "d/file"}[how]
+        found = {key: body for key, body in bodies(store).items() if not key.endswith("/")}
+        assert found == {new: b"new, and longer"}
+
+
 def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mount: Composed, store: Held) -> None:
     held = trio.Event()
 
@@ -482,6 +510,28 @@ def test_a_commit_that_was_under_way_leaves_what_came_meanwhile_for_the_next(mou
         await closed(mount, handle)
         assert stored(store) == b"12" + b"o" * 7998 + bytes(1000), "what was cut off does not come back"
         assert mount.parts.commits.pending[0] == 0
+
+    mount.loop.run(main)
+
+
+def test_what_is_cut_off_while_a_commit_is_under_way_waits_for_nothing(mount: Composed, store: Held) -> None:
+    """Neither then nor once that has failed."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.parts.file_io.write(handle, 0, b"n" * 9000)
+        store.before["put"] = trio.Event()
+        store.errors["put", "file"] = [silence("put")]
+        await begun(mount, partial(told, outcomes, "close", partial(mount.parts.file_io.flush, handle)))
+        await mount.parts.file_io.truncate(handle.inode, 100)
+        assert (outcomes, mount.parts.commits.pending) == ({}, (1, 100))
+        await settled(store.before.pop("put"))
+        assert "no answer" in outcomes["close"]
+        await mount.parts.file_io.truncate(handle.inode, 9000)
+        assert mount.parts.commits.pending == (1, 100)
+        await closed(mount, handle)
+        assert stored(store) == b"n" * 100 + bytes(8900)
 
     mount.loop.run(main)
 
