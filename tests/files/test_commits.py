@@ -581,6 +581,33 @@ def test_what_was_acknowledged_during_a_commit_outlives_a_crash_right_after_it(t
         assert bodies(store) == {"file": b"2" + b"1" * (size - 1)}
 
 
+def test_what_was_on_its_way_when_more_was_recorded_is_in_that_record(tmp_path: Path) -> None:
+    """Else the next mount would take it for the bucket's, and have it copied of what is there."""
+    store, size = Held(), 70 * PART
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * size})
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 3 * PART, b"n" * PART)
+        await mount.parts.file_io.fsync(handle.inode)
+        store.before["complete_multipart"] = trio.Event()
+        await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+        assert ("complete_multipart", "file") in store.reached
+        await mount.parts.file_io.write(handle, 9 * PART, b"m" * PART)
+        await mount.parts.file_io.fsync(handle.inode)
+
+    with composed(store, tmp_path, durability=JOURNAL, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.before.clear()
+        mount.start()
+        assert mount.parts.commits.pending == (1, 2 * PART)
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
+        expected = b"o" * 3 * PART + b"n" * PART + b"o" * 5 * PART + b"m" * PART + b"o" * 60 * PART
+        assert bodies(store) == {"file": expected}
+
+
 # What a failure leaves
 
 

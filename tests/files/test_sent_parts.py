@@ -233,6 +233,31 @@ def test_a_file_that_grew_while_it_was_completed_without_an_answer_is_no_other_c
     assert bodies(store) == {"file": DATA[: 9 * PART]}
 
 
+@pytest.mark.parametrize("hashes", [True, False])
+def test_a_file_that_was_written_on_since_its_upload_began_is_known_by_the_time_of_that(
+    tmp_path: Path, hashes: bool
+) -> None:
+    """Which the object has, though the file has another by then."""
+    store = Noting(hashes=hashes)
+
+    async def main(mount: Composed) -> None:
+        handle, io = await new(mount), mount.parts.file_io
+        await io.write(handle, 0, DATA[: 8 * PART])
+        store.errors["complete_multipart", "file"] = [silence("complete_multipart")]
+        with fails(errno.EIO):
+            await io.flush(handle)
+        await io.write(handle, 8 * PART, DATA[8 * PART : 9 * PART])
+        store.lost.add("file")
+        with fails(errno.EIO):
+            await io.flush(handle)
+        assert [one.metadata for one in store.begun_with] == [store._stored["file"].object.properties.metadata]
+        await closed(mount, handle)
+
+    with composed(store, tmp_path, part_size=PART) as mount:
+        mount.loop.run(partial(main, mount))
+    assert bodies(store) == {"file": DATA[: 9 * PART]}
+
+
 def test_some_parts_are_sent_side_by_side_and_not_all(mount: Composed, store: Noting) -> None:
     async def main() -> None:
         handle = await new(mount)

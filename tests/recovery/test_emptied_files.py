@@ -39,7 +39,11 @@ def test_a_file_that_was_cut_and_not_closed_is_as_long_as_it_was_cut_when_the_pr
         mount.parts.commits.debounce.delay = LONG
         mount.loop.run(partial(main, mount))
         mount.crash()
-        mount.take_up()
+        mount.start()
+        assert mount._journal.damage.lines == ()
+        assert mount.parts.commits.pending == (1, min(size, LARGE - is_known * 100))
+        mount.loop.passes(5)
+        mount.loop.run(mount.settle)
         expected = b"n" * (LARGE - is_known * 100) + b"o" * (is_known * 100)
         assert bodies(store) == {"file": expected[:size]}
 
