@@ -27,7 +27,7 @@ from sosfs.tree.keys import name_of
 from tests.support.composed import LONG, TASK, Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, silence, told
+from tests.support.held import Held, begun, bodies, closed, denied, opened, put_all, settled, silence, told
 
 OURS, THEIRS = b"ours!", b"theirs, longer"
 
@@ -800,6 +800,20 @@ def test_a_file_that_is_stored_again_after_a_removal_without_an_answer_outlives_
         mount.loop.run(store.release)
         mount.take_up() if has_room else mount.loop.passes(5)
         assert bodies(store) == {"file": b"n" + b"o" * (size - 1)}
+
+
+def test_a_removal_without_an_answer_is_remembered_though_a_later_one_is_refused(mount: Composed, store: Held) -> None:
+    """The key may remove nothing any more; what is gone is still no other client's doing."""
+
+    async def main() -> None:
+        handle = await _written_though_removed(mount, store, 100, at=0)
+        store.errors["delete", "file"] = [denied("delete")]
+        with fails(errno.EACCES):
+            await mount.unlink("file")
+        await closed(mount, handle)
+
+    mount.loop.run(main)
+    assert bodies(store) == {"file": b"nn" + b"o" * 98}
 
 
 def test_a_hole_of_a_file_whose_removal_got_no_answer_is_nothing_that_went_with_it(
