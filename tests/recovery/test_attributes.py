@@ -466,9 +466,9 @@ def test_a_time_that_was_set_stays_with_its_bytes(tmp_path: Path, durability: Du
 
 
 @both_modes
-@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("then", ["open", "closed", "written on"])
 def test_bytes_that_were_stored_keep_their_time_though_another_was_set_before(
-    tmp_path: Path, durability: Durability, is_open: bool
+    tmp_path: Path, durability: Durability, then: str
 ) -> None:
     """The mode was set while they were sent, and a kill comes before that is stored."""
     store = Whole()
@@ -481,8 +481,10 @@ def test_bytes_that_were_stored_keep_their_time_though_another_was_set_before(
         await begun(mount, partial(mount.parts.commits.commit, handle.inode))
         assert ("put", "file") in store.reached
         await set_mode(mount, 0o600)
-        if not is_open:
+        if then == "closed":
             await begun(mount, partial(closed, mount, handle))
+        elif then == "written on":
+            await mount.parts.file_io.write(handle, 0, b"never closed")
         await settled(store.after.pop("put"))
         return handle
 
