@@ -105,8 +105,8 @@ def test_a_chmod_waits_until_the_key_is_valid_again(tmp_path: Path, code: str) -
 
 @pytest.mark.parametrize(
     ("error", "is_lost"),
-    [(REFUSED, False), (NO_ANSWER, True), (REPEATED, True)],
-    ids=["refused", "no answer", "refused at a second try"],
+    [(REFUSED, False), (NO_ANSWER, True), (REPEATED, True), (from_s3("copy", code="InternalError", status=500), True)],
+    ids=["refused", "no answer", "refused at a second try", "a server error"],
 )
 def test_only_what_got_no_answer_is_waited_for(tmp_path: Path, error: StoreError, is_lost: bool) -> None:
     """A copy that was refused is not made later. One without an answer may be: its file stays pending for that long."""
@@ -237,6 +237,29 @@ def test_what_is_refused_of_a_directory_is_told_as_what_it_is(
         assert not store.errors["put", "d/"]
         said = "the directory d is not in the bucket" if is_made else "attributes of d are not in the bucket"
         assert said in caplog.text
+
+
+@pytest.mark.promise(4)
+def test_what_is_of_another_size_was_made_by_no_copy_of_ours(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Though another client has stored it with the metadata that ours was to have."""
+    store = Held()
+
+    async def begin(mount: Composed) -> None:
+        await store.put("file", b"bytes", Properties())
+        store.errors["copy", "file"] = [NO_ANSWER]
+        await chmod(mount)
+
+    async def come(mount: Composed) -> None:
+        (sent,) = mount.parts.attributes._unanswered_copies.sent(await mount._walk("file"))
+        await store.put("file", b"their bytes", sent)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(1.5)
+        mount.loop.run(partial(come, mount))
+        mount.loop.passes(LONG)
+        assert mount.loop.run(mount.tree) == {"file": (b"their bytes", 0o600)}
+        assert "another client has replaced it" in caplog.text
 
 
 @pytest.mark.parametrize("how", ["is refused", "is open for long"])
