@@ -185,6 +185,25 @@ def test_what_is_locked_is_neither_opened_for_writing_nor_cut(tmp_path: Path, lo
         assert mount.parts.pending == 0
 
 
+def test_a_lock_that_was_made_longer_since_is_not_made_shorter(tmp_path: Path) -> None:
+    """Another client has done that while a copy with the one before it had no answer."""
+    longer = replace(KEPT, until=FAR + 1)
+
+    async def main(mount: Composed, store: Locking) -> None:
+        await put_all(store, {"file": b"bytes"})
+        store.locks["file"] = KEPT
+        store.errors["copy", "file"] = [StoreError(errno.EIO, "copy", detail="no answer")]
+        await chmod(mount)
+
+    with locking(tmp_path) as (mount, store):
+        mount.loop.run(partial(main, mount, store))
+        mount.loop.passes(1.5)
+        assert not store.errors["copy", "file"]
+        store.locks["file"] = longer
+        mount.loop.passes(LONG)
+        assert (mode_of(store), store.locks["file"], mount.parts.pending) == (0o600, longer, 0)
+
+
 def test_of_what_is_not_in_the_bucket_yet_no_lock_is_asked_for(tmp_path: Path) -> None:
     """What another client has locked under its name meanwhile is another file, beside which it will be kept."""
     caller: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0)
