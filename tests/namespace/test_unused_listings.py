@@ -20,7 +20,7 @@ from sosfs.namespace.namespace import RELIST_MAX
 from sosfs.tree.inodes import Inode, Reading
 from tests.support.composed import Composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled, told
+from tests.support.held import Held, begun, bodies, chmod, closed, opened, put_all, settled, told
 
 
 async def listed(mount: Composed, path: str = "d") -> Inode:
@@ -53,7 +53,7 @@ def test_what_the_kernel_forgets_is_forgotten_and_found_again(mount: Composed, s
     mount.loop.run(look)
 
 
-@pytest.mark.parametrize("how", ["known to the kernel", "open", "changed"])
+@pytest.mark.parametrize("how", ["known to the kernel", "open", "changed", "of another mode"])
 @pytest.mark.parametrize("sweeps", [False, True], ids=["forgotten by the kernel", "out of date"])
 def test_a_listing_of_which_somebody_holds_a_file_stays(mount: Composed, store: Held, how: str, sweeps: bool) -> None:
     async def look() -> None:
@@ -61,9 +61,11 @@ def test_a_listing_of_which_somebody_holds_a_file_stays(mount: Composed, store: 
         top = await listed(mount)
         inode = await mount._walk("d/a")
         inode.lookups += how == "known to the kernel"
-        handle = await opened(mount, os.O_RDWR, "d/a") if how != "known to the kernel" else None
+        handle = await opened(mount, os.O_RDWR, "d/a") if how in ("open", "changed") else None
         if how == "changed" and handle is not None:
             await mount.parts.file_io.write(handle, 0, b"new")
+        if how == "of another mode":
+            await chmod(mount, "d/a")  # which goes up later
         mount.loop._clock.jump(2 * TTL)
         let_go(mount, top, sweeps=sweeps)
         assert mount.parts.inodes[inode.number] is inode

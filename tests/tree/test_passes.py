@@ -262,3 +262,22 @@ def test_what_calls_itself_a_directory_is_bytes_under_its_name(inodes: Inodes) -
     file = inodes.make(inodes.root, "dir", Form.PLAIN, mode=FILE)
     file.learn(Properties(metadata={"mode": str(stat.S_IFDIR | 0o750)}), whole=True)
     assert file.mode == stat.S_IFREG | 0o750
+
+
+@pytest.mark.parametrize("prefix", ["", "p/"])
+def test_what_no_name_leads_to_has_neither_a_key_nor_an_object(prefix: str) -> None:
+    """Else it would be that of a file of the root, or of the mount's own directory."""
+    inodes = Inodes(prefix, Defaults(0, 0, 0o022, 0))
+    directory = directory_of(inodes)
+    inode = file_of(inodes, directory, "a")
+    assert (inodes.key(inode), inodes.key(inodes.root), inodes.names(inode)) == (f"{prefix}d/a", prefix, (b"d", b"a"))
+    assert (inodes.has_object(inode), inodes.has_object(inodes.root)) == (True, prefix != "")
+    directory.inode.parent = None
+    assert not inodes.has_key(inode, f"{prefix}a")
+    for one in (inode, directory.inode):
+        with fails(errno.ESTALE):
+            inodes.key(one)
+    inode.parent = None
+    assert not inodes.has_object(inode)
+    assert inodes.names(inodes.root) == ()
+    assert inodes.path(inodes.root, "/mnt") == "/mnt"
