@@ -42,7 +42,9 @@ async def replace(store: FakeStore, key: str) -> None:
 
 
 @pytest.mark.parametrize("proven", [False, True], ids=["awaited", "queued"])
-def test_a_file_that_is_replaced_when_its_old_name_goes_stays(mount: Composed, store: Held, proven: bool) -> None:
+def test_a_file_that_is_replaced_when_its_old_name_goes_stays(
+    mount: Composed, store: Held, caplog: pytest.LogCaptureFixture, proven: bool
+) -> None:
     held = trio.Event()
 
     async def main() -> None:
@@ -61,9 +63,12 @@ def test_a_file_that_is_replaced_when_its_old_name_goes_stays(mount: Composed, s
     shown = mount.loop.run(mount.tree)
     assert (shown["file"], shown["moved"]) == ((b"theirs", 0o644), (b"bytes", 0o644))
     assert mount.parts.pending == 0
+    assert "another client has replaced it since" in caplog.text
 
 
-def test_so_does_one_of_many_that_are_renamed_one_after_the_other(mount: Composed, store: Held) -> None:
+def test_so_does_one_of_many_that_are_renamed_one_after_the_other(
+    mount: Composed, store: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     held, names = trio.Event(), [f"f{number}" for number in range(5)]
 
     async def main() -> None:
@@ -80,6 +85,7 @@ def test_so_does_one_of_many_that_are_renamed_one_after_the_other(mount: Compose
     assert bodies(store) == {"f3": b"theirs"} | {f"{name}-moved": b"bytes" for name in names}
     assert mount.loop.run(mount.tree)["f3"] == (b"theirs", 0o644)
     assert mount.parts.pending == 0
+    assert "f3 was removed here, and another client has replaced it since" in caplog.text
 
 
 def test_so_does_one_in_a_directory_that_is_renamed(mount: Composed, store: Held) -> None:

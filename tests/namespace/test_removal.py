@@ -334,7 +334,7 @@ def test_a_removal_without_an_answer_is_tried_until_it_has_one(mount: Composed, 
 
 
 def test_a_removal_that_is_tried_again_spares_what_another_client_stored_meanwhile(
-    mount: Composed, store: Held
+    mount: Composed, store: Held, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main() -> None:
         await put_all(store, {"file": b"old", "gone": b"old", "still": b"old"})
@@ -355,6 +355,44 @@ def test_a_removal_that_is_tried_again_spares_what_another_client_stored_meanwhi
     mount.loop.passes(60)
     assert bodies(store) == {"file": b"theirs"}
     assert mount.parts.deletions.pending == 0
+    assert "file was removed here, and another client has replaced it since" in caplog.text
+
+
+def test_it_is_not_tried_before_it_is_known_what_is_there(mount: Composed, store: Held) -> None:
+    """Where a server removes whatever it has under a key."""
+    store.pins_deletes = False
+
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        await _proved(mount, store)
+        store.errors["delete", "file"] = [SILENCE]
+        await mount.unlink("file")
+
+    async def meanwhile() -> None:
+        await store.put("file", b"theirs", Properties())
+        store.errors["head", "file"] = [SILENCE, SILENCE]
+
+    mount.loop.run(main)
+    mount.loop.passes(0.2)
+    mount.loop.run(meanwhile)
+    mount.loop.passes(60)
+    assert not store.errors["head", "file"]
+    assert (bodies(store), mount.parts.deletions.pending) == ({"file": b"theirs"}, 0)
+
+
+def test_after_an_outage_the_next_removal_that_fails_is_tried_again_soon(mount: Composed, store: Held) -> None:
+    async def removed(name: str, fails: int) -> None:
+        await put_all(store, {name: b"x"})
+        await _proved(mount, store)
+        store.errors["delete", name] = [SILENCE] * fails
+        await mount.unlink(name)
+
+    mount.loop.run(partial(removed, "a", 8))
+    mount.loop.passes(300)
+    assert bodies(store) == {}
+    mount.loop.run(partial(removed, "b", 1))
+    mount.loop.passes(3)
+    assert bodies(store) == {}
 
 
 def test_the_first_removal_of_a_burst_tells_that_it_got_no_answer(tmp_path: Path) -> None:
@@ -410,20 +448,25 @@ def test_deletes_on_their_way_are_counted(mount: Composed, store: Held) -> None:
     held = trio.Event()
 
     async def main() -> None:
-        await put_all(store, {"a": b"x"})
+        await put_all(store, dict.fromkeys("abc", b"x"))
         await _proved(mount, store)
-        store.before["delete", "a"] = held
+        store.before["delete"] = held
         await mount.unlink("a")
 
     mount.loop.run(main)
     mount.loop.passes(2)
-    assert ("delete", "a") in store.reached
+    assert store.reached == {("delete", "a")}
     assert mount.parts.deletions.pending == 1
     assert mount.parts.deletions.is_pending("a")
     assert mount.parts.deletions.under("") == {"a"}
+    for name in "bc":
+        mount.loop.run(partial(mount.unlink, name))
+        mount.loop.passes(1)
+    assert store.reached == {("delete", "a")}, "the others are to go together"
     mount.loop.run(partial(settled, held))
     mount.loop.passes(1)
     assert mount.parts.deletions.pending == 0
+    assert (store.calls["delete"], store.calls["delete_many"]) == (2, 1), "that of the first, a, and the others"
 
 
 # What a removal takes along
@@ -574,3 +617,24 @@ def test_a_removal_without_the_journal_is_none(tmp_path: Path, monkeypatch: pyte
 
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(main, mount))
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["awaited", "queued"])
+def test_a_removal_of_which_a_full_disk_keeps_no_record_is_awaited(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch, is_first: bool
+) -> None:
+    """Removing is how people make room."""
+
+    def full(journal: Journal, key: str, version: Version) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        if not is_first:
+            await _proved(mount, store)
+        with monkeypatch.context() as patch:
+            patch.setattr(Journal, "add_delete", full)
+            await mount.unlink("file")
+        assert bodies(store) == {}
+
+    mount.loop.run(main)
