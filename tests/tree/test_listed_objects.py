@@ -292,12 +292,16 @@ def test_what_nobody_has_takes_no_more_room_when_it_is_of_another_type(mount: Co
 def test_what_is_remembered_of_files_that_were_forgotten_is_known_when_they_are_listed(
     mount: Composed, store: Held
 ) -> None:
+    """And told on, to who publishes it for other machines."""
+    agreed: set[str] = set()
+
     async def look() -> None:
         store._clock = time.time
         await store.put("d/a", b"elsewhere", of_mode(LINK))
         await store.put("d/b", b"b", of_mode(stat.S_IFREG | 0o604))
+        await put_all(store, {"d/x": b"x"})
         await listed(mount)
-        for name in "ab":
+        for name in "abx":
             await mount._walk(f"d/{name}")
         await mount.write("d/c", BIG, flags=os.O_CREAT)
         await mount.chmod("d/c", 0o640)
@@ -305,7 +309,10 @@ def test_what_is_remembered_of_files_that_were_forgotten_is_known_when_they_are_
         forget(mount)
         top = await mount._walk("d")
         assert top.directory is None or not top.directory.entries
+        mount.parts.listings._merger.agrees = lambda key, known: agreed.add(key)
+        await put_all(store, {"d/x": b"theirs"})
         await listed(mount)
+        assert agreed == {"d/a", "d/b", "d/c"}, "x is another one by now"
         store.calls.clear()
         assert stat.S_ISLNK((await entry(mount, "a")).mode)
         assert stat.S_IMODE((await entry(mount, "b")).mode) == 0o604
