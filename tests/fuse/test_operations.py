@@ -24,7 +24,7 @@ from sosfs.fuse.removal_streak import RemovalStreak
 from sosfs.s3.protocol import Properties, Right
 from sosfs.tree.keys import HIDDEN
 from tests.support.composed import TASK, Composed
-from tests.support.held import Held, begun, bodies, denied, put_all, settled, told
+from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence, told
 
 pytestmark = pytest.mark.usefixtures("without_bugs")
 CALLER: Any = SimpleNamespace(pid=TASK, uid=0, gid=0, umask=0o022)
@@ -173,7 +173,111 @@ def test_who_has_a_file_open_is_told_of_its_size_without_a_question(
     mount.loop.run(main)
 
 
+def test_what_a_file_is_is_told_in_full(mount: Composed, store: Held, kernel: Operations) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": bytes(5000), "d/x": b"x"})
+        root, entry = mount.parts.inodes.root.number, await known(mount, kernel)
+        assert (entry.st_size, entry.st_blocks, entry.st_nlink) == (5000, 10, 1)
+        top = await kernel.getattr(root, CALLER)
+        assert (top.st_ino, top.st_nlink, stat.S_ISDIR(top.st_mode)) == (root, 1, True)
+        directory = await known(mount, kernel, b"d")
+        for name, number in ((b".", directory.st_ino), (b"..", root)):
+            lookups = mount.parts.inodes[number].lookups
+            assert (await kernel.lookup(directory.st_ino, name, CALLER)).st_ino == number
+            assert mount.parts.inodes[number].lookups == lookups + 1
+        assert (await kernel.lookup(root, b"..", CALLER)).st_ino == root
+
+    mount.loop.run(main)
+
+
+@pytest.mark.promise(1)
+@pytest.mark.parametrize("is_known", [False, True], ids=["new", "known"])
+def test_a_failure_is_no_absence_of_a_name(
+    mount: Composed, store: Held, kernel: Operations, is_known: bool
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"d/file": b"x"})
+        directory = await mount._walk("d")
+        if is_known:
+            await mount.parts.listings.complete(directory)
+            mount.loop._clock.jump(2 * TTL)
+        for what, key in (("head", "d/file"), ("list", "d/"), ("list", "d/file/"), ("get", "d/file")):
+            store.errors[what, key] = [silence(what)] * 9
+        await refused(errno.EIO, kernel.lookup(directory.number, b"file", CALLER))
+
+    mount.loop.run(main)
+
+
+def test_a_time_that_no_metadata_can_say_is_refused_before_the_file_is_cut(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes"})
+        number = (await known(mount, kernel)).st_ino
+        await refused(errno.EOVERFLOW, kernel.setattr(number, *setting(size=0, mtime_ns=10**27), None, CALLER))
+        before = await kernel.getattr(number, CALLER)
+        assert before.st_size == 5
+        now = await kernel.setattr(number, *setting(atime_ns=5 * 10**9), None, CALLER)
+        assert (now.st_atime_ns, now.st_mtime_ns) == (5 * 10**9, before.st_mtime_ns)
+
+    mount.loop.run(main)
+    assert mount.parts.pending == 0
+    assert bodies(store) == {"file": b"bytes"}
+
+
+def test_what_became_a_link_since_it_was_looked_up_is_not_changed_under_its_old_number(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": bytes(5000)})
+        number = (await known(mount, kernel)).st_ino
+        await store.put("file", b"elsewhere", Properties(metadata={"mode": str(stat.S_IFLNK | 0o777)}))
+        mount.loop._clock.jump(2 * TTL)
+        for values in ({"size": 0}, {"mode": 0o600}):
+            await refused(errno.ESTALE, kernel.setattr(number, *setting(**values), None, CALLER))
+
+    mount.loop.run(main)
+    assert mount.parts.pending == 0
+    assert bodies(store) == {"file": b"elsewhere"}
+
+
 # Names
+
+
+def test_what_is_made_is_of_who_makes_it(mount: Composed, store: Held, kernel: Operations) -> None:
+    maker: Any = SimpleNamespace(pid=TASK, uid=11, gid=22, umask=0)
+
+    async def main() -> None:
+        root = mount.parts.inodes.root.number
+        pipe = await kernel.mknod(root, b"pipe", stat.S_IFIFO | 0o600, 0, maker)
+        device = await kernel.mknod(root, b"null", stat.S_IFCHR | 0o666, os.makedev(1, 3), maker)
+        link = await kernel.symlink(root, b"link", b"target", maker)
+        directory = await kernel.mkdir(root, b"d", 0o700, maker)
+        opened, file = await kernel.create(root, b"file", 0o600, os.O_WRONLY | os.O_CREAT, maker)
+        claimed, lock = await kernel.create(root, b"file.lock", 0o600, os.O_WRONLY | os.O_CREAT | os.O_EXCL, maker)
+        for entry in (pipe, device, link, directory, file, lock):
+            assert (entry.st_uid, entry.st_gid) == (11, 22)
+        assert device.st_rdev == os.makedev(1, 3)
+        assert bytes(await kernel.readlink(link.st_ino, CALLER)) == b"target"
+        await refused(errno.EPERM, kernel.link(file.st_ino, root, b"other", maker))
+        for handle in (opened.fh, claimed.fh):
+            await kernel.flush(handle)
+            await kernel.release(handle)
+
+    mount.loop.run(main)
+
+
+def test_what_another_client_has_removed_since_it_was_listed_cannot_be_removed(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"bytes", "other": b"x"})
+        await mount.tree()
+        await store.delete("file")
+        mount.loop._clock.jump(2 * TTL)
+        await refused(errno.ENOENT, kernel.unlink(mount.parts.inodes.root.number, b"file", CALLER))
+
+    mount.loop.run(main)
 
 
 def test_two_names_are_not_exchanged_and_none_is_replaced_where_that_is_not_wanted(
@@ -182,7 +286,8 @@ def test_two_names_are_not_exchanged_and_none_is_replaced_where_that_is_not_want
     async def main() -> None:
         await put_all(store, {"a": b"a", "b": b"b"})
         root = mount.parts.inodes.root.number
-        await refused(errno.EINVAL, kernel.rename(root, b"a", root, b"b", pyfuse3.RENAME_EXCHANGE, CALLER))
+        for flags in (pyfuse3.RENAME_EXCHANGE, 4):  # that of overlayfs
+            await refused(errno.EINVAL, kernel.rename(root, b"a", root, b"b", flags, CALLER))
         await refused(errno.EEXIST, kernel.rename(root, b"a", root, b"b", pyfuse3.RENAME_NOREPLACE, CALLER))
         await kernel.rename(root, b"a", root, b"c", pyfuse3.RENAME_NOREPLACE, CALLER)
 
