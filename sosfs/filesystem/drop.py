@@ -136,7 +136,7 @@ class DropCommand:
     def _inode(self, inode: Inode, found: _Found) -> None:
         key, open_file = self._inodes.key(inode), opened(inode)
         version = inode.version
-        named = {(key, version.etag, version.size)} if version is not None and not inode.is_directory else set()
+        named = {(key, version.etag, version.size)} if version is not None else set()
         if inode.is_directory:
             self._doubt_listing(inode, found)
             found.lent += self._inodes.lent(inode)

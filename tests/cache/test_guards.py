@@ -5,6 +5,7 @@ In one process: over a store whose requests are held back, or the disk cache alo
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from functools import partial
@@ -304,6 +305,33 @@ def test_what_is_forgotten_while_it_is_written_does_not_stay(tmp_path: Path, mon
     trio.run(main)
     assert list(tmp_path.iterdir()) == []
     assert disk.used == 0
+
+
+@pytest.mark.promise(11)
+@pytest.mark.parametrize("is_forgotten", [False, True], ids=["kept", "forgotten meanwhile"])
+def test_what_the_disk_refuses_of_a_version_is_not_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_forgotten: bool
+) -> None:
+    """Nor taken off twice: the cache would hold more than its limit then."""
+    disk, version = cache(tmp_path), ("k", "e", len(BODY))
+    keep(disk, 0, 4)
+
+    async def run(work: Any, *arguments: Any) -> Any:
+        if work != disk._write:
+            return work(*arguments)
+        if is_forgotten:
+            assert await disk.forget([version]) == 6 * SMALL
+        raise OSError(errno.ENOSPC, "no room")
+
+    async def main() -> None:
+        monkeypatch.setattr(LOCAL, "run", run)
+        await disk.keep(*version, 4, memoryview(BODY)[4 * SMALL : 6 * SMALL])
+        left = 0 if is_forgotten else 4 * SMALL
+        assert disk.used == left
+        assert await disk.forget([version]) == left
+        assert disk.used == 0
+
+    trio.run(main)
 
 
 @pytest.mark.promise(5)

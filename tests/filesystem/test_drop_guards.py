@@ -25,7 +25,7 @@ from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.dropping import Kernel, dropped
 from tests.support.fake_store import ANYONE, OWNER
-from tests.support.held import Held, begun, bodies, closed, opened, put_all
+from tests.support.held import Held, begun, bodies, closed, opened, put_all, settled
 
 MIB = 1 << 20
 PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
@@ -267,12 +267,17 @@ def test_who_opens_a_dropped_file_finds_no_old_pages(mount: Composed, store: Hel
     mount.loop.run(main)
 
 
-def test_an_open_file_goes_on_with_its_version_and_the_next_open_asks(mount: Composed, store: Held) -> None:
-    """Also where this mount has stored that itself."""
+@pytest.mark.parametrize("is_stored_meanwhile", [False, True])
+def test_an_open_file_goes_on_with_its_version_and_the_next_open_asks(
+    mount: Composed, store: Held, is_stored_meanwhile: bool
+) -> None:
+    """Also where this mount has stored that itself, before or after it was opened."""
 
     async def main() -> None:
-        await mount.write("file", b"ours" * 1000, flags=os.O_CREAT)
+        await mount.write("file", b"before" * 1000 if is_stored_meanwhile else b"ours" * 1000, flags=os.O_CREAT)
         reader = await opened(mount, os.O_RDONLY)
+        if is_stored_meanwhile:
+            await mount.write("file", b"ours" * 1000, flags=os.O_TRUNC)
         assert bytes(await mount.parts.file_io.read(reader, 0, 4)) == b"ours"
         await store.put("file", b"their" * 1000, Properties())
         await dropped(mount, "file")
@@ -305,6 +310,9 @@ def test_what_waits_to_be_sent_is_kept_and_told(tmp_path: Path, store: Held) -> 
         assert await cost(mount, store, "mode") == [0]
         mount.parts.blocks.forget(lambda key: True)
         assert await cost(mount, store, "mode") == [0]
+        before = store.calls.copy()
+        await mount.parts.attributes.revalidate(inode)
+        assert store.calls == before, "it is as it was set, whatever the bucket has"
         for path in ("mode", "d"):
             assert stat.S_IMODE((await mount._walk(path)).mode) == 0o700
 
@@ -365,14 +373,49 @@ def test_what_is_in_memory_of_a_file_that_is_open_for_writing_stays(mount: Compo
         writer = await opened(mount, path="d/file")
         await mount.parts.file_io.read(writer, 0, MIB)
         await cost(mount, store, "d/other")
+        kernel = Kernel()
+        writer.inode.lookups += 1
         for path in ("d", "d/file", ""):
-            assert (await dropped(mount, path))["kept"] == ["d/file"]
-        before = store.calls["get"]
+            assert (await dropped(mount, path, kernel=kernel))["kept"] == ["d/file"]
+        assert writer.inode.number not in kernel.inodes
+        before = store.calls.copy()
+        await mount.parts.attributes.revalidate(writer.inode)
         assert bytes(await mount.parts.file_io.read(writer, 0, MIB)) == b"A" * MIB
-        assert store.calls["get"] == before
+        assert store.calls == before
         await mount.parts.file_io.release(writer)
 
     mount.loop.run(main)
+
+
+def test_what_was_written_is_here_for_who_writes_on_though_the_bucket_has_it(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"old"})
+        writer = await opened(mount)
+        await mount.parts.file_io.write(writer, 0, b"A" * MIB)
+        await mount.parts.file_io.fsync(writer.inode)
+        assert (await dropped(mount, ""))["kept"] == ["file"]
+        before = store.calls.copy()
+        assert bytes(await mount.parts.file_io.read(writer, 0, MIB)) == b"A" * MIB
+        assert store.calls == before
+        await closed(mount, writer)
+
+    mount.loop.run(main)
+
+
+def test_what_somebody_has_open_is_kept_for_him_while_its_name_goes(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await put_all(store, {"file": b"A" * MIB})
+        reader = await opened(mount, os.O_RDONLY)
+        going = store.before["delete", "file"] = trio.Event()
+        await begun(mount, partial(mount.unlink, "file"))
+        assert ("delete", "file") in store.reached
+        await dropped(mount, "")
+        await settled(going)
+        assert bytes(await mount.parts.file_io.read(reader, 0, MIB)) == b"A" * MIB
+        await mount.parts.file_io.release(reader)
+
+    mount.loop.run(main)
+    assert bodies(store) == {}
 
 
 @pytest.mark.parametrize("is_sending", [True, False], ids=["being sent", "open"])

@@ -192,9 +192,7 @@ def test_what_a_file_is_is_told_in_full(mount: Composed, store: Held, kernel: Op
 
 @pytest.mark.promise(1)
 @pytest.mark.parametrize("is_known", [False, True], ids=["new", "known"])
-def test_a_failure_is_no_absence_of_a_name(
-    mount: Composed, store: Held, kernel: Operations, is_known: bool
-) -> None:
+def test_a_failure_is_no_absence_of_a_name(mount: Composed, store: Held, kernel: Operations, is_known: bool) -> None:
     async def main() -> None:
         await put_all(store, {"d/file": b"x"})
         directory = await mount._walk("d")
