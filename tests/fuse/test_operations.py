@@ -22,7 +22,7 @@ from sosfs.fuse.operations import DOTS, Operations
 from sosfs.fuse.provisional_attributes import ProvisionalAttributes
 from sosfs.fuse.removal_streak import RemovalStreak
 from sosfs.s3.protocol import Properties, Right
-from sosfs.tree.keys import HIDDEN
+from sosfs.tree.keys import BEHIND_CONTROL, CONTROL, HIDDEN
 from tests.support.composed import TASK, Composed
 from tests.support.held import Held, begun, bodies, denied, put_all, settled, silence, told
 
@@ -458,6 +458,25 @@ def test_an_fsync_of_a_directory_waits_for_what_is_on_its_way(
     mount.loop.run(main)
 
 
+def test_an_fsync_of_a_directory_waits_for_nothing_elsewhere(mount: Composed, store: Held, kernel: Operations) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await put_all(store, {"d/x": b"x", "e/old": b"old", "e/other": b""})
+        directory, handle = await mount._walk("e"), await kernel.opendir((await mount._walk("d")).number, CALLER)
+        entry = await kernel.lookup(directory.number, b"old", CALLER)
+        going = store.before["delete", "e/old"] = trio.Event()
+        mount.parts.deletions._proven_until = trio.current_time() + 1
+        assert mount.parts.namespace.unlink_at_once(directory, mount.parts.inodes[entry.st_ino])
+        await begun(mount, partial(told, outcomes, "fsync", partial(kernel.fsyncdir, handle, False)))
+        assert outcomes == {"fsync": None}
+        assert "e/old" in bodies(store)
+        await settled(going)
+        await kernel.releasedir(handle)
+
+    mount.loop.run(main)
+
+
 def test_where_a_link_leads_that_is_shown_as_it_was_listed_the_bucket_is_asked(
     mount: Composed, store: Held, kernel: Operations
 ) -> None:
@@ -495,6 +514,52 @@ def test_who_reads_on_in_a_directory_is_told_of_each_name_once(
         mount.loop._clock.jump(2 * TTL)
         assert await read(kernel, handle, len(DOTS) + 1) == [b"c", b"d"]
         await kernel.releasedir(handle)
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("room", [1, 2, 3])
+def test_who_has_room_for_a_few_names_is_told_of_all_and_holds_what_it_was_told_of(
+    mount: Composed, store: Held, kernel: Operations, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """What the kernel was told of once more than it knows is never forgotten, what once less, too early."""
+
+    def reply(shown: list[tuple[bytes, int]], name: bytes, _: Any, after: int) -> bool:
+        if len(shown) == room:
+            return False
+        shown.append((name, after))
+        return True
+
+    monkeypatch.setattr(pyfuse3, "readdir_reply", reply)
+
+    async def main() -> None:
+        await put_all(store, {f"d/{name}": b"x" for name in "abcd"})
+        directory = await mount._walk("d")
+        handle, start, names = await kernel.opendir(directory.number, CALLER), 0, list[bytes]()
+        while True:
+            shown: Any = []
+            await kernel.readdir(handle, start, shown)
+            if not shown:
+                break
+            names += [name for name, _ in shown]
+            start = shown[-1][1]
+        await kernel.releasedir(handle)
+        assert names == [*DOTS, b"a", b"b", b"c", b"d"]
+        assert directory.directory is not None
+        assert [one.lookups for one in directory.directory.entries.values()] == [1] * 4
+
+    mount.loop.run(main)
+
+
+@pytest.mark.promise(9)
+def test_what_the_bucket_has_of_the_control_trees_name_is_listed_under_another_in_the_root_alone(
+    mount: Composed, store: Held, kernel: Operations
+) -> None:
+    async def main() -> None:
+        await put_all(store, {CONTROL: b"x", f"d/{CONTROL}": b"x"})
+        root, directory = mount.parts.inodes.root.number, (await mount._walk("d")).number
+        assert sorted(await _all_of(kernel, root)) == [BEHIND_CONTROL.encode(), b"d"]
+        assert await _all_of(kernel, directory) == [CONTROL.encode()]
 
     mount.loop.run(main)
 
