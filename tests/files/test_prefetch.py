@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import random
 import subprocess
 import tarfile
@@ -10,11 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import trio
+import trio.testing
 
-from sosfs.files.prefetch import AHEAD, SPREAD
+from sosfs.config.parameters import TTL
+from sosfs.files.prefetch import AHEAD, ROOM, RUN, SMALL, SPREAD
 from tests.conftest import Mounter
-from tests.support.drive import Drive
+from tests.support.composed import Composed, composed
+from tests.support.drive import Drive, fails
 from tests.support.foreign import Foreign
+from tests.support.held import Held, opened, put_all, silence
 from tests.support.proxy import Proxy
 from tests.support.servers import Server
 from tests.support.traffic import Traffic
@@ -147,3 +154,95 @@ def test_who_goes_on_elsewhere_is_followed_there(tree: Drive, proxy: Proxy) -> N
         read(tree, names[30:48])
     assert asked(traffic) == names[30:48]
     assert traffic.peak("GET") >= 3
+
+
+# In one process, by what the bucket is asked and what is in memory
+
+
+async def look(mount: Composed, *numbers: int) -> list[bytes]:
+    """What who reads these files of `d` from the beginning is shown."""
+    found = []
+    for number in numbers:
+        reader = await opened(mount, os.O_RDONLY, f"d/{number:02}")
+        mount.parts.attributes.attribute_prefetch.opened()
+        found.append(bytes(await mount.parts.file_io.read(reader, 0, reader.inode.size)))
+        await mount.parts.file_io.release(reader)
+        await trio.testing.wait_all_tasks_blocked()
+    return found
+
+
+async def list_forty(mount: Composed, store: Held, *, size: int = 5000) -> None:
+    """Files of `d`, which is listed."""
+    await put_all(store, {f"d/{number:02}": bytes([number]) * size for number in range(40)})
+    await mount.parts.listings.complete(await mount._walk("d"))
+
+
+def in_memory(mount: Composed) -> set[int]:
+    """The files of which bytes are here; they are no more afterwards."""
+    return {at for at in range(40) if mount.parts.blocks.forget(lambda key: key == f"d/{at:02}")}  # noqa: B023
+
+
+def test_the_next_ones_are_here_for_who_comes_to_them(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await list_forty(mount, store)
+        await look(mount, *range(RUN + 1))
+        before = store.calls.copy()
+        assert await look(mount, *range(RUN + 1, RUN + 4)) == [bytes([at]) * 5000 for at in range(RUN + 1, RUN + 4)]
+        assert store.calls == before, "nor are more fetched as long as most of them are yet to be read"
+
+    mount.loop.run(main)
+    assert RUN + 4 <= max(in_memory(mount)) <= RUN + AHEAD
+
+
+def test_who_reads_here_and_there_has_nothing_else_fetched(mount: Composed, store: Held) -> None:
+    numbers = (7, 30, 2, 15, 21, 9)
+
+    async def main() -> None:
+        await list_forty(mount, store)
+        await look(mount, *numbers)
+
+    mount.loop.run(main)
+    assert in_memory(mount) == set(numbers)
+
+
+@pytest.mark.promise(11)
+@pytest.mark.parametrize("size", [SMALL, SMALL + 1])
+def test_what_is_fetched_ahead_takes_a_part_of_the_memory(tmp_path: Path, store: Held, size: int) -> None:
+    with composed(store, tmp_path, memory=32 << 20) as mount:
+
+        async def main() -> None:
+            await list_forty(mount, store, size=size)
+            await look(mount, *range(RUN + 1))
+
+        mount.loop.run(main)
+        found = in_memory(mount) - set(range(RUN + 1))
+        most = mount.parts.blocks.capacity // ROOM // size + 1
+        assert most < AHEAD
+        assert (0 < len(found) <= most) if size <= SMALL else not found
+        mount.loop.run(store.release)
+
+
+def test_what_another_client_changed_after_it_was_fetched_ahead_is_shown_as_it_is(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await list_forty(mount, store)
+        await look(mount, *range(RUN + 1))
+        await put_all(store, {f"d/{RUN + 1:02}": b"\xff" * 5000})
+        mount.loop._clock.jump(2 * TTL)
+        assert await look(mount, RUN + 1) == [b"\xff" * 5000]
+
+    mount.loop.run(main)
+
+
+@pytest.mark.usefixtures("without_bugs")
+def test_a_file_that_cannot_be_fetched_ahead_fails_nobody_but_who_reads_it(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        await list_forty(mount, store)
+        for what in ("get", "head"):
+            store.errors[what, f"d/{RUN + 2:02}"] = [silence(what)] * 9
+        assert await look(mount, *range(RUN + 2)) == [bytes([at]) * 5000 for at in range(RUN + 2)]
+        with fails(errno.EIO):
+            await look(mount, RUN + 2)
+        store.errors.clear()
+        assert await look(mount, RUN + 2, RUN + 3) == [bytes([at]) * 5000 for at in (RUN + 2, RUN + 3)]
+
+    mount.loop.run(main)
