@@ -242,12 +242,28 @@ def test_a_bucket_that_takes_no_object_lock_is_told_so(code: str) -> None:
         bucket.server.refuses["PUT"] = error(400, code)
         with fails(errno.EOPNOTSUPP):
             await bucket.write("object-lock", "GOVERNANCE 30 days\n")
-        bucket.server.refuses["PUT"] = error(403, "AccessDenied")
-        with fails(errno.EACCES):
-            await bucket.write("object-lock", "GOVERNANCE 30 days\n")
+        for told, number in ((error(403, "AccessDenied"), errno.EACCES), (error(400, "MalformedXML"), errno.EINVAL)):
+            bucket.server.refuses["PUT"] = told
+            with fails(number):
+                await bucket.write("object-lock", "GOVERNANCE 30 days\n")
+        bucket.server.kept["object-lock"] = b"<ObjectLockConfiguration/>"
+        assert (await bucket.read("object-lock")).startswith(object_lock_text.ABSENT)
 
     bucket = run(work)
-    assert (bucket.told, len(bucket.errors)) == ([], 2)
+    assert (bucket.told, len(bucket.errors)) == ([], 3)
+
+
+def test_a_rule_for_all_files_says_so() -> None:
+    """A server takes none without a filter or a prefix."""
+
+    async def work(bucket: Bucket) -> None:
+        text = json.dumps({"Rules": [{name: RULE[name] for name in ("ID", "Status", "Expiration")}]})
+        await bucket.write("lifecycle", text)
+        assert b"<Prefix" in bucket.server.kept["lifecycle"]
+        await bucket.write("lifecycle", text + "\n")
+        assert bucket.server.changes == ["PUT lifecycle"]
+
+    run(work)
 
 
 def test_both_units_of_a_default_retention_may_be_told() -> None:
@@ -304,6 +320,10 @@ def test_the_acl_of_a_bucket_is_by_name_or_line_by_line() -> None:
                 await bucket.write("acl", text)
         with fails(errno.EINVAL):
             await bucket.write("acl", "# nobody\n")
+        node = bucket.operations.tree[await bucket._number("bucket/acl")]
+        assert isinstance(node, TextFile)
+        with fails(errno.EINVAL):
+            node.check(b"bucket-owner-read\n")  # of objects alone
 
     bucket = run(work)
     assert bucket.server.changes == ["PUT acl"] * 2
@@ -455,9 +475,10 @@ def test_who_waits_for_a_setting_can_be_stopped(method: str, answers: bool) -> N
             if seen.method != method:
                 return super().__call__(seen)
             asked.set()
-            if not answers:
-                released.wait(30)
-            return answer(503, b"", "Retry-After: 60")
+            if answers:
+                return answer(503, b"", "Retry-After: 60")
+            released.wait(20)
+            return super().__call__(seen)
 
     async def work(bucket: Bucket) -> None:
         async with trio.open_nursery() as nursery:

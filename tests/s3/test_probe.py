@@ -40,7 +40,9 @@ def _without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 KEY = ".sosfs-probe-0"
 ID = "x-amz-request-id: 7"
-ALL = frozenset({"absent", "quoted", "bare", "copy", "part", "complete", "delete", "batch", "sha"})
+ALL = frozenset(
+    {"absent", "quoted", "bare", "copy", "part", "complete absent", "complete match", "delete", "batch", "sha"}
+)
 DONE, EMPTY = answer(200, b"", ID), answer(204, b"", ID, length=-1)
 
 
@@ -65,15 +67,17 @@ class Server:
     retains: str = ""
     current: tuple[str, str] | None = None  # version id and ETag
     old: dict[str, str] = field(default_factory=dict)  # ETags by version ids; "" for a marker
-    uploads: set[str] = field(default_factory=set)
+    uploads: dict[str, str] = field(default_factory=dict)  # ETags of their parts
     asked: list[str] = field(default_factory=list)
     lost: int = 0  # the number of the request whose answer is lost
     made: int = 0
+    has_theirs: bool = True  # an upload of another key
 
     @property
     def left(self) -> list[str]:
         """Whatever is there."""
-        return [*self.old, *self.uploads, *(["current"] if self.current else [])]
+        theirs = [] if self.has_theirs else ["another's upload is gone"]
+        return [*self.old, *self.uploads, *(["current"] if self.current else []), *theirs]
 
     def __call__(self, seen: Seen) -> bytes | None:
         query = dict(parse_qsl(urlsplit(seen.target).query, keep_blank_values=True))
@@ -103,7 +107,8 @@ class Server:
                 return FAILED  # as Ceph, which compares the quotes, too
         if "if-none-match" in seen.headers and "absent" in self.honours and self.current:
             return FAILED
-        if "sha" in self.honours and seen.headers.get("x-amz-content-sha256") != sha256(seen.body).hexdigest():
+        due = sha256(seen.body).hexdigest()
+        if "sha" in self.honours and seen.headers.get("x-amz-content-sha256", due) != due:
             return error(400, "XAmzContentSHA256Mismatch")
         return self._stored(md5(seen.body).hexdigest())
 
@@ -143,8 +148,10 @@ class Server:
         self.current = None
         return document("DeleteResult")
 
-    def _versions(self, *_: object) -> bytes:
+    def _versions(self, _: Seen, query: Mapping[str, str]) -> bytes:
         told = ""
+        if not KEY.startswith(query["prefix"]):
+            return document("ListVersionsResult")
         for version_id, etag in self.old.items():
             kind = "Version" if etag else "DeleteMarker"
             told += (
@@ -160,33 +167,38 @@ class Server:
         return document("ObjectLockConfiguration", f"<ObjectLockEnabled>Enabled</ObjectLockEnabled>{rule}")
 
     def _begin(self, *_: object) -> bytes:
-        self.uploads.add(upload := self._next())
+        self.uploads[upload := self._next()] = ""
         return document("InitiateMultipartUploadResult", f"<UploadId>{upload}</UploadId>")
 
     def _part(self, seen: Seen, query: Mapping[str, str]) -> bytes:
         if query["uploadId"] not in self.uploads:
             return error(404, "NoSuchUpload")
-        return answer(200, b"", f'ETag: "{md5(seen.body).hexdigest()}"', ID)
+        self.uploads[query["uploadId"]] = etag = md5(seen.body).hexdigest()
+        return answer(200, b"", f'ETag: "{etag}"', ID)
 
     def _copy_part(self, seen: Seen, query: Mapping[str, str]) -> bytes:
         if self._fails(seen.headers.get("x-amz-copy-source-if-match", ""), "part" in self.honours):
             return FAILED
-        return document("CopyPartResult", "<ETag>e</ETag>")
+        self.uploads[query["uploadId"]] = "copied"
+        return document("CopyPartResult", "<ETag>copied</ETag>")
 
     def _complete(self, seen: Seen, query: Mapping[str, str]) -> bytes:
         if query["uploadId"] not in self.uploads:
             return error(404, "NoSuchUpload")
-        conditions = [seen.headers.get(name, "") for name in ("if-match", "if-none-match")]
-        if any(self._fails(condition, "complete" in self.honours) for condition in conditions):
-            return FAILED
-        self.uploads.remove(query["uploadId"])
+        for name, kind in (("if-match", "complete match"), ("if-none-match", "complete absent")):
+            if self._fails(seen.headers.get(name, ""), kind in self.honours):
+                return FAILED
+        if self.uploads[query["uploadId"]] not in seen.body.decode():
+            return error(400, "InvalidPart")
+        del self.uploads[query["uploadId"]]
         self._stored("joined-1")
         return document("CompleteMultipartUploadResult", "<ETag>joined-1</ETag>")
 
     def _abort(self, _: Seen, query: Mapping[str, str]) -> bytes:
+        self.has_theirs = self.has_theirs and query["uploadId"] != "others"
         if query["uploadId"] not in self.uploads:
             return error(404, "NoSuchUpload")
-        self.uploads.remove(query["uploadId"])
+        del self.uploads[query["uploadId"]]
         return EMPTY
 
     def _uploads(self, *_: object) -> bytes:
@@ -226,6 +238,7 @@ def probed(server: Server, key: str = KEY, *, storage_class: str = "", **options
     with _opened(server, **options) as store:
         probing = partial(store.probe_conditions, key, storage_class=storage_class)
         assert trio.run(probing) is store.conditions
+        assert (store.bucket, store.denied) == ("bucket", store.capabilities.denied)
         return store.capabilities
 
 
@@ -241,14 +254,15 @@ WHOLE = Capabilities(True, True, Quoting.QUOTED, True, True, True, True, True, T
         (ALL - {"quoted", "bare"}, replace(WHOLE, match=None)),
         (ALL - {"copy"}, replace(WHOLE, copy_pin=False)),
         (ALL - {"part"}, replace(WHOLE, part_pin=False)),
-        (ALL - {"complete"}, replace(WHOLE, complete=False)),
+        (ALL - {"complete match"}, replace(WHOLE, complete=False)),
+        (ALL - {"complete absent"}, replace(WHOLE, complete=False)),
         (ALL - {"delete"}, replace(WHOLE, delete_pin=False, batch_pin=False)),
         (ALL - {"batch"}, replace(WHOLE, batch_pin=False)),
         (ALL - {"sha"}, replace(WHOLE, compares=False)),
         (frozenset(), Capabilities(True)),
     ],
-    ids=["all", "no absent", "bare", "no match", *(f"no {name}" for name in ("copy", "part", "complete", "delete")),
-         "no batch", "no sha", "nothing"],
+    ids=["all", "no absent", "bare", "no match", "no copy", "no part", "no complete match", "no complete absent",
+         "no delete", "no batch", "no sha", "nothing"],
 )  # fmt: skip
 def test_each_thing_that_a_server_honours_is_found_out_by_itself(honours: frozenset[str], due: Capabilities) -> None:
     server = Server(honours - {"bare"} if "quoted" in honours else honours)
@@ -273,6 +287,21 @@ def test_nobody_signs_a_hash_that_could_be_compared() -> None:
     assert probed(Server(ALL - {"bare", "sha"}), credentials=Fixed(Credentials("", ""))) == replace(
         WHOLE, compares=False
     )
+
+
+def test_only_a_refusal_for_the_hash_tells_that_it_is_compared() -> None:
+    def of_hash(told: bytes) -> Server:
+        def refused(name: str, seen: Seen) -> bytes | None:
+            hashed = seen.headers.get("x-amz-content-sha256")
+            return told if name == "put" and hashed != sha256(seen.body).hexdigest() else None
+
+        return Server(ALL - {"bare"}, refused)
+
+    assert not probed(of_hash(error(400, "InvalidRequest"))).compares
+    assert not probed(of_hash(DENIED)).compares
+    assert probed(of_hash(error(400, "BadDigest"))).compares
+    with fails(errno.EIO):
+        probed(of_hash(error(500, "InternalError")))
 
 
 @pytest.mark.parametrize("keeps_versions", [False, True])
@@ -373,10 +402,18 @@ def test_a_key_that_may_not_remove_stores_nothing(writes: bool) -> None:
     assert {"put", "begin"}.isdisjoint(server.asked)
 
 
+def first_begin() -> int:
+    """Which request begins an upload."""
+    server = Server(ALL - {"bare"})
+    probed(server)
+    return server.asked.index("begin") + 1
+
+
 def test_an_upload_that_may_not_be_ended_becomes_an_object_which_may_be_removed() -> None:
-    server = Server(ALL - {"bare"}, lambda name, _: DENIED if name == "abort" else None)
-    assert probed(server) == WHOLE
-    assert server.left == []
+    for lost in (0, first_begin()):
+        server = Server(ALL - {"bare"}, lambda name, _: DENIED if name == "abort" else None, lost=lost)
+        assert probed(server, patience=5.0) == WHOLE
+        assert server.left == []
 
 
 @pytest.mark.parametrize("told", [DENIED, error(501, "NotImplemented")], ids=["denied", "unknown"])
@@ -412,8 +449,8 @@ def _of_version(name: str, seen: Seen) -> bytes | None:
 
 def test_where_versions_may_not_be_removed_one_marker_is_left_however_often_it_is_mounted() -> None:
     server = Server(refuses=_of_version, keeps_versions=True)
-    for _ in range(3):
-        assert probed(server) == Capabilities(markers=True)
+    for number in range(3):
+        assert probed(server, f"{KEY[:-1]}{number}") == Capabilities(markers=True)
         assert (server.left, "put" in server.asked) == (["id1"], False)
 
     def readonly(name: str, seen: Seen) -> bytes | None:
@@ -421,6 +458,13 @@ def test_where_versions_may_not_be_removed_one_marker_is_left_however_often_it_i
 
     server.refuses = readonly
     assert probed(server).denied == {Right.DELETE, Right.WRITE}, "another key's marker says nothing of ours"
+
+
+def test_another_mounts_scratch_object_is_no_marker() -> None:
+    """That has left it for a moment only, and what this key may not do is told."""
+    server = Server(refuses=lambda name, _: DENIED if name == "delete" else None, keeps_versions=True)
+    server.old["theirs"] = "etag"
+    assert probed(server) == Capabilities(denied=frozenset({Right.DELETE}))
 
 
 def test_a_listing_of_markers_that_fails_is_an_error_and_one_that_is_refused_is_none() -> None:
