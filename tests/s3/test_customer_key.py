@@ -250,6 +250,7 @@ def test_a_key_is_bytes_or_base64(tmp_path: Path, content: bytes) -> None:
         (SECRET[:-1], 0o600, "neither 32 bytes nor the base64"),
         (SECRET + b"xx", 0o600, "neither 32 bytes nor the base64"),
         (SECRET.hex().encode(), 0o600, "neither 32 bytes nor the base64"),
+        (b"!" + b64encode(SECRET), 0o600, "neither 32 bytes nor the base64"),
         (SECRET, 0o644, r"every user may read it \(mode 0644\); use 'chmod 600'"),
     ],
 )

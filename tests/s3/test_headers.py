@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sosfs.s3 import checksums
+from sosfs.s3.checksums import Checksum
 from sosfs.s3.http_headers import (
     META,
     bare_etag,
@@ -36,6 +38,8 @@ from sosfs.s3.protocol import (
     Properties,
 )
 from tests.support.drive import fails
+
+ETAG = "0123456789abcdef" * 2
 
 LOCK = {"mode": "x-amz-object-lock-mode", "until": "x-amz-object-lock-retain-until-date"}
 HOLD = "x-amz-object-lock-legal-hold"
@@ -205,3 +209,26 @@ def test_a_time_without_a_zone_is_utc() -> None:
 def test_a_leap_second_is_one_that_there_is() -> None:
     fields: dict[str, Any] = {"Last_Modified": "Sat, 31 Dec 2016 23:59:60 GMT"}
     assert object_of("k", told(**fields)).version.modified == 1483228799
+
+
+def test_which_checksum_of_an_object_counts() -> None:
+    """The cheapest that is one; nonsense and what is made of parts' checksums are none."""
+    crc, sha = b64encode(b"1234").decode(), b64encode(bytes(32)).decode()
+
+    def found(etag: str = ETAG, **told: str) -> Checksum | None:
+        return checksums.in_headers({f"x-amz-checksum-{name}": value for name, value in told.items()}, etag)
+
+    assert found(crc32=crc, sha256=sha) == Checksum("crc32", b"1234")
+    assert found(crc32="nonsense!", sha256=sha) == Checksum("sha256", bytes(32))
+    assert found(crc32=sha, sha256=f"{sha}-2") is None
+    assert found(f"{ETAG}-2", crc32=crc) is None
+    assert found(f"{ETAG}-2", crc32=crc, type="FULL_OBJECT") == Checksum("crc32", b"1234")
+    assert found(crc32=crc, type="COMPOSITE") is None
+    assert found() is None
+
+
+def test_only_an_etag_of_this_form_is_a_hash() -> None:
+    """Else what is read would be compared with what is none, and nobody could read it."""
+    assert checksums.in_etag(ETAG) == Checksum("md5", bytes.fromhex(ETAG))
+    for etag in (ETAG[:-2], f"{ETAG}00", f"{ETAG}-1", "x" * 32, ""):
+        assert checksums.in_etag(etag) is None

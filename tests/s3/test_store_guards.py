@@ -112,6 +112,7 @@ def test_bytes_are_of_the_version_that_was_asked_for() -> None:
     assert Asked(get, part_of(OTHER)).number == errno.ESTALE, "the server heeds no condition"
     assert Asked(get, error(405, "MethodNotAllowed")).number == errno.EOPNOTSUPP
     assert Asked(get, error(400, "InvalidRequest")).number == errno.EACCES, "it is encrypted with another key"
+    assert Asked(get, error(400, "MalformedXML")).number == errno.EINVAL
     assert Asked(get, answer(400, b"<html>Bad Request</html>")).number == errno.EIO, "a gateway knows of no key"
 
 

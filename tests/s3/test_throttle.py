@@ -333,3 +333,17 @@ def test_the_server_is_asked_less_while_it_says_so_and_more_again(server: Server
 def test_asks_for_nothing_that_is_no_limit() -> None:
     done = run_sosfs(["mount", "b", "/mnt", "--transfers", "1"], {"PATH": "/usr/bin"})
     assert done.returncode == 2 and "no number from 2 to 512" in done.stderr
+
+
+def test_each_limit_is_changed_by_itself() -> None:
+    limits = Limits(transfers=16, upload_rate=1, download_rate=2)
+    now = limits.now
+    assert (now.transfers, now.upload_rate, now.download_rate) == (16, 1, 2)
+    for change, due in (
+        ({"upload_rate": 10}, (16, 10, 2)), ({"download_rate": 20}, (16, 10, 20)), ({"transfers": 1}, (2, 10, 20)),
+        ({"upload_rate": 0, "download_rate": 0}, (2, 0, 0)), ({}, (2, 0, 0)),
+    ):  # fmt: skip
+        limits.change(**change)
+        now = limits.now
+        assert (now.transfers, now.upload_rate, now.download_rate) == due
+    limits.close()

@@ -498,10 +498,82 @@ def test_a_date_to_come_back_at_is_understood() -> None:
         ("120", 120.0),
         ("soon", 0.0),
         ("-5", 0.0),
+        ("²", 0.0),
         ("", 0.0),
         ("9" * 400, 999_999_999.0),
     ):
         assert retries.retry_after({"Retry-After": text}, now=lambda: now) == seconds, text
+
+
+def test_each_try_counts() -> None:
+    patience = retries.Patience(1.0, Stopped().clock)
+    while patience.wait(0.4):
+        pass
+    assert patience.tries == 4
+
+
+def test_nobody_signs_nothing() -> None:
+    with Scripted(lambda _: answer(200, b"", *OBJECT)) as server:
+        calls = SignedCalls(target_at(server.endpoint), Credentials("", ""))
+        calls.head("key")
+        calls.put("a/../b", b"", Properties(), None)
+        calls.close()
+    for seen in server.seen:
+        assert {"authorization", "x-amz-content-sha256", "x-amz-security-token"}.isdisjoint(seen.headers)
+
+
+def test_what_is_known_of_whether_the_server_answers() -> None:
+    """For `sosfs status`; an answer of any S3 server ends it, a gateway's does not."""
+    page = answer(503, b"<html/>")
+    refused = answer(403, b"<Error><Code>AccessDenied</Code></Error>")
+    acl = b"<AccessControlPolicy><Owner><ID>me</ID></Owner></AccessControlPolicy>"
+    told = iter([None, refused, page, answer(200, acl), page])
+    with Scripted(lambda _: next(told)) as server:
+        calls = lane_at(server.endpoint)
+        traffic, silent = calls._http._target.traffic, []
+        for _ in range(5):
+            with suppress(StoreError):
+                calls.get_acl("key")
+            silent.append(traffic.silence is not None)
+        calls.close()
+    assert silent == [True, False, True, False, True]
+    assert traffic.failures == 3
+
+
+@pytest.mark.parametrize(
+    "told", [answer(503, b"<Error><Code>SlowDown</Code></Error>"), answer(429, b"<html/>")], ids=["server", "gateway"]
+)
+def test_a_server_that_asks_for_fewer_requests_gets_fewer(told: bytes) -> None:
+    throttle = Throttle(transfers=16)
+    answers = iter([told, answer(500), answer(200, b"", *OBJECT)])
+    with Scripted(lambda _: next(answers)) as server:
+        calls = SignedCalls(target_at(server.endpoint, patience=20.0), KEY, throttle=throttle)
+        calls.head("key")
+        calls.close()
+    assert (throttle.congestion.refusals, throttle.congestion.allowed) == (1, 8)
+
+
+def test_who_asks_without_a_signature_asks_twice_and_not_for_long() -> None:
+    released = threading.Event()
+
+    def script(seen: Seen) -> bytes | None:
+        if seen.target == "/silent":
+            released.wait(20)
+        return next(told) if seen.target == "/" else answer(200)
+
+    bundle = certificate_authorities.Bundle("", "")
+    told = iter([None, answer(404)])
+    with Scripted(script) as server:
+        assert unsigned_request.head(server.endpoint, bundle).status == 404
+        assert len(server.seen) == 2
+        told = iter([None, None])
+        with pytest.raises(StoreError) as lost:
+            unsigned_request.head(server.endpoint, bundle)
+        with pytest.raises(StoreError) as silent:
+            unsigned_request.head(f"{server.endpoint}/silent", bundle, seconds=1.0)
+        released.set()
+        assert (lost.value.errno, silent.value.errno) == (errno.EIO, errno.ETIMEDOUT)
+        assert len(server.seen) == 5
 
 
 def test_a_server_that_wants_to_be_left_alone_for_long_does_not_outlast_patience() -> None:
