@@ -39,7 +39,7 @@ class History:
     def put(self, key: str, at: float, *, is_marker: bool = False) -> None:
         """A version, or a marker of deletion."""
         made = f"{key}@{at:g}"
-        version = UNKNOWN if is_marker else Version(f"etag of {made}", 4, int(at))
+        version = UNKNOWN if is_marker else Version(f"etag-of-{made}", 4, int(at))
         entry = VersionEntry(key, made, at, True, is_marker, version, "COLD")
         self.entries.setdefault(key, []).insert(0, entry)
 
@@ -148,7 +148,7 @@ def test_an_object_is_listed_as_it_was() -> None:
 
     async def main() -> None:
         (page,) = await pages(history.at(1.5), "")
-        assert page.objects == (Listed("a", Version("etag of a@1", 4, 1), "COLD"),)
+        assert page.objects == (Listed("a", Version("etag-of-a@1", 4, 1), "COLD"),)
 
     trio.run(main)
 
@@ -194,7 +194,7 @@ def test_all_that_is_told_of_an_object_is_of_its_version_of_then(history: Histor
     async def main() -> None:
         for moment, version_id in ((1.9, "a@1"), (2.0, "a@2"), (3.5, "a@3")):
             store = history.at(moment)
-            assert (await store.head("a")).version.etag == f"etag of {version_id}"
+            assert (await store.head("a")).version.etag == f"etag-of-{version_id}"
             assert (await store.head("a", detail=Detail.WHOLE)).detail is Detail.WHOLE
             assert bytes((await store.get("a", 1, 3)).body) == b"od"
             assert (await store.get_acl("a")).owner == version_id
@@ -219,7 +219,7 @@ def test_what_a_listing_has_shown_is_not_looked_for(history: History) -> None:
         await store.list("")
         history.asked.clear()
         found = await store.heads(["a", "new"])
-        assert [cast(Object, one).version.etag for one in found] == ["etag of a@3", "etag of new@3"]
+        assert [cast(Object, one).version.etag for one in found] == ["etag-of-a@3", "etag-of-new@3"]
         assert history.asked == [("together", 2), ("head", "a@3"), ("head", "new@3")]
         ends = await store.heads(["a", "none", "new"])
         assert [isinstance(one, Object) for one in ends] == [True, False, True]
@@ -231,13 +231,13 @@ def test_what_a_listing_has_shown_is_not_looked_for(history: History) -> None:
 def test_bytes_are_of_the_version_that_was_asked_for(history: History) -> None:
     async def main() -> None:
         store = history.at(3.5)
-        assert bytes((await store.get("a", 0, 9, etag="etag of a@3")).body) == b"body"
+        assert bytes((await store.get("a", 0, 9, etag="etag-of-a@3")).body) == b"body"
         for start, stop in ((2, 2), (4, 9), (7, 9)):
-            assert bytes((await store.get("a", start, stop, etag="etag of a@3")).body) == b""
+            assert bytes((await store.get("a", start, stop, etag="etag-of-a@3")).body) == b""
             with fails(errno.ESTALE):
-                await store.get("a", start, stop, etag="etag of a@2")
+                await store.get("a", start, stop, etag="etag-of-a@2")
         with fails(errno.ESTALE):
-            await store.get("a", 0, 4, etag="etag of a@2")
+            await store.get("a", 0, 4, etag="etag-of-a@2")
         history.refuses["a@3"] = from_s3("GetObject", code="AccessDenied", status=403)
         with fails(errno.EACCES):
             await store.get("a", 0, 4)
