@@ -92,13 +92,33 @@ def test_a_mount_of_a_prefix_shows_what_is_below_it() -> None:
 
 
 def test_two_names_of_one_version_are_one_node_and_others_are_not() -> None:
+    of = history()
+    of.entries["a"] = [replace(one, version=replace(one.version, etag="same")) for one in of.entries["a"][:2]]
+
     async def work(top: Folder) -> None:
         one, other = [list((await (await top.child(b"a")).children()).values()) for _ in range(2)]  # type: ignore[attr-defined]
         assert [node.identity for node in one] == [node.identity for node in other]
         kinds = [node.identity for node in (await top.children()).values()]
         assert len({*kinds, *(node.identity for node in one)}) == len(kinds) + 2
 
-    run(history(), work)
+    run(of, work)
+
+
+def test_a_directory_that_has_bytes_of_its_own_has_versions_too() -> None:
+    """Of an object whose key ends in a slash; they are no second way into the directory."""
+    of = History()
+    of.put("d/", 1.0)
+    of.put("d/x", 1.0)
+
+    async def work(top: Folder) -> None:
+        folder = await top.child(b"d")
+        found = await cast(Folder, folder).children()
+        assert len(found) == 2
+        assert folder.identity not in [node.identity for node in found.values()]
+        for name, node in found.items():
+            assert (await cast(Folder, folder).child(name)).identity == node.identity
+
+    run(of, work)
 
 
 def test_a_version_is_read_as_it_was_stored() -> None:

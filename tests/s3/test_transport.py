@@ -780,6 +780,18 @@ def test_a_connection_is_kept() -> None:
         calls.close()
 
 
+@trio_test
+async def test_who_is_done_keeps_no_connection() -> None:
+    with Scripted(lambda _: answer(200, b"", *OBJECT)) as server:
+        store = S3Store(target_at(server.endpoint))
+        await store.head("key")
+        calls = store.dispatcher._calls
+        assert calls is not None
+        assert len(calls._http._transport._idle) == 1
+        store.close()
+        assert len(calls._http._transport._idle) == 0
+
+
 def test_connections_that_nobody_uses_are_closed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     now, both = [0.0], threading.Barrier(2)
 
