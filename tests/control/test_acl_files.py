@@ -73,6 +73,7 @@ def test_acls_stand_where_the_files_do(mount: Composed, acls: Acls) -> None:
         found = await folder.children()
         assert {name: isinstance(node, Folder) for name, node in found.items()} == {b"e": True, b"other": False}
         assert (await folder.child(b"other")).identity == found[b"other"].identity
+        assert (await acls.top.child(b"file")).identity != found[b"other"].identity
         with fails(errno.ENOENT):
             await folder.child(b"none")
 
@@ -125,6 +126,22 @@ def test_what_has_no_object_has_no_acl(mount: Composed, acls: Acls, path: str) -
 
     mount.loop.run(main)
     assert (acls.sent, acls.store.calls["get_acl"]) == (0, 0)
+
+
+def test_a_file_that_is_gone_has_no_acl_nor_has_what_got_its_name(mount: Composed, acls: Acls) -> None:
+    async def main() -> None:
+        text = await acls.text("file")
+        acls.tree.take(text)
+        await mount.unlink("file")
+        await mount.parts.deletions.drain()
+        await put_all(acls.store, {"file": b"another's"})
+        with fails(errno.ENODATA, errno.ENOENT, errno.ESTALE):
+            await text.read()
+        with fails(errno.ENODATA, errno.ENOENT, errno.ESTALE):
+            await acls.top._sharing.write(text._inode, "public-read")  # type: ignore[attr-defined]
+
+    mount.loop.run(main)
+    assert (acls.sent, readers(acls.store)) == (0, {OWNER})
 
 
 def test_an_acl_that_is_not_told_is_not_replaced(mount: Composed, acls: Acls, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,6 +220,8 @@ def test_a_name_that_the_kernel_has_open_stays_that_of_its_file(mount: Composed,
             acls.tree[held.number]
         assert inode.lookups == before
         acls.tree.forget(held.number, 1)  # the kernel may tell it of what was pushed out
+        again = acls.tree.take(await acls.text("moved"))
+        assert acls.tree[again.number] is again, "who asks for it anew has it anew"
         folder = acls.tree.take(await acls.top.child(b"d"))
         real = await mount._walk("d")
         before = real.lookups
