@@ -92,9 +92,10 @@ class Kept:
 
 
 class _Turn(threading.local):
-    """What holds for the call of a thread, which botocore does not pass on: what ends it, and how long to leave off."""
+    """What botocore does not pass on of a thread's call: what ends it, whether no answer came, how long to leave off."""
 
     interrupt: Interrupt | None = None
+    is_lost = False
     pause = 0.0
 
 
@@ -203,11 +204,11 @@ class BucketSettings:
             while True:
                 if turn.interrupt:
                     turn.interrupt.check(request)
-                turn.pause = 0.0
+                turn.pause, turn.is_lost = 0.0, False
                 try:
                     return self._once(request, work, self._client(request, calls.key))
                 except StoreError as error:
-                    passes = retries.passes(error.status, error.code) or not error.status
+                    passes = retries.passes(error.status, error.code) or turn.is_lost
                     if not passes or not patience.wait(turn.pause, turn.interrupt):
                         raise
 
@@ -290,6 +291,7 @@ class BucketSettings:
             try:
                 reply = transport.exchange(asked, self._turn.interrupt)
             except TransferError as fault:
+                self._turn.is_lost = fault.fault.passes
                 raise failure(event_name.rpartition(".")[2], fault) from fault
             self._turn.pause = retries.retry_after(reply.headers)
             return AWSResponse(request.url, reply.status, cast(Any, reply.headers), _Answer(reply.body))

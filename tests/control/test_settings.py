@@ -496,6 +496,24 @@ def test_who_waits_for_a_setting_can_be_stopped(method: str, answers: bool) -> N
     released.set()
 
 
+def test_an_answer_that_is_none_of_a_setting_is_told_at_once_and_a_lost_one_is_asked_for_again() -> None:
+    told = iter([answer(200, b"<html/>"), None, error(404, UNSET["policy"]), answer(200, b"<html/>")])
+
+    class Odd(Keeping):
+        def __call__(self, seen: Seen) -> Any:
+            self.seen.append(seen)
+            return next(told)
+
+    async def work(bucket: Bucket) -> None:
+        with fails(errno.EIO):
+            await bucket.read("cors")
+        assert await bucket.read("policy") == ""
+        with fails(errno.EIO):
+            await bucket.read("policy")
+
+    assert len(run(work, Odd(), patience=100.0).server.seen) == 4
+
+
 def test_a_server_that_asks_to_be_left_alone_is_left_alone_with_settings_too() -> None:
     told = iter([answer(503, b"", "Retry-After: 1"), error(404, UNSET["policy"])])
     seen: list[float] = []
