@@ -92,7 +92,7 @@ class Kept:
 
 
 class _Turn(threading.local):
-    """What botocore does not pass on of a thread's call: what ends it, whether no answer came, how long to leave off."""
+    """What botocore does not pass on of a thread's call: what ends it, whether no answer came, how long to wait."""
 
     interrupt: Interrupt | None = None
     is_lost = False

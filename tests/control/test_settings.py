@@ -26,8 +26,9 @@ from sosfs.concurrency.interrupt import CURRENT, Interrupt
 from sosfs.config.credentials import Credentials
 from sosfs.control import acl_text, encryption_text, lifecycle_text, object_lock_text, ownership_text, replication_text
 from sosfs.control.layout import tree_of
-from sosfs.control.nodes import Fixed, Folder, TextFile, Tree
+from sosfs.control.nodes import Audience, Fixed, Folder, TextFile, Tree
 from sosfs.control.rejected_texts import Rejections
+from sosfs.control.settings_files import StatusReport
 from sosfs.fuse.control_tree import ControlOperations
 from sosfs.s3.bucket import S3Store
 from sosfs.s3.bucket_settings import BucketSettings
@@ -552,3 +553,18 @@ def test_what_is_where_and_for_whom() -> None:
             await bucket._number("bucket/nothing")
 
     run(work)
+
+
+def test_others_are_told_numbers_and_no_names() -> None:
+    """Errors speak of files that modes may keep from them."""
+    plain = SimpleNamespace(to_json=lambda: "numbers")
+    status: Any = SimpleNamespace(to_json=lambda: "numbers and names", without_names=lambda: plain)
+
+    async def main() -> None:
+        report = StatusReport(lambda: status)
+        assert await report.shown_to(Audience.OWNER) == "numbers and names\n"
+        assert await report.shown_to(Audience.OTHERS) == "numbers\n"
+        with fails(errno.EACCES):
+            await report.write(b"")
+
+    trio.run(main)
