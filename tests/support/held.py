@@ -26,6 +26,7 @@ from tests.support.fake_store import FakeStore
 PARTS = frozenset({"create_multipart", "upload_part", "copy_part", "complete_multipart"})
 LOOKS = frozenset({"list_uploads", "list_parts", "abort_multipart"})
 HELD = frozenset({"head", "get", "list", "put", "copy", "delete", "delete_many"}) | PARTS | LOOKS
+ACLS = frozenset({"get_acl", "put_acl"})
 
 
 class Held(FakeStore):
@@ -45,7 +46,7 @@ class Held(FakeStore):
 
     def __getattribute__(self, name: str) -> Any:
         method = super().__getattribute__(name)
-        if name not in HELD:
+        if name not in HELD and name not in ACLS:
             return method
 
         async def call(key: Any, *arguments: Any, **options: Any) -> Any:
