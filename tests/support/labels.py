@@ -334,7 +334,9 @@ class Labels:
         find, ways = self._way(path, thing)
 
         async def go() -> int:
-            return int((await self._kernel.open(await find(), os.O_RDWR, CALLER)).fh)
+            number = await find()
+            await self._kernel.getattr(number, CALLER)  # for its permissions
+            return int((await self._kernel.open(number, os.O_RDWR, CALLER)).fh)
 
         def done(answer: int) -> None:
             self._opened.append((answer, thing, path))
@@ -739,13 +741,13 @@ class Labels:
 
     def another_client(self) -> None:
         """Stores a file anew, with attributes of its own, where nothing is on its way here."""
-        found = self._some(is_folder=False)
-        if found is None or not stat.S_ISREG(found[1].kind):
-            return
         self._close_all()
         if self._unknown:
             return
         self._loop.run(self._mount.settle)
+        found = self._some(is_folder=False)
+        if found is None or not stat.S_ISREG(found[1].kind):
+            return
         path = found[0]
         mode, colour = stat.S_IFREG | self._dice.choice(MODES), self._dice.choice(VALUES[:2])
         acl, kept_class = self._dice.choice(CANNED_ACLS), self._dice.choice(CLASSES)

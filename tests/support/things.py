@@ -158,6 +158,8 @@ def adopted(found: Mapping[str, Any], fitting: list[Thing], path: str) -> Thing:
         for could in thing.could["acl"]:
             acls |= could if isinstance(could, frozenset) else {could}
     now["acl"], now["class"] = frozenset(acls), fitting[0].now["class"] if fitting else ""
+    if any(thing.now["mtime"] is None for thing in fitting):
+        now["mtime"] = None  # that of an upload which goes on is the one with which it was begun
     if "type" in now:
         now["type"] = frozenset({now["type"]})
     return Thing(now, is_kept=True, is_typed=any(thing.is_typed for thing in fitting))
