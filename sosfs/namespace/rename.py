@@ -400,7 +400,11 @@ class Renames:
             if made is not None:
                 copies[move.target(one.key)] = made
 
-        await each(copy, listed, at_once=COPIES_AT_ONCE)
+        # The marker that cannot be taken back comes last: what fails before leaves the directory there as it was.
+        last = [one for one in listed if move.replaces and one.key == move.old]
+        await each(copy, [one for one in listed if one not in last], at_once=COPIES_AT_ONCE)
+        for one in last:
+            await copy(one)
         return copies
 
     async def _copy_changed(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 import time
 from collections.abc import Callable
@@ -412,6 +413,20 @@ def test_an_empty_directory_that_was_to_be_replaced_stays(mount: Composed, store
     mount.loop.passes(120)
     assert bodies(store) == BEFORE | {"b/": b""}
     assert "b" in mount.loop.run(mount.tree)
+
+
+def test_so_does_all_that_was_set_of_it(mount: Composed, store: Flaky) -> None:
+    """The marker of the one that was to be renamed would take its place, which may let everybody in."""
+    marker = Properties(metadata={"mode": str(stat.S_IFDIR | 0o700), "colour": "blue"})
+    mount.loop.run(lambda: put_all(store, BEFORE))
+    mount.loop.run(lambda: store.put("b/", b"", marker))
+    store.errors["copy", "a/sub/z"] = [denied()]
+    mount.loop.run(lambda: fails_to_rename(mount, errno.EACCES))
+    mount.loop.passes(120)
+    assert bodies(store) == BEFORE | {"b/": b""}
+    assert store._stored["b/"].object.properties.metadata == marker.metadata
+    mount.loop.run(lambda: mount.rename("a", "b"))
+    assert "colour" not in store._stored["b/"].object.properties.metadata, "it is the other one's then"
 
 
 @pytest.mark.parametrize("then", ["crash", "unmount"])

@@ -744,6 +744,7 @@ class Labels:
         self._close_all()
         if self._unknown:
             return
+        self._loop.passes(LONG)  # what got no answer is guarded for some time
         self._loop.run(self._mount.settle)
         found = self._some(is_folder=False)
         if found is None or not stat.S_ISREG(found[1].kind):
