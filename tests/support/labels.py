@@ -441,15 +441,20 @@ class Labels:
     def rename_folder(self) -> None:
         found, new = self._some(is_folder=True), self._dice.choice(FOLDERS[1:])
         above = split(new)[0]
-        if found is None or new in self._things or is_at(new, found[0]) or (above and above not in self._things):
-            return  # of one that is replaced the attributes are not told apart where that fails
+        if found is None or found[0] == new or is_at(new, found[0]) or (above and above not in self._things):
+            return
+        if any(there.startswith(f"{new}/") for there in self._things):
+            return
         self._rename(*found, new)
 
     def _rename(self, old: str, thing: Thing, new: str) -> None:
         target = self._things.get(new)
         if self._is_unsure(new) or (target is not None and target.is_folder != thing.is_folder):
             return
-        if target is not None and {("copy", old), ("complete_multipart", new)} & self._store.unanswered.keys():
+        if (
+            target is not None
+            and {("copy", old), ("copy", f"{old}/"), ("complete_multipart", new)} & self._store.unanswered.keys()
+        ):
             return  # what is written to the target, too, would lose to that copy
         (old_folder, old_name), (folder, name) = split(old), split(new)
         find_old, ways_old = self._way(old_folder, self._things.get(old_folder))
@@ -629,7 +634,7 @@ class Labels:
         async def go() -> dict[str, Any]:
             return await self._seen(await find(), thing.kind, with_body=False)
 
-        op = Operation(f"look at {path}", go, lambda _: None, (), ways, about=thing)
+        op = Operation(f"look at {path}", go, lambda _: None, (), ways, about=thing, of=thing)
 
         def done(answer: dict[str, Any]) -> None:
             if not op.is_void and self._path(thing) is not None and not self._is_unsure(path):
