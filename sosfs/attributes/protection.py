@@ -86,14 +86,22 @@ class Protection:
             await each(lambda key: self.require_key(key, act), keys, at_once=LOOKS_AT_ONCE)
 
     async def require_key(self, key: str, act: Act) -> None:
-        """Raises EPERM where the object of a key is locked, and what the bucket answers."""
+        """Raises EPERM where the object of a key is locked, and what the bucket answers.
+
+        A copy that is yet to be locked is not renamed either: under its new name nobody would do that.
+        """
         if not self.is_on:
             return
         assert self._locks is not None
         found = await self._locks.of(key)
-        if found is None or not found.lock.holds(now_of(found)):
+        if found is None:
             return
-        error = OSError(errno.EPERM, f"{reason(found.lock, now_of(found))}, and {act.value}")
+        lock, now = found.lock, now_of(found)
+        if act is Act.RENAME and not lock.holds(now):
+            lock = self._owed.get(key, UNLOCKED)
+        if not lock.holds(now):
+            return
+        error = OSError(errno.EPERM, f"{reason(lock, now)}, and {act.value}")
         self._refused(key.removeprefix(self._inodes.prefix), error, act)
         raise error
 

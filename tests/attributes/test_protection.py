@@ -487,6 +487,24 @@ def test_nor_is_the_one_that_was_renamed_over_it(tmp_path: Path) -> None:
         assert (mode_of(store), store.locks["file"], store.set) == (0o640, UNLOCKED, [])
 
 
+@pytest.mark.parametrize("what", ["file", "directory"])
+def test_a_copy_that_is_yet_to_be_locked_keeps_its_name(tmp_path: Path, what: str) -> None:
+    """Under another nobody would lock it, and the next file of this name would be in its place."""
+    with locking(tmp_path) as (mount, store):
+        path = "file" if what == "file" else "d/file"
+        mount.loop.run(partial(put_all, store, {path: b"bytes"}))
+        store.locks[path], store.heeds = BOTH, False
+        store.unanswered["copy", path] = [StoreError(errno.EIO, "copy", detail="no answer")]
+        mount.loop.run(partial(chmod, mount, path))
+        mount.loop.passes(1.5)
+        assert store.locks[path] == UNLOCKED
+        with fails(errno.EPERM):
+            mount.loop.run(partial(mount.rename, path.partition("/")[0], "moved"))
+        mount.loop.passes(LONG)
+        assert (bodies(store), store.locks) == ({path: b"bytes"}, {path: BOTH})
+        assert (mode_of(store, path), mount.parts.pending) == (0o600, 0)
+
+
 def test_a_copy_is_still_to_be_locked_where_its_removal_was_refused(tmp_path: Path) -> None:
     """The bucket had it unlocked, and was asked to remove it."""
     with locking(tmp_path) as (mount, store):
