@@ -72,10 +72,8 @@ class FailedWrites:
 
     async def hide(self, inode: Inode) -> None:
         """A file that is about to be given up is looked up anew by whoever wants it."""
-        open_file, draft = opened(inode), draft_of(inode)
-        if open_file is None or draft is None or open_file.is_in_doubt:
-            return
-        if draft.refused and inode.parent is not None and draft.base is None:
+        draft = draft_of(inode)
+        if draft is not None and draft.refused and inode.parent is not None and draft.base is None:
             await self._pages.forget_name(inode.parent, inode.name)
 
     def _leave(self, inode: Inode, draft: Draft) -> None:

@@ -460,6 +460,64 @@ def test_what_was_in_an_upload_that_is_gone_is_looked_for_until_somebody_can_tel
         assert store._uploads == {}
 
 
+async def in_doubt(mount: Composed, store: Held, handle: Handle) -> None:
+    """Its upload is found gone with its close, and nobody can tell of its object."""
+    await streamed(mount, handle, BODY)
+    await unheard(mount, store, handle)
+    store.before["complete_multipart"] = trio.Event()
+    ends: dict[str, Any] = {}
+    await begun(mount, partial(told, ends, "close", partial(closed, mount, handle)))
+    store._uploads.clear()
+    store.errors["head", "file"] = [silence("head")] * 100
+    await settled(store.before.pop("complete_multipart"))
+    assert "no answer" in ends["close"]
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_what_may_be_in_the_bucket_is_not_given_up_before_somebody_can_tell(tmp_path: Path, is_new: bool) -> None:
+    """Neither with an fsync nor at the unmount, which gives up what it finds lost."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("other" if is_new else "file", b"old", Properties())
+        handle = await new(mount) if is_new else await opened(mount)
+        await in_doubt(mount, store, handle)
+        with fails(errno.EIO):
+            await mount.parts.file_io.fsync(handle.inode)
+        await mount.parts.drain()
+        assert mount.parts.pending == 1
+        assert (await mount._walk("file")).size == SIZE
+        store.errors.clear()
+        await mount.parts.drain()
+        assert mount.parts.pending == 0
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        assert bodies(store) == {"other" if is_new else "file": b"old"}
+
+
+def test_what_a_dead_process_could_not_tell_of_is_given_up_by_the_next_mount(tmp_path: Path) -> None:
+    """The bucket has no such object, and the upload is gone."""
+    store = Held()
+
+    async def main(mount: Composed) -> None:
+        await store.put("file", b"old", Properties())
+        handle = await opened(mount)
+        await streamed(mount, handle, BODY)
+        await unheard(mount, store, handle)
+        store._uploads.clear()
+
+    async def then(mount: Composed) -> None:
+        assert mount.parts.pending == 0
+        assert await mount.tree() == {"file": (b"old", 0o644)}
+
+    with mounted(store, tmp_path) as mount:
+        run(mount, main)
+        mount.crash()
+        mount.start()
+        run(mount, then)
+
+
 class Program:
     """A program that works at random on files of which it knows what they must hold."""
 
