@@ -79,7 +79,7 @@ class Changes(Revalidation):
         self._journal = journal
         self._rows: dict[Inode, int] = {}
         self._unanswered_copies = UnansweredCopies()
-        self._times: dict[Inode, int] = {}  # the mtime that was set, of those whose edits have one
+        self._times: dict[Inode, int] = {}  # the mtime that is to be written, of those whose edits have one
         self.dirty: set[Inode] = set()
         self.since: dict[Inode, float] = {}  # when each became dirty, in seconds since the epoch
         self.failed: dict[Inode, OSError] = {}  # what the last try to write it ended with
@@ -175,7 +175,8 @@ class Changes(Revalidation):
 
     def _is_written(self, inode: Inode) -> bool:
         """Whether bytes that the bucket lacks have given an inode another time than the one that was set."""
-        return _is_being_written(inode) and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
+        draft = inode.open_file.draft if inode.open_file is not None else None
+        return draft is not None and self._times.get(inode, inode.mtime_ns) != inode.mtime_ns
 
     def _is_dirty(self, inode: Inode) -> None:
         if not inode.attributes_dirty:
@@ -208,6 +209,8 @@ class Changes(Revalidation):
             inode.version = saved.version
         self._unanswered_copies.take_up(inode, saved.sent)
         self.protection.owe(saved.key, saved.sent)
+        if "mtime_ns" in inode.edits.posix:
+            self._times[inode] = inode.mtime_ns
         self._rows[inode] = row
         self._is_dirty(inode)
 
@@ -256,14 +259,15 @@ class Changes(Revalidation):
         stored, now = user_metadata.read(used.metadata), inode.posix
         differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
         is_set = "mtime_ns" in inode.edits.posix and self._times.get(inode, now.mtime_ns) == now.mtime_ns
-        if _is_being_written(inode) and not is_set:
+        is_written = _is_being_written(inode) and not is_set
+        if is_written:
             differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
-            if inode in self._times:
-                self._times[inode] = stored.mtime_ns or self._times[inode]
         if not differing and self._holds_edits(inode, used):
             self._clear(inode)
             return
         inode.edits = inode.edits.with_posix(differing)
+        if "mtime_ns" in inode.edits.posix:  # that of the bytes which are stored: who writes from now on makes another
+            self._times[inode] = (stored.mtime_ns if is_written else None) or inode.mtime_ns
         self._mark(inode)
 
     def _holds_edits(self, inode: Inode, used: Properties) -> bool:

@@ -8,7 +8,7 @@ import itertools
 import os
 import stat
 import weakref
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -52,9 +52,9 @@ from tests.support.held import (
 )
 
 MIB = 1 << 20
+PUBLIC = Acl(OWNER, (*PRIVATE.grants, Grant(ANYONE, "READ")))
 pytestmark = pytest.mark.usefixtures("without_bugs")
 
-PUBLIC = Acl(OWNER, (Grant(OWNER, "FULL_CONTROL"), Grant(ANYONE, "READ")))
 NO_ANSWER = unanswered("copy", "no answer")
 REFUSED = from_s3("copy", code="AccessDenied", status=403)
 REPEATED = from_s3("copy", code="AccessDenied", status=403)
@@ -868,14 +868,51 @@ def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the
         await store.put("standard.txt", b"bytes", Properties())
         for name in ("new.txt", "old.txt", "standard.txt"):
             await mount.write(name, b"other bytes", flags=os.O_CREAT)
+        handle = await mount._opened(mount.parts.inodes.root, b"given.txt", os.O_CREAT | os.O_RDWR)
+        handle.inode.edits = handle.inode.edits.with_header("content_type", "x/given")
+        mount.parts.attributes.changed(handle.inode, posix=())
+        await closed(mount, handle)
 
     with composed(store, tmp_path, storage_class="COLD") as mount:
         mount.loop.run(partial(main, mount))
         new, old = (store._stored[name].object.properties for name in ("new.txt", "old.txt"))
         assert (new.headers.content_type, new.storage_class) == ("text/plain", "COLD")
+        assert store._stored["given.txt"].object.properties.headers.content_type == "x/given"
         assert (old.headers.content_type, old.storage_class) == ("x/y", "WARM")
         assert store._stored["standard.txt"].object.properties.storage_class == ""
         assert ("md5chksum" in old.metadata, old.metadata["theirs"]) == (False, "yes")
+
+
+class Public(Held):
+    """What comes without an ACL can be read by everybody, as with `--acl public-read`."""
+
+    def _store(self, key: str, body: bytes, etag: str, properties: Properties, acl: Acl | None) -> Version:
+        return super()._store(key, body, etag, properties, acl or PUBLIC)
+
+
+@pytest.mark.promise(7)
+@pytest.mark.parametrize("key", ["file", "d/"])
+@pytest.mark.parametrize("crashes", [False, True], ids=["alive", "and a crash"])
+def test_what_is_private_stays_so_when_its_mode_is_changed_though_what_is_new_is_public(
+    tmp_path: Path, key: str, crashes: bool
+) -> None:
+    store = Public()
+
+    async def main(mount: Composed) -> None:
+        await store.put(key, b"" if key == "d/" else b"bytes", Properties(), acl=PRIVATE)
+        await store.put("public", b"bytes", Properties(), acl=PUBLIC)
+        for name in (key, "public"):
+            await chmod(mount, name.rstrip("/"))
+
+    with composed(store, tmp_path, acl=Canned.PUBLIC_READ) as mount:
+        mount.loop.run(partial(main, mount))
+        if crashes:
+            mount.crash()
+            mount.start()
+        mount.loop.passes(LONG)
+        for name, acl in ((key, PRIVATE), ("public", PUBLIC)):
+            assert int(store._stored[name].object.properties.metadata["mode"]) & 0o7777 == 0o600
+            assert store._stored[name].acl == acl
 
 
 # While bytes are on their way
@@ -926,6 +963,137 @@ def test_bytes_have_the_time_of_their_write_and_a_time_that_was_set_is_kept(
         assert store._stored["file"].object.properties.metadata["mode"] == str(0o100600)
         assert _mtime(store) == (later if is_set or not crashes else first)
         assert mount.parts.pending == 0
+
+
+async def _landed(mount: Composed, store: Held) -> None:
+    """A time is set and bytes are written, and while those go up a mode is set."""
+    handle = await opened(mount)
+    await set_by_kernel(mount, handle.inode, mtime_ns=10**18)
+    await mount.parts.file_io.write(handle, 0, b"first")
+    store.before["put"] = held = trio.Event()
+    await begun(mount, partial(mount.parts.commits.commit, handle.inode))
+    await chmod(mount)
+    await settled(held)
+    assert (stored(store), store.calls["copy"]) == (b"first was", 0)
+
+
+async def _refused(mount: Composed, store: Held) -> None:
+    """A time is set by a mount that dies, and refused to the next one."""
+    await set_by_kernel(mount, await mount._walk("file"), mtime_ns=10**18)
+    store.errors["copy", "file"] = [denied()]
+
+
+async def _renamed(mount: Composed, store: Held) -> None:
+    """A time is set, and a mode while the file is renamed."""
+    await store.delete("file")
+    await store.put("old", b"as it was", Properties())
+    await set_by_kernel(mount, await mount._walk("old"), mtime_ns=10**18)
+    store.before["copy"] = held = trio.Event()
+    await begun(mount, partial(mount.rename, "old", "file"))
+    await chmod(mount, "old")
+    await settled(held)
+    assert bodies(store) == {"file": b"as it was"}
+
+
+async def _renamed_while_it_is_written(mount: Composed, store: Held) -> None:
+    """As above, and bytes are written meanwhile that nobody closes."""
+    await store.delete("file")
+    await store.put("old", b"as it was", Properties())
+    handle = await opened(mount, path="old")
+    await set_by_kernel(mount, handle.inode, mtime_ns=10**18)
+    store.before["copy"] = held = trio.Event()
+    await begun(mount, partial(mount.rename, "old", "file"))
+    await mount.parts.file_io.write(handle, 0, b"never closed")
+    await chmod(mount, "old")
+    await settled(held)
+    assert bodies(store) == {"file": b"as it was"}
+
+
+@pytest.mark.promise(3)
+@pytest.mark.parametrize(
+    ("before", "then"),
+    [
+        *itertools.product([_landed, _refused, _renamed], ["nothing", "closed", "written to"]),
+        (_renamed_while_it_is_written, "nothing"),
+    ],
+)
+def test_a_crash_leaves_a_file_the_time_of_the_bytes_that_the_bucket_has(
+    tmp_path: Path, before: Callable[[Composed, Held], Awaitable[None]], then: str
+) -> None:
+    """One that was set before they were written is over, and the one of bytes that nobody has closed goes with them."""
+    store = Held()
+
+    async def go_on(mount: Composed) -> None:
+        handle = await opened(mount)
+        if then == "written to":
+            time = handle.inode.mtime_ns
+            await mount.parts.file_io.write(handle, 0, b"never closed")
+            assert handle.inode.mtime_ns > time
+        await chmod(mount, mode=0o640)
+        if then == "closed":
+            await closed(mount, handle)
+
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "file", b"as it was", Properties()))
+        mount.loop.run(partial(before, mount, store))
+        if before is _refused:
+            mount.crash()
+            mount.start()
+            assert store.errors["copy", "file"] == []
+        body, time = stored(store), _mtime(store) if before is _landed else 10**18
+        mount.loop.run(partial(go_on, mount))
+        mount.crash()
+        mount.start()
+        mount.loop.passes(LONG)
+        assert (bodies(store), _mtime(store)) == ({"file": body}, time)
+        assert store._stored["file"].object.properties.metadata["mode"] == str(0o100640)
+        assert mount.parts.pending == 0
+
+
+@pytest.mark.promise(3)
+def test_a_directory_that_got_entries_after_its_time_was_set_has_that_of_those_after_a_crash(tmp_path: Path) -> None:
+    store = Held()
+
+    async def main(mount: Composed) -> int:
+        await store.put("d/", b"", Properties())
+        inode = await mount._walk("d")
+        await set_by_kernel(mount, inode, mtime_ns=10**18)
+        await mount.write("d/file", b"bytes", flags=os.O_CREAT)
+        await chmod(mount, "d")
+        return inode.mtime_ns
+
+    with composed(store, tmp_path) as mount:
+        time = mount.loop.run(partial(main, mount))
+        mount.crash()
+        mount.start()
+        assert time > 10**18
+        assert mount.loop.run(partial(mount._walk, "d")).mtime_ns == time
+
+
+async def forgotten(mount: Composed) -> None:
+    """The kernel has forgotten all that it may."""
+    forget(mount)
+
+
+@pytest.mark.promise(11)
+def test_nothing_is_left_of_a_file_whose_attributes_are_written(tmp_path: Path) -> None:
+    """However many have been changed; the kernel has forgotten it."""
+    store = Held()
+
+    async def main(mount: Composed) -> weakref.ref[Inode]:
+        await store.put("d/file", b"bytes", Properties())
+        handle = await opened(mount, path="d/file")
+        await set_by_kernel(mount, handle.inode, mtime_ns=10**18, mode=0o100600)
+        await closed(mount, handle)
+        await mount.parts.attributes.write_now(handle.inode)
+        return weakref.ref(handle.inode)
+
+    with composed(store, tmp_path) as mount:
+        found = mount.loop.run(partial(main, mount))
+        mount.loop.passes(LONG)
+        mount.loop.run(partial(forgotten, mount))
+        gc.collect()
+        assert found() is None
 
 
 class Refuses(Held):
