@@ -8,6 +8,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,40 @@ def test_what_is_new_leaves_the_room_that_is_held_back_to_what_makes_more(
             step()
         assert full.held == [True]
     full.heals()
+    journal.close()
+
+
+@pytest.mark.promise(3)
+def test_of_two_changes_of_a_row_that_are_owed_the_later_one_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is owed, and once the room that is held back takes both."""
+    journal = Journal(tmp_path, OWNER)
+    row = journal.save_draft(0, SMALL)
+    full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+
+    def change(name: str) -> None:
+        with journal.together():
+            journal.add_delete("gone", Version(name, 1))
+            journal.alter_draft(row, lambda saved: replace(saved, key=name))
+            require(name)
+
+    def require(name: str) -> None:
+        assert journal.draft(row).key == name
+        assert [saved.key for _, saved in journal.drafts()] == [name]
+        assert journal.deletes() == [("gone", Version(name, 1))]
+
+    change("first")
+    change("second")
+    require("second")
+    full.held, full.left, full.times = [True], 4, 1  # what is owed finds room, and then it is full
+    change("third")
+    require("third")
+    assert full.held == []
+    journal.close()
+    journal = Journal(tmp_path, OWNER)
+    require("third")
+    assert (journal.finding, journal.damage.lines) == (Finding.SOUND, ())
     journal.close()
 
 
