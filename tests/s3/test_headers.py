@@ -232,3 +232,8 @@ def test_only_an_etag_of_this_form_is_a_hash() -> None:
     assert checksums.in_etag(ETAG) == Checksum("md5", bytes.fromhex(ETAG))
     for etag in (ETAG[:-2], f"{ETAG}00", f"{ETAG}-1", "x" * 32, ""):
         assert checksums.in_etag(etag) is None
+
+
+def test_a_server_that_names_the_usual_class_says_no_more_than_one_that_does_not() -> None:
+    for told_class, due in (("STANDARD", ""), ("", ""), ("COLD", "COLD")):
+        assert object_of("k", told(x_amz_storage_class=told_class)).properties.storage_class == due

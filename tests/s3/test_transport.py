@@ -35,6 +35,7 @@ from sosfs.s3.capabilities import Capabilities
 from sosfs.s3.customer_key import CustomerKey
 from sosfs.s3.endpoint import S3Target
 from sosfs.s3.file_body import FileBody, hashed
+from sosfs.s3.http_messages import Fault, TransferError
 from sosfs.s3.protocol import Detail, Part, Properties, Version
 from sosfs.s3.proxies import proxy_for
 from sosfs.s3.retries import Clock
@@ -677,6 +678,23 @@ def test_a_good_answer_tells_it_too(told: tuple[bytes | None, ...], repeated: bo
         http.send("PutObject", "PUT", "key", body=BODY)
         assert http.send("CreateMultipartUpload", "POST", "key", query={"uploads": ""}).repeated is repeated
         http.close()
+
+
+@pytest.mark.parametrize("sends", [0, 1])
+def test_what_never_went_out_has_done_nothing(sends: int) -> None:
+    """Else what another client has stored would pass for our own."""
+    with Scripted(lambda _: answer(412, b"<Error><Code>PreconditionFailed</Code></Error>")) as server:
+        calls = lane_at(server.endpoint, Stopped().clock, patience=20.0)
+        lost, wire = [TransferError(Fault.UNREACHED, "", sends)], calls._http._transport
+
+        def exchange(*arguments: Any) -> Any:
+            if lost:
+                raise lost.pop()
+            return type(wire).exchange(wire, *arguments)
+
+        wire.exchange = exchange  # type: ignore[assignment,method-assign]
+        error = refusal(lambda calls: calls.put("key", BODY, Properties(), None, {"If-None-Match": "*"}), calls)
+        assert (error.errno, error.repeated) == (errno.ESTALE, sends > 0)
 
 
 def test_of_one_answer_nothing_is_left_in_the_next_on_its_connection() -> None:
