@@ -322,6 +322,26 @@ async def test_where_acls_could_be_read_no_other_answer_is_waited_for() -> None:
     assert await acls.of_key("d/two") is None
 
 
+@pytest.mark.promise(7)
+@trio_test
+async def test_where_acls_could_be_read_what_got_no_answer_counts_as_no_refusal_and_what_is_gone_has_none() -> None:
+    store = FakeStore()
+    await put_each(store, PUBLIC, "d/one", "d/two")
+    acls = carried_of(store, Acls.KEEP)
+    assert await acls.of_key("d/one") == PUBLIC
+    for _ in range(2):
+        refusing(store, "get_acl", StoreError(errno.EIO, "GetObjectAcl", status=503))
+        for _ in range(2 * DENIALS):
+            with fails(errno.EIO):
+                await acls.of_key("d/two")
+        refusing(store, "get_acl", denied())
+        with fails(errno.EACCES):
+            await acls.of_key("d/two")
+    refusing(store, "get_acl", None)
+    assert await acls.of_key("d/absent") is None
+    assert await acls.of_key("d/two") == PUBLIC
+
+
 @pytest.mark.parametrize(("number", "asked"), [(errno.EIO, 1), (errno.EACCES, 1), (errno.EINTR, 2)])
 @trio_test
 async def test_without_an_answer_about_rules_acls_are_kept(number: int, asked: int) -> None:

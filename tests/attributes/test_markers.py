@@ -341,6 +341,34 @@ def test_who_changes_a_directory_while_another_client_does_so_again_and_again_is
         assert mount.parts.pending == 0
 
 
+@pytest.mark.parametrize("has_marker", [True, False], ids=["", "new"])
+def test_a_marker_that_is_not_ours_and_cannot_be_looked_at_is_not_taken_for_none(
+    tmp_path: Path, store: Held, caplog: pytest.LogCaptureFixture, has_marker: bool
+) -> None:
+    """What waits is told with what kept it, and nothing is sent until the server answers."""
+
+    async def begin(mount: Composed) -> None:
+        await (put_all(store, {"d/": b""}) if has_marker else mount.mkdir("d"))
+        await chmod(mount)
+        await mount.parts.attributes.fetch_whole(await mount._walk("d"))
+        if not has_marker:
+            await store.put("d/", b"", THEIRS)
+        store.calls.clear()
+        store.errors["put", "d/"] = [CONFLICT]
+        store.errors["head", "d/"] = [unanswered("head", "no answer at all")]
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.loop.passes(1.5)
+        assert store.errors == {("put", "d/"): [], ("head", "d/"): []}
+        (waiting,) = mount.parts.waiting
+        assert ("no answer at all" in waiting, store.calls["put"]) == (True, 0)
+        mount.loop.passes(LONG)
+        found = store._stored["d/"].object.properties.metadata
+        assert (int(found["mode"]) & 0o7777, found.get("theirs")) == (0o750, None if has_marker else "yes")
+        assert (mount.parts.pending, mount.parts.waiting) == (0, [])
+
+
 @pytest.mark.promise(4)
 @pytest.mark.parametrize("kind", [Held, Unconditional], ids=["", "without If-Match"])
 def test_the_next_mount_writes_nothing_over_what_another_client_stores_in_a_marker_meanwhile(
@@ -648,12 +676,15 @@ def test_who_got_no_answer_does_not_make_the_next_one_ask(tmp_path: Path, store:
         assert store.calls["upload_part"] == 0
 
 
-def test_who_may_not_write_is_told_by_the_next_who_asks(tmp_path: Path, store: Held) -> None:
+def test_who_may_not_write_is_told_by_the_next_who_asks(
+    tmp_path: Path, store: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     with composed(store, tmp_path) as mount:
         mount.loop.run(partial(put_all, store, {"d/": b""}))
         mount.loop.run(partial(chmod, mount))
         store.errors["put", "d/"] = [REFUSED]
         mount.loop.passes(1.5)
+        assert "attributes of d are not in the bucket: " in caplog.text
         store.fault = lambda operation, key: _refuse() if operation == "upload_part" else None
         with pytest.raises(PermissionError):
             mount.loop.run(partial(mount.parts.attributes.permissions.require_store, "d/x"))

@@ -279,8 +279,8 @@ def test_of_what_the_bucket_lacks_nothing_is_asked(tmp_path: Path) -> None:
         await mount.parts.deletions.drain()
         await mount.write("new", b"new", flags=os.O_CREAT)
         await mount.rename("new", "other")
-        await mount.unlink("other")
         store.asked.clear()
+        await mount.unlink("other")
         await put_all(store, {"file": b"another's"})
         store.locks["file"] = KEPT
         await mount.parts.attributes.protection.require(handle.inode, Act.WRITE)

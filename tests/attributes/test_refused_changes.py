@@ -86,7 +86,8 @@ def change(mount: Composed, inode: Inode) -> None:
 async def require_changed(mount: Composed, path: str = "file") -> None:
     """What `change` did is seen in the mount."""
     inode = await mount._walk(path)
-    known = mount.parts.attributes.known(inode)
+    known, entry = mount.parts.attributes.known(inode), entry_of(inode, ttl=TTL)
+    assert (entry.st_mode, entry.st_mtime_ns, entry.st_rdev) == (inode.mode, inode.mtime_ns, 0)
     assert (stat.S_IMODE(inode.mode), inode.uid, inode.gid, inode.mtime_ns) == (0o640, 5, 7, 123_456_789_000_000_001)
     assert (known.metadata.get("color"), known.headers.cache_control) == ("red", "no-cache")
 

@@ -21,7 +21,7 @@ from sosfs.config.parameters import TTL
 from sosfs.s3.protocol import Detail, Headers, Object, Properties, Slice
 from sosfs.tree.inodes import Inode, Known
 from tests.support.composed import LONG, TASK, Composed, composed
-from tests.support.held import Held, begun, closed, settled
+from tests.support.held import Held, begun, chmod, closed, settled
 
 BODY, OTHER = b"x" * 5000, b"y" * 6000
 INDEX = ".sosfs-attributes/v1"
@@ -110,6 +110,27 @@ def files_asked_for(store: Telling) -> list[str]:
 
     store.fault = note
     return keys
+
+
+def test_what_a_mount_stores_is_told_as_well(tmp_path: Path, told: Telling) -> None:
+    """New, renamed, rewritten, and with another mode."""
+
+    async def work(first: Composed) -> None:
+        await first.write("new", BODY, flags=os.O_CREAT)
+        await first._walk("a")
+        await first.rename("a", "moved")
+        await first.write("b", OTHER)
+        await chmod(first, "c", 0o640)
+
+    with sharing(told, tmp_path, "first") as first:
+        first.loop.run(partial(work, first))
+        first.loop.passes(LONG)
+    with sharing(told, tmp_path, "second") as second:
+        keys = files_asked_for(told)
+        inodes = second.loop.run(partial(listed, second, "new", "moved", "b", "c"))
+        second.loop.run(partial(ask, second, inodes, "each"))
+        assert (keys, [stat.S_IMODE(inode.mode) for inode in inodes]) == ([], [0o644, 0o600, 0o600, 0o640])
+        told.fault = None
 
 
 @each_or_several

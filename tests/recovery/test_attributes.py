@@ -30,7 +30,7 @@ from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import eventually
 from tests.support.fake_store import ANYONE, OWNER, FakeStore
 from tests.support.faults import Delay, Hang, Moment
-from tests.support.held import Held, begun, closed, opened, settled, stored
+from tests.support.held import Held, begun, closed, opened, settled, silence, stored
 from tests.support.proxy import Proxy
 from tests.support.traffic import on
 
@@ -630,6 +630,28 @@ def test_a_replay_without_an_answer_is_known_by_the_next_mount(
         assert (found["mode"], found["colour"]) == (str(0o100600), "blue")
 
 
+@pytest.mark.parametrize("made", [0, 1])
+def test_of_two_copies_without_an_answer_either_may_have_made_what_the_next_mount_finds(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, made: int
+) -> None:
+    """And the other one may come yet, so that what was set last waits, of what is there."""
+    store = Whole(hashes=False)
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.begin, b"body", BEFORE, PUBLIC))
+        for number, mode in enumerate((0o640, 0o600)):
+            lost = store.unanswered if number == made else store.errors
+            lost["copy", "file"] = [silence("copy")]
+            mount.loop.run(partial(set_mode, mount, mode))
+            while lost["copy", "file"]:
+                mount.loop.passes(1)
+        mount.loop.run(partial(set_xattr, mount, "color", "red"))
+        assert in_bucket(store)[0] == (0o600 if made else 0o640)
+        mount.crash()
+        mount.start()
+        require(mount, store, (0o600, 9, 1_000_000_001, "red"))
+        assert "is lost" not in caplog.text
+
+
 @pytest.mark.parametrize("refused", ["the row", "its sync"])
 def test_a_journal_that_cannot_be_written_keeps_no_mount_from_beginning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: str
@@ -709,6 +731,20 @@ def test_what_was_remembered_of_a_file_is_void_once_the_next_mount_has_changed_i
         mount.start()
         assert int(store._stored["file"].object.properties.metadata["mode"]) & 0o7777 == 0o600
         assert mount.loop.run(mount.tree) == {"file": (b"bytes", 0o600)}
+
+
+def test_a_new_directory_of_which_the_server_tells_nothing_keeps_a_mount_from_beginning(tmp_path: Path) -> None:
+    """As all else that cannot be sent: only a refusal is left for later."""
+    store = Held()
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(mount.mkdir, "d"))
+        mount.crash()
+        store.errors["put", "d/"] = [silence("put")]
+        with pytest.raises(OSError, match="no answer"):
+            mount.start()
+        mount.crash()
+        mount.start()
+        assert (list(store._stored), mount.parts.pending) == (["d/"], 0)
 
 
 def test_headers_of_a_new_directory_outlive_a_crash(tmp_path: Path) -> None:
