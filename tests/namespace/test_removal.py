@@ -534,6 +534,18 @@ def test_what_was_removed_while_it_is_open_does_not_come_back_after_a_crash(tmp_
         assert mount.loop.run(mount.tree) == {}
 
 
+def test_a_name_that_was_removed_before_it_was_stored_is_another_clients_then(mount: Composed, store: Held) -> None:
+    async def main() -> None:
+        handle = await mount._opened(mount.parts.inodes.root, b"file", os.O_CREAT | os.O_RDWR)
+        await mount.unlink("file")
+        await closed(mount, handle)
+        await put_all(store, {"file": b"theirs"})
+
+    mount.loop.run(main)
+    mount.loop.passes(2 * TTL)
+    assert mount.loop.run(mount.tree) == {"file": (b"theirs", 0o644)}
+
+
 def test_a_removal_that_fails_leaves_what_was_written_and_not_sent(tmp_path: Path) -> None:
     store = Held()
 
