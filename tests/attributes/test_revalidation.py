@@ -18,6 +18,7 @@ import trio
 import trio.testing
 
 from sosfs.attributes.questions import SINGLE_MAX, Questions, Wanted
+from sosfs.cache.blocks import BLOCK
 from sosfs.config.parameters import TTL
 from sosfs.errors import StoreError
 from sosfs.s3.protocol import Detail, Headers, Object, Properties, Slice
@@ -25,7 +26,7 @@ from sosfs.tree.inodes import Inode, Known
 from sosfs.tree.keys import HIDDEN
 from tests.support.composed import LONG, Composed, composed
 from tests.support.drive import fails
-from tests.support.held import Held, begun, closed, opened, put_all, settled, told
+from tests.support.held import Held, begun, closed, opened, put_all, settled, stored, told
 
 PRIVATE = Properties(Headers("x/y", expires="Thu, 01 Dec 1994 16:00:00 GMT"), {"mode": str(stat.S_IFREG | 0o600)})
 FAILURE = StoreError(errno.EIO, "HeadObject", detail="no answer")
@@ -120,6 +121,74 @@ def test_what_is_recent_ours_or_watched_by_its_listing_is_not_asked_for(mount: C
         before = asked(store)
         assert await mount.parts.attributes.revalidate(inode) is inode
         assert asked(store) == before, "what is changed here is not asked for"
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize(("size", "costs"), [(0, (1, 0)), (5000, (0, 1)), (BLOCK + 1, (1, 1))])
+def test_a_small_file_comes_along_with_its_attributes(
+    mount: Composed, store: Held, size: int, costs: tuple[int, int]
+) -> None:
+    """HEADs and GETs of who looks at one file and reads it, as cat(1). A part of one could not be verified."""
+
+    async def main() -> None:
+        await store.put("file", bytes(range(256)) * (size // 256) + bytes(size % 256), PRIVATE)
+        assert (await mount.tree())["file"] == (stored(store), 0o600)
+        assert (store.calls["head"], store.calls["get"]) == costs
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("is_archived", [True, False])
+def test_what_can_be_had_of_an_archived_file_is_shown_and_a_failure_is_one(
+    mount: Composed, store: Held, is_archived: bool
+) -> None:
+    async def main() -> None:
+        await store.put("file", b"x" * 5000, PRIVATE)
+        (inode,) = await looked_up(mount, "file")
+        store.errors["get", "file"] = [StoreError(errno.EREMOTEIO if is_archived else errno.EIO, "GetObject")]
+        if is_archived:
+            assert (await mount.parts.attributes.revalidate(inode)).mode == stat.S_IFREG | 0o600
+        else:
+            with fails(errno.EIO):
+                await mount.parts.attributes.revalidate(inode)
+        assert (store.errors["get", "file"], store.calls["head"]) == ([], is_archived)
+
+    mount.loop.run(main)
+
+
+@pytest.mark.parametrize("metadata", [{}, {"mtime": "5.000000007"}], ids=["", "and says another"])
+def test_a_directory_has_the_time_of_its_marker(tmp_path: Path, metadata: dict[str, str]) -> None:
+    store = Held(clock=lambda: 1_700_000_000.0)
+    with composed(store, tmp_path) as mount:
+        mount.loop.run(partial(store.put, "d/", b"", Properties(metadata=metadata)))
+        inode = mount.loop.run(partial(mount._walk, "d"))
+        modified = 1_700_000_000 * 10**9
+        due = 5_000_000_007 if metadata else modified
+        assert (inode.mtime_ns, inode.ctime_ns, inode.atime_ns) == (due, due, modified)
+
+
+@pytest.mark.parametrize("path", ["d", "d/file"])
+def test_a_file_that_is_renamed_while_it_is_asked_for_is_asked_for_under_its_new_name(
+    mount: Composed, store: Held, path: str
+) -> None:
+    """The question is held until the old name is gone from the bucket, where the tree does not tell so yet."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await store.put("d/file", b"x" * 5000, PRIVATE)
+        (inode,) = await looked_up(mount, "d/file")
+        mount.loop._clock.jump(5)  # no walk any more: it is asked for with its bytes
+        store.before["get", "d/file"] = held = trio.Event()
+        await begun(mount, partial(told, outcomes, "asked", partial(mount.parts.attributes.revalidate, inode)))
+        assert store.reached == {("get", "d/file")}
+        store.after["delete"] = store.after["delete_many"] = removed = trio.Event()
+        await begun(mount, partial(mount.rename, path, "moved"))
+        assert (len(store.reached), "d/file" in store._stored) == (2, False)
+        await settled(held)
+        await settled(removed)
+        assert outcomes == {"asked": inode}
+        assert (stat.S_IMODE(inode.mode), inode.known, inode.parent is None) == (0o600, Known.ALL, False)
 
     mount.loop.run(main)
 
@@ -339,6 +408,37 @@ def test_the_line_is_of_what_is_there_and_not_known_yet(mount: Composed, store: 
         assert taken(line) == [b"d"]
         line.add_below(root, Wanted.ALL)
         assert sorted(taken(line)) == [b"a", b"c", b"d", b"x", b"y"]
+
+    mount.loop.run(main)
+
+
+def test_nothing_of_what_is_hidden_gone_or_no_directory_is_in_the_line(mount: Composed, store: Held) -> None:
+    """Somebody has listed the hidden one, too."""
+
+    async def main() -> None:
+        await put_all(store, dict.fromkeys(["a", "b", "c", "gone", f"{HIDDEN}/index"], b"x" * 5000))
+        root, line = mount.parts.inodes.root, Questions()
+        hidden = await mount._walk(HIDDEN)
+        walk, index = await mount.parts.listings.complete(root), await mount.parts.listings.complete(hidden)
+        directory, below = mount.parts.listings.directory(root), mount.parts.listings.directory(hidden)
+        assert (list(below.entries), hidden in directory.entries.values()) == ([b"index"], True)
+        hidden.known = Known.SIZE
+        line.add_below(hidden, Wanted.ALL)
+        line.add_listed(below, index, 0, Wanted.ALL)
+        line.add_below(directory.entries[b"a"], Wanted.ALL)
+        assert (line.has_listed, line.waiting) == (False, 0)
+        gone = directory.entries[b"gone"]
+        mount.parts.namespace._leave(directory, gone, None)
+        line.add(gone)
+        line.add_below(root, Wanted.ALL)
+        assert line.has_listed
+        assert len(line.take(2)) == 2
+        assert taken(line) == [b"c"]
+        directory.now = None  # a listing of long ago
+        line.add_below(root, Wanted.ALL)
+        assert taken(line) == []
+        line.add_listed(directory, walk, 0, Wanted.DIRECTORIES)
+        assert taken(line) == []
 
     mount.loop.run(main)
 

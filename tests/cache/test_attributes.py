@@ -270,6 +270,15 @@ class Refusing:
         return getattr(self._db, name)
 
 
+def test_a_disk_that_refuses_from_the_beginning_fails_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cache = AttributeCache(tmp_path / "a" / "directory" / "to be made" / "attributes.sqlite")
+    cache._db = Refusing(cache._db)  # type: ignore[assignment]
+    cache.put("d/file", version(), PLAIN, whole=True)
+    cache.flush()
+    assert caplog.text.count("cannot be written") == 1
+    cache.close()
+
+
 def test_a_disk_that_refuses_fails_nobody_and_is_told_of_once(
     cache: AttributeCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
