@@ -109,6 +109,7 @@ def test_another_file_of_the_same_name_has_it(name: bytes) -> None:
     assert numbers.take_named("d", name) == Lent(name, 4, 1)
     assert [numbers.take(number) for number in before.values()] == [("d", Lent(*one, 1)) for one in before.items()]
     assert numbers.size == 0 and not numbers.has("d")
+    assert not numbers._packs._near
 
 
 def test_where_nothing_is_forgotten_nothing_is_noted() -> None:

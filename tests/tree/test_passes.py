@@ -5,17 +5,21 @@ from __future__ import annotations
 import errno
 import stat
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
+from sosfs.metadata import user_metadata
 from sosfs.s3.protocol import Properties
 from sosfs.s3.scratch_key import of_zeros
 from sosfs.tree.inodes import (
     PENDING,
     Defaults,
     Directory,
+    FileState,
     Inode,
     Inodes,
     Known,
@@ -208,6 +212,33 @@ def test_the_root_stays_and_has_a_marker_only_below_a_prefix(prefix: str) -> Non
     assert inodes.key(inodes.root) == prefix
     control = inodes.make(inodes.root, CONTROL, Form.PLAIN, mode=DIRECTORY)
     assert inodes.names(control) == (shown_in_root(CONTROL.encode()),)
+
+
+@pytest.mark.parametrize("prefix", ["", "deep/"])
+def test_what_no_name_leads_to_any_more_has_no_key(prefix: str) -> None:
+    """Else it would be that of a file of the root: of another one by now."""
+    inodes = Inodes(prefix, Defaults(0, 0, 0o022, 0))
+    directory = directory_of(inodes)
+    file = file_of(inodes, directory, "a")
+    assert inodes.key(file) == f"{prefix}d/a" and inodes.has_key(file, f"{prefix}d/a") and inodes.has_object(file)
+    for gone in (directory.inode, file):
+        gone.parent = None
+        with fails(errno.ESTALE):
+            inodes.key(file)
+        assert not inodes.has_key(file, f"{prefix}a") and not inodes.has_key(file, prefix)
+    assert not inodes.has_object(file)
+
+
+@pytest.mark.parametrize(("is_dirty", "shows"), [(None, 5), (False, 5), (True, 9)])
+def test_a_time_that_another_client_has_set_is_shown_but_for_other_bytes(
+    inodes: Inodes, is_dirty: bool | None, shows: int
+) -> None:
+    file = inodes.make(inodes.root, "a", Form.PLAIN, mode=FILE)
+    file.mtime_ns = 9
+    if is_dirty is not None:
+        file.open_file = cast(FileState, SimpleNamespace(draft=SimpleNamespace(is_dirty=is_dirty)))
+    file.follow(Properties(metadata=user_metadata.write({}, user_metadata.Posix(FILE, 0, 0, 5, None))))
+    assert file.mtime_ns == shows
 
 
 def test_what_is_asked_for_by_a_number_that_was_forgotten_is_back_and_unread(inodes: Inodes) -> None:
