@@ -77,6 +77,24 @@ def test_of_two_who_want_to_know_one_asks(mount: Composed, store: Held) -> None:
     mount.loop.run(main)
 
 
+def test_who_waits_for_what_turns_out_to_be_a_link_gets_the_link(mount: Composed, store: Held) -> None:
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await store.put("link", b"target", Properties(metadata={"mode": str(stat.S_IFLNK | 0o777)}))
+        (inode,) = await looked_up(mount, "link")
+        inode.lookups = 1  # the kernel takes it for a file
+        store.before["head"] = store.before["get"] = held = trio.Event()
+        for name in ("one", "other"):
+            await begun(mount, partial(told, outcomes, name, partial(mount.parts.attributes.revalidate, inode)))
+        await settled(held)
+        assert outcomes["one"] is outcomes["other"]
+        assert outcomes["one"] is not inode
+        assert stat.S_ISLNK(outcomes["one"].mode)
+
+    mount.loop.run(main)
+
+
 @pytest.mark.parametrize("how", ["fails", "is gone"])
 def test_who_waits_for_a_question_that_fails_asks_himself_unless_it_is_gone(
     mount: Composed, store: Held, how: str
@@ -121,6 +139,14 @@ def test_what_is_recent_ours_or_watched_by_its_listing_is_not_asked_for(mount: C
         before = asked(store)
         assert await mount.parts.attributes.revalidate(inode) is inode
         assert asked(store) == before, "what is changed here is not asked for"
+        marked = mount.parts.listings.directory(mount.parts.inodes.root).entries[b"marked"]
+        calls = dict(store.calls)
+        assert await mount.parts.attributes.revalidate(marked) is marked
+        assert store.calls == calls, "what has its marker is watched by the listing of its parent, however old"
+        attributes = mount.parts.attributes
+        hits, questions = attributes.hits, attributes.asked
+        await attributes.revalidate(marked)
+        assert (attributes.hits, attributes.asked) == (hits + 1, questions + 1)
 
     mount.loop.run(main)
 
@@ -166,6 +192,30 @@ def test_a_directory_has_the_time_of_its_marker(tmp_path: Path, metadata: dict[s
         modified = 1_700_000_000 * 10**9
         due = 5_000_000_007 if metadata else modified
         assert (inode.mtime_ns, inode.ctime_ns, inode.atime_ns) == (due, due, modified)
+
+
+def test_a_directory_that_is_changed_and_stored_while_it_is_asked_for_is_as_it_was_changed(
+    mount: Composed, store: Held
+) -> None:
+    """The answer is of before, and nothing waits any more when it comes."""
+    outcomes: dict[str, Any] = {}
+
+    async def main() -> None:
+        await store.put("d/", b"", Properties(metadata={"mode": str(stat.S_IFDIR | 0o755)}))
+        (inode,) = await looked_up(mount, "d")
+        store.after["head", "d/"] = held = trio.Event()
+        await begun(mount, partial(told, outcomes, "asked", partial(mount.parts.attributes.revalidate, inode)))
+        assert store.reached
+        del store.after["head", "d/"]
+        inode.mode = stat.S_IFDIR | 0o700
+        mount.parts.attributes.changed(inode, posix={"mode"})
+        await mount.parts.attributes.write_now(inode)
+        assert not inode.pins
+        await settled(held)
+        assert outcomes == {"asked": inode}
+        assert stat.S_IMODE(inode.mode) == 0o700
+
+    mount.loop.run(main)
 
 
 @pytest.mark.parametrize("path", ["d", "d/file"])
