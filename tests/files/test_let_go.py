@@ -19,6 +19,7 @@ import trio.testing
 from sosfs.concurrency.threads import Threads
 from sosfs.config.parameters import Durability
 from sosfs.files.open_file import Handle
+from sosfs.files.spool import Spool
 from sosfs.journal.journal import Journal
 from sosfs.s3.protocol import Properties
 from tests.support.composed import Composed, composed
@@ -293,3 +294,23 @@ def test_spools_that_the_disk_did_not_let_go_go_with_a_later_sync(
             assert len(list(spools.iterdir())) == 1
         mount.loop.passes(30)
         assert list(spools.iterdir()) == []
+
+
+def test_a_file_that_the_disk_has_refused_is_synced_with_a_later_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for it: else a power loss would take it however long ago it was closed."""
+    store, tries, sync = Held(), list[Spool](), Spool.sync
+
+    async def refuses_once(spool: Spool) -> None:
+        tries.append(spool)
+        if len(tries) == 1:
+            raise OSError(errno.EIO, "the disk")
+        await sync(spool)
+
+    with composed(store, tmp_path, durability=Durability.WRITEBACK) as mount:
+        mount.parts.commits.debounce.delay = 1000.0
+        monkeypatch.setattr(Spool, "sync", refuses_once)
+        mount.loop.run(partial(mount.write, "file", b"n" * SIZE, flags=os.O_CREAT))
+        mount.loop.passes(30)
+        assert len(tries) == 2
