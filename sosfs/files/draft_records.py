@@ -275,7 +275,7 @@ class DraftRecords:
         return replace(
             before,
             key=self._inodes.key(inode),
-            base=(base.key, base.etag, base.size) if base is not None and before.base is not None else before.base,
+            base=(base.key, base.etag, base.size) if base is not None else before.base,
             expected=draft.expected,
             version=inode.version,
             going=(flight.newest, flight.serial >= before.serial) if flight.newest is not None else None,
