@@ -133,6 +133,22 @@ def test_what_a_mount_stores_is_told_as_well(tmp_path: Path, told: Telling) -> N
         told.fault = None
 
 
+def test_a_marker_that_was_told_of_is_asked_for_by_nobody(tmp_path: Path, told: Telling) -> None:
+    async def work(first: Composed) -> None:
+        await told.put("d/", b"", Properties(metadata={"mode": str(stat.S_IFDIR | 0o700)}))
+        await told.put("d/x", BODY, of_mode(0o600))
+        await first._walk("d/x")
+
+    with sharing(told, tmp_path, "first") as first:
+        first.loop.run(partial(work, first))
+        first.loop.passes(LONG)
+    with sharing(told, tmp_path, "second") as second:
+        keys = files_asked_for(told)
+        inode = second.loop.run(partial(second._walk, "d"))
+        assert (keys, stat.S_IMODE(inode.mode)) == ([], 0o700)
+        told.fault = None
+
+
 @each_or_several
 def test_what_was_told_is_asked_for_by_nobody(mount: Composed, told: Telling, how: str) -> None:
     async def main() -> None:

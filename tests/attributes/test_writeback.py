@@ -868,6 +868,8 @@ def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the
         await store.put("standard.txt", b"bytes", Properties())
         for name in ("new.txt", "old.txt", "standard.txt"):
             await mount.write(name, b"other bytes", flags=os.O_CREAT)
+        await mount.mkdir("d")
+        await mount.settle()
         handle = await mount._opened(mount.parts.inodes.root, b"given.txt", os.O_CREAT | os.O_RDWR)
         handle.inode.edits = handle.inode.edits.with_header("content_type", "x/given")
         mount.parts.attributes.changed(handle.inode, posix=())
@@ -880,6 +882,7 @@ def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the
         assert store._stored["given.txt"].object.properties.headers.content_type == "x/given"
         assert (old.headers.content_type, old.storage_class) == ("x/y", "WARM")
         assert store._stored["standard.txt"].object.properties.storage_class == ""
+        assert store._stored["d/"].object.properties.storage_class == "COLD"
         assert ("md5chksum" in old.metadata, old.metadata["theirs"]) == (False, "yes")
 
 
