@@ -301,7 +301,7 @@ class AttributeWriteback(Changes):
     async def _put_marker(self, inode: Inode, key: str, condition: Condition) -> None:
         if condition is Guard.ABSENT:
             await self._vacated(key)  # what a rename has copied there would pass for a marker of another client
-        acl = await self.acls.of(inode) if inode.version is not None else None
+        acl = await self.acls.of(inode) if condition is not Guard.ABSENT else None
         posix, used = inode.posix, self.properties(inode)
         self.forget(key)
         locked = replace(used, lock=UNLOCKED if condition is Guard.ABSENT else await self.protection.carried(key))
