@@ -509,6 +509,11 @@ def test_who_stands_in_the_line_by_himself_stays_when_nobody_walks_on(mount: Com
         line.add_below(root, Wanted.ALL)
         line.clear()
         assert (line.waiting, taken(line)) == (0, [])
+        await mount.parts.listings.complete(directory.entries[b"d"])
+        line.add_below(root, Wanted.ALL)
+        assert len(line.take(2)) == 2 and line.waiting, "what is in d is yet to come"
+        line.end_walk()
+        assert (line.waiting, taken(line)) == (0, [])
         for _ in range(SINGLE_MAX + 5):
             line.add(directory.entries[b"b"])
         assert line.waiting == SINGLE_MAX
