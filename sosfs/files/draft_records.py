@@ -115,9 +115,9 @@ class DraftRecords:
         draft.outdated = [spool for spool in draft.outdated if spool not in outdated]
         for spool in outdated:
             spool.close()
-        self._journal.catch_up()
         if open_file.draft is draft and not draft.spool.is_busy:  # what is being written lies above the length
             draft.spool.truncate(max(draft.size, told, self._told_of(open_file, draft.spool)))
+        self._journal.catch_up()
 
     def _told_of(self, open_file: OpenFile, spool: Spool) -> int:
         """How many bytes of a spool the row tells of: more than the file has by now, where it was cut meanwhile."""

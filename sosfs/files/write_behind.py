@@ -199,14 +199,20 @@ class WriteBehind:
             if open_file.draft is not draft:
                 freed = True  # it was let go meanwhile
                 continue
-            if draft.state is not DraftState.CLEAN:
-                freed |= open_file.upload is not None and open_file.upload.free(first=first)
-            elif draft.local and not (draft.spool.is_named or draft.spool.is_busy or open_file.lock.taken):
-                draft.shed()
+            if self._gives_back(open_file, draft, first=first):
                 freed = True
-        if freed:
-            self._commits.records.has_room()
+                self._commits.records.has_room()  # before the disk is waited for again
         return freed
+
+    @staticmethod
+    def _gives_back(open_file: OpenFile, draft: Draft, *, first: bool) -> bool:
+        """As `_frees`, of one file."""
+        if draft.state is not DraftState.CLEAN:
+            return open_file.upload is not None and open_file.upload.free(first=first)
+        if not draft.local or draft.spool.is_named or draft.spool.is_busy or open_file.lock.taken:
+            return False
+        draft.shed()
+        return True
 
     async def _sends(self) -> None:
         """Lets full parts of all that is being written go up."""

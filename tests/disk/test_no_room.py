@@ -32,7 +32,7 @@ from tests.recovery.test_power_loss import another_boot
 from tests.support.composed import Composed, composed
 from tests.support.drive import fails
 from tests.support.fake_store import FakeStore
-from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, silence, stored
+from tests.support.held import Held, begun, bodies, chmod, closed, denied, opened, put_all, settled, silence, stored
 
 OWNER, VERSION = "http://server bucket ", Version("etag", 1, 2)
 FOREVER = 1000
@@ -408,6 +408,83 @@ def test_a_crash_after_a_stored_file_has_made_room_on_a_full_disk_finds_no_damag
         monkeypatch.undo()
         mount.take_up()
         assert bodies(store) == {"file": NEW}
+
+
+@pytest.mark.promise(3)
+def test_a_crash_after_what_was_stored_during_an_fsync_was_cut_off_on_a_full_disk_finds_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fsync frees what lies above the length, and with that room it is written down that the record goes."""
+    store, late, sync, cut = Held(), trio.Event(), Spool.sync, Spool.truncate
+
+    async def waits(spool: Spool) -> None:
+        await late.wait()
+        await sync(spool)
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        await mount.write("file", OLD, flags=os.O_CREAT)
+        handle = await opened(mount)
+        await mount.parts.file_io.write(handle, 0, b"new")
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+
+        def frees(spool: Spool, size: int) -> None:
+            cut(spool, size)
+            full.heals()
+
+        await mount.parts.file_io.truncate(handle.inode, 300_000)
+        monkeypatch.setattr(Spool, "sync", waits)
+        await begun(mount, partial(mount.parts.file_io.fsync, handle.inode))
+        await mount.parts.commits.commit(handle.inode)
+        monkeypatch.setattr(Spool, "truncate", frees)
+        await settled(late)
+        assert not full.times, "nothing was freed"
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        monkeypatch.undo()
+        mount.take_up()
+        assert bodies(store) == {"file": (b"new" + OLD[3:])[:300_000]}
+
+
+@pytest.mark.promise(3)
+def test_a_crash_while_room_is_made_of_another_stored_file_finds_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is waited for before the room of the next one is freed."""
+    store, shed, sync = Held(), Draft.shed, Journal.sync
+
+    async def main(mount: Composed) -> None:
+        mount.parts.commits.debounce.delay = FOREVER
+        handles = []
+        for name in ("one", "other"):
+            await mount.write(name, NEW, flags=os.O_CREAT)
+            handles.append(await opened(mount, path=name))
+        full = Full(monkeypatch, at=0, times=FOREVER, rolls_back=False, is_held=False)
+
+        def frees(draft: Draft) -> None:
+            shed(draft)
+            full.heals()
+
+        async def hangs(journal: Journal) -> None:
+            if not full.times:
+                await trio.sleep_forever()
+            await sync(journal)
+
+        for handle in handles:
+            await mount.parts.commits.commit(handle.inode)
+        monkeypatch.setattr(Draft, "shed", frees)
+        monkeypatch.setattr(Journal, "sync", hangs)
+        await begun(mount, mount.parts.file_io.writeback._frees)
+        assert not full.times, "nothing was freed"
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        monkeypatch.undo()
+        mount.take_up()
+        assert bodies(store) == {"one": NEW, "other": NEW}
 
 
 @pytest.mark.parametrize("is_closed", [True, False], ids=["closed", "still open"])
