@@ -58,6 +58,7 @@ class Draft:
         self.away = Extents()  # in parts of the upload under way and nowhere else
         self.refused = Extents()  # a write failed there, or the bytes that were there are lost
         self._given_up = Extents()  # zeros in the place of what the base had, which is gone
+        self._aside: tuple[Source | None, int] | None = None  # the base, and `base_stop`, while it is taken for gone
         self._stranded = Extents()  # of those what is there again if the upload that had it turns out to be the object
         self._arriving: list[tuple[int, int]] = []  # being written
         self._coming: list[Extents] = []  # of each of these writes what has not been cut since it began
@@ -92,6 +93,11 @@ class Draft:
     def unsent(self) -> tuple[tuple[int, int], ...]:
         """The ranges that the base does not have."""
         return tuple(Extents((*self.dirty, *self._flying)))
+
+    @property
+    def below(self) -> tuple[Source | None, int]:
+        """The base, and how much of it counts, though it may just be taken for gone."""
+        return self._aside or (self.base, self.base_stop)
 
     @property
     def is_blank(self) -> bool:
@@ -362,13 +368,13 @@ class Draft:
         them, should another client put the version back before that is done.
         """
         gone = [(start, stop) for start, stop, ours in self.local.within(0, self.base_stop) if not ours]
-        self._given_up, before = Extents(gone), (self.base, self.base_stop)
+        self._given_up, self._aside = Extents(gone), (self.base, self.base_stop)
         self.base, self.base_stop = None, 0
         try:
             yield sum(stop - start for start, stop in gone)
         finally:
             self._given_up = Extents()
-            self.base, self.base_stop = before
+            (self.base, self.base_stop), self._aside = self.below, None
 
     def require_had(self, start: int, stop: int) -> None:
         """Raises OSError ESTALE where bytes of `[start, stop)` were given up."""

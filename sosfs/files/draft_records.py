@@ -321,12 +321,12 @@ class DraftRecords:
     def _record(
         self, inode: Inode, open_file: OpenFile, draft: Draft, *, size: int, synced: Ranges, serial: int
     ) -> SavedDraft:
-        base = draft.base
+        base, base_stop = draft.below
         return SavedDraft(
             key=self._inodes.key(inode),
             size=size,
             base=(base.key, base.etag, base.size) if base is not None else None,
-            base_stop=draft.base_stop,
+            base_stop=base_stop,
             expected=draft.expected,
             version=inode.version,
             local=draft.local.common(synced),

@@ -1497,6 +1497,31 @@ def test_a_version_that_comes_back_before_the_loser_is_kept_gets_no_zeros(
         assert bodies(store) == {"file": b"on" + b"o" * (size - 2)}
 
 
+@pytest.mark.promise(4)
+def test_nor_does_one_that_comes_back_after_a_crash_where_the_file_was_synced_meanwhile(tmp_path: Path) -> None:
+    """Its record tells of the version that was opened, not of the zeros in what is kept beside."""
+    store, outcomes = Held(), dict[str, Any]()
+
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": b"o" * 1000})
+        handle = await opened(mount)
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.parts.file_io.write(handle, 1, b"n")
+        await store.delete("file")
+        store.before["put"] = trio.Event()
+        await begun(mount, partial(told, outcomes, "commit", partial(mount.parts.commits.commit, handle.inode)))
+        assert any(".conflict-" in key for _, key in store.reached)
+        await mount.parts.file_io.fsync(handle.inode)
+
+    with composed(store, tmp_path, durability=JOURNAL) as mount:
+        mount.loop.run(partial(main, mount))
+        mount.crash()
+        store.before.clear()
+        mount.loop.run(partial(put_all, store, {"file": b"o" * 1000}))
+        mount.take_up()
+        assert bodies(store) == {"file": b"on" + b"o" * 998}
+
+
 def refuse(is_refused: bool) -> None:
     """A request that gets no answer."""
     if is_refused:
