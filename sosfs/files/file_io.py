@@ -246,6 +246,7 @@ class FileIO:
             if handle.open_file.draft is not None and handle.open_file.draft.base == base:
                 raise OSError(errno.ESTALE, "the version that was opened is gone") from error
             return await self.read(handle, start, stop - start)  # a rename or a rewrite goes on with the same bytes
+        draft.require_had(start, stop)  # what was found lost while the spool was read
         handle.stream.begun.clear()  # the kernel is given nothing of a file that changes
         return body
 

@@ -1522,6 +1522,42 @@ def test_nor_does_one_that_comes_back_after_a_crash_where_the_file_was_synced_me
         assert bodies(store) == {"file": b"on" + b"o" * 998}
 
 
+def test_who_was_reading_when_the_loser_was_found_to_lack_something_is_not_shown_zeros_either(
+    mount: Composed, store: Held, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: dict[str, Any] = {}
+    late, read, reading = trio.Event(), Spool.read, list[Spool]()
+
+    async def waits(spool: Spool, start: int, stop: int) -> bytes:
+        reading.append(spool)
+        if len(reading) == 1:
+            await late.wait()
+        return await read(spool, start, stop)
+
+    async def main() -> None:
+        await put_all(store, {"file": b"o" * 1000})
+        handle = await opened(mount)
+        mount.parts.blocks.forget(lambda key: True)
+        await mount.parts.file_io.write(handle, 500, b"n" * 100)
+        await store.delete("file")
+        sent, kept, beside = trio.Event(), trio.Event(), trio.Event()
+        store.before |= {"get": sent, "put": beside}
+        await begun(mount, partial(told, outcomes, "close", partial(mount.parts.file_io.flush, handle)))
+        store.before["get"] = kept
+        await settled(sent)
+        monkeypatch.setattr(Spool, "read", waits)
+        await begun(mount, partial(told, outcomes, "read", partial(mount.parts.file_io.read, handle, 0, 1000)))
+        await settled(kept)
+        assert any(".conflict-" in key for _, key in store.reached)
+        await settled(late)
+        assert f"({errno.ESTALE}" in str(outcomes["read"])
+        await settled(beside)
+        assert f"({errno.ESTALE}" in outcomes["close"]
+        await mount.parts.file_io.release(handle)
+
+    mount.loop.run(main)
+
+
 def refuse(is_refused: bool) -> None:
     """A request that gets no answer."""
     if is_refused:
