@@ -49,7 +49,7 @@ def described(
                 draft.since,
                 size=sum(stop - start for start, stop in draft.unsent),
                 uploaded=_uploaded(inodes, inode, open_file, draft, moved),
-                error=_error(open_file, draft),
+                error=_error(open_file),
                 retry_at=ends.get(open_file, 0.0),
             ),
         )
@@ -64,9 +64,9 @@ def _uploaded(inodes: Inodes, inode: Inode, open_file: OpenFile, draft: Draft, m
     return min(parts + flying, sum(stop - start for start, stop in unsent))
 
 
-def _error(open_file: OpenFile, draft: Draft) -> str:
+def _error(open_file: OpenFile) -> str:
     try:
-        draft.require_whole()
+        open_file.require_whole()
     except OSError as error:
         return reason(error)
     return reason(open_file.failed) if open_file.failed is not None else ""

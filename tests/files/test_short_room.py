@@ -487,6 +487,8 @@ def test_what_may_be_in_the_bucket_is_not_given_up_before_somebody_can_tell(tmp_
         await mount.parts.drain()
         assert mount.parts.pending == 1
         assert (await mount._walk("file")).size == SIZE
+        (change,) = mount.parts.commits.changes({})
+        assert "no answer" in change.pending.error, "no write to it failed"
         store.errors.clear()
         await mount.parts.drain()
         assert mount.parts.pending == 0
