@@ -96,12 +96,18 @@ class Changes(Revalidation):
 
     def of_stored(self, inode: Inode) -> Properties:
         """As `properties`, for a copy of what the bucket has: its time is not that of bytes which are yet to come."""
-        known, now = self.properties(inode), inode.posix
+        known = self.properties(inode)
         if is_new(inode) or not _is_being_written(inode):
             return known
-        time_before = self._times.get(inode, user_metadata.read(inode.properties.metadata).mtime_ns)
-        posix = now if time_before is None else replace(now, mtime_ns=time_before)
+        posix = replace(inode.posix, mtime_ns=self.time_of_stored(inode))
         return replace(known, metadata=user_metadata.write(known.metadata, posix))
+
+    def time_of_stored(self, inode: Inode) -> int:
+        """The time of the bytes that the bucket has, whatever was written since: set, said by metadata, or listed."""
+        said = user_metadata.read(inode.properties.metadata).mtime_ns
+        listed = inode.version.modified if inode.version is not None else None
+        before = said if said is not None or listed is None else listed * user_metadata.NS
+        return self._times.get(inode, inode.mtime_ns if before is None else before)
 
     def renewed(self, inode: Inode) -> Properties:
         """As `properties`, for an object that gets other bytes."""
@@ -166,8 +172,8 @@ class Changes(Revalidation):
         version = None if inode.is_directory or is_first else inode.version
         tokens = open_file.in_flight.tokens if open_file is not None else ()
         posix, is_written = inode.posix, self._is_written(inode)
-        if is_written:  # a kill may leave it without those bytes
-            posix = replace(posix, mtime_ns=self._times[inode])
+        if is_written or (_is_being_written(inode) and not is_new(inode)):  # a kill may leave it without those bytes
+            posix = replace(posix, mtime_ns=self.time_of_stored(inode))
         key, known, sent = self._inodes.key(inode), self.known(inode), self._unanswered_copies.sent(inode)
         saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
         self._rows[inode] = self._journal.save_attributes(self._rows.get(inode, 0), saved, need)

@@ -17,7 +17,6 @@ from sosfs.files.commits import Commits
 from sosfs.files.draft import Draft, DraftState
 from sosfs.files.open_file import OpenFile, draft_of, opened
 from sosfs.files.page_cache import PageCache
-from sosfs.metadata import user_metadata
 from sosfs.metadata.edits import NO_EDITS
 from sosfs.tree.inodes import NO_VERSION, Inode, Inodes, held
 
@@ -99,11 +98,8 @@ class FailedWrites:
         inode.pins -= 1
         self._commits.drafts.discard(inode)
         inode.size, inode.pages = inode.version.size, NO_VERSION
-        said = user_metadata.read(inode.properties.metadata)
-        listed = inode.version.modified
-        before = said.mtime_ns if said.mtime_ns is not None or listed is None else listed * user_metadata.NS
-        if before is not None and not open_file.times_given:
-            inode.mtime_ns = inode.ctime_ns = before
+        if not open_file.times_given:
+            inode.mtime_ns = inode.ctime_ns = self._attributes.time_of_stored(inode)
         if inode.edits != NO_EDITS:
             self._attributes.keep(inode)
 

@@ -65,7 +65,7 @@ class AttributeReplay:
         """
         found = await find(self._store, saved.key)
         if found is not None and _is_uploaded(saved, found):
-            saved = replace(saved.uploaded(), version=found.version)
+            saved = _uploaded(saved, found)
             self._note(row, saved)  # the tree knows by the version what is refused
         if found is None and saved.key.endswith("/"):
             headers = system_headers.for_directory(saved.properties.headers)
@@ -124,6 +124,15 @@ def _is_uploaded(saved: SavedAttributes, found: Object) -> bool:
     """Whether an upload of the dead process has made an object, after the change was recorded or before."""
     instead_of = saved.version or Guard.ABSENT
     return any(recognition.is_ours(token, found, instead_of=instead_of) for token in saved.tokens)
+
+
+def _uploaded(saved: SavedAttributes, found: Object) -> SavedAttributes:
+    """The change of what an upload has made, whose bytes have their own time unless another was set of them."""
+    uploaded = replace(saved.uploaded(), version=found.version)
+    time = user_metadata.read(found.properties.metadata).mtime_ns
+    if time is None or "mtime_ns" in uploaded.edits.posix:
+        return uploaded
+    return replace(uploaded, posix=replace(uploaded.posix, mtime_ns=time))
 
 
 def _stands_on(saved: SavedAttributes, found: Object) -> bool:

@@ -968,6 +968,10 @@ def test_bytes_have_the_time_of_their_write_and_a_time_that_was_set_is_kept(
         assert mount.parts.pending == 0
 
 
+async def _untold(mount: Composed, store: Held) -> None:
+    """Another tool has stored it, and no time with it: it has that of then."""
+
+
 async def _landed(mount: Composed, store: Held) -> None:
     """A time is set and bytes are written, and while those go up a mode is set."""
     handle = await opened(mount)
@@ -1018,13 +1022,15 @@ async def _renamed_while_it_is_written(mount: Composed, store: Held) -> None:
     [
         *itertools.product([_landed, _refused, _renamed], ["nothing", "closed", "written to"]),
         (_renamed_while_it_is_written, "nothing"),
+        *itertools.product([_untold], ["nothing", "written to"]),
     ],
 )
 def test_a_crash_leaves_a_file_the_time_of_the_bytes_that_the_bucket_has(
     tmp_path: Path, before: Callable[[Composed, Held], Awaitable[None]], then: str
 ) -> None:
     """One that was set before they were written is over, and the one of bytes that nobody has closed goes with them."""
-    store = Held()
+    store = Held(clock=partial(next, itertools.count(1_700_000_000)))
+    given = 1_700_000_000 * 10**9 if before is _untold else 10**18
 
     async def go_on(mount: Composed) -> None:
         handle = await opened(mount)
@@ -1043,7 +1049,7 @@ def test_a_crash_leaves_a_file_the_time_of_the_bytes_that_the_bucket_has(
             mount.crash()
             mount.start()
             assert store.errors["copy", "file"] == []
-        body, time = stored(store), _mtime(store) if before is _landed else 10**18
+        body, time = stored(store), _mtime(store) if before is _landed else given
         mount.loop.run(partial(go_on, mount))
         mount.crash()
         mount.start()

@@ -429,6 +429,24 @@ def test_what_the_user_has_set_meanwhile_stays(
     assert getattr(user_metadata.read(store._stored["file"].object.properties.metadata), what) == value
 
 
+@pytest.mark.promise(3)
+def test_a_time_that_was_set_before_stays(mount: Composed, store: Held, disk: Disk) -> None:
+    async def main(mount: Composed) -> None:
+        await put_all(store, {"file": OLD})
+        inode = await mount._walk("file")
+        inode.mtime_ns = TIME
+        mount.parts.attributes.changed(inode, posix={"mtime_ns"})
+        handle = await changed(mount)
+        await fails_to_grow(mount, disk, handle)
+        await closed_in_vain(mount, handle)
+        assert inode.mtime_ns == TIME
+
+    run(mount, main)
+    mount.loop.passes(5)
+    assert bodies(store) == {"file": OLD}
+    assert user_metadata.read(store._stored["file"].object.properties.metadata).mtime_ns == TIME
+
+
 def test_a_new_file_that_took_the_name_of_another_gives_it_back(
     mount: Composed, store: Held, disk: Disk, kernel: Kernel
 ) -> None:

@@ -790,6 +790,7 @@ def test_a_change_of_what_was_stored_without_an_answer_waits_where_it_is_refused
         mount.start()
         assert not told
         assert (shown(mount)[0], shown(mount)[3]) == (0o600, "red")
+        assert shown(mount)[2] == in_bucket(store)[2], "not that of the bytes before"
         mount.loop.passes(LONG)
         assert stored(store) == b"newy"
         assert (in_bucket(store)[0], in_bucket(store)[3]) == (0o600, "red")
@@ -888,22 +889,24 @@ def test_a_marker_that_another_client_makes_while_the_next_mount_begins_is_their
 
 
 @both_modes
-@pytest.mark.parametrize("is_set", [True, False], ids=["its time was set", ""])
+@pytest.mark.parametrize("is_told", ["set", "by metadata", "by a listing"])
 @pytest.mark.parametrize(
     ("old", "new", "path"),
     [("d/a.html", "b.txt", "b.txt"), ("d/a.html", "b.html", "b.html"), ("d", "e", "e/a.html")],
     ids=["to another type", "", "with its directory"],
 )
 def test_bytes_that_a_crash_takes_leave_no_time_to_a_file_renamed_before(
-    tmp_path: Path, durability: Durability, is_set: bool, old: str, new: str, path: str
+    tmp_path: Path, durability: Durability, is_told: str, old: str, new: str, path: str
 ) -> None:
     """rsync would take the old bytes under that name for those that it has just begun to write."""
-    store = Held()
+    store = Timed()
+    due = {"set": MTIME, "by metadata": 1_000_000_001, "by a listing": 1_700_000_000 * 10**9}[is_told]
 
     async def begin(mount: Composed) -> None:
-        await store.put("d/a.html", b"bytes", Properties(Headers("text/html"), {"mtime": "1.000000001"}))
+        said = {} if is_told == "by a listing" else {"mtime": "1.000000001"}
+        await store.put("d/a.html", b"bytes", Properties(Headers("text/html"), said))
         handle = await opened(mount, path="d/a.html")
-        if is_set:
+        if is_told == "set":
             handle.inode.mtime_ns = MTIME
             mount.parts.attributes.changed(handle.inode, posix={"mtime_ns"})
         await mount.parts.file_io.write(handle, 0, b"other bytes")
@@ -916,6 +919,6 @@ def test_bytes_that_a_crash_takes_leave_no_time_to_a_file_renamed_before(
         mount.take_up()
         inode = mount.loop.run(partial(mount._walk, path))
         assert (stored(store, path), stat.S_IMODE(inode.mode)) == (b"bytes", 0o600)
-        assert inode.mtime_ns == (MTIME if is_set else 1_000_000_001)
+        assert inode.mtime_ns == due
         seconds, rest = store._stored[path].object.properties.metadata["mtime"].split(".")
         assert int(seconds + rest) == inode.mtime_ns
