@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import NamedTuple
 
 import trio
 
@@ -45,6 +46,16 @@ from sosfs.tree.listing_merge import Merger
 from sosfs.tree.subtree_lock import SubtreeLock
 
 log = logging.getLogger(__name__)
+
+
+class Discarded(NamedTuple):
+    """What goes with changes that are not to be written any more, and is so again of a file that stays after all."""
+
+    sent: tuple[Properties, ...] = ()  # with which copies may have been made: these are not another client's
+    time: int | None = None  # that was to be written
+
+
+_NOTHING = Discarded()
 
 
 class Changes(Revalidation):
@@ -220,14 +231,16 @@ class Changes(Revalidation):
         self._rows[inode] = row
         self._is_dirty(inode)
 
-    def keep(self, inode: Inode, sent: tuple[Properties, ...] = ()) -> None:
+    def keep(self, inode: Inode, discarded: Discarded = _NOTHING) -> None:
         """What an inode has goes up soon, unless it is removed before: a marker where the last entry goes.
 
-        `sent` is what `discard` has returned, of one that stays after all. On a full disk its row is owed: whoever
+        `discarded` is what `discard` has returned, of one that stays after all. On a full disk its row is owed: whoever
         calls has done something else.
         """
-        self._unanswered_copies.take_up(inode, sent)
-        self.protection.owe(self._inodes.key(inode), sent)
+        self._unanswered_copies.take_up(inode, discarded.sent)
+        self.protection.owe(self._inodes.key(inode), discarded.sent)
+        if discarded.time is not None:
+            self._times[inode] = discarded.time
         with self._journal.together():
             self._mark(inode)
 
@@ -316,14 +329,11 @@ class Changes(Revalidation):
         if inode.attributes_dirty:
             self._mark(inode)
 
-    def discard(self, inode: Inode) -> tuple[Properties, ...]:
-        """The object is gone by our own doing, and with it what was to be written.
-
-        Returns with which properties copies may have been made: should it stay, these are not another client's.
-        """
-        sent = self._unanswered_copies.sent(inode)
+    def discard(self, inode: Inode) -> Discarded:
+        """The object is gone by our own doing, and with it what was to be written; should it stay, see `keep`."""
+        discarded = Discarded(self._unanswered_copies.sent(inode), self._times.get(inode))
         self._clear(inode)
-        return sent
+        return discarded
 
     def replaced(self, inode: Inode) -> None:
         """Another client has replaced the object: what was to be written was of the one before."""

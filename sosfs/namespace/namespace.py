@@ -289,7 +289,7 @@ class Namespace:
         version, was_changed = inode.version, inode.attributes_dirty
         if version is not None and self._attributes.in_doubt(inode):
             version = replace(version, modified=None)  # a copy of ours may make it anew
-        sent = self._attributes.discard(inode)
+        discarded = self._attributes.discard(inode)
         self._leave(directory, inode, None if version is None else PENDING)
 
         if version is not None:
@@ -301,7 +301,7 @@ class Namespace:
                 inode.parent = parent
                 self.inodes.keep(inode)
                 if was_changed:
-                    self._attributes.keep(inode, sent)
+                    self._attributes.keep(inode, discarded)
                 raise
         self.left(directory, inode)
         parent.touch()

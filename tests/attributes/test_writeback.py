@@ -990,6 +990,14 @@ async def _refused(mount: Composed, store: Held) -> None:
     store.errors["copy", "file"] = [denied()]
 
 
+async def _kept(mount: Composed, store: Held) -> None:
+    """A time is set, and the removal of the file refused."""
+    await set_by_kernel(mount, await mount._walk("file"), mtime_ns=10**18)
+    store.errors["delete", "file"] = [denied()]
+    with fails(errno.EACCES):
+        await mount.unlink("file")
+
+
 async def _renamed(mount: Composed, store: Held) -> None:
     """A time is set, and a mode while the file is renamed."""
     await store.delete("file")
@@ -1020,7 +1028,7 @@ async def _renamed_while_it_is_written(mount: Composed, store: Held) -> None:
 @pytest.mark.parametrize(
     ("before", "then"),
     [
-        *itertools.product([_landed, _refused, _renamed], ["nothing", "closed", "written to"]),
+        *itertools.product([_landed, _refused, _kept, _renamed], ["nothing", "closed", "written to"]),
         (_renamed_while_it_is_written, "nothing"),
         *itertools.product([_untold], ["nothing", "written to"]),
     ],
