@@ -132,12 +132,12 @@ class Changes(Revalidation):
         return Properties(kept, user_metadata.write(known.metadata, inode.posix), self._class_of(inode))
 
     def _typed(self, inode: Inode, headers: Headers) -> Headers:
-        """S3 has no object without a type: a new one gets that of its name, as does one whose type was taken away."""
+        """A new object gets the type of its name, as does one whose type was taken away."""
         if inode.is_directory:
             return system_headers.for_directory(headers)
-        if headers.content_type or not (is_new(inode) or "content_type" in inode.edits.headers):
-            return headers
-        return replace(headers, content_type=system_headers.for_name(inode.segment).content_type)
+        if is_new(inode) or "content_type" in inode.edits.headers:
+            return system_headers.for_file(headers, inode.segment)
+        return headers
 
     def _class_of(self, inode: Inode) -> str | None:
         """The storage class: what is in the bucket keeps its own, which S3 resets with each write and copy."""

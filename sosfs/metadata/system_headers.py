@@ -44,6 +44,11 @@ def renamed(kind: str, old: str, new: str) -> str:
     return told if is_of_name and told != UNKNOWN else kind
 
 
+def for_file(known: Headers, name: str) -> Headers:
+    """The headers of a file of this name of which these are known, or were set: S3 has no object without a type."""
+    return known if known.content_type else replace(known, content_type=for_name(name).content_type)
+
+
 def for_directory(known: Headers) -> Headers:
     """The headers of a directory's marker of which these are known, or were set."""
     return known if known.content_type else replace(known, content_type=DIRECTORY)

@@ -148,8 +148,11 @@ def _merged(saved: SavedAttributes, found: Properties) -> Properties:
     """What an object is to have: what was changed here, and else what it has."""
     kind = stat.S_IFMT(saved.posix.mode or 0)
     posix = saved.edits.merged(saved.posix, user_metadata.read(found.metadata, kind=kind))
-    known = saved.edits.applied(found)
-    return Properties(known.headers, user_metadata.write(known.metadata, posix), found.storage_class)
+    known, name = saved.edits.applied(found), saved.key.rpartition("/")[2]
+    headers = known.headers
+    if "content_type" in saved.edits.headers:  # it may have been taken away
+        headers = system_headers.for_file(headers, name) if name else system_headers.for_directory(headers)
+    return Properties(headers, user_metadata.write(known.metadata, posix), found.storage_class)
 
 
 def is_refused(error: StoreError) -> bool:

@@ -922,3 +922,36 @@ def test_bytes_that_a_crash_takes_leave_no_time_to_a_file_renamed_before(
         assert inode.mtime_ns == due
         seconds, rest = store._stored[path].object.properties.metadata["mtime"].split(".")
         assert int(seconds + rest) == inode.mtime_ns
+
+
+@pytest.mark.parametrize("is_directory", [False, True])
+def test_what_has_lost_its_type_before_a_crash_has_that_of_its_name(tmp_path: Path, is_directory: bool) -> None:
+    """It was new, and was stored without an answer: that is no reason to store it again without any type."""
+    store = Timed()
+
+    async def begin(mount: Composed) -> None:
+        store.after["put"] = trio.Event()
+        if is_directory:
+            await mount.mkdir("d")
+            inode = await mount._walk("d")
+        else:
+            handle = await mount._opened(mount.parts.inodes.root, b"new.txt", os.O_CREAT | os.O_RDWR)
+            await mount.parts.file_io.write(handle, 0, b"bytes")
+            await begun(mount, partial(_flushed, mount, handle))
+            inode = handle.inode
+        inode.edits = inode.edits.with_header("content_type", "")
+        mount.parts.attributes.changed(inode, posix=())
+        if is_directory:
+            await begun(mount, partial(mount.parts.attributes.write_now, inode))
+        assert store.reached
+
+    with composed(store, tmp_path, durability=Durability.JOURNAL if is_directory else Durability.BUCKET) as mount:
+        mount.loop.run(partial(begin, mount))
+        mount.crash()
+        store.after.clear()
+        mount.start()
+        mount.loop.passes(LONG)
+        ((_, found),) = store._stored.items()
+        wanted = "application/x-directory" if is_directory else "text/plain"
+        assert found.object.properties.headers.content_type == wanted
+        assert (mount.parts.pending, store.calls["put"], store.calls["copy"]) == (0, 1, 0)
