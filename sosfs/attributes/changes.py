@@ -319,9 +319,9 @@ class Changes(Revalidation):
         inode.properties, inode.whole = used, whole
         self._remember(inode)
         self._clear(inode)
+        if time_set is not None:  # bytes that were written since may be yet to come
+            self._times[inode] = time_set
         if was_dirty:
-            if time_set is not None:
-                self._times[inode] = time_set
             self._stored_all_or_mark(inode, used)
 
     def moved(self, inode: Inode) -> None:

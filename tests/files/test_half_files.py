@@ -430,13 +430,24 @@ def test_what_the_user_has_set_meanwhile_stays(
 
 
 @pytest.mark.promise(3)
-def test_a_time_that_was_set_before_stays(mount: Composed, store: Held, disk: Disk) -> None:
+@pytest.mark.parametrize("mount", [Durability.BUCKET, Durability.JOURNAL], indirect=True)
+@pytest.mark.parametrize("how", ["before", "between two writes", "and it was renamed"])
+def test_a_time_that_was_set_before_stays(mount: Composed, store: Held, disk: Disk, how: str) -> None:
     async def main(mount: Composed) -> None:
-        await put_all(store, {"file": OLD})
-        inode = await mount._walk("file")
+        await put_all(store, {"old" if how == "and it was renamed" else "file": OLD})
+        handle = await opened(mount, path="old" if how == "and it was renamed" else "file")
+        inode = handle.inode
+        if how != "before":
+            await mount.parts.file_io.write(handle, 0, b"n")
+            mount.parts.commits.debounce.delay = LONG
+            if mount.parts.commits.durability is Durability.JOURNAL:
+                await mount.parts.file_io.fsync(inode)
         inode.mtime_ns = TIME
+        mount.parts.file_io.time_given(inode)
         mount.parts.attributes.changed(inode, posix={"mtime_ns"})
-        handle = await changed(mount)
+        await mount.parts.file_io.write(handle, 0, NEW)
+        if how == "and it was renamed":
+            await mount.rename("old", "file")
         await fails_to_grow(mount, disk, handle)
         await closed_in_vain(mount, handle)
         assert inode.mtime_ns == TIME
