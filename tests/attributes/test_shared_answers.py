@@ -233,18 +233,6 @@ async def _though_gone(asking: Callable[[], Awaitable[None]]) -> None:
         await asking()
 
 
-def test_what_a_mount_has_stored_itself_is_told(tmp_path: Path) -> None:
-    store = Telling()
-    with sharing(store, tmp_path, "one") as mount:
-        mount.loop.run(partial(mount.write, "new", BODY, flags=os.O_CREAT))
-        mount.loop.passes(LONG)
-    with sharing(store, tmp_path, "other") as mount:
-        inodes = mount.loop.run(partial(listed, mount, "new"))
-        keys = files_asked_for(store)
-        mount.loop.run(partial(ask, mount, inodes, "each"))
-        assert keys == []
-
-
 def test_what_was_learned_while_the_index_was_fetched_is_not_asked_for(mount: Composed, told: Telling) -> None:
     """A listing agrees with what came for another file meanwhile."""
 

@@ -153,47 +153,6 @@ def test_what_is_private_stays_so_in_a_mount_that_publishes_what_is_new(tmp_path
         assert (public, set(store._stored)) == ({"new"}, {"changed", "written", "moved", "d/", "new"})
 
 
-def test_nothing_is_kept_of_a_file_whose_time_was_set_and_stored(tmp_path: Path) -> None:
-    """`cp -p` of a million files sets as many."""
-    store = Held()
-
-    async def begin(mount: Composed) -> weakref.ref[Inode]:
-        await store.put("file", b"bytes", Properties())
-        inode = await mount._walk("file")
-        inode.mtime_ns = NEW.mtime_ns or 0
-        mount.parts.attributes.changed(inode, posix={"mtime_ns"})
-        return weakref.ref(inode)
-
-    async def let_go(mount: Composed) -> None:
-        forget(mount)
-
-    with composed(store, tmp_path) as mount:
-        inode = mount.loop.run(partial(begin, mount))
-        mount.loop.passes(LONG)
-        assert mount.parts.pending == 0
-        mount.loop.run(partial(let_go, mount))
-        gc.collect()
-        assert inode() is None
-
-
-def test_a_type_that_was_given_to_a_new_file_stays_whatever_its_name_says(tmp_path: Path) -> None:
-    store = Held()
-
-    async def main(mount: Composed) -> None:
-        handle = await mount._opened(mount.parts.inodes.root, b"page.html", os.O_CREAT | os.O_RDWR)
-        inode = handle.inode
-        inode.edits = inode.edits.with_header("content_type", "text/x-given")
-        mount.parts.attributes.changed(inode, posix=())
-        await mount.parts.file_io.write(handle, 0, b"bytes")
-        await closed(mount, handle)
-        await mount.write("other.html", b"bytes", flags=os.O_CREAT)
-
-    with composed(store, tmp_path) as mount:
-        mount.loop.run(partial(main, mount))
-        types = {key: found.object.properties.headers.content_type for key, found in store._stored.items()}
-        assert types == {"page.html": "text/x-given", "other.html": "text/html"}
-
-
 def test_what_was_just_stored_is_not_asked_for(tmp_path: Path) -> None:
     """Its attributes are ours, however long the copy took."""
     store, held = Held(), trio.Event()
@@ -886,20 +845,12 @@ def test_what_is_new_has_the_type_of_its_name_and_the_class_of_the_mount_and_the
         assert ("md5chksum" in old.metadata, old.metadata["theirs"]) == (False, "yes")
 
 
-class Public(Held):
-    """What comes without an ACL can be read by everybody, as with `--acl public-read`."""
-
-    def _store(self, key: str, body: bytes, etag: str, properties: Properties, acl: Acl | None) -> Version:
-        return super()._store(key, body, etag, properties, acl or PUBLIC)
-
-
 @pytest.mark.promise(7)
 @pytest.mark.parametrize("key", ["file", "d/"])
-@pytest.mark.parametrize("crashes", [False, True], ids=["alive", "and a crash"])
-def test_what_is_private_stays_so_when_its_mode_is_changed_though_what_is_new_is_public(
-    tmp_path: Path, key: str, crashes: bool
+def test_what_is_private_stays_so_when_the_next_mount_changes_its_mode_though_what_is_new_is_public(
+    tmp_path: Path, key: str
 ) -> None:
-    store = Public()
+    store = Published()
 
     async def main(mount: Composed) -> None:
         await store.put(key, b"" if key == "d/" else b"bytes", Properties(), acl=PRIVATE)
@@ -909,9 +860,8 @@ def test_what_is_private_stays_so_when_its_mode_is_changed_though_what_is_new_is
 
     with composed(store, tmp_path, acl=Canned.PUBLIC_READ) as mount:
         mount.loop.run(partial(main, mount))
-        if crashes:
-            mount.crash()
-            mount.start()
+        mount.crash()
+        mount.start()
         mount.loop.passes(LONG)
         for name, acl in ((key, PRIVATE), ("public", PUBLIC)):
             assert int(store._stored[name].object.properties.metadata["mode"]) & 0o7777 == 0o600

@@ -214,21 +214,6 @@ def test_the_root_stays_and_has_a_marker_only_below_a_prefix(prefix: str) -> Non
     assert inodes.names(control) == (shown_in_root(CONTROL.encode()),)
 
 
-@pytest.mark.parametrize("prefix", ["", "deep/"])
-def test_what_no_name_leads_to_any_more_has_no_key(prefix: str) -> None:
-    """Else it would be that of a file of the root: of another one by now."""
-    inodes = Inodes(prefix, Defaults(0, 0, 0o022, 0))
-    directory = directory_of(inodes)
-    file = file_of(inodes, directory, "a")
-    assert inodes.key(file) == f"{prefix}d/a" and inodes.has_key(file, f"{prefix}d/a") and inodes.has_object(file)
-    for gone in (directory.inode, file):
-        gone.parent = None
-        with fails(errno.ESTALE):
-            inodes.key(file)
-        assert not inodes.has_key(file, f"{prefix}a") and not inodes.has_key(file, prefix)
-    assert not inodes.has_object(file)
-
-
 @pytest.mark.parametrize(("is_dirty", "shows"), [(None, 5), (False, 5), (True, 9)])
 def test_a_time_that_another_client_has_set_is_shown_but_for_other_bytes(
     inodes: Inodes, is_dirty: bool | None, shows: int
@@ -303,12 +288,13 @@ def test_what_no_name_leads_to_has_neither_a_key_nor_an_object(prefix: str) -> N
     inode = file_of(inodes, directory, "a")
     assert (inodes.key(inode), inodes.key(inodes.root), inodes.names(inode)) == (f"{prefix}d/a", prefix, (b"d", b"a"))
     assert (inodes.has_object(inode), inodes.has_object(inodes.root)) == (True, prefix != "")
+    assert inodes.has_key(inode, f"{prefix}d/a")
     directory.inode.parent = None
     assert not inodes.has_key(inode, f"{prefix}a")
     for one in (inode, directory.inode):
         with fails(errno.ESTALE):
             inodes.key(one)
     inode.parent = None
-    assert not inodes.has_object(inode)
+    assert not inodes.has_object(inode) and not inodes.has_key(inode, prefix)
     assert inodes.names(inodes.root) == ()
     assert inodes.path(inodes.root, "/mnt") == "/mnt"
