@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import trio
+
 from sosfs.concurrency.threads import LOCAL
 
 log = logging.getLogger(__name__)
@@ -147,7 +149,7 @@ class DiskCache:
         self._writing += 1
         try:
             had = await LOCAL.run(self._write, name, first, body)
-        except OSError:
+        except (OSError, trio.Cancelled):  # who is cancelled here has written nothing
             if self._index.get(name) is version:
                 self._uncount(name, version, len(body))
             raise
@@ -174,7 +176,8 @@ class DiskCache:
         self.used -= freed
         self._going |= names
         try:
-            await LOCAL.run(self._unlink, *names)
+            with trio.CancelScope(shield=True):  # else it would lie here uncounted, and be back with the next mount
+                await LOCAL.run(self._unlink, *names)
         finally:
             self._going -= names
         return freed

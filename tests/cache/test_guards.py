@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -307,6 +308,32 @@ def test_what_is_forgotten_while_it_is_written_does_not_stay(tmp_path: Path, mon
     assert disk.used == 0
 
 
+@pytest.mark.promise(5)
+def test_nor_does_it_where_more_of_the_version_is_kept_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came wrong would be read from the disk else, once it has been fetched again."""
+    disk, held = cache(tmp_path), trio.Event()
+
+    async def run(work: Any, *arguments: Any) -> Any:
+        if work == disk._write and arguments[1] == 0:
+            await held.wait()
+        return work(*arguments)
+
+    async def main() -> None:
+        monkeypatch.setattr(LOCAL, "run", run)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(disk.keep, "k", "e", len(BODY), 0, memoryview(bytes(4 * SMALL)))
+            await trio.testing.wait_all_tasks_blocked()
+            await disk.forget([("k", "e", len(BODY))])
+            await disk.keep("k", "e", len(BODY), 4, memoryview(BODY)[4 * SMALL : 8 * SMALL])
+            held.set()
+        assert await disk.read("k", "e", len(BODY), 0, 4) is None
+
+    trio.run(main)
+    assert disk.used == sum(path.stat().st_size for path in tmp_path.glob("*.data"))
+
+
 @pytest.mark.promise(11)
 @pytest.mark.parametrize("is_forgotten", [False, True], ids=["kept", "forgotten meanwhile"])
 def test_what_the_disk_refuses_of_a_version_is_not_counted(
@@ -334,30 +361,26 @@ def test_what_the_disk_refuses_of_a_version_is_not_counted(
     trio.run(main)
 
 
-@pytest.mark.promise(5)
-def test_nor_does_it_where_more_of_the_version_is_kept_before_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What came wrong would be read from the disk else, once it has been fetched again."""
-    disk, held = cache(tmp_path), trio.Event()
+@pytest.mark.promise(11)
+def test_who_calls_it_off_leaves_nothing_that_is_counted_wrong(tmp_path: Path) -> None:
+    """As by Ctrl-C of a `sosfs warm`, of which nothing is written then, and of a `sosfs drop`, which goes on."""
+    disk, version = cache(tmp_path), ("k", "e", len(BODY))
+    keep(disk, 0, 4)
 
-    async def run(work: Any, *arguments: Any) -> Any:
-        if work == disk._write and arguments[1] == 0:
-            await held.wait()
-        return work(*arguments)
+    async def called_off(work: Callable[[], Awaitable[object]]) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await work()
 
     async def main() -> None:
-        monkeypatch.setattr(LOCAL, "run", run)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(disk.keep, "k", "e", len(BODY), 0, memoryview(bytes(4 * SMALL)))
-            await trio.testing.wait_all_tasks_blocked()
-            await disk.forget([("k", "e", len(BODY))])
-            await disk.keep("k", "e", len(BODY), 4, memoryview(BODY)[4 * SMALL : 8 * SMALL])
-            held.set()
-        assert await disk.read("k", "e", len(BODY), 0, 4) is None
+        await called_off(partial(disk.store, *version, 4, memoryview(BODY)[4 * SMALL : 6 * SMALL]))
+        assert disk.used == 4 * SMALL
+        assert bytes(await disk.read(*version, 0, 4) or b"") == BODY[: 4 * SMALL]
+        await called_off(partial(disk.forget, [version]))
+        assert disk.used == 0
 
     trio.run(main)
-    assert disk.used == sum(path.stat().st_size for path in tmp_path.glob("*.data"))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.promise(5)
