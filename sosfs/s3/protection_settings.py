@@ -10,10 +10,13 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sosfs.errors import StoreError
+from sosfs.errors import SERVER_FAILED, StoreError
 from sosfs.s3.bucket_settings import BucketSettings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 # A bucket that was made without Object Lock takes none on most servers, by these codes.
 LOCKLESS = frozenset({"InvalidBucketState", "InvalidBucket"})
@@ -39,7 +42,7 @@ class BucketLock:
 class ProtectionSettings:
     """The settings of one bucket that say what stays, who owns it and who can read it at rest.
 
-    `on_lock` is told that objects can be locked from now on, `on_ownership` that somebody else may own what is stored.
+    `on_lock` is told that objects may be locked from now on, `on_ownership` that somebody else may own what is stored.
     """
 
     def __init__(
@@ -71,17 +74,17 @@ class ProtectionSettings:
         if term is not None:
             document["Rule"] = {"DefaultRetention": {"Mode": term.mode, term.unit.capitalize(): term.count}}
         try:
-            await self._call(
+            await self._change(
                 "PutObjectLockConfiguration",
                 lambda client, name: client.put_object_lock_configuration(
                     Bucket=name, ObjectLockConfiguration=document
                 ),
+                self._on_lock,
             )
         except StoreError as error:
             if error.code in LOCKLESS:
                 error.errno = errno.EOPNOTSUPP
             raise
-        self._on_lock()
 
     async def lifecycle(self) -> list[dict[str, Any]]:
         """The rules by which the server itself removes files, none where there are none."""
@@ -116,16 +119,17 @@ class ProtectionSettings:
         """Replaces who owns what is stored; "" removes it."""
         document: Any = {"Rules": [{"ObjectOwnership": word}]}
         if word:
-            await self._call(
+            await self._change(
                 "PutBucketOwnershipControls",
                 lambda client, name: client.put_bucket_ownership_controls(Bucket=name, OwnershipControls=document),
+                self._on_ownership,
             )
         else:
-            await self._call(
+            await self._change(
                 "DeleteBucketOwnershipControls",
                 lambda client, name: client.delete_bucket_ownership_controls(Bucket=name),
+                self._on_ownership,
             )
-        self._on_ownership()
 
     async def encryption(self) -> list[dict[str, Any]]:
         """How what is stored is encrypted, none where nothing is set."""
@@ -153,3 +157,16 @@ class ProtectionSettings:
         )
         found: Any = answer["ReplicationConfiguration"] if answer else {}
         return dict(found) if found.get("Rules") else {}  # Ceph tells of one without a rule where there is none
+
+    async def _change(self, request: str, work: Callable[[S3Client, str], object], told: Callable[[], None]) -> None:
+        """Makes a change, of which somebody is told unless it was refused: it may have been made without an answer.
+
+        Nobody would hear of it later: what the server has already is not sent again.
+        """
+        try:
+            await self._call(request, work)
+        except StoreError as error:
+            if not 0 < error.status < SERVER_FAILED:
+                told()
+            raise
+        told()

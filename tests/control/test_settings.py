@@ -442,6 +442,27 @@ def test_a_setting_that_cannot_be_removed_is_not_said_to_be() -> None:
     assert run(work).told == ["ownership"]
 
 
+@pytest.mark.parametrize("name", ["ownership", "object-lock"])
+@pytest.mark.parametrize("odd", [None, error(500, "InternalError")], ids=["no answer", "failure"])
+def test_what_may_be_set_without_an_answer_is_heard_of(name: str, odd: bytes | None) -> None:
+    """Written once more it is not sent, for the server has it."""
+    text = {"ownership": "ObjectWriter\n", "object-lock": "GOVERNANCE 30 days\n"}[name]
+
+    class Mute(Keeping):
+        def __call__(self, seen: Seen) -> Any:
+            told = super().__call__(seen)
+            return odd if seen.method == "PUT" else told
+
+    async def work(bucket: Bucket) -> None:
+        with fails(errno.EIO):
+            await bucket.write(name, text)
+        sent = len(bucket.server.changes)
+        await bucket.write(name, text)
+        assert len(bucket.server.changes) == sent
+
+    assert run(work, Mute()).told == ["ownership" if name == "ownership" else "lock"]
+
+
 def test_requests_for_settings_are_signed_with_the_key_of_now_and_say_who_pays() -> None:
     key = [KEY]
     source = SimpleNamespace(current=lambda: key[0], refresh=lambda: key[0])
