@@ -146,18 +146,22 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
             if deadline is not None and not _left(deadline):
                 return _told(f"time ran out: {_pending(now)} not in the bucket yet; the daemon goes on sending")
             try:
-                told = _of(process, status.fetch(path, owner=owner))
-                now = told or now
+                answer = status.fetch(path, owner=owner)
                 heard = time.monotonic()
             except OSError as error:
-                told = None
+                answer = None
                 if time.monotonic() >= heard + SILENCE_SECONDS:
                     return _unknown(launch.one_line(error))
+            told = _of(process, answer)
+            now = told or now
             show.tell(now)
-            is_served = told is not None and told.state is MountPhase.MOUNTED
-            if mount is not None and is_served and (elsewhere := holders.elsewhere(mount.device)):
+            if mount is None or now.state is not MountPhase.MOUNTED:
+                continue
+            if told is not None and (elsewhere := holders.elsewhere(mount.device)):
                 with contextlib.suppress(_Ending):
                     return _stored(path, mount.owner, process, elsewhere)
+            if told is not answer and (elsewhere := _left_elsewhere(mount)):
+                return _unknown(f"the mount stays {elsewhere}, and a later one at its place answers for it")
     last = status.read_last(path, owner=owner)
     if last is None or last.pid != process.pid:
         return _unknown("the daemon ended without a word")
@@ -172,6 +176,12 @@ def _drained(path: Path, mount: Mount | None, process: Daemon, now: Status, seco
 def _of(process: Daemon, told: Status | None) -> Status | None:
     """What a daemon says of itself; None where it has closed its socket, or a later mount has the place."""
     return told if told is not None and told.pid == process.pid else None
+
+
+def _left_elsewhere(mount: Mount) -> str:
+    """As `holders.elsewhere`, where a later mount has the place; "" also where that has the number of the device."""
+    later = mountpoint.at(mount.mountpoint)
+    return "" if later is not None and later.device == mount.device else holders.elsewhere(mount.device)
 
 
 def _verdict(last: Status) -> Exit:

@@ -93,10 +93,24 @@ def test_a_later_mount_of_the_place_does_not_answer_for_the_one_that_drains(
     """Its device may have the number of the one that is gone, which then seems to be mounted there."""
     later = replace(NOW, pid=NOW.pid + 1)
     answers = [NOW, later] if at_last else [later, later]
+    monkeypatch.setattr(mountpoint, "at", lambda path: MOUNT)
     daemon = Daemon(monkeypatch, *answers, last=PENDING, elsewhere=f"at {HERE}")
     assert daemon.drained() == 3
     assert "1 file (0 bytes) not in the bucket" in capsys.readouterr().err
     assert not daemon.is_forgotten
+
+
+def test_a_daemon_that_stays_is_not_waited_for_where_a_later_mount_answers_for_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A container has the mount yet, and nothing tells how far its daemon is."""
+    later = replace(NOW, pid=NOW.pid + 1)
+    monkeypatch.setattr(mountpoint, "at", lambda path: replace(MOUNT, device="0:2"))
+    daemon = Daemon(monkeypatch, NOW, later, later, later, last=NOW, elsewhere="in another namespace")
+    assert (daemon.drained(), daemon.ended_within(0)) == (3, False)
+    assert "the mount stays in another namespace, and a later one" in capsys.readouterr().err
+    ending = replace(NOW, state=MountPhase.DRAINING)
+    assert Daemon(monkeypatch, ending, later, later, last=NOW, elsewhere="in another namespace").drained() == 0
 
 
 @wrongs
