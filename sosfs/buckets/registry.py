@@ -214,6 +214,7 @@ class BucketRegistry:
             try:
                 await work(served)
             except OSError as error:
+                log.error("bucket %s: %s", served.settings.bucket, error)
                 failed.append(error)
 
         await each(do, self.served, at_once=at_once)

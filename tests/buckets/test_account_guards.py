@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partialmethod
+from functools import partial, partialmethod
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -16,9 +17,12 @@ from sosfs.buckets.bucket_list import SETTLED, BucketList
 from sosfs.buckets.commands import works
 from sosfs.buckets.member import Member
 from sosfs.buckets.registry import BucketRegistry
+from sosfs.daemon.mount import _Mount
 from sosfs.errors import StoreError
+from sosfs.ipc import status
 from sosfs.ipc.commands import NO_OPTIONS, Names, Told, Work
 from sosfs.ipc.pending import Change, Kind, Pending
+from sosfs.ipc.status import MountPhase, Status
 from sosfs.s3.account import Account, Owned
 from sosfs.s3.protocol import Bucket
 from tests.support.drive import fails
@@ -67,7 +71,8 @@ async def names(buckets: BucketList) -> list[str]:
 class Failing:
     """A bucket in which all fails, or nothing does."""
 
-    def __init__(self, *, fails: bool) -> None:
+    def __init__(self, name: str, *, fails: bool) -> None:
+        self.settings = SimpleNamespace(bucket=name)
         self.done: list[str] = []
         self._fails = fails
 
@@ -98,13 +103,42 @@ class Registry(BucketRegistry):
 
 @trio_test
 @pytest.mark.parametrize("what", ["drain", "keep"])
-async def test_at_the_end_what_fails_in_some_buckets_keeps_nothing_from_the_others(what: str) -> None:
-    """And it is told."""
-    bad, good = [Failing(fails=True) for _ in range(10)], [Failing(fails=False) for _ in range(10)]
+async def test_at_the_end_what_fails_in_some_buckets_keeps_nothing_from_the_others(
+    what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And it is told of each."""
+    bad, good = ([Failing(f"bucket{at}", fails=is_bad) for at in range(10)] for is_bad in (True, False))
     registry = Registry(*bad, *good)
     with fails(errno.EIO):
         await getattr(registry, what)()
     assert [one.done for one in good] == [["drained" if what == "drain" else "kept"]] * 10
+    assert sorted(caplog.messages) == [f"bucket bucket{at}: [Errno 5] the journal was removed" for at in range(10)]
+
+
+@trio_test
+@pytest.mark.promise(3)
+@pytest.mark.parametrize("failing", ["", "drain", "keep", "drain and keep"])
+async def test_what_fails_at_the_end_keeps_nothing_from_what_comes_after(
+    monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """The last word is left, and the exit code tells that something is wrong."""
+    done, left = list[str](), list[Status]()
+
+    async def do(what: str) -> None:
+        await trio.lowlevel.checkpoint()
+        done.append(what)
+        if what in failing:
+            raise OSError(errno.EIO, "the journal cannot be read")
+
+    last = Status(7, "", "", "/mnt", "http://localhost", MountPhase.STOPPED)
+    mount: Any = object.__new__(_Mount)
+    mount._draining = trio.CancelScope()
+    mount._service = SimpleNamespace(
+        drain=partial(do, "drain"), keep=partial(do, "keep"), status=lambda: last, pending=0, state_dir="/state"
+    )
+    monkeypatch.setattr(status, "write_last", left.append)
+    assert await mount._drain() is bool(failing)
+    assert (done, left) == (["drain", "keep"], [last])
 
 
 # Which buckets there are
