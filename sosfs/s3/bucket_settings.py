@@ -92,10 +92,10 @@ class Kept:
 
 
 class _Turn(threading.local):
-    """What botocore does not pass on of a thread's call: what ends it, whether no answer came, how long to wait."""
+    """What botocore does not pass on of a thread's call: what ends it, whether to try again, how long to wait."""
 
     interrupt: Interrupt | None = None
-    is_lost = False
+    may_pass = False
     pause = 0.0
 
 
@@ -204,11 +204,11 @@ class BucketSettings:
             while True:
                 if turn.interrupt:
                     turn.interrupt.check(request)
-                turn.pause, turn.is_lost = 0.0, False
+                turn.pause, turn.may_pass = 0.0, False
                 try:
                     return self._once(request, work, self._client(request, calls.key))
                 except StoreError as error:
-                    passes = retries.passes(error.status, error.code) or turn.is_lost
+                    passes = retries.passes(error.status, error.code) or turn.may_pass
                     if not passes or not patience.wait(turn.pause, turn.interrupt):
                         raise
 
@@ -274,7 +274,7 @@ class BucketSettings:
         """Sends what botocore has signed as all else is sent: its own HTTP reads answers of any length."""
         from botocore.awsrequest import AWSResponse  # noqa: PLC0415 - not before the daemon has forked
 
-        from sosfs.s3.signed_request import failure  # noqa: PLC0415
+        from sosfs.s3.signed_request import failure, may_pass  # noqa: PLC0415
         from sosfs.s3.transport import Transport  # noqa: PLC0415
 
         target, at = self._target, urlsplit(self._target.endpoint)
@@ -291,7 +291,7 @@ class BucketSettings:
             try:
                 reply = transport.exchange(asked, self._turn.interrupt)
             except TransferError as fault:
-                self._turn.is_lost = fault.fault.passes
+                self._turn.may_pass = may_pass(fault)
                 raise failure(event_name.rpartition(".")[2], fault) from fault
             self._turn.pause = retries.retry_after(reply.headers)
             return AWSResponse(request.url, reply.status, cast(Any, reply.headers), _Answer(reply.body))

@@ -179,7 +179,7 @@ class SignedHttp:
                 refusal, sends = failure(request, fault), fault.sends
                 if fault.fault.is_of_server:
                     traffic.unanswered(str(fault))
-                passes = fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
+                passes = may_pass(fault)
             else:
                 repeated, sends = repeated or reply.sends > 1, reply.sends
                 answer = refusal_of(
@@ -255,6 +255,11 @@ def failure(request: str, fault: TransferError) -> StoreError:
     if fault.fault is Fault.INTERRUPTED:
         return StoreError(errno.EINTR, request)
     return unanswered(request, str(fault), timed_out=fault.fault is Fault.SILENT)
+
+
+def may_pass(fault: TransferError) -> bool:
+    """Whether another try may fare better; a page that is too long may say "not now" as well."""
+    return fault.fault.passes or (fault.fault is Fault.OVERLONG and retries.passes(fault.status, ""))
 
 
 def refusal_of(request: str, method: str, reply: Reply, *, proxy: str = "", has_ids: bool = False) -> StoreError | None:

@@ -236,6 +236,17 @@ def test_a_long_page_that_says_not_now_is_asked_again() -> None:
         calls.close()
 
 
+@trio_test
+async def test_so_is_one_that_says_it_of_a_setting_of_the_bucket() -> None:
+    told = iter([answer(503, b"x" * (200 << 10)), answer(404, b"<Error><Code>NoSuchCORSConfiguration</Code></Error>")])
+    with Scripted(lambda _: next(told)) as server:
+        target = target_at(server.endpoint, patience=20.0)
+        store = S3Store(target)
+        assert await BucketSettings(target, store.dispatcher).cors() == []
+        assert len(server.seen) == 2
+        store.close()
+
+
 def test_headers_have_a_bound_too() -> None:
     def endless(_: Seen) -> Iterator[bytes]:
         yield b"HTTP/1.1 200 OK\r\n"
