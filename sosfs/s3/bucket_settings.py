@@ -185,7 +185,10 @@ class BucketSettings:
 
     async def has_versions_under(self, prefix: str) -> bool:
         """Whether a key that begins with `prefix` has versions."""
-        return bool((await self._history.page(prefix, seen=set(), limit=1)).entries)
+        async for page in self._history.pages(prefix, limit=1):
+            if page.entries:
+                return True
+        return False
 
     async def read(self, key: str, version_id: str, start: int, stop: int) -> Slice:
         """The bytes `[start, stop)` of the version that has this id now. ENOENT where none has it."""

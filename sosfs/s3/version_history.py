@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from itertools import groupby
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from sosfs.s3.dispatch import Dispatcher
 from sosfs.s3.paging import check_progress
 from sosfs.s3.version_answers import VersionEntry, VersionMarker, VersionPage
+
+if TYPE_CHECKING:
+    from sosfs.s3.calls import SignedCalls
 
 FEW = 100  # entries asked for where those of one key are wanted
 
@@ -23,27 +27,6 @@ class VersionHistory:
 
     def __init__(self, dispatcher: Dispatcher) -> None:
         self._dispatcher = dispatcher
-
-    async def page(
-        self,
-        prefix: str,
-        *,
-        seen: set[VersionMarker | None],
-        delimiter: str = "",
-        after: VersionMarker | None = None,
-        limit: int = 1000,
-    ) -> VersionPage:
-        """One page of the entries of all keys that begin with `prefix`. Raises StoreError.
-
-        `seen` is given where each page of one listing ends: none may end where an earlier one did.
-        """
-        found = await self._dispatcher.send(
-            "ListObjectVersions",
-            lambda calls: calls.list_versions(prefix, delimiter=delimiter, after=after, limit=limit),
-        )
-        if found.following:
-            check_progress(f"ListObjectVersions {prefix!r}", found.following, seen)
-        return found
 
     async def of_key(self, key: str) -> Entries:
         """All entries of one key, none where it never was. Raises StoreError."""
@@ -63,8 +46,11 @@ class VersionHistory:
         limit: int = 1000,
         more: int = 0,
     ) -> AsyncIterator[VersionPage]:
-        """The pages from a marker on, each asked for when its turn comes; `more` is the limit after the first one."""
-        return _Pages(self, prefix, delimiter, after, limit, more or limit)
+        """The pages from a marker on, each asked for when its turn comes; `more` is the limit after the first one.
+
+        Raises StoreError, also where a page would end where an earlier one did.
+        """
+        return _Pages(self._dispatcher, prefix, delimiter, after, limit, more or limit)
 
 
 class _Pages(AsyncIterator[VersionPage]):
@@ -72,14 +58,14 @@ class _Pages(AsyncIterator[VersionPage]):
 
     def __init__(
         self,
-        history: VersionHistory,
+        dispatcher: Dispatcher,
         prefix: str,
         delimiter: str,
         after: VersionMarker | None,
         limit: int,
         more: int,
     ) -> None:
-        self._history = history
+        self._dispatcher = dispatcher
         self._prefix = prefix
         self._delimiter = delimiter
         self._after = after
@@ -91,29 +77,28 @@ class _Pages(AsyncIterator[VersionPage]):
     async def __anext__(self) -> VersionPage:
         if self._is_done:
             raise StopAsyncIteration
-        page = await self._history.page(
-            self._prefix, seen=self._seen, delimiter=self._delimiter, after=self._after, limit=self._limit
-        )
+        page = await self._dispatcher.send("ListObjectVersions", self._ask)
+        if page.following:
+            check_progress(f"ListObjectVersions {self._prefix!r}", page.following, self._seen)
         self._after, self._limit, self._is_done = page.following, self._more, page.following is None
         return page
+
+    def _ask(self, calls: SignedCalls) -> VersionPage:
+        return calls.list_versions(self._prefix, delimiter=self._delimiter, after=self._after, limit=self._limit)
 
 
 class KeyByKey:
     """All keys below a prefix with their entries: `following` gives those that another page completes."""
 
     def __init__(self, history: VersionHistory, prefix: str) -> None:
-        self._history = history
-        self._prefix = prefix
-        self._after: VersionMarker | None = None
-        self._seen: set[VersionMarker | None] = set()
+        self._pages = history.pages(prefix)
         self._begun: Entries = []  # of the last key of the last page, which may go on
         self.is_done = False
 
     async def following(self) -> list[Entries]:
         """The entries of some more keys; may be none before `is_done`. Raises StoreError."""
-        page = await self._history.page(self._prefix, seen=self._seen, after=self._after)
+        page = await anext(self._pages)
         groups = [list(group) for _, group in groupby([*self._begun, *page.entries], attrgetter("key"))]
-        self._after = page.following
-        self.is_done = self._after is None
+        self.is_done = page.following is None
         self._begun = [] if self.is_done or not groups else groups.pop()
         return groups

@@ -29,10 +29,10 @@ from sosfs.filesystem.version_paths import VersionPaths
 from sosfs.filesystem.versions import VersionsCommand, surplus
 from sosfs.s3 import version_changes
 from sosfs.s3.bucket import S3Store
-from sosfs.s3.bucket_settings import Versioning
+from sosfs.s3.bucket_settings import BucketSettings, Versioning
 from sosfs.s3.content_md5 import ContentMd5
 from sosfs.s3.dispatch import Dispatcher
-from sosfs.s3.past_store import PROBE, PastStore
+from sosfs.s3.past_store import PastStore
 from sosfs.s3.protocol import (
     UNKNOWN,
     UNLOCKED,
@@ -726,42 +726,21 @@ def test_all_entries_of_one_key_are_found_and_no_page_is_asked_for_beyond_them(
     assert trio.run(VersionHistory(kept.dispatcher).of_key, "kk") == []
 
 
-def test_a_prefix_of_which_all_is_younger_is_asked_for_with_full_pages_after_the_first(
-    kept: Kept, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    kept.page = 2
-    for at in range(5):
-        kept.put(f"d/{at}", "new", 5)
-    limits: list[int] = []
-    ask = kept.list_versions
-
-    def noted(prefix: str, *, limit: int, **options: Any) -> VersionPage:
-        limits.append(limit)
-        return ask(prefix, limit=limit, **options)
-
-    monkeypatch.setattr(kept, "list_versions", noted)
-    past = PastStore(cast(ObjectStore, None), kept.dispatcher, 1.0)
-    assert not trio.run(partial(past._has_any, "d/"))
-    assert limits == [PROBE, 1000, 1000]
-
-
-def test_a_page_without_entries_is_not_the_end() -> None:
-    first = VersionEntry("k", "1", 1.0, is_latest=True)
-    pages = [VersionPage((), (), VersionMarker("j")), VersionPage((first,), (), None)]
-
-    class History:
-        async def page(self, prefix: str, *, seen: Any, after: VersionMarker | None) -> VersionPage:
-            await trio.lowlevel.checkpoint()
-            return pages.pop(0)
+def test_a_page_without_entries_is_not_the_end(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = VersionEntry("k/", "1", 1.0, is_latest=True)
+    pages = [VersionPage((), (), VersionMarker("j")), VersionPage((first,), (), None)] * 2
+    monkeypatch.setattr(kept, "list_versions", lambda *_, **__: pages.pop(0))
 
     async def main() -> list[Entries]:
-        below = KeyByKey(cast(VersionHistory, History()), "")
+        below = KeyByKey(VersionHistory(kept.dispatcher), "")
         found: list[Entries] = []
         while not below.is_done:
             found += await below.following()
         return found
 
     assert trio.run(main) == [[first]]
+    assert trio.run(BucketSettings(cast(Any, None), kept.dispatcher).has_versions_under, "k/")
+    assert pages == []
 
 
 # Paths

@@ -177,11 +177,12 @@ def test_of_a_prefix_few_entries_are_looked_at_first() -> None:
     trio.run(main)
     assert [limit for _, prefix, limit in history.asked if prefix == ""] == [50, 100]
     assert {limit for _, prefix, limit in history.asked if prefix == "d/"} == {50}
-    for at in range(60):
+    for at in range(100):
         history.put("d/a", 10.0 + at)
+    history.page = 40
     history.asked.clear()
     trio.run(history.at(2.0)._has_any, "d/")
-    assert [limit for _, _, limit in history.asked] == [50, 1000], "and then as many as a page has"
+    assert [limit for _, _, limit in history.asked] == [50, 1000, 1000], "and then as many as a page has"
 
 
 @pytest.fixture
