@@ -234,6 +234,20 @@ def test_what_a_listing_has_shown_is_not_looked_for(history: History) -> None:
     trio.run(main)
 
 
+def test_a_listing_that_stands_still_has_an_end(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = history.entries["a"][-1], history.entries["new"][0]
+    page = VersionPage(entries, (), VersionMarker("new", entries[1].version_id))
+    monkeypatch.setattr(history, "list_versions", lambda *_, **__: page)
+
+    async def main() -> None:
+        store = history.at(3.5)
+        first = await store.list("")
+        with fails(errno.EIO):
+            await store.list("", token=first.token)
+
+    trio.run(main)
+
+
 def test_bytes_are_of_the_version_that_was_asked_for(history: History) -> None:
     async def main() -> None:
         store = history.at(3.5)
