@@ -183,7 +183,7 @@ class Changes(Revalidation):
         version = None if inode.is_directory or is_first else inode.version
         tokens = open_file.in_flight.tokens if open_file is not None else ()
         posix, is_written = inode.posix, self._is_written(inode)
-        if is_written or (_is_being_written(inode) and not is_new(inode)):  # a kill may leave it without those bytes
+        if is_written or _is_being_written(inode):  # a kill may leave it without those bytes
             posix = replace(posix, mtime_ns=self.time_of_stored(inode))
         key, known, sent = self._inodes.key(inode), self.known(inode), self._unanswered_copies.sent(inode)
         saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
