@@ -108,7 +108,7 @@ class Changes(Revalidation):
     def of_stored(self, inode: Inode) -> Properties:
         """As `properties`, for a copy of what the bucket has: its time is not that of bytes which are yet to come."""
         known = self.properties(inode)
-        if is_new(inode) or not _is_being_written(inode):
+        if is_new(inode) or not is_being_written(inode):
             return known
         posix = replace(inode.posix, mtime_ns=self.time_of_stored(inode))
         return replace(known, metadata=user_metadata.write(known.metadata, posix))
@@ -183,7 +183,7 @@ class Changes(Revalidation):
         version = None if inode.is_directory or is_first else inode.version
         tokens = open_file.in_flight.tokens if open_file is not None else ()
         posix, is_written = inode.posix, self._is_written(inode)
-        if is_written or _is_being_written(inode):  # a kill may leave it without those bytes
+        if is_written or is_being_written(inode):  # a kill may leave it without those bytes
             posix = replace(posix, mtime_ns=self.time_of_stored(inode))
         key, known, sent = self._inodes.key(inode), self.known(inode), self._unanswered_copies.sent(inode)
         saved = SavedAttributes(key, version, posix, known, inode.edits, sent, tokens, is_written)
@@ -278,7 +278,7 @@ class Changes(Revalidation):
         stored, now = user_metadata.read(used.metadata), inode.posix
         differing = {name for name in POSIX if getattr(stored, name) != getattr(now, name)}
         is_set = "mtime_ns" in inode.edits.posix and self._times.get(inode, now.mtime_ns) == now.mtime_ns
-        is_written = _is_being_written(inode) and not is_set
+        is_written = is_being_written(inode) and not is_set
         if is_written:
             differing.discard("mtime_ns")  # it is that of bytes which are yet to be stored
         if not differing and self._holds_edits(inode, used):
@@ -415,7 +415,7 @@ class Changes(Revalidation):
         return [f"attributes of {shown_name(inode)}: {error.strerror or error}" for inode, error in self.failed.items()]
 
 
-def _is_being_written(inode: Inode) -> bool:
+def is_being_written(inode: Inode) -> bool:
     """Whether bytes of a file are here that the bucket lacks."""
     draft = inode.open_file.draft if inode.open_file is not None else None
     return draft is not None and draft.is_dirty

@@ -20,7 +20,7 @@ from functools import partial
 
 import trio
 
-from sosfs.attributes.changes import Changes, shown_name
+from sosfs.attributes.changes import Changes, is_being_written, shown_name
 from sosfs.attributes.permissions import KeyPermissions
 from sosfs.attributes.shared.index import SharedAttributes
 from sosfs.cache.attributes import AttributeCache
@@ -356,5 +356,4 @@ class AttributeWriteback(Changes):
 
 def _has_commit(inode: Inode) -> bool:
     """Whether a commit is under way or will follow, which stores the attributes with the bytes."""
-    draft = inode.open_file.draft if inode.open_file is not None else None
-    return draft is not None and draft.is_dirty and inode.parent is not None
+    return is_being_written(inode) and inode.parent is not None
